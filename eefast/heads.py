@@ -1,0 +1,55 @@
+"""Exit heads: features of a stage → class logits and confidence row of an exit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .result import ExitOutput
+
+HEADS = ("pool", "bnpool", "plain", "conv1", "conv2", "conv3")
+
+
+class ExitHead(nn.Module):
+    """(Convolutions) → (BatchNorm) → pooling or flattening → one linear for the classes, one for the confidence.
+
+    kind: "pool", "bnpool" and "plain" as in EENets (Demir & Akbas 2024); "conv1" … "conv3" as in PTEENet (Lahiany &
+        Aperstein 2022): k × [conv3x3 C→C without bias, BatchNorm, ReLU] before the pooling.
+    feature_shape: (C, H, W) of the features that arrive.
+    input_shape: (C, H, W) of the network's input; "plain" is defined only where the features still have its H×W.
+
+    forward: features [N, C, H, W] → `ExitOutput`(logits [N, K], confidence [N], confidence_logit [N]).
+    """
+
+    def __init__(self, kind: str, feature_shape: Sequence[int], num_classes: int, input_shape: Sequence[int]) -> None:
+        super().__init__()
+        if kind not in HEADS:
+            raise ValueError(f"head={kind!r} is unknown; choose one of {', '.join(HEADS)}")
+        channels, height, width = feature_shape
+        if kind == "plain" and (height, width) != tuple(input_shape[1:]):
+            raise ValueError(
+                f"head='plain' flattens a map of the input's size {tuple(input_shape[1:])}, but here the map is "
+                f"{(height, width)}; place the exits earlier or take head='pool'"
+            )
+        self.kind, self.feature_shape = kind, (channels, height, width)
+        self.num_features = channels * height * width if kind == "plain" else channels
+        self.convs = nn.Sequential(*(_conv_bn_relu(channels) for _ in range(int(kind[4:] if "conv" in kind else 0))))
+        self.norm = nn.BatchNorm2d(channels) if kind == "bnpool" else nn.Identity()
+        self.pool = nn.Flatten() if kind == "plain" else nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.classifier = nn.Linear(self.num_features, num_classes)
+        self.confidence = nn.Linear(self.num_features, 1)
+
+    def forward(self, features: Tensor) -> ExitOutput:
+        pooled = self.pool(self.norm(self.convs(features)))
+        confidence_logit = self.confidence(pooled).squeeze(1).float()
+        return ExitOutput(self.classifier(pooled), torch.sigmoid(confidence_logit), confidence_logit)
+
+    def extra_repr(self) -> str:
+        return f"kind={self.kind!r}"
+
+
+def _conv_bn_relu(channels: int) -> nn.Sequential:
+    conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))

@@ -1,0 +1,175 @@
+"""The early-exit network: stages and heads, and the plain forward pass that defines the right answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import criteria
+from .cost import path_costs, stage_costs
+from .result import ExitOutput, ExitResult
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+class EarlyExitNet(nn.Module):
+    """n + 1 stages, each followed by a head; exits 0 … n-1 are early, exit n is final and always taken.
+
+    stages: modules that map features to features, the first one images [N, C, H, W] to features.
+    heads: modules that map a stage's features to an `ExitOutput`; the last one is the final exit's.
+    input_shape: (C, H, W) for which the costs are counted.
+    criterion: name of the exit rule, see `eefast.criteria`.
+    thresholds: n numbers; by default the criterion's own default everywhere.
+    normalization: (mean, std), one number per channel on the scale 0 … 1; with it the network also takes uint8 images.
+    config: arguments that rebuild the network through `eefast.zoo.eenet`; needed by `save`.
+
+    Buffers, always float32 whatever the parameters' dtype:
+    thresholds: [n], may change at any time.
+    cost, path_cost: [n + 1], see `eefast.cost.path_costs`.
+
+    In training mode `net(x)` returns all exits, a list of n + 1 `ExitOutput`; in eval mode an `ExitResult`: every
+    sample answered by the first exit that it leaves at, as if it had been run alone.
+    """
+
+    thresholds: Tensor
+    cost: Tensor
+    path_cost: Tensor
+
+    def __init__(
+        self,
+        stages: Sequence[nn.Module],
+        heads: Sequence[nn.Module],
+        *,
+        input_shape: Sequence[int],
+        criterion: str = "learned",
+        thresholds: Sequence[float] | None = None,
+        normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(stages) != len(heads) or not stages:
+            raise ValueError(f"{len(stages)} stages and {len(heads)} heads: every stage needs exactly one head")
+        self.stages, self.heads = nn.ModuleList(stages), nn.ModuleList(heads)
+        self.input_shape = tuple(input_shape)
+        self.criterion = criteria.get(criterion)
+        self.config = dict(config) if config is not None else None
+        costs = self.stage_costs = stage_costs(self.stages, self.heads, self.input_shape)
+        if len({c.num_classes for c in costs}) != 1:
+            raise ValueError(
+                f"heads answer with {[c.num_classes for c in costs]} classes; all must have the same number"
+            )
+        self.num_classes, self.num_exits = costs[-1].num_classes, len(stages) - 1
+        cost, path_cost = path_costs(costs)
+        values = [self.criterion.default_threshold] * self.num_exits if thresholds is None else thresholds
+        self.register_buffer("thresholds", torch.as_tensor(values, dtype=torch.float32))
+        self.register_buffer("cost", cost, persistent=False)
+        self.register_buffer("path_cost", path_cost, persistent=False)
+        if normalization is not None and {len(part) for part in normalization} != {self.input_shape[0]}:
+            raise ValueError(f"normalization={normalization} needs {self.input_shape[0]} means and as many deviations")
+        self.normalization = normalization
+        self.check_thresholds()
+
+    def forward(self, x: Tensor) -> list[ExitOutput] | ExitResult:
+        x = self.prepare(x)
+        return self.all_exits(x) if self.training else self.first_exits(x)
+
+    def all_exits(self, x: Tensor) -> list[ExitOutput]:
+        """What every head says about every sample of prepared images [N, C, H, W]."""
+        outputs = []
+        for stage, head in zip(self.stages, self.heads, strict=True):
+            x = stage(x)
+            outputs.append(head(x))
+        return outputs
+
+    def first_exits(self, x: Tensor) -> ExitResult:
+        """Stage by stage, the samples that leave written to their rows, the survivors carried on."""
+        self.check_thresholds()
+        n = len(x)
+        logits = torch.empty(n, self.num_classes, dtype=torch.float32, device=x.device)
+        confidence = torch.empty(n, dtype=torch.float32, device=x.device)
+        exit_index = torch.empty(n, dtype=torch.int64, device=x.device)
+        position = torch.arange(n, device=x.device)
+        for i, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True)):
+            if len(position) == 0:
+                break
+            x = stage(x)
+            out = head(x)
+            value = self.criterion.confidence(out.logits, out.confidence_logit)
+            if i < self.num_exits:
+                leaves = self.criterion.leaves(value, self.thresholds[i])
+            else:
+                leaves = torch.ones_like(value, dtype=torch.bool)
+            left = position[leaves]
+            logits[left], confidence[left], exit_index[left] = out.logits[leaves].float(), value[leaves], i
+            x, position = x[~leaves], position[~leaves]
+        return ExitResult(logits, exit_index, confidence, self.cost[exit_index])
+
+    def plain(self) -> nn.Sequential:
+        """The same network without early exits, sharing its modules: images → logits [N, K] of the final classifier."""
+        head: Any = self.heads[-1]
+        return nn.Sequential(*self.stages, head.pool, head.classifier)
+
+    def prepare(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Check images before any work starts; uint8 images are scaled to 0 … 1 and normalised.
+
+        dtype: accepted besides the parameters' own.
+        Raises `TypeError` or `ValueError` naming the rank, channels, size, dtype or device that does not fit.
+        """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x is a {type(x).__name__}; give a tensor of images [N, C, H, W]")
+        if x.dim() != 4 or x.shape[1] != self.input_shape[0]:
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected [N, {self.input_shape[0]}, H, W]")
+        fixed_size = any(getattr(head, "kind", None) == "plain" for head in self.heads)
+        if fixed_size and tuple(x.shape[2:]) != self.input_shape[1:]:
+            raise ValueError(
+                f"x has images of {tuple(x.shape[2:])}; a network with plain heads takes {self.input_shape[1:]} only"
+            )
+        weight = next(self.parameters())
+        if x.device != weight.device:
+            raise ValueError(f"x is on {x.device}, the network on {weight.device}; move one of them with .to(device)")
+        if x.dtype == torch.uint8:
+            if self.normalization is None:
+                raise ValueError("x is uint8, but this network has no normalization; build it with one, (mean, std)")
+            mean, std = (torch.tensor(part, device=x.device).view(1, -1, 1, 1) for part in self.normalization)
+            return ((x.float() / 255 - mean) / std).to(weight.dtype)
+        if x.dtype not in (weight.dtype, dtype) and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"x is {x.dtype}, the network {weight.dtype}; convert one of them with .to(dtype)")
+        return x
+
+    def check_thresholds(self) -> None:
+        """`ValueError` unless `thresholds` holds n float32 numbers, none of them NaN."""
+        t = self.thresholds
+        if t.shape != (self.num_exits,) or t.dtype != torch.float32 or bool(t.isnan().any()):
+            raise ValueError(
+                f"thresholds={t.tolist()} ({t.dtype}) must be {self.num_exits} float32 numbers, none of them NaN"
+            )
+
+    def save(self, folder: str | Path) -> None:
+        """Write `model.safetensors` and `config.json`; `eefast.load(folder)` reads them."""
+        from safetensors.torch import save_file
+
+        if self.config is None:
+            raise ValueError("this network was built from modules; only networks of eefast.zoo know how to be rebuilt")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, folder / WEIGHTS_FILE)
+        config = {"format": 1, **self.config, "criterion": self.criterion.name}
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EarlyExitNet:
+        # Thresholds decide exits exactly, so .half() must not round them; only their device follows.
+        exact = {"thresholds": self.thresholds, "cost": self.cost, "path_cost": self.path_cost}
+        super()._apply(fn, recurse)
+        for name, value in exact.items():
+            self._buffers[name] = value.to(getattr(self, name).device)
+        return self
+
+    def extra_repr(self) -> str:
+        thresholds = ", ".join(f"{t:.4g}" for t in self.thresholds.tolist())
+        return f"criterion={self.criterion.name!r}, thresholds=[{thresholds}], input_shape={self.input_shape}"

@@ -1,0 +1,24 @@
+"""The op namespace `eefast::` and the optional C++ library behind it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+namespace = torch.library.Library("eefast", "DEF")
+
+
+def load_cpp() -> str | None:
+    """Load the C++ kernels, which replace the Python references on the CPU; None, or why that was not possible."""
+    if os.environ.get("EEFAST_USE_CPP", "1") == "0":
+        return "switched off by EEFAST_USE_CPP=0"
+    libraries = sorted(Path(__file__).parent.parent.glob("_C*.so"))
+    if not libraries:
+        return "not built; install with a C++ compiler"
+    try:
+        torch.ops.load_library(libraries[0])
+    except OSError as error:
+        return f"{libraries[0].name} does not load: {error}"
+    return None

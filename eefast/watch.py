@@ -1,0 +1,43 @@
+"""Notice that weights were changed after planning: load_state_dict, an optimiser's step, new tensors."""
+
+from __future__ import annotations
+
+from itertools import chain
+from operator import attrgetter, is_, methodcaller
+
+from torch import Tensor, nn
+
+_pointers = methodcaller("data_ptr")
+_versions = attrgetter("_version")
+
+
+class WeightWatch:
+    """Remembers every parameter and buffer of some modules as they were.
+
+    Every in-place change through PyTorch raises a tensor's version, every exchange changes the tensor or its memory.
+    Only writes that go round PyTorch's bookkeeping (`parameter.data.add_`, numpy views, inference tensors) stay unseen.
+    """
+
+    def __init__(self, *roots: nn.Module) -> None:
+        modules = [m for root in roots for m in root.modules()]
+        self._dicts = [d for m in modules for d in (m._parameters, m._buffers) if d]
+        self._entries = self._current()
+        self._tensors = [t for t in self._entries if t is not None]
+        self._tracked = [t for t in self._tensors if not t.is_inference()]
+        # The aliases keep the old memory alive, so that no new tensor can come to lie at the same address.
+        self._aliases = [t.detach() for t in self._tensors]
+        self._old_pointers = list(map(_pointers, self._tensors))
+        self._old_versions = list(map(_versions, self._tracked))
+
+    def changed(self) -> bool:
+        """Whether anything is different from when the watch began."""
+        current = self._current()
+        return not (
+            len(current) == len(self._entries)
+            and all(map(is_, current, self._entries))
+            and list(map(_pointers, self._tensors)) == self._old_pointers
+            and list(map(_versions, self._tracked)) == self._old_versions
+        )
+
+    def _current(self) -> list[Tensor | None]:
+        return list(chain.from_iterable(d.values() for d in self._dicts))

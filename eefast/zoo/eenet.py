@@ -1,0 +1,99 @@
+"""EENets by name: a ResNet trunk cut after chosen blocks, a head at every cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+from ..cost import macs
+from ..heads import ExitHead
+from ..model import EarlyExitNet
+from . import eenet8
+from .placement import place
+from .resnet import DEPTHS, initialise, trunk
+
+NAMES = ("eenet8", *(f"eenet{depth}" for depth in DEPTHS))
+
+
+def eenet(
+    name: str,
+    num_exits: int = 2,
+    placement: str | Sequence[int] = "fine",
+    head: str = "pool",
+    num_classes: int = 10,
+    input_shape: Sequence[int] = (3, 32, 32),
+    *,
+    criterion: str = "learned",
+    thresholds: Sequence[float] | None = None,
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+    filters: int = 2,
+) -> EarlyExitNet:
+    """The early-exit network called `name`, "eenet8" … "eenet152" (Demir & Akbas 2024), freshly initialised.
+
+    num_exits: number of early exits; EENet-8 always has its two.
+    placement: "fine", "pareto", "linear", "gold_ratio", or the numbers of residual blocks before each exit (their
+        count then replaces `num_exits`); EENet-8's exits are fixed.
+    head: "pool", "bnpool", "plain", "conv1", "conv2" or "conv3", see `eefast.heads.ExitHead`.
+    input_shape: (C, H, W) of the images.
+    criterion, thresholds, normalization: see `EarlyExitNet`.
+    filters: channels of EENet-8's first block; the other networks ignore it.
+    Raises `ValueError` for unknown names and for exits that do not fit, saying how many do.
+    """
+    if name not in NAMES:
+        raise ValueError(f"name={name!r} is unknown; choose one of {', '.join(NAMES)}")
+    if len(input_shape) != 3 or min(input_shape) < 1 or num_classes < 1:
+        raise ValueError(f"input_shape={input_shape} must be (C, H, W) and num_classes={num_classes} at least 1")
+    if name == "eenet8":
+        if num_exits != 2:
+            raise ValueError(f"num_exits={num_exits}: EENet-8 has exactly 2 early exits")
+        positions: tuple[int, ...] = (1, 2)
+        stages = eenet8.stages(filters, input_shape)
+    else:
+        positions, stages = _cut(int(name[5:]), num_exits, placement, num_classes, input_shape)
+    shape, heads = tuple(input_shape), []
+    for i, stage in enumerate(stages):
+        _, shape = macs(stage, shape)
+        heads.append(ExitHead(head if i < len(positions) else "pool", shape, num_classes, input_shape))
+    config = {
+        "name": name,
+        "num_exits": len(positions),
+        "placement": list(positions),
+        "head": head,
+        "num_classes": num_classes,
+        "input_shape": list(input_shape),
+        "normalization": normalization,
+        **({"filters": filters} if name == "eenet8" else {}),
+    }
+    for module in (*stages, *heads):
+        initialise(module)
+    return EarlyExitNet(
+        stages,
+        heads,
+        input_shape=input_shape,
+        criterion=criterion,
+        thresholds=thresholds,
+        normalization=normalization,
+        config=config,
+    )
+
+
+def _cut(
+    depth: int, num_exits: int, placement: str | Sequence[int], num_classes: int, input_shape: Sequence[int]
+) -> tuple[tuple[int, ...], list[nn.Module]]:
+    """Blocks before each exit, and the stages between the cuts, the stem in the first."""
+    stem, blocks, width = trunk(depth, input_shape[0])
+    total, shape = macs(stem, input_shape)
+    upto = []
+    for block in blocks:
+        block_macs, shape = macs(block, shape)
+        total += block_macs
+        upto.append(total)
+    plain = total + macs(ExitHead("pool", shape, num_classes, input_shape), shape)[0] - width
+    positions = place([c / plain for c in upto], num_exits, placement)
+    edges = (0, *positions, len(blocks))
+    stages: list[nn.Module] = [
+        nn.Sequential(*([stem] if lo == 0 else []), *blocks[lo:hi]) for lo, hi in pairwise(edges)
+    ]
+    return positions, stages
