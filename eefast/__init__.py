@@ -1,9 +1,9 @@
 """eefast: early-exit networks that answer a whole batch as fast as the arithmetic they save."""
 
-from . import zoo
+from . import criteria, zoo
 from .api import Accelerated, accelerate
 from .model import EarlyExitNet
 from .result import ExitOutput, ExitResult
 from .version import __version__
 
-__all__ = ["Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "__version__", "accelerate", "zoo"]
+__all__ = ["Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "__version__", "accelerate", "criteria", "zoo"]

@@ -114,6 +114,20 @@ class EarlyExitNet(nn.Module):
         head: Any = self.heads[-1]
         return nn.Sequential(*self.stages, head.pool, head.classifier)
 
+    def with_criterion(self, criterion: str, thresholds: Sequence[float] | None = None) -> EarlyExitNet:
+        """The same network, sharing its modules, under another exit rule with thresholds of its own."""
+        net = EarlyExitNet(
+            list(self.stages),
+            list(self.heads),
+            input_shape=self.input_shape,
+            criterion=criterion,
+            thresholds=thresholds,
+            normalization=self.normalization,
+            config=self.config,
+        )
+        net.training = self.training
+        return net
+
     def prepare(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Check images before any work starts; uint8 images are scaled to 0 … 1 and normalised.
 
@@ -150,17 +164,25 @@ class EarlyExitNet(nn.Module):
             )
 
     def save(self, folder: str | Path) -> None:
-        """Write `model.safetensors` and `config.json`; `eefast.load(folder)` reads them."""
-        from safetensors.torch import save_file
+        """Write `model.safetensors` and `config.json`; `eefast.load(folder)` reads them.
+
+        Each file is replaced as a whole, so an interrupted save leaves the old one readable. Raises `ValueError` for a
+        network that was built from modules.
+        """
+        from safetensors.torch import save
 
         if self.config is None:
             raise ValueError("this network was built from modules; only networks of eefast.zoo know how to be rebuilt")
+        normalization = self.normalization and [[float(v) for v in part] for part in self.normalization]
+        config = {"format": 1, **self.config, "normalization": normalization, "criterion": self.criterion.name}
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        files = {WEIGHTS_FILE: save(weights), CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode()}
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        save_file(weights, folder / WEIGHTS_FILE)
-        config = {"format": 1, **self.config, "criterion": self.criterion.name}
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        for name, content in files.items():
+            partial = folder / f"{name}.partial"
+            partial.write_bytes(content)
+            partial.replace(folder / name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EarlyExitNet:
         # Thresholds decide exits exactly, so .half() must not round them; only their device follows.

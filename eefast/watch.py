@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import chain
 from operator import attrgetter, is_, methodcaller
+from typing import Any
+from weakref import WeakSet
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 _pointers = methodcaller("data_ptr")
 _versions = attrgetter("_version")
@@ -14,8 +19,9 @@ _versions = attrgetter("_version")
 class WeightWatch:
     """Remembers every parameter and buffer of some modules as they were.
 
-    Every in-place change through PyTorch raises a tensor's version, every exchange changes the tensor or its memory.
-    Only writes that go round PyTorch's bookkeeping (`parameter.data.add_`, numpy views, inference tensors) stay unseen.
+    Every in-place change through PyTorch raises a tensor's version, every exchange changes the tensor or its memory;
+    fused optimisers raise no version, so their steps are listened to. Only writes that go round all bookkeeping
+    (`parameter.data.add_`, numpy views, tensors made in inference mode) stay unseen.
     """
 
     def __init__(self, *roots: nn.Module) -> None:
@@ -28,11 +34,14 @@ class WeightWatch:
         self._aliases = [t.detach() for t in self._tensors]
         self._old_pointers = list(map(_pointers, self._tensors))
         self._old_versions = list(map(_versions, self._tracked))
+        self._stepped = False
+        _listen_to_optimisers()
+        _watches.add(self)
 
     def changed(self) -> bool:
         """Whether anything is different from when the watch began."""
         current = self._current()
-        return not (
+        return self._stepped or not (
             len(current) == len(self._entries)
             and all(map(is_, current, self._entries))
             and list(map(_pointers, self._tensors)) == self._old_pointers
@@ -41,3 +50,17 @@ class WeightWatch:
 
     def _current(self) -> list[Tensor | None]:
         return list(chain.from_iterable(d.values() for d in self._dicts))
+
+
+_watches: WeakSet[WeightWatch] = WeakSet()
+
+
+@cache
+def _listen_to_optimisers() -> None:
+    register_optimizer_step_post_hook(_after_step)
+
+
+def _after_step(optimiser: Optimizer, args: Any, kwargs: Any) -> None:
+    stepped = {id(p) for group in optimiser.param_groups for p in group["params"]}
+    for watch in _watches:
+        watch._stepped |= any(id(t) in stepped for t in watch._tensors)

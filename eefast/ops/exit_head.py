@@ -26,7 +26,8 @@ def reference(
     rule = criteria.get(criterion)
     alive = torch.arange(len(rows), device=rows.device) < live
     pooled = features[rows.where(alive, 0)].float().mean(dim=(2, 3)) if len(features) else features.float().mean((2, 3))
-    out = torch.nn.functional.linear(pooled, weight, bias)
+    with torch.autocast(features.device.type, enabled=False):
+        out = torch.nn.functional.linear(pooled, weight, bias)
     value = rule.confidence(out[:, :-1], out[:, -1])
     leaves = alive if threshold is None else alive & rule.leaves(value, threshold)
     left = positions[leaves]

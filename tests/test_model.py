@@ -1,0 +1,205 @@
+"""The right answer: a batch answers as its images one by one, whatever is in it."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import assert_same_answers, images, lived_in, one_by_one, spread_thresholds
+from torch import nn
+
+import eefast
+from eefast import zoo
+from eefast.heads import HEADS
+
+CRITERIA = list(eefast.criteria.CRITERIA)
+SIZES = (0, 1, 2, 3, 31, 33, 257)
+# Networks cheap enough to run 257 different images one by one; the others repeat 33 in their largest batches.
+SMALL = ("eenet8", "eenet20")
+# Flattened heads need maps of the input's size, so only the first group of the 6n+2 networks has a place for them.
+PLAIN = ("eenet20", "eenet32", "eenet44", "eenet56", "eenet110")
+
+
+def random_net(name, head, seed, criterion="learned", shape=(3, 16, 16), **more):
+    net = zoo.eenet(name, 2, "fine", head, 10, shape, criterion=criterion, **more)
+    return lived_in(net, seed)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_batched_equals_one_by_one(name, head):
+    if head == "plain" and name not in PLAIN:
+        with pytest.raises(ValueError, match="head='plain' flattens"):
+            random_net(name, head, 0)
+        return
+    index = zoo.NAMES.index(name) + HEADS.index(head)
+    different = 257 if name in SMALL else 33
+    for seed, share in ((index, 0.4), (index + 101, 0.15)):
+        net = random_net(name, head, seed, CRITERIA[(index + seed) % len(CRITERIA)])
+        x = images(different, (3, 16, 16), seed)
+        spread_thresholds(net, x, share)
+        alone = one_by_one(net, x)
+        assert len(set(alone.exit_index.tolist())) == 3, "the thresholds should make every exit be taken"
+        fast = eefast.accelerate(net, engine="compact")
+        for n in SIZES:
+            rows = torch.arange(n) % different
+            expected = eefast.ExitResult(*(part[rows] for part in alone))
+            assert_same_answers(net(x[rows]), expected, net)
+            assert_same_answers(fast(x[rows]), expected, net)
+
+
+@pytest.fixture(scope="module")
+def small():
+    net = random_net("eenet20", "pool", 3)
+    x = images(33, (3, 16, 16), 5)
+    spread_thresholds(net, x, 0.4)
+    return net, x
+
+
+@pytest.mark.parametrize("engine", ["reference", "compact"])
+class TestEngines:
+    @settings(max_examples=15, deadline=None)
+    @given(data=st.data())
+    def test_order_and_company_change_no_answer(self, small, engine, data):
+        net, x = small
+        fast = eefast.accelerate(net, engine=engine)
+        rows = torch.tensor(data.draw(st.lists(st.integers(0, len(x) - 1), max_size=40)), dtype=torch.int64)
+        whole = fast(x)
+        wanted = eefast.ExitResult(*(part[rows] for part in whole))
+        assert_same_answers(fast(x[rows]), wanted, net)
+        cut = data.draw(st.integers(0, len(rows)))
+        halves = fast(x[rows[:cut]]), fast(x[rows[cut:]])
+        merged = eefast.ExitResult(*(torch.cat(parts) for parts in zip(*halves, strict=True)))
+        assert_same_answers(merged, wanted, net)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+    @pytest.mark.parametrize("criterion", CRITERIA)
+    def test_a_spoilt_image_survives_to_the_end_and_spoils_no_other(self, small, engine, criterion, value):
+        net = small[0].with_criterion(criterion)
+        x = small[1].clone()
+        spread_thresholds(net, x, 0.4)
+        clean = eefast.accelerate(net, engine=engine)(x)
+        x[[0, 7, 32]] = value
+        got = eefast.accelerate(net, engine=engine)(x)
+        others = [i for i in range(33) if i not in (0, 7, 32)]
+        assert_same_answers(
+            eefast.ExitResult(*(p[others] for p in got)), eefast.ExitResult(*(p[others] for p in clean)), net
+        )
+        # Infinite inputs become NaN features at once, since a convolution subtracts infinities.
+        assert got.logits[[0, 7, 32]].isnan().all()
+        assert got.exit_index[[0, 7, 32]].tolist() == [net.num_exits] * 3
+        assert got.cost[[0, 7, 32]].tolist() == [1.0] * 3
+
+    @pytest.mark.parametrize("criterion", CRITERIA)
+    def test_exactly_at_the_threshold_a_sample_goes_on(self, engine, criterion):
+        net = random_net("eenet20", "pool", 8, criterion)
+        # A head without weights is sure of the same thing for every image, in every engine to the last bit.
+        for head in net.heads:
+            for linear in (head.classifier, head.confidence):
+                nn.init.zeros_(linear.weight)
+                nn.init.zeros_(linear.bias)
+        x = images(5, (3, 16, 16))
+        with torch.no_grad():
+            out = net.all_exits(x)[0]
+        value = net.criterion.confidence(out.logits, out.confidence_logit)[0]
+        towards = torch.tensor(-torch.inf if net.criterion.comparison == ">" else torch.inf)
+        fast = eefast.accelerate(net, engine=engine)
+        net.thresholds.fill_(float(value))
+        assert fast(x).exit_index.tolist() == [2] * 5
+        net.thresholds[1] = torch.nextafter(value, towards)
+        if criterion != "entropy":  # log-softmax in C++ and PyTorch may differ in the last bit
+            assert fast(x).exit_index.tolist() == [1] * 5
+        net.thresholds[0] = towards
+        assert fast(x).exit_index.tolist() == [0] * 5
+
+    def test_nothing_leaves_and_everything_leaves(self, small, engine):
+        net, x = small
+        kept = net.thresholds.clone()
+        fast = eefast.accelerate(net, engine=engine)
+        net.thresholds.fill_(1.0)
+        assert fast(x).exit_index.tolist() == [2] * 33
+        torch.testing.assert_close(fast(x).logits, net.plain()(x), rtol=1e-4, atol=1e-4)
+        net.thresholds.fill_(0.0)
+        assert fast(x).exit_index.tolist() == [0] * 33
+        net.thresholds.copy_(kept)
+
+    @pytest.mark.parametrize(
+        ("spoil", "error", "message"),
+        [
+            (lambda x: x[0], ValueError, r"x has shape \(3, 16, 16\); expected \[N, 3, H, W\]"),
+            (lambda x: x[:, :1], ValueError, r"x has shape \(33, 1, 16, 16\); expected \[N, 3, H, W\]"),
+            (lambda x: x.double(), TypeError, r"x is torch.float64, the network torch.float32"),
+            (lambda x: x.to("meta"), ValueError, "x is on meta, the network on cpu"),
+            (lambda x: x.byte(), ValueError, "x is uint8, but this network has no normalization"),
+            (lambda x: x.tolist(), TypeError, "x is a list; give a tensor"),
+        ],
+    )
+    def test_bad_images_are_refused_before_work_starts(self, small, engine, spoil, error, message):
+        net, x = small
+        with pytest.raises(error, match=message):
+            eefast.accelerate(net, engine=engine)(spoil(x))
+
+    def test_plain_heads_take_one_size_only(self, engine):
+        net = random_net("eenet20", "plain", 0)
+        with pytest.raises(ValueError, match=r"images of \(20, 16\); a network with plain heads takes \(16, 16\) only"):
+            eefast.accelerate(net, engine=engine)(images(2, (3, 20, 16)))
+
+    @pytest.mark.parametrize(
+        "thresholds", [torch.tensor([0.5, torch.nan]), torch.tensor([0.5]), torch.tensor([0.5, 0.5]).double()]
+    )
+    def test_bad_thresholds_are_refused(self, small, engine, thresholds):
+        net = small[0].with_criterion("learned")
+        fast = eefast.accelerate(net, engine=engine)
+        net.thresholds = thresholds
+        with pytest.raises(ValueError, match=r"thresholds=.* must be 2 float32 numbers"):
+            fast(small[1])
+
+    def test_uint8_images_are_normalised(self, engine):
+        net = random_net("eenet20", "pool", 4, normalization=((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)))
+        pixels = torch.randint(0, 256, (7, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        x = torch.stack(
+            [(pixels[:, c] / 255 - m) / s for c, (m, s) in enumerate(zip(*net.normalization, strict=True))], dim=1
+        )
+        fast = eefast.accelerate(net, engine=engine)
+        assert_same_answers(fast(pixels), one_by_one(net, x), net)
+
+
+def test_training_mode_returns_all_exits(small):
+    net, x = small
+    net.train()
+    with torch.no_grad():
+        outs = net(x[:3])
+    net.eval()
+    assert [o.logits.shape for o in outs] == [(3, 10)] * 3
+    for o in outs:
+        torch.testing.assert_close(o.confidence, torch.sigmoid(o.confidence_logit), rtol=0, atol=0)
+
+
+def test_heads_of_different_classes_are_refused():
+    net = zoo.eenet("eenet20", 1)
+    other = zoo.eenet("eenet20", 1, num_classes=7)
+    with pytest.raises(ValueError, match=r"heads answer with \[10, 7\] classes"):
+        eefast.EarlyExitNet(list(net.stages), [net.heads[0], other.heads[1]], input_shape=(3, 32, 32))
+    with pytest.raises(ValueError, match="2 stages and 1 heads"):
+        eefast.EarlyExitNet(list(net.stages), [net.heads[0]], input_shape=(3, 32, 32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_thresholds_and_costs_stay_float32(dtype):
+    net = zoo.eenet("eenet20", 2, thresholds=(0.1, 1 / 3))
+    exact = net.thresholds.clone(), net.cost.clone(), net.path_cost.clone()
+    net.to(dtype)
+    assert next(net.parameters()).dtype == dtype
+    for now, before in zip((net.thresholds, net.cost, net.path_cost), exact, strict=True):
+        assert now.dtype == torch.float32
+        assert torch.equal(now, before)
+
+
+def test_gradients_reach_every_parameter():
+    net = zoo.eenet("eenet20", 2, head="conv1", input_shape=(1, 8, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outs = net.train()(images(4, (1, 8, 8)))
+        sum(o.logits.square().sum() + o.confidence.sum() for o in outs).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
