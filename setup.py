@@ -11,18 +11,23 @@ from setuptools import setup
 def extensions() -> tuple[list, dict]:
     """The CPU kernels where a C++ compiler is found; nothing, said out loud, where none is or EEFAST_USE_CPP=0."""
     compiler = os.environ.get("CXX", "c++").split()[0]
+    missing = None
     if os.environ.get("EEFAST_USE_CPP", "1") == "0":
-        return [], {}
-    if shutil.which(compiler) is None:
-        print(f"eefast: no C++ compiler ({compiler}); installing without the C++ kernels", file=sys.stderr)
+        missing = "EEFAST_USE_CPP=0"
+    elif sys.platform == "win32":
+        missing = "Windows is not supported"
+    elif shutil.which(compiler) is None:
+        missing = f"no C++ compiler ({compiler})"
+    if missing is not None:
+        print(f"eefast: {missing}; installing without the C++ kernels", file=sys.stderr)
         return [], {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    sources = sorted(str(path) for path in [Path("csrc/bind.cpp"), *Path("csrc/cpu").glob("*.cpp")])
     optimise = ["-O0", "-g"] if os.environ.get("DEBUG") == "1" else ["-O3"]
     extension = CppExtension(
         "eefast._C",
-        sources,
+        sorted(str(path) for folder in ("csrc", "csrc/cpu") for path in Path(folder).glob("*.cpp")),
+        depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
         include_dirs=[str(Path("csrc").resolve())],
         # Only torch's stable interface, as of 2.11, is used: one library serves every later torch and every Python.
         define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000"), ("TORCH_STABLE_ONLY", None)],

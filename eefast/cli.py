@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from typer import Option
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 talk = Console(stderr=True)
@@ -22,15 +24,11 @@ def _root() -> None:
 
 @app.command()
 def demo(
-    batch_size: Annotated[int, typer.Option(help="Images per call.", min=1)] = 256,
-    images: Annotated[
-        int, typer.Option(help="Use only so many of the 10,000 test images.", min=2, max=10_000)
-    ] = 10_000,
-    rounds: Annotated[int, typer.Option(help="How often every way is timed.", min=2)] = 16,
-    json_path: Annotated[
-        str, typer.Option("--json", help="Write the rows as JSON to this file, or - for stdout.")
-    ] = "",
-    figure: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("eefast-demo.png"),
+    batch_size: Annotated[int, Option(help="Images per call.", min=1)] = 256,
+    images: Annotated[int, Option(help="Use only so many of the 10,000 test images.", min=2, max=10_000)] = 10_000,
+    rounds: Annotated[int, Option(help="How often every way is timed.", min=2)] = 16,
+    json_path: Annotated[str, Option("--json", help="Write the rows as JSON to this file, or - for stdout.")] = "",
+    figure: Annotated[Path, Option(help="Where the picture goes.")] = Path("eefast-demo.png"),
 ) -> None:
     """Run the shipped network on real MNIST test images in every way, and compare answers and speed."""
     from . import demo as demonstration
@@ -39,7 +37,7 @@ def demo(
     from .train.data import mnist_test
 
     if ops.CPP_MISSING:
-        talk.print(f"[yellow]C++ kernels: {ops.CPP_MISSING}; the PyTorch reference of the exit op runs instead.")
+        talk.print(f"C++ kernels {ops.CPP_MISSING}; the exit op runs in plain PyTorch", style="yellow")
     assets = resources.files("eefast") / "assets" / "eenet-mnist"
     with resources.as_file(assets) as folder:
         net = load(folder)
@@ -51,8 +49,9 @@ def demo(
         tasks: dict[str, TaskID] = {}
 
         def progress(what: str, done: int, total: int) -> None:
-            task = tasks[what] = tasks.get(what) or bars.add_task(what, total=total)
-            bars.update(task, completed=done, total=total)
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
 
         found = demonstration.run(
             net, others, pixels[:images], labels[:images], batch_size=batch_size, rounds=rounds, progress=progress
@@ -60,7 +59,7 @@ def demo(
     _draw(found, figure)
     if json_path != "-":
         out = Console()
-        out.print(f"\n{net.config['name']} on {images:,} MNIST test images, batch {batch_size}:\n")
+        out.print(f"\n{found.network} on {images:,} MNIST test images, batch {batch_size}:\n")
         out.print(report.table(found.rows))
         out.print(
             "\nrealised ratio = mean cost × time of the plain network ÷ time; 1 = all that theory promises over it\n"
@@ -69,12 +68,62 @@ def demo(
             share = (right + wrong) / images
             out.print(f"exit {i}  cost {found.costs[i]:.3f}  {right + wrong:>6,} images  {'█' * round(40 * share)}")
         out.print(f"\nfigure: {figure}")
-    if json_path:
-        text = report.as_json(found.rows, network=net.config, curves=found.curves, right=found.right, wrong=found.wrong)
-        if json_path == "-":
-            typer.echo(text, nl=False)
-        else:
-            Path(json_path).write_text(text)
+    more = {"network": found.network, "curves": found.curves, "right": found.right, "wrong": found.wrong}
+    _write_json(json_path, report.as_json(found.rows, **more))
+
+
+@app.command()
+def train(
+    net: Annotated[str, Option(help="eenet8 … eenet152.")] = "eenet20",
+    dataset: Annotated[str, Option(help="mnist, fashion-mnist, svhn, cifar10, tiny-imagenet, imagenet.")] = "mnist",
+    data_root: Annotated[Path, Option(help="Folder with the data set's published files.")] = Path("data"),
+    output: Annotated[Path, Option(help="Folder for the network, its thresholds and the report.")] = Path(
+        "runs/trained"
+    ),
+    download: Annotated[bool, Option(help="Fetch missing files into the data folder, where torchvision can.")] = False,
+    num_exits: Annotated[int, Option(help="Number of early exits.", min=1)] = 3,
+    placement: Annotated[str, Option(help="fine, pareto, linear, gold_ratio, or blocks: 2,4,6.")] = "fine",
+    head: Annotated[str, Option(help="pool, bnpool, plain, conv1, conv2, conv3.")] = "pool",
+    epochs: Annotated[int, Option(help="Passes over the training images.", min=1)] = 12,
+    batch_size: Annotated[int, Option(help="Images per step.", min=2)] = 128,
+    learning_rate: Annotated[float, Option(help="At the peak of the one-cycle schedule.")] = 0.01,
+    optimizer: Annotated[str, Option(help="adamw or sgd.")] = "adamw",
+    weight_decay: Annotated[float, Option(help="Of the optimiser.")] = 1e-4,
+    loss: Annotated[str, Option(help="Weighted sum of losses: v0, v2, correctness.")] = "deep_supervision+correctness",
+    cost_weight: Annotated[float, Option(help="λ, the price of cost in the loss v2.")] = 1.0,
+    shift: Annotated[int, Option(help="Move training images at random by up to so many pixels.", min=0)] = 0,
+    held_out: Annotated[int, Option(help="Training images kept aside to choose thresholds on.", min=1)] = 5000,
+    max_accuracy_drop: Annotated[
+        float, Option(help="Thresholds: cheapest with at most this drop in accuracy.")
+    ] = 0.005,
+    max_cost: Annotated[float | None, Option(help="Thresholds instead: most accurate with at most this cost.")] = None,
+    seed: Annotated[int, Option(help="Of weights, order and held-out images.")] = 1,
+    device: Annotated[str, Option(help="auto, cpu, cuda.")] = "auto",
+    workers: Annotated[int, Option(help="Processes that decode images.", min=0)] = 0,
+    test: Annotated[bool, Option(help="Measure the test images once, at the end.")] = False,
+    json_path: Annotated[str, Option("--json", help="Write the report as JSON to this file, or - for stdout.")] = "",
+) -> None:
+    """Train an EENet, choose its thresholds on held-out training images, save it for `eefast.load`."""
+    arguments = {name: value for name, value in locals().items() if name != "json_path"}
+    from .train.run import train as run
+
+    if placement.replace(",", "").isdigit():
+        arguments["placement"] = [int(blocks) for blocks in placement.split(",")]
+    found = run(**arguments)
+    if json_path != "-":
+        out = Console()
+        for where, results in (("held-out", found.held_out), ("test", found.test or {})):
+            for name, c in results.items():
+                out.print(f"{where:9} {name:16} accuracy {c.accuracy:.2%}  mean cost {c.cost:.3f}", highlight=False)
+        out.print(f"\nsaved: {output}", highlight=False)
+    _write_json(json_path, json.dumps(asdict(found), indent=2) + "\n")
+
+
+def _write_json(path: str, text: str) -> None:
+    if path == "-":
+        typer.echo(text, nl=False)
+    elif path:
+        Path(path).write_text(text)
 
 
 def _draw(found, figure: Path) -> None:  # type: ignore[no-untyped-def]
@@ -94,9 +143,9 @@ def _draw(found, figure: Path) -> None:  # type: ignore[no-untyped-def]
 
 
 def main() -> None:
-    """Entry point of the `eefast` command: errors in one line, exit code 2."""
+    """Entry point of the `eefast` command: exit code 2 for wrong usage or files, 1 for answers that disagree."""
     try:
         app()
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        talk.print(f"[red]error:[/] {error}")
-        raise SystemExit(2) from error
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        talk.print(f"error: {error}", style="red", markup=False)
+        raise SystemExit(1 if isinstance(error, RuntimeError) else 2) from error

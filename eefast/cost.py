@@ -10,33 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
-
-aten = torch.ops.aten
-
-
-def _convolution(x: Any, weight: Any, bias: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return conv_flop_count(x, weight, out_shape, transposed=args[3]) + (2 * prod(out_shape) if bias else 0)
-
-
-def _batch_norm(x: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
-    return 2 * prod(x) * (2 if weight else 1)
-
-
-def _element_wise(x: Any, *args: Any, **kwargs: Any) -> int:
-    return 2 * prod(x)
-
-
-# EENets count a MAC per element of a ReLU, a pooling input or a convolution's bias and two per element of an affine
-# BatchNorm; its placements and published costs rest on that. torch's counter has no formulas for them.
-_EENETS_COUNT_TOO = {
-    aten.convolution: _convolution,
-    aten.native_batch_norm: _batch_norm,
-    aten.relu: _element_wise,
-    aten.relu_: _element_wise,
-    aten.mean: _element_wise,
-    aten.max_pool2d_with_indices: _element_wise,
-}
 
 
 @dataclass(frozen=True)
@@ -59,8 +32,7 @@ def macs(module: nn.Module, shape: Sequence[int]) -> tuple[int, tuple[int, ...]]
 
     module: maps [1, *shape] to a tensor (or to a tuple, whose first entry then gives the shape).
     shape: of one sample, without the batch dimension.
-    Counted as EENets does: convolutions and linear layers, and the cheap rest of `_EENETS_COUNT_TOO`; torch counts a
-    MAC as two FLOPs, which is undone here.
+    Counted as EENets does, see `_counter`; torch counts a MAC as two FLOPs, which is undone here.
     """
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     meta = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
@@ -68,13 +40,42 @@ def macs(module: nn.Module, shape: Sequence[int]) -> tuple[int, tuple[int, ...]]
     training = [m for m in module.modules() if m.training]
     module.eval()
     try:
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_EENETS_COUNT_TOO) as counter:
+        with torch.no_grad(), _counter() as counter:
             out = functional_call(module, meta, torch.empty(1, *shape, dtype=dtype, device="meta"))
     finally:
         for m in training:
             m.training = True
     out = out if isinstance(out, Tensor) else out[0]
     return counter.get_total_flops() // 2, tuple(out.shape[1:])
+
+
+def _counter() -> Any:
+    """Torch's FLOP counter with the formulas that EENets adds to convolutions and linear layers.
+
+    EENets count a MAC per element of a ReLU, a pooling input or a convolution's bias, and two per element of an affine
+    BatchNorm; its placements and published costs rest on that.
+    """
+    from torch.utils.flop_counter import FlopCounterMode, conv_flop_count  # here, since it imports triton
+
+    def convolution(x: Any, weight: Any, bias: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return conv_flop_count(x, weight, out_shape, transposed=args[3]) + (2 * prod(out_shape) if bias else 0)
+
+    def batch_norm(x: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
+        return 2 * prod(x) * (2 if weight else 1)
+
+    def element_wise(x: Any, *args: Any, **kwargs: Any) -> int:
+        return 2 * prod(x)
+
+    aten = torch.ops.aten
+    formulas = {
+        aten.convolution: convolution,
+        aten.native_batch_norm: batch_norm,
+        aten.relu: element_wise,
+        aten.relu_: element_wise,
+        aten.mean: element_wise,
+        aten.max_pool2d_with_indices: element_wise,
+    }
+    return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
 def stage_costs(

@@ -45,11 +45,13 @@ class Contestant:
 class Demo:
     """What the demonstration found: the table's rows and the figure's data.
 
+    network: what was run, in words.
     curves: criterion → (mean costs, accuracies), one threshold for all exits going from loose to strict.
     right, wrong: images per exit under the network's own criterion.
     costs: of the exits.
     """
 
+    network: str
     rows: tuple[Row, ...]
     curves: dict[str, tuple[list[float], list[float]]]
     right: tuple[int, ...]
@@ -98,7 +100,8 @@ def run(
     own = next(a for c, a in zip(contestants, answers, strict=True) if c.criterion and c.images == len(labels))
     right = own.exit_index[own.labels == labels].bincount(minlength=net.num_exits + 1)
     wrong = own.exit_index[own.labels != labels].bincount(minlength=net.num_exits + 1)
-    return Demo(tuple(rows), curves, tuple(right.tolist()), tuple(wrong.tolist()), tuple(net.cost.tolist()))
+    name = f"{(net.config or {}).get('name', 'network')} with {net.num_exits} early exits"
+    return Demo(name, tuple(rows), curves, tuple(right.tolist()), tuple(wrong.tolist()), tuple(net.cost.tolist()))
 
 
 def _contestants(

@@ -89,6 +89,7 @@ def plan(net: EarlyExitNet, engine: str, dtype: torch.dtype | None) -> Plan:
     """
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r} is unknown; choose one of {', '.join(ENGINES)}")
+    ops.register_flops()
     weight = next(net.parameters())
     obstacle = _compact_obstacle(net, weight.device)
     if engine == "reference" or (engine == "auto" and obstacle):

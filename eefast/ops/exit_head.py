@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from .. import criteria
 from .library import namespace
@@ -47,9 +47,16 @@ def _fake(
     return torch.empty_like(rows), torch.empty_like(rows), rows.new_empty(1)
 
 
-@register_flop_formula(torch.ops.eefast.exit_head)
 def _flops(features: Any, weight: Any, bias: Any, threshold: Any, rows: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * rows[0] * weight[0] * weight[1]
+
+
+@cache
+def register_flops() -> None:
+    """Teach torch's FLOP counter this op; not done on import, since the counter imports triton."""
+    from torch.utils.flop_counter import register_flop_formula
+
+    register_flop_formula(torch.ops.eefast.exit_head)(_flops)
 
 
 def exit_head(

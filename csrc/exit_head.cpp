@@ -1,0 +1,181 @@
+// Checks the arguments of eefast::exit_head and hands them to the CPU kernel as raw pointers.
+#include "exit_head.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <sstream>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "cpu/exit_head.h"
+
+namespace eefast {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+// Not STD_TORCH_CHECK, which would put the place in this file before the message.
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+template <class Sizes>
+std::string brackets(const Sizes& sizes) {
+  std::ostringstream text;
+  const char* separator = "";
+  text << "[";
+  for (const int64_t size : sizes) text << std::exchange(separator, ", ") << size;
+  return text.str() + "]";
+}
+
+std::string shape(const Tensor& tensor) { return brackets(tensor.sizes()); }
+
+void check_shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> expected, const char* meaning) {
+  const auto sizes = tensor.sizes();
+  if (!std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end())) {
+    fail(name, " has shape ", shape(tensor), "; expected ", meaning, " = ", brackets(expected));
+  }
+}
+
+void check_dtype(const char* name, const Tensor& tensor, ScalarType expected, const char* expected_name) {
+  if (tensor.scalar_type() != expected) {
+    fail(name, " is ", toString(tensor.scalar_type()), "; convert it with .to(torch.", expected_name, ")");
+  }
+}
+
+cpu::DType feature_dtype(const Tensor& features) {
+  switch (features.scalar_type()) {
+    case ScalarType::Float: return cpu::DType::float32;
+    case ScalarType::Half: return cpu::DType::float16;
+    case ScalarType::BFloat16: return cpu::DType::bfloat16;
+    default: fail("features is ", toString(features.scalar_type()), "; convert it with .to(torch.float32)");
+  }
+}
+
+cpu::Criterion parse_criterion(const std::string& name) {
+  if (name == "learned") return cpu::Criterion::learned;
+  if (name == "max_probability") return cpu::Criterion::max_probability;
+  if (name == "entropy") return cpu::Criterion::entropy;
+  if (name == "margin") return cpu::Criterion::margin;
+  fail("criterion='", name, "' is unknown; choose one of learned, max_probability, entropy, margin");
+}
+
+void check_indices(const char* name, const int32_t* values, int64_t live, int64_t size, const char* owner) {
+  for (int64_t i = 0; i < live; ++i) {
+    if (values[i] < 0 || values[i] >= size) {
+      fail(name, "[", i, "] = ", values[i], " is outside of ", owner, ", which has ", size, " rows");
+    }
+  }
+}
+
+Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// torch::stable::empty looks its op up by name in every call, which costs more than the kernel for one sample.
+Tensor empty_int32(int64_t size) {
+  const int64_t stride = 1;
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_int32(), aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> exit_head(const Tensor& features, const Tensor& weight, const Tensor& bias,
+                                             const std::optional<Tensor>& threshold, const Tensor& rows,
+                                             const Tensor& positions, const Tensor& live, const std::string& criterion,
+                                             int64_t exit_index, const Tensor& logits, const Tensor& confidence,
+                                             const Tensor& exits) {
+  cpu::ExitHead head;
+  head.dtype = feature_dtype(features);
+  head.criterion = parse_criterion(criterion);
+  if (features.dim() != 4 || features.size(1) * features.size(2) * features.size(3) == 0) {
+    fail("features has shape ", shape(features), "; expected [M, C, H, W] with at least one channel and one pixel");
+  }
+  check_dtype("weight", weight, ScalarType::Float, "float32");
+  if (weight.dim() != 2 || weight.size(0) < 2 || weight.size(1) != features.size(1)) {
+    fail("weight has shape ", shape(weight), "; expected [K + 1, C] with at least one class and C = ", features.size(1),
+         ", the channels of features");
+  }
+  head.channels = features.size(1);
+  head.num_classes = weight.size(0) - 1;
+  check_dtype("bias", bias, ScalarType::Float, "float32");
+  check_shape("bias", bias, {head.num_classes + 1}, "[K + 1]");
+  if (threshold) {
+    check_dtype("threshold", *threshold, ScalarType::Float, "float32");
+    check_shape("threshold", *threshold, {}, "a scalar");
+  }
+  check_dtype("rows", rows, ScalarType::Int, "int32");
+  check_dtype("positions", positions, ScalarType::Int, "int32");
+  check_dtype("live", live, ScalarType::Int, "int32");
+  if (rows.dim() != 1) fail("rows has shape ", shape(rows), "; expected [R]");
+  const int64_t size = rows.size(0);
+  check_shape("positions", positions, {size}, "[R], as rows");
+  check_shape("live", live, {1}, "one number");
+  check_dtype("logits", logits, ScalarType::Float, "float32");
+  check_dtype("confidence", confidence, ScalarType::Float, "float32");
+  check_dtype("exits", exits, ScalarType::Long, "int64");
+  if (confidence.dim() != 1) fail("confidence has shape ", shape(confidence), "; expected [N]");
+  const int64_t results = confidence.size(0);
+  check_shape("logits", logits, {results, head.num_classes}, "[N, K]");
+  check_shape("exits", exits, {results}, "[N]");
+  const int64_t live_count = *live.const_data_ptr<int32_t>();
+  if (live_count < 0 || live_count > size) fail("live = ", live_count, "; expected 0 … ", size, ", the length of rows");
+
+  // Kept until the kernel is done: they own what the pointers point to.
+  const Tensor weight_values = as_contiguous(weight), bias_values = as_contiguous(bias);
+  const Tensor rows_values = as_contiguous(rows), positions_values = as_contiguous(positions);
+  head.rows = rows_values.const_data_ptr<int32_t>();
+  head.positions = positions_values.const_data_ptr<int32_t>();
+  check_indices("rows", head.rows, live_count, features.size(0), "features");
+  check_indices("positions", head.positions, live_count, results, "logits");
+
+  head.features = features.const_data_ptr();
+  head.height = features.size(2);
+  head.width = features.size(3);
+  head.sample_stride = features.stride(0);
+  head.channel_stride = features.stride(1);
+  head.row_stride = features.stride(2);
+  head.pixel_stride = features.stride(3);
+  // Lines that follow each other evenly are one long line.
+  if (head.width == 1) head.pixel_stride = head.row_stride;
+  if (head.width == 1 || head.height == 1 || head.row_stride == head.width * head.pixel_stride) {
+    head.width *= std::exchange(head.height, 1);
+  }
+  head.weight = weight_values.const_data_ptr<float>();
+  head.bias = bias_values.const_data_ptr<float>();
+  head.threshold = threshold ? threshold->const_data_ptr<float>() : nullptr;
+  head.exit_index = exit_index;
+  head.logits = logits.mutable_data_ptr<float>();
+  head.logits_row_stride = logits.stride(0);
+  head.logits_column_stride = logits.stride(1);
+  head.confidence = confidence.mutable_data_ptr<float>();
+  head.confidence_stride = confidence.stride(0);
+  head.exits = exits.mutable_data_ptr<int64_t>();
+  head.exits_stride = exits.stride(0);
+  std::vector<uint8_t> survives(live_count);
+  head.survives = survives.data();
+
+  // Below this many elements a second thread costs more than it brings.
+  constexpr int64_t kThreadWork = 32768;
+  const int64_t work = head.channels * (head.height * head.width + head.num_classes + 1);
+  torch::stable::parallel_for(0, live_count, std::max<int64_t>(1, kThreadWork / work),
+                              [&](int64_t begin, int64_t end) { cpu::exit_head(head, begin, end); });
+
+  Tensor next_rows = empty_int32(size);
+  Tensor next_positions = empty_int32(size);
+  Tensor next_live = empty_int32(1);
+  *next_live.mutable_data_ptr<int32_t>() =
+      cpu::partition(head.rows, head.positions, head.survives, live_count, size, next_rows.mutable_data_ptr<int32_t>(),
+                     next_positions.mutable_data_ptr<int32_t>());
+  return {next_rows, next_positions, next_live};
+}
+
+}  // namespace eefast

@@ -1,0 +1,527 @@
+"""`eefast::exit_head` in C++ and in Python against a float64 computation that shares no code with either."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from eefast import ops
+
+reference = importlib.import_module("eefast.ops.exit_head").reference
+op = torch.ops.eefast.exit_head.default
+
+DISPATCHED = "cpp" if ops.CPP_MISSING is None else f"dispatched = reference, C++ {ops.CPP_MISSING}"
+both = pytest.mark.parametrize("run", [pytest.param(op, id=DISPATCHED), pytest.param(reference, id="reference")])
+cpp_only = pytest.mark.skipif(ops.CPP_MISSING is not None, reason=f"C++ kernels: {ops.CPP_MISSING}")
+
+CRITERIA = ("learned", "max_probability", "entropy", "margin")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LAYOUTS = ("contiguous", "channels_last", "cropped", "cropped channels_last", "every second", "transposed", "expanded")
+SENTINEL = -7.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """The arguments of one call, but for the results."""
+
+    features: Tensor
+    weight: Tensor
+    bias: Tensor
+    threshold: Tensor | None
+    rows: Tensor
+    positions: Tensor
+    live: Tensor
+    criterion: str
+    results: int
+
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Results full of sentinels, as views into larger buffers that must stay untouched as well."""
+        n, k = self.results, len(self.bias) - 1
+        return (
+            torch.full((2 * n + 1, k + 3), SENTINEL)[1::2][:n, 1 : k + 1],
+            torch.full((2 * n + 1,), SENTINEL)[1::2][:n],
+            torch.full((2 * n + 1,), int(SENTINEL))[1::2][:n],
+        )
+
+    def arguments(self, exit_index: int = 3) -> tuple[Any, ...]:
+        return (
+            self.features, self.weight, self.bias, self.threshold, self.rows, self.positions, self.live,
+            self.criterion, exit_index, *self.outputs(),
+        )  # fmt: skip
+
+
+def layout(values: Tensor, name: str) -> Tensor:
+    """The same values in another memory layout; the surroundings of a crop are NaN, so that reading them shows."""
+    m, c, h, w = values.shape
+    if name == "contiguous":
+        return values.contiguous()
+    if name == "channels_last":
+        return values.contiguous(memory_format=torch.channels_last)
+    if name == "transposed":
+        return values.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    if name == "expanded":
+        return values[:, :, :1].expand(m, c, h, w)
+    step = 2 if name == "every second" else 1
+    buffer = values.new_full((m + 1, c * step + 2, h * step + 1, w * step + 3), math.nan)
+    if "channels_last" in name:
+        buffer = buffer.contiguous(memory_format=torch.channels_last)
+    crop = buffer[1:, 1 : c * step + 1 : step, : h * step : step, 2 : w * step + 2 : step]
+    crop.copy_(values)
+    return crop
+
+
+def make_case(
+    r: int, k: int, c: int, h: int, w: int, *, dtype: torch.dtype = torch.float32, memory: str = "contiguous",
+    criterion: str = "learned", live: str = "all", final: bool = False, seed: int = 0,
+) -> Case:  # fmt: skip
+    """Live lists with gaps, in any order; garbage behind `live`; a threshold in the widest gap of the confidences."""
+    g = torch.Generator().manual_seed(seed)
+    m, n = r + 3, r + 5
+    features = layout(torch.randn(m, c, h, w, generator=g).to(dtype), memory)
+    rows = torch.randperm(m, generator=g)[:r].int()
+    positions = torch.randperm(n, generator=g)[:r].int()
+    count = {"all": r, "part": r * 2 // 3, "none": 0}[live]
+    rows[count:], positions[count:] = 2**31 - 1, -(2**31)
+    weight, bias = torch.randn(k + 1, c, generator=g) * 2 / c**0.5, torch.randn(k + 1, generator=g)
+    case = Case(features, weight, bias, None, rows, positions, torch.tensor([count]).int(), criterion, n)
+    return case if final else replace(case, threshold=torch.tensor(gap(case)))
+
+
+@dataclass(frozen=True)
+class Exact:
+    """One call's answers in float64 for the live entries, and what a rounding error of float32 is in each."""
+
+    logits: np.ndarray
+    confidence: np.ndarray
+    logits_unit: np.ndarray
+    confidence_unit: np.ndarray
+
+
+def expected(case: Case) -> Exact:
+    """Units: 2^-23 of the sum of the magnitudes that are added up for a logit."""
+    weight, bias = case.weight.double().numpy(), case.bias.double().numpy()
+    features = case.features.float().contiguous().numpy()
+    pooled = np.empty((2, int(case.live), weight.shape[1]))
+    with np.errstate(all="ignore"):
+        for i, row in enumerate(case.rows[: int(case.live)].tolist()):
+            pixels = features[row].astype(np.float64).reshape(weight.shape[1], -1)
+            pooled[:, i] = np.stack([pixels, np.abs(pixels)]).sum(axis=2) / pixels.shape[1]
+        out = pooled[0] @ weight.T + bias
+        unit = np.nan_to_num((pooled[1] @ np.abs(weight.T) + np.abs(bias)) * 2**-23, posinf=0)
+        confidence = np.array([expected_confidence(row, case.criterion) for row in out])
+    # No criterion but the entropy changes faster than the logits do; that one at most log K + 1 times as fast.
+    slope = math.log(len(bias)) + 1 if case.criterion == "entropy" else 1
+    return Exact(out[:, :-1], confidence, unit[:, :-1], unit.max(axis=1, initial=0) * slope + 2**-23)
+
+
+def expected_confidence(out: np.ndarray, criterion: str) -> float:
+    logits, confidence_logit = out[:-1], out[-1]
+    if criterion == "learned":
+        return 1 / (1 + np.exp(-confidence_logit))
+    if np.isnan(logits).any() or np.isinf(logits.max()):
+        return math.nan
+    probs = np.sort(np.exp(logits - logits.max()))[::-1]
+    probs = probs / probs.sum()
+    if criterion == "max_probability":
+        return probs[0]
+    if criterion == "margin":
+        return probs[0] - (probs[1] if len(probs) > 1 else 0)
+    probs = probs[probs > 0]
+    return -(probs * np.log(probs)).sum()
+
+
+def eager(case: Case) -> tuple[Tensor, Tensor]:
+    """What a user would write, in float32: the yardstick of the rounding error."""
+    pooled = case.features[case.rows[: int(case.live)].long()].float().mean((2, 3))
+    out = torch.nn.functional.linear(pooled, case.weight, case.bias)
+    logits, probs = out[:, :-1], torch.softmax(out[:, :-1], 1)
+    if case.criterion == "learned":
+        return logits, torch.sigmoid(out[:, -1])
+    if case.criterion == "entropy":
+        return logits, torch.special.entr(probs).sum(1)
+    best = probs.sort(1, descending=True).values
+    return logits, best[:, 0] - (best[:, 1] if case.criterion == "margin" and best.shape[1] > 1 else 0)
+
+
+def gap(case: Case) -> float:
+    """A threshold that is as far as possible from every confidence, so that rounding cannot change a decision."""
+    values = np.sort(expected(case).confidence)
+    if len(values) < 2:
+        return 0.3
+    middle = slice(len(values) // 4, max(len(values) * 3 // 4, len(values) // 4 + 1))
+    widest = int(np.argmax(np.diff(values)[middle])) + middle.start
+    return float(values[widest] + values[widest + 1]) / 2
+
+
+def leaves(case: Case, confidence: np.ndarray) -> np.ndarray:
+    if case.threshold is None:
+        return np.ones(len(confidence), dtype=bool)
+    threshold = float(case.threshold)
+    return confidence < threshold if case.criterion == "entropy" else confidence > threshold
+
+
+def assert_close(actual: np.ndarray, plain: np.ndarray, exact: np.ndarray, unit: np.ndarray) -> None:
+    """At most twice the error of eager PyTorch, or two units where that is exact by luck; NaN and infinities equal."""
+    finite = np.isfinite(exact)
+    np.testing.assert_array_equal(actual[~finite], exact[~finite])
+    error = np.abs(plain - exact)[finite].max(initial=0)
+    worst = (np.abs(actual - exact)[finite] - np.maximum(2 * error, 2 * unit[finite])).max(initial=0)
+    assert worst <= 0, f"{worst} beyond twice the error of eager PyTorch, {error}"
+
+
+def check(run: Any, case: Case, exit_index: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Run and compare everything: returned lists, written results, and all that must not be written."""
+    arguments = case.arguments(exit_index)
+    next_rows, next_positions, next_live = run(*arguments)
+    logits, confidence, exits = arguments[-3:]
+    exact = expected(case)
+    plain_logits, plain_confidence = (x.double().numpy() for x in eager(case))
+    left = leaves(case, exact.confidence)
+
+    live, size = int(case.live), len(case.rows)
+    order = [i for i in range(live) if not left[i]]
+    order += [i for i in range(size) if i >= live or left[i]]
+    assert next_rows.dtype == next_positions.dtype == next_live.dtype == torch.int32
+    assert next_rows.tolist() == case.rows[order].tolist()
+    assert next_positions.tolist() == case.positions[order].tolist()
+    assert next_live.tolist() == [live - int(left.sum())]
+
+    written = case.positions[:live].numpy()[left]
+    untouched = np.setdiff1d(np.arange(case.results), written)
+    assert (exits.numpy()[written] == exit_index).all()
+    with np.errstate(invalid="ignore"):
+        assert_close(logits.numpy()[written], plain_logits[left], exact.logits[left], exact.logits_unit[left])
+        value = confidence.numpy()[written]
+        assert_close(value, plain_confidence[left], exact.confidence[left], exact.confidence_unit[left])
+    for result in (logits, confidence, exits):
+        assert (result.numpy()[untouched] == SENTINEL).all()
+        buffer = result._base.clone()
+        view = buffer.as_strided(result.shape, result.stride(), result.storage_offset())
+        view.fill_(int(SENTINEL))
+        assert (buffer == SENTINEL).all()
+    return logits, confidence, exits
+
+
+SIZES = list(itertools.product((0, 1, 3, 31, 257), (1, 10, 1000), (1, 3, 16, 64, 513), ((1, 1), (7, 5), (8, 8))))
+
+
+@both
+@pytest.mark.parametrize("r", [0, 1, 3, 31, 257])
+@pytest.mark.parametrize("k", [1, 10, 1000])
+def test_sizes_match_float64(run: Any, r: int, k: int) -> None:
+    """All sizes; dtype, layout, criterion and length of the live list take turns."""
+    for c, (h, w) in itertools.product((1, 3, 16, 64, 513), ((1, 1), (7, 5), (8, 8))):
+        i = SIZES.index((r, k, c, (h, w)))
+        case = make_case(
+            r, k, c, h, w, dtype=DTYPES[i % 3], memory=LAYOUTS[i % 7], criterion=CRITERIA[i % 4],
+            live=("all", "part", "all", "none", "part")[i % 5], final=i % 11 == 0, seed=i,
+        )  # fmt: skip
+        check(run, case, exit_index=i)
+
+
+@both
+@pytest.mark.parametrize("memory", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_layouts_match_float64(run: Any, dtype: torch.dtype, memory: str) -> None:
+    shapes = ((21, 7, 5), (64, 1, 9), (16, 9, 1), (5, 23, 17))
+    for (c, h, w), criterion in itertools.product(shapes, CRITERIA):
+        check(run, make_case(13, 10, c, h, w, dtype=dtype, memory=memory, criterion=criterion, live="part", seed=c))
+
+
+@both
+def test_large_maps_match_float64(run: Any) -> None:
+    for memory in ("contiguous", "channels_last", "cropped channels_last"):
+        check(run, make_case(2, 3, 24, 112, 112, memory=memory, final=True))
+
+
+@both
+def test_strided_arguments(run: Any) -> None:
+    case = make_case(31, 10, 16, 4, 4, live="part")
+
+    def strided(x: Tensor) -> Tensor:
+        return torch.stack([x, torch.full_like(x, 5)], -1)[..., 0]
+
+    names = ("weight", "bias", "rows", "positions")
+    assert not any(strided(getattr(case, name)).is_contiguous() for name in names)
+    check(run, replace(case, **{name: strided(getattr(case, name)) for name in names}))
+
+
+@both
+def test_no_features_and_no_results(run: Any) -> None:
+    """A batch that has died out: neither features nor results, but a live list of full size."""
+    case = replace(make_case(3, 10, 16, 4, 4, live="none"), features=torch.empty(0, 16, 4, 4), results=0)
+    check(run, case)
+    check(run, replace(case, threshold=None))
+
+
+AT = (("learned", 4, 0.5), ("max_probability", 2, 0.5), ("max_probability", 4, 0.25))
+AT += (("entropy", 1, 0.0), ("margin", 1, 1.0), ("margin", 3, 0.0))
+
+
+@both
+@pytest.mark.parametrize(("criterion", "classes", "value"), AT)
+def test_exactly_at_the_threshold_goes_on(run: Any, criterion: str, classes: int, value: float) -> None:
+    """Zero weights make the confidence exact: at the threshold a sample survives, one step beyond it leaves."""
+    case = make_case(3, classes, 16, 2, 2, criterion=criterion)
+    case = replace(case, weight=torch.zeros_like(case.weight), bias=torch.zeros_like(case.bias))
+    at = torch.tensor(value)
+    leaving_side, staying_side = (-math.inf, math.inf) if criterion != "entropy" else (math.inf, -math.inf)
+    below, above = (torch.nextafter(at, torch.tensor(side)) for side in (leaving_side, staying_side))
+    for threshold, survivors in ((at, 3), (above, 3), (below, 0)):
+        arguments = replace(case, threshold=threshold).arguments()
+        assert int(run(*arguments)[2]) == survivors
+        if survivors == 0:
+            assert (arguments[-2][case.positions.long()] == value).all()
+
+
+@both
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_decision_agrees_with_the_written_confidence(run: Any, criterion: str) -> None:
+    """Compared in float32: a sample whose own written confidence is the threshold survives; one step on, it leaves."""
+    case = make_case(31, 10, 16, 4, 4, criterion=criterion, final=True)
+    side = torch.tensor(-math.inf if criterion != "entropy" else math.inf)
+    for i in range(31):
+        row, position = case.rows[i : i + 1], case.positions[i : i + 1]
+        one = replace(case, rows=row, positions=position, live=torch.tensor([1]).int())
+        arguments = one.arguments()
+        run(*arguments)
+        value = arguments[-2][position.long()][0]
+        assert int(run(*replace(one, threshold=value).arguments())[2]) == 1
+        assert int(run(*replace(one, threshold=torch.nextafter(value, side)).arguments())[2]) == 0
+
+
+@both
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("threshold", [0.4, -math.inf, math.inf, math.nan, None])
+def test_non_finite_features(run: Any, criterion: str, threshold: float | None) -> None:
+    """NaN compares false, so the sample survives until the final exit; its neighbours do not notice."""
+    case = make_case(31, 10, 16, 4, 4, criterion=criterion, final=True)
+    case.features[case.rows[1], 3, 2, 1] = math.nan
+    case.features[case.rows[4], 0, 0, 0] = math.inf
+    case.features[case.rows[9], 15, 3, 3] = -math.inf
+    case.features[case.rows[30], 7, 0, :2] = torch.tensor([math.inf, -math.inf])
+    if threshold is not None:
+        case = replace(case, threshold=torch.tensor(gap(case) if threshold == 0.4 else threshold))
+    check(run, case)
+
+
+@both
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("impossible", [1, 9, 10])
+def test_impossible_classes(run: Any, criterion: str, impossible: int) -> None:
+    """Logits of -inf: 0 · log 0 = 0, and where no class is possible the confidence is NaN."""
+    case = make_case(7, 10, 16, 4, 4, criterion=criterion, final=True)
+    bias = case.bias.clone()
+    bias[:impossible] = -math.inf
+    case = replace(case, bias=bias)
+    _, confidence, _ = check(run, case)
+    if impossible == 10 and criterion != "learned":
+        assert confidence[case.positions.long()].isnan().all()
+
+
+@both
+def test_far_apart_logits(run: Any) -> None:
+    """Probabilities that underflow, confidences that saturate."""
+    for criterion, scale in itertools.product(CRITERIA, (30.0, 1000.0)):
+        case = make_case(31, 10, 16, 1, 1, criterion=criterion, final=True)
+        check(run, replace(case, weight=case.weight * scale))
+
+
+@cpp_only
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last", "every second"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_answer_depends_on_the_sample_only(dtype: torch.dtype, memory: str) -> None:
+    """Bitwise the same in any batch, at any position, with any number of threads."""
+    for criterion, (k, c, h, w) in itertools.product(CRITERIA, ((10, 64, 8, 8), (37, 19, 7, 5))):
+        case = make_case(257, k, c, h, w, dtype=dtype, memory=memory, criterion=criterion, final=True)
+        whole = case.arguments()
+        op(*whole)
+        split = case.outputs()
+        start = 0
+        for size in (1, 2, 3, 4, 5, 31, 33, 178):
+            part = torch.arange(start, start + size).flip(0)
+            live = torch.tensor([size], dtype=torch.int32)
+            part_case = replace(case, rows=case.rows[part], positions=case.positions[part], live=live)
+            op(*part_case.arguments()[:-3], *split)
+            start += size
+        assert start == 257
+        threads = torch.get_num_threads()
+        single = case.arguments()
+        try:
+            torch.set_num_threads(1)
+            op(*single)
+        finally:
+            torch.set_num_threads(threads)
+        for a, b, one in zip(whole[-3:], split, single[-3:], strict=True):
+            assert torch.equal(a, b)
+            assert torch.equal(a, one)
+
+
+@both
+def test_repetition_gives_the_same_bits(run: Any) -> None:
+    case = make_case(257, 10, 64, 8, 8, memory="channels_last")
+    first = case.arguments()
+    lists = run(*first)
+    for _ in range(3):
+        again = case.arguments()
+        for a, b in zip((*run(*again), *again[-3:]), (*lists, *first[-3:]), strict=True):
+            assert torch.equal(a, b)
+
+
+@cpp_only
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_other_instruction_sets(capability: str) -> None:
+    """The kernel chooses its instructions once per process; each choice passes the comparison with float64."""
+    tests = f"({DISPATCHED}) and (layouts or large or far or (sizes and 10-31)) or (depends and float32-channels_last)"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", tests]
+    result = subprocess.run(
+        command, env={**os.environ, "ATEN_CPU_CAPABILITY": capability}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "skipped" not in result.stdout
+
+
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("r", [0, 5])
+def test_opcheck(dtype: torch.dtype, memory: str, r: int) -> None:
+    for final in (False, True):
+        torch.library.opcheck(op, make_case(r, 10, 16, 3, 3, dtype=dtype, memory=memory, final=final).arguments())
+
+
+def test_compiles_and_exports_as_one_node() -> None:
+    case = make_case(31, 10, 16, 4, 4)
+    *inputs, criterion, exit_index, logits, confidence, exits = case.arguments()
+
+    class Head(torch.nn.Module):
+        def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+            return ops.exit_head(*tensors[:7], criterion, exit_index, *tensors[7:])
+
+    tensors = (*inputs, logits, confidence, exits)
+    exported = torch.export.export(Head(), tensors)
+    assert [n.target for n in exported.graph.nodes if n.op == "call_function" and "getitem" not in n.name] == [op]
+
+    compiled_results = case.outputs()
+    compiled = torch.compile(Head(), fullgraph=True, backend="aot_eager")
+    lists = compiled(*inputs, *compiled_results)
+    for a, b in zip(lists, Head()(*tensors), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(compiled_results, (logits, confidence, exits), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_flops_are_those_of_the_linear_layer() -> None:
+    with FlopCounterMode(display=False) as counter:
+        op(*make_case(31, 10, 16, 4, 4).arguments())
+    assert counter.get_total_flops() == 2 * 31 * 11 * 16
+
+
+INT32, BAD = torch.int32, torch.tensor
+WRONG = {
+    "features rank": ({"features": torch.zeros(6, 16, 4)}, r"features has shape \[6, 16, 4\]; expected \[M, C, H, W\]"),
+    "features pixels": ({"features": torch.zeros(6, 16, 0, 4)}, r"features has shape .* at least one .* pixel"),
+    "features channels": ({"features": torch.zeros(6, 0, 4, 4)}, r"features has shape .* at least one channel"),
+    "features dtype": ({"features": torch.zeros(6, 16, 4, 4).double()}, r"features is .*\.to\(torch\.float32\)"),
+    "weight channels": ({"weight": torch.zeros(11, 15)}, r"weight has shape \[11, 15\]; .* C = 16"),
+    "weight classes": ({"weight": torch.zeros(1, 16)}, r"weight has shape \[1, 16\]; .* one class"),
+    "weight dtype": ({"weight": torch.zeros(11, 16).half()}, r"weight is .*; convert it with \.to\(torch\.float32\)"),
+    "bias size": ({"bias": torch.zeros(10)}, r"bias has shape \[10\]; expected .*\[11\]"),
+    "bias dtype": ({"bias": torch.zeros(11).double()}, r"bias is .*; convert it"),
+    "threshold shape": ({"threshold": torch.zeros(1)}, r"threshold has shape \[1\]"),
+    "threshold dtype": ({"threshold": BAD(0.5).double()}, r"threshold is .*\.to\(torch\.float32\)"),
+    "rows rank": ({"rows": torch.zeros(3, 1, dtype=INT32)}, r"rows has shape \[3, 1\]"),
+    "rows dtype": ({"rows": torch.zeros(3, dtype=torch.int64)}, r"rows is .*\.to\(torch\.int32\)"),
+    "positions size": ({"positions": torch.zeros(2, dtype=INT32)}, r"positions has shape \[2\]; expected .*\[3\]"),
+    "positions dtype": ({"positions": torch.zeros(3)}, r"positions is .*\.to\(torch\.int32\)"),
+    "live size": ({"live": BAD([1, 1], dtype=INT32)}, r"live has shape \[2\]"),
+    "live dtype": ({"live": BAD([1])}, r"live is .*\.to\(torch\.int32\)"),
+    "live too large": ({"live": BAD([4], dtype=INT32)}, r"live = 4; expected 0 … 3"),
+    "live negative": ({"live": BAD([-1], dtype=INT32)}, r"live = -1; expected 0 … 3"),
+    "row too large": ({"rows": BAD([0, 6, 1], dtype=INT32)}, r"rows\[1\] = 6 is outside of features, which has 6 rows"),
+    "row negative": ({"rows": BAD([0, 1, -1], dtype=INT32)}, r"rows\[2\] = -1 is outside of features"),
+    "position too large": ({"positions": BAD([8, 1, 2], dtype=INT32)}, r"positions\[0\] = 8 is outside of logits"),
+    "position negative": ({"positions": BAD([0, -2, 2], dtype=INT32)}, r"positions\[1\] = -2 is outside of logits"),
+    "logits classes": ({"logits": torch.zeros(8, 9)}, r"logits has shape \[8, 9\]; expected .*\[8, 10\]"),
+    "logits dtype": ({"logits": torch.zeros(8, 10).half()}, r"logits is .*\.to\(torch\.float32\)"),
+    "confidence rank": ({"confidence": torch.zeros(8, 1)}, r"confidence has shape \[8, 1\]"),
+    "confidence size": ({"confidence": torch.zeros(7)}, r"(confidence|logits) has shape"),
+    "exits size": ({"exits": torch.zeros(7, dtype=torch.int64)}, r"exits has shape \[7\]"),
+    "exits dtype": ({"exits": torch.zeros(8, dtype=INT32)}, r"exits is .*\.to\(torch\.int64\)"),
+}
+
+
+@both
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_arguments(run: Any, wrong: str) -> None:
+    """The message names the argument, its value and the way out, and nothing has been written."""
+    override, message = WRONG[wrong]
+    names = ("features", "weight", "bias", "threshold", "rows", "positions", "live", "criterion", "exit_index")
+    names += ("logits", "confidence", "exits")
+    arguments = dict(zip(names, make_case(3, 10, 16, 4, 4).arguments(), strict=True)) | override
+    with pytest.raises(RuntimeError, match=message):
+        run(*arguments.values())
+    for name in {"logits", "confidence", "exits"} - set(override):
+        assert (arguments[name] == SENTINEL).all()
+
+
+def test_unknown_criterion() -> None:
+    with pytest.raises(ValueError, match="criterion='best' is unknown; choose one of learned, max_probability"):
+        ops.exit_head(*replace(make_case(3, 10, 16, 4, 4), criterion="best").arguments())
+    with pytest.raises((ValueError, RuntimeError), match="criterion='best' is unknown; choose one of learned"):
+        op(*replace(make_case(3, 10, 16, 4, 4), criterion="best").arguments())
+
+
+def test_gradients_are_refused() -> None:
+    case = make_case(3, 10, 16, 4, 4)
+    case.features.requires_grad_()
+    with pytest.raises(ValueError, match=r"features requires grad.*torch\.no_grad"):
+        ops.exit_head(*case.arguments())
+    with torch.no_grad():
+        check(ops.exit_head, replace(case, features=case.features.detach()))
+        ops.exit_head(*case.arguments())
+
+
+@both
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_leaving_and_surviving_partition_the_live_list(run: Any, data: st.DataObject) -> None:
+    r = data.draw(st.integers(0, 40), label="R")
+    count = data.draw(st.integers(0, r), label="live")
+    rows = data.draw(st.lists(st.integers(0, 5), min_size=r, max_size=r), label="rows")
+    positions = data.draw(st.permutations(range(r + 2)), label="positions")[:r]
+    criterion = data.draw(st.sampled_from(CRITERIA), label="criterion")
+    threshold = data.draw(st.one_of(st.none(), st.floats(width=32)), label="threshold")
+    case = replace(
+        make_case(3, 4, 5, 2, 3),
+        rows=torch.tensor(rows, dtype=torch.int32),
+        positions=torch.tensor(positions, dtype=torch.int32),
+        live=torch.tensor([count], dtype=torch.int32),
+        threshold=None if threshold is None else torch.tensor(threshold),
+        criterion=criterion,
+        results=r + 2,
+    )
+    arguments = case.arguments(exit_index=9)
+    next_rows, next_positions, next_live = run(*arguments)
+    left = set((arguments[-1] == 9).nonzero()[:, 0].tolist())
+    survivors = next_positions[: int(next_live)].tolist()
+    assert left.isdisjoint(survivors)
+    assert left | set(survivors) == set(positions[:count])
+    assert sorted(zip(next_rows.tolist(), next_positions.tolist(), strict=True)) == sorted(
+        zip(rows, positions, strict=True)
+    )
+    places = [positions.index(p) for p in next_positions.tolist()]
+    assert places == sorted(places[: len(survivors)]) + sorted(places[len(survivors) :])
