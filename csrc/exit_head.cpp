@@ -53,6 +53,7 @@ cpu::DType feature_dtype(const Tensor& features) {
     case ScalarType::Float: return cpu::DType::float32;
     case ScalarType::Half: return cpu::DType::float16;
     case ScalarType::BFloat16: return cpu::DType::bfloat16;
+    case ScalarType::Double: return cpu::DType::float64;
     default: fail("features is ", toString(features.scalar_type()), "; convert it with .to(torch.float32)");
   }
 }
@@ -164,7 +165,7 @@ std::tuple<Tensor, Tensor, Tensor> exit_head(const Tensor& features, const Tenso
   head.survives = survives.data();
 
   // Below this many elements a second thread costs more than it brings.
-  constexpr int64_t kThreadWork = 32768;
+  constexpr int64_t kThreadWork = 65536;
   const int64_t work = head.channels * (head.height * head.width + head.num_classes + 1);
   torch::stable::parallel_for(0, live_count, std::max<int64_t>(1, kThreadWork / work),
                               [&](int64_t begin, int64_t end) { cpu::exit_head(head, begin, end); });

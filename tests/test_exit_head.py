@@ -29,7 +29,7 @@ both = pytest.mark.parametrize("run", [pytest.param(op, id=DISPATCHED), pytest.p
 cpp_only = pytest.mark.skipif(ops.CPP_MISSING is not None, reason=f"C++ kernels: {ops.CPP_MISSING}")
 
 CRITERIA = ("learned", "max_probability", "entropy", "margin")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = ("contiguous", "channels_last", "cropped", "cropped channels_last", "every second", "transposed", "expanded")
 SENTINEL = -7.0
 
@@ -114,11 +114,11 @@ class Exact:
 def expected(case: Case) -> Exact:
     """Units: 2^-23 of the sum of the magnitudes that are added up for a logit."""
     weight, bias = case.weight.double().numpy(), case.bias.double().numpy()
-    features = case.features.float().contiguous().numpy()
+    features = case.features.contiguous()
     pooled = np.empty((2, int(case.live), weight.shape[1]))
     with np.errstate(all="ignore"):
         for i, row in enumerate(case.rows[: int(case.live)].tolist()):
-            pixels = features[row].astype(np.float64).reshape(weight.shape[1], -1)
+            pixels = features[row].double().numpy().reshape(weight.shape[1], -1)
             pooled[:, i] = np.stack([pixels, np.abs(pixels)]).sum(axis=2) / pixels.shape[1]
         out = pooled[0] @ weight.T + bias
         unit = np.nan_to_num((pooled[1] @ np.abs(weight.T) + np.abs(bias)) * 2**-23, posinf=0)
@@ -227,7 +227,7 @@ def test_sizes_match_float64(run: Any, r: int, k: int) -> None:
     for c, (h, w) in itertools.product((1, 3, 16, 64, 513), ((1, 1), (7, 5), (8, 8))):
         i = SIZES.index((r, k, c, (h, w)))
         case = make_case(
-            r, k, c, h, w, dtype=DTYPES[i % 3], memory=LAYOUTS[i % 7], criterion=CRITERIA[i % 4],
+            r, k, c, h, w, dtype=DTYPES[i // 7 % 4], memory=LAYOUTS[i % 7], criterion=CRITERIA[i % 4],
             live=("all", "part", "all", "none", "part")[i % 5], final=i % 11 == 0, seed=i,
         )  # fmt: skip
         check(run, case, exit_index=i)
@@ -309,14 +309,28 @@ def test_decision_agrees_with_the_written_confidence(run: Any, criterion: str) -
 @pytest.mark.parametrize("threshold", [0.4, -math.inf, math.inf, math.nan, None])
 def test_non_finite_features(run: Any, criterion: str, threshold: float | None) -> None:
     """NaN compares false, so the sample survives until the final exit; its neighbours do not notice."""
-    case = make_case(31, 10, 16, 4, 4, criterion=criterion, final=True)
-    case.features[case.rows[1], 3, 2, 1] = math.nan
-    case.features[case.rows[4], 0, 0, 0] = math.inf
-    case.features[case.rows[9], 15, 3, 3] = -math.inf
-    case.features[case.rows[30], 7, 0, :2] = torch.tensor([math.inf, -math.inf])
-    if threshold is not None:
-        case = replace(case, threshold=torch.tensor(gap(case) if threshold == 0.4 else threshold))
-    check(run, case)
+    for dtype, memory in zip(DTYPES, ("contiguous", "channels_last", "channels_last", "cropped"), strict=True):
+        case = make_case(31, 10, 16, 4, 4, dtype=dtype, memory=memory, criterion=criterion, final=True)
+        case.features[case.rows[1], 3, 2, 1] = math.nan
+        case.features[case.rows[4], 0, 0, 0] = math.inf
+        case.features[case.rows[9], 15, 3, 3] = -math.inf
+        case.features[case.rows[30], 7, 0, :2] = torch.tensor([math.inf, -math.inf])
+        if threshold is not None:
+            case = replace(case, threshold=torch.tensor(gap(case) if threshold == 0.4 else threshold))
+        check(run, case)
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_half_precision_number(run: Any, dtype: torch.dtype) -> None:
+    """All 65,536 bit patterns, subnormal numbers and infinities among them, arrive unchanged."""
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    index = torch.arange(len(values), dtype=torch.int32)
+    logits, confidence, exits = torch.zeros(len(values), 1), torch.zeros(len(values)), torch.zeros(len(values)).long()
+    weight, bias, live = torch.tensor([[1.0], [0.0]]), torch.zeros(2), torch.tensor([len(values)]).int()
+    features = values.view(-1, 1, 1, 1)
+    run(features, weight, bias, None, index, index, live, "learned", 0, logits, confidence, exits)
+    torch.testing.assert_close(logits[:, 0], values.float(), rtol=0, atol=0, equal_nan=True)
 
 
 @both
@@ -348,9 +362,15 @@ def test_answer_depends_on_the_sample_only(dtype: torch.dtype, memory: str) -> N
     """Bitwise the same in any batch, at any position, with any number of threads."""
     for criterion, (k, c, h, w) in itertools.product(CRITERIA, ((10, 64, 8, 8), (37, 19, 7, 5))):
         case = make_case(257, k, c, h, w, dtype=dtype, memory=memory, criterion=criterion, final=True)
-        whole = case.arguments()
-        op(*whole)
-        split = case.outputs()
+        whole, single, split = case.arguments(), case.arguments(), case.outputs()
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(2)
+            op(*whole)
+            torch.set_num_threads(1)
+            op(*single)
+        finally:
+            torch.set_num_threads(threads)
         start = 0
         for size in (1, 2, 3, 4, 5, 31, 33, 178):
             part = torch.arange(start, start + size).flip(0)
@@ -359,13 +379,6 @@ def test_answer_depends_on_the_sample_only(dtype: torch.dtype, memory: str) -> N
             op(*part_case.arguments()[:-3], *split)
             start += size
         assert start == 257
-        threads = torch.get_num_threads()
-        single = case.arguments()
-        try:
-            torch.set_num_threads(1)
-            op(*single)
-        finally:
-            torch.set_num_threads(threads)
         for a, b, one in zip(whole[-3:], split, single[-3:], strict=True):
             assert torch.equal(a, b)
             assert torch.equal(a, one)
@@ -425,6 +438,7 @@ def test_compiles_and_exports_as_one_node() -> None:
 
 
 def test_flops_are_those_of_the_linear_layer() -> None:
+    ops.register_flops()
     with FlopCounterMode(display=False) as counter:
         op(*make_case(31, 10, 16, 4, 4).arguments())
     assert counter.get_total_flops() == 2 * 31 * 11 * 16
@@ -435,7 +449,7 @@ WRONG = {
     "features rank": ({"features": torch.zeros(6, 16, 4)}, r"features has shape \[6, 16, 4\]; expected \[M, C, H, W\]"),
     "features pixels": ({"features": torch.zeros(6, 16, 0, 4)}, r"features has shape .* at least one .* pixel"),
     "features channels": ({"features": torch.zeros(6, 0, 4, 4)}, r"features has shape .* at least one channel"),
-    "features dtype": ({"features": torch.zeros(6, 16, 4, 4).double()}, r"features is .*\.to\(torch\.float32\)"),
+    "features dtype": ({"features": torch.zeros(6, 16, 4, 4).int()}, r"features is .*\.to\(torch\.float32\)"),
     "weight channels": ({"weight": torch.zeros(11, 15)}, r"weight has shape \[11, 15\]; .* C = 16"),
     "weight classes": ({"weight": torch.zeros(1, 16)}, r"weight has shape \[1, 16\]; .* one class"),
     "weight dtype": ({"weight": torch.zeros(11, 16).half()}, r"weight is .*; convert it with \.to\(torch\.float32\)"),

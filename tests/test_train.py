@@ -13,7 +13,6 @@ import torch
 from test_data import idx_bytes
 
 from eefast import ExitOutput, criteria
-from eefast.calibrate import collect, outcome
 from eefast.checkpoint import load
 from eefast.train import data, losses
 from eefast.train.augment import random_shift
@@ -152,10 +151,10 @@ def test_random_shift_uses_every_offset() -> None:
 
 @pytest.fixture(scope="module")
 def small_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """2,000 real images to train on and 300 to test on, cut from the shipped test set, in the published layout."""
+    """1,500 real images to train on and 300 to test on, cut from the shipped test set, in the published layout."""
     root = tmp_path_factory.mktemp("data")
     images, labels = data.mnist_test()
-    for stem, part in (("train", slice(0, 2000)), ("t10k", slice(2000, 2300))):
+    for stem, part in (("train", slice(0, 1500)), ("t10k", slice(2000, 2300))):
         for kind, values in (("images-idx3", images[part, 0]), ("labels-idx1", labels[part])):
             (root / f"{stem}-{kind}-ubyte.gz").write_bytes(gzip.compress(idx_bytes(values.numpy()), 1))
     return root
@@ -163,11 +162,11 @@ def small_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_training_run(small_mnist: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = {"data_root": small_mnist, "epochs": 4, "batch_size": 32, "held_out": 300, "max_accuracy_drop": 0.02}
-    report = train("eenet20", num_exits=2, output=tmp_path, test=True, **options)
+    report = train("eenet20", num_exits=2, placement="linear", output=tmp_path, test=True, **options)
 
     assert report.exit_accuracy[-1] > 0.9
     assert report.held_out["learned"].accuracy >= report.exit_accuracy[-1] - 0.02 - 1e-9
-    assert report.held_out["learned"].cost < 1
+    assert report.held_out["learned"].cost < 0.95
     assert report.test["learned"].thresholds == report.held_out["learned"].thresholds
     assert report.test["learned"].accuracy > 0.85
     out, err = capfd.readouterr()
@@ -195,7 +194,7 @@ def test_same_seed_same_network(small_mnist: Path, tmp_path: Path) -> None:
     weights = []
     for run, seed in enumerate((7, 7, 8)):
         output = tmp_path / str(run)
-        options = {"epochs": 1, "held_out": 1500, "shift": 2, "optimizer": "sgd", "loss": "v2+correctness"}
+        options = {"epochs": 1, "held_out": 1000, "shift": 2, "optimizer": "sgd", "loss": "v2+correctness"}
         train("eenet8", num_exits=2, data_root=small_mnist, output=output, seed=seed, **options)
         weights.append((output / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
@@ -207,7 +206,7 @@ def test_same_seed_same_network(small_mnist: Path, tmp_path: Path) -> None:
     [
         ({"epochs": 0}, "epochs=0 must be at least 1"),
         ({"held_out": 0}, "held_out=0 must be at least 1"),
-        ({"held_out": 1990}, "held_out=1990 of 2000 training images leaves no batch of batch_size=128"),
+        ({"held_out": 1490}, "held_out=1490 of 1500 training images leaves no batch of batch_size=128"),
         ({"loss": "v7"}, "loss='v7'"),
         ({"max_accuracy_drop": -0.1}, "max_accuracy_drop=-0.1 must lie in 0 … 1"),
         ({"max_cost": 0.05}, "max_cost=0.05 is less than the first exit costs, 0.12"),
@@ -233,16 +232,17 @@ def test_shipped_network() -> None:
     claims = {name: (float(accuracy) / 100, float(cost) / 100) for name, accuracy, cost in rows}
     assert list(claims) == ["learned", "max_probability"]
 
-    results = [net(batch) for batch in images.split(500)]
-    accuracy = (torch.cat([r.labels for r in results]) == labels).double().mean().item()
-    cost = torch.cat([r.cost for r in results]).double().mean().item()
-    assert (accuracy, cost) == pytest.approx(claims["learned"], abs=1e-3)
+    thresholds = json.loads((folder / "thresholds.json").read_text())
+    assert thresholds["learned"] == net.thresholds.tolist()
+    measured = {}
+    for name in claims:
+        net.criterion = criteria.get(name)
+        net.thresholds.copy_(torch.tensor(thresholds[name]))
+        results = [net(batch) for batch in images.split(500)]
+        right = torch.cat([r.labels for r in results]) == labels
+        measured[name] = (right.double().mean().item(), torch.cat([r.cost for r in results]).double().mean().item())
+        assert measured[name] == pytest.approx(claims[name], abs=1e-3)
+    accuracy, cost = measured["learned"]
     assert accuracy >= 0.985
     assert cost <= 0.35
-
-    thresholds = json.loads((folder / "thresholds.json").read_text())
-    assert thresholds["learned"] == pytest.approx(net.thresholds.tolist())
-    outputs, _ = collect(net, zip(images.split(500), labels.split(500), strict=True))
-    for name, claim in claims.items():
-        assert outcome(outputs, labels, net.cost, name, thresholds[name]) == pytest.approx(claim, abs=1e-3)
     assert (folder / "model.safetensors").stat().st_size <= 2 << 20

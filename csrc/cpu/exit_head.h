@@ -5,7 +5,7 @@
 
 namespace eefast::cpu {
 
-enum class DType { float32, float16, bfloat16 };
+enum class DType { float32, float16, bfloat16, float64 };
 enum class Criterion { learned, max_probability, entropy, margin };
 
 struct ExitHead {

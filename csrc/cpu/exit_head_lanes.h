@@ -11,7 +11,6 @@ struct FloatVector {
 using Floats = FloatVector<kLanes>::type;
 using Quad = FloatVector<4>::type;
 typedef uint32_t Words __attribute__((vector_size(4 * EEFAST_LANES)));
-typedef uint16_t Shorts __attribute__((vector_size(2 * EEFAST_LANES)));
 
 // Samples of one pass over the weights; samples and weight rows that are multiplied at a time: enough chains of
 // additions to hide their latency, and few loads for each.
@@ -25,10 +24,15 @@ EEFAST_INLINE Floats load(const float* x) {
   return v;
 }
 
+// A loop, which compilers turn into one instruction; __builtin_convertvector becomes four in GCC 12.
 EEFAST_INLINE Words load_words(const void* x) {
-  Shorts v;
-  std::memcpy(&v, x, sizeof(v));
-  return __builtin_convertvector(v, Words);
+  uint16_t shorts[kLanes];
+  uint32_t words[kLanes];
+  std::memcpy(shorts, x, sizeof(shorts));
+  for (int64_t i = 0; i < kLanes; ++i) words[i] = shorts[i];
+  Words v;
+  std::memcpy(&v, words, sizeof(v));
+  return v;
 }
 
 EEFAST_INLINE Floats load(const BFloat16* x) { return (Floats)(load_words(x) << 16); }
@@ -40,6 +44,12 @@ EEFAST_INLINE Floats load(const Float16* x) {
   const Words scaled = (Words)((Floats)magnitude * 0x1p112f);
   const Words infinite = (Words)(magnitude >= (31u << 23)) & 0x7f800000u;
   return (Floats)(scaled | infinite | (bits & 0x8000) << 16);
+}
+
+EEFAST_INLINE Floats load(const double* x) {
+  float lanes[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) lanes[i] = static_cast<float>(x[i]);
+  return load(lanes);
 }
 
 // The `n` elements at x, x + stride, …; zero in the lanes behind them.
@@ -178,8 +188,9 @@ EEFAST_INLINE void add_products(const float* const (&weights)[kRows], const floa
   }
 }
 
-// out[s][j] = weight[j] · pooled[s] + bias[j] for `samples` samples, a multiple of kSamples. The rows of `pooled` are
-// filled up with zeros to whole vectors; those of `out` have room for a multiple of kRows.
+// out[s][j] = weight[j] · pooled[s] + bias[j]. The rows of `pooled` are filled up with zeros to whole vectors, those of
+// `out` have room for a multiple of kRows. An incomplete group of samples is computed whole, so that every sample meets
+// the same instructions in every batch.
 EEFAST_TARGET static void linear(const ExitHead& head, const float* pooled, int64_t pooled_stride, int64_t samples,
                                  float* out, int64_t out_stride) {
   const int64_t channels = head.channels, rows = head.num_classes + 1;
@@ -267,9 +278,7 @@ EEFAST_TARGET static void finish(const ExitHead& head, int64_t i, float* logits)
 
 template <class T>
 EEFAST_TARGET static void run_dtype(const ExitHead& head, int64_t begin, int64_t end) {
-  // An incomplete group computes its empty places too: every sample meets the same instructions in every batch.
-  const auto whole_groups = [](int64_t samples) { return (samples + kSamples - 1) / kSamples * kSamples; };
-  const int64_t block = whole_groups(std::min(kBlock, end - begin));
+  const int64_t block = (std::min(kBlock, end - begin) + kSamples - 1) / kSamples * kSamples;
   const int64_t pooled_stride = whole_lines(head.channels), logits_stride = whole_lines(head.num_classes + 1);
   const int64_t sums_size = whole_lines(2 * pad(group_size(head) * head.channels));
   std::vector<CacheLine> buffer((block * (pooled_stride + logits_stride) + sums_size) / kLineFloats);
@@ -277,7 +286,8 @@ EEFAST_TARGET static void run_dtype(const ExitHead& head, int64_t begin, int64_t
   float* const logits = pooled + block * pooled_stride;
   float* const scratch = logits + block * logits_stride;
   const T* features = static_cast<const T*>(head.features);
-  for (int64_t i = begin; i < end; i += block) {
+  // Backwards, since what the stage wrote last is still in the cache.
+  for (int64_t i = begin + (end - begin - 1) / block * block; i >= begin; i -= block) {
     const int64_t samples = std::min(block, end - i);
     for (int64_t s = 0; s < samples; ++s) {
       const T* x = features + head.rows[i + s] * head.sample_stride;
@@ -287,7 +297,7 @@ EEFAST_TARGET static void run_dtype(const ExitHead& head, int64_t begin, int64_t
         pool_planes(head, x, pooled + s * pooled_stride);
       }
     }
-    linear(head, pooled, pooled_stride, whole_groups(samples), logits, logits_stride);
+    linear(head, pooled, pooled_stride, samples, logits, logits_stride);
     for (int64_t s = 0; s < samples; ++s) finish(head, i + s, logits + s * logits_stride);
   }
 }
@@ -297,6 +307,7 @@ EEFAST_TARGET static void run(const ExitHead& head, int64_t begin, int64_t end) 
     case DType::float32: return run_dtype<float>(head, begin, end);
     case DType::float16: return run_dtype<Float16>(head, begin, end);
     case DType::bfloat16: return run_dtype<BFloat16>(head, begin, end);
+    case DType::float64: return run_dtype<double>(head, begin, end);
   }
 }
 

@@ -24,8 +24,12 @@ def reference(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`exit_head` in plain PyTorch: its oracle, its fallback and its documentation."""
     rule = criteria.get(criterion)
+    check(features, weight, bias, threshold, rows, positions, live, logits, confidence, exits)
     alive = torch.arange(len(rows), device=rows.device) < live
-    pooled = features[rows.where(alive, 0)].float().mean(dim=(2, 3)) if len(features) else features.float().mean((2, 3))
+    if len(features):
+        pooled = features[rows.where(alive, 0)].float().mean(dim=(2, 3))
+    else:
+        pooled = torch.zeros(len(rows), weight.shape[1], device=features.device)
     with torch.autocast(features.device.type, enabled=False):
         out = torch.nn.functional.linear(pooled, weight, bias)
     value = rule.confidence(out[:, :-1], out[:, -1])
@@ -35,6 +39,57 @@ def reference(
     survives = alive & ~leaves
     order = survives.logical_not().to(torch.uint8).argsort(stable=True)
     return rows[order], positions[order], survives.sum(dtype=torch.int32).view(1)
+
+
+def check(
+    features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
+    live: Tensor, logits: Tensor, confidence: Tensor, exits: Tensor,
+) -> None:  # fmt: skip
+    """`RuntimeError`, as from PyTorch's own ops, unless the arguments fit; the C++ kernel has the same checks."""
+    if features.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise RuntimeError(f"features is {features.dtype}; convert it with .to(torch.float32)")
+    if features.dim() != 4 or 0 in features.shape[1:]:
+        raise RuntimeError(
+            f"features has shape {list(features.shape)}; expected [M, C, H, W] with at least one channel and one pixel"
+        )
+    if weight.dim() != 2 or weight.shape[0] < 2 or weight.shape[1] != features.shape[1]:
+        raise RuntimeError(
+            f"weight has shape {list(weight.shape)}; expected [K + 1, C] with at least one class and "
+            f"C = {features.shape[1]}, the channels of features"
+        )
+    classes, results = weight.shape[0] - 1, confidence.numel()
+    expected: tuple[tuple[str, Tensor | None, torch.dtype, list[int]], ...] = (
+        ("weight", weight, torch.float32, [classes + 1, features.shape[1]]),
+        ("bias", bias, torch.float32, [classes + 1]),
+        ("threshold", threshold, torch.float32, []),
+        ("rows", rows, torch.int32, [rows.numel()]),
+        ("positions", positions, torch.int32, [rows.numel()]),
+        ("live", live, torch.int32, [1]),
+        ("logits", logits, torch.float32, [results, classes]),
+        ("confidence", confidence, torch.float32, [results]),
+        ("exits", exits, torch.int64, [results]),
+    )
+    for name, tensor, dtype, shape in expected:
+        if tensor is None:
+            continue
+        if tensor.dtype != dtype:
+            raise RuntimeError(f"{name} is {tensor.dtype}; convert it with .to({dtype})")
+        if list(tensor.shape) != shape:
+            raise RuntimeError(f"{name} has shape {list(tensor.shape)}; expected {shape}")
+        if tensor.device != features.device:
+            raise RuntimeError(f"{name} is on {tensor.device}; move it to {features.device}, where features is")
+    # On other devices these checks would wait for the device; there the index kernels catch what is out of range.
+    if features.device.type == "cpu":
+        count = int(live)
+        if not 0 <= count <= len(rows):
+            raise RuntimeError(f"live = {count}; expected 0 … {len(rows)}, the length of rows")
+        for name, index, owner, size in (
+            ("rows", rows, "features", len(features)),
+            ("positions", positions, "logits", results),
+        ):
+            for i, value in enumerate(index[:count].tolist()):
+                if not 0 <= value < size:
+                    raise RuntimeError(f"{name}[{i}] = {value} is outside of {owner}, which has {size} rows")
 
 
 namespace.impl("exit_head", reference, "CompositeExplicitAutograd")
@@ -65,7 +120,8 @@ def exit_head(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Evaluate one exit for all live samples, write the answers of those that leave, list those that survive.
 
-    features: [M, C, H, W] float32, float16 or bfloat16, contiguous or channels-last.
+    features: [M, C, H, W] float32, float16, bfloat16 or float64; pooled in float32; any strides, contiguous and
+        channels-last are fast.
     weight, bias: [K + 1, C] and [K + 1] float32: the class rows, then the confidence row.
     threshold: [] float32, compared as the criterion says; None at the final exit, where everybody leaves.
     rows, positions: [R] int32 each, the live list: row of `features` and place in the results of each live sample.
@@ -78,7 +134,13 @@ def exit_head(
     Returns the live list of the next exit, with full-size buffers so that no shape depends on data:
     rows, positions: [R] int32, the survivors first in their old order, then all others in theirs.
     live: [1] int32, the number of survivors.
+
+    Inference only. Raises `ValueError` where `criterion` is unknown or a gradient would be needed, `RuntimeError` where
+    a shape, dtype or device does not fit, on the CPU also where an index is out of range.
     """
+    criteria.get(criterion)
+    if features.requires_grad and torch.is_grad_enabled():
+        raise ValueError("features requires grad, but exit_head has no gradient; call it under torch.no_grad()")
     return torch.ops.eefast.exit_head.default(
         features, weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits
     )

@@ -17,9 +17,6 @@ from torch.utils.data import Dataset
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
-if TYPE_CHECKING:
-    from importlib.abc import Traversable  # its place up to Python 3.10 and in type stubs; later it moved
-
 SPLITS = ("train", "test")
 
 
