@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.ready
 	$(BIN)/eefast demo
 
+# Two test processes on few cores: threads that spin while they wait would slow one another down many times over.
 test: $(VENV)/.ready
-	$(BIN)/pytest -n 2 --dist worksteal
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check

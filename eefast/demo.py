@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ LOGIT_TOLERANCE = 1e-3
 BATCHES_A_ROUND = 5
 
 Progress = Callable[[str, int, int], None]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,9 @@ def run(
     nets = {net.criterion.name: net, **{name: net.with_criterion(name, t) for name, t in others.items()}}
     contestants = _contestants(nets, net, len(labels), batch_size, min(loop_images, len(labels)))
 
-    progress("asking every exit", 0, 1)
-    outputs, _ = collect(net, zip(images.split(batch_size), labels.split(batch_size), strict=True))
-    progress("asking every exit", 1, 1)
-    answers = []
-    for i, contestant in enumerate(contestants):
-        progress("checking answers", i, len(contestants))
-        answers.append(_answer(contestant, images))
-    progress("checking answers", len(contestants), len(contestants))
+    batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
+    outputs, _ = collect(net, _reported(batches, "asking every exit", progress))
+    answers = [_answer(contestant, images) for contestant in _reported(contestants, "checking answers", progress)]
     flips = [_flips(c, a, nets, outputs) for c, a in zip(contestants, answers, strict=True)]
 
     spans = _interleaved(contestants, images, rounds, progress)
@@ -108,23 +105,30 @@ def _contestants(
     nets: Mapping[str, EarlyExitNet], net: EarlyExitNet, n: int, batch_size: int, loop_images: int
 ) -> list[Contestant]:
     """The plain network first: the others are measured against it; then the loop, which the others must agree with."""
-    folded, _ = fold_stage(net.plain(), torch.float32)
+    static, _ = fold_stage(net.plain(), torch.float32)
 
     def plain(x: Tensor) -> ExitResult:
-        logits = folded(x.contiguous(memory_format=torch.channels_last))
+        logits = static(x.contiguous(memory_format=torch.channels_last))
         last = torch.full((len(x),), net.num_exits)
         return ExitResult(logits, last, torch.ones(len(x)), net.cost[last])
 
     own = net.criterion.name
     return [
-        Contestant("plain network, no exits (folded, channels-last)", plain, None, n, batch_size),
-        Contestant(f"one by one, reference loop (first {loop_images:,} images)", net, own, loop_images, 1),
-        Contestant("masked early exit, plain PyTorch", net, own, n, batch_size),
+        Contestant("plain network, no exits", plain, None, n, batch_size),
+        Contestant(f"one by one ({loop_images:,} images)", net, own, loop_images, 1),
+        Contestant("masked early exit, PyTorch", net, own, n, batch_size),
         *(
             Contestant(f"eefast compact, {name}", accelerate(other, engine="compact"), name, n, batch_size)
             for name, other in nets.items()
         ),
     ]
+
+
+def _reported(items: Sequence[Item], what: str, progress: Progress) -> Iterator[Item]:
+    for i, item in enumerate(items):
+        progress(what, i, len(items))
+        yield item
+    progress(what, len(items), len(items))
 
 
 def _answer(contestant: Contestant, images: Tensor) -> ExitResult:
@@ -181,8 +185,7 @@ def _interleaved(
 ) -> list[list[_Span]]:
     """Every way once per round, so that whatever else the machine does falls on all of them."""
     spans: list[list[_Span]] = [[] for _ in contestants]
-    for r in range(rounds):
-        progress("timing", r, rounds)
+    for r in _reported(range(rounds), "timing", progress):
         for contestant, own in zip(contestants, spans, strict=True):
             count = min(BATCHES_A_ROUND * contestant.batch_size, contestant.images)
             count = max(count, contestant.images // rounds) if contestant.batch_size == 1 else count
@@ -191,7 +194,6 @@ def _interleaved(
             for x in images[start : start + count].split(contestant.batch_size):
                 contestant.run(x)
             own.append(_Span(start, count, time.perf_counter() - begin))
-    progress("timing", rounds, rounds)
     return spans
 
 

@@ -122,7 +122,9 @@ def _reference(net: EarlyExitNet, weight: Tensor, reason: str) -> Plan:
 
 
 def _compact(net: EarlyExitNet, device: torch.device, dtype: torch.dtype, reason: str) -> Plan:
-    kernel = "C++" if ops.CPP_MISSING is None else f"PyTorch (C++ {ops.CPP_MISSING})"
+    kernel = "C++" if ops.CPP_MISSING is None else "PyTorch"
+    if ops.CPP_MISSING:
+        reason += f"; exits run in PyTorch, since the C++ kernels are {ops.CPP_MISSING}"
     rows, steps = [], []
     for stage, head, cost, share in zip(net.stages, net.heads, net.stage_costs, _shares(net), strict=True):
         assert isinstance(head, ExitHead)

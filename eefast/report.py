@@ -62,7 +62,7 @@ def table(rows: Sequence[Row]) -> Any:
     from rich.table import Table
 
     out = Table(box=None, header_style="bold", pad_edge=False)
-    out.add_column("")
+    out.add_column("", no_wrap=True)
     for title in ("images/s", "mean cost", "accuracy", "realised ratio"):
         out.add_column(title, justify="right")
     for row in rows:
