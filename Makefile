@@ -26,7 +26,7 @@ format: $(VENV)/.ready
 # torch comes first: the C++ kernels are built against the torch that they will run with.
 $(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "setuptools>=77" wheel ninja "torch>=2.11" torchvision
+	$(BIN)/pip install --quiet "setuptools>=61" wheel ninja "torch>=2.11" torchvision
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
 

@@ -70,6 +70,8 @@ def _counter() -> Any:
     formulas = {
         aten.convolution: convolution,
         aten.native_batch_norm: batch_norm,
+        # Up to torch 2.11 the counter takes an op apart unless it knows this very overload.
+        aten.native_batch_norm.default: batch_norm,
         aten.relu: element_wise,
         aten.relu_: element_wise,
         aten.mean: element_wise,
