@@ -36,6 +36,7 @@ def demo(
     from .checkpoint import load
     from .train.data import mnist_test
 
+    _check_folders(figure, json_path)
     if ops.CPP_MISSING:
         talk.print(f"C++ kernels {ops.CPP_MISSING}; the exit op runs in plain PyTorch", style="yellow")
     assets = resources.files("eefast") / "assets" / "eenet-mnist"
@@ -68,7 +69,7 @@ def demo(
         for i, (right, wrong) in enumerate(zip(found.right, found.wrong, strict=True)):
             share = (right + wrong) / images
             out.print(f"exit {i}  cost {found.costs[i]:.3f}  {right + wrong:>6,} images  {'█' * round(40 * share)}")
-        out.print(f"\nfigure: {figure}")
+        out.print(f"\nfigure: {figure}", soft_wrap=True)
     more = {"network": found.network, "curves": found.curves, "right": found.right, "wrong": found.wrong}
     _write_json(json_path, report.as_json(found.rows, **more))
 
@@ -108,6 +109,7 @@ def train(
     arguments = {name: value for name, value in locals().items() if name != "json_path"}
     from .train.run import train as run
 
+    _check_folders(json_path)
     if placement.replace(",", "").isdigit():
         arguments["placement"] = [int(blocks) for blocks in placement.split(",")]
     found = run(**arguments)
@@ -118,6 +120,12 @@ def train(
                 out.print(f"{where:9} {name:16} accuracy {c.accuracy:.2%}  mean cost {c.cost:.3f}", highlight=False)
         out.print(f"\nsaved: {output}", highlight=False)
     _write_json(json_path, json.dumps(asdict(found), indent=2) + "\n")
+
+
+def _check_folders(*files: str | Path) -> None:
+    for file in map(Path, files):
+        if not file.parent.is_dir():
+            raise ValueError(f"{file} cannot be written: there is no folder {file.parent}; make it first")
 
 
 def _write_json(path: str, text: str) -> None:
@@ -148,5 +156,5 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        talk.print(f"error: {error}", style="red", markup=False)
+        talk.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise SystemExit(1 if isinstance(error, RuntimeError) else 2) from error
