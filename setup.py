@@ -23,7 +23,7 @@ def extensions() -> tuple[list, dict]:
         return [], {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    optimise = ["-O0", "-g"] if os.environ.get("DEBUG") == "1" else ["-O3"]
+    optimise = ["-O0", "-g"] if os.environ.get("DEBUG") == "1" else ["-O3", "-g0"]
     extension = CppExtension(
         "eefast._C",
         sorted(str(path) for folder in ("csrc", "csrc/cpu") for path in Path(folder).glob("*.cpp")),
