@@ -58,6 +58,8 @@ def demo(
             net, others, pixels[:images], labels[:images], batch_size=batch_size, rounds=rounds, progress=progress
         )
     _draw(found, figure)
+    more = {"network": found.network, "curves": found.curves, "right": found.right, "wrong": found.wrong}
+    _write_json(json_path, report.as_json(found.rows, **more))
     if json_path != "-":
         out = Console()
         out.print(f"\n{found.network} on {images:,} MNIST test images, batch {batch_size}:\n")
@@ -70,8 +72,6 @@ def demo(
             share = (right + wrong) / images
             out.print(f"exit {i}  cost {found.costs[i]:.3f}  {right + wrong:>6,} images  {'█' * round(40 * share)}")
         out.print(f"\nfigure: {figure}", soft_wrap=True)
-    more = {"network": found.network, "curves": found.curves, "right": found.right, "wrong": found.wrong}
-    _write_json(json_path, report.as_json(found.rows, **more))
 
 
 @app.command()
