@@ -50,14 +50,22 @@ def collect(net: EarlyExitNet, batches: Iterable[tuple[Tensor, Tensor]]) -> tupl
     return [ExitOutput(*(torch.cat(part) for part in zip(*column, strict=True))) for column in seen], torch.cat(labels)
 
 
+def exits_taken(
+    outputs: Sequence[ExitOutput], criterion: criteria.Criterion, thresholds: Sequence[float] | Tensor
+) -> Tensor:
+    """First exit that each sample leaves at, [N] int64, by n thresholds on what n + 1 exits say about all samples."""
+    taken = torch.full((len(outputs[0].logits),), len(outputs) - 1)
+    for i in reversed(range(len(outputs) - 1)):
+        confidence = criterion.confidence(outputs[i].logits, outputs[i].confidence_logit)
+        taken[criterion.leaves(confidence, torch.as_tensor(thresholds[i], dtype=torch.float32))] = i
+    return taken
+
+
 def outcome(
     outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, criterion: str, thresholds: Sequence[float]
 ) -> tuple[float, float]:
     """Accuracy and mean cost that `thresholds` (n numbers) give on outputs of n + 1 exits; `cost` is [n + 1]."""
-    rule, taken = criteria.get(criterion), torch.full_like(labels, len(outputs) - 1)
-    for i in reversed(range(len(outputs) - 1)):
-        confidence = rule.confidence(outputs[i].logits, outputs[i].confidence_logit)
-        taken[rule.leaves(confidence, torch.tensor(thresholds[i], dtype=torch.float32))] = i
+    taken = exits_taken(outputs, criteria.get(criterion), thresholds)
     answers = torch.stack([out.logits.argmax(dim=1) for out in outputs]).gather(0, taken[None])[0]
     return (answers == labels).double().mean().item(), cost.double().cpu()[taken].mean().item()
 

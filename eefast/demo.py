@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .api import accelerate
-from .calibrate import collect, outcome
+from .calibrate import collect, exits_taken, outcome
 from .fold import fold_stage
 from .model import EarlyExitNet
 from .report import Row
@@ -160,15 +160,13 @@ def _expected(
     contestant: Contestant, nets: Mapping[str, EarlyExitNet], outputs: Sequence[ExitOutput], n: int
 ) -> tuple[Tensor, Tensor]:
     """First exit that each image leaves at, from what all exits say, and whether it passed close to a threshold."""
-    taken, near = torch.full((n,), len(outputs) - 1), torch.zeros(n, dtype=torch.bool)
+    near = torch.zeros(n, dtype=torch.bool)
     if contestant.criterion is None:
-        return taken, near
+        return torch.full((n,), len(outputs) - 1), near
     net = nets[contestant.criterion]
-    for i in reversed(range(net.num_exits)):
-        value = net.criterion.confidence(outputs[i].logits[:n], outputs[i].confidence_logit[:n])
-        taken[net.criterion.leaves(value, net.thresholds[i])] = i
-        near |= (value - net.thresholds[i]).abs() < FLIP_MARGIN
-    return taken, near
+    for out, threshold in zip(outputs[:-1], net.thresholds, strict=True):
+        near |= (net.criterion.confidence(out.logits, out.confidence_logit) - threshold).abs()[:n] < FLIP_MARGIN
+    return exits_taken(outputs, net.criterion, net.thresholds)[:n], near
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ _versions = attrgetter("_version")
 
 
 class WeightWatch:
-    """Remembers every parameter and buffer of some modules as they were.
+    """Remembers every parameter, buffer and submodule of some modules as they were.
 
     Every in-place change through PyTorch raises a tensor's version, every exchange changes the tensor or its memory;
     fused optimisers raise no version, so their steps are listened to. Only writes that go round all bookkeeping
@@ -26,9 +26,9 @@ class WeightWatch:
 
     def __init__(self, *roots: nn.Module) -> None:
         modules = [m for root in roots for m in root.modules()]
-        self._dicts = [d for m in modules for d in (m._parameters, m._buffers) if d]
+        self._dicts = [d for m in modules for d in (m._parameters, m._buffers, m._modules) if d]
         self._entries = self._current()
-        self._tensors = [t for t in self._entries if t is not None]
+        self._tensors = [t for t in self._entries if isinstance(t, Tensor)]
         self._tracked = [t for t in self._tensors if not t.is_inference()]
         # The aliases keep the old memory alive, so that no new tensor can come to lie at the same address.
         self._aliases = [t.detach() for t in self._tensors]
@@ -48,7 +48,7 @@ class WeightWatch:
             and list(map(_versions, self._tracked)) == self._old_versions
         )
 
-    def _current(self) -> list[Tensor | None]:
+    def _current(self) -> list[Any]:
         return list(chain.from_iterable(d.values() for d in self._dicts))
 
 

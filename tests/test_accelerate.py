@@ -13,6 +13,7 @@ from torch import nn
 import eefast
 from eefast import ops, plan, zoo
 from eefast.fold import fold_stage
+from eefast.heads import ExitHead
 
 
 @pytest.fixture
@@ -70,6 +71,10 @@ def by_new_parameter(net):
     net.heads[0].classifier.weight = nn.Parameter(torch.randn_like(net.heads[0].classifier.weight))
 
 
+def by_new_head(net):
+    net.heads[0] = lived_in(ExitHead("conv1", net.stage_costs[0].feature_shape, 10, net.input_shape), 7)
+
+
 def by_new_memory(net):
     weight = net.stages[0][0][0].weight
     weight.data = weight.data * 1.5
@@ -82,7 +87,7 @@ def in_inference_mode(net):
 
 CHANGES = [
     by_load_state_dict, by_assignment, by_optimiser, by_fused_optimiser,
-    by_batch_norm, by_new_parameter, by_new_memory, in_inference_mode,
+    by_batch_norm, by_new_parameter, by_new_head, by_new_memory, in_inference_mode,
 ]  # fmt: skip
 
 
@@ -229,6 +234,18 @@ def test_code_around_it_compiles(net, x):
         return fast(x * 1.0).labels + 1
 
     assert torch.equal(classify(x), fast(x).labels + 1)
+
+
+class LouderHead(ExitHead):
+    def forward(self, features):
+        return super().forward(2 * features)
+
+
+def test_a_subclassed_head_is_not_packed_as_if_it_were_the_original(net, x):
+    net.heads[0] = lived_in(LouderHead("pool", net.stage_costs[0].feature_shape, 10, net.input_shape), 7)
+    with pytest.raises(ValueError, match="the head of exit 0 is a LouderHead"):
+        eefast.accelerate(net, engine="compact")
+    assert_same_answers(eefast.accelerate(net)(x), one_by_one(net, x), net)
 
 
 class OddHead(nn.Module):
