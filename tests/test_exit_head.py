@@ -194,7 +194,7 @@ def check(run: Any, case: Case, exit_index: int = 3) -> tuple[Tensor, Tensor, Te
 
     live, size = int(case.live), len(case.rows)
     order = [i for i in range(live) if not left[i]]
-    order += [i for i in range(size) if i >= live or left[i]]
+    order += [i for i in reversed(range(size)) if i >= live or left[i]]
     assert next_rows.dtype == next_positions.dtype == next_live.dtype == torch.int32
     assert next_rows.tolist() == case.rows[order].tolist()
     assert next_positions.tolist() == case.positions[order].tolist()
@@ -538,4 +538,4 @@ def test_leaving_and_surviving_partition_the_live_list(run: Any, data: st.DataOb
         zip(rows, positions, strict=True)
     )
     places = [positions.index(p) for p in next_positions.tolist()]
-    assert places == sorted(places[: len(survivors)]) + sorted(places[len(survivors) :])
+    assert places == sorted(places[: len(survivors)]) + sorted(places[len(survivors) :], reverse=True)

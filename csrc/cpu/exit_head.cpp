@@ -85,13 +85,11 @@ void exit_head(const ExitHead& head, int64_t begin, int64_t end) {
 int32_t partition(const int32_t* rows, const int32_t* positions, const uint8_t* survives, int64_t live, int64_t size,
                   int32_t* next_rows, int32_t* next_positions) {
   const auto survivors = static_cast<int32_t>(std::count(survives, survives + live, uint8_t{1}));
-  int64_t first = 0;
-  int64_t rest = survivors;
+  int64_t before = 0;
   for (int64_t i = 0; i < size; ++i) {
     const bool survivor = i < live && survives[i];
-    const int64_t place = survivor ? first : rest;
-    first += survivor;
-    rest += !survivor;
+    const int64_t place = survivor ? before : size - 1 - (i - before);
+    before += survivor;
     next_rows[place] = rows[i];
     next_positions[place] = positions[i];
   }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import criteria
-from .library import namespace
+from .library import implement_on_cuda, namespace
 
 namespace.define(
     "exit_head(Tensor features, Tensor weight, Tensor bias, Tensor? threshold, Tensor rows, Tensor positions,"
@@ -37,7 +36,8 @@ def reference(
     left = positions[leaves]
     logits[left], confidence[left], exits[left] = out[leaves, :-1], value[leaves], exit_index
     survives = alive & ~leaves
-    order = survives.logical_not().to(torch.uint8).argsort(stable=True)
+    others = survives.logical_not().nonzero()[:, 0].flip(0)
+    order = torch.cat([survives.nonzero()[:, 0], others])
     return rows[order], positions[order], survives.sum(dtype=torch.int32).view(1)
 
 
@@ -95,6 +95,23 @@ def check(
 namespace.impl("exit_head", reference, "CompositeExplicitAutograd")
 
 
+def _triton(
+    features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
+    live: Tensor, criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    from ..kernels import exit_head as kernel
+
+    criteria.get(criterion)
+    check(features, weight, bias, threshold, rows, positions, live, logits, confidence, exits)
+    kernel.check_range(features.shape[1], weight.shape[0] - 1)
+    return kernel.exit_head(
+        features, weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits
+    )
+
+
+implement_on_cuda("exit_head", _triton)
+
+
 @torch.library.register_fake("eefast::exit_head")
 def _fake(
     features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, *args: Any
@@ -102,16 +119,9 @@ def _fake(
     return torch.empty_like(rows), torch.empty_like(rows), rows.new_empty(1)
 
 
-def _flops(features: Any, weight: Any, bias: Any, threshold: Any, rows: Any, *args: Any, **kwargs: Any) -> int:
+def flops(features: Any, weight: Any, bias: Any, threshold: Any, rows: Any, *args: Any, **kwargs: Any) -> int:
+    """For torch's FLOP counter, from the shapes: those of the linear layer, for all of the live list."""
     return 2 * rows[0] * weight[0] * weight[1]
-
-
-@cache
-def register_flops() -> None:
-    """Teach torch's FLOP counter this op; not done on import, since the counter imports triton."""
-    from torch.utils.flop_counter import register_flop_formula
-
-    register_flop_formula(torch.ops.eefast.exit_head)(_flops)
 
 
 def exit_head(
@@ -132,7 +142,8 @@ def exit_head(
     logits, confidence, exits: [N, K] float32, [N] float32, [N] int64; written at the positions of leaving samples only.
 
     Returns the live list of the next exit, with full-size buffers so that no shape depends on data:
-    rows, positions: [R] int32, the survivors first in their old order, then all others in theirs.
+    rows, positions: [R] int32, the survivors first in their old order, the others behind in reverse order (as CUB's
+        DevicePartition: a single pass can place them before it knows how many survive).
     live: [1] int32, the number of survivors.
 
     Inference only. Raises `ValueError` where `criterion` is unknown or a gradient would be needed, `RuntimeError` where

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
 namespace = torch.library.Library("eefast", "DEF")
+
+TRITON_MISSING = None if find_spec("triton") else "Triton is not installed; it comes with PyTorch's CUDA builds"
+"""None where the Triton kernels can be had, else the reason why the references run on GPUs instead."""
+
+
+def implement_on_cuda(name: str, launcher: Callable[..., Any]) -> None:
+    """Put a Triton launcher behind an op on GPUs; without Triton the reference stays."""
+    if TRITON_MISSING is None:
+        namespace.impl(name, launcher, "CUDA")
 
 
 def load_cpp() -> str | None:

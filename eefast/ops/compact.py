@@ -1,0 +1,85 @@
+"""Gather of the survivors' maps into the front of a buffer, for stages that want contiguous rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .library import implement_on_cuda, namespace
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+namespace.define("compact(Tensor features, Tensor rows, Tensor live, Tensor(a!) out) -> ()")
+
+
+def reference(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
+    """`compact` in plain PyTorch: its oracle, its fallback and its documentation."""
+    check(features, rows, live, out)
+    count = int(live)
+    out[:count] = features[rows[:count]]
+
+
+def check(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
+    """`RuntimeError` unless the arguments fit."""
+    if features.dim() != 4 or 0 in features.shape[1:]:
+        raise RuntimeError(
+            f"features has shape {list(features.shape)}; expected [M, C, H, W] with at least one channel and one pixel"
+        )
+    if list(out.shape) != [rows.numel(), *features.shape[1:]]:
+        raise RuntimeError(f"out has shape {list(out.shape)}; expected {[rows.numel(), *features.shape[1:]]}")
+    if out.dtype != features.dtype:
+        raise RuntimeError(f"out is {out.dtype}; convert it with .to({features.dtype}), as features")
+    if not any(features[:1].is_contiguous(memory_format=m) and out[:1].is_contiguous(memory_format=m) for m in LAYOUTS):
+        raise RuntimeError(
+            f"features has strides {features.stride()} and out {out.stride()}; make the rows of both contiguous or the "
+            "rows of both channels-last"
+        )
+    for name, tensor, shape in (("rows", rows, [rows.numel()]), ("live", live, [1])):
+        if tensor.dtype != torch.int32:
+            raise RuntimeError(f"{name} is {tensor.dtype}; convert it with .to(torch.int32)")
+        if list(tensor.shape) != shape:
+            raise RuntimeError(f"{name} has shape {list(tensor.shape)}; expected {shape}")
+    for name, tensor in (("rows", rows), ("live", live), ("out", out)):
+        if tensor.device != features.device:
+            raise RuntimeError(f"{name} is on {tensor.device}; move it to {features.device}, where features is")
+    # On a GPU this would wait for the device; there the kernel stops on an index out of range.
+    if features.device.type == "cpu":
+        count = int(live)
+        if not 0 <= count <= len(rows):
+            raise RuntimeError(f"live = {count}; expected 0 … {len(rows)}, the length of rows")
+        outside = (rows[:count] < 0) | (rows[:count] >= len(features))
+        if bool(outside.any()):
+            i = int(outside.to(torch.uint8).argmax())
+            raise RuntimeError(f"rows[{i}] = {int(rows[i])} is outside of features, which has {len(features)} rows")
+
+
+namespace.impl("compact", reference, "CompositeExplicitAutograd")
+
+
+def _triton(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
+    from ..kernels import compact as kernel
+
+    check(features, rows, live, out)
+    kernel.compact(features, rows, live, out)
+
+
+implement_on_cuda("compact", _triton)
+
+
+@torch.library.register_fake("eefast::compact")
+def _fake(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
+    return None
+
+
+def compact(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
+    """`out[i] = features[rows[i]]` for i < live.
+
+    features: [M, C, H, W], any dtype; every row dense, contiguous or channels-last, with any distance between rows.
+    rows: [R] int32; entries behind `live` are not read.
+    live: [1] int32, 0 … R.
+    out: [R, C, H, W], dtype and layout of `features`; rows behind `live` are not written.
+
+    Raises `RuntimeError` where a shape, dtype, layout or device does not fit, on the CPU also where an index is out of
+    range.
+    """
+    torch.ops.eefast.compact.default(features, rows, live, out)

@@ -1,0 +1,53 @@
+"""Gather of the survivors' maps into contiguous rows; the device-side count says how many.
+
+    out[i] = features[rows[i]] for i < live;  rows of `out` behind are not written
+
+Bytes moved: the survivors' maps, once read and once written, in 16-byte vectors.
+"""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import Launch, ceil_div, power_of_two
+
+TILE = 8192
+
+
+@triton.jit(do_not_specialize=["samples", "size"])
+def _compact_kernel(
+    features, sample_stride, samples, rows, live, size, out, out_stride,
+    ELEMENTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program copies BLOCK elements of each of ROWS samples."""
+    parts: tl.constexpr = (ELEMENTS + BLOCK - 1) // BLOCK
+    entry = tl.program_id(0) // parts * ROWS + tl.arange(0, ROWS)
+    count = tl.minimum(tl.load(live), size)
+    alive = entry < count
+    element = tl.program_id(0) % parts * BLOCK + tl.arange(0, BLOCK)
+    row = tl.load(rows + entry, mask=alive, other=0)
+    tl.device_assert((row >= 0) & (row < samples), "rows is out of range", mask=alive)
+    mask = alive[:, None] & (element[None, :] < ELEMENTS)
+    values = tl.load(features + row.to(tl.int64)[:, None] * sample_stride + element[None, :], mask=mask)
+    tl.store(out + entry.to(tl.int64)[:, None] * out_stride + element[None, :], values, mask=mask)
+
+
+def compact(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
+    """Arguments as of the op `eefast::compact`; checked by the caller."""
+    launch(features, rows, live, out).run()
+
+
+def launch(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> Launch:
+    elements = math.prod(features.shape[1:])
+    block = min(TILE, power_of_two(elements))
+    tile_rows = TILE // block
+    grid = max(1, ceil_div(len(rows), tile_rows)) * ceil_div(elements, block)
+    arguments = dict(
+        features=features, sample_stride=features.stride(0), samples=len(features), rows=rows.contiguous(), live=live,
+        size=len(rows), out=out, out_stride=out.stride(0), ELEMENTS=elements, ROWS=tile_rows, BLOCK=block,
+    )  # fmt: skip
+    return Launch(_compact_kernel, (grid,), arguments, num_warps=8)

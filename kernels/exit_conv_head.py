@@ -1,0 +1,162 @@
+"""The exit head behind a convolution in one launch: conv3x3 + bias + ReLU → global average pool → as `exit_head`.
+
+    pooled[r, k] = mean over pixels of max(0, conv_bias[k] + Σ conv_weight[k, c, dy, dx] · features[rows[r], c, y+dy, x+dx])
+
+An implicit matrix product on the tensor cores, pixels × (9·C) × output channels. Bytes moved: the live samples' maps
+once (neighbouring taps come from the caches), the weights from the cache; the convolution's output never leaves the
+registers, which saves writing and reading a map of the same size.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .exit_head import exit_arguments
+from .finish import classify, finish
+from .launch import Launch, ceil_div, clamp_power_of_two, power_of_two
+from .workspace import workspace_for
+
+# Pixels that go through the tensor cores at a time, of one sample or of several small ones.
+TILE_PIXELS, MAX_ROWS = 128, 16
+
+
+@triton.jit(do_not_specialize=["size", "samples", "results", "exit_index"])
+def _conv_kernel(
+    features, sample_stride, channel_stride, line_stride, pixel_stride, samples, conv_weight, conv_bias,
+    weight, bias, threshold, rows, positions, live, size, logits, logits_row_stride, logits_column_stride,
+    confidence, confidence_stride, exits, exits_stride, results, exit_index,
+    next_rows, next_positions, next_live, workspace, pooled, scratch,
+    IN_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    CLASSES: tl.constexpr, CRITERION: tl.constexpr, ROWS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
+    BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_CLASSES: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr, UPCAST: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """A tile is ROWS entries of the live list, BLOCK_PIXELS pixels of each at a time."""
+    tile = tl.atomic_add(workspace, 1, sem="relaxed")
+    entry = tile * ROWS + tl.arange(0, ROWS)
+    count = tl.minimum(tl.load(live), size)
+    alive = entry < count
+    out = tl.zeros([ROWS, BLOCK_COLUMNS], tl.float32)
+    if tile * ROWS < count:
+        item = tl.arange(0, ROWS * BLOCK_PIXELS)
+        owner = tile * ROWS + item // BLOCK_PIXELS
+        row = tl.load(rows + owner, mask=owner < count, other=0)
+        tl.device_assert((row >= 0) & (row < samples), "rows is out of range", mask=owner < count)
+        start = features + row.to(tl.int64) * sample_stride
+        for first_out in tl.range(0, CHANNELS, BLOCK_OUT, num_stages=1):
+            filters = first_out + tl.arange(0, BLOCK_OUT)
+            conv_shift = tl.load(conv_bias + filters, mask=filters < CHANNELS, other=0.0)
+            totals = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
+            for first_pixel in tl.range(0, HEIGHT * WIDTH, BLOCK_PIXELS, num_stages=1):
+                pixel = first_pixel + item % BLOCK_PIXELS
+                inside = (owner < count) & (pixel < HEIGHT * WIDTH)
+                maps = _convolve(
+                    start, channel_stride, line_stride, pixel_stride, conv_weight, pixel // WIDTH, pixel % WIDTH,
+                    inside, filters, IN_CHANNELS, CHANNELS, HEIGHT, WIDTH, BLOCK_IN, BLOCK_OUT, UPCAST,
+                )  # fmt: skip
+                maps = maps + conv_shift[None, :]
+                # Not tl.maximum, which would turn NaN into 0 and let its sample leave.
+                maps = tl.where((maps <= 0.0) | (inside[:, None] == 0), 0.0, maps)
+                totals += tl.sum(tl.reshape(maps, [ROWS, BLOCK_PIXELS, BLOCK_OUT]), axis=1)
+            place = pooled + entry[:, None].to(tl.int64) * CHANNELS + filters[None, :]
+            means = totals / (HEIGHT * WIDTH * 1.0)
+            tl.store(place, means, mask=alive[:, None] & (filters[None, :] < CHANNELS))
+        tl.debug_barrier()
+        out = classify(
+            pooled, weight, bias, scratch, entry, alive,
+            CHANNELS, CLASSES, ROWS, BLOCK_COLUMNS, BLOCK_CLASSES, BLOCK_CHANNELS,
+        )  # fmt: skip
+    finish(
+        out, entry, alive, tile, threshold, rows, positions, size,
+        logits, logits_row_stride, logits_column_stride, confidence, confidence_stride, exits, exits_stride, results,
+        exit_index, next_rows, next_positions, next_live, workspace, CLASSES, CRITERION, BLOCK_COLUMNS, WINDOW,
+    )  # fmt: skip
+
+
+@triton.jit
+def _convolve(
+    start, channel_stride, line_stride, pixel_stride, conv_weight, y, x, inside, filters,
+    IN_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """The convolution's sums for pixels (y, x) of the samples at `start`: [pixels, BLOCK_OUT] float32."""
+    blocks: tl.constexpr = (IN_CHANNELS + BLOCK_IN - 1) // BLOCK_IN
+    sums = tl.zeros([y.shape[0], BLOCK_OUT], tl.float32)
+    for step in range(0, 9 * blocks):
+        tap = step // blocks
+        channel = step % blocks * BLOCK_IN + tl.arange(0, BLOCK_IN)
+        line, place = y + tap // 3 - 1, x + tap % 3 - 1
+        there = inside & (line >= 0) & (line < HEIGHT) & (place >= 0) & (place < WIDTH)
+        offset = line * line_stride + place * pixel_stride
+        a = tl.load(
+            start[:, None] + offset[:, None] + channel[None, :] * channel_stride,
+            mask=there[:, None] & (channel[None, :] < IN_CHANNELS),
+            other=0.0,
+        )
+        b = tl.load(
+            conv_weight + filters[None, :] * (9 * IN_CHANNELS) + tap * IN_CHANNELS + channel[:, None],
+            mask=(filters[None, :] < CHANNELS) & (channel[:, None] < IN_CHANNELS),
+            other=0.0,
+        )
+        if UPCAST:
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        sums = tl.dot(a, b, sums, input_precision="tf32x3")
+    return sums
+
+
+def exit_conv_head(
+    features: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None,
+    rows: Tensor, positions: Tensor, live: Tensor, criterion: str, exit_index: int,
+    logits: Tensor, confidence: Tensor, exits: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Arguments and returns as of the op `eefast::exit_conv_head`; checked by the caller."""
+    lists = torch.empty_like(rows), torch.empty_like(rows), torch.empty_like(live)
+    launch(
+        features, conv_weight, conv_bias, weight, bias, threshold, rows, positions, live, criterion, exit_index,
+        logits, confidence, exits, *lists,
+    ).run()  # fmt: skip
+    return lists
+
+
+def launch(
+    features: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None,
+    rows: Tensor, positions: Tensor, live: Tensor, criterion: str, exit_index: int,
+    logits: Tensor, confidence: Tensor, exits: Tensor, next_rows: Tensor, next_positions: Tensor, next_live: Tensor,
+) -> Launch:  # fmt: skip
+    """The one launch; its blocks depend on the shape of one sample only."""
+    samples, in_channels, height, width = features.shape
+    channels, classes, size = len(conv_bias), len(bias) - 1, len(rows)
+    block_pixels = min(TILE_PIXELS, power_of_two(height * width))
+    tile_rows = min(TILE_PIXELS // block_pixels, MAX_ROWS)
+    # Float32 is split into three products in registers, which leaves room for fewer output channels.
+    wide = features.element_size() > 2
+    block_out = max(16, min(power_of_two(channels), 32 if wide else 128))
+    columns = power_of_two(classes + 1)
+    tiles = max(1, ceil_div(size, tile_rows))
+    warps = 8 if wide or block_out > 64 or columns > 256 else 4
+    block_classes = min(columns, 128) if tile_rows >= 16 else clamp_power_of_two(8192 // (tile_rows * 32), columns)
+    arguments = dict(
+        features=features, sample_stride=features.stride(0), channel_stride=features.stride(1),
+        line_stride=features.stride(2), pixel_stride=features.stride(3), samples=samples,
+        conv_weight=conv_weight.contiguous(memory_format=torch.channels_last), conv_bias=conv_bias.contiguous(),
+        **exit_arguments(
+            weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits,
+            next_rows, next_positions, next_live,
+        ),
+        workspace=workspace_for(rows.device, tiles + 2),
+        pooled=features.new_empty(size, channels, dtype=torch.float32),
+        scratch=features.new_empty(size, classes + 1, dtype=torch.float32),
+        IN_CHANNELS=in_channels, CHANNELS=channels, HEIGHT=height, WIDTH=width, ROWS=tile_rows,
+        BLOCK_PIXELS=block_pixels, BLOCK_IN=max(16, min(power_of_two(in_channels), 32 if wide else 64)),
+        BLOCK_OUT=block_out, BLOCK_CLASSES=block_classes, BLOCK_CHANNELS=32,
+        UPCAST=features.dtype == torch.float64 or _interpreted(features), WINDOW=32 * warps,
+    )  # fmt: skip
+    return Launch(_conv_kernel, (tiles,), arguments, num_warps=warps, num_stages=2 if wide else 3)
+
+
+def _interpreted(features: Tensor) -> bool:
+    # Triton's interpreter multiplies the bit patterns of bfloat16.
+    return features.device.type == "cpu" and features.dtype == torch.bfloat16

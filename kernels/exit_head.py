@@ -1,0 +1,209 @@
+"""The exit head in one launch: global average pool → logits → criterion → results and survivor list.
+
+    pooled[r, c] = mean over pixels of features[rows[r], c];  then as in `finish`
+
+Bytes moved: the live samples' maps once, the weights from the cache, 16 bytes per entry of the live list, and the
+results of leaving samples. With many classes (ImageNet) also pooled features and logits, float32, through the L2 cache.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .finish import classify, finish
+from .launch import Launch, ceil_div, clamp_power_of_two, power_of_two
+from .workspace import workspace_for
+
+MAX_CLASSES = 1023
+MAX_CHANNELS = 4096
+
+
+@triton.jit
+def _pool(
+    features, row, alive, sample_stride, channel_stride, pixel_stride, pixels,
+    CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Mean over the pixels of each row, [ROWS, BLOCK_CHANNELS] float32; the order of the additions is fixed."""
+    channel = tl.arange(0, BLOCK_CHANNELS)[None, None, :]
+    start = features + row.to(tl.int64)[:, None, None] * sample_stride + channel * channel_stride
+    sums = tl.zeros([ROWS, BLOCK_PIXELS, BLOCK_CHANNELS], tl.float32)
+    for first in range(0, pixels, BLOCK_PIXELS):
+        pixel = first + tl.arange(0, BLOCK_PIXELS)[None, :, None]
+        mask = alive[:, None, None] & (pixel < pixels) & (channel < CHANNELS)
+        sums += tl.load(start + pixel * pixel_stride, mask=mask, other=0.0).to(tl.float32)
+    return tl.sum(sums, axis=1) / (pixels * 1.0)
+
+
+@triton.jit(do_not_specialize=["size", "samples", "results", "exit_index"])
+def _few_classes_kernel(
+    features, sample_stride, channel_stride, pixel_stride, pixels, samples, weight, bias, threshold,
+    rows, positions, live, size, logits, logits_row_stride, logits_column_stride,
+    confidence, confidence_stride, exits, exits_stride, results, exit_index,
+    next_rows, next_positions, next_live, workspace,
+    CHANNELS: tl.constexpr, CLASSES: tl.constexpr, CRITERION: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_CLASSES: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """Everything in registers; a tile is ROWS entries of the live list."""
+    tile = tl.atomic_add(workspace, 1, sem="relaxed")
+    entry = tile * ROWS + tl.arange(0, ROWS)
+    count = tl.minimum(tl.load(live), size)
+    alive = entry < count
+    out = tl.zeros([ROWS, BLOCK_COLUMNS], tl.float32)
+    if tile * ROWS < count:
+        row = tl.load(rows + entry, mask=alive, other=0)
+        tl.device_assert((row >= 0) & (row < samples), "rows is out of range", mask=alive)
+        pooled = _pool(
+            features, row, alive, sample_stride, channel_stride, pixel_stride, pixels,
+            CHANNELS, ROWS, BLOCK_PIXELS, BLOCK_CHANNELS,
+        )  # fmt: skip
+        column = tl.arange(0, BLOCK_COLUMNS)
+        channel = tl.arange(0, BLOCK_CHANNELS)[None, :]
+        for first in range(0, CLASSES + 1, BLOCK_CLASSES):
+            weight_row = first + tl.arange(0, BLOCK_CLASSES)
+            w = tl.load(
+                weight + weight_row[:, None] * CHANNELS + channel,
+                mask=(weight_row[:, None] <= CLASSES) & (channel < CHANNELS),
+                other=0.0,
+            )
+            sums = tl.sum(pooled[:, None, :] * w[None, :, :], axis=2)
+            if BLOCK_CLASSES == BLOCK_COLUMNS:
+                out = sums
+            else:
+                here = (weight_row[:, None] == column[None, :])[None, :, :]
+                out += tl.sum(tl.where(here, sums[:, :, None], 0.0), axis=1)
+        out += tl.load(bias + column, mask=column <= CLASSES, other=0.0)[None, :]
+    finish(
+        out, entry, alive, tile, threshold, rows, positions, size,
+        logits, logits_row_stride, logits_column_stride, confidence, confidence_stride, exits, exits_stride, results,
+        exit_index, next_rows, next_positions, next_live, workspace, CLASSES, CRITERION, BLOCK_COLUMNS, WINDOW,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["size", "samples", "results", "exit_index"])
+def _many_classes_kernel(
+    features, sample_stride, channel_stride, pixel_stride, pixels, samples, weight, bias, threshold,
+    rows, positions, live, size, logits, logits_row_stride, logits_column_stride,
+    confidence, confidence_stride, exits, exits_stride, results, exit_index,
+    next_rows, next_positions, next_live, workspace, pooled, scratch,
+    CHANNELS: tl.constexpr, CLASSES: tl.constexpr, CRITERION: tl.constexpr, ROWS: tl.constexpr,
+    POOL_ROWS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr, DOT_CLASSES: tl.constexpr, DOT_CHANNELS: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """ROWS samples share one pass over the weights, on the tensor cores."""
+    tile = tl.atomic_add(workspace, 1, sem="relaxed")
+    entry = tile * ROWS + tl.arange(0, ROWS)
+    count = tl.minimum(tl.load(live), size)
+    alive = entry < count
+    out = tl.zeros([ROWS, BLOCK_COLUMNS], tl.float32)
+    if tile * ROWS < count:
+        channel = tl.arange(0, BLOCK_CHANNELS)[None, :]
+        for first in tl.range(0, ROWS, POOL_ROWS, num_stages=1):
+            part = tile * ROWS + first + tl.arange(0, POOL_ROWS)
+            part_alive = part < count
+            row = tl.load(rows + part, mask=part_alive, other=0)
+            tl.device_assert((row >= 0) & (row < samples), "rows is out of range", mask=part_alive)
+            means = _pool(
+                features, row, part_alive, sample_stride, channel_stride, pixel_stride, pixels,
+                CHANNELS, POOL_ROWS, BLOCK_PIXELS, BLOCK_CHANNELS,
+            )  # fmt: skip
+            place = pooled + part[:, None].to(tl.int64) * CHANNELS + channel
+            tl.store(place, means, mask=part_alive[:, None] & (channel < CHANNELS))
+        tl.debug_barrier()
+        out = classify(
+            pooled, weight, bias, scratch, entry, alive,
+            CHANNELS, CLASSES, ROWS, BLOCK_COLUMNS, DOT_CLASSES, DOT_CHANNELS,
+        )  # fmt: skip
+    finish(
+        out, entry, alive, tile, threshold, rows, positions, size,
+        logits, logits_row_stride, logits_column_stride, confidence, confidence_stride, exits, exits_stride, results,
+        exit_index, next_rows, next_positions, next_live, workspace, CLASSES, CRITERION, BLOCK_COLUMNS, WINDOW,
+    )  # fmt: skip
+
+
+def check_range(channels: int, classes: int) -> None:
+    """`ValueError` for a head that is larger than the kernels are made for."""
+    for name, value, largest in (("C", channels, MAX_CHANNELS), ("K", classes, MAX_CLASSES)):
+        if value > largest:
+            raise ValueError(f"{name} = {value}; the Triton exit heads go to {largest}, use engine='reference'")
+
+
+def exit_head(
+    features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
+    live: Tensor, criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Arguments and returns as of the op `eefast::exit_head`; checked by the caller."""
+    lists = torch.empty_like(rows), torch.empty_like(rows), torch.empty_like(live)
+    launch(
+        features, weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits,
+        *lists,
+    ).run()  # fmt: skip
+    return lists
+
+
+def launch(
+    features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
+    live: Tensor, criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
+    next_rows: Tensor, next_positions: Tensor, next_live: Tensor,
+) -> Launch:  # fmt: skip
+    """The one launch. Which kernel and which blocks depends on the shape of one sample only, so that a sample meets the
+    same additions in every batch."""
+    samples, channels, height, width = features.shape
+    classes, size = len(bias) - 1, len(rows)
+    if height > 1 and width > 1 and features.stride(2) != width * features.stride(3):
+        # Lines with gaps between them (a crop) are the one layout that the kernels do not read.
+        features = features.contiguous(memory_format=torch.channels_last)
+    arguments = dict(
+        features=features, sample_stride=features.stride(0), channel_stride=features.stride(1),
+        pixel_stride=features.stride(3 if width > 1 else 2), pixels=height * width, samples=samples,
+        **exit_arguments(
+            weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits,
+            next_rows, next_positions, next_live,
+        ),
+        CHANNELS=channels, BLOCK_CHANNELS=power_of_two(channels),
+    )  # fmt: skip
+    block, columns, pixels = power_of_two(channels), power_of_two(classes + 1), power_of_two(height * width)
+    if columns <= 64 and columns * block <= 32768:
+        sample_bytes = channels * height * width * features.element_size()
+        tile_rows = clamp_power_of_two(min(32768 // sample_bytes, 8192 // (columns * block)), 8)
+        warps = 4 if block <= 1024 else 8
+        shape = dict(
+            ROWS=tile_rows,
+            BLOCK_PIXELS=clamp_power_of_two(1024 * warps // (tile_rows * block), pixels),
+            BLOCK_CLASSES=clamp_power_of_two(8192 // (tile_rows * block), columns),
+        )  # fmt: skip
+        kernel, extra = _few_classes_kernel, {}
+    else:
+        tile_rows, warps = 16, 8
+        pool_rows = clamp_power_of_two(8192 // block, tile_rows)
+        shape = dict(
+            ROWS=tile_rows, POOL_ROWS=pool_rows, BLOCK_PIXELS=clamp_power_of_two(8192 // (pool_rows * block), pixels),
+            DOT_CLASSES=128, DOT_CHANNELS=32,
+        )  # fmt: skip
+        kernel = _many_classes_kernel
+        extra = dict(
+            pooled=features.new_empty(size, channels, dtype=torch.float32),
+            scratch=features.new_empty(size, classes + 1, dtype=torch.float32),
+        )
+    tiles = max(1, ceil_div(size, tile_rows))
+    arguments |= dict(workspace=workspace_for(rows.device, tiles + 2), WINDOW=32 * warps, **shape, **extra)
+    return Launch(kernel, (tiles,), arguments, num_warps=warps)
+
+
+def exit_arguments(
+    weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor, live: Tensor,
+    criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
+    next_rows: Tensor, next_positions: Tensor, next_live: Tensor,
+) -> dict[str, object]:  # fmt: skip
+    """What `finish` needs, by parameter name."""
+    return dict(
+        weight=weight.contiguous(), bias=bias.contiguous(), threshold=threshold, rows=rows.contiguous(),
+        positions=positions.contiguous(), live=live, size=len(rows), logits=logits, logits_row_stride=logits.stride(0),
+        logits_column_stride=logits.stride(1), confidence=confidence, confidence_stride=confidence.stride(0),
+        exits=exits, exits_stride=exits.stride(0), results=len(exits), exit_index=exit_index, next_rows=next_rows,
+        next_positions=next_positions, next_live=next_live, CLASSES=len(bias) - 1, CRITERION=criterion,
+        BLOCK_COLUMNS=power_of_two(len(bias)),
+    )  # fmt: skip

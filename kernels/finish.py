@@ -1,0 +1,149 @@
+"""Device functions that end every exit: pooled features → logits → confidence → results of leaving samples, survivors.
+
+    logits = weight · pooled + bias;  confidence = criterion(logits);  leaves = confidence > threshold, or < for entropy
+
+The survivor list is a single-pass scan with decoupled look-back (Merrill & Garland, Single-pass Parallel Prefix Scan,
+2016) over tiles of the live list: each tile moves 16 bytes per entry and waits only for tiles that have started before.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def classify(
+    pooled, weight, bias, scratch, entry, alive,
+    CHANNELS: tl.constexpr, CLASSES: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr, BLOCK_CLASSES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Logits and confidence row, [ROWS, BLOCK_COLUMNS], of the entries whose pooled features lie in `pooled`.
+
+    pooled, scratch: [R, CHANNELS] and [R, CLASSES + 1] float32, private to this launch; `pooled` was written by the
+        same program before a barrier.
+    """
+    for first in range(0, CLASSES + 1, BLOCK_CLASSES):
+        row = first + tl.arange(0, BLOCK_CLASSES)
+        sums = tl.zeros([ROWS, BLOCK_CLASSES], tl.float32)
+        for start in range(0, CHANNELS, BLOCK_CHANNELS):
+            channel = start + tl.arange(0, BLOCK_CHANNELS)
+            x = tl.load(
+                pooled + entry[:, None].to(tl.int64) * CHANNELS + channel[None, :],
+                mask=alive[:, None] & (channel[None, :] < CHANNELS),
+                other=0.0,
+            )
+            w = tl.load(
+                weight + row[None, :] * CHANNELS + channel[:, None],
+                mask=(row[None, :] <= CLASSES) & (channel[:, None] < CHANNELS),
+                other=0.0,
+            )
+            if ROWS >= 16:
+                sums = tl.dot(x, w, sums, input_precision="tf32x3")
+            else:
+                sums += tl.sum(x[:, :, None] * w[None, :, :], axis=1)
+        sums += tl.load(bias + row, mask=row <= CLASSES, other=0.0)[None, :]
+        place = scratch + entry[:, None].to(tl.int64) * (CLASSES + 1) + row[None, :]
+        tl.store(place, sums, mask=alive[:, None] & (row[None, :] <= CLASSES))
+    tl.debug_barrier()
+    column = tl.arange(0, BLOCK_COLUMNS)
+    return tl.load(
+        scratch + entry[:, None].to(tl.int64) * (CLASSES + 1) + column[None, :],
+        mask=alive[:, None] & (column[None, :] <= CLASSES),
+        other=0.0,
+    )
+
+
+@triton.jit
+def confidence_of(out, column, CLASSES: tl.constexpr, CRITERION: tl.constexpr):
+    """The criteria of eefast/criteria.py in float32: [ROWS, columns] → [ROWS]."""
+    if CRITERION == "learned":
+        confidence_logit = tl.sum(tl.where(column == CLASSES, out, 0.0), axis=1)
+        value = tl.div_rn(1.0, 1.0 + tl.exp(-confidence_logit))
+    else:
+        logits = tl.where(column < CLASSES, out, float("-inf"))
+        first = tl.max(logits, axis=1)
+        shifted = logits - first[:, None]
+        powers = tl.exp(shifted)
+        total = tl.sum(powers, axis=1)
+        if CRITERION == "max_probability":
+            value = tl.div_rn(1.0, total)
+        elif CRITERION == "entropy":
+            # 0 · log 0 = 0; a NaN is not 0 and stays NaN.
+            moment = tl.sum(tl.where(powers == 0.0, 0.0, powers * shifted), axis=1)
+            value = tl.log(total) - tl.div_rn(moment, total)
+        else:
+            tl.static_assert(CRITERION == "margin")
+            best = tl.argmax(logits, axis=1)
+            second = tl.max(tl.where(column == best[:, None], float("-inf"), logits), axis=1)
+            value = tl.div_rn(1.0, total) - tl.div_rn(tl.exp(second - first), total)
+    return value
+
+
+@triton.jit
+def survivors_before(status, tile, count, WINDOW: tl.constexpr):
+    """Sum of `count` over all tiles before `tile`.
+
+    status: one int32 word per tile, 0 at the launch: 4 · sum + 1 for the tile's own count, 4 · sum + 2 for all up to it.
+    WINDOW: one word per thread. With fewer, warps would hold copies, read at different moments, and part ways.
+    """
+    tl.atomic_xchg(status + tile, count * 4 + 1, sem="relaxed")
+    distance = tl.arange(0, WINDOW)
+    before = tile * 0
+    end = tile
+    while end > 0:
+        index = end - 1 - distance
+        word = tl.load(status + index, mask=index >= 0, other=2, volatile=True)
+        nearest = tl.min(tl.where((word & 3) == 2, distance, WINDOW), axis=0)
+        needed = distance <= nearest
+        if tl.min(tl.where(needed, word & 3, 1), axis=0) > 0:
+            before += tl.sum(tl.where(needed, word >> 2, 0), axis=0)
+            end = tl.where(nearest < WINDOW, 0, end - WINDOW)
+    tl.atomic_xchg(status + tile, (before + count) * 4 + 2, sem="relaxed")
+    return before
+
+
+@triton.jit
+def finish(
+    out, entry, alive, tile, threshold, rows, positions, size,
+    logits, logits_row_stride, logits_column_stride, confidence, confidence_stride, exits, exits_stride, results,
+    exit_index, next_rows, next_positions, next_live, workspace,
+    CLASSES: tl.constexpr, CRITERION: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """Decide, write the answers of the leaving samples, place every entry of the tile in the next live list."""
+    column = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    value = confidence_of(out, column, CLASSES, CRITERION)
+    if threshold is None:
+        leaves = alive
+    elif CRITERION == "entropy":
+        leaves = alive & (value < tl.load(threshold))
+    else:
+        leaves = alive & (value > tl.load(threshold))
+
+    inside = entry < size
+    row = tl.load(rows + entry, mask=inside, other=0)
+    position = tl.load(positions + entry, mask=inside, other=0)
+    tl.device_assert((position >= 0) & (position < results), "positions is out of range", mask=alive)
+    answer = position.to(tl.int64)
+    place = logits + answer[:, None] * logits_row_stride + column * logits_column_stride
+    tl.store(place, out, mask=leaves[:, None] & (column < CLASSES))
+    tl.store(confidence + answer * confidence_stride, value, mask=leaves)
+    tl.store(exits + answer * exits_stride, answer * 0 + exit_index, mask=leaves)
+
+    survives = (alive & (leaves == 0)).to(tl.int32)
+    own = tl.cumsum(survives, axis=0)
+    count = tl.sum(survives, axis=0)
+    before = survivors_before(workspace + 2, tile, count, WINDOW)
+    rank = before + own - survives
+    # Survivors go to the front; the others, whose final number is not known yet, to the back in reverse order.
+    target = tl.where(survives > 0, rank, size - 1 - (entry - rank))
+    tl.store(next_rows + target, row, mask=inside)
+    tl.store(next_positions + target, position, mask=inside)
+
+    tiles = tl.num_programs(0)
+    if tile == tiles - 1:
+        tl.store(next_live, before + count)
+    # Who comes last leaves the workspace as it was found, so that no launch needs another one to clear it.
+    tl.debug_barrier()
+    if tl.atomic_add(workspace + 1, 1) == tiles - 1:
+        for start in range(0, tiles + 2, WINDOW):
+            index = start + tl.arange(0, WINDOW)
+            tl.store(workspace + index, index * 0, mask=index < tiles + 2)
