@@ -1,6 +1,7 @@
 """The exit head behind a convolution in one launch: conv3x3 + bias + ReLU → global average pool → as `exit_head`.
 
-    pooled[r, k] = mean over pixels of max(0, conv_bias[k] + Σ conv_weight[k, c, dy, dx] · features[rows[r], c, y+dy, x+dx])
+    map[k, y, x] = max(0, conv_bias[k] + Σ over c, i, j of conv_weight[k, c, i, j] · features[rows[r], c, y+i-1, x+j-1])
+    pooled[r, k] = mean over y, x of map;  then as in `finish`
 
 An implicit matrix product on the tensor cores, pixels × (9·C) × output channels. Bytes moved: the live samples' maps
 once (neighbouring taps come from the caches), the weights from the cache; the convolution's output never leaves the
@@ -15,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .exit_head import exit_arguments
-from .finish import classify, finish
+from .finish import advance, answer_from, classify
 from .launch import Launch, ceil_div, clamp_power_of_two, power_of_two
 from .workspace import workspace_for
 
@@ -32,14 +33,14 @@ def _conv_kernel(
     IN_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     CLASSES: tl.constexpr, CRITERION: tl.constexpr, ROWS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
     BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_CLASSES: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr, UPCAST: tl.constexpr, WINDOW: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr, PART: tl.constexpr, UPCAST: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """A tile is ROWS entries of the live list, BLOCK_PIXELS pixels of each at a time."""
     tile = tl.atomic_add(workspace, 1, sem="relaxed")
     entry = tile * ROWS + tl.arange(0, ROWS)
     count = tl.minimum(tl.load(live), size)
     alive = entry < count
-    out = tl.zeros([ROWS, BLOCK_COLUMNS], tl.float32)
+    survives = tl.zeros([ROWS], tl.int32)
     if tile * ROWS < count:
         item = tl.arange(0, ROWS * BLOCK_PIXELS)
         owner = tile * ROWS + item // BLOCK_PIXELS
@@ -65,15 +66,13 @@ def _conv_kernel(
             means = totals / (HEIGHT * WIDTH * 1.0)
             tl.store(place, means, mask=alive[:, None] & (filters[None, :] < CHANNELS))
         tl.debug_barrier()
-        out = classify(
-            pooled, weight, bias, scratch, entry, alive,
-            CHANNELS, CLASSES, ROWS, BLOCK_COLUMNS, BLOCK_CLASSES, BLOCK_CHANNELS,
+        classify(pooled, weight, bias, scratch, entry, alive, CHANNELS, CLASSES, ROWS, BLOCK_CLASSES, BLOCK_CHANNELS)
+        survives = answer_from(
+            scratch, tile, count, threshold, positions, logits, logits_row_stride, logits_column_stride,
+            confidence, confidence_stride, exits, exits_stride, results, exit_index,
+            CLASSES, CRITERION, BLOCK_COLUMNS, ROWS, PART,
         )  # fmt: skip
-    finish(
-        out, entry, alive, tile, threshold, rows, positions, size,
-        logits, logits_row_stride, logits_column_stride, confidence, confidence_stride, exits, exits_stride, results,
-        exit_index, next_rows, next_positions, next_live, workspace, CLASSES, CRITERION, BLOCK_COLUMNS, WINDOW,
-    )  # fmt: skip
+    advance(survives, entry, tile, rows, positions, size, next_rows, next_positions, next_live, workspace, WINDOW)
 
 
 @triton.jit
@@ -134,10 +133,11 @@ def launch(
     # Float32 is split into three products in registers, which leaves room for fewer output channels.
     wide = features.element_size() > 2
     block_out = max(16, min(power_of_two(channels), 32 if wide else 128))
-    columns = power_of_two(classes + 1)
+    # Below 16 channels every element is loaded on its own and has an address of its own in registers.
+    warps = 8 if wide or block_out > 64 or in_channels < 16 else 4
+    columns, block_channels = power_of_two(classes + 1), min(32, max(16, power_of_two(channels)))
+    product = 64 * 16 if tile_rows >= 16 else 4096 // block_channels
     tiles = max(1, ceil_div(size, tile_rows))
-    warps = 8 if wide or block_out > 64 or columns > 256 else 4
-    block_classes = min(columns, 128) if tile_rows >= 16 else clamp_power_of_two(8192 // (tile_rows * 32), columns)
     arguments = dict(
         features=features, sample_stride=features.stride(0), channel_stride=features.stride(1),
         line_stride=features.stride(2), pixel_stride=features.stride(3), samples=samples,
@@ -151,7 +151,8 @@ def launch(
         scratch=features.new_empty(size, classes + 1, dtype=torch.float32),
         IN_CHANNELS=in_channels, CHANNELS=channels, HEIGHT=height, WIDTH=width, ROWS=tile_rows,
         BLOCK_PIXELS=block_pixels, BLOCK_IN=max(16, min(power_of_two(in_channels), 32 if wide else 64)),
-        BLOCK_OUT=block_out, BLOCK_CLASSES=block_classes, BLOCK_CHANNELS=32,
+        BLOCK_OUT=block_out, BLOCK_CLASSES=clamp_power_of_two(product // tile_rows, columns),
+        BLOCK_CHANNELS=block_channels,        PART=clamp_power_of_two(4096 // columns, tile_rows),
         UPCAST=features.dtype == torch.float64 or _interpreted(features), WINDOW=32 * warps,
     )  # fmt: skip
     return Launch(_conv_kernel, (tiles,), arguments, num_warps=warps, num_stages=2 if wide else 3)

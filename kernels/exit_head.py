@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .finish import classify, finish
+from .finish import advance, answer, answer_from, classify
 from .launch import Launch, ceil_div, clamp_power_of_two, power_of_two
 from .workspace import workspace_for
 
@@ -52,7 +52,7 @@ def _few_classes_kernel(
     entry = tile * ROWS + tl.arange(0, ROWS)
     count = tl.minimum(tl.load(live), size)
     alive = entry < count
-    out = tl.zeros([ROWS, BLOCK_COLUMNS], tl.float32)
+    survives = tl.zeros([ROWS], tl.int32)
     if tile * ROWS < count:
         row = tl.load(rows + entry, mask=alive, other=0)
         tl.device_assert((row >= 0) & (row < samples), "rows is out of range", mask=alive)
@@ -62,6 +62,7 @@ def _few_classes_kernel(
         )  # fmt: skip
         column = tl.arange(0, BLOCK_COLUMNS)
         channel = tl.arange(0, BLOCK_CHANNELS)[None, :]
+        out = tl.zeros([ROWS, BLOCK_COLUMNS], tl.float32)
         for first in range(0, CLASSES + 1, BLOCK_CLASSES):
             weight_row = first + tl.arange(0, BLOCK_CLASSES)
             w = tl.load(
@@ -76,11 +77,11 @@ def _few_classes_kernel(
                 here = (weight_row[:, None] == column[None, :])[None, :, :]
                 out += tl.sum(tl.where(here, sums[:, :, None], 0.0), axis=1)
         out += tl.load(bias + column, mask=column <= CLASSES, other=0.0)[None, :]
-    finish(
-        out, entry, alive, tile, threshold, rows, positions, size,
-        logits, logits_row_stride, logits_column_stride, confidence, confidence_stride, exits, exits_stride, results,
-        exit_index, next_rows, next_positions, next_live, workspace, CLASSES, CRITERION, BLOCK_COLUMNS, WINDOW,
-    )  # fmt: skip
+        survives = answer(
+            out, entry, alive, threshold, positions, logits, logits_row_stride, logits_column_stride,
+            confidence, confidence_stride, exits, exits_stride, results, exit_index, CLASSES, CRITERION, BLOCK_COLUMNS,
+        )  # fmt: skip
+    advance(survives, entry, tile, rows, positions, size, next_rows, next_positions, next_live, workspace, WINDOW)
 
 
 @triton.jit(do_not_specialize=["size", "samples", "results", "exit_index"])
@@ -91,14 +92,15 @@ def _many_classes_kernel(
     next_rows, next_positions, next_live, workspace, pooled, scratch,
     CHANNELS: tl.constexpr, CLASSES: tl.constexpr, CRITERION: tl.constexpr, ROWS: tl.constexpr,
     POOL_ROWS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr, DOT_CLASSES: tl.constexpr, DOT_CHANNELS: tl.constexpr, WINDOW: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr, DOT_CLASSES: tl.constexpr, DOT_CHANNELS: tl.constexpr, PART: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):  # fmt: skip
     """ROWS samples share one pass over the weights, on the tensor cores."""
     tile = tl.atomic_add(workspace, 1, sem="relaxed")
     entry = tile * ROWS + tl.arange(0, ROWS)
     count = tl.minimum(tl.load(live), size)
     alive = entry < count
-    out = tl.zeros([ROWS, BLOCK_COLUMNS], tl.float32)
+    survives = tl.zeros([ROWS], tl.int32)
     if tile * ROWS < count:
         channel = tl.arange(0, BLOCK_CHANNELS)[None, :]
         for first in tl.range(0, ROWS, POOL_ROWS, num_stages=1):
@@ -113,15 +115,13 @@ def _many_classes_kernel(
             place = pooled + part[:, None].to(tl.int64) * CHANNELS + channel
             tl.store(place, means, mask=part_alive[:, None] & (channel < CHANNELS))
         tl.debug_barrier()
-        out = classify(
-            pooled, weight, bias, scratch, entry, alive,
-            CHANNELS, CLASSES, ROWS, BLOCK_COLUMNS, DOT_CLASSES, DOT_CHANNELS,
+        classify(pooled, weight, bias, scratch, entry, alive, CHANNELS, CLASSES, ROWS, DOT_CLASSES, DOT_CHANNELS)
+        survives = answer_from(
+            scratch, tile, count, threshold, positions, logits, logits_row_stride, logits_column_stride,
+            confidence, confidence_stride, exits, exits_stride, results, exit_index,
+            CLASSES, CRITERION, BLOCK_COLUMNS, ROWS, PART,
         )  # fmt: skip
-    finish(
-        out, entry, alive, tile, threshold, rows, positions, size,
-        logits, logits_row_stride, logits_column_stride, confidence, confidence_stride, exits, exits_stride, results,
-        exit_index, next_rows, next_positions, next_live, workspace, CLASSES, CRITERION, BLOCK_COLUMNS, WINDOW,
-    )  # fmt: skip
+    advance(survives, entry, tile, rows, positions, size, next_rows, next_positions, next_live, workspace, WINDOW)
 
 
 def check_range(channels: int, classes: int) -> None:
@@ -149,8 +149,10 @@ def launch(
     live: Tensor, criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
     next_rows: Tensor, next_positions: Tensor, next_live: Tensor,
 ) -> Launch:  # fmt: skip
-    """The one launch. Which kernel and which blocks depends on the shape of one sample only, so that a sample meets the
-    same additions in every batch."""
+    """The one launch.
+
+    Which kernel and which blocks depends on the shape of one sample only: it meets the same additions in every batch.
+    """
     samples, channels, height, width = features.shape
     classes, size = len(bias) - 1, len(rows)
     if height > 1 and width > 1 and features.stride(2) != width * features.stride(3):
@@ -168,29 +170,29 @@ def launch(
     block, columns, pixels = power_of_two(channels), power_of_two(classes + 1), power_of_two(height * width)
     if columns <= 64 and columns * block <= 32768:
         sample_bytes = channels * height * width * features.element_size()
-        tile_rows = clamp_power_of_two(min(32768 // sample_bytes, 8192 // (columns * block)), 8)
+        tile_rows = clamp_power_of_two(min(32768 // sample_bytes, 4096 // (columns * block)), 8)
         warps = 4 if block <= 1024 else 8
         shape = dict(
             ROWS=tile_rows,
             BLOCK_PIXELS=clamp_power_of_two(1024 * warps // (tile_rows * block), pixels),
-            BLOCK_CLASSES=clamp_power_of_two(8192 // (tile_rows * block), columns),
+            BLOCK_CLASSES=clamp_power_of_two(1024 * warps // (tile_rows * block), columns),
         )  # fmt: skip
-        kernel, extra = _few_classes_kernel, {}
+        kernel, extra, registers = _few_classes_kernel, {}, None
     else:
         tile_rows, warps = 16, 8
-        pool_rows = clamp_power_of_two(8192 // block, tile_rows)
+        pool_rows = clamp_power_of_two(4096 // block, tile_rows)
         shape = dict(
-            ROWS=tile_rows, POOL_ROWS=pool_rows, BLOCK_PIXELS=clamp_power_of_two(8192 // (pool_rows * block), pixels),
-            DOT_CLASSES=128, DOT_CHANNELS=32,
+            ROWS=tile_rows, POOL_ROWS=pool_rows, BLOCK_PIXELS=clamp_power_of_two(4096 // (pool_rows * block), pixels),
+            DOT_CLASSES=64, DOT_CHANNELS=32, PART=clamp_power_of_two(4096 // columns, tile_rows),
         )  # fmt: skip
-        kernel = _many_classes_kernel
+        kernel, registers = _many_classes_kernel, 128
         extra = dict(
             pooled=features.new_empty(size, channels, dtype=torch.float32),
             scratch=features.new_empty(size, classes + 1, dtype=torch.float32),
         )
     tiles = max(1, ceil_div(size, tile_rows))
     arguments |= dict(workspace=workspace_for(rows.device, tiles + 2), WINDOW=32 * warps, **shape, **extra)
-    return Launch(kernel, (tiles,), arguments, num_warps=warps)
+    return Launch(kernel, (tiles,), arguments, num_warps=warps, max_registers=registers)
 
 
 def exit_arguments(

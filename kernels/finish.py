@@ -14,12 +14,11 @@ import triton.language as tl
 def classify(
     pooled, weight, bias, scratch, entry, alive,
     CHANNELS: tl.constexpr, CLASSES: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr, BLOCK_CLASSES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_CLASSES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Logits and confidence row, [ROWS, BLOCK_COLUMNS], of the entries whose pooled features lie in `pooled`.
+    """Logits and confidence row of ROWS entries into `scratch`, [R, CLASSES + 1] float32.
 
-    pooled, scratch: [R, CHANNELS] and [R, CLASSES + 1] float32, private to this launch; `pooled` was written by the
-        same program before a barrier.
+    pooled: [R, CHANNELS] float32, written by the same program before a barrier.
     """
     for first in range(0, CLASSES + 1, BLOCK_CLASSES):
         row = first + tl.arange(0, BLOCK_CLASSES)
@@ -44,12 +43,6 @@ def classify(
         place = scratch + entry[:, None].to(tl.int64) * (CLASSES + 1) + row[None, :]
         tl.store(place, sums, mask=alive[:, None] & (row[None, :] <= CLASSES))
     tl.debug_barrier()
-    column = tl.arange(0, BLOCK_COLUMNS)
-    return tl.load(
-        scratch + entry[:, None].to(tl.int64) * (CLASSES + 1) + column[None, :],
-        mask=alive[:, None] & (column[None, :] <= CLASSES),
-        other=0.0,
-    )
 
 
 @triton.jit
@@ -82,7 +75,7 @@ def confidence_of(out, column, CLASSES: tl.constexpr, CRITERION: tl.constexpr):
 def survivors_before(status, tile, count, WINDOW: tl.constexpr):
     """Sum of `count` over all tiles before `tile`.
 
-    status: one int32 word per tile, 0 at the launch: 4 · sum + 1 for the tile's own count, 4 · sum + 2 for all up to it.
+    status: one int32 word per tile, 0 at the launch: 4 · own count + 1, then 4 · count of all tiles up to it + 2.
     WINDOW: one word per thread. With fewer, warps would hold copies, read at different moments, and part ways.
     """
     tl.atomic_xchg(status + tile, count * 4 + 1, sem="relaxed")
@@ -102,13 +95,15 @@ def survivors_before(status, tile, count, WINDOW: tl.constexpr):
 
 
 @triton.jit
-def finish(
-    out, entry, alive, tile, threshold, rows, positions, size,
-    logits, logits_row_stride, logits_column_stride, confidence, confidence_stride, exits, exits_stride, results,
-    exit_index, next_rows, next_positions, next_live, workspace,
-    CLASSES: tl.constexpr, CRITERION: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, WINDOW: tl.constexpr,
+def answer(
+    out, entry, alive, threshold, positions, logits, logits_row_stride, logits_column_stride,
+    confidence, confidence_stride, exits, exits_stride, results, exit_index,
+    CLASSES: tl.constexpr, CRITERION: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Decide, write the answers of the leaving samples, place every entry of the tile in the next live list."""
+    """Decide for the entries whose logits and confidence row are `out`; write the answers of those that leave.
+
+    out: [ROWS, BLOCK_COLUMNS]. Returns who survives, [ROWS] int32.
+    """
     column = tl.arange(0, BLOCK_COLUMNS)[None, :]
     value = confidence_of(out, column, CLASSES, CRITERION)
     if threshold is None:
@@ -117,26 +112,61 @@ def finish(
         leaves = alive & (value < tl.load(threshold))
     else:
         leaves = alive & (value > tl.load(threshold))
-
-    inside = entry < size
-    row = tl.load(rows + entry, mask=inside, other=0)
-    position = tl.load(positions + entry, mask=inside, other=0)
+    position = tl.load(positions + entry, mask=alive, other=0)
     tl.device_assert((position >= 0) & (position < results), "positions is out of range", mask=alive)
-    answer = position.to(tl.int64)
-    place = logits + answer[:, None] * logits_row_stride + column * logits_column_stride
-    tl.store(place, out, mask=leaves[:, None] & (column < CLASSES))
-    tl.store(confidence + answer * confidence_stride, value, mask=leaves)
-    tl.store(exits + answer * exits_stride, answer * 0 + exit_index, mask=leaves)
+    place = position.to(tl.int64)
+    tl.store(
+        logits + place[:, None] * logits_row_stride + column * logits_column_stride,
+        out,
+        mask=leaves[:, None] & (column < CLASSES),
+    )
+    tl.store(confidence + place * confidence_stride, value, mask=leaves)
+    tl.store(exits + place * exits_stride, place * 0 + exit_index, mask=leaves)
+    return (alive & (leaves == 0)).to(tl.int32)
 
-    survives = (alive & (leaves == 0)).to(tl.int32)
+
+@triton.jit
+def answer_from(
+    scratch, tile, count, threshold, positions, logits, logits_row_stride, logits_column_stride,
+    confidence, confidence_stride, exits, exits_stride, results, exit_index,
+    CLASSES: tl.constexpr, CRITERION: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    PART: tl.constexpr,
+):  # fmt: skip
+    """`answer` for a tile of ROWS entries whose logits lie in `scratch`, PART entries at a time."""
+    survives = tl.zeros([ROWS], tl.int32)
+    column = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    for first in tl.range(0, ROWS, PART, num_stages=1):
+        own = first + tl.arange(0, PART)
+        entry = tile * ROWS + own
+        alive = entry < count
+        out = tl.load(
+            scratch + entry[:, None].to(tl.int64) * (CLASSES + 1) + column,
+            mask=alive[:, None] & (column <= CLASSES),
+            other=0.0,
+        )
+        part = answer(
+            out, entry, alive, threshold, positions, logits, logits_row_stride, logits_column_stride,
+            confidence, confidence_stride, exits, exits_stride, results, exit_index, CLASSES, CRITERION, BLOCK_COLUMNS,
+        )  # fmt: skip
+        survives += tl.sum(tl.where(tl.arange(0, ROWS)[:, None] == own[None, :], part[None, :], 0), axis=1)
+    return survives
+
+
+@triton.jit
+def advance(
+    survives, entry, tile, rows, positions, size, next_rows, next_positions, next_live, workspace,
+    WINDOW: tl.constexpr,
+):  # fmt: skip
+    """Place every entry of the tile in the next live list."""
     own = tl.cumsum(survives, axis=0)
     count = tl.sum(survives, axis=0)
     before = survivors_before(workspace + 2, tile, count, WINDOW)
     rank = before + own - survives
     # Survivors go to the front; the others, whose final number is not known yet, to the back in reverse order.
     target = tl.where(survives > 0, rank, size - 1 - (entry - rank))
-    tl.store(next_rows + target, row, mask=inside)
-    tl.store(next_positions + target, position, mask=inside)
+    inside = entry < size
+    tl.store(next_rows + target, tl.load(rows + entry, mask=inside, other=0), mask=inside)
+    tl.store(next_positions + target, tl.load(positions + entry, mask=inside, other=0), mask=inside)
 
     tiles = tl.num_programs(0)
     if tile == tiles - 1:

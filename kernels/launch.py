@@ -14,6 +14,8 @@ class Launch:
 
     arguments: by parameter name: tensors, integers, None and the constexprs.
     num_warps, num_stages: as in Triton.
+    max_registers: per thread. Left alone, the assembler rather spills a little than have one block less on a
+        multiprocessor.
     """
 
     kernel: triton.JITFunction
@@ -21,6 +23,7 @@ class Launch:
     arguments: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 2
+    max_registers: int | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -28,6 +31,7 @@ class Launch:
         return {
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
+            "maxnreg": self.max_registers,
             "debug": True,
             "sanitize_overflow": False,
         }

@@ -1,9 +1,14 @@
-"""What all tests share: a quiet number of threads, poisoned fresh memory."""
+"""What all tests share: a quiet number of threads, poisoned fresh memory, Triton interpreted where no GPU is."""
 
 import os
 
 import pytest
 import torch
+
+GPU = torch.cuda.is_available()
+if not GPU:
+    # Read when a kernel is defined, so before eefast.kernels is imported.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Parallel test processes with several spinning threads each slow one another down many times over.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
@@ -16,3 +21,26 @@ def poison_fresh_memory():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+def pytest_report_header():
+    return "GPU tests: " + (
+        torch.cuda.get_device_name() if GPU else "deselected, no CUDA device; run `make gpu` on one"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if GPU:
+        return
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    config.hook.pytest_deselected(items=gpu)
+    items[:] = [item for item in items if item not in gpu]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def assert_in_the_interpreter():
+    """Interpreted kernels obey `tl.device_assert` as compiled ones do, see `Launch.options`."""
+    if not GPU:
+        from triton.runtime import interpreter
+
+        interpreter.interpreter_builder.options = interpreter.InterpreterOptions(debug=True, sanitize_overflow=False)

@@ -1,4 +1,4 @@
-"""`eefast::exit_head` in C++ and in Python against a float64 computation that shares no code with either."""
+"""`eefast::exit_head` in C++, Triton and Python against a float64 computation that shares no code with any of them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from conftest import GPU
+from exit_cases import CRITERIA, DTYPES, LAYOUTS, SENTINEL, check, gap, make_case, on_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,211 +22,31 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eefast import ops
 
-reference = importlib.import_module("eefast.ops.exit_head").reference
+module = importlib.import_module("eefast.ops.exit_head")
+reference = module.reference
 op = torch.ops.eefast.exit_head.default
 
 DISPATCHED = "cpp" if ops.CPP_MISSING is None else f"dispatched = reference, C++ {ops.CPP_MISSING}"
-both = pytest.mark.parametrize("run", [pytest.param(op, id=DISPATCHED), pytest.param(reference, id="reference")])
+triton = (
+    pytest.param(on_gpu(op), id="triton", marks=pytest.mark.gpu) if GPU else pytest.param(module._triton, id="triton")
+)
+every = pytest.mark.parametrize(
+    "run", [pytest.param(op, id=DISPATCHED), pytest.param(reference, id="reference"), triton]
+)
 cpp_only = pytest.mark.skipif(ops.CPP_MISSING is not None, reason=f"C++ kernels: {ops.CPP_MISSING}")
-
-CRITERIA = ("learned", "max_probability", "entropy", "margin")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-LAYOUTS = ("contiguous", "channels_last", "cropped", "cropped channels_last", "every second", "transposed", "expanded")
-SENTINEL = -7.0
-
-
-@dataclass(frozen=True)
-class Case:
-    """The arguments of one call, but for the results."""
-
-    features: Tensor
-    weight: Tensor
-    bias: Tensor
-    threshold: Tensor | None
-    rows: Tensor
-    positions: Tensor
-    live: Tensor
-    criterion: str
-    results: int
-
-    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Results full of sentinels, as views into larger buffers that must stay untouched as well."""
-        n, k = self.results, len(self.bias) - 1
-        return (
-            torch.full((2 * n + 1, k + 3), SENTINEL)[1::2][:n, 1 : k + 1],
-            torch.full((2 * n + 1,), SENTINEL)[1::2][:n],
-            torch.full((2 * n + 1,), int(SENTINEL))[1::2][:n],
-        )
-
-    def arguments(self, exit_index: int = 3) -> tuple[Any, ...]:
-        return (
-            self.features, self.weight, self.bias, self.threshold, self.rows, self.positions, self.live,
-            self.criterion, exit_index, *self.outputs(),
-        )  # fmt: skip
-
-
-def layout(values: Tensor, name: str) -> Tensor:
-    """The same values in another memory layout; the surroundings of a crop are NaN, so that reading them shows."""
-    m, c, h, w = values.shape
-    if name == "contiguous":
-        return values.contiguous()
-    if name == "channels_last":
-        return values.contiguous(memory_format=torch.channels_last)
-    if name == "transposed":
-        return values.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
-    if name == "expanded":
-        return values[:, :, :1].expand(m, c, h, w)
-    step = 2 if name == "every second" else 1
-    buffer = values.new_full((m + 1, c * step + 2, h * step + 1, w * step + 3), math.nan)
-    if "channels_last" in name:
-        buffer = buffer.contiguous(memory_format=torch.channels_last)
-    crop = buffer[1:, 1 : c * step + 1 : step, : h * step : step, 2 : w * step + 2 : step]
-    crop.copy_(values)
-    return crop
-
-
-def make_case(
-    r: int, k: int, c: int, h: int, w: int, *, dtype: torch.dtype = torch.float32, memory: str = "contiguous",
-    criterion: str = "learned", live: str = "all", final: bool = False, seed: int = 0,
-) -> Case:  # fmt: skip
-    """Live lists with gaps, in any order; garbage behind `live`; a threshold in the widest gap of the confidences."""
-    g = torch.Generator().manual_seed(seed)
-    m, n = r + 3, r + 5
-    features = layout(torch.randn(m, c, h, w, generator=g).to(dtype), memory)
-    rows = torch.randperm(m, generator=g)[:r].int()
-    positions = torch.randperm(n, generator=g)[:r].int()
-    count = {"all": r, "part": r * 2 // 3, "none": 0}[live]
-    rows[count:], positions[count:] = 2**31 - 1, -(2**31)
-    weight, bias = torch.randn(k + 1, c, generator=g) * 2 / c**0.5, torch.randn(k + 1, generator=g)
-    case = Case(features, weight, bias, None, rows, positions, torch.tensor([count]).int(), criterion, n)
-    return case if final else replace(case, threshold=torch.tensor(gap(case)))
-
-
-@dataclass(frozen=True)
-class Exact:
-    """One call's answers in float64 for the live entries, and what a rounding error of float32 is in each."""
-
-    logits: np.ndarray
-    confidence: np.ndarray
-    logits_unit: np.ndarray
-    confidence_unit: np.ndarray
-
-
-def expected(case: Case) -> Exact:
-    """Units: 2^-23 of the sum of the magnitudes that are added up for a logit."""
-    weight, bias = case.weight.double().numpy(), case.bias.double().numpy()
-    features = case.features.contiguous()
-    pooled = np.empty((2, int(case.live), weight.shape[1]))
-    with np.errstate(all="ignore"):
-        for i, row in enumerate(case.rows[: int(case.live)].tolist()):
-            pixels = features[row].double().numpy().reshape(weight.shape[1], -1)
-            pooled[:, i] = np.stack([pixels, np.abs(pixels)]).sum(axis=2) / pixels.shape[1]
-        out = pooled[0] @ weight.T + bias
-        unit = np.nan_to_num((pooled[1] @ np.abs(weight.T) + np.abs(bias)) * 2**-23, posinf=0)
-        confidence = np.array([expected_confidence(row, case.criterion) for row in out])
-    # No criterion but the entropy changes faster than the logits do; that one at most log K + 1 times as fast.
-    slope = math.log(len(bias)) + 1 if case.criterion == "entropy" else 1
-    return Exact(out[:, :-1], confidence, unit[:, :-1], unit.max(axis=1, initial=0) * slope + 2**-23)
-
-
-def expected_confidence(out: np.ndarray, criterion: str) -> float:
-    logits, confidence_logit = out[:-1], out[-1]
-    if criterion == "learned":
-        return 1 / (1 + np.exp(-confidence_logit))
-    if np.isnan(logits).any() or np.isinf(logits.max()):
-        return math.nan
-    probs = np.sort(np.exp(logits - logits.max()))[::-1]
-    probs = probs / probs.sum()
-    if criterion == "max_probability":
-        return probs[0]
-    if criterion == "margin":
-        return probs[0] - (probs[1] if len(probs) > 1 else 0)
-    probs = probs[probs > 0]
-    return -(probs * np.log(probs)).sum()
-
-
-def eager(case: Case) -> tuple[Tensor, Tensor]:
-    """What a user would write, in float32: the yardstick of the rounding error."""
-    pooled = case.features[case.rows[: int(case.live)].long()].float().mean((2, 3))
-    out = torch.nn.functional.linear(pooled, case.weight, case.bias)
-    logits, probs = out[:, :-1], torch.softmax(out[:, :-1], 1)
-    if case.criterion == "learned":
-        return logits, torch.sigmoid(out[:, -1])
-    if case.criterion == "entropy":
-        return logits, torch.special.entr(probs).sum(1)
-    best = probs.sort(1, descending=True).values
-    return logits, best[:, 0] - (best[:, 1] if case.criterion == "margin" and best.shape[1] > 1 else 0)
-
-
-def gap(case: Case) -> float:
-    """A threshold that is as far as possible from every confidence, so that rounding cannot change a decision."""
-    values = np.sort(expected(case).confidence)
-    if len(values) < 2:
-        return 0.3
-    middle = slice(len(values) // 4, max(len(values) * 3 // 4, len(values) // 4 + 1))
-    widest = int(np.argmax(np.diff(values)[middle])) + middle.start
-    return float(values[widest] + values[widest + 1]) / 2
-
-
-def leaves(case: Case, confidence: np.ndarray) -> np.ndarray:
-    if case.threshold is None:
-        return np.ones(len(confidence), dtype=bool)
-    threshold = float(case.threshold)
-    return confidence < threshold if case.criterion == "entropy" else confidence > threshold
-
-
-def assert_close(actual: np.ndarray, plain: np.ndarray, exact: np.ndarray, unit: np.ndarray) -> None:
-    """At most twice the error of eager PyTorch, or two units where that is exact by luck; NaN and infinities equal."""
-    finite = np.isfinite(exact)
-    np.testing.assert_array_equal(actual[~finite], exact[~finite])
-    error = np.abs(plain - exact)[finite].max(initial=0)
-    worst = (np.abs(actual - exact)[finite] - np.maximum(2 * error, 2 * unit[finite])).max(initial=0)
-    assert worst <= 0, f"{worst} beyond twice the error of eager PyTorch, {error}"
-
-
-def check(run: Any, case: Case, exit_index: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """Run and compare everything: returned lists, written results, and all that must not be written."""
-    arguments = case.arguments(exit_index)
-    next_rows, next_positions, next_live = run(*arguments)
-    logits, confidence, exits = arguments[-3:]
-    exact = expected(case)
-    plain_logits, plain_confidence = (x.double().numpy() for x in eager(case))
-    left = leaves(case, exact.confidence)
-
-    live, size = int(case.live), len(case.rows)
-    order = [i for i in range(live) if not left[i]]
-    order += [i for i in reversed(range(size)) if i >= live or left[i]]
-    assert next_rows.dtype == next_positions.dtype == next_live.dtype == torch.int32
-    assert next_rows.tolist() == case.rows[order].tolist()
-    assert next_positions.tolist() == case.positions[order].tolist()
-    assert next_live.tolist() == [live - int(left.sum())]
-
-    written = case.positions[:live].numpy()[left]
-    untouched = np.setdiff1d(np.arange(case.results), written)
-    assert (exits.numpy()[written] == exit_index).all()
-    with np.errstate(invalid="ignore"):
-        assert_close(logits.numpy()[written], plain_logits[left], exact.logits[left], exact.logits_unit[left])
-        value = confidence.numpy()[written]
-        assert_close(value, plain_confidence[left], exact.confidence[left], exact.confidence_unit[left])
-    for result in (logits, confidence, exits):
-        assert (result.numpy()[untouched] == SENTINEL).all()
-        buffer = result._base.clone()
-        view = buffer.as_strided(result.shape, result.stride(), result.storage_offset())
-        view.fill_(int(SENTINEL))
-        assert (buffer == SENTINEL).all()
-    return logits, confidence, exits
-
 
 SIZES = list(itertools.product((0, 1, 3, 31, 257), (1, 10, 1000), (1, 3, 16, 64, 513), ((1, 1), (7, 5), (8, 8))))
 
 
-@both
+@every
 @pytest.mark.parametrize("r", [0, 1, 3, 31, 257])
 @pytest.mark.parametrize("k", [1, 10, 1000])
 def test_sizes_match_float64(run: Any, r: int, k: int) -> None:
     """All sizes; dtype, layout, criterion and length of the live list take turns."""
     for c, (h, w) in itertools.product((1, 3, 16, 64, 513), ((1, 1), (7, 5), (8, 8))):
         i = SIZES.index((r, k, c, (h, w)))
+        if run is module._triton and r == 257 and i % 4:
+            continue  # the interpreter takes seconds for each of these
         case = make_case(
             r, k, c, h, w, dtype=DTYPES[i // 7 % 4], memory=LAYOUTS[i % 7], criterion=CRITERIA[i % 4],
             live=("all", "part", "all", "none", "part")[i % 5], final=i % 11 == 0, seed=i,
@@ -233,7 +54,7 @@ def test_sizes_match_float64(run: Any, r: int, k: int) -> None:
         check(run, case, exit_index=i)
 
 
-@both
+@every
 @pytest.mark.parametrize("memory", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_layouts_match_float64(run: Any, dtype: torch.dtype, memory: str) -> None:
@@ -242,13 +63,13 @@ def test_layouts_match_float64(run: Any, dtype: torch.dtype, memory: str) -> Non
         check(run, make_case(13, 10, c, h, w, dtype=dtype, memory=memory, criterion=criterion, live="part", seed=c))
 
 
-@both
+@every
 def test_large_maps_match_float64(run: Any) -> None:
     for memory in ("contiguous", "channels_last", "cropped channels_last"):
         check(run, make_case(2, 3, 24, 112, 112, memory=memory, final=True))
 
 
-@both
+@every
 def test_strided_arguments(run: Any) -> None:
     case = make_case(31, 10, 16, 4, 4, live="part")
 
@@ -260,7 +81,7 @@ def test_strided_arguments(run: Any) -> None:
     check(run, replace(case, **{name: strided(getattr(case, name)) for name in names}))
 
 
-@both
+@every
 def test_no_features_and_no_results(run: Any) -> None:
     """A batch that has died out: neither features nor results, but a live list of full size."""
     case = replace(make_case(3, 10, 16, 4, 4, live="none"), features=torch.empty(0, 16, 4, 4), results=0)
@@ -272,7 +93,7 @@ AT = (("learned", 4, 0.5), ("max_probability", 2, 0.5), ("max_probability", 4, 0
 AT += (("entropy", 1, 0.0), ("margin", 1, 1.0), ("margin", 3, 0.0))
 
 
-@both
+@every
 @pytest.mark.parametrize(("criterion", "classes", "value"), AT)
 def test_exactly_at_the_threshold_goes_on(run: Any, criterion: str, classes: int, value: float) -> None:
     """Zero weights make the confidence exact: at the threshold a sample survives, one step beyond it leaves."""
@@ -288,7 +109,7 @@ def test_exactly_at_the_threshold_goes_on(run: Any, criterion: str, classes: int
             assert (arguments[-2][case.positions.long()] == value).all()
 
 
-@both
+@every
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_decision_agrees_with_the_written_confidence(run: Any, criterion: str) -> None:
     """Compared in float32: a sample whose own written confidence is the threshold survives; one step on, it leaves."""
@@ -304,7 +125,7 @@ def test_decision_agrees_with_the_written_confidence(run: Any, criterion: str) -
         assert int(run(*replace(one, threshold=torch.nextafter(value, side)).arguments())[2]) == 0
 
 
-@both
+@every
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("threshold", [0.4, -math.inf, math.inf, math.nan, None])
 def test_non_finite_features(run: Any, criterion: str, threshold: float | None) -> None:
@@ -320,11 +141,15 @@ def test_non_finite_features(run: Any, criterion: str, threshold: float | None) 
         check(run, case)
 
 
-@both
+@every
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_every_half_precision_number(run: Any, dtype: torch.dtype) -> None:
     """All 65,536 bit patterns, subnormal numbers and infinities among them, arrive unchanged."""
-    values = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+    if run is module._triton:
+        # The interpreter takes minutes for all, and is itself wrong about subnormal bfloat16 numbers.
+        values = values[::97][(dtype == torch.float16) | (values[::97].view(dtype).abs() > 1e-37)]
+    values = values.view(dtype)
     index = torch.arange(len(values), dtype=torch.int32)
     logits, confidence, exits = torch.zeros(len(values), 1), torch.zeros(len(values)), torch.zeros(len(values)).long()
     weight, bias, live = torch.tensor([[1.0], [0.0]]), torch.zeros(2), torch.tensor([len(values)]).int()
@@ -333,7 +158,7 @@ def test_every_half_precision_number(run: Any, dtype: torch.dtype) -> None:
     torch.testing.assert_close(logits[:, 0], values.float(), rtol=0, atol=0, equal_nan=True)
 
 
-@both
+@every
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("impossible", [1, 9, 10])
 def test_impossible_classes(run: Any, criterion: str, impossible: int) -> None:
@@ -347,7 +172,7 @@ def test_impossible_classes(run: Any, criterion: str, impossible: int) -> None:
         assert confidence[case.positions.long()].isnan().all()
 
 
-@both
+@every
 def test_far_apart_logits(run: Any) -> None:
     """Probabilities that underflow, confidences that saturate."""
     for criterion, scale in itertools.product(CRITERIA, (30.0, 1000.0)):
@@ -384,7 +209,7 @@ def test_answer_depends_on_the_sample_only(dtype: torch.dtype, memory: str) -> N
             assert torch.equal(a, one)
 
 
-@both
+@every
 def test_repetition_gives_the_same_bits(run: Any) -> None:
     case = make_case(257, 10, 64, 8, 8, memory="channels_last")
     first = case.arguments()
@@ -478,7 +303,7 @@ WRONG = {
 }
 
 
-@both
+@every
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_arguments(run: Any, wrong: str) -> None:
     """The message names the argument, its value and the way out, and nothing has been written."""
@@ -509,7 +334,7 @@ def test_gradients_are_refused() -> None:
         ops.exit_head(*case.arguments())
 
 
-@both
+@every
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_leaving_and_surviving_partition_the_live_list(run: Any, data: st.DataObject) -> None:

@@ -1,0 +1,189 @@
+"""Every Triton kernel, compiled for GPUs that are not here: it fits, spills nothing, loads wide, uses tensor cores."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="no Triton here, so no kernels to compile")
+import aot  # noqa: E402
+import triton.language as tl  # noqa: E402
+from eefast.kernels.launch import Launch  # noqa: E402
+
+from eefast import kernels  # noqa: E402
+
+missing = aot.missing_tools()
+pytestmark = pytest.mark.skipif(missing is not None, reason=str(missing))
+capabilities = pytest.mark.parametrize("capability", aot.SHARED_LIMIT)
+
+
+@triton.jit(do_not_specialize=["factor"])
+def scale_kernel(source, target, size, factor, one, nothing, BLOCK: tl.constexpr):
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = index < size
+    tl.store(target + index * one, tl.load(source + index * one, mask=mask) * factor, mask=mask)
+
+
+@triton.jit
+def dot_kernel(left, right, target, COLUMNS: tl.constexpr, INNER: tl.constexpr):
+    row, column, inner = tl.arange(0, 64), tl.arange(0, COLUMNS), tl.arange(0, INNER)
+    product = tl.dot(
+        tl.load(left + row[:, None] * INNER + inner[None, :]), tl.load(right + inner[:, None] * COLUMNS + column)
+    )
+    tl.store(target + row[:, None] * COLUMNS + column, product)
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def scale(source: torch.Tensor, size: int = 4096, block: int = 1024, **options: int) -> Launch:
+    arguments = {
+        "source": source, "target": meta(4096, dtype=source.dtype), "size": size, "factor": 16, "one": 1,
+        "nothing": None, "BLOCK": block,
+    }  # fmt: skip
+    return Launch(scale_kernel, (4,), arguments, **options)
+
+
+def dot(columns: int, inner: int) -> Launch:
+    arguments = {
+        "left": meta(64, inner), "right": meta(inner, columns), "target": meta(64, columns, dtype=torch.float32),
+        "COLUMNS": columns, "INNER": inner,
+    }  # fmt: skip
+    return Launch(dot_kernel, (1,), arguments)
+
+
+# The process that compiles has other kernels under these names than the one that asks, so names travel, not launches.
+SAMPLES = {
+    "aligned": lambda: scale(meta(4096)),
+    "float32": lambda: scale(meta(4096, dtype=torch.float32)),
+    "16 bytes behind": lambda: scale(meta(4104)[8:]),
+    "2 bytes behind": lambda: scale(meta(4097)[1:]),
+    "odd size": lambda: scale(meta(4096), size=4095),
+    "256 elements per thread": lambda: scale(meta(4096, dtype=torch.float32), block=8192, num_warps=1),
+    "dot": lambda: dot(64, 64),
+    "large dot": lambda: dot(256, 256),
+}
+
+
+def compile_sample(name: str, capability: int) -> aot.Report:
+    return aot.compile_for(SAMPLES[name](), capability)
+
+
+def compile_sample_twice(name: str, capability: int) -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        first = compile_sample(name, capability)
+        patch.setattr(triton, "compile", None)
+        patch.setattr(aot.subprocess, "run", None)
+        return compile_sample(name, capability) == first
+
+
+def signature_and_attributes(name: str) -> tuple[dict, dict, dict]:
+    source = aot.prepare(SAMPLES[name](), 80)[0]
+    return source.signature, source.constants, source.attrs
+
+
+def cache_file(name: str, capability: int) -> str:
+    return aot.prepare(SAMPLES[name](), capability)[-1].name
+
+
+def is_compiled() -> bool:
+    return isinstance(scale_kernel, triton.JITFunction)
+
+
+@pytest.fixture(scope="session")
+def compiler() -> Iterator[ProcessPoolExecutor]:
+    """One process that lasts: the kernels of this one may be interpreted ones, and to import torch takes seconds."""
+    with aot.compilers(1) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("TRITON_INTERPRET", raising=False)
+            assert pool.submit(is_compiled).result()
+        yield pool
+
+
+@capabilities
+@pytest.mark.parametrize("name", aot.variants())
+def test_variant(compiler: ProcessPoolExecutor, name: str, capability: int) -> None:
+    report = compiler.submit(aot.compile_variant, name, capability).result()
+    assert not report.failures(aot.variants()[name][1]), report
+
+
+def test_every_kernel_has_variants() -> None:
+    """A kernel is what `Launch` can launch, by custom a function whose name ends with _kernel."""
+    modules = [
+        importlib.import_module(f"eefast.kernels.{found.name}") for found in pkgutil.iter_modules(kernels.__path__)
+    ]
+    defined = {name for module in modules for name in vars(module) if name.endswith("_kernel")}
+    assert defined == {launch.kernel.fn.__name__ for launch, _ in aot.variants().values()}
+
+
+def test_signature_is_that_of_a_launch(compiler: ProcessPoolExecutor) -> None:
+    signature, constants, attributes = compiler.submit(signature_and_attributes, "aligned").result()
+    assert signature == {
+        "source": "*fp16", "target": "*fp16", "size": "i32", "factor": "i32", "one": "constexpr",
+        "nothing": "constexpr", "BLOCK": "constexpr",
+    }  # fmt: skip
+    assert constants == {(4,): 1, (5,): None, (6,): 1024}
+    # factor is a multiple of 16 as well, but not specialised.
+    assert [path for path, found in attributes.items() if found] == [(0,), (1,), (2,)]
+
+
+@capabilities
+@pytest.mark.parametrize("name", ["aligned", "float32", "16 bytes behind", "2 bytes behind", "odd size"])
+def test_narrow_loads_are_reported(compiler: ProcessPoolExecutor, name: str, capability: int) -> None:
+    report = compiler.submit(compile_sample, name, capability).result()
+    assert not report.failures()
+    failures = report.failures({"wide_loads"})
+    assert bool(failures) == (name in ("2 bytes behind", "odd size")), report
+    assert all(f"sm_{capability}: 0 16-byte global loads" in failure for failure in failures)
+
+
+@capabilities
+def test_spills_are_reported(compiler: ProcessPoolExecutor, capability: int) -> None:
+    report = compiler.submit(compile_sample, "256 elements per thread", capability).result()
+    assert report.stack > 0
+    assert [f"sm_{capability}: {report.spills} spill instructions" in failure for failure in report.failures()] == [
+        True
+    ]
+
+
+@capabilities
+def test_too_much_shared_memory_is_reported(compiler: ProcessPoolExecutor, capability: int) -> None:
+    """Both factors together are 160 KB: more than an RTX card has, less than an A100 has."""
+    report = compiler.submit(compile_sample, "large dot", capability).result()
+    failures = [failure for failure in report.failures() if "shared memory, the limit is 101376" in failure]
+    assert bool(failures) == (capability in (86, 89)), report
+
+
+@capabilities
+def test_missing_tensor_cores_are_reported(compiler: ProcessPoolExecutor, capability: int) -> None:
+    assert not compiler.submit(compile_sample, "dot", capability).result().failures({"tensor_cores"})
+    failures = compiler.submit(compile_sample, "aligned", capability).result().failures({"tensor_cores"})
+    assert failures == [f"sm_{capability}: 0 tensor core instructions, at least 1 is expected"]
+
+
+def test_unknown_expectation(compiler: ProcessPoolExecutor) -> None:
+    with pytest.raises(ValueError, match=r"expects = \['wide_load'\] is unknown"):
+        compiler.submit(compile_sample, "aligned", 80).result().failures({"wide_load"})
+
+
+def test_unchanged_kernels_are_not_compiled_again(compiler: ProcessPoolExecutor) -> None:
+    assert compiler.submit(compile_sample_twice, "aligned", 80).result()
+
+
+def test_cache_tells_launches_apart(compiler: ProcessPoolExecutor) -> None:
+    files = [compiler.submit(cache_file, name, capability).result() for name in SAMPLES for capability in (80, 90)]
+    # What is aligned to 16 bytes is the same to the compiler, wherever it is.
+    assert len(set(files)) == len(files) - 2
+
+
+def test_interpreted_kernels_are_refused() -> None:
+    interpreted = Launch(SimpleNamespace(), (1,), {})
+    with pytest.raises(TypeError, match="unset TRITON_INTERPRET"):
+        aot.compile_for(interpreted, 80)

@@ -1,0 +1,140 @@
+"""`eefast::compact` in Triton and in Python against indexing."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from conftest import GPU
+from torch import Tensor
+
+from eefast import ops
+
+module = importlib.import_module("eefast.ops.compact")
+op = torch.ops.eefast.compact.default
+SENTINEL = -7
+
+
+def on_gpu(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
+    there = out.cuda()
+    op(features.cuda(), rows.cuda(), live.cuda(), there)
+    out.copy_(there)
+
+
+triton = pytest.param(on_gpu, id="triton", marks=pytest.mark.gpu) if GPU else pytest.param(module._triton, id="triton")
+every = pytest.mark.parametrize("run", [pytest.param(op, id="reference"), triton])
+
+
+def make_case(
+    r: int, shape: tuple[int, ...], live: int, dtype: torch.dtype = torch.float32, memory: str = "channels_last"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features, a live list in any order with garbage behind `live`, and an output full of sentinels."""
+    g = torch.Generator().manual_seed(r)
+    layout = torch.channels_last if memory == "channels_last" else torch.contiguous_format
+    features = torch.randint(-99, 99, (r + 3, *shape), generator=g).to(dtype).contiguous(memory_format=layout)
+    rows = torch.randperm(r + 3, generator=g)[:r].int()
+    rows[live:] = 2**31 - 1
+    out = torch.full((r, *shape), SENTINEL, dtype=dtype).contiguous(memory_format=layout)
+    return features, rows, torch.tensor([live], dtype=torch.int32), out
+
+
+@every
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(64, 8, 8), (3, 7, 5), (2, 1, 1), (5, 90, 31)], ids=str)
+def test_sanitize_rows_are_gathered_and_no_others_written(run: Any, shape: tuple[int, ...], memory: str) -> None:
+    for r, live in ((0, 0), (1, 1), (3, 2), (31, 0), (31, 17), (257, 257)):
+        if r * shape[0] * shape[1] > 5000 and not GPU:
+            continue  # minutes in the interpreter
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8):
+            features, rows, count, out = make_case(r, shape, live, dtype, memory)
+            run(features, rows, count, out)
+            assert torch.equal(out[:live], features[rows[:live].long()])
+            assert (out[live:] == torch.tensor(SENTINEL).to(dtype)).all()
+
+
+@every
+def test_rows_at_any_distance(run: Any) -> None:
+    features, rows, live, out = make_case(7, (16, 3, 3), 5)
+    spread = torch.zeros(20, 16, 3, 3).contiguous(memory_format=torch.channels_last)[::2]
+    spread.copy_(features)
+    run(spread, rows, live, out)
+    assert torch.equal(out[:5], features[rows[:5].long()])
+
+
+@pytest.mark.parametrize("run", [op, module._triton], ids=["reference", "triton"])
+@pytest.mark.parametrize(
+    ("i", "value", "message"),
+    [
+        (0, torch.zeros(6, 4, 2), r"features has shape \[6, 4, 2\]; expected \[M, C, H, W\]"),
+        (0, torch.zeros(6, 4, 3, 2).transpose(2, 3), r"features has strides .* make the rows of both"),
+        (3, torch.zeros(3, 4, 2, 3), r"features has strides .* make the rows of both"),
+        (3, torch.zeros(4, 4, 2, 3), r"out has shape \[4, 4, 2, 3\]; expected \[3, 4, 2, 3\]"),
+        (3, torch.zeros(3, 4, 2, 3).half(), r"out is torch.float16; convert it with \.to\(torch.float32\)"),
+        (1, torch.zeros(3).long(), r"rows is torch.int64; convert"),
+        (1, torch.tensor([0, 6, 0], dtype=torch.int32), r"rows\[1\] = 6 is outside of features, which has 6 rows"),
+        (2, torch.tensor([4], dtype=torch.int32), r"live = 4; expected 0 … 3"),
+        (2, torch.zeros(2, dtype=torch.int32), r"live has shape \[2\]"),
+    ],
+)
+def test_wrong_arguments(run: Any, i: int, value: Tensor, message: str) -> None:
+    arguments = list(make_case(3, (4, 2, 3), 3))
+    arguments[i] = value
+    with pytest.raises(RuntimeError, match=message):
+        run(*arguments)
+
+
+def test_opcheck() -> None:
+    torch.library.opcheck(op, make_case(5, (4, 2, 3), 3))
+
+
+@pytest.mark.skipif(GPU, reason="the kernels are compiled here, not interpreted")
+def test_opcheck_with_triton_behind_the_op() -> None:
+    library = torch.library.Library("eefast", "IMPL")
+    try:
+        library.impl("compact", module._triton, "CPU", allow_override=True)
+        torch.library.opcheck(op, make_case(5, (4, 2, 3), 3))
+    finally:
+        library._destroy()
+
+
+def test_compiles_and_exports_as_one_node() -> None:
+    case = make_case(5, (4, 2, 3), 3)
+
+    class Compact(torch.nn.Module):
+        def forward(self, features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> Tensor:
+            ops.compact(features, rows, live, out)
+            return out
+
+    exported = torch.export.export(Compact(), case)
+    assert [n.target for n in exported.graph.nodes if n.op == "call_function"] == [op]
+    out = torch.compile(Compact(), fullgraph=True, backend="aot_eager")(*case)
+    assert torch.equal(out[:3], case[0][case[1][:3].long()])
+
+
+@pytest.mark.gpu
+def test_graph_replays_with_changed_inputs() -> None:
+    static = [x.cuda() for x in make_case(257, (64, 8, 8), 200)]
+    op(*static)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        op(*static)
+    for live in (257, 0, 31):
+        features, rows, count, out = make_case(257, (64, 8, 8), live)
+        for ours, new in zip(static, (features, rows, count, out), strict=True):
+            ours.copy_(new)
+        graph.replay()
+        assert torch.equal(static[3][:live].cpu(), features[rows[:live].long()])
+        assert (static[3][live:] == SENTINEL).all()
+
+
+@pytest.mark.gpu
+def test_no_hidden_wait() -> None:
+    case = [x.cuda() for x in make_case(257, (64, 8, 8), 200)]
+    op(*case)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        op(*case)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,228 @@
+"""What the Triton exit head promises beyond the right answer: any order of programs, any batch, graphs, no waiting."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from concurrent_programs import run_concurrently
+from conftest import GPU
+from eefast.kernels import exit_head as kernel
+from eefast.kernels.launch import Launch
+from exit_cases import CRITERIA, DTYPES, Case, check, make_case, on_gpu
+from torch import Tensor
+
+gpu = pytest.mark.gpu
+op = torch.ops.eefast.exit_head.default
+run = on_gpu(op) if GPU else kernel.exit_head
+here_and_there = [gpu] if GPU else []
+
+# (K, C, H, W), one for each way through the kernels: few and many classes, several samples in a tile and one, channels
+# in one block and in several, pixels likewise, odd sizes.
+SHAPES = {
+    "few classes": (10, 64, 8, 8),
+    "one class": (1, 3, 2, 3),
+    "odd": (7, 19, 7, 5),
+    "small map": (10, 16, 1, 1),
+    "large map": (10, 16, 40, 33),
+    "classes in blocks": (40, 300, 2, 2),
+    "many channels": (10, 2048, 2, 2),
+    "many classes": (200, 40, 3, 3),
+    "imagenet": (1000, 513, 2, 2),
+}
+shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+
+
+def launch_of(arguments: tuple[Any, ...], **override: Any) -> tuple[Launch, tuple[Tensor, Tensor, Tensor]]:
+    lists = torch.empty_like(arguments[4]), torch.empty_like(arguments[4]), torch.empty_like(arguments[6])
+    launch = kernel.launch(*arguments, *lists)
+    return replace(launch, arguments=launch.arguments | override), lists
+
+
+class TestBatches:
+    pytestmark = here_and_there
+
+    @shapes
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_sanitize_shapes_match_float64(self, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        for i, (memory, live) in enumerate(
+            (("channels_last", "part"), ("contiguous", "all"), ("channels_last", "none"))
+        ):
+            criterion = CRITERIA[(i + list(SHAPES.values()).index(shape)) % 4]
+            check(run, make_case(19, *shape, dtype=dtype, memory=memory, criterion=criterion, live=live, seed=i))
+
+    @shapes
+    def test_answer_depends_on_the_sample_only(self, shape: tuple[int, ...]) -> None:
+        """Bitwise the same in any batch and at any position."""
+        for criterion in CRITERIA[:: 1 if GPU else 3]:
+            case = make_case(37, *shape, dtype=torch.float16, memory="channels_last", criterion=criterion, final=True)
+            whole, split = case.arguments(), case.outputs()
+            run(*whole)
+            start = 0
+            for size in (1, 2, 17, 3, 14):
+                part = torch.arange(start, start + size).flip(0)
+                live = torch.tensor([size], dtype=torch.int32)
+                some = replace(case, rows=case.rows[part], positions=case.positions[part], live=live)
+                run(*some.arguments()[:-3], *split)
+                start += size
+            assert start == 37
+            for a, b in zip(whole[-3:], split, strict=True):
+                assert torch.equal(a, b)
+
+    @pytest.mark.parametrize("threshold", [-math.inf, math.inf, math.nan])
+    @pytest.mark.parametrize("shape", [SHAPES["few classes"], SHAPES["many classes"]])
+    def test_all_leave_and_none_leaves(self, shape: tuple[int, ...], threshold: float) -> None:
+        for criterion in ("learned", "entropy"):
+            check(run, replace(make_case(19, *shape, criterion=criterion), threshold=torch.tensor(threshold)))
+
+
+class TestInterpreted:
+    """What only the interpreter can show."""
+
+    pytestmark = pytest.mark.skipif(GPU, reason="the kernels are compiled here, not interpreted")
+
+    @pytest.mark.parametrize("window", [4, 128])
+    @pytest.mark.parametrize("threads", [2, 7, 32])
+    def test_programs_in_any_order(self, threads: int, window: int) -> None:
+        """The scan over tiles waits for what it needs, whatever runs when; the workspace is left as it was found."""
+
+        def run(*arguments: Any) -> tuple[Tensor, ...]:
+            launch, lists = launch_of(arguments, WINDOW=window)
+            run_concurrently(launch, threads)
+            assert not launch.arguments["workspace"].any()
+            return lists
+
+        for seed in range(3):
+            check(run, make_case(257, 3, 4, 2, 2, seed=seed))
+
+    def test_the_workspace_is_left_as_it_was_found(self) -> None:
+        for shape, live in itertools.product(SHAPES.values(), ("part", "none")):
+            launch, _ = launch_of(make_case(19, *shape, live=live).arguments())
+            launch.run()
+            assert not launch.arguments["workspace"].any()
+
+    @pytest.mark.parametrize("shape", [SHAPES["few classes"], SHAPES["many classes"]])
+    @pytest.mark.parametrize(("name", "value"), [("rows", 6), ("rows", -1), ("positions", 8), ("positions", -1)])
+    def test_an_index_out_of_range_stops_the_kernel(self, shape: tuple[int, ...], name: str, value: int) -> None:
+        case = make_case(3, *shape)
+        indices = getattr(case, name).clone()
+        indices[1] = value
+        with pytest.raises(Exception, match=f"{name} is out of range"):
+            kernel.exit_head(*replace(case, **{name: indices}).arguments())
+
+    def test_opcheck(self) -> None:
+        """The op with the Triton kernel behind it, where the C++ kernel or the reference otherwise stands."""
+        library = torch.library.Library("eefast", "IMPL")
+        try:
+            library.impl("exit_head", kernel.exit_head, "CPU", allow_override=True)
+            for shape, final in itertools.product(((10, 16, 3, 3), (100, 16, 1, 1)), (True, False)):
+                case = make_case(5, *shape, final=final)
+                torch.library.opcheck(op, case.arguments())
+                check(op, case)
+        finally:
+            library._destroy()
+
+
+def test_beyond_the_kernels_range() -> None:
+    with pytest.raises(ValueError, match=r"K = 1024; the Triton exit heads go to 1023, use engine='reference'"):
+        kernel.check_range(64, 1024)
+    with pytest.raises(ValueError, match=r"C = 5000; .* go to 4096"):
+        kernel.check_range(5000, 10)
+
+
+def cuda_arguments(case: Case) -> list[Any]:
+    return [x.cuda() if isinstance(x, Tensor) else x for x in case.arguments()]
+
+
+@gpu
+class TestOnTheGPU:
+    def test_it_is_one_launch(self) -> None:
+        for shape in (SHAPES["few classes"], SHAPES["many classes"]):
+            arguments = cuda_arguments(make_case(257, *shape))
+            op(*arguments)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+                op(*arguments)
+                torch.cuda.synchronize()
+            kernels = [e.name for e in profile.events() if "Mem" not in e.name and e.device_type.name == "CUDA"]
+            assert len(kernels) == 1, kernels
+
+    def test_no_hidden_wait(self) -> None:
+        arguments = cuda_arguments(make_case(257, *SHAPES["few classes"]))
+        op(*arguments)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            op(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    @pytest.mark.parametrize("n", [256, 4096, 65536])
+    def test_repetition_gives_the_same_bits(self, n: int) -> None:
+        case = make_case(n, 10, 16, 4, 4, dtype=torch.float16, memory="channels_last", live="part")
+        first = cuda_arguments(case)
+        lists = op(*first)
+        for _ in range(20):
+            again = cuda_arguments(case)
+            for a, b in zip((*op(*again), *again[-3:]), (*lists, *first[-3:]), strict=True):
+                assert torch.equal(a, b)
+        check(run, case)
+
+    def test_streams_side_by_side(self) -> None:
+        """Each stream has a workspace of its own: launches that overlap do not disturb each other."""
+        cases = [make_case(4096, 10, 16, 4, 4, seed=seed) for seed in range(4)]
+        arguments = [cuda_arguments(case) for case in cases]
+        streams = [torch.cuda.Stream() for _ in cases]
+        torch.cuda.synchronize()
+        results: list[list[tuple[Tensor, ...]]] = [[] for _ in cases]
+        for _ in range(25):
+            for i, stream in enumerate(streams):
+                with torch.cuda.stream(stream):
+                    results[i].append(op(*arguments[i]))
+        torch.cuda.synchronize()
+        for i, case in enumerate(cases):
+            expected = op(*case.arguments())
+            for lists in results[i]:
+                assert all(torch.equal(a.cpu(), b) for a, b in zip(lists, expected, strict=True))
+
+    def test_graph_replays_with_changed_inputs(self) -> None:
+        cases = [
+            make_case(257, *SHAPES["few classes"], seed=seed, live=live) for seed, live in ((0, "all"), (1, "part"))
+        ]
+        static = cuda_arguments(cases[0])
+        op(*static)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            lists = op(*static)
+        for case in [*cases, cases[0]]:
+
+            def replayed(*arguments: Any) -> tuple[Tensor, ...]:
+                for ours, new in zip(static, arguments, strict=True):
+                    if isinstance(ours, Tensor):
+                        ours.copy_(new)
+                graph.replay()
+                for ours, theirs in zip(static[-3:], arguments[-3:], strict=True):
+                    theirs.copy_(ours)
+                return tuple(x.cpu() for x in lists)
+
+            check(replayed, case)
+
+    @pytest.mark.parametrize("classes", [10, 300])
+    def test_more_elements_than_a_32_bit_integer_counts(self, classes: int) -> None:
+        case = make_case(9, classes, 64, 8, 8, dtype=torch.float16, memory="channels_last", final=True)
+        count = 2**31 // case.features[0].numel() + 9
+        features = torch.zeros(count, 64, 8, 8, dtype=torch.float16, device="cuda").to(
+            memory_format=torch.channels_last
+        )
+        features[-len(case.features) :] = case.features.cuda()
+        there, here = cuda_arguments(case), case.arguments()
+        op(features, *there[1:4], there[4] + count - len(case.features), *there[5:])
+        op(*here)
+        for a, b in zip(there[-3:], here[-3:], strict=True):
+            torch.testing.assert_close(a.cpu(), b, rtol=1e-5, atol=1e-5)
+
+    def test_large_batch(self) -> None:
+        case = make_case(65536, 10, 8, 2, 2, dtype=torch.float16, memory="channels_last", live="part")
+        check(run, case)
