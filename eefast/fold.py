@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
+from torch.nn.utils import fuse_conv_bn_eval
 
 from .heads import ExitHead
 
@@ -23,6 +24,23 @@ def fold_stage(stage: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, str]:
         folded, what = stage, f"not folded: torch.fx cannot trace it ({type(error).__name__})"
     # A trained network's float16 weights are folded in float32, so that folding adds one rounding and no more.
     return folded.to(dtype, memory_format=torch.channels_last), what  # type: ignore[call-overload]
+
+
+def pack_conv(block: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    """Weight [C, C_in, 3, 3] in `dtype` and bias [C] float32 of a head's conv3x3 → BatchNorm → ReLU, BatchNorm folded.
+
+    None where `block` is something else.
+    """
+    conv, norm, relu = block if isinstance(block, nn.Sequential) and len(block) == 3 else (None, None, None)
+    if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and isinstance(relu, nn.ReLU)):
+        return None
+    fixed = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
+    if fixed != ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros"):
+        return None
+    conv, norm = copy.deepcopy(conv).float().eval(), copy.deepcopy(norm).float().eval()
+    fused = fuse_conv_bn_eval(conv, norm).requires_grad_(False)
+    assert fused.bias is not None
+    return fused.weight.to(dtype, memory_format=torch.channels_last), fused.bias.clone()
 
 
 def pack_head(head: ExitHead) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .fold import fold_stage, pack_head
+from .fold import fold_stage, pack_conv, pack_head
 from .heads import ExitHead
 from .model import EarlyExitNet
 
@@ -40,12 +40,14 @@ class CompactStep:
     """What the compact engine runs for a stage and the exit behind it.
 
     stage, head_convs: inference copies, features → features.
+    conv: weight and bias of the head's last convolution where the exit kernel computes it, else None.
     weight, bias: the head's packed linear, see `eefast.fold.pack_head`.
     flatten: the head reads the whole map instead of its mean.
     """
 
     stage: nn.Module
     head_convs: nn.Module
+    conv: tuple[Tensor, Tensor] | None
     weight: Tensor
     bias: Tensor
     flatten: bool
@@ -100,13 +102,17 @@ def plan(net: EarlyExitNet, engine: str, dtype: torch.dtype | None) -> Plan:
         return _reference(net, weight, obstacle if engine == "auto" and obstacle else "asked for by name")
     if obstacle:
         raise ValueError(f"engine='compact' cannot run: {obstacle}; use engine='reference' or 'auto'")
-    reason = "asked for by name" if engine == "compact" else "the first choice on the CPU"
+    reason = "asked for by name" if engine == "compact" else "the first choice"
     return _compact(net, weight.device, dtype or weight.dtype, reason)
 
 
 def _compact_obstacle(net: EarlyExitNet, device: torch.device) -> str:
-    if device.type != "cpu":
-        return f"the compact engine runs on the CPU only so far, the network is on {device}"
+    if device.type not in ("cpu", "cuda"):
+        return f"the compact engine runs on the CPU and on CUDA devices, the network is on {device}"
+    if device.type == "cuda" and ops.TRITON_MISSING:
+        return ops.TRITON_MISSING
+    if device.type == "cuda" and net.num_classes > ops.MAX_CLASSES_ON_CUDA:
+        return f"the Triton exit heads go to {ops.MAX_CLASSES_ON_CUDA} classes, the network has {net.num_classes}"
     for i, head in enumerate(net.heads):
         # A subclass may compute something else than what gets packed.
         if type(head) is not ExitHead:
@@ -123,16 +129,19 @@ def _reference(net: EarlyExitNet, weight: Tensor, reason: str) -> Plan:
 
 
 def _compact(net: EarlyExitNet, device: torch.device, dtype: torch.dtype, reason: str) -> Plan:
-    kernel = "C++" if ops.CPP_MISSING is None else "PyTorch"
-    if ops.CPP_MISSING:
+    on_cuda = device.type == "cuda"
+    kernel = "Triton" if on_cuda else "C++" if ops.CPP_MISSING is None else "PyTorch"
+    if ops.CPP_MISSING and not on_cuda:
         reason += f"; exits run in PyTorch, since the C++ kernels are {ops.CPP_MISSING}"
     rows, steps = [], []
     for stage, head, cost, share in zip(net.stages, net.heads, net.stage_costs, _shares(net), strict=True):
         assert isinstance(head, ExitHead)
         folded, note = fold_stage(stage, dtype)
-        convs = fold_stage(head.convs, dtype)[0] if len(head.convs) else nn.Identity()
-        rows.append(StagePlan(cost.feature_shape, share, kernel, note))
-        steps.append(CompactStep(folded, convs, *pack_head(head), head.kind == "plain"))
+        # On the CPU PyTorch's convolution is the faster one.
+        conv = pack_conv(head.convs[-1], dtype) if len(head.convs) and on_cuda else None
+        convs, _ = fold_stage(head.convs[:-1] if conv else head.convs, dtype)
+        rows.append(StagePlan(cost.feature_shape, share, kernel + " with conv" * (conv is not None), note))
+        steps.append(CompactStep(folded, convs, conv, *pack_head(head), head.kind == "plain"))
     return Plan("compact", device, dtype, net.criterion.name, reason, tuple(rows), tuple(steps))
 
 

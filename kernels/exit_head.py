@@ -17,17 +17,14 @@ from .finish import advance, answer, answer_from, classify
 from .launch import Launch, ceil_div, clamp_power_of_two, power_of_two
 from .workspace import workspace_for
 
-MAX_CLASSES = 1023
-MAX_CHANNELS = 4096
-
 
 @triton.jit
 def _pool(
-    features, row, alive, sample_stride, channel_stride, pixel_stride, pixels,
+    features, row, alive, channel, sample_stride, channel_stride, pixel_stride, pixels,
     CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Mean over the pixels of each row, [ROWS, BLOCK_CHANNELS] float32; the order of the additions is fixed."""
-    channel = tl.arange(0, BLOCK_CHANNELS)[None, None, :]
+    """Mean over the pixels of some channels, [ROWS, BLOCK_CHANNELS] float32; the order of the additions is fixed."""
+    channel = channel[None, None, :]
     start = features + row.to(tl.int64)[:, None, None] * sample_stride + channel * channel_stride
     sums = tl.zeros([ROWS, BLOCK_PIXELS, BLOCK_CHANNELS], tl.float32)
     for first in range(0, pixels, BLOCK_PIXELS):
@@ -56,18 +53,18 @@ def _few_classes_kernel(
     if tile * ROWS < count:
         row = tl.load(rows + entry, mask=alive, other=0)
         tl.device_assert((row >= 0) & (row < samples), "rows is out of range", mask=alive)
+        channel = tl.arange(0, BLOCK_CHANNELS)
         pooled = _pool(
-            features, row, alive, sample_stride, channel_stride, pixel_stride, pixels,
+            features, row, alive, channel, sample_stride, channel_stride, pixel_stride, pixels,
             CHANNELS, ROWS, BLOCK_PIXELS, BLOCK_CHANNELS,
         )  # fmt: skip
         column = tl.arange(0, BLOCK_COLUMNS)
-        channel = tl.arange(0, BLOCK_CHANNELS)[None, :]
         out = tl.zeros([ROWS, BLOCK_COLUMNS], tl.float32)
         for first in range(0, CLASSES + 1, BLOCK_CLASSES):
             weight_row = first + tl.arange(0, BLOCK_CLASSES)
             w = tl.load(
-                weight + weight_row[:, None] * CHANNELS + channel,
-                mask=(weight_row[:, None] <= CLASSES) & (channel < CHANNELS),
+                weight + weight_row[:, None] * CHANNELS + channel[None, :],
+                mask=(weight_row[:, None] <= CLASSES) & (channel[None, :] < CHANNELS),
                 other=0.0,
             )
             sums = tl.sum(pooled[:, None, :] * w[None, :, :], axis=2)
@@ -102,18 +99,19 @@ def _many_classes_kernel(
     alive = entry < count
     survives = tl.zeros([ROWS], tl.int32)
     if tile * ROWS < count:
-        channel = tl.arange(0, BLOCK_CHANNELS)[None, :]
         for first in tl.range(0, ROWS, POOL_ROWS, num_stages=1):
             part = tile * ROWS + first + tl.arange(0, POOL_ROWS)
             part_alive = part < count
             row = tl.load(rows + part, mask=part_alive, other=0)
             tl.device_assert((row >= 0) & (row < samples), "rows is out of range", mask=part_alive)
-            means = _pool(
-                features, row, part_alive, sample_stride, channel_stride, pixel_stride, pixels,
-                CHANNELS, POOL_ROWS, BLOCK_PIXELS, BLOCK_CHANNELS,
-            )  # fmt: skip
-            place = pooled + part[:, None].to(tl.int64) * CHANNELS + channel
-            tl.store(place, means, mask=part_alive[:, None] & (channel < CHANNELS))
+            for start in tl.range(0, CHANNELS, BLOCK_CHANNELS, num_stages=1):
+                channel = start + tl.arange(0, BLOCK_CHANNELS)
+                means = _pool(
+                    features, row, part_alive, channel, sample_stride, channel_stride, pixel_stride, pixels,
+                    CHANNELS, POOL_ROWS, BLOCK_PIXELS, BLOCK_CHANNELS,
+                )  # fmt: skip
+                place = pooled + part[:, None].to(tl.int64) * CHANNELS + channel[None, :]
+                tl.store(place, means, mask=part_alive[:, None] & (channel[None, :] < CHANNELS))
         tl.debug_barrier()
         classify(pooled, weight, bias, scratch, entry, alive, CHANNELS, CLASSES, ROWS, DOT_CLASSES, DOT_CHANNELS)
         survives = answer_from(
@@ -122,13 +120,6 @@ def _many_classes_kernel(
             CLASSES, CRITERION, BLOCK_COLUMNS, ROWS, PART,
         )  # fmt: skip
     advance(survives, entry, tile, rows, positions, size, next_rows, next_positions, next_live, workspace, WINDOW)
-
-
-def check_range(channels: int, classes: int) -> None:
-    """`ValueError` for a head that is larger than the kernels are made for."""
-    for name, value, largest in (("C", channels, MAX_CHANNELS), ("K", classes, MAX_CLASSES)):
-        if value > largest:
-            raise ValueError(f"{name} = {value}; the Triton exit heads go to {largest}, use engine='reference'")
 
 
 def exit_head(
@@ -165,7 +156,7 @@ def launch(
             weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits,
             next_rows, next_positions, next_live,
         ),
-        CHANNELS=channels, BLOCK_CHANNELS=power_of_two(channels),
+        CHANNELS=channels, BLOCK_CHANNELS=min(power_of_two(channels), 4096),
     )  # fmt: skip
     block, columns, pixels = power_of_two(channels), power_of_two(classes + 1), power_of_two(height * width)
     if columns <= 64 and columns * block <= 32768:
@@ -180,6 +171,7 @@ def launch(
         kernel, extra, registers = _few_classes_kernel, {}, None
     else:
         tile_rows, warps = 16, 8
+        block = min(block, 4096)
         pool_rows = clamp_power_of_two(4096 // block, tile_rows)
         shape = dict(
             ROWS=tile_rows, POOL_ROWS=pool_rows, BLOCK_PIXELS=clamp_power_of_two(4096 // (pool_rows * block), pixels),

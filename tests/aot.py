@@ -115,7 +115,9 @@ def prepare(launch: Launch, capability: int) -> tuple[ASTSource, GPUTarget, Any,
     if capability not in SHARED_LIMIT:
         raise ValueError(f"capability = {capability} has no known limits; choose from {sorted(SHARED_LIMIT)}")
     if not isinstance(launch.kernel, triton.JITFunction):
-        raise TypeError(f"launch.kernel is a {type(launch.kernel).__name__}; unset TRITON_INTERPRET to compile it")
+        raise TypeError(
+            f"launch.kernel is an object of {type(launch.kernel).__name__}; unset TRITON_INTERPRET to compile it"
+        )
     target = GPUTarget("cuda", capability, 32)
     backend = make_backend(target)
     bind = create_function_from_signature(launch.kernel.signature, launch.kernel.params, backend)

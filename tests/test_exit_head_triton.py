@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from dataclasses import replace
@@ -33,6 +34,8 @@ SHAPES = {
     "many channels": (10, 2048, 2, 2),
     "many classes": (200, 40, 3, 3),
     "imagenet": (1000, 513, 2, 2),
+    "flattened map": (10, 5000, 1, 1),
+    "most classes": (8191, 5, 1, 1),
 }
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
@@ -127,11 +130,10 @@ class TestInterpreted:
             library._destroy()
 
 
-def test_beyond_the_kernels_range() -> None:
-    with pytest.raises(ValueError, match=r"K = 1024; the Triton exit heads go to 1023, use engine='reference'"):
-        kernel.check_range(64, 1024)
-    with pytest.raises(ValueError, match=r"C = 5000; .* go to 4096"):
-        kernel.check_range(5000, 10)
+def test_more_classes_than_the_kernels_keep_in_registers() -> None:
+    case = make_case(2, 8192, 3, 1, 1)
+    with pytest.raises(RuntimeError, match=r"weight has 8192 classes, on CUDA at most 8191; use engine='reference'"):
+        importlib.import_module("eefast.ops.exit_head")._triton(*case.arguments())
 
 
 def cuda_arguments(case: Case) -> list[Any]:

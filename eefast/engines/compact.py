@@ -13,11 +13,11 @@ from ..result import ExitResult
 
 def run(plan: Plan, net: EarlyExitNet, x: Tensor) -> ExitResult:
     """Prepared images [N, C, H, W] → `ExitResult`."""
-    n, last = len(x), net.num_exits
-    logits = torch.zeros(n, net.num_classes, dtype=torch.float32)
-    confidence, exits = torch.zeros(n), torch.zeros(n, dtype=torch.int64)
-    order = torch.arange(n, dtype=torch.int32)
-    positions, survivors = order, n
+    n, last, device = len(x), net.num_exits, x.device
+    logits = torch.zeros(n, net.num_classes, dtype=torch.float32, device=device)
+    confidence, exits = torch.zeros(n, device=device), torch.zeros(n, dtype=torch.int64, device=device)
+    order = torch.arange(n, dtype=torch.int32, device=device)
+    positions, live, survivors = order, torch.full((1,), n, dtype=torch.int32, device=device), n
     features = x.to(plan.dtype, memory_format=torch.channels_last)
     for i, step in enumerate(plan.steps):
         if survivors == 0:
@@ -26,18 +26,17 @@ def run(plan: Plan, net: EarlyExitNet, x: Tensor) -> ExitResult:
         seen = step.head_convs(features)
         if step.flatten:
             seen = seen.permute(0, 2, 3, 1).reshape(survivors, -1, 1, 1)
-        rows, positions, live = ops.exit_head(
-            seen, step.weight, step.bias, net.thresholds[i] if i < last else None, order[:survivors], positions,
-            order.new_tensor([survivors]), plan.criterion, i, logits, confidence, exits,
-        )  # fmt: skip
+        threshold = net.thresholds[i] if i < last else None
+        entries = order[:survivors], positions[:survivors], live
+        head = step.weight, step.bias, threshold, *entries, plan.criterion, i, logits, confidence, exits
+        if step.conv is None:
+            rows, positions, live = ops.exit_head(seen, *head)
+        else:
+            conv_weight, conv_bias = step.conv
+            rows, positions, live = ops.exit_conv_head(seen, conv_weight, conv_bias, *head)
         remaining = int(live)  # the one place where the host reads a count
         if 0 < remaining < survivors:
-            features = _gather(features, rows[:remaining])
-            positions = positions[:remaining]
+            everyone, features = features, torch.empty_like(features[:remaining])
+            ops.compact(everyone, rows[:remaining], live, features)
         survivors = remaining
     return ExitResult(logits, exits, confidence, net.cost[exits])
-
-
-def _gather(features: Tensor, rows: Tensor) -> Tensor:
-    """The named rows of [N, C, H, W], channels-last."""
-    return features.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)

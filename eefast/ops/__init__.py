@@ -2,11 +2,19 @@
 
 from .compact import compact
 from .exit_conv_head import exit_conv_head
-from .exit_head import exit_head
+from .exit_head import MAX_CLASSES_ON_CUDA, exit_head
 from .flops import register_flops
 from .library import TRITON_MISSING, load_cpp
 
 CPP_MISSING = load_cpp()
 """None where the C++ kernels are loaded, else the reason why the references run instead."""
 
-__all__ = ["CPP_MISSING", "TRITON_MISSING", "compact", "exit_conv_head", "exit_head", "register_flops"]
+__all__ = [
+    "CPP_MISSING",
+    "MAX_CLASSES_ON_CUDA",
+    "TRITON_MISSING",
+    "compact",
+    "exit_conv_head",
+    "exit_head",
+    "register_flops",
+]

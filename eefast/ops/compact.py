@@ -16,7 +16,9 @@ def reference(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None
     """`compact` in plain PyTorch: its oracle, its fallback and its documentation."""
     check(features, rows, live, out)
     count = int(live)
-    out[:count] = features[rows[:count]]
+    if out.is_contiguous(memory_format=torch.channels_last):
+        features, out = features.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)
+    torch.index_select(features, 0, rows[:count], out=out[:count])
 
 
 def check(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:

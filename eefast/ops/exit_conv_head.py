@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from .. import criteria
 from .exit_head import check as check_exit_head
+from .exit_head import check_classes_on_cuda
 from .exit_head import reference as exit_head_reference
 from .library import implement_on_cuda, namespace
 
@@ -74,11 +75,10 @@ def _triton(
     logits: Tensor, confidence: Tensor, exits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     from ..kernels import exit_conv_head as kernel
-    from ..kernels.exit_head import check_range
 
     criteria.get(criterion)
     check(features, conv_weight, conv_bias, weight, bias, threshold, rows, positions, live, logits, confidence, exits)
-    check_range(max(features.shape[1], len(conv_weight)), weight.shape[0] - 1)
+    check_classes_on_cuda(len(weight) - 1)
     return kernel.exit_conv_head(
         features, conv_weight, conv_bias, weight, bias, threshold, rows, positions, live, criterion, exit_index,
         logits, confidence, exits,

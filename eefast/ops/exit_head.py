@@ -10,6 +10,9 @@ from torch import Tensor
 from .. import criteria
 from .library import implement_on_cuda, namespace
 
+MAX_CLASSES_ON_CUDA = 8191
+"""What the Triton exit heads keep in registers."""
+
 namespace.define(
     "exit_head(Tensor features, Tensor weight, Tensor bias, Tensor? threshold, Tensor rows, Tensor positions,"
     " Tensor live, str criterion, int exit_index, Tensor(a!) logits, Tensor(b!) confidence, Tensor(c!) exits)"
@@ -92,6 +95,14 @@ def check(
                     raise RuntimeError(f"{name}[{i}] = {value} is outside of {owner}, which has {size} rows")
 
 
+def check_classes_on_cuda(classes: int) -> None:
+    """`RuntimeError` for a head that is too large for the Triton kernels."""
+    if classes > MAX_CLASSES_ON_CUDA:
+        raise RuntimeError(
+            f"weight has {classes} classes, on CUDA at most {MAX_CLASSES_ON_CUDA}; use engine='reference'"
+        )
+
+
 namespace.impl("exit_head", reference, "CompositeExplicitAutograd")
 
 
@@ -103,7 +114,7 @@ def _triton(
 
     criteria.get(criterion)
     check(features, weight, bias, threshold, rows, positions, live, logits, confidence, exits)
-    kernel.check_range(features.shape[1], weight.shape[0] - 1)
+    check_classes_on_cuda(len(weight) - 1)
     return kernel.exit_head(
         features, weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits
     )
