@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test aot gpu lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eefast demo
@@ -11,6 +11,14 @@ demo: $(VENV)/.ready
 # Two test processes on few cores: threads that spin while they wait would slow one another down many times over.
 test: $(VENV)/.ready
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist worksteal
+
+# Compiles every Triton kernel for five generations of GPUs, without one; a table of registers, memory, instructions.
+aot: $(VENV)/.ready
+	$(BIN)/python tests/aot.py
+
+# On a machine with a GPU and its own PyTorch: no network, no .venv; under nine minutes. PHASE=tests|sanitize|ops|...
+gpu:
+	bench/gpu.sh $(PHASE)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check

@@ -20,8 +20,9 @@ TILE = 8192
 
 @triton.jit(do_not_specialize=["samples", "size"])
 def _compact_kernel(
-    features, sample_stride, samples, rows, live, size, out, out_stride,
-    ELEMENTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    features, samples, rows, live, size, out,
+    SAMPLE_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr, ELEMENTS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A program copies BLOCK elements of each of ROWS samples."""
     parts: tl.constexpr = (ELEMENTS + BLOCK - 1) // BLOCK
@@ -32,8 +33,8 @@ def _compact_kernel(
     row = tl.load(rows + entry, mask=alive, other=0)
     tl.device_assert((row >= 0) & (row < samples), "rows is out of range", mask=alive)
     mask = alive[:, None] & (element[None, :] < ELEMENTS)
-    values = tl.load(features + row.to(tl.int64)[:, None] * sample_stride + element[None, :], mask=mask)
-    tl.store(out + entry.to(tl.int64)[:, None] * out_stride + element[None, :], values, mask=mask)
+    values = tl.load(features + row.to(tl.int64)[:, None] * SAMPLE_STRIDE + element[None, :], mask=mask)
+    tl.store(out + entry.to(tl.int64)[:, None] * OUT_STRIDE + element[None, :], values, mask=mask)
 
 
 def compact(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
@@ -47,7 +48,7 @@ def launch(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> Launch:
     tile_rows = TILE // block
     grid = max(1, ceil_div(len(rows), tile_rows)) * ceil_div(elements, block)
     arguments = dict(
-        features=features, sample_stride=features.stride(0), samples=len(features), rows=rows.contiguous(), live=live,
-        size=len(rows), out=out, out_stride=out.stride(0), ELEMENTS=elements, ROWS=tile_rows, BLOCK=block,
+        features=features, samples=len(features), rows=rows.contiguous(), live=live, size=len(rows), out=out,
+        SAMPLE_STRIDE=features.stride(0), OUT_STRIDE=out.stride(0), ELEMENTS=elements, ROWS=tile_rows, BLOCK=block,
     )  # fmt: skip
     return Launch(_compact_kernel, (grid,), arguments, num_warps=8)

@@ -26,10 +26,11 @@ TILE_PIXELS, MAX_ROWS = 128, 16
 
 @triton.jit(do_not_specialize=["size", "samples", "results", "exit_index"])
 def _conv_kernel(
-    features, sample_stride, channel_stride, line_stride, pixel_stride, samples, conv_weight, conv_bias,
+    features, samples, conv_weight, conv_bias,
     weight, bias, threshold, rows, positions, live, size, logits, logits_row_stride, logits_column_stride,
     confidence, confidence_stride, exits, exits_stride, results, exit_index,
     next_rows, next_positions, next_live, workspace, pooled, scratch,
+    SAMPLE_STRIDE: tl.constexpr, CHANNEL_STRIDE: tl.constexpr, LINE_STRIDE: tl.constexpr, PIXEL_STRIDE: tl.constexpr,
     IN_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     CLASSES: tl.constexpr, CRITERION: tl.constexpr, ROWS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
     BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_CLASSES: tl.constexpr,
@@ -46,7 +47,7 @@ def _conv_kernel(
         owner = tile * ROWS + item // BLOCK_PIXELS
         row = tl.load(rows + owner, mask=owner < count, other=0)
         tl.device_assert((row >= 0) & (row < samples), "rows is out of range", mask=owner < count)
-        start = features + row.to(tl.int64) * sample_stride
+        start = features + row.to(tl.int64) * SAMPLE_STRIDE
         for first_out in tl.range(0, CHANNELS, BLOCK_OUT, num_stages=1):
             filters = first_out + tl.arange(0, BLOCK_OUT)
             conv_shift = tl.load(conv_bias + filters, mask=filters < CHANNELS, other=0.0)
@@ -55,8 +56,9 @@ def _conv_kernel(
                 pixel = first_pixel + item % BLOCK_PIXELS
                 inside = (owner < count) & (pixel < HEIGHT * WIDTH)
                 maps = _convolve(
-                    start, channel_stride, line_stride, pixel_stride, conv_weight, pixel // WIDTH, pixel % WIDTH,
-                    inside, filters, IN_CHANNELS, CHANNELS, HEIGHT, WIDTH, BLOCK_IN, BLOCK_OUT, UPCAST,
+                    start, conv_weight, pixel // WIDTH, pixel % WIDTH, inside, filters,
+                    CHANNEL_STRIDE, LINE_STRIDE, PIXEL_STRIDE, IN_CHANNELS, CHANNELS, HEIGHT, WIDTH,
+                    BLOCK_IN, BLOCK_OUT, UPCAST,
                 )  # fmt: skip
                 maps = maps + conv_shift[None, :]
                 # Not tl.maximum, which would turn NaN into 0 and let its sample leave.
@@ -77,7 +79,8 @@ def _conv_kernel(
 
 @triton.jit
 def _convolve(
-    start, channel_stride, line_stride, pixel_stride, conv_weight, y, x, inside, filters,
+    start, conv_weight, y, x, inside, filters,
+    CHANNEL_STRIDE: tl.constexpr, LINE_STRIDE: tl.constexpr, PIXEL_STRIDE: tl.constexpr,
     IN_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -89,9 +92,9 @@ def _convolve(
         channel = step % blocks * BLOCK_IN + tl.arange(0, BLOCK_IN)
         line, place = y + tap // 3 - 1, x + tap % 3 - 1
         there = inside & (line >= 0) & (line < HEIGHT) & (place >= 0) & (place < WIDTH)
-        offset = line * line_stride + place * pixel_stride
+        offset = line * LINE_STRIDE + place * PIXEL_STRIDE
         a = tl.load(
-            start[:, None] + offset[:, None] + channel[None, :] * channel_stride,
+            start[:, None] + offset[:, None] + channel[None, :] * CHANNEL_STRIDE,
             mask=there[:, None] & (channel[None, :] < IN_CHANNELS),
             other=0.0,
         )
@@ -139,8 +142,10 @@ def launch(
     product = 64 * 16 if tile_rows >= 16 else 4096 // block_channels
     tiles = max(1, ceil_div(size, tile_rows))
     arguments = dict(
-        features=features, sample_stride=features.stride(0), channel_stride=features.stride(1),
-        line_stride=features.stride(2), pixel_stride=features.stride(3), samples=samples,
+        features=features, samples=samples,
+        # Constants for the reason given in exit_head.
+        SAMPLE_STRIDE=features.stride(0), CHANNEL_STRIDE=features.stride(1),
+        LINE_STRIDE=features.stride(2), PIXEL_STRIDE=features.stride(3),
         conv_weight=conv_weight.contiguous(memory_format=torch.channels_last), conv_bias=conv_bias.contiguous(),
         **exit_arguments(
             weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits,

@@ -20,26 +20,28 @@ from .workspace import workspace_for
 
 @triton.jit
 def _pool(
-    features, row, alive, channel, sample_stride, channel_stride, pixel_stride, pixels,
+    features, row, alive, channel,
+    SAMPLE_STRIDE: tl.constexpr, CHANNEL_STRIDE: tl.constexpr, PIXEL_STRIDE: tl.constexpr, PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Mean over the pixels of some channels, [ROWS, BLOCK_CHANNELS] float32; the order of the additions is fixed."""
     channel = channel[None, None, :]
-    start = features + row.to(tl.int64)[:, None, None] * sample_stride + channel * channel_stride
+    start = features + row.to(tl.int64)[:, None, None] * SAMPLE_STRIDE + channel * CHANNEL_STRIDE
     sums = tl.zeros([ROWS, BLOCK_PIXELS, BLOCK_CHANNELS], tl.float32)
-    for first in range(0, pixels, BLOCK_PIXELS):
+    for first in range(0, PIXELS, BLOCK_PIXELS):
         pixel = first + tl.arange(0, BLOCK_PIXELS)[None, :, None]
-        mask = alive[:, None, None] & (pixel < pixels) & (channel < CHANNELS)
-        sums += tl.load(start + pixel * pixel_stride, mask=mask, other=0.0).to(tl.float32)
-    return tl.sum(sums, axis=1) / (pixels * 1.0)
+        mask = alive[:, None, None] & (pixel < PIXELS) & (channel < CHANNELS)
+        sums += tl.load(start + pixel * PIXEL_STRIDE, mask=mask, other=0.0).to(tl.float32)
+    return tl.sum(sums, axis=1) / (PIXELS * 1.0)
 
 
 @triton.jit(do_not_specialize=["size", "samples", "results", "exit_index"])
 def _few_classes_kernel(
-    features, sample_stride, channel_stride, pixel_stride, pixels, samples, weight, bias, threshold,
+    features, samples, weight, bias, threshold,
     rows, positions, live, size, logits, logits_row_stride, logits_column_stride,
     confidence, confidence_stride, exits, exits_stride, results, exit_index,
     next_rows, next_positions, next_live, workspace,
+    SAMPLE_STRIDE: tl.constexpr, CHANNEL_STRIDE: tl.constexpr, PIXEL_STRIDE: tl.constexpr, PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr, CLASSES: tl.constexpr, CRITERION: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_CLASSES: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr, WINDOW: tl.constexpr,
@@ -55,7 +57,7 @@ def _few_classes_kernel(
         tl.device_assert((row >= 0) & (row < samples), "rows is out of range", mask=alive)
         channel = tl.arange(0, BLOCK_CHANNELS)
         pooled = _pool(
-            features, row, alive, channel, sample_stride, channel_stride, pixel_stride, pixels,
+            features, row, alive, channel, SAMPLE_STRIDE, CHANNEL_STRIDE, PIXEL_STRIDE, PIXELS,
             CHANNELS, ROWS, BLOCK_PIXELS, BLOCK_CHANNELS,
         )  # fmt: skip
         column = tl.arange(0, BLOCK_COLUMNS)
@@ -83,10 +85,11 @@ def _few_classes_kernel(
 
 @triton.jit(do_not_specialize=["size", "samples", "results", "exit_index"])
 def _many_classes_kernel(
-    features, sample_stride, channel_stride, pixel_stride, pixels, samples, weight, bias, threshold,
+    features, samples, weight, bias, threshold,
     rows, positions, live, size, logits, logits_row_stride, logits_column_stride,
     confidence, confidence_stride, exits, exits_stride, results, exit_index,
     next_rows, next_positions, next_live, workspace, pooled, scratch,
+    SAMPLE_STRIDE: tl.constexpr, CHANNEL_STRIDE: tl.constexpr, PIXEL_STRIDE: tl.constexpr, PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr, CLASSES: tl.constexpr, CRITERION: tl.constexpr, ROWS: tl.constexpr,
     POOL_ROWS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr, DOT_CLASSES: tl.constexpr, DOT_CHANNELS: tl.constexpr, PART: tl.constexpr,
@@ -107,7 +110,7 @@ def _many_classes_kernel(
             for start in tl.range(0, CHANNELS, BLOCK_CHANNELS, num_stages=1):
                 channel = start + tl.arange(0, BLOCK_CHANNELS)
                 means = _pool(
-                    features, row, part_alive, channel, sample_stride, channel_stride, pixel_stride, pixels,
+                    features, row, part_alive, channel, SAMPLE_STRIDE, CHANNEL_STRIDE, PIXEL_STRIDE, PIXELS,
                     CHANNELS, POOL_ROWS, BLOCK_PIXELS, BLOCK_CHANNELS,
                 )  # fmt: skip
                 place = pooled + part[:, None].to(tl.int64) * CHANNELS + channel[None, :]
@@ -150,8 +153,10 @@ def launch(
         # Lines with gaps between them (a crop) are the one layout that the kernels do not read.
         features = features.contiguous(memory_format=torch.channels_last)
     arguments = dict(
-        features=features, sample_stride=features.stride(0), channel_stride=features.stride(1),
-        pixel_stride=features.stride(3 if width > 1 else 2), pixels=height * width, samples=samples,
+        features=features, samples=samples,
+        # Constants, since Triton sees in an argument only whether 16 divides it: not that 8 channels are 16 bytes.
+        SAMPLE_STRIDE=features.stride(0), CHANNEL_STRIDE=features.stride(1),
+        PIXEL_STRIDE=features.stride(3 if width > 1 else 2), PIXELS=height * width,
         **exit_arguments(
             weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits,
             next_rows, next_positions, next_live,

@@ -36,7 +36,8 @@ from triton.runtime.jit import create_function_from_signature
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 REGISTER_LIMIT = 255
 EXPECTATIONS = {"wide_loads", "tensor_cores"}
-CACHE = Path(__file__).resolve().parent.parent / ".aot_cache"
+# Outside of the checkout, so that a fresh clone finds what an older one has compiled.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eefast" / "aot"
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,15 @@ class Report:
         if unknown := set(expects) - EXPECTATIONS:
             raise ValueError(f"expects = {sorted(unknown)} is unknown; there are {sorted(EXPECTATIONS)}")
         limit = SHARED_LIMIT[self.capability]
-        wide = sum(count for name, count in self.loads.items() if int(name.split(".")[1]) >= 128)
+        bits = [int(name.split(".")[1]) for name in self.loads]
+        narrow = "wide_loads" in expects and min(bits, default=0) < 32
         checks = {
             f"{self.shared} bytes of shared memory, the limit is {limit}": self.shared > limit,
             f"{self.registers} registers, the limit is {REGISTER_LIMIT}": self.registers > REGISTER_LIMIT,
             f"{self.spills} spill instructions ({self.stack} bytes of stack), the limit is 0": self.spills > 0,
-            f"0 16-byte global loads among {self.loads}, at least 1 is expected": "wide_loads" in expects and not wide,
+            f"0 16-byte global loads among {self.loads}, at least 1 is expected": "wide_loads" in expects
+            and max(bits, default=0) < 128,
+            f"global loads of single elements among {self.loads}, 16-byte ones are expected": narrow,
             "0 tensor core instructions, at least 1 is expected": "tensor_cores" in expects and not self.tensor,
         }
         return [f"sm_{self.capability}: {message}" for message, failed in checks.items() if failed]
@@ -94,7 +98,7 @@ def compile_for(launch: Launch, capability: int) -> Report:
         knobs.cache.dir = folder
         compiled = triton.compile(source, target=target, options=options.__dict__)
         report = _read(compiled.asm["cubin"], compiled.metadata.shared, capability, Path(folder))
-    CACHE.mkdir(exist_ok=True)
+    CACHE.mkdir(parents=True, exist_ok=True)
     scratch = file.with_suffix(f".{os.getpid()}")
     scratch.write_text(json.dumps(asdict(report)))
     scratch.replace(file)
@@ -172,7 +176,7 @@ def compile_variant(name: str, capability: int) -> Report:
         return compile_for(variants()[name][0], capability)
     except Exception as error:
         # Triton's own exceptions do not survive the way back to the process that asked.
-        raise RuntimeError(f"sm_{capability}: does not compile: {type(error).__name__}: {error}") from None
+        raise RuntimeError(f"does not compile: {type(error).__name__}: {error}") from None
 
 
 def compilers(count: int) -> ProcessPoolExecutor:
@@ -220,10 +224,11 @@ def main() -> int:
         futures = {pool.submit(compile_variant, *job): job for job in jobs if reports[job] is None}
         done = track(as_completed(futures), "compiling", total=len(futures), console=Console(stderr=True))
         for future in done if futures else ():
+            name, capability = futures[future]
             try:
-                reports[futures[future]] = future.result()
+                reports[name, capability] = future.result()
             except Exception as error:
-                failures.append(f"{futures[future][0]}: {error}")
+                failures.append(f"{name}: sm_{capability}: {error}")
     for (name, _), report in reports.items():
         failures += [f"{name}: {message}" for message in (report.failures(variants()[name][1]) if report else ())]
 
@@ -232,7 +237,7 @@ def main() -> int:
         console.width = 240
     console.print("registers per thread, KB of shared memory per block, spill instructions\n")
     console.print(table({n: [reports[n, c] for c in arguments.capability] for n in names}, arguments.capability))
-    console.print(f"\n{len(jobs)} compilations, {len(futures)} of them not in .aot_cache, {len(failures)} failures")
+    console.print(f"\n{len(jobs)} compilations, {len(futures)} of them not in {CACHE}, {len(failures)} failures")
     for failure in failures:
         console.print(failure, style="red", markup=False, highlight=False, soft_wrap=True)
     return 1 if failures else 0

@@ -4,11 +4,7 @@ import os
 
 import pytest
 import torch
-
-GPU = torch.cuda.is_available()
-if not GPU:
-    # Read when a kernel is defined, so before eefast.kernels is imported.
-    os.environ["TRITON_INTERPRET"] = "1"
+from where import GPU
 
 # Parallel test processes with several spinning threads each slow one another down many times over.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)

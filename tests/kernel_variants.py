@@ -14,14 +14,14 @@ HALF, BFLOAT, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, tor
 
 # (K, C, H, W): CIFAR and MNIST nets, ImageNet nets at 64 and 224 pixels, the edges of the range.
 HEADS = (
-    (10, 16, 32, 32), (10, 32, 16, 16), (10, 64, 8, 8), (100, 64, 8, 8), (10, 4, 14, 14), (10, 2, 28, 28),
+    (10, 16, 32, 32), (10, 32, 16, 16), (10, 64, 8, 8), (100, 64, 8, 8), (10, 8, 7, 7), (10, 2, 28, 28),
     (200, 64, 16, 16), (200, 512, 2, 2), (1000, 64, 56, 56), (1000, 256, 56, 56), (1000, 512, 28, 28),
     (1000, 1024, 14, 14), (1000, 2048, 7, 7), (10, 2048, 7, 7), (10, 512, 7, 7), (63, 1024, 7, 7),
     (1, 8, 1, 1), (1, 4096, 7, 7), (8191, 64, 1, 1), (10, 16384, 1, 1), (1000, 2, 112, 112),
 )  # fmt: skip
 CONV_HEADS = (
     (10, 16, 32, 32), (10, 32, 16, 16), (10, 64, 8, 8), (200, 128, 8, 8), (1000, 256, 14, 14), (1000, 512, 7, 7),
-    (1000, 64, 2, 2), (10, 256, 1, 1), (10, 4, 14, 14),
+    (1000, 64, 2, 2), (10, 256, 1, 1), (10, 8, 7, 7), (10, 2, 28, 28),
 )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def _lists_and_results(classes: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, 
 def _name(
     op: str, shape: tuple[int, ...], dtype: torch.dtype, criterion: str, layout: torch.memory_format, final: bool
 ) -> str:
-    marks = [str(dtype).removeprefix("torch."), "×".join(map(str, shape))]
+    marks = [str(dtype).removeprefix("torch."), "x".join(map(str, shape))]
     marks += [criterion] * (criterion != "learned") + ["NCHW"] * (layout == torch.contiguous_format)
     return " ".join([op, *marks, *["final"] * final])
 
@@ -93,7 +93,7 @@ def _exit_conv_head(
         features, _empty(channels, channels, 3, 3, dtype=dtype), _empty(channels), _empty(classes + 1, channels),
         _empty(classes + 1), _empty(), *lists, criterion, 1, *results, *next_lists,
     )  # fmt: skip
-    wide = {"wide_loads"} if channels * dtype.itemsize % 16 == 0 else set()
+    wide = {"wide_loads"} if channels * dtype.itemsize % 16 == 0 and height * width > 1 else set()
     name = _name("exit_conv_head", shape, dtype, criterion, torch.channels_last, False)
     return name, launch, frozenset(wide | {"tensor_cores"})
 

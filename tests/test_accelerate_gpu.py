@@ -6,13 +6,12 @@ import importlib
 
 import pytest
 import torch
-from conftest import GPU
 from networks import images, lived_in, one_by_one, spread_thresholds
+from where import GPU, runs_triton, triton_behind
 
 import eefast
 
-pytestmark = [pytest.mark.gpu] if GPU else []
-OPS = ("exit_head", "exit_conv_head", "compact")
+pytestmark = runs_triton
 
 
 @pytest.fixture
@@ -21,12 +20,8 @@ def triton_everywhere():
     if GPU:
         yield
         return
-    library = torch.library.Library("eefast", "IMPL")
-    for name in OPS:
-        launcher = importlib.import_module(f"eefast.ops.{name}")._triton
-        library.impl(name, launcher, "CPU", allow_override=True)
-    yield
-    library._destroy()
+    with triton_behind("exit_head", "exit_conv_head", "compact"):
+        yield
 
 
 @pytest.mark.usefixtures("triton_everywhere")

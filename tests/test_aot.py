@@ -116,9 +116,8 @@ def test_variant(compiler: ProcessPoolExecutor, name: str, capability: int) -> N
 
 def test_every_kernel_has_variants() -> None:
     """A kernel is what `Launch` can launch, by custom a function whose name ends with _kernel."""
-    modules = [
-        importlib.import_module(f"eefast.kernels.{found.name}") for found in pkgutil.iter_modules(kernels.__path__)
-    ]
+    files = pkgutil.iter_modules(kernels.__path__)
+    modules = [importlib.import_module(f"eefast.kernels.{file.name}") for file in files]
     defined = {name for module in modules for name in vars(module) if name.endswith("_kernel")}
     assert defined == {launch.kernel.fn.__name__ for launch, _ in aot.variants().values()}
 
@@ -141,16 +140,15 @@ def test_narrow_loads_are_reported(compiler: ProcessPoolExecutor, name: str, cap
     assert not report.failures()
     failures = report.failures({"wide_loads"})
     assert bool(failures) == (name in ("2 bytes behind", "odd size")), report
-    assert all(f"sm_{capability}: 0 16-byte global loads" in failure for failure in failures)
+    assert not failures or f"sm_{capability}: 0 16-byte global loads" in failures[0]
 
 
 @capabilities
 def test_spills_are_reported(compiler: ProcessPoolExecutor, capability: int) -> None:
     report = compiler.submit(compile_sample, "256 elements per thread", capability).result()
     assert report.stack > 0
-    assert [f"sm_{capability}: {report.spills} spill instructions" in failure for failure in report.failures()] == [
-        True
-    ]
+    (failure,) = report.failures()
+    assert failure.startswith(f"sm_{capability}: {report.spills} spill instructions")
 
 
 @capabilities

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GPU
 from torch import Tensor
+from where import GPU, interpreted, runs_triton, triton_behind
 
 from eefast import ops
 
@@ -23,7 +23,7 @@ def on_gpu(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
     out.copy_(there)
 
 
-triton = pytest.param(on_gpu, id="triton", marks=pytest.mark.gpu) if GPU else pytest.param(module._triton, id="triton")
+triton = pytest.param(on_gpu if GPU else module._triton, id="triton", marks=runs_triton)
 every = pytest.mark.parametrize("run", [pytest.param(op, id="reference"), triton])
 
 
@@ -89,14 +89,10 @@ def test_opcheck() -> None:
     torch.library.opcheck(op, make_case(5, (4, 2, 3), 3))
 
 
-@pytest.mark.skipif(GPU, reason="the kernels are compiled here, not interpreted")
+@interpreted
 def test_opcheck_with_triton_behind_the_op() -> None:
-    library = torch.library.Library("eefast", "IMPL")
-    try:
-        library.impl("compact", module._triton, "CPU", allow_override=True)
+    with triton_behind("compact"):
         torch.library.opcheck(op, make_case(5, (4, 2, 3), 3))
-    finally:
-        library._destroy()
 
 
 def test_compiles_and_exports_as_one_node() -> None:

@@ -8,20 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GPU
 from exit_cases import CRITERIA, DTYPES, LAYOUTS, Case, check, eager, gap, layout, make_case, on_gpu
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
+from where import GPU, interpreted, runs_triton, triton_behind
 
 from eefast import ops
 
 module = importlib.import_module("eefast.ops.exit_conv_head")
 op = torch.ops.eefast.exit_conv_head.default
 
-triton = (
-    pytest.param(on_gpu(op), id="triton", marks=pytest.mark.gpu) if GPU else pytest.param(module._triton, id="triton")
-)
+triton = pytest.param(on_gpu(op) if GPU else module._triton, id="triton", marks=runs_triton)
 every = pytest.mark.parametrize("run", [pytest.param(op, id="dispatched = reference"), triton])
 
 # (R, K, C_in, C, H, W): tiles of one sample and of several, pixels and channels in one block and in several, odd sizes.
@@ -127,14 +125,10 @@ def test_opcheck() -> None:
         torch.library.opcheck(op, make_conv_case(5, 10, 4, 4, 3, 3, final=final).arguments())
 
 
-@pytest.mark.skipif(GPU, reason="the kernels are compiled here, not interpreted")
+@interpreted
 def test_opcheck_with_triton_behind_the_op() -> None:
-    library = torch.library.Library("eefast", "IMPL")
-    try:
-        library.impl("exit_conv_head", module._triton, "CPU", allow_override=True)
+    with triton_behind("exit_conv_head"):
         torch.library.opcheck(op, make_conv_case(5, 10, 4, 4, 3, 3).arguments())
-    finally:
-        library._destroy()
 
 
 def test_compiles_and_exports_as_one_node() -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GPU
 from exit_cases import CRITERIA, DTYPES, LAYOUTS, SENTINEL, check, gap, make_case, on_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from where import GPU, runs_triton
 
 from eefast import ops
 
@@ -27,9 +27,7 @@ reference = module.reference
 op = torch.ops.eefast.exit_head.default
 
 DISPATCHED = "cpp" if ops.CPP_MISSING is None else f"dispatched = reference, C++ {ops.CPP_MISSING}"
-triton = (
-    pytest.param(on_gpu(op), id="triton", marks=pytest.mark.gpu) if GPU else pytest.param(module._triton, id="triton")
-)
+triton = pytest.param(on_gpu(op) if GPU else module._triton, id="triton", marks=runs_triton)
 every = pytest.mark.parametrize(
     "run", [pytest.param(op, id=DISPATCHED), pytest.param(reference, id="reference"), triton]
 )

@@ -9,18 +9,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
+pytest.importorskip("triton", reason="no Triton here, so no kernels to test")
 import torch
 from concurrent_programs import run_concurrently
-from conftest import GPU
 from eefast.kernels import exit_head as kernel
 from eefast.kernels.launch import Launch
 from exit_cases import CRITERIA, DTYPES, Case, check, make_case, on_gpu
 from torch import Tensor
+from where import GPU, interpreted, runs_triton, triton_behind
 
 gpu = pytest.mark.gpu
 op = torch.ops.eefast.exit_head.default
 run = on_gpu(op) if GPU else kernel.exit_head
-here_and_there = [gpu] if GPU else []
 
 # (K, C, H, W), one for each way through the kernels: few and many classes, several samples in a tile and one, channels
 # in one block and in several, pixels likewise, odd sizes.
@@ -47,7 +48,7 @@ def launch_of(arguments: tuple[Any, ...], **override: Any) -> tuple[Launch, tupl
 
 
 class TestBatches:
-    pytestmark = here_and_there
+    pytestmark = runs_triton
 
     @shapes
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -86,7 +87,7 @@ class TestBatches:
 class TestInterpreted:
     """What only the interpreter can show."""
 
-    pytestmark = pytest.mark.skipif(GPU, reason="the kernels are compiled here, not interpreted")
+    pytestmark = interpreted
 
     @pytest.mark.parametrize("window", [4, 128])
     @pytest.mark.parametrize("threads", [2, 7, 32])
@@ -119,15 +120,11 @@ class TestInterpreted:
 
     def test_opcheck(self) -> None:
         """The op with the Triton kernel behind it, where the C++ kernel or the reference otherwise stands."""
-        library = torch.library.Library("eefast", "IMPL")
-        try:
-            library.impl("exit_head", kernel.exit_head, "CPU", allow_override=True)
+        with triton_behind("exit_head"):
             for shape, final in itertools.product(((10, 16, 3, 3), (100, 16, 1, 1)), (True, False)):
                 case = make_case(5, *shape, final=final)
                 torch.library.opcheck(op, case.arguments())
                 check(op, case)
-        finally:
-            library._destroy()
 
 
 def test_more_classes_than_the_kernels_keep_in_registers() -> None:
