@@ -26,7 +26,7 @@ TILE_PIXELS, MAX_ROWS = 128, 16
 
 @triton.jit(do_not_specialize=["size", "samples", "results", "exit_index"])
 def _conv_kernel(
-    features, samples, conv_weight, conv_bias,
+    features, samples, steps, conv_weight, conv_bias,
     weight, bias, threshold, rows, positions, live, size, logits, logits_row_stride, logits_column_stride,
     confidence, confidence_stride, exits, exits_stride, results, exit_index,
     next_rows, next_positions, next_live, workspace, pooled, scratch,
@@ -56,7 +56,7 @@ def _conv_kernel(
                 pixel = first_pixel + item % BLOCK_PIXELS
                 inside = (owner < count) & (pixel < HEIGHT * WIDTH)
                 maps = _convolve(
-                    start, conv_weight, pixel // WIDTH, pixel % WIDTH, inside, filters,
+                    start, steps, conv_weight, pixel // WIDTH, pixel % WIDTH, inside, filters,
                     CHANNEL_STRIDE, LINE_STRIDE, PIXEL_STRIDE, IN_CHANNELS, CHANNELS, HEIGHT, WIDTH,
                     BLOCK_IN, BLOCK_OUT, UPCAST,
                 )  # fmt: skip
@@ -79,7 +79,7 @@ def _conv_kernel(
 
 @triton.jit
 def _convolve(
-    start, conv_weight, y, x, inside, filters,
+    start, steps, conv_weight, y, x, inside, filters,
     CHANNEL_STRIDE: tl.constexpr, LINE_STRIDE: tl.constexpr, PIXEL_STRIDE: tl.constexpr,
     IN_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, UPCAST: tl.constexpr,
@@ -87,7 +87,8 @@ def _convolve(
     """The convolution's sums for pixels (y, x) of the samples at `start`: [pixels, BLOCK_OUT] float32."""
     blocks: tl.constexpr = (IN_CHANNELS + BLOCK_IN - 1) // BLOCK_IN
     sums = tl.zeros([y.shape[0], BLOCK_OUT], tl.float32)
-    for step in range(0, 9 * blocks):
+    # An argument, so that the loop is not unrolled, which would take more registers than there are.
+    for step in range(0, steps):
         tap = step // blocks
         channel = step % blocks * BLOCK_IN + tl.arange(0, BLOCK_IN)
         line, place = y + tap // 3 - 1, x + tap % 3 - 1
@@ -136,13 +137,14 @@ def launch(
     # Float32 is split into three products in registers, which leaves room for fewer output channels.
     wide = features.element_size() > 2
     block_out = max(16, min(power_of_two(channels), 32 if wide else 128))
+    block_in = max(16, min(power_of_two(in_channels), 32 if wide else 64))
     # Below 16 channels every element is loaded on its own and has an address of its own in registers.
     warps = 8 if wide or block_out > 64 or in_channels < 16 else 4
     columns, block_channels = power_of_two(classes + 1), min(32, max(16, power_of_two(channels)))
-    product = 64 * 16 if tile_rows >= 16 else 4096 // block_channels
+    product = 64 * 16 if tile_rows >= 16 else 2048 // block_channels
     tiles = max(1, ceil_div(size, tile_rows))
     arguments = dict(
-        features=features, samples=samples,
+        features=features, samples=samples, steps=9 * ceil_div(in_channels, block_in),
         # Constants for the reason given in exit_head.
         SAMPLE_STRIDE=features.stride(0), CHANNEL_STRIDE=features.stride(1),
         LINE_STRIDE=features.stride(2), PIXEL_STRIDE=features.stride(3),
@@ -155,7 +157,7 @@ def launch(
         pooled=features.new_empty(size, channels, dtype=torch.float32),
         scratch=features.new_empty(size, classes + 1, dtype=torch.float32),
         IN_CHANNELS=in_channels, CHANNELS=channels, HEIGHT=height, WIDTH=width, ROWS=tile_rows,
-        BLOCK_PIXELS=block_pixels, BLOCK_IN=max(16, min(power_of_two(in_channels), 32 if wide else 64)),
+        BLOCK_PIXELS=block_pixels, BLOCK_IN=block_in,
         BLOCK_OUT=block_out, BLOCK_CLASSES=clamp_power_of_two(product // tile_rows, columns),
         BLOCK_CHANNELS=block_channels,        PART=clamp_power_of_two(4096 // columns, tile_rows),
         UPCAST=features.dtype == torch.float64 or _interpreted(features), WINDOW=32 * warps,

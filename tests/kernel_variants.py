@@ -93,7 +93,8 @@ def _exit_conv_head(
         features, _empty(channels, channels, 3, 3, dtype=dtype), _empty(channels), _empty(classes + 1, channels),
         _empty(classes + 1), _empty(), *lists, criterion, 1, *results, *next_lists,
     )  # fmt: skip
-    wide = {"wide_loads"} if channels * dtype.itemsize % 16 == 0 and height * width > 1 else set()
+    # With few channels or one pixel a weight tile has fewer elements than the block has threads.
+    wide = {"wide_loads"} if channels % 16 == 0 and height * width > 1 else set()
     name = _name("exit_conv_head", shape, dtype, criterion, torch.channels_last, False)
     return name, launch, frozenset(wide | {"tensor_cores"})
 
