@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -15,6 +16,8 @@ CRITERIA = ("learned", "max_probability", "entropy", "margin")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = ("contiguous", "channels_last", "cropped", "cropped channels_last", "every second", "transposed", "expanded")
 SENTINEL = -7.0
+# One dtype of everything goes through compute-sanitizer, see bench/gpu.sh.
+EACH_DTYPE = [pytest.param(d, id=f"{'sanitize-' * (d == torch.float16)}{d}") for d in DTYPES]
 
 
 @dataclass(frozen=True)

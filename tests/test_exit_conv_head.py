@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from exit_cases import CRITERIA, DTYPES, LAYOUTS, Case, check, eager, gap, layout, make_case, on_gpu
+from exit_cases import CRITERIA, EACH_DTYPE, LAYOUTS, Case, check, eager, gap, layout, make_case, on_gpu
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -79,8 +79,8 @@ def check_conv(run: Any, case: ConvCase) -> None:
 
 @every
 @shapes
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_sanitize_shapes_match_float64(run: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("dtype", EACH_DTYPE)
+def test_shapes_match_float64(run: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     i = list(SHAPES.values()).index(shape)
     for live in ("part", "all", "none"):
         check_conv(run, make_conv_case(*shape, dtype=dtype, criterion=CRITERIA[i % 4], live=live, final=i % 3 == 0))
