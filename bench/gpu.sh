@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in under nine minutes: build, tests, sanitizers, microbenchmarks, throughput, table.
+#
+#   bench/gpu.sh                                            all phases
+#   bench/gpu.sh build|tests|sanitize|ops|throughput ...    only these
+#
+# Needs torch, Triton and pytest in $PYTHON (default: python3), for `build` also a C++ compiler and ninja; no network and
+# no installation of eefast. Logs and new rows go to the folder $OUT (default: build/gpu), rows also to bench/results/.
+# COMMIT names the commit in the rows where the tree is no git repository.
+set -u
+
+asked=${PYTHON:-python3}
+PYTHON=$(command -v "$asked") || { echo "bench/gpu.sh: no interpreter PYTHON=$asked" >&2 && exit 2; }
+[[ $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON
+[[ ${OUT:-/} == /* ]] || OUT=$PWD/$OUT
+cd "$(dirname "$0")/.." || exit
+
+declare -A LIMIT=([build]=45 [tests]=205 [sanitize]=75 [ops]=105 [throughput]=75)
+PHASES="build tests sanitize ops throughput"
+case " $* " in *" -h "* | *" --help "*) sed -n '2,9s/^# \{0,1\}//p' bench/gpu.sh && exit ;; esac
+for phase in "$@"; do
+  [ -n "${LIMIT[$phase]:-}" ] || { echo "bench/gpu.sh: no phase '$phase'; choose from: $PHASES" >&2 && exit 2; }
+done
+
+"$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
+  echo "bench/gpu.sh: PyTorch in $PYTHON finds no CUDA device; run this on a machine with one" >&2 && exit 2
+}
+
+export PYTHON OUT=${OUT:-$PWD/build/gpu} SITE=$PWD/build/gpu/site PYTHONUNBUFFERED=1
+BEGIN=$(date -u +%Y-%m-%dT%H:%M:%S+00:00)
+mkdir -p "$OUT" "$SITE/eefast"
+
+# The folder kernels/ is imported as eefast.kernels; without an installation a folder of links does that.
+find "$SITE/eefast" -type l -delete
+for path in "$PWD"/eefast/*; do
+  [[ $path == *.so || $path == */__pycache__ ]] || ln -s "$path" "$SITE/eefast/"
+done
+ln -s "$PWD/kernels" "$SITE/eefast/kernels"
+export PYTHONPATH=$SITE${PYTHONPATH:+:$PYTHONPATH}
+
+build() {
+  "$PYTHON" setup.py build_ext --build-lib "$SITE" --build-temp build/gpu/temp && cd build/gpu &&
+    "$PYTHON" -c 'import eefast.kernels.exit_head as _, eefast.ops as o; print("C++ kernels:", o.CPP_MISSING or "loaded")'
+}
+
+# The options in pyproject.toml ask for plugins of pytest that may be missing here. Started from elsewhere, since in the
+# top folder Python would find eefast/ before the folder of links. cuBLAS wants a workspace of a stated size under the
+# tests' deterministic mode.
+GPU_TESTS="-m pytest ../../tests -m gpu -o addopts= -q -ra -p no:cacheprovider --continue-on-collection-errors"
+
+tests() {
+  local workers=()
+  "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n $(($(nproc) < 8 ? $(nproc) : 8)) --dist worksteal)
+  cd build/gpu && CUBLAS_WORKSPACE_CONFIG=:4096:8 "$PYTHON" $GPU_TESTS "${workers[@]}"
+}
+
+# The tools run side by side, since most of their time goes into starting PyTorch under them.
+sanitize() {
+  local places sanitizer tool jobs=() status=0
+  places=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin:$(dirname "$(readlink -f "$(command -v nvcc)")")
+  sanitizer=$(export PATH=$places && command -v compute-sanitizer) || { echo "not found in $places" && return 1; }
+  set -o pipefail
+  cd build/gpu || return
+  export PYTORCH_NO_CUDA_MEMORY_CACHING=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
+  for tool in memcheck racecheck initcheck; do
+    "$sanitizer" --tool "$tool" --error-exitcode 9 "$PYTHON" $GPU_TESTS -k sanitize 2>&1 |
+      sed -u "s/^/$tool: /" &
+    jobs+=($!)
+  done
+  for job in "${jobs[@]}"; do wait "$job" || status=1; done
+  return $status
+}
+
+ops() { "$PYTHON" bench/ops.py --device cuda --seconds 85; }
+
+throughput() { "$PYTHON" bench/throughput.py --device cuda --seconds 58; }
+
+export GPU_TESTS
+export -f build tests sanitize ops throughput
+failed=0 summary=()
+for phase in ${*:-$PHASES}; do
+  echo "$phase … (at most ${LIMIT[$phase]} s, log: $OUT/$phase.log)" >&2
+  start=$SECONDS
+  # Interrupted, pytest still says what it found; background jobs, as in `sanitize`, ignore that signal.
+  [[ $phase == tests ]] && signal=INT || signal=TERM
+  timeout -s $signal -k 5 "${LIMIT[$phase]}" bash -uc "$phase" >"$OUT/$phase.log" 2>&1
+  code=$?
+  case $code in 0) status=ok ;; 124 | 137) status="TIMED OUT" ;; *) status="FAILED ($code)" ;; esac
+  [ $code -eq 0 ] && keep=1 || { keep=4 && failed=1; }
+  summary+=("$(printf '%-10s  %-11s %4d s' "$phase" "$status" $((SECONDS - start)))")
+  filter=.
+  [[ $phase == sanitize ]] && filter='SUMMARY|not found|(passed|failed|error|deselected).* in ' keep=6
+  summary+=("$(grep -aE "$filter" "$OUT/$phase.log" | tail -n $keep | cut -c 1-150 | sed 's/^/    /')")
+done
+
+if compgen -G "$OUT/*.jsonl" >/dev/null; then "$PYTHON" bench/report.py "$OUT"/*.jsonl --since "$BEGIN" --lines 42; fi
+printf '%s\n' "${summary[@]}"
+exit $failed

@@ -1,0 +1,219 @@
+"""Rows of measurements → a table for people, what must be reached, and where eefast loses."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rows import RESULTS, read
+
+Row = dict[str, Any]
+
+OURS = "eefast"
+BASELINES = ("eager", "x[mask]")
+CASE = ("op", "samples", "channels", "height", "width", "classes", "dtype", "layout", "criterion", "exit_rate")
+NETWORK = ("network", "batch_size", "dtype")
+# From here on, inputs are several times as large as any cache.
+MEMORY_BOUND = {"gpu": 2**28, "cpu": 2**27}
+
+
+def show(rows: Sequence[Row], lines: int = 200) -> str:
+    """The newest row of each measurement, as text of at most so many lines per device."""
+    devices = dict.fromkeys(row["environment"]["device"] for row in rows)
+    return "\n\n".join(_device([r for r in rows if r["environment"]["device"] == d], lines) for d in devices)
+
+
+def failures(rows: Sequence[Row]) -> bool:
+    """Whether an answer was wrong, or eefast's ops did not run."""
+    return any(r["note"].startswith("WRONG") or ("op" in r and _broken(r)) for r in rows if r.get("note"))
+
+
+def _broken(row: Row) -> bool:
+    return row["provider"] == OURS and not row["note"].startswith("skipped")
+
+
+def _device(rows: list[Row], lines: int) -> str:
+    around = rows[-1]["environment"]
+    gpu = around["driver"] is not None
+    ceilings = {(r["ceiling"], r["dtype"]): r["value"] for r in rows if "ceiling" in r}
+    found = [f"{around['device']}, " + ", ".join(_versions(around, gpu))]
+    units = {"copy": "GB/s", "matmul": "TFLOP/s"}
+    if ceilings:
+        found.append("; ".join(f"{what} {dtype} {v:,.1f} {units[what]}" for (what, dtype), v in ceilings.items()))
+    ops = _newest((r for r in rows if "op" in r), (*CASE, "provider", "timing"))
+    networks = _newest((r for r in rows if "network" in r), (*NETWORK, "provider"))
+    ends = [*_notes([*ops, *networks]), *(_checks(ops, gpu, lines // 4) if ops else [])]
+    body = [*_network_table(networks), *_op_table(ops)]
+    room = max(lines - len(found) - len(ends), 3)
+    if len(body) > room:
+        body = [*body[: room - 1], f"… {len(body) - room + 1} more lines: bench/report.py --lines 200"]
+    return "\n".join([*found, *body, *ends])
+
+
+def _versions(around: Row, gpu: bool) -> list[str]:
+    names = ("driver", "cuda", "torch", "triton") if gpu else ("torch", "capability", "threads", "cpp_kernels")
+    return [*(f"{name} {around.get(name)}" for name in (*names, "python", "commit", "load")), around["date"]]
+
+
+def _newest(rows: Iterable[Row], key: Sequence[str]) -> list[Row]:
+    """The last row of each measurement."""
+    return list({tuple(row[name] for name in key): row for row in rows}.values())
+
+
+def _op_table(rows: list[Row]) -> list[str]:
+    """One line per case: eefast, the baseline and the best of the other ways."""
+    cases: dict[tuple[Any, ...], dict[tuple[str, str], Row]] = {}
+    for row in rows:
+        if row["microseconds"]:
+            cases.setdefault(tuple(row[n] for n in CASE), {})[row["provider"], row["timing"]] = row
+    table = [
+        ("typical µs per call", "eefast", "in graph", "eager", "best other", "", "× eager", "GB/s", "copy", "bound")
+    ]
+    for case, ways in cases.items():
+        ours, graph = ways.get((OURS, "launch")), ways.get((OURS, "graph"))
+        eager = next((row for (name, _), row in ways.items() if name in BASELINES), None)
+        others = [r for r in ways.values() if r["provider"] not in (OURS, "plain copy", *BASELINES)]
+        best = min(others, key=_typical, default=None)
+        device = graph or ours
+        table.append(
+            (
+                _name(dict(zip(CASE, case, strict=True))),
+                *(f"{_typical(row):,.1f}" if row else "" for row in (ours, graph, eager, best)),
+                f"{best['provider']}{', in graph' if best['timing'] == 'graph' else ''}" if best else "",
+                _number(ours, "speedup", "{:.1f}"),
+                _number(device, "gigabytes_per_s", "{:,.0f}"),
+                *(_number(device, name, "{:.0%}") for name in ("copy_share", "bound_share")),
+            )
+        )
+    return _aligned(table) if len(table) > 1 else []
+
+
+def _network_table(rows: list[Row]) -> list[str]:
+    """One line per network and batch size: the best way without exits, the masked engine, eefast; median images/s."""
+    cases: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        if row["images_per_s"]:
+            cases.setdefault(tuple(row[name] for name in NETWORK), {})[row["provider"]] = row
+    table = [("images/s, median", "batch", "plain", "the best way", "masked", "ratio", "eefast", "ratio", "mean cost")]
+    for case, ways in cases.items():
+        masked, ours = ways.get("masked, PyTorch"), ways.get("eefast compact")
+        best = ways.get(next(iter(ways.values()))["best_static"])
+        tried = sum(name.startswith("plain") for name in ways)
+        names = f"{best['provider'].removeprefix('plain, ')} (of {tried})" if best else ""
+        numbers = [_speed(best), names, _speed(masked), _number(masked, "realised_ratio", "{:.2f}")]
+        numbers += [_speed(ours), _number(ours, "realised_ratio", "{:.2f}"), _number(ours, "mean_cost", "{:.3f}")]
+        table.append((f"{case[0]} {case[2]}", str(case[1]), *numbers))
+    return _aligned(table) if len(table) > 1 else []
+
+
+def _speed(row: Row | None) -> str:
+    return "" if row is None else f"{row['images_per_s'][1]:,.0f}"
+
+
+def _notes(rows: list[Row]) -> list[str]:
+    """What was not timed and why, wrong answers first, the same reason once."""
+    reasons = Counter()
+    names: dict[str, str] = {}
+    for row in rows:
+        if row["note"]:
+            reasons[row["note"]] += 1
+            name = _name(row) if "op" in row else f"{row['network']}, batch {row['batch_size']}"
+            names.setdefault(row["note"], f"{name}, {row['provider']}")
+    ordered = sorted(reasons, key=lambda note: not note.startswith("WRONG"))
+    more = {note: f" and {count - 1} more" if count > 1 else "" for note, count in reasons.items()}
+    return [f"! {note} ({names[note]}{more[note]})" for note in ordered]
+
+
+def _checks(rows: list[Row], gpu: bool, lines: int) -> list[str]:
+    """What the design asks of the ops, reached or not, and every case in which another way is faster."""
+    ours = [r for r in rows if r["provider"] == OURS and r["microseconds"]]
+    target = {"op": "exit_head", "channels": 64, "height": 8, "width": 8, "classes": 10, "layout": "channels_last"}
+    target |= {"criterion": "learned", "exit_rate": 0.5}
+    target |= {"samples": 4096, "dtype": "float16"} if gpu else {"samples": 256, "dtype": "float32"}
+    at_target = {r["timing"]: r for r in ours if all(r[name] == value for name, value in target.items())}
+    graph, launch = at_target.get("graph"), at_target.get("launch")
+    found = []
+    if gpu:
+        text = "≤ 10 µs at N = 4096, C = 64, 8×8, float16 (in a graph, inputs in the L2 cache where they fit)"
+        found.append(_verdict(text, graph and _typical(graph) <= 10, graph and f"{_typical(graph):.1f} µs"))
+        if launch:
+            found[-1] += f"; launched from the host with the caches flushed {_typical(launch):.1f} µs"
+    else:
+        text = "≥ 5× the eager chain at N = 256, C = 64, 8×8, float32"
+        found.append(_verdict(text, launch and launch["speedup"] >= 5, launch and f"{launch['speedup']:.1f}×"))
+    share = 0.8 if gpu else 0.7
+    large = [r for r in ours if r["bytes"] >= MEMORY_BOUND["gpu" if gpu else "cpu"] and r["op"] != "exit_conv_head"]
+    large = [r for r in large if r["timing"] == ("graph" if gpu else "launch") and (gpu or r["op"] == "exit_head")]
+    worst = min(large, key=lambda r: r["copy_share"], default=None)
+    text = f"≥ {share:.0%} of copy bandwidth where maps are larger than the caches"
+    reached = sum(r["copy_share"] >= share for r in large)
+    seen = worst and f"{reached} of {len(large)} cases; the lowest {worst['copy_share']:.0%} at {_name(worst)}"
+    found.append(_verdict(text, worst and reached == len(large), seen))
+    return [*found, *_losses(rows, ours, lines)]
+
+
+def _verdict(text: str, reached: Any, seen: str | None) -> str:
+    return f"{'not measured' if seen is None else 'reached' if reached else 'NOT REACHED'}: {text}: {seen or '-'}"
+
+
+def _losses(rows: list[Row], ours: list[Row], lines: int) -> list[str]:
+    """Within the same timing, the worst first."""
+    lost = []
+    for row in ours:
+        same = [r for r in rows if r["microseconds"] and all(r[name] == row[name] for name in (*CASE, "timing"))]
+        best = min((r for r in same if r["provider"] != "plain copy"), key=_typical)
+        if best["provider"] != OURS:
+            where = ", in graph" if row["timing"] == "graph" else ""
+            ratio = _typical(row) / _typical(best)
+            lost.append((ratio, f"  {_name(row)}{where}: {ratio:.2f}× the time of {best['provider']}"))
+    found = [f"eefast is slower than another way in {len(lost)} of {len(ours)} measurements{':' if lost else ''}"]
+    found += [text for _, text in sorted(lost, reverse=True)[:lines]]
+    return [*found, f"  … and in {len(lost) - lines} more"] if len(lost) > lines else found
+
+
+def _name(row: Row) -> str:
+    """The shape, and what differs from the usual."""
+    shape = f"{row['op']} {row['samples']}×{row['channels']}×{row['height']}×{row['width']}"
+    unusual = [row["dtype"]]
+    unusual += [f"K={row['classes']}"] if row["classes"] != 10 and row["op"] != "compact" else []
+    unusual += [row["layout"]] if row["layout"] != "channels_last" else []
+    unusual += [row["criterion"]] if row["criterion"] != "learned" else []
+    unusual += [f"exit rate {row['exit_rate']}"] if row["exit_rate"] != 0.5 else []
+    return " ".join([shape, *unusual])
+
+
+def _typical(row: Row) -> float:
+    return row["typical"]
+
+
+def _number(row: Row | None, name: str, form: str) -> str:
+    return "" if row is None or row[name] is None else form.format(row[name])
+
+
+def _aligned(table: list[tuple[str, ...]]) -> list[str]:
+    """Numbers to the right, words to the left."""
+    columns = []
+    for column in zip(*table, strict=True):
+        numbers = any(cell[:1].isdigit() for cell in column[1:])
+        width = max(map(len, column))
+        columns.append([cell.rjust(width) if numbers else cell.ljust(width) for cell in column])
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="*", type=Path, help="rows; default: bench/results/*.jsonl")
+    parser.add_argument("--since", default="", metavar="DATE", help="only rows of this ISO date (UTC) or later")
+    parser.add_argument("--lines", type=int, default=60, help="at most so many lines per device; default 60")
+    arguments = parser.parse_args()
+    rows = read(arguments.files or sorted(RESULTS.glob("*.jsonl")), arguments.since)
+    print(show(rows, arguments.lines) if rows else "no rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

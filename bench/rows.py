@@ -1,0 +1,164 @@
+"""One measurement as one line of JSON, beside the machine, the versions and the commit that it was measured with."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eefast import report
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """One op at one shape, run in one way.
+
+    provider: "eefast" or what a user would write instead.
+    timing: "launch" (one call after the other, caches flushed between them on a GPU, the host's part included),
+        "graph" (replayed in a CUDA graph on the same inputs: no host, and inputs that fit the L2 cache stay there).
+    exit_rate: share of the samples that leave.
+    microseconds: 20 %, 50 % and 80 % quantile of a call; None where nothing was timed, and `note` says why.
+    typical: the median on a GPU; the 20 % quantile on a CPU, where other processes only ever add time. All that follows
+        is computed from it.
+    bytes, flops: that the work itself needs, the same for all providers.
+    copy_share: bytes per second ÷ those of a plain copy of a large tensor (read + written) in the same run.
+    bound_share: the longer of bytes ÷ copy bandwidth and flops ÷ rate of a large matrix product, ÷ time of this row.
+    speedup: time of the eager chain in the same timing ÷ time of this row.
+    checked: the output agreed with a float64 computation before it was timed.
+    """
+
+    op: str
+    provider: str
+    timing: str
+    samples: int
+    channels: int
+    height: int
+    width: int
+    classes: int
+    dtype: str
+    layout: str
+    criterion: str
+    exit_rate: float
+    bytes: int
+    flops: int
+    checked: bool
+    note: str = ""
+    microseconds: tuple[float, float, float] | None = None
+    typical: float | None = None
+    gigabytes_per_s: float | None = None
+    copy_share: float | None = None
+    bound_share: float | None = None
+    speedup: float | None = None
+
+
+@dataclass(frozen=True)
+class CeilingRow:
+    """What the device does at best, measured in the same run: "copy" in GB/s (read + written), "matmul" in TFLOP/s."""
+
+    ceiling: str
+    dtype: str
+    value: float
+
+
+@dataclass(frozen=True)
+class NetworkRow:
+    """One network at one batch size, run in one way.
+
+    mix: share of the images that the thresholds were chosen to send out at each exit.
+    images_per_s: 20 %, 50 % and 80 % quantile over rounds; None where nothing was timed, and `note` says why.
+    mean_cost: of the exits taken, 1 = the plain network.
+    realised_ratio: median over paired rounds of mean cost × time of the best static provider ÷ time of this row.
+    best_static: that provider's name.
+    exits: images that left at each exit; flips: of those that took another exit than the float32 network says, all
+        closer to a threshold than `flip_margin`.
+    """
+
+    network: str
+    provider: str
+    batch_size: int
+    dtype: str
+    mix: tuple[float, ...]
+    checked: bool
+    note: str = ""
+    images_per_s: tuple[float, float, float] | None = None
+    mean_cost: float | None = None
+    realised_ratio: float | None = None
+    best_static: str | None = None
+    exits: tuple[int, ...] = ()
+    flips: int = 0
+    flip_margin: float = 0.0
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What stands beside every row; `COMMIT` names the commit where the tree is no git repository.
+
+    load: processes that wanted to run in the last minute, the bench's own among them.
+    """
+    found = report.environment()
+    on_gpu = device == "cuda"
+    return {
+        **found,
+        "commit": found["commit"] or os.environ.get("COMMIT"),
+        "device": torch.cuda.get_device_name() if on_gpu else found["processor"],
+        "driver": _driver() if on_gpu else None,
+        "cuda": torch.version.cuda if on_gpu else None,
+        "triton": _triton() if on_gpu else None,
+        "load": round(os.getloadavg()[0], 1),
+        "date": now(),
+    }
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def first_line(error: Exception) -> str:
+    """For a row's note."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def append(rows: Iterable[OpRow | CeilingRow | NetworkRow], around: dict[str, Any]) -> None:
+    """Add lines to `bench/results/<device>.jsonl`, and to the same file in the folder `$OUT` where that is set."""
+    lines = "".join(json.dumps({**asdict(row), "environment": around}) + "\n" for row in rows)
+    own = results_file(around)
+    for folder in {own.parent, Path(os.environ.get("OUT") or own.parent)}:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / own.name).open("a") as file:
+            file.write(lines)
+
+
+def results_file(around: dict[str, Any]) -> Path:
+    name = re.sub(r"[^a-z0-9]+", "-", around["device"].lower()).strip("-")
+    return RESULTS / f"{name}.jsonl"
+
+
+def read(paths: Iterable[Path], since: str = "") -> list[dict[str, Any]]:
+    """All rows in `paths` dated `since` or later, oldest first."""
+    rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return sorted((r for r in rows if r["environment"]["date"] >= since), key=lambda r: r["environment"]["date"])
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
+
+
+def _triton() -> str | None:
+    try:
+        import triton
+    except ImportError:
+        return None
+    return triton.__version__
