@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test aot gpu lint format clean
+.PHONY: demo test bench aot gpu lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eefast demo
@@ -11,6 +11,11 @@ demo: $(VENV)/.ready
 # Two test processes on few cores: threads that spin while they wait would slow one another down many times over.
 test: $(VENV)/.ready
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist worksteal
+
+# Microbenchmarks and whole networks on this machine's CPU, rows to bench/results/; about four minutes, best alone.
+bench: $(VENV)/.ready
+	$(BIN)/python bench/ops.py --device cpu
+	$(BIN)/python bench/throughput.py --device cpu --only eenet20 --seconds 110
 
 # Compiles every Triton kernel for five generations of GPUs, without one; a table of registers, memory, instructions.
 aot: $(VENV)/.ready

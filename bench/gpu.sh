@@ -22,8 +22,8 @@ for phase in "$@"; do
   [ -n "${LIMIT[$phase]:-}" ] || { echo "bench/gpu.sh: no phase '$phase'; choose from: $PHASES" >&2 && exit 2; }
 done
 
-"$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
-  echo "bench/gpu.sh: PyTorch in $PYTHON finds no CUDA device; run this on a machine with one" >&2 && exit 2
+"$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || {
+  echo "bench/gpu.sh: $PYTHON has no PyTorch that finds a CUDA device; name another in PYTHON, or another machine" >&2 && exit 2
 }
 
 export PYTHON OUT=${OUT:-$PWD/build/gpu} SITE=$PWD/build/gpu/site PYTHONUNBUFFERED=1

@@ -48,6 +48,22 @@ void check_dtype(const char* name, const Tensor& tensor, ScalarType expected, co
   }
 }
 
+// Two elements of a tensor that gets written must not share memory.
+void check_written(const char* name, const Tensor& tensor) {
+  std::vector<std::pair<int64_t, int64_t>> dimensions;
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    if (tensor.size(d) > 1) dimensions.emplace_back(tensor.stride(d), tensor.size(d));
+  }
+  std::sort(dimensions.begin(), dimensions.end());
+  int64_t reach = 0;
+  for (const auto& [stride, size] : dimensions) {
+    if (stride <= reach) {
+      fail(name, " has overlapping strides ", brackets(tensor.strides()), "; give it memory of its own");
+    }
+    reach += stride * (size - 1);
+  }
+}
+
 cpu::DType feature_dtype(const Tensor& features) {
   switch (features.scalar_type()) {
     case ScalarType::Float: return cpu::DType::float32;
@@ -127,6 +143,9 @@ std::tuple<Tensor, Tensor, Tensor> exit_head(const Tensor& features, const Tenso
   const int64_t results = confidence.size(0);
   check_shape("logits", logits, {results, head.num_classes}, "[N, K]");
   check_shape("exits", exits, {results}, "[N]");
+  check_written("logits", logits);
+  check_written("confidence", confidence);
+  check_written("exits", exits);
   const int64_t live_count = *live.const_data_ptr<int32_t>();
   if (live_count < 0 || live_count > size) fail("live = ", live_count, "; expected 0 … ", size, ", the length of rows");
 

@@ -72,6 +72,7 @@ def test_rows_at_any_distance(run: Any) -> None:
         (3, torch.zeros(3, 4, 2, 3), r"features has strides .* make the rows of both"),
         (3, torch.zeros(4, 4, 2, 3), r"out has shape \[4, 4, 2, 3\]; expected \[3, 4, 2, 3\]"),
         (3, torch.zeros(3, 4, 2, 3).half(), r"out is torch.float16; convert it with \.to\(torch.float32\)"),
+        (3, torch.zeros(1, 4, 2, 3).contiguous(memory_format=torch.channels_last).expand(3, 4, 2, 3), r"out has over"),
         (1, torch.zeros(3).long(), r"rows is torch.int64; convert"),
         (1, torch.tensor([0, 6, 0], dtype=torch.int32), r"rows\[1\] = 6 is outside of features, which has 6 rows"),
         (2, torch.tensor([4], dtype=torch.int32), r"live = 4; expected 0 … 3"),

@@ -297,6 +297,9 @@ WRONG = {
     "confidence rank": ({"confidence": torch.zeros(8, 1)}, r"confidence has shape \[8, 1\]"),
     "confidence size": ({"confidence": torch.zeros(7)}, r"(confidence|logits) has shape"),
     "exits size": ({"exits": torch.zeros(7, dtype=torch.int64)}, r"exits has shape \[7\]"),
+    "logits expanded": ({"logits": torch.zeros(8, 1).expand(8, 10)}, r"logits has overlapping strides \[1, 0\]; give"),
+    "logits overlap": ({"logits": torch.zeros(50).as_strided((8, 10), (5, 1))}, r"logits has overlapping strides \[5"),
+    "confidence expanded": ({"confidence": torch.zeros(1).expand(8)}, r"confidence has overlapping strides \[0\]"),
     "exits dtype": ({"exits": torch.zeros(8, dtype=INT32)}, r"exits is .*\.to\(torch\.int64\)"),
 }
 

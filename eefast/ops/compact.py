@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .library import implement_on_cuda, namespace
+from .library import check_written, implement_on_cuda, namespace
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -44,6 +44,7 @@ def check(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
     for name, tensor in (("rows", rows), ("live", live), ("out", out)):
         if tensor.device != features.device:
             raise RuntimeError(f"{name} is on {tensor.device}; move it to {features.device}, where features is")
+    check_written("out", out)
     # On a GPU this would wait for the device; there the kernel stops on an index out of range.
     if features.device.type == "cpu":
         count = int(live)

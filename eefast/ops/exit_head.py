@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import criteria
-from .library import implement_on_cuda, namespace
+from .library import check_written, implement_on_cuda, namespace
 
 MAX_CLASSES_ON_CUDA = 8191
 """What the Triton exit heads keep in registers."""
@@ -81,6 +81,8 @@ def check(
             raise RuntimeError(f"{name} has shape {list(tensor.shape)}; expected {shape}")
         if tensor.device != features.device:
             raise RuntimeError(f"{name} is on {tensor.device}; move it to {features.device}, where features is")
+    for name, tensor in (("logits", logits), ("confidence", confidence), ("exits", exits)):
+        check_written(name, tensor)
     # On other devices these checks would wait for the device; there the index kernels catch what is out of range.
     if features.device.type == "cpu":
         count = int(live)

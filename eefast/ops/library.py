@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 namespace = torch.library.Library("eefast", "DEF")
 
@@ -20,6 +21,15 @@ def implement_on_cuda(name: str, launcher: Callable[..., Any]) -> None:
     """Put a Triton launcher behind an op on GPUs; without Triton the reference stays."""
     if TRITON_MISSING is None:
         namespace.impl(name, launcher, "CUDA")
+
+
+def check_written(name: str, tensor: Tensor) -> None:
+    """`RuntimeError` where two elements of a tensor that gets written share memory."""
+    reach = 0
+    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
+        if stride <= reach:
+            raise RuntimeError(f"{name} has overlapping strides {list(tensor.stride())}; give it memory of its own")
+        reach += stride * (size - 1)
 
 
 def load_cpp() -> str | None:
