@@ -10,6 +10,7 @@
 #include <vector>
 
 #if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
 #define EEFAST_X86
 #endif
 
@@ -46,7 +47,7 @@ namespace baseline {
 #ifdef EEFAST_X86
 namespace avx2 {
 #define EEFAST_LANES 8
-#define EEFAST_TARGET __attribute__((target("avx2,fma")))
+#define EEFAST_TARGET __attribute__((target("avx2,fma,f16c")))
 #include "cpu/exit_head_lanes.h"
 #undef EEFAST_TARGET
 #undef EEFAST_LANES
@@ -68,7 +69,8 @@ Kernel select_kernel() {
   // The variable with which PyTorch lets its own kernels be held back.
   const char* limit = std::getenv("ATEN_CPU_CAPABILITY");
   const std::string_view capability = limit == nullptr ? "" : limit;
-  if (capability != "default" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+  if (capability != "default" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
     return capability != "avx2" && __builtin_cpu_supports("avx512f") ? avx512::run : avx2::run;
   }
 #endif

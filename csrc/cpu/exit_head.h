@@ -45,8 +45,8 @@ struct ExitHead {
 // split into ranges gives the same bits.
 void exit_head(const ExitHead& head, int64_t begin, int64_t end);
 
-// Partition of the live list: the survivors first in their order, the others behind in reverse order. Returns the number
-// of survivors.
+// Partition of the live list: the survivors first in their order, the others behind in reverse order. Returns the
+// number of survivors.
 int32_t partition(const int32_t* rows, const int32_t* positions, const uint8_t* survives, int64_t live, int64_t size,
                   int32_t* next_rows, int32_t* next_positions);
 

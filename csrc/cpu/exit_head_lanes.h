@@ -1,6 +1,8 @@
 // The exit head for one vector width. No include guard: exit_head.cpp includes it once per instruction set, inside a
 // namespace, with EEFAST_LANES floats per vector and EEFAST_TARGET as the attribute that admits the instructions.
 
+// Compilers keep an array in registers only if its loops are gone by the time they choose.
+#define EEFAST_UNROLL _Pragma("GCC unroll 16")
 #define EEFAST_INLINE EEFAST_TARGET static inline __attribute__((always_inline))
 
 constexpr int64_t kLanes = EEFAST_LANES;
@@ -38,12 +40,18 @@ EEFAST_INLINE Words load_words(const void* x) {
 EEFAST_INLINE Floats load(const BFloat16* x) { return (Floats)(load_words(x) << 16); }
 
 EEFAST_INLINE Floats load(const Float16* x) {
+#if defined(EEFAST_X86) && EEFAST_LANES == 16
+  return (Floats)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+#elif defined(EEFAST_X86) && EEFAST_LANES == 8
+  return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+#else
   const Words bits = load_words(x);
   const Words magnitude = (bits & 0x7fff) << 13;
   // The product moves the exponent's bias from 15 to 127 and is exact, also for subnormal numbers.
   const Words scaled = (Words)((Floats)magnitude * 0x1p112f);
   const Words infinite = (Words)(magnitude >= (31u << 23)) & 0x7f800000u;
   return (Floats)(scaled | infinite | (bits & 0x8000) << 16);
+#endif
 }
 
 EEFAST_INLINE Floats load(const double* x) {
@@ -79,43 +87,97 @@ EEFAST_INLINE float sum_lanes(Floats v) {
   return (q[0] + q[2]) + (q[1] + q[3]);
 }
 
-// The sums of four vectors, side by side.
-EEFAST_INLINE Quad sum_lanes(Floats a, Floats b, Floats c, Floats d) {
-  const Quad p = fold_lanes(a), q = fold_lanes(b), r = fold_lanes(c), s = fold_lanes(d);
-  const Quad pq = Quad{p[0], q[0], p[1], q[1]} + Quad{p[2], q[2], p[3], q[3]};
-  const Quad rs = Quad{r[0], s[0], r[1], s[1]} + Quad{r[2], s[2], r[3], s[3]};
-  return Quad{pq[0], pq[1], rs[0], rs[1]} + Quad{pq[2], pq[3], rs[2], rs[3]};
+// Of the units of `unit` lanes that `a` and `b` consist of, one behind the other within each span of `span` lanes, the
+// even ones plus the odd ones.
+template <int64_t unit, int64_t span, int64_t... i>
+EEFAST_INLINE Floats add_neighbours(Floats a, Floats b, std::integer_sequence<int64_t, i...>) {
+  // The lane of the even unit that goes to lane i, counted on through `a` and `b` of the span.
+  constexpr auto from = [](int64_t lane) { return lane % span / unit * 2 * unit + lane % unit; };
+  const Floats even = {(from(i) < span ? a[i / span * span + from(i) % span] : b[i / span * span + from(i) % span])...};
+  const Floats odd = {
+      (from(i) < span ? a[i / span * span + from(i) % span + unit] : b[i / span * span + from(i) % span + unit])...};
+  return even + odd;
 }
 
-// Sum of `rows` rows, pairwise; of their first `n` columns where fewer than kLanes are left.
-template <int64_t rows, class T>
-EEFAST_INLINE Floats sum_rows(const T* x, int64_t stride, int64_t n) {
-  if constexpr (rows == 1) {
-    return n == kLanes ? load(x) : load_part(x, n);
+// The sums of n vectors, side by side.
+template <int64_t n = kLanes>
+EEFAST_INLINE Floats sum_lanes(const Floats* v) {
+  if constexpr (n == 1) {
+    return v[0];
   } else {
-    return sum_rows<rows / 2>(x, stride, n) + sum_rows<rows / 2>(x + rows / 2 * stride, stride, n);
+    constexpr bool near = n <= 4;
+    return add_neighbours<near ? 1 : 4, near ? 4 : kLanes>(sum_lanes<n / 2>(v), sum_lanes<n / 2>(v + n / 2),
+                                                           std::make_integer_sequence<int64_t, kLanes>());
   }
 }
 
-template <int64_t rows, class T>
-EEFAST_INLINE void add_rows(const T* x, int64_t width, int64_t stride, float* sums) {
-  int64_t c = 0;
-  for (; c + kLanes <= width; c += kLanes) store(sums + c, load(sums + c) + sum_rows<rows>(x + c, stride, kLanes));
-  if (c < width) store(sums + c, load(sums + c) + sum_rows<rows>(x + c, stride, width - c));
+// Rows of `width` columns are added up in vectors that start at columns 0, kLanes, … The last one moves back to end
+// with the row; `settle` brings its sums to their columns.
+EEFAST_INLINE int64_t column(int64_t vector, int64_t width) {
+  return std::max<int64_t>(0, std::min(vector * kLanes, width - kLanes));
+}
+EEFAST_INLINE void settle(float* sums, int64_t width) {
+  const int64_t last = (width - 1) / kLanes;
+  store(sums + column(last, width), load(sums + last * kLanes));
 }
 
-// sums[c] += column c of a [rows, width] matrix. In a long column every tile has sums of its own, which keeps the
-// rounding error small.
+// sums += n rows, pairwise.
+template <int64_t n, class T>
+EEFAST_INLINE Floats sum_rows(const T* x, int64_t stride) {
+  if constexpr (n == 1) {
+    return load(x);
+  } else {
+    return sum_rows<n / 2>(x, stride) + sum_rows<n / 2>(x + n / 2 * stride, stride);
+  }
+}
+template <int64_t n, class T>
+EEFAST_INLINE void add_rows(const T* x, int64_t width, int64_t stride, float* sums) {
+  for (int64_t k = 0; k * kLanes < width; ++k) {
+    store(sums + k * kLanes, load(sums + k * kLanes) + sum_rows<n>(x + column(k, width), stride));
+  }
+}
+
+// sums += a [rows, width] matrix of at most n vectors per row. Memory is read in order; 32 rows at a time are added up
+// in registers.
+template <int64_t n, class T>
+EEFAST_INLINE void add_narrow(const T* x, int64_t rows, int64_t width, int64_t stride, float* sums) {
+  if constexpr (n > 1) {
+    if (width <= (n - 1) * kLanes) return add_narrow<n - 1>(x, rows, width, stride, sums);
+  }
+  for (; rows > 0; rows -= 32) {
+    Floats own_sums[n] = {};
+    for (const T* const end = x + std::min<int64_t>(rows, 32) * stride; x != end; x += stride) {
+      for (int64_t k = 0; k < n - 1; ++k) own_sums[k] += load(x + k * kLanes);
+      own_sums[n - 1] += width < kLanes ? load_part(x, width) : load(x + width - kLanes);
+    }
+    for (int64_t k = 0; k < n; ++k) store(sums + k * kLanes, load(sums + k * kLanes) + own_sums[k]);
+  }
+}
+
+// The same for wide rows, whose sums no longer fit into the registers: they are loaded and stored for four rows at a
+// time. These lie far apart, since processors foresee one stream of reads per page, not several.
+template <class T>
+EEFAST_INLINE void add_wide(const T* x, int64_t rows, int64_t width, int64_t stride, float* sums) {
+  const int64_t quarter = rows / 4;
+  for (int64_t i = 0; i < quarter; ++i) add_rows<4>(x + i * stride, width, quarter * stride, sums);
+  for (int64_t i = 4 * quarter; i < rows; ++i) add_rows<1>(x + i * stride, width, stride, sums);
+}
+
+// The same for any width. In a long column every tile has sums of its own, which keeps the rounding error small.
 template <class T>
 EEFAST_TARGET static void add_matrix(const T* x, int64_t rows, int64_t width, int64_t stride, float* sums,
                                      float* tile_sums) {
-  constexpr int64_t kTile = 64;
-  float* const own_sums = rows > kTile ? tile_sums : sums;
-  while (rows > 0) {
-    int64_t tile = std::min(rows, kTile);
-    rows -= tile;
-    for (; tile >= 8; tile -= 8, x += 8 * stride) add_rows<8>(x, width, stride, own_sums);
-    for (; tile > 0; --tile, x += stride) add_rows<1>(x, width, stride, own_sums);
+  constexpr int64_t kNarrow = 8;
+  const bool narrow = width <= kNarrow * kLanes;
+  const int64_t max_tile = narrow ? 1024 : 256;
+  float* const own_sums = rows > max_tile ? tile_sums : sums;
+  for (; rows > 0; rows -= max_tile, x += max_tile * stride) {
+    const int64_t tile = std::min(rows, max_tile);
+    if (narrow) {
+      add_narrow<kNarrow>(x, tile, width, stride, own_sums);
+    } else {
+      add_wide(x, tile, width, stride, own_sums);
+    }
     if (own_sums == sums) return;
     for (int64_t c = 0; c < width; c += kLanes) {
       store(sums + c, load(sums + c) + load(tile_sums + c));
@@ -130,90 +192,130 @@ EEFAST_INLINE int64_t group_size(const ExitHead& head) {
   return std::clamp<int64_t>(64 / head.channels, 1, head.width);
 }
 
-// scratch: room for the sums of two groups.
+// scratch: room for the sums of three groups.
 template <class T>
 EEFAST_TARGET static void pool_channels_last(const ExitHead& head, const T* x, float* pooled, float* scratch) {
   const int64_t channels = head.channels, group = group_size(head), width = group * channels;
   const int64_t groups = head.width / group, rest = head.width % group;
   float* const sums = scratch;
-  float* const tile_sums = scratch + pad(width);
-  for (int64_t c = 0; c < 2 * pad(width); c += kLanes) store(scratch + c, Floats{});
+  float* const rest_sums = sums + pad(width);
+  float* const tile_sums = rest_sums + pad(width);
+  for (int64_t c = 0; c < 3 * pad(width); c += kLanes) store(scratch + c, Floats{});
   for (int64_t y = 0; y < head.height; ++y, x += head.row_stride) {
     add_matrix(x, groups, width, group * head.pixel_stride, sums, tile_sums);
-    add_matrix(x + groups * group * head.pixel_stride, rest, channels, head.pixel_stride, sums, tile_sums);
+    add_matrix(x + groups * group * head.pixel_stride, rest, channels, head.pixel_stride, rest_sums, tile_sums);
   }
+  settle(sums, width);
+  settle(rest_sums, channels);
   for (int64_t g = 1; g < group; ++g) {
-    for (int64_t c = 0; c < channels; ++c) sums[c] += sums[g * channels + c];
+    for (int64_t c = 0; c < channels; ++c) rest_sums[c] += sums[g * channels + c];
   }
   const float area = static_cast<float>(head.height * head.width);
   int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) store(pooled + c, load(sums + c) / area);
-  for (; c < channels; ++c) pooled[c] = sums[c] / area;
+  for (; c + kLanes <= channels; c += kLanes) store(pooled + c, (load(sums + c) + load(rest_sums + c)) / area);
+  for (; c < channels; ++c) pooled[c] = (sums[c] + rest_sums[c]) / area;
 }
 
+// The last `n` elements in front of `end`, fewer than a vector, in the last lanes; zero in the others. `before`: how
+// many elements may be read in front of `end`.
 template <class T>
-EEFAST_INLINE Floats sum_line(const T* x, int64_t n, int64_t stride) {
-  Floats sums[4] = {};
-  int64_t i = 0;
-  if (stride == 1) {
-    for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-      for (int64_t k = 0; k < 4; ++k) sums[k] += load(x + i + k * kLanes);
+EEFAST_INLINE Floats load_last(const T* end, int64_t n, int64_t before) {
+  if (before < kLanes) return load_part(end - n, n);
+  Words lane;
+  EEFAST_UNROLL
+  for (int64_t i = 0; i < kLanes; ++i) lane[i] = i;
+  return (Floats)((Words)load(end - kLanes) & (Words)(lane >= static_cast<uint32_t>(kLanes - n)));
+}
+
+// sums[k] += line `y` of plane k, for the `planes` planes from `begin` on; a vector of sums for each.
+template <class T>
+EEFAST_TARGET static void add_lines(const ExitHead& head, const T* x, int64_t begin, int64_t planes, int64_t y,
+                                    float* sums) {
+  const int64_t n = head.width, whole = n / kLanes * kLanes, quads = n / (4 * kLanes) * (4 * kLanes);
+  int64_t offset = begin * head.channel_stride + y * head.row_stride;
+  if (head.pixel_stride != 1) {
+    for (int64_t k = 0; k < planes; ++k, offset += head.channel_stride, sums += kLanes) {
+      for (int64_t i = 0; i < n; i += kLanes) {
+        const T* const pixels = x + offset + i * head.pixel_stride;
+        store(sums, load(sums) + load_part(pixels, std::min(kLanes, n - i), head.pixel_stride));
+      }
     }
-    for (; i + kLanes <= n; i += kLanes) sums[0] += load(x + i);
+    return;
   }
-  for (; i < n; i += kLanes) sums[1] += load_part(x + i * stride, std::min(kLanes, n - i), stride);
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  for (int64_t k = 0; k < planes; ++k, offset += head.channel_stride, sums += kLanes) {
+    const T* const line = x + offset;
+    Floats parts[4] = {load(sums)};
+    int64_t i = 0;
+    for (; i < quads; i += 4 * kLanes) {
+      EEFAST_UNROLL
+      for (int64_t p = 0; p < 4; ++p) parts[p] += load(line + i + p * kLanes);
+    }
+    for (; i < whole; i += kLanes) parts[1] += load(line + i);
+    if (i < n) parts[2] += load_last(line + n, n - i, offset + n);
+    store(sums, (parts[0] + parts[1]) + (parts[2] + parts[3]));
+  }
 }
 
 template <class T>
 EEFAST_TARGET static void pool_planes(const ExitHead& head, const T* x, float* pooled) {
   const float area = static_cast<float>(head.height * head.width);
-  for (int64_t c = 0; c < head.channels; ++c) {
-    Floats sum = {};
+  for (int64_t begin = 0; begin < head.channels; begin += kLanes) {
+    Floats sums[kLanes];
+    for (int64_t k = 0; k < kLanes; ++k) sums[k] = Floats{};
     for (int64_t y = 0; y < head.height; ++y) {
-      sum += sum_line(x + c * head.channel_stride + y * head.row_stride, head.width, head.pixel_stride);
+      add_lines(head, x, begin, std::min(kLanes, head.channels - begin), y, reinterpret_cast<float*>(sums));
     }
-    pooled[c] = sum_lanes(sum) / area;
+    store(pooled + begin, sum_lanes(sums) / area);
   }
 }
 
-// sums[r][s] += weights[r] · pooled[s] for the `n` channels from c on.
-EEFAST_INLINE void add_products(const float* const (&weights)[kRows], const float* pooled, int64_t pooled_stride,
-                                int64_t c, int64_t n, Floats (&sums)[kRows][kSamples]) {
-  Floats x[kSamples];
-  for (int64_t s = 0; s < kSamples; ++s) x[s] = load(pooled + s * pooled_stride + c);
-  for (int64_t r = 0; r < kRows; ++r) {
-    const Floats w = n == kLanes ? load(weights[r] + c) : load_part(weights[r] + c, n);
-    for (int64_t s = 0; s < kSamples; ++s) sums[r][s] += w * x[s];
-  }
-}
+// Rows of weights that stay in the first-level cache while all samples pass by: 16 KiB.
+EEFAST_INLINE int64_t tile_rows(int64_t stride) { return std::max<int64_t>(1, 4096 / (kRows * stride)) * kRows; }
 
-// out[s][j] = weight[j] · pooled[s] + bias[j]. The rows of `pooled` are filled up with zeros to whole vectors, those of
+// out[s][j] = weight[j] · pooled[s] + bias[j]. The rows of `pooled` are filled up with zeros to `stride`, those of
 // `out` have room for a multiple of kRows. An incomplete group of samples is computed whole, so that every sample meets
-// the same instructions in every batch.
-EEFAST_TARGET static void linear(const ExitHead& head, const float* pooled, int64_t pooled_stride, int64_t samples,
-                                 float* out, int64_t out_stride) {
-  const int64_t channels = head.channels, rows = head.num_classes + 1;
-  // Weights of 16 KiB stay in the first-level cache while all samples pass by.
-  const int64_t tile = std::max<int64_t>(1, 4096 / (kRows * channels)) * kRows;
+// the same instructions in every batch. packed: zeros, room for as many rows of `stride` as a tile has.
+EEFAST_TARGET static void linear(const ExitHead& head, const float* pooled, int64_t stride, int64_t samples, float* out,
+                                 int64_t out_stride, float* packed) {
+  const int64_t channels = head.channels, rows = head.num_classes + 1, tile = tile_rows(stride);
+  const bool whole = channels % kLanes == 0;
+  const int64_t weight_stride = whole ? channels : stride;
   for (int64_t begin = 0; begin < rows; begin += tile) {
+    const int64_t end = std::min(begin + tile, rows);
+    if (!whole) {
+      for (int64_t j = begin; j < end; ++j) {
+        std::memcpy(packed + (j - begin) * stride, head.weight + j * channels, channels * sizeof(float));
+      }
+    }
+    const float* const weight = whole ? head.weight + begin * channels : packed;
     for (int64_t s = 0; s < samples; s += kSamples) {
-      for (int64_t j = begin; j < std::min(begin + tile, rows); j += kRows) {
+      for (int64_t j = begin; j < end; j += kRows) {
         // Behind the last row it is repeated; nobody reads what comes of it.
-        const float* weights[kRows];
+        const float* w[kRows];
         Quad bias;
+        EEFAST_UNROLL
         for (int64_t r = 0; r < kRows; ++r) {
           const int64_t row = std::min(j + r, rows - 1);
-          weights[r] = head.weight + row * channels;
+          w[r] = weight + (row - begin) * weight_stride;
           bias[r] = head.bias[row];
         }
-        const float* x = pooled + s * pooled_stride;
-        Floats sums[kRows][kSamples] = {};
-        int64_t c = 0;
-        for (; c + kLanes <= channels; c += kLanes) add_products(weights, x, pooled_stride, c, kLanes, sums);
-        if (c < channels) add_products(weights, x, pooled_stride, c, channels - c, sums);
+        const float* const x = pooled + s * stride;
+        Floats sums[kSamples * kRows] = {};
+        for (int64_t c = 0; c < channels; c += kLanes) {
+          Floats lanes[kSamples];
+          EEFAST_UNROLL
+          for (int64_t k = 0; k < kSamples; ++k) lanes[k] = load(x + k * stride + c);
+          EEFAST_UNROLL
+          for (int64_t k = 0; k < kSamples * kRows; ++k) {
+            sums[k % kSamples * kRows + k / kSamples] += lanes[k % kSamples] * load(w[k / kSamples] + c);
+          }
+        }
+        float answers[kSamples * kRows];
+        for (int64_t k = 0; k < kSamples * kRows; k += kLanes) store(answers + k, sum_lanes(sums + k));
         for (int64_t k = 0; k < kSamples; ++k) {
-          const Quad answer = sum_lanes(sums[0][k], sums[1][k], sums[2][k], sums[3][k]) + bias;
+          Quad answer;
+          std::memcpy(&answer, answers + k * kRows, sizeof(answer));
+          answer += bias;
           std::memcpy(out + (s + k) * out_stride + j, &answer, sizeof(answer));
         }
       }
@@ -280,11 +382,13 @@ template <class T>
 EEFAST_TARGET static void run_dtype(const ExitHead& head, int64_t begin, int64_t end) {
   const int64_t block = (std::min(kBlock, end - begin) + kSamples - 1) / kSamples * kSamples;
   const int64_t pooled_stride = whole_lines(head.channels), logits_stride = whole_lines(head.num_classes + 1);
-  const int64_t sums_size = whole_lines(2 * pad(group_size(head) * head.channels));
-  std::vector<CacheLine> buffer((block * (pooled_stride + logits_stride) + sums_size) / kLineFloats);
+  const int64_t sums_size = whole_lines(3 * pad(group_size(head) * head.channels));
+  const int64_t packed_size = head.channels % kLanes == 0 ? 0 : tile_rows(pooled_stride) * pooled_stride;
+  std::vector<CacheLine> buffer((block * (pooled_stride + logits_stride) + sums_size + packed_size) / kLineFloats);
   float* const pooled = buffer.data()->values;
   float* const logits = pooled + block * pooled_stride;
   float* const scratch = logits + block * logits_stride;
+  float* const packed = scratch + sums_size;
   const T* features = static_cast<const T*>(head.features);
   // Backwards, since what the stage wrote last is still in the cache.
   for (int64_t i = begin + (end - begin - 1) / block * block; i >= begin; i -= block) {
@@ -297,7 +401,7 @@ EEFAST_TARGET static void run_dtype(const ExitHead& head, int64_t begin, int64_t
         pool_planes(head, x, pooled + s * pooled_stride);
       }
     }
-    linear(head, pooled, pooled_stride, samples, logits, logits_stride);
+    linear(head, pooled, pooled_stride, samples, logits, logits_stride, packed);
     for (int64_t s = 0; s < samples; ++s) finish(head, i + s, logits + s * logits_stride);
   }
 }
@@ -311,4 +415,5 @@ EEFAST_TARGET static void run(const ExitHead& head, int64_t begin, int64_t end) 
   }
 }
 
+#undef EEFAST_UNROLL
 #undef EEFAST_INLINE
