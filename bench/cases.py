@@ -260,6 +260,8 @@ OURS = Provider("eefast", _ours, float32=True)
 EAGER = Provider("eager", lambda i: lambda: _eager(i), capturable=False)
 MASK = Provider("x[mask]", lambda i: lambda: i.features[i.survives], capturable=False)
 COPY = Provider("plain copy", _copy)
+READ = Provider("plain read", lambda i: i.features.sum, float32=True)
+"""PyTorch's sum of all features: the least that a single pass over them takes."""
 COMPILED = (Provider("eager, fixed shapes", lambda i: lambda: _fixed_shapes(i)), Provider("torch.compile", _compiled))
 GATHERS = (
     MASK,
@@ -284,6 +286,9 @@ def check(i: Inputs, provider: Provider, call: Callable[[], Any]) -> str:
     """
     if provider is COPY:
         return "" if torch.equal(call(), i.features) else "the copy differs"
+    if provider is READ:
+        error, magnitude = float(call().double() - i.features.double().sum()), float(i.features.double().abs().sum())
+        return "" if abs(error) <= 1e-5 * magnitude else f"the sum is off by {error:.2g}"
     if i.case.op == "compact":
         expected = i.features[i.survives]
         return "" if torch.equal(call()[: len(expected)], expected) else "rows differ from the survivors' maps"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import BASELINES, COPY, Case, Inputs, Provider, check, gpu_cases, make_inputs, providers
+from cases import BASELINES, COPY, READ, Case, Inputs, Provider, check, gpu_cases, make_inputs, providers
 from progress import track
 from report import failures, show
 from rows import CeilingRow, OpRow, append, environment, first_line, now, read, results_file
@@ -47,7 +47,9 @@ def timed(
     ceilings: Ceilings,
 ) -> OpRow:  # fmt: skip
     """quantiles, typical, baseline: seconds per call."""
-    work, flops = (2 * case.map_bytes, 0) if provider is COPY else (case.bytes, case.flops)
+    work, flops = case.bytes, case.flops
+    if provider in (COPY, READ):
+        work, flops = (2 if provider is COPY else 1) * case.map_bytes, 0
     return _row(
         case,
         provider,

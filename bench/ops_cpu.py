@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BASELINES, COPY, Case, Inputs, Provider, cpu_cases, make_inputs, providers
+from cases import BASELINES, COPY, READ, Case, Inputs, Provider, cpu_cases, make_inputs, providers
 from ops import QUANTILES, Call, Ceilings, attempt, measure_ceilings, timed, untimed
 from rows import OpRow, append, environment
 
@@ -22,7 +22,10 @@ Spans = dict[tuple[Case, Provider], list[list[float]]]
 
 
 def _providers(case: Case) -> tuple[Provider, ...]:
-    return (*providers(case), *((COPY,) if case.map_bytes >= LARGE else ()))
+    found = providers(case)
+    if case.map_bytes >= LARGE:
+        return (*found, COPY)
+    return (*found, READ) if case.op == "exit_head" and case.dtype == torch.float32 else found
 
 
 PLAN = [(case, turn, provider) for case in cpu_cases() for turn in range(TURNS) for provider in _providers(case)]

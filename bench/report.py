@@ -15,6 +15,7 @@ Row = dict[str, Any]
 
 OURS = "eefast"
 BASELINES = ("eager", "x[mask]")
+PLAIN = ("plain copy", "plain read")
 CASE = ("op", "samples", "channels", "height", "width", "classes", "dtype", "layout", "criterion", "exit_rate")
 NETWORK = ("network", "batch_size", "dtype")
 # From here on, inputs are several times as large as any cache.
@@ -69,14 +70,14 @@ def _op_table(rows: list[Row]) -> list[str]:
     cases: dict[tuple[Any, ...], dict[tuple[str, str], Row]] = {}
     for row in rows:
         if row["microseconds"]:
-            cases.setdefault(tuple(row[n] for n in CASE), {})[row["provider"], row["timing"]] = row
+            cases.setdefault(_case(row), {})[row["provider"], row["timing"]] = row
     table = [
         ("typical µs per call", "eefast", "in graph", "eager", "best other", "", "× eager", "GB/s", "copy", "bound")
     ]
     for case, ways in cases.items():
         ours, graph = ways.get((OURS, "launch")), ways.get((OURS, "graph"))
         eager = next((row for (name, _), row in ways.items() if name in BASELINES), None)
-        others = [r for r in ways.values() if r["provider"] not in (OURS, "plain copy", *BASELINES)]
+        others = [r for r in ways.values() if r["provider"] not in (OURS, *PLAIN, *BASELINES)]
         best = min(others, key=_typical, default=None)
         device = graph or ours
         table.append(
@@ -145,6 +146,10 @@ def _checks(rows: list[Row], gpu: bool, lines: int) -> list[str]:
     else:
         text = "≥ 5× the eager chain at N = 256, C = 64, 8×8, float32"
         found.append(_verdict(text, launch and launch["speedup"] >= 5, launch and f"{launch['speedup']:.1f}×"))
+        same = [r for r in rows if launch and r["microseconds"] and _case(r) == _case(launch)]
+        read = next((r for r in same if r["provider"] == "plain read"), None)
+        if read:
+            found[-1] += f"; a sum of the map by PyTorch, {_typical(read):.1f} µs, would be {read['speedup']:.1f}×"
     share = 0.8 if gpu else 0.7
     large = [r for r in ours if r["bytes"] >= MEMORY_BOUND["gpu" if gpu else "cpu"] and r["op"] != "exit_conv_head"]
     large = [r for r in large if r["timing"] == ("graph" if gpu else "launch") and (gpu or r["op"] == "exit_head")]
@@ -164,8 +169,8 @@ def _losses(rows: list[Row], ours: list[Row], lines: int) -> list[str]:
     """Within the same timing, the worst first."""
     lost = []
     for row in ours:
-        same = [r for r in rows if r["microseconds"] and all(r[name] == row[name] for name in (*CASE, "timing"))]
-        best = min((r for r in same if r["provider"] != "plain copy"), key=_typical)
+        same = [r for r in rows if r["microseconds"] and (*_case(r), r["timing"]) == (*_case(row), row["timing"])]
+        best = min((r for r in same if r["provider"] not in PLAIN), key=_typical)
         if best["provider"] != OURS:
             where = ", in graph" if row["timing"] == "graph" else ""
             ratio = _typical(row) / _typical(best)
@@ -173,6 +178,10 @@ def _losses(rows: list[Row], ours: list[Row], lines: int) -> list[str]:
     found = [f"eefast is slower than another way in {len(lost)} of {len(ours)} measurements{':' if lost else ''}"]
     found += [text for _, text in sorted(lost, reverse=True)[:lines]]
     return [*found, f"  … and in {len(lost) - lines} more"] if len(lost) > lines else found
+
+
+def _case(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in CASE)
 
 
 def _name(row: Row) -> str:
