@@ -173,7 +173,7 @@ def launch(
             BLOCK_PIXELS=clamp_power_of_two(1024 * warps // (tile_rows * block), pixels),
             BLOCK_CLASSES=clamp_power_of_two(1024 * warps // (tile_rows * block), columns),
         )  # fmt: skip
-        kernel, extra, registers = _few_classes_kernel, {}, None
+        kernel, extra, registers = _few_classes_kernel, {}, 96
     else:
         tile_rows, warps = 16, 8
         block = min(block, 4096)
