@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, ceil_div, power_of_two
+from .launch import Launch, ceil_div, power_of_two, strides_of
 
 TILE = 8192
 
@@ -49,6 +49,7 @@ def launch(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> Launch:
     grid = max(1, ceil_div(len(rows), tile_rows)) * ceil_div(elements, block)
     arguments = dict(
         features=features, samples=len(features), rows=rows.contiguous(), live=live, size=len(rows), out=out,
-        SAMPLE_STRIDE=features.stride(0), OUT_STRIDE=out.stride(0), ELEMENTS=elements, ROWS=tile_rows, BLOCK=block,
+        SAMPLE_STRIDE=strides_of(features)[0], OUT_STRIDE=strides_of(out)[0], ELEMENTS=elements,
+        ROWS=tile_rows, BLOCK=block,
     )  # fmt: skip
     return Launch(_compact_kernel, (grid,), arguments, num_warps=8)

@@ -17,14 +17,16 @@ from torch import Tensor
 
 from .exit_head import exit_arguments
 from .finish import advance, answer_from, classify
-from .launch import Launch, ceil_div, clamp_power_of_two, power_of_two
+from .launch import Launch, ceil_div, clamp_power_of_two, power_of_two, readable, strides_of
 from .workspace import workspace_for
 
 # Pixels that go through the tensor cores at a time, of one sample or of several small ones.
 TILE_PIXELS, MAX_ROWS = 128, 16
 
 
-@triton.jit(do_not_specialize=["size", "samples", "results", "exit_index"])
+@triton.jit(
+    do_not_specialize=["size", "samples", "results", "exit_index"], do_not_specialize_on_alignment=["threshold"]
+)
 def _conv_kernel(
     features, samples, steps, conv_weight, conv_bias,
     weight, bias, threshold, rows, positions, live, size, logits, logits_row_stride, logits_column_stride,
@@ -130,7 +132,9 @@ def launch(
     logits: Tensor, confidence: Tensor, exits: Tensor, next_rows: Tensor, next_positions: Tensor, next_live: Tensor,
 ) -> Launch:  # fmt: skip
     """The one launch; its blocks depend on the shape of one sample only."""
+    features = readable(features)
     samples, in_channels, height, width = features.shape
+    sample_stride, channel_stride, line_stride, pixel_stride = strides_of(features)
     channels, classes, size = len(conv_bias), len(bias) - 1, len(rows)
     block_pixels = min(TILE_PIXELS, power_of_two(height * width))
     tile_rows = min(TILE_PIXELS // block_pixels, MAX_ROWS)
@@ -146,8 +150,7 @@ def launch(
     arguments = dict(
         features=features, samples=samples, steps=9 * ceil_div(in_channels, block_in),
         # Constants for the reason given in exit_head.
-        SAMPLE_STRIDE=features.stride(0), CHANNEL_STRIDE=features.stride(1),
-        LINE_STRIDE=features.stride(2), PIXEL_STRIDE=features.stride(3),
+        SAMPLE_STRIDE=sample_stride, CHANNEL_STRIDE=channel_stride, LINE_STRIDE=line_stride, PIXEL_STRIDE=pixel_stride,
         conv_weight=conv_weight.contiguous(memory_format=torch.channels_last), conv_bias=conv_bias.contiguous(),
         **exit_arguments(
             weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits,
@@ -159,7 +162,7 @@ def launch(
         IN_CHANNELS=in_channels, CHANNELS=channels, HEIGHT=height, WIDTH=width, ROWS=tile_rows,
         BLOCK_PIXELS=block_pixels, BLOCK_IN=block_in,
         BLOCK_OUT=block_out, BLOCK_CLASSES=clamp_power_of_two(product // tile_rows, columns),
-        BLOCK_CHANNELS=block_channels,        PART=clamp_power_of_two(4096 // columns, tile_rows),
+        BLOCK_CHANNELS=block_channels, PART=clamp_power_of_two(4096 // columns, tile_rows),
         UPCAST=features.dtype == torch.float64 or _interpreted(features), WINDOW=32 * warps,
     )  # fmt: skip
     return Launch(_conv_kernel, (tiles,), arguments, num_warps=warps, num_stages=2 if wide else 3)

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .finish import advance, answer, answer_from, classify
-from .launch import Launch, ceil_div, clamp_power_of_two, power_of_two
+from .launch import Launch, ceil_div, clamp_power_of_two, power_of_two, readable, strides_of
 from .workspace import workspace_for
 
 
@@ -35,7 +35,9 @@ def _pool(
     return tl.sum(sums, axis=1) / (PIXELS * 1.0)
 
 
-@triton.jit(do_not_specialize=["size", "samples", "results", "exit_index"])
+@triton.jit(
+    do_not_specialize=["size", "samples", "results", "exit_index"], do_not_specialize_on_alignment=["threshold"]
+)
 def _few_classes_kernel(
     features, samples, weight, bias, threshold,
     rows, positions, live, size, logits, logits_row_stride, logits_column_stride,
@@ -83,7 +85,9 @@ def _few_classes_kernel(
     advance(survives, entry, tile, rows, positions, size, next_rows, next_positions, next_live, workspace, WINDOW)
 
 
-@triton.jit(do_not_specialize=["size", "samples", "results", "exit_index"])
+@triton.jit(
+    do_not_specialize=["size", "samples", "results", "exit_index"], do_not_specialize_on_alignment=["threshold"]
+)
 def _many_classes_kernel(
     features, samples, weight, bias, threshold,
     rows, positions, live, size, logits, logits_row_stride, logits_column_stride,
@@ -152,11 +156,13 @@ def launch(
     if height > 1 and width > 1 and features.stride(2) != width * features.stride(3):
         # Lines with gaps between them (a crop) are the one layout that the kernels do not read.
         features = features.contiguous(memory_format=torch.channels_last)
+    features = readable(features)
+    sample_stride, channel_stride, line_stride, pixel_stride = strides_of(features)
     arguments = dict(
         features=features, samples=samples,
         # Constants, since Triton sees in an argument only whether 16 divides it: not that 8 channels are 16 bytes.
-        SAMPLE_STRIDE=features.stride(0), CHANNEL_STRIDE=features.stride(1),
-        PIXEL_STRIDE=features.stride(3 if width > 1 else 2), PIXELS=height * width,
+        SAMPLE_STRIDE=sample_stride, CHANNEL_STRIDE=channel_stride,
+        PIXEL_STRIDE=pixel_stride if width > 1 else line_stride, PIXELS=height * width,
         **exit_arguments(
             weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits,
             next_rows, next_positions, next_live,
@@ -164,7 +170,7 @@ def launch(
         CHANNELS=channels, BLOCK_CHANNELS=min(power_of_two(channels), 4096),
     )  # fmt: skip
     block, columns, pixels = power_of_two(channels), power_of_two(classes + 1), power_of_two(height * width)
-    if columns <= 64 and columns * block <= 32768:
+    if columns <= 64 and block <= 4096 and columns * block <= 32768:
         sample_bytes = channels * height * width * features.element_size()
         tile_rows = clamp_power_of_two(min(32768 // sample_bytes, 4096 // (columns * block)), 8)
         warps = 4 if block <= 1024 else 8

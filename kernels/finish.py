@@ -116,7 +116,7 @@ def answer(
     tl.device_assert((position >= 0) & (position < results), "positions is out of range", mask=alive)
     place = position.to(tl.int64)
     tl.store(
-        logits + place[:, None] * logits_row_stride + column * logits_column_stride,
+        logits + place[:, None] * logits_row_stride + column.to(tl.int64) * logits_column_stride,
         out,
         mask=leaves[:, None] & (column < CLASSES),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor
 
@@ -10,13 +12,19 @@ _workspaces: dict[tuple[torch.device, int], Tensor] = {}
 
 def workspace_for(device: torch.device, words: int) -> Tensor:
     """At least `words` int32 zeros. Launches on one stream follow each other and share them; streams do not."""
-    if device.type != "cuda":
-        return torch.zeros(words, dtype=torch.int32, device=device)
-    if torch.cuda.is_current_stream_capturing():
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         # A graph may be replayed beside anything, so it gets memory of its own, cleared in every replay.
         return torch.zeros(words, dtype=torch.int32, device=device)
-    key = device, torch.cuda.current_stream(device).cuda_stream
+    stream = torch.cuda.current_stream(device)
+    key = device, stream.cuda_stream
     workspace = _workspaces.get(key)
     if workspace is None or len(workspace) < words:
-        workspace = _workspaces[key] = torch.zeros(max(words, 4096), dtype=torch.int32, device=device)
+        # torch.compile's warm-up for CUDA graphs takes what its own thread allocates back again. This is to stay.
+        with ThreadPoolExecutor(1) as thread:
+            workspace = _workspaces[key] = thread.submit(_allocate, stream, max(words, 4096)).result()
     return workspace
+
+
+def _allocate(stream: torch.cuda.Stream, words: int) -> Tensor:
+    with torch.cuda.stream(stream):
+        return torch.zeros(words, dtype=torch.int32, device=stream.device)

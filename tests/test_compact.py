@@ -86,6 +86,17 @@ def test_wrong_arguments(run: Any, i: int, value: Tensor, message: str) -> None:
         run(*arguments)
 
 
+@pytest.mark.parametrize("run", [op, module._triton], ids=["reference", "triton"])
+def test_out_in_the_memory_of_the_features(run: Any) -> None:
+    features, rows, live, _ = make_case(3, (4, 2, 3), 3)
+    for out in (features[:3], features[3:]):
+        with pytest.raises(RuntimeError, match="out shares memory with features; give it memory of its own"):
+            run(features, rows, live, out)
+    buffer = torch.cat([features, features])
+    run(buffer[:6], rows, live, buffer[6:9])
+    assert torch.equal(buffer[6:9], features[rows.long()])
+
+
 def test_opcheck() -> None:
     torch.library.opcheck(op, make_case(5, (4, 2, 3), 3))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +20,8 @@ from eefast.kernels.launch import Launch
 from exit_cases import CRITERIA, EACH_DTYPE, Case, check, make_case, on_gpu
 from torch import Tensor
 from where import GPU, interpreted, runs_triton, triton_behind
+
+from eefast.ops import library
 
 gpu = pytest.mark.gpu
 op = torch.ops.eefast.exit_head.default
@@ -36,9 +40,12 @@ SHAPES = {
     "many classes": (200, 40, 3, 3),
     "imagenet": (1000, 513, 2, 2),
     "flattened map": (10, 5000, 1, 1),
+    "flattened map, one class": (1, 5000, 1, 1),
+    "flattened map, few classes": (3, 8192, 1, 1),
     "most classes": (8191, 5, 1, 1),
 }
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+CONSTANTS = ("CHANNEL_STRIDE", "PIXEL_STRIDE", "ROWS", "BLOCK_PIXELS", "BLOCK_CHANNELS")
 
 
 def launch_of(arguments: tuple[Any, ...], **override: Any) -> tuple[Launch, tuple[Tensor, Tensor, Tensor]]:
@@ -133,6 +140,73 @@ def test_more_classes_than_the_kernels_keep_in_registers() -> None:
         importlib.import_module("eefast.ops.exit_head")._triton(*case.arguments())
 
 
+def test_samples_at_any_address_are_read_in_the_same_way() -> None:
+    """What decides the order of the additions: strides, blocks and how far 16 divides the address."""
+
+    def way(case: Case) -> tuple[Any, ...]:
+        launch, _ = launch_of(case.arguments())
+        features = launch.arguments["features"]
+        return features.data_ptr() % 16, *features.stride()[1:], *(launch.arguments[n] for n in CONSTANTS)
+
+    for shape, memory in itertools.product(SHAPES.values(), ("contiguous", "channels_last")):
+        case = make_case(5, *shape, dtype=torch.float16, memory=memory)
+        spread = torch.cat([case.features, case.features], 1).reshape(-1)[1:][: case.features.numel()]
+        spread = spread.as_strided(case.features.shape, case.features.stride())
+        slices = [case.features[i:j] for i, j in ((0, 5), (1, 5), (1, 2), (2, 4), (3, 4))]
+        ways = {way(replace(case, features=f, rows=case.rows % len(f))) for f in (*slices, spread, case.features[::2])}
+        assert len(ways) == 1
+        assert ways.pop()[0] == 0
+
+
+def test_maps_spread_wider_than_32_bits_are_copied() -> None:
+    case = make_case(3, 10, 64, 8, 8)
+    for strides in ((64, 2**26, 8, 1), (1, 2**20, 2**30, 2**26)):
+        features = torch.empty_strided((2**20, 64, 8, 8), strides, device="meta")
+        assert launch_of(replace(case, features=features).arguments())[0].arguments["CHANNEL_STRIDE"] == 1
+
+
+def test_a_stride_that_is_never_used_compiles_nothing_new() -> None:
+    case = make_case(1, 10, 64, 8, 8, memory="channels_last")
+    single = case.features[:1]
+    constants = []
+    for stride in (64, 4096, 2**40):
+        same = single.as_strided(single.shape, (stride, *single.stride()[1:]))
+        launch, _ = launch_of(replace(case, features=same, rows=case.rows * 0).arguments())
+        constants.append({name: value for name, value in launch.arguments.items() if name.isupper()})
+    assert constants[0] == constants[1] == constants[2]
+
+
+@pytest.mark.parametrize(
+    ("features", "rows", "weight", "message"),
+    [
+        ((1, 2**21, 32, 32), 1, (2, 2**21), r"features has shape .*, on CUDA a sample has fewer than 2³¹ elements"),
+        ((1, 2, 1, 1), 2**29, (2, 2), r"rows has 536870912 entries, on CUDA fewer than 2²⁹ at a time; split the batch"),
+        ((1, 2**21, 1, 1), 1, (2**10, 2**21), r"weight has 2147483648 elements, on CUDA fewer than 2³¹"),
+    ],
+)
+def test_more_than_the_kernels_count(
+    features: tuple[int, ...], rows: int, weight: tuple[int, ...], message: str
+) -> None:
+    maps, entries, matrix = (torch.empty(shape, device="meta") for shape in (features, (rows,), weight))
+    with pytest.raises(RuntimeError, match=message):
+        library.check_range_on_cuda(maps, entries, ("weight", matrix))
+
+
+def test_launches_on_the_device_of_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[Any] = []
+
+    @contextlib.contextmanager
+    def device(wanted: torch.device) -> Iterator[None]:
+        events.append(wanted)
+        yield
+        events.append("left")
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    features = torch.zeros(1)
+    assert library.on_device_of_features(lambda *args: events.append(args))(features, 1, 2) is None
+    assert events == [features.device, (features, 1, 2), "left"]
+
+
 def cuda_arguments(case: Case) -> list[Any]:
     return [x.cuda() if isinstance(x, Tensor) else x for x in case.arguments()]
 
@@ -222,6 +296,43 @@ class TestOnTheGPU:
         op(features, *there[1:4], there[4] + count - len(case.features), *there[5:])
         op(*here)
         for a, b in zip(there[-3:], here[-3:], strict=True):
+            torch.testing.assert_close(a.cpu(), b, rtol=1e-5, atol=1e-5)
+
+    def test_compiled_with_cuda_graphs(self) -> None:
+        """Growing batches: the workspace outlives what torch.compile allocates while it warms up."""
+
+        @torch.compile(mode="reduce-overhead")
+        def halved(features: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+            doubled = features + features
+            torch._dynamo.graph_break()
+            return op(doubled * 0.5, *rest)
+
+        for n in (31, 257, 4096, 65536):
+            for seed in range(4):
+                check(on_gpu(halved), make_case(n, 10, 16, 2, 2, live="part", seed=seed))
+
+    @pytest.mark.parametrize("shape", [(10, 10, 3, 3), (10, 64, 8, 8), (200, 37, 3, 3)])
+    def test_slices_of_a_batch_give_the_same_bits(self, shape: tuple[int, ...]) -> None:
+        case = make_case(37, *shape, dtype=torch.float16, memory="channels_last", final=True)
+        whole = cuda_arguments(case)
+        op(*whole)
+        for first in range(1, 9):
+            part = cuda_arguments(case)
+            part[0] = part[0][first:]
+            kept = (part[4] >= first).nonzero()[:, 0]
+            part[4], part[5] = part[4][kept] - first, part[5][kept]
+            part[6].fill_(len(kept))
+            op(*part)
+            at = part[5].long()
+            for a, b in zip(part[-3:], whole[-3:], strict=True):
+                assert torch.equal(a[at], b[at])
+
+    @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+    def test_another_device_than_the_current_one(self) -> None:
+        case = make_case(257, *SHAPES["few classes"])
+        arguments = [x.to("cuda:1") if isinstance(x, Tensor) else x for x in case.arguments()]
+        lists, here = op(*arguments), case.arguments()
+        for a, b in zip((*lists, *arguments[-3:]), (*op(*here), *here[-3:]), strict=True):
             torch.testing.assert_close(a.cpu(), b, rtol=1e-5, atol=1e-5)
 
     def test_large_batch(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .library import check_written, implement_on_cuda, namespace
+from .library import check_range_on_cuda, check_written, implement_on_cuda, namespace
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -45,6 +45,8 @@ def check(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
         if tensor.device != features.device:
             raise RuntimeError(f"{name} is on {tensor.device}; move it to {features.device}, where features is")
     check_written("out", out)
+    if overlap(features, out):
+        raise RuntimeError("out shares memory with features; give it memory of its own")
     # On a GPU this would wait for the device; there the kernel stops on an index out of range.
     if features.device.type == "cpu":
         count = int(live)
@@ -56,6 +58,16 @@ def check(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
             raise RuntimeError(f"rows[{i}] = {int(rows[i])} is outside of features, which has {len(features)} rows")
 
 
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors lie in the same stretch of memory, gaps included."""
+    spans = []
+    for tensor in (a, b):
+        reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        begin = tensor.data_ptr()
+        spans.append((begin, begin + (reach + 1) * tensor.element_size() if tensor.numel() else begin))
+    return max(spans[0][0], spans[1][0]) < min(spans[0][1], spans[1][1])
+
+
 namespace.impl("compact", reference, "CompositeExplicitAutograd")
 
 
@@ -63,6 +75,7 @@ def _triton(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
     from ..kernels import compact as kernel
 
     check(features, rows, live, out)
+    check_range_on_cuda(features, rows)
     kernel.compact(features, rows, live, out)
 
 

@@ -12,7 +12,7 @@ from .. import criteria
 from .exit_head import check as check_exit_head
 from .exit_head import check_classes_on_cuda
 from .exit_head import reference as exit_head_reference
-from .library import implement_on_cuda, namespace
+from .library import check_range_on_cuda, implement_on_cuda, namespace
 
 namespace.define(
     "exit_conv_head(Tensor features, Tensor conv_weight, Tensor conv_bias, Tensor weight, Tensor bias,"
@@ -79,6 +79,7 @@ def _triton(
     criteria.get(criterion)
     check(features, conv_weight, conv_bias, weight, bias, threshold, rows, positions, live, logits, confidence, exits)
     check_classes_on_cuda(len(weight) - 1)
+    check_range_on_cuda(features, rows, ("conv_weight", conv_weight), ("weight", weight))
     return kernel.exit_conv_head(
         features, conv_weight, conv_bias, weight, bias, threshold, rows, positions, live, criterion, exit_index,
         logits, confidence, exits,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import criteria
-from .library import check_written, implement_on_cuda, namespace
+from .library import check_range_on_cuda, check_written, implement_on_cuda, namespace
 
 MAX_CLASSES_ON_CUDA = 8191
 """What the Triton exit heads keep in registers."""
@@ -117,6 +117,7 @@ def _triton(
     criteria.get(criterion)
     check(features, weight, bias, threshold, rows, positions, live, logits, confidence, exits)
     check_classes_on_cuda(len(weight) - 1)
+    check_range_on_cuda(features, rows, ("weight", weight))
     return kernel.exit_head(
         features, weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits
     )
@@ -144,11 +145,11 @@ def exit_head(
     """Evaluate one exit for all live samples, write the answers of those that leave, list those that survive.
 
     features: [M, C, H, W] float32, float16, bfloat16 or float64; pooled in float32; any strides, contiguous and
-        channels-last are fast.
+        channels-last are fast. On CUDA other layouts, and samples that start off 16-byte boundaries, get copied.
     weight, bias: [K + 1, C] and [K + 1] float32: the class rows, then the confidence row.
     threshold: [] float32, compared as the criterion says; None at the final exit, where everybody leaves.
     rows, positions: [R] int32 each, the live list: row of `features` and place in the results of each live sample.
-        Entries behind `live` are not read.
+        Entries behind `live` may hold anything.
     live: [1] int32, number of live samples, 0 … R.
     criterion: name of an exit rule in `eefast.criteria`.
     exit_index: number of this exit, written for the samples that leave here.

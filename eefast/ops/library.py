@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -20,7 +21,18 @@ TRITON_MISSING = None if find_spec("triton") else "Triton is not installed; it c
 def implement_on_cuda(name: str, launcher: Callable[..., Any]) -> None:
     """Put a Triton launcher behind an op on GPUs; without Triton the reference stays."""
     if TRITON_MISSING is None:
-        namespace.impl(name, launcher, "CUDA")
+        namespace.impl(name, on_device_of_features(launcher), "CUDA")
+
+
+def on_device_of_features(launcher: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton launches on the current device; the tensors may be on another one."""
+
+    @functools.wraps(launcher)
+    def guarded(features: Tensor, *args: Any) -> Any:
+        with torch.cuda.device(features.device):
+            return launcher(features, *args)
+
+    return guarded
 
 
 def check_written(name: str, tensor: Tensor) -> None:
@@ -30,6 +42,17 @@ def check_written(name: str, tensor: Tensor) -> None:
         if stride <= reach:
             raise RuntimeError(f"{name} has overlapping strides {list(tensor.stride())}; give it memory of its own")
         reach += stride * (size - 1)
+
+
+def check_range_on_cuda(features: Tensor, rows: Tensor, *weights: tuple[str, Tensor]) -> None:
+    """`RuntimeError` where the Triton kernels would count beyond 32 bits."""
+    if features.shape[1:].numel() >= 2**31:
+        raise RuntimeError(f"features has shape {list(features.shape)}, on CUDA a sample has fewer than 2³¹ elements")
+    if len(rows) >= 2**29:
+        raise RuntimeError(f"rows has {len(rows)} entries, on CUDA fewer than 2²⁹ at a time; split the batch")
+    for name, tensor in weights:
+        if tensor.numel() >= 2**31:
+            raise RuntimeError(f"{name} has {tensor.numel()} elements, on CUDA fewer than 2³¹; use engine='reference'")
 
 
 def load_cpp() -> str | None:
