@@ -12,6 +12,8 @@ set -u
 asked=${PYTHON:-python3}
 PYTHON=$(command -v "$asked") || { echo "bench/gpu.sh: no interpreter PYTHON=$asked" >&2 && exit 2; }
 [[ $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON
+# Not a wrapper around it: the sanitizers look at the process that they start.
+PYTHON=$("$PYTHON" -c 'import sys; print(sys.executable)')
 [[ ${OUT:-/} == /* ]] || OUT=$PWD/$OUT
 cd "$(dirname "$0")/.." || exit
 
@@ -44,26 +46,29 @@ build() {
 }
 
 # The options in pyproject.toml ask for plugins of pytest that may be missing here. Started from elsewhere, since in the
-# top folder Python would find eefast/ before the folder of links. cuBLAS wants a workspace of a stated size under the
-# tests' deterministic mode.
-GPU_TESTS="-m pytest ../../tests -m gpu -o addopts= -q -ra -p no:cacheprovider --continue-on-collection-errors"
+# top folder Python would find eefast/ before the folder of links. Other files need packages that may be missing.
+GPU_TESTS="-m pytest $(grep -lE 'mark\.gpu|runs_triton' tests/test_*.py | sed 's|^|../../|' | tr '\n' ' ')"
+GPU_TESTS+="-m gpu -o addopts= -o faulthandler_timeout=60 -q -ra -p no:cacheprovider --continue-on-collection-errors"
 
 tests() {
   local workers=()
   "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n $(($(nproc) < 8 ? $(nproc) : 8)) --dist worksteal)
-  cd build/gpu && CUBLAS_WORKSPACE_CONFIG=:4096:8 "$PYTHON" $GPU_TESTS "${workers[@]}"
+  cd build/gpu && "$PYTHON" $GPU_TESTS "${workers[@]}"
 }
 
-# The tools run side by side, since most of their time goes into starting PyTorch under them.
+# The tools run side by side, since most of their time goes into starting PyTorch under them. Alone, without the kernels
+# that `tests` has compiled, this takes longer than its budget.
 sanitize() {
   local places sanitizer tool jobs=() status=0
   places=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin:$(dirname "$(readlink -f "$(command -v nvcc)")")
   sanitizer=$(export PATH=$places && command -v compute-sanitizer) || { echo "not found in $places" && return 1; }
   set -o pipefail
   cd build/gpu || return
-  export PYTORCH_NO_CUDA_MEMORY_CACHING=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
+  export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   for tool in memcheck racecheck initcheck; do
-    "$sanitizer" --tool "$tool" --error-exitcode 9 "$PYTHON" $GPU_TESTS -k sanitize 2>&1 |
+    # Tests fill fresh memory, which would hide from initcheck what is read before it is written.
+    [ $tool = initcheck ] && export EEFAST_TEST_POISON=0
+    "$sanitizer" --tool "$tool" --target-processes application-only --launch-timeout 0 --error-exitcode 9 "$PYTHON" $GPU_TESTS -k sanitize 2>&1 |
       sed -u "s/^/$tool: /" &
     jobs+=($!)
   done

@@ -26,9 +26,10 @@ from eefast.result import ExitOutput, ExitResult
 
 ROUNDS = 7
 ROUND_SECONDS, MOST_BATCHES = 0.05, 32
-# By dtype: how close to a threshold either exit is a right answer; how far logits may be off, in standard deviations.
-FLIP_MARGIN = {torch.float32: 1e-4, torch.float16: 3e-2}
-LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-1}
+# By dtype: how close to a threshold either exit is a right answer; how far the logits of an image may be off, root mean
+# square in standard deviations. Those of another image are off by about 1.4.
+FLIP_MARGIN = {torch.float32: 1e-4, torch.float16: 5e-2}
+LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-1}
 
 Run = Callable[[Tensor], Any]
 
@@ -47,13 +48,14 @@ class Network:
 class Work:
     """One network at one batch size.
 
-    compile_seconds: a guess of what torch.compile takes; 0: measure without it. With less of the budget left, and six
-        seconds for the rest, the work is skipped.
+    compile_seconds: a guess of what torch.compile takes; 0: measure without it.
+    seconds: a guess of what the rest takes. With less of the budget left the work is skipped.
     """
 
     network: Network
     batch_size: int
     compile_seconds: float = 0
+    seconds: float = 6
 
     def __str__(self) -> str:
         return f"{self.network.name}, batch {self.batch_size}{', compiled' if self.compile_seconds else ''}"
@@ -65,10 +67,11 @@ LARGE = Network("eenet50", (3, 224, 224), 1000, (0.3, 0.2, 0.2, 0.3))
 # What matters most comes first, since the budget of seconds may end before the list does.
 WORK = {
     "cuda": (
-        *(Work(SMALL, 4096), Work(LARGE, 256), Work(SMALL, 256), Work(DEEP, 4096)),
-        *(Work(SMALL, 4096, compile_seconds=15), Work(LARGE, 256, compile_seconds=25)),
-        *(Work(DEEP, 256), Work(SMALL, 16), Work(SMALL, 1), Work(LARGE, 16), Work(DEEP, 16), Work(LARGE, 1)),
-        *(Work(SMALL, 256, compile_seconds=15), Work(DEEP, 4096, compile_seconds=90)),
+        *(Work(SMALL, 4096, compile_seconds=15), Work(LARGE, 256, seconds=18), Work(SMALL, 256)),
+        *(Work(DEEP, 4096, seconds=12), Work(DEEP, 256), Work(SMALL, 16), Work(SMALL, 1)),
+        *(Work(LARGE, 16), Work(DEEP, 16), Work(LARGE, 1)),
+        *(Work(SMALL, 256, compile_seconds=15), Work(LARGE, 256, compile_seconds=25, seconds=18)),
+        Work(DEEP, 4096, compile_seconds=90, seconds=12),
     ),
     "cpu": (
         *(Work(SMALL, 256), Work(SMALL, 16), Work(SMALL, 1), Work(DEEP, 256), Work(LARGE, 16)),
@@ -76,7 +79,6 @@ WORK = {
     ),
 }
 DTYPE = {"cuda": torch.float16, "cpu": torch.float32}
-SECONDS = 6
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Way:
 def prepare(work: Work, device: str) -> Prepared:
     """Random weights whose activations stay in range and whose confidences differ between images."""
     torch.manual_seed(0)
+    # The float32 network is the yardstick; cuDNN would round what goes into its convolutions.
+    torch.backends.cudnn.allow_tf32 = False
     network, shape = work.network, work.network.input_shape
     exits = len(network.mix) - 1
     net = eefast.zoo.eenet(network.name, exits, num_classes=network.num_classes, input_shape=shape).to(device)
@@ -214,10 +218,10 @@ def checked(prepared: Prepared, name: str, static: bool, run: Run, dtype: torch.
         near |= (i <= expected) & ((out.confidence - threshold).abs() < FLIP_MARGIN[dtype])
     flipped = taken != expected
     exact = torch.stack([out.logits for out in outputs])[taken, torch.arange(len(taken))]
-    error = float((logits - exact).abs().max() / exact.std())
+    error = float((logits - exact).square().mean(1).sqrt().max() / exact.std())
     if bool((flipped & ~near).any()) or not error <= LOGIT_TOLERANCE[dtype]:
         wrong = f"{int((flipped & ~near).sum())} of {len(taken)} images took another exit"
-        return None, f"WRONG: {wrong}, logits are off by {error:.2g} standard deviations"
+        return None, f"WRONG: {wrong}, logits of one are off by {error:.2g} standard deviations"
     costs = [float(net.cost.cpu()[part].mean()) for part in taken.split(len(prepared.batches[0]))]
     exits = tuple(taken.bincount(minlength=last + 1).tolist())
     return Way(name, run, static, tuple(costs), exits, int(flipped.sum())), ""
@@ -319,7 +323,7 @@ def main() -> int:
         parser.error("--device cuda: PyTorch finds no CUDA device here; leave the option out to measure the CPU")
     around, since, begin = environment(device), now(), time.perf_counter()
     for work in track([work for work in WORK[device] if arguments.only in str(work)], "networks"):
-        if time.perf_counter() - begin + SECONDS + work.compile_seconds > arguments.seconds:
+        if time.perf_counter() - begin + work.seconds + work.compile_seconds > arguments.seconds:
             name = "plain, torch.compile" if work.compile_seconds else "all ways"
             note = f"skipped: the budget of {arguments.seconds:.0f} s is spent"
             append([untimed(work, name, DTYPE[device], note)], around)

@@ -1,10 +1,14 @@
 """What all tests share: a quiet number of threads, poisoned fresh memory, Triton interpreted where no GPU is."""
 
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
 from where import GPU
+
+# cuBLAS wants a workspace of a stated size where algorithms are to be deterministic.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # Parallel test processes with several spinning threads each slow one another down many times over.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
@@ -13,10 +17,26 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 @pytest.fixture(autouse=True)
 def poison_fresh_memory():
     """Uninitialised tensors are filled with NaN or the largest integer, so that reading them shows."""
+    if os.environ.get("EEFAST_TEST_POISON") == "0":
+        yield
+        return
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def stop_after_a_cuda_error():
+    """After an error on the device every later call in the process fails; a worker that ends is named and replaced."""
+    yield
+    if GPU:
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            if "PYTEST_XDIST_WORKER" in os.environ:
+                os._exit(3)
+            raise
 
 
 def pytest_report_header():
@@ -36,7 +56,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True, scope="session")
 def assert_in_the_interpreter():
     """Interpreted kernels obey `tl.device_assert` as compiled ones do, see `Launch.options`."""
-    if not GPU:
+    if not GPU and find_spec("triton"):
         from triton.runtime import interpreter
 
         interpreter.interpreter_builder.options = interpreter.InterpreterOptions(debug=True, sanitize_overflow=False)

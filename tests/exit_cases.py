@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from where import GPU
 
 CRITERIA = ("learned", "max_probability", "entropy", "margin")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = ("contiguous", "channels_last", "cropped", "cropped channels_last", "every second", "transposed", "expanded")
 SENTINEL = -7.0
+# Units in the last place. On tensor cores a float32 product is three of 11 bits each, and sums round towards zero.
+UNITS = 4 if GPU else 2
 # One dtype of everything goes through compute-sanitizer, see bench/gpu.sh.
 EACH_DTYPE = [pytest.param(d, id=f"{'sanitize-' * (d == torch.float16)}{d}") for d in DTYPES]
 
@@ -161,11 +164,11 @@ def leaves(case: Case, confidence: np.ndarray) -> np.ndarray:
 
 
 def assert_close(actual: np.ndarray, plain: np.ndarray, exact: np.ndarray, unit: np.ndarray) -> None:
-    """At most twice the error of eager PyTorch, or two units where that is exact by luck; NaN and infinities equal."""
+    """At most twice the error of eager PyTorch, or some units where that is exact by luck; NaN and infinities equal."""
     finite = np.isfinite(exact)
     np.testing.assert_array_equal(actual[~finite], exact[~finite])
     error = np.abs(plain - exact)[finite].max(initial=0)
-    worst = (np.abs(actual - exact)[finite] - np.maximum(2 * error, 2 * unit[finite])).max(initial=0)
+    worst = (np.abs(actual - exact)[finite] - np.maximum(2 * error, UNITS * unit[finite])).max(initial=0)
     assert worst <= 0, f"{worst} beyond twice the error of eager PyTorch, {error}"
 
 

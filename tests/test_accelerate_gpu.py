@@ -41,7 +41,7 @@ def test_whole_networks(head: str, criterion: str, monkeypatch: pytest.MonkeyPat
         plan_module = importlib.import_module("eefast.plan")
         compact = plan_module._compact
         monkeypatch.setattr(plan_module, "_compact", lambda n, device, *rest: compact(n, torch.device("cuda"), *rest))
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         fast = eefast.accelerate(net, engine="compact")
         result = fast(x)
     assert ("Triton with conv" if "conv" in head else "Triton") in str(fast.plan)

@@ -18,8 +18,8 @@ SENTINEL = -7
 
 
 def on_gpu(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
-    there = out.cuda()
-    op(features.cuda(), rows.cuda(), live.cuda(), there)
+    there, base = out.cuda(), features if features._base is None else features._base
+    op(base.cuda().as_strided(features.shape, features.stride()), rows.cuda(), live.cuda(), there)
     out.copy_(there)
 
 
