@@ -373,11 +373,11 @@ def cpu_cases() -> list[Case]:
     compact = replace(exit_head, op="compact")
     return [
         replace(exit_head, compiled=True),
-        *(replace(exit_head, samples=n) for n in (1, 16, 4096, 16384)),
+        *(replace(exit_head, samples=n) for n in (1, 16, 4096, 16384, 65536)),
         replace(exit_head, samples=4096, layout="contiguous"),
         *(replace(exit_head, channels=c, side=s) for c, s in ((16, 32), (32, 16), (256, 14))),
         replace(exit_head, samples=64, channels=2048, side=7, classes=1000),
-        replace(exit_head, classes=1000),
+        *(replace(exit_head, classes=k) for k in (200, 1000)),
         *(replace(exit_head, dtype=dtype) for dtype in (torch.bfloat16, torch.float16)),
         replace(exit_head, layout="contiguous"),
         *(replace(exit_head, criterion=name) for name in ("max_probability", "entropy", "margin")),

@@ -68,8 +68,8 @@ sanitize() {
   for tool in memcheck racecheck initcheck; do
     # Tests fill fresh memory, which would hide from initcheck what is read before it is written.
     [ $tool = initcheck ] && export EEFAST_TEST_POISON=0
-    "$sanitizer" --tool "$tool" --target-processes application-only --launch-timeout 0 --error-exitcode 9 "$PYTHON" $GPU_TESTS -k sanitize 2>&1 |
-      sed -u "s/^/$tool: /" &
+    "$sanitizer" --tool "$tool" --target-processes application-only --launch-timeout 0 --error-exitcode 9 \
+      "$PYTHON" $GPU_TESTS -k sanitize 2>&1 | sed -u "s/^/$tool: /" &
     jobs+=($!)
   done
   for job in "${jobs[@]}"; do wait "$job" || status=1; done

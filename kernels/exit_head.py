@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .finish import advance, answer, answer_from, classify
+from .finish import advance, answer, answer_from, classify, exit_kernel
 from .launch import Launch, ceil_div, clamp_power_of_two, power_of_two, readable, strides_of
 from .workspace import workspace_for
 
@@ -35,9 +35,7 @@ def _pool(
     return tl.sum(sums, axis=1) / (PIXELS * 1.0)
 
 
-@triton.jit(
-    do_not_specialize=["size", "samples", "results", "exit_index"], do_not_specialize_on_alignment=["threshold"]
-)
+@exit_kernel
 def _few_classes_kernel(
     features, samples, weight, bias, threshold,
     rows, positions, live, size, logits, logits_row_stride, logits_column_stride,
@@ -85,9 +83,7 @@ def _few_classes_kernel(
     advance(survives, entry, tile, rows, positions, size, next_rows, next_positions, next_live, workspace, WINDOW)
 
 
-@triton.jit(
-    do_not_specialize=["size", "samples", "results", "exit_index"], do_not_specialize_on_alignment=["threshold"]
-)
+@exit_kernel
 def _many_classes_kernel(
     features, samples, weight, bias, threshold,
     rows, positions, live, size, logits, logits_row_stride, logits_column_stride,

@@ -6,8 +6,17 @@ The survivor list is a single-pass scan with decoupled look-back (Merrill & Garl
 2016) over tiles of the live list: each tile moves 16 bytes per entry and waits only for tiles that have started before.
 """
 
+import functools
+
 import triton
 import triton.language as tl
+
+# One compilation for all batch sizes, exits and places of a threshold among its neighbours.
+exit_kernel = functools.partial(
+    triton.jit,
+    do_not_specialize=["size", "samples", "results", "exit_index"],
+    do_not_specialize_on_alignment=["threshold"],
+)
 
 
 @triton.jit

@@ -210,6 +210,32 @@ def check(
     return logits, confidence, exits
 
 
+def cuda_arguments(arguments: tuple[Any, ...]) -> list[Any]:
+    return [x.cuda() if isinstance(x, Tensor) else x for x in arguments]
+
+
+def launched(call: Callable[[], Any]) -> list[str]:
+    """The kernels that a call runs on the GPU."""
+    # Else filling fresh memory with NaN would count.
+    torch.use_deterministic_algorithms(False)
+    call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    names = [e.name for e in profile.events() if e.device_type.name == "CUDA"]
+    return [name for name in names if "Mem" not in name and "Buffer" not in name]
+
+
+def without_waiting(call: Callable[[], Any]) -> None:
+    """Fails where the host waits for the GPU."""
+    call()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def on_gpu(run: Any) -> Any:
     """`run` with every tensor of the call moved to the GPU, layout and surroundings too, and the results moved back."""
 

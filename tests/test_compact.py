@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from exit_cases import cuda_arguments, launched, without_waiting
 from torch import Tensor
 from where import GPU, interpreted, runs_triton, triton_behind
 
@@ -138,11 +139,18 @@ def test_graph_replays_with_changed_inputs() -> None:
 
 
 @pytest.mark.gpu
-def test_no_hidden_wait() -> None:
-    case = [x.cuda() for x in make_case(257, (64, 8, 8), 200)]
-    op(*case)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        op(*case)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+def test_one_launch_without_waiting() -> None:
+    case = cuda_arguments(make_case(257, (64, 8, 8), 200))
+    without_waiting(lambda: op(*case))
+    names = launched(lambda: op(*case))
+    assert len(names) == 1, names
+
+
+@pytest.mark.gpu
+def test_more_elements_than_a_32_bit_integer_counts() -> None:
+    features, rows, live, out = cuda_arguments(make_case(9, (64, 8, 8), 7, torch.float16))
+    before = 2**31 // features[0].numel()
+    everything = torch.zeros(before + len(features), 8, 8, 64, dtype=torch.float16, device="cuda").permute(0, 3, 1, 2)
+    everything[before:] = features
+    op(everything, rows + before, live, out)
+    assert torch.equal(out[:7], features[rows[:7].long()])

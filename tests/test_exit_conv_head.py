@@ -8,7 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from exit_cases import CRITERIA, EACH_DTYPE, LAYOUTS, Case, check, eager, gap, layout, make_case, on_gpu
+from exit_cases import (
+    CRITERIA,
+    EACH_DTYPE,
+    LAYOUTS,
+    Case,
+    check,
+    cuda_arguments,
+    eager,
+    gap,
+    launched,
+    layout,
+    make_case,
+    on_gpu,
+    without_waiting,
+)  # fmt: skip
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -144,6 +158,40 @@ def test_compiles_and_exports_as_one_node() -> None:
     assert [n.target for n in exported.graph.nodes if n.op == "call_function" and "getitem" not in n.name] == [op]
     lists = torch.compile(Head(), fullgraph=True, backend="aot_eager")(*everything)
     assert all(torch.equal(a, b) for a, b in zip(lists, op(*case.arguments()), strict=True))
+
+
+@pytest.mark.gpu
+class TestOnTheGPU:
+    def test_one_launch_without_waiting(self) -> None:
+        arguments = cuda_arguments(make_conv_case(257, *SHAPES["cifar stage 3"][1:], dtype=torch.float16).arguments())
+        arguments[1] = arguments[1].contiguous(memory_format=torch.channels_last)
+        without_waiting(lambda: op(*arguments))
+        names = launched(lambda: op(*arguments))
+        assert len(names) == 1, names
+
+    def test_graph_replays_with_changed_inputs(self) -> None:
+        """On a stream of its own; the same bits as launched one by one."""
+        cases = [
+            make_conv_case(257, 10, 16, 16, 8, 8, dtype=torch.float16, seed=seed, live=live).arguments()
+            for seed, live in ((0, "all"), (1, "part"))
+        ]
+        static = cuda_arguments(cases[0])
+        op(*static)
+        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        with torch.cuda.graph(graph):
+            lists = op(*static)
+        for case in (*cases, cases[0]):
+            alone = cuda_arguments(case)
+            for ours, new in zip(static, alone, strict=True):
+                if isinstance(ours, Tensor):
+                    ours.copy_(new)
+            torch.cuda.synchronize()
+            with torch.cuda.stream(side):
+                graph.replay()
+            torch.cuda.synchronize()
+            expected = op(*alone)
+            for a, b in zip((*lists, *static[-3:]), (*expected, *alone[-3:]), strict=True):
+                assert torch.equal(a, b)
 
 
 def test_flops_are_those_of_both_layers() -> None:

@@ -17,7 +17,18 @@ import torch
 from concurrent_programs import run_concurrently
 from eefast.kernels import exit_head as kernel
 from eefast.kernels.launch import Launch
-from exit_cases import CRITERIA, EACH_DTYPE, SENTINEL, Case, check, make_case, on_gpu
+from exit_cases import (
+    CRITERIA,
+    EACH_DTYPE,
+    SENTINEL,
+    Case,
+    check,
+    cuda_arguments,
+    launched,
+    make_case,
+    on_gpu,
+    without_waiting,
+)  # fmt: skip
 from torch import Tensor
 from torch._inductor.cudagraph_trees import get_manager
 from where import GPU, interpreted, runs_triton, triton_behind
@@ -208,41 +219,22 @@ def test_launches_on_the_device_of_the_features(monkeypatch: pytest.MonkeyPatch)
     assert events == [features.device, (features, 1, 2), "left"]
 
 
-def cuda_arguments(case: Case) -> list[Any]:
-    return [x.cuda() if isinstance(x, Tensor) else x for x in case.arguments()]
-
-
 @gpu
 class TestOnTheGPU:
-    def test_it_is_one_launch(self) -> None:
-        # Else filling fresh memory with NaN would count as launches.
-        torch.use_deterministic_algorithms(False)
-        for shape in (SHAPES["few classes"], SHAPES["many classes"]):
-            arguments = cuda_arguments(make_case(257, *shape))
-            op(*arguments)
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-                op(*arguments)
-                torch.cuda.synchronize()
-            kernels = [e.name for e in profile.events() if e.device_type.name == "CUDA"]
-            kernels = [name for name in kernels if "Mem" not in name and "Buffer" not in name]
-            assert len(kernels) == 1, kernels
-
-    def test_no_hidden_wait(self) -> None:
-        arguments = cuda_arguments(make_case(257, *SHAPES["few classes"]))
-        op(*arguments)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            op(*arguments)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    @pytest.mark.parametrize("shape", [SHAPES["few classes"], SHAPES["many classes"]])
+    def test_one_launch_without_waiting(self, shape: tuple[int, ...]) -> None:
+        arguments = cuda_arguments(make_case(257, *shape).arguments())
+        without_waiting(lambda: op(*arguments))
+        names = launched(lambda: op(*arguments))
+        assert len(names) == 1, names
 
     @pytest.mark.parametrize("n", [256, 4096, 65536])
     def test_repetition_gives_the_same_bits(self, n: int) -> None:
         case = make_case(n, 10, 16, 4, 4, dtype=torch.float16, memory="channels_last", live="part")
-        first = cuda_arguments(case)
+        first = cuda_arguments(case.arguments())
         lists = op(*first)
         for _ in range(20):
-            again = cuda_arguments(case)
+            again = cuda_arguments(case.arguments())
             for a, b in zip((*op(*again), *again[-3:]), (*lists, *first[-3:]), strict=True):
                 assert torch.equal(a, b)
         check(run, case)
@@ -250,7 +242,7 @@ class TestOnTheGPU:
     def test_streams_side_by_side(self) -> None:
         """Each stream has a workspace of its own: launches that overlap do not disturb each other."""
         cases = [make_case(4096, 10, 16, 4, 4, seed=seed) for seed in range(4)]
-        arguments = [cuda_arguments(case) for case in cases]
+        arguments = [cuda_arguments(case.arguments()) for case in cases]
         streams = [torch.cuda.Stream() for _ in cases]
         torch.cuda.synchronize()
         results: list[list[tuple[Tensor, ...]]] = [[] for _ in cases]
@@ -268,7 +260,7 @@ class TestOnTheGPU:
         cases = [
             make_case(257, *SHAPES["few classes"], seed=seed, live=live) for seed, live in ((0, "all"), (1, "part"))
         ]
-        static = cuda_arguments(cases[0])
+        static = cuda_arguments(cases[0].arguments())
         op(*static)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -294,7 +286,7 @@ class TestOnTheGPU:
             memory_format=torch.channels_last
         )
         features[-len(case.features) :] = case.features.cuda()
-        there, here = cuda_arguments(case), case.arguments()
+        there, here = cuda_arguments(case.arguments()), case.arguments()
         op(features, *there[1:4], there[4] + count - len(case.features), *there[5:])
         op(*here)
         for a, b in zip(there[-3:], here[-3:], strict=True):
@@ -326,10 +318,10 @@ class TestOnTheGPU:
     @pytest.mark.parametrize("shape", [(10, 10, 3, 3), (10, 64, 8, 8), (200, 37, 3, 3)])
     def test_slices_of_a_batch_give_the_same_bits(self, shape: tuple[int, ...]) -> None:
         case = make_case(37, *shape, dtype=torch.float16, memory="channels_last", final=True)
-        whole = cuda_arguments(case)
+        whole = cuda_arguments(case.arguments())
         op(*whole)
         for first in range(1, 9):
-            part = cuda_arguments(case)
+            part = cuda_arguments(case.arguments())
             part[0] = part[0][first:]
             kept = (part[4] >= first).nonzero()[:, 0]
             part[4], part[5] = part[4][kept] - first, part[5][kept]
