@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .exit_head import exit_arguments
-from .finish import advance, answer_from, classify, exit_kernel
+from .finish import advance, answer_from, classify, ends_an_exit
 from .launch import Launch, ceil_div, clamp_power_of_two, power_of_two, readable, strides_of
 from .workspace import workspace_for
 
@@ -24,7 +24,7 @@ from .workspace import workspace_for
 TILE_PIXELS, MAX_ROWS = 128, 16
 
 
-@exit_kernel
+@ends_an_exit
 def _conv_kernel(
     features, samples, steps, conv_weight, conv_bias,
     weight, bias, threshold, rows, positions, live, size, logits, logits_row_stride, logits_column_stride,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .finish import advance, answer, answer_from, classify, exit_kernel
+from .finish import advance, answer, answer_from, classify, ends_an_exit
 from .launch import Launch, ceil_div, clamp_power_of_two, power_of_two, readable, strides_of
 from .workspace import workspace_for
 
@@ -35,7 +35,7 @@ def _pool(
     return tl.sum(sums, axis=1) / (PIXELS * 1.0)
 
 
-@exit_kernel
+@ends_an_exit
 def _few_classes_kernel(
     features, samples, weight, bias, threshold,
     rows, positions, live, size, logits, logits_row_stride, logits_column_stride,
@@ -83,7 +83,7 @@ def _few_classes_kernel(
     advance(survives, entry, tile, rows, positions, size, next_rows, next_positions, next_live, workspace, WINDOW)
 
 
-@exit_kernel
+@ends_an_exit
 def _many_classes_kernel(
     features, samples, weight, bias, threshold,
     rows, positions, live, size, logits, logits_row_stride, logits_column_stride,

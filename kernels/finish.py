@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 # One compilation for all batch sizes, exits and places of a threshold among its neighbours.
-exit_kernel = functools.partial(
+ends_an_exit = functools.partial(
     triton.jit,
     do_not_specialize=["size", "samples", "results", "exit_index"],
     do_not_specialize_on_alignment=["threshold"],
