@@ -4,65 +4,16 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <sstream>
-#include <stdexcept>
 #include <utility>
 #include <vector>
 
+#include "checks.h"
 #include "cpu/exit_head.h"
 
 namespace eefast {
 namespace {
 
 using torch::headeronly::ScalarType;
-
-// Not STD_TORCH_CHECK, which would put the place in this file before the message.
-template <class... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::runtime_error(message.str());
-}
-
-template <class Sizes>
-std::string brackets(const Sizes& sizes) {
-  std::ostringstream text;
-  const char* separator = "";
-  text << "[";
-  for (const int64_t size : sizes) text << std::exchange(separator, ", ") << size;
-  return text.str() + "]";
-}
-
-std::string shape(const Tensor& tensor) { return brackets(tensor.sizes()); }
-
-void check_shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> expected, const char* meaning) {
-  const auto sizes = tensor.sizes();
-  if (!std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end())) {
-    fail(name, " has shape ", shape(tensor), "; expected ", meaning, " = ", brackets(expected));
-  }
-}
-
-void check_dtype(const char* name, const Tensor& tensor, ScalarType expected, const char* expected_name) {
-  if (tensor.scalar_type() != expected) {
-    fail(name, " is ", toString(tensor.scalar_type()), "; convert it with .to(torch.", expected_name, ")");
-  }
-}
-
-// Two elements of a tensor that gets written must not share memory.
-void check_written(const char* name, const Tensor& tensor) {
-  std::vector<std::pair<int64_t, int64_t>> dimensions;
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    if (tensor.size(d) > 1) dimensions.emplace_back(tensor.stride(d), tensor.size(d));
-  }
-  std::sort(dimensions.begin(), dimensions.end());
-  int64_t reach = 0;
-  for (const auto& [stride, size] : dimensions) {
-    if (stride <= reach) {
-      fail(name, " has overlapping strides ", brackets(tensor.strides()), "; give it memory of its own");
-    }
-    reach += stride * (size - 1);
-  }
-}
 
 cpu::DType feature_dtype(const Tensor& features) {
   switch (features.scalar_type()) {
@@ -72,14 +23,6 @@ cpu::DType feature_dtype(const Tensor& features) {
     case ScalarType::Double: return cpu::DType::float64;
     default: fail("features is ", toString(features.scalar_type()), "; convert it with .to(torch.float32)");
   }
-}
-
-cpu::Criterion parse_criterion(const std::string& name) {
-  if (name == "learned") return cpu::Criterion::learned;
-  if (name == "max_probability") return cpu::Criterion::max_probability;
-  if (name == "entropy") return cpu::Criterion::entropy;
-  if (name == "margin") return cpu::Criterion::margin;
-  fail("criterion='", name, "' is unknown; choose one of learned, max_probability, entropy, margin");
 }
 
 void check_indices(const char* name, const int32_t* values, int64_t live, int64_t size, const char* owner) {

@@ -1,33 +1,16 @@
-// Chooses the instruction set for the CPU exit head at run time; partitions the live list.
+// The CPU exit head, compiled once per instruction set; partitions the live list.
 #include "cpu/exit_head.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <string_view>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#define EEFAST_X86
-#endif
-
-// Vectors only travel between inlined functions, so that their calling convention never matters.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"
-#endif
+#include "cpu/instruction_set.h"
 
 namespace eefast::cpu {
 namespace {
-
-struct Float16 {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
 
 // Buffers are made of whole cache lines, since vectors that straddle two lines load at half the speed.
 constexpr int64_t kLineFloats = 16;
@@ -39,6 +22,8 @@ int64_t whole_lines(int64_t floats) { return (floats + kLineFloats - 1) / kLineF
 namespace baseline {
 #define EEFAST_LANES 4
 #define EEFAST_TARGET
+#include "cpu/lanes.h"
+#include "cpu/criterion_lanes.h"
 #include "cpu/exit_head_lanes.h"
 #undef EEFAST_TARGET
 #undef EEFAST_LANES
@@ -48,6 +33,8 @@ namespace baseline {
 namespace avx2 {
 #define EEFAST_LANES 8
 #define EEFAST_TARGET __attribute__((target("avx2,fma,f16c")))
+#include "cpu/lanes.h"
+#include "cpu/criterion_lanes.h"
 #include "cpu/exit_head_lanes.h"
 #undef EEFAST_TARGET
 #undef EEFAST_LANES
@@ -56,6 +43,8 @@ namespace avx2 {
 namespace avx512 {
 #define EEFAST_LANES 16
 #define EEFAST_TARGET __attribute__((target("avx512f,fma")))
+#include "cpu/lanes.h"
+#include "cpu/criterion_lanes.h"
 #include "cpu/exit_head_lanes.h"
 #undef EEFAST_TARGET
 #undef EEFAST_LANES
@@ -66,13 +55,8 @@ using Kernel = void (*)(const ExitHead&, int64_t, int64_t);
 
 Kernel select_kernel() {
 #ifdef EEFAST_X86
-  // The variable with which PyTorch lets its own kernels be held back.
-  const char* limit = std::getenv("ATEN_CPU_CAPABILITY");
-  const std::string_view capability = limit == nullptr ? "" : limit;
-  if (capability != "default" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
-    return capability != "avx2" && __builtin_cpu_supports("avx512f") ? avx512::run : avx2::run;
-  }
+  const InstructionSet best = instruction_set();
+  if (best != InstructionSet::portable) return best == InstructionSet::avx2 ? avx2::run : avx512::run;
 #endif
   return baseline::run;
 }

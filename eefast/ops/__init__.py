@@ -5,16 +5,20 @@ from .exit_conv_head import exit_conv_head
 from .exit_head import MAX_CLASSES_ON_CUDA, exit_head
 from .flops import register_flops
 from .library import TRITON_MISSING, load_cpp
+from .resident_forward import Kind, instruction_set, resident_forward
 
 CPP_MISSING = load_cpp()
 """None where the C++ kernels are loaded, else the reason why the references run instead."""
 
 __all__ = [
     "CPP_MISSING",
+    "Kind",
     "MAX_CLASSES_ON_CUDA",
     "TRITON_MISSING",
     "compact",
     "exit_conv_head",
     "exit_head",
+    "instruction_set",
     "register_flops",
+    "resident_forward",
 ]

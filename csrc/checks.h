@@ -1,0 +1,44 @@
+// What the ops check of their arguments before any work starts, and how they say what is wrong.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <initializer_list>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "cpu/exit_head.h"
+
+namespace eefast {
+
+using torch::stable::Tensor;
+
+// Not STD_TORCH_CHECK, which would put the place in this file before the message.
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+template <class Sizes>
+std::string brackets(const Sizes& sizes) {
+  std::ostringstream text;
+  const char* separator = "";
+  text << "[";
+  for (const int64_t size : sizes) text << std::exchange(separator, ", ") << size;
+  return text.str() + "]";
+}
+
+std::string shape(const Tensor& tensor);
+void check_shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> expected, const char* meaning);
+void check_dtype(const char* name, const Tensor& tensor, torch::headeronly::ScalarType expected,
+                 const char* expected_name);
+// Two elements of a tensor that gets written must not share memory.
+void check_written(const char* name, const Tensor& tensor);
+
+cpu::Criterion parse_criterion(const std::string& name);
+
+}  // namespace eefast

@@ -1,0 +1,43 @@
+// Asks the processor and the environment, once, which vector instructions there are.
+#include "cpu/instruction_set.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <string_view>
+
+namespace eefast::cpu {
+namespace {
+
+std::string_view variable(const char* name) {
+  const char* const value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+InstructionSet detect() {
+#ifdef EEFAST_X86
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) {
+    return InstructionSet::portable;
+  }
+  if (!__builtin_cpu_supports("avx512f")) return InstructionSet::avx2;
+  return __builtin_cpu_supports("avx512bf16") ? InstructionSet::avx512_bf16 : InstructionSet::avx512;
+#else
+  return InstructionSet::portable;
+#endif
+}
+
+// ATEN_CPU_CAPABILITY is the variable with which PyTorch lets its own kernels be held back.
+InstructionSet limit() {
+  const std::string_view own = variable("EEFAST_ISA"), torch = variable("ATEN_CPU_CAPABILITY");
+  if (own == "portable" || torch == "default") return InstructionSet::portable;
+  if (own == "avx2" || torch == "avx2") return InstructionSet::avx2;
+  return InstructionSet::avx512_bf16;
+}
+
+}  // namespace
+
+InstructionSet instruction_set() {
+  static const InstructionSet best = std::min(detect(), limit());
+  return best;
+}
+
+}  // namespace eefast::cpu

@@ -1,0 +1,100 @@
+// What stands between and behind the convolutions, for one vector width: affine maps, max pooling, exits. No include
+// guard: included behind direct_lanes.h and criterion_lanes.h.
+
+// out[y, x, c] = scale[c] · in[y, x, c] + shift[c], with ReLU where the step says so.
+template <class E>
+EEFAST_TARGET static void affine(const Step& step, const Map& from, const Map& to, const void* in, void* out) {
+  for (int64_t c = 0; c < to.blocks * kBlock; c += kLanes) {
+    const Floats scale = load(step.weight + c), shift = load(step.bias + c);
+    for (int64_t y = 0; y < to.height; ++y) {
+      const E* const x = static_cast<const E*>(in) + c / kBlock * from.block_pitch + from.at(y, 0) + c % kBlock;
+      E* const z = static_cast<E*>(out) + c / kBlock * to.block_pitch + to.at(y, 0) + c % kBlock;
+      for (int64_t k = 0; k < to.width * kBlock; k += kBlock) {
+        const Floats v = load(x + k) * scale + shift;
+        store(z + k, step.relu ? relu(v) : v);
+      }
+    }
+  }
+}
+
+// NaN goes on, as in PyTorch.
+EEFAST_INLINE Floats larger(Floats a, Floats b) {
+  const Words first = (Words)(a > b) | (Words)(a != a);
+  return (Floats)(((Words)a & first) | ((Words)b & ~first));
+}
+
+// The largest pixel of every window, of those that lie inside the map.
+template <class E>
+EEFAST_TARGET static void max_pool(const Step& step, const Map& from, const Map& to, const void* in, void* out) {
+  const E* const pixels = static_cast<const E*>(in);
+  for (int64_t c = 0; c < to.blocks * kBlock; c += kLanes) {
+    for (int64_t y = 0; y < to.height; ++y) {
+      const int64_t top = std::max<int64_t>(0, y * step.stride - step.padding);
+      const int64_t bottom = std::min(from.height, y * step.stride - step.padding + step.kernel);
+      for (int64_t x = 0; x < to.width; ++x) {
+        const int64_t left = std::max<int64_t>(0, x * step.stride - step.padding);
+        const int64_t right = std::min(from.width, x * step.stride - step.padding + step.kernel);
+        Floats most = splat(-std::numeric_limits<float>::infinity());
+        for (int64_t i = top; i < bottom; ++i) {
+          for (int64_t j = left; j < right; ++j) {
+            most = larger(load(pixels + c / kBlock * from.block_pitch + from.at(i, j) + c % kBlock), most);
+          }
+        }
+        store(static_cast<E*>(out) + c / kBlock * to.block_pitch + to.at(y, x) + c % kBlock, most);
+      }
+    }
+  }
+}
+
+// Mean over all pixels, channel by channel.
+template <class E>
+EEFAST_INLINE void pool(const Map& map, const E* in, float* means) {
+  const float area = static_cast<float>(map.height * map.width);
+  for (int64_t c = 0; c < map.blocks * kBlock; c += kLanes) {
+    Floats sums[4] = {};
+    for (int64_t y = 0; y < map.height; ++y) {
+      const E* const row = in + c / kBlock * map.block_pitch + map.at(y, 0) + c % kBlock;
+      int64_t x = 0;
+      for (; x + 4 <= map.width; x += 4) {
+        EEFAST_UNROLL
+        for (int64_t k = 0; k < 4; ++k) sums[k] += load(row + (x + k) * kBlock);
+      }
+      for (; x < map.width; ++x) sums[x % 4] += load(row + x * kBlock);
+    }
+    store(means + c, ((sums[0] + sums[1]) + (sums[2] + sums[3])) / area);
+  }
+}
+
+// All pixels of all channels: [block][y][x][16].
+template <class E>
+EEFAST_INLINE void flatten(const Map& map, const E* in, float* values) {
+  for (int64_t b = 0; b < map.blocks; ++b) {
+    for (int64_t y = 0; y < map.height; ++y) {
+      const E* const row = in + b * map.block_pitch + map.at(y, 0);
+      for (int64_t k = 0; k < map.width * kBlock; k += kLanes, values += kLanes) store(values, load(row + k));
+    }
+  }
+}
+
+template <class E>
+EEFAST_TARGET static bool exit(const Step& step, const Network& network, const Map& map, const void* in,
+                               const float* threshold, float* values, float* logits, float* confidence_out) {
+  int64_t size = map.blocks * kBlock;
+  if (step.flatten) {
+    size *= map.height * map.width;
+    flatten(map, static_cast<const E*>(in), values);
+  } else {
+    pool(map, static_cast<const E*>(in), values);
+  }
+  const int64_t rows = (network.num_classes + 1 + kBlock - 1) / kBlock * kBlock;
+  for (int64_t k = 0; k < rows; k += kLanes) {
+    Floats sums[4] = {load(step.bias + k)};
+    for (int64_t i = 0; i < size; i += 4) {
+      EEFAST_UNROLL
+      for (int64_t j = 0; j < 4; ++j) sums[j] = splat(values[i + j]) * load(step.weight + (i + j) * rows + k) + sums[j];
+    }
+    store(logits + k, (sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
+  *confidence_out = confidence(network.criterion, network.num_classes, logits);
+  return threshold == nullptr || leaves_at(network.criterion, *confidence_out, *threshold);
+}

@@ -1,0 +1,448 @@
+// The resident engine: every worker takes samples from a queue and carries each to its own exit, maps in its own cache.
+#include "cpu/resident.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <memory>
+
+#include "cpu/resident_kernels.h"
+#include "cpu/team.h"
+
+namespace eefast::cpu {
+namespace {
+
+constexpr int64_t kLine = 64;
+
+int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Tiles of one pass through the three parts of a Winograd convolution: as many as the first-level cache holds for 16
+// channels, and enough for one pass over the weights for more.
+int64_t chunk_tiles(const Map& from) { return from.blocks == 1 ? 8 : 16; }
+
+struct Slot {
+  int64_t sample;
+  char* maps;
+};
+
+// A thread's memory. It stays with the thread, since fresh memory costs a page fault for every 4 KiB.
+struct Arena {
+  std::vector<int64_t> layout;
+  std::unique_ptr<char[]> memory;
+};
+
+struct Job;
+
+struct Worker {
+  Job* job;
+  Team* team;
+  // Per section: the slots, how many of them hold a waiting sample, those of the samples that run.
+  std::vector<std::vector<Slot>> slots;
+  std::vector<int64_t> used;
+  std::vector<std::vector<Slot*>> live;
+  char* planes;
+  float* frequencies;
+  float* product;
+  float* values;
+  float* logits;
+};
+
+struct Job {
+  const Network& network;
+  const Batch& batch;
+  const Kernels& kernels;
+  int64_t frequency_floats, value_floats, logit_floats;
+  std::vector<Team> teams;
+  std::atomic<int64_t> next{0};
+
+  Job(const Network& net, const Batch& images, int64_t threads)
+      : network(net), batch(images), kernels(select_kernels(net.bfloat16)), teams(threads) {
+    frequency_floats = value_floats = 0;
+    logit_floats = round_up(net.num_classes + 1, kBlock);
+    for (const Section& section : net.sections) {
+      for (const std::vector<Step>* steps : {&section.entry, &section.body}) {
+        for (const Step& step : *steps) {
+          const Map& from = net.maps[step.source];
+          const int64_t pixels = step.kind == Kind::exit && step.flatten ? from.height * from.width : 1;
+          value_floats = std::max(value_floats, from.blocks * kBlock * pixels);
+          if (step.winograd == 0) continue;
+          const int64_t side = step.winograd + 2, blocks = std::max(from.blocks, net.maps[step.target].blocks);
+          frequency_floats = std::max(frequency_floats, side * side * (blocks * chunk_tiles(from) * kBlock + kBlock));
+        }
+      }
+    }
+  }
+
+  int64_t element() const { return network.bfloat16 ? 2 : 4; }
+};
+
+Worker make_worker(Job& job, Team& team) {
+  static thread_local Arena arena;
+  const Network& net = job.network;
+  const Map& planes = net.maps[0];
+  Worker worker{};
+  worker.job = &job;
+  worker.team = &team;
+  worker.used.resize(net.sections.size());
+  worker.live.resize(net.sections.size());
+  int64_t size = kLine;
+  const auto reserve = [&](int64_t bytes) {
+    // Memory that different maps have in common modulo 4096 bytes would make loads wait for unrelated stores.
+    const int64_t begin = size;
+    size += round_up(bytes, 4096) + 5 * kLine;
+    return begin;
+  };
+  std::vector<int64_t> layout = {job.element()};
+  for (const Map& map : net.maps) {
+    layout.insert(layout.end(), {map.blocks, map.block, map.height, map.width, map.halo, map.row_pitch, map.offset});
+  }
+  std::vector<std::vector<int64_t>> places;
+  const int64_t planes_place = reserve(planes.blocks * planes.block_pitch * 4);
+  for (const Section& section : net.sections) {
+    layout.insert(layout.end(), {section.group, section.slot_size});
+    places.emplace_back();
+    for (int64_t g = 0; g < section.group; ++g) places.back().push_back(reserve(section.slot_size));
+  }
+  const int64_t frequencies = reserve(job.frequency_floats * 4), product = reserve(job.frequency_floats * 4);
+  const int64_t values = reserve(job.value_floats * 4), logits = reserve(job.logit_floats * 4);
+  layout.push_back(size);
+  if (arena.layout != layout) {
+    arena.memory.reset(new char[size + kLine]);
+    std::memset(arena.memory.get(), 0, size + kLine);  // the borders of the maps stay zero from here on
+    arena.layout = layout;
+  }
+  char* const base = arena.memory.get() + (kLine - reinterpret_cast<uintptr_t>(arena.memory.get()) % kLine) % kLine;
+  for (const auto& section : places) {
+    worker.slots.emplace_back();
+    for (const int64_t place : section) worker.slots.back().push_back({0, base + place});
+  }
+  worker.planes = base + planes_place;
+  worker.frequencies = reinterpret_cast<float*>(base + frequencies);
+  worker.product = reinterpret_cast<float*>(base + product);
+  worker.values = reinterpret_cast<float*>(base + values);
+  worker.logits = reinterpret_cast<float*>(base + logits);
+  return worker;
+}
+
+char* map_of(const Worker& worker, const Slot& slot, int64_t map) {
+  return map == 0 ? worker.planes : slot.maps + worker.job->network.maps[map].offset;
+}
+
+void load_image(const Worker& worker, int64_t sample) {
+  const Batch& batch = worker.job->batch;
+  const Map& map = worker.job->network.maps[0];
+  float* const planes = reinterpret_cast<float*>(worker.planes);
+  for (int64_t c = 0; c < map.channels; ++c) {
+    for (int64_t y = 0; y < map.height; ++y) {
+      const float* from = batch.images + sample * batch.strides[0] + c * batch.strides[1] + y * batch.strides[2];
+      float* const to = planes + c * map.block_pitch + map.at(y, 0);
+      if (batch.strides[3] == 1) {
+        std::memcpy(to, from, map.width * sizeof(float));
+      } else {
+        for (int64_t x = 0; x < map.width; ++x) to[x] = from[x * batch.strides[3]];
+      }
+    }
+  }
+}
+
+// One step on samples whose inputs lie in `from` and whose outputs lie in `to`, maybe the same slots.
+struct Layer {
+  const Step& step;
+  Slot* const* from;
+  Slot* const* to;
+  int64_t samples;
+  Worker& worker;  // the leader
+
+  const Network& network() const { return worker.job->network; }
+  const Map& source() const { return network().maps[step.source]; }
+  const Map& target() const { return network().maps[step.target]; }
+  char* in(int64_t i) const { return map_of(worker, *from[i], step.source); }
+  char* out(int64_t i) const { return map_of(worker, *to[i], step.target); }
+  char* residual(int64_t i) const { return step.residual < 0 ? nullptr : map_of(worker, *to[i], step.residual); }
+};
+
+void run_direct(const Layer& layer) {
+  const Map &from = layer.source(), &to = layer.target();
+  const Kernels& kernels = layer.worker.job->kernels;
+  const int64_t groups = to.blocks * kBlock / direct_width(to.blocks), helpers = layer.worker.team->helpers();
+  // Weights of one group of channels meet all samples before those of the next.
+  if (helpers == 0) {
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t i = 0; i < layer.samples; ++i) {
+        kernels.direct(layer.step, from, to, layer.in(i), layer.out(i), layer.residual(i), g, 0, to.height);
+      }
+    }
+    return;
+  }
+  const int64_t whole = groups * layer.samples;
+  const int64_t parts = std::min(to.height, (4 * (helpers + 1) + whole - 1) / whole);
+  const auto work = [&](int64_t item, Worker&) {
+    const int64_t i = item / parts % layer.samples, part = item % parts;
+    kernels.direct(layer.step, from, to, layer.in(i), layer.out(i), layer.residual(i), item / parts / layer.samples,
+                   to.height * part / parts, to.height * (part + 1) / parts);
+  };
+  layer.worker.team->share(whole * parts, work, layer.worker);
+}
+
+// A Winograd convolution goes through its tiles in chunks of a few tile rows of all samples.
+struct Winograd {
+  const Layer& layer;
+  const Map &from, &to;
+  const Kernels& kernels;
+  int64_t m, side, tile_rows, tile_columns, parts, rows_a_chunk, rows, chunks;
+
+  explicit Winograd(const Layer& l)
+      : layer(l), from(l.source()), to(l.target()), kernels(l.worker.job->kernels), m(l.step.winograd), side(m + 2) {
+    tile_rows = (to.height + m - 1) / m;
+    tile_columns = (to.width + m - 1) / m;
+    const int64_t most = chunk_tiles(from);
+    parts = (tile_columns + most - 1) / most;
+    rows_a_chunk = std::max<int64_t>(1, most / tile_columns);
+    rows = layer.samples * tile_rows * parts;
+    chunks = (rows + rows_a_chunk - 1) / rows_a_chunk;
+  }
+
+  // Row `r` of all samples' tile rows, each cut into `parts`.
+  TileRow row(int64_t r) const {
+    const int64_t part = r % parts, ty = r / parts % tile_rows, i = r / parts / tile_rows;
+    const int64_t begin = tile_columns * part / parts, end = tile_columns * (part + 1) / parts;
+    const int64_t place = to.at(ty * m, begin * m);
+    const float* const residual = reinterpret_cast<const float*>(layer.residual(i));
+    return {reinterpret_cast<const float*>(layer.in(i)) + from.at(ty * m - 1, begin * m - 1),
+            reinterpret_cast<float*>(layer.out(i)) + place,
+            residual == nullptr ? nullptr : residual + place,
+            end - begin,
+            to.height - ty * m,
+            to.width - begin * m};
+  }
+
+  struct Chunk {
+    int64_t begin, end, tiles, pitch;
+    float *frequencies, *product;
+  };
+  Chunk chunk(int64_t c, Worker& worker) const {
+    const int64_t begin = rows * c / chunks, end = rows * (c + 1) / chunks;
+    int64_t tiles = 0;
+    for (int64_t r = begin; r < end; ++r) tiles += row(r).tiles;
+    const bool in_place = from.blocks == to.blocks && to.blocks * kBlock <= kernels.winograd_in_place &&
+                          to.blocks * kBlock == winograd_width(to.blocks);
+    // One line more than the tiles need: streams a power of two apart would share a cache set.
+    const int64_t pitch = std::max(from.blocks, to.blocks) * tiles * kBlock + kBlock;
+    return {begin, end, tiles, pitch, worker.frequencies, in_place ? worker.frequencies : worker.product};
+  }
+  void input(const Chunk& chunk, int64_t block) const {
+    float* v = chunk.frequencies + block * chunk.tiles * kBlock;
+    for (int64_t r = chunk.begin; r < chunk.end; ++r) {
+      const TileRow tiles = row(r);
+      kernels.winograd_input(m, from, tiles, block, v, chunk.pitch);
+      v += tiles.tiles * kBlock;
+    }
+  }
+  void multiply(const Chunk& chunk, int64_t frequency) const {
+    const int64_t place = frequency * chunk.pitch;
+    kernels.winograd_multiply(layer.step, from, to, frequency, chunk.tiles, chunk.frequencies + place,
+                              chunk.product + place, chunk.tiles * kBlock);
+  }
+  void output(const Chunk& chunk, int64_t block) const {
+    const float* v = chunk.product + block * chunk.tiles * kBlock;
+    for (int64_t r = chunk.begin; r < chunk.end; ++r) {
+      const TileRow tiles = row(r);
+      kernels.winograd_output(layer.step, to, tiles, block, v, chunk.pitch);
+      v += tiles.tiles * kBlock;
+    }
+  }
+  void run(int64_t c, Worker& worker) const {
+    const Chunk own = chunk(c, worker);
+    for (int64_t b = 0; b < from.blocks; ++b) input(own, b);
+    for (int64_t f = 0; f < side * side; ++f) multiply(own, f);
+    for (int64_t b = 0; b < to.blocks; ++b) output(own, b);
+  }
+};
+
+void run_winograd(const Layer& layer) {
+  const Winograd winograd(layer);
+  Worker& leader = layer.worker;
+  const int64_t helpers = leader.team->helpers();
+  if (helpers == 0) {
+    for (int64_t c = 0; c < winograd.chunks; ++c) winograd.run(c, leader);
+  } else if (winograd.from.blocks == 1 || winograd.chunks > 4 * (helpers + 1)) {
+    const auto work = [&](int64_t c, Worker& worker) { winograd.run(c, worker); };
+    leader.team->share(winograd.chunks, work, leader);
+  } else {
+    // The weights are the traffic: divided by frequency, each worker reads its own part of them only.
+    const int64_t side = winograd.side;
+    for (int64_t c = 0; c < winograd.chunks; ++c) {
+      const auto chunk = winograd.chunk(c, leader);
+      const auto input = [&](int64_t b, Worker&) { winograd.input(chunk, b); };
+      const auto multiply = [&](int64_t line, Worker&) {
+        for (int64_t f = line * side; f < (line + 1) * side; ++f) winograd.multiply(chunk, f);
+      };
+      const auto output = [&](int64_t b, Worker&) { winograd.output(chunk, b); };
+      leader.team->share(winograd.from.blocks, input, leader);
+      leader.team->share(side, multiply, leader);
+      leader.team->share(winograd.to.blocks, output, leader);
+    }
+  }
+}
+
+void run_layer(const Layer& layer) {
+  const Kernels& kernels = layer.worker.job->kernels;
+  const Step& step = layer.step;
+  if (step.kind == Kind::convolution) return step.winograd == 0 ? run_direct(layer) : run_winograd(layer);
+  for (int64_t i = 0; i < layer.samples; ++i) {
+    const auto kernel = step.kind == Kind::affine ? kernels.affine : kernels.max_pool;
+    kernel(step, layer.source(), layer.target(), layer.in(i), layer.out(i));
+  }
+}
+
+// Whether the sample leaves at this exit; then its answer is written.
+bool leaves(const Step& step, const Slot& slot, Worker& worker) {
+  const Network& net = worker.job->network;
+  const Batch& batch = worker.job->batch;
+  const bool last = &step == &net.sections.back().body.back();
+  float confidence;
+  if (!worker.job->kernels.exit(step, net, net.maps[step.source], map_of(worker, slot, step.source),
+                                last ? nullptr : batch.thresholds + step.target, worker.values, worker.logits,
+                                &confidence)) {
+    return false;
+  }
+  std::memcpy(batch.logits + slot.sample * net.num_classes, worker.logits, net.num_classes * sizeof(float));
+  batch.confidence[slot.sample] = confidence;
+  batch.exits[slot.sample] = step.target;
+  return true;
+}
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+void run_section(Worker& worker, int64_t s);
+
+// Brings a sample into section `s`, which runs when its slots are full.
+void enter(Worker& worker, int64_t s, Slot* from, int64_t sample) {
+  const Section& section = worker.job->network.sections[s];
+  const double begin = worker.job->batch.seconds ? now() : 0;
+  Slot* to = &worker.slots[s][worker.used[s]++];
+  to->sample = sample;
+  for (const Step& step : section.entry) run_layer({step, &from, &to, 1, worker});
+  if (worker.job->batch.seconds) worker.job->batch.seconds[s] += now() - begin;
+  if (worker.used[s] == section.group) run_section(worker, s);
+}
+
+// Runs the samples that wait in section `s` to its end; those that survive enter the next one.
+void run_section(Worker& worker, int64_t s) {
+  const Section& section = worker.job->network.sections[s];
+  const double begin = worker.job->batch.seconds ? now() : 0;
+  std::vector<Slot*>& live = worker.live[s];
+  live.clear();
+  for (int64_t i = 0; i < worker.used[s]; ++i) live.push_back(&worker.slots[s][i]);
+  worker.used[s] = 0;
+  for (const Step& step : section.body) {
+    if (live.empty()) break;
+    if (step.kind == Kind::exit) {
+      live.erase(std::remove_if(live.begin(), live.end(), [&](Slot* slot) { return leaves(step, *slot, worker); }),
+                 live.end());
+    } else {
+      run_layer({step, live.data(), live.data(), static_cast<int64_t>(live.size()), worker});
+    }
+  }
+  if (worker.job->batch.seconds) worker.job->batch.seconds[s] += now() - begin;
+  for (Slot* slot : live) enter(worker, s + 1, slot, slot->sample);
+}
+
+// The busy worker that has fewest helpers; null where all are done.
+Team* busiest(std::vector<Team>& teams) {
+  Team* found = nullptr;
+  for (Team& team : teams) {
+    if (team.is_open() && (found == nullptr || team.helpers() < found->helpers())) found = &team;
+  }
+  return found;
+}
+
+void work(int64_t index, void* context) {
+  Job& job = *static_cast<Job*>(context);
+  Team& team = job.teams[index];
+  Worker worker = make_worker(job, team);
+  const auto sections = static_cast<int64_t>(job.network.sections.size());
+  team.open();
+  for (int64_t i; (i = job.next.fetch_add(1, std::memory_order_relaxed)) < job.batch.samples;) {
+    load_image(worker, i);
+    enter(worker, 0, nullptr, i);
+  }
+  for (int64_t s = 0; s < sections; ++s) {
+    if (worker.used[s] > 0) run_section(worker, s);
+  }
+  team.close();
+  while (Team* other = busiest(job.teams)) other->help(&worker);
+}
+
+}  // namespace
+
+int64_t packed_size(const Step& step, const std::vector<Map>& maps, int64_t num_classes, bool bfloat16) {
+  const Map& from = maps[step.source];
+  switch (step.kind) {
+    case Kind::affine: return from.blocks * kBlock;
+    case Kind::max_pool: return 0;
+    case Kind::exit: {
+      const int64_t pixels = step.flatten ? from.height * from.width : 1;
+      return from.blocks * kBlock * pixels * round_up(num_classes + 1, kBlock);
+    }
+    case Kind::convolution: break;
+  }
+  const int64_t outputs = maps[step.target].blocks * kBlock, side = step.winograd + 2;
+  if (step.winograd != 0) return side * side * from.channels * outputs;
+  const bool pairs = bfloat16 && from.block != 1;
+  return step.kernel * step.kernel * (pairs ? (from.channels + 1) / 2 : from.channels) * outputs;
+}
+
+bool lay_out(Network& network, int64_t height, int64_t width) {
+  std::vector<Map>& maps = network.maps;
+  for (Map& map : maps) map.halo = map.height = 0;
+  maps[0].height = height;
+  maps[0].width = width;
+  for (const Section& section : network.sections) {
+    for (const std::vector<Step>* steps : {&section.entry, &section.body}) {
+      for (const Step& step : *steps) {
+        Map& from = maps[step.source];
+        if (step.kind == Kind::convolution) from.halo = std::max(from.halo, step.padding);
+        if (step.kind == Kind::exit) continue;
+        Map& to = maps[step.target];
+        const bool windows = step.kind != Kind::affine;
+        const auto out = [&](int64_t size) {
+          return windows ? (size + 2 * step.padding - step.kernel) / step.stride + 1 : size;
+        };
+        const bool small = windows && std::min(from.height, from.width) + 2 * step.padding < step.kernel;
+        // A map that several steps write must get one size from all of them.
+        const bool same = to.height == 0 || (to.height == out(from.height) && to.width == out(from.width));
+        if (from.height < 1 || from.width < 1 || small || !same) return false;
+        to.height = out(from.height);
+        to.width = out(from.width);
+      }
+    }
+  }
+  const int64_t element = network.bfloat16 ? 2 : 4;
+  for (Map& map : maps) {
+    map.block = &map == maps.data() ? 1 : kBlock;
+    map.blocks = (map.channels + map.block - 1) / map.block;
+    // Tiles that reach over the edge read zeros there.
+    const int64_t tall = std::max(map.height + 2 * map.halo, map.halo + round_up(map.height, 4) + 1);
+    const int64_t wide = std::max(map.width + 2 * map.halo, map.halo + round_up(map.width, 4) + 1);
+    map.row_pitch = wide * map.block;
+    map.block_pitch = tall * map.row_pitch;
+    if (map.section < 0) continue;
+    Section& section = network.sections[map.section];
+    map.offset = section.slot_size;
+    section.slot_size += round_up(map.blocks * map.block_pitch * element, kLine) + 3 * kLine;
+  }
+  return true;
+}
+
+void resident_forward(const Network& network, const Batch& batch, int64_t threads, Parallel parallel) {
+  Job job(network, batch, threads);
+  if (threads == 1) {
+    work(0, &job);
+  } else {
+    parallel(threads, work, &job);
+  }
+}
+
+}  // namespace eefast::cpu

@@ -1,0 +1,40 @@
+// What the resident engine calls, one table per instruction set and element type.
+#pragma once
+
+#include "cpu/resident.h"
+
+namespace eefast::cpu {
+
+// Some tiles of one tile row: where they read, where they write, how much of the last ones lies inside the map.
+struct TileRow {
+  const float* in;
+  float* out;
+  const float* residual;
+  int64_t tiles;
+  int64_t rows, columns;
+};
+
+struct Kernels {
+  // Output rows [begin, end) of one group of output channels.
+  void (*direct)(const Step& step, const Map& from, const Map& to, const void* in, void* out, const void* residual,
+                 int64_t group, int64_t begin, int64_t end);
+  // The three parts of a Winograd convolution. v: [frequency][block][tile][16], one frequency every `pitch` floats, one
+  // block every `block_pitch`; at the first tile of the row. m is step.winograd.
+  void (*winograd_input)(int64_t m, const Map& from, const TileRow& row, int64_t block, float* v, int64_t pitch);
+  void (*winograd_multiply)(const Step& step, const Map& from, const Map& to, int64_t frequency, int64_t tiles,
+                            const float* v, float* product, int64_t block_pitch);
+  void (*winograd_output)(const Step& step, const Map& to, const TileRow& row, int64_t block, const float* product,
+                          int64_t pitch);
+  // Output channels that one register block holds: up to there the product may take the place of its input.
+  int64_t winograd_in_place;
+
+  void (*affine)(const Step& step, const Map& from, const Map& to, const void* in, void* out);
+  void (*max_pool)(const Step& step, const Map& from, const Map& to, const void* in, void* out);
+  // Logits and confidence of one sample; true where it leaves. values, logits: scratch, see head_scratch().
+  bool (*exit)(const Step& step, const Network& network, const Map& map, const void* in, const float* threshold,
+               float* values, float* logits, float* confidence);
+};
+
+const Kernels& select_kernels(bool bfloat16);
+
+}  // namespace eefast::cpu

@@ -1,0 +1,72 @@
+// One worker's work, shared with those who have run out of their own.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+
+#include "cpu/instruction_set.h"
+
+namespace eefast::cpu {
+
+inline void wait_a_little(int64_t tries) {
+#ifdef EEFAST_X86
+  _mm_pause();
+#endif
+  // Where threads outnumber cores the one that is waited for may need this one's.
+  if (tries % 1024 == 1023) std::this_thread::yield();
+}
+
+// The leader splits a phase into items; helpers claim some, one by one. Nobody waits for a helper that never comes: the
+// leader takes all items that nobody has claimed.
+class alignas(64) Team {
+ public:
+  void open() { open_.store(true, std::memory_order_release); }
+  void close() { open_.store(false, std::memory_order_release); }
+  bool is_open() const { return open_.load(std::memory_order_acquire); }
+  int64_t helpers() const { return helpers_.load(std::memory_order_relaxed); }
+
+  // work(item, worker) for all items in [0, n), by the leader and its helpers.
+  template <class Work, class Worker>
+  void share(int64_t n, const Work& work, Worker& leader) {
+    call_ = [](const void* context, int64_t item, void* worker) {
+      (*static_cast<const Work*>(context))(item, *static_cast<Worker*>(worker));
+    };
+    context_ = &work;
+    done_.store(0, std::memory_order_relaxed);
+    phase_ = (phase_ + 1) & 0xffffffff;
+    claims_.store(static_cast<uint64_t>(phase_) << 32 | static_cast<uint64_t>(n) << 16, std::memory_order_release);
+    while (claim(&leader)) {
+    }
+    for (int64_t tries = 0; done_.load(std::memory_order_acquire) < n; ++tries) wait_a_little(tries);
+  }
+
+  // Helps until the leader closes.
+  void help(void* worker) {
+    helpers_.fetch_add(1, std::memory_order_relaxed);
+    for (int64_t tries = 0; is_open();) tries = claim(worker) ? 0 : tries + 1, wait_a_little(tries);
+    helpers_.fetch_sub(1, std::memory_order_relaxed);
+  }
+
+ private:
+  // A claimed item cannot be outlived: the leader waits for it, so that call_ and context_ hold until it is done.
+  bool claim(void* worker) {
+    uint64_t claims = claims_.load(std::memory_order_acquire);
+    do {
+      if ((claims & 0xffff) >= (claims >> 16 & 0xffff)) return false;
+    } while (!claims_.compare_exchange_weak(claims, claims + 1, std::memory_order_acq_rel, std::memory_order_acquire));
+    call_(context_, static_cast<int64_t>(claims & 0xffff), worker);
+    done_.fetch_add(1, std::memory_order_acq_rel);
+    return true;
+  }
+
+  // Number of the phase, items in it, items claimed: 32, 16 and 16 bits.
+  std::atomic<uint64_t> claims_{0};
+  std::atomic<int64_t> done_{0}, helpers_{0};
+  std::atomic<bool> open_{false};
+  uint64_t phase_ = 0;
+  void (*call_)(const void*, int64_t, void*) = nullptr;
+  const void* context_ = nullptr;
+};
+
+}  // namespace eefast::cpu

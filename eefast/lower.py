@@ -1,0 +1,312 @@
+"""Turn a network into the resident engine's steps: traced, BatchNorm folded, additions and ReLUs put into convolutions."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from . import pack
+from .fold import fold_stage, pack_head
+from .heads import ExitHead
+from .model import EarlyExitNet
+from .ops import Kind
+
+
+class Unsupported(ValueError):
+    """The resident engine has no step for something in the network; the message names it."""
+
+
+@dataclass
+class Layer:
+    """One step between values, which are counted from 0, the image, and written once each.
+
+    target: the value, or the number of an exit.
+    weight, bias: of a convolution, an affine map or an exit.
+    section: number of map sizes before the target's.
+    """
+
+    kind: Kind
+    source: int
+    target: int
+    residual: int = -1
+    relu: bool = False
+    kernel: int = 0
+    stride: int = 1
+    padding: int = 0
+    weight: Tensor = field(default_factory=lambda: torch.empty(0))
+    bias: Tensor = field(default_factory=lambda: torch.empty(0))
+    section: int = 0
+
+    @property
+    def resizes(self) -> bool:
+        return self.kind in (Kind.CONVOLUTION, Kind.MAX_POOL) and (
+            self.stride != 1 or self.kernel != 2 * self.padding + 1
+        )
+
+    @property
+    def winograd(self) -> bool:
+        """Whether Winograd can compute it."""
+        return self.kind == Kind.CONVOLUTION and self.source != 0 and self.kernel == 3 and not self.resizes
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A network as layers, in the order in which they run.
+
+    maps: (channels, section) of every map; layers speak of maps here, several values may share one.
+    """
+
+    layers: tuple[Layer, ...]
+    maps: tuple[tuple[int, int], ...]
+
+    @property
+    def num_sections(self) -> int:
+        return self.layers[-1].section + 1
+
+
+@torch.no_grad()
+def lower(net: EarlyExitNet) -> Lowered:
+    """The network's layers; raises `Unsupported`, naming what the resident engine has no step for."""
+    graph = _Graph(net.input_shape[0])
+    value = 0
+    for i, (stage, head) in enumerate(zip(net.stages, net.heads, strict=True)):
+        if type(head) is not ExitHead:
+            raise Unsupported(f"the head of exit {i} is a {type(head).__name__}, not an eefast.heads.ExitHead")
+        value = graph.trace(stage, value, f"stage {i}")
+        seen = graph.trace(head.convs, value, f"the head of exit {i}") if len(head.convs) else value
+        if seen == 0:
+            raise Unsupported(f"exit {i} reads the image itself")
+        weight, bias = pack_head(head)
+        if head.kind == "plain":
+            channels, height, width = head.feature_shape
+            weight = weight.view(-1, height, width, channels).permute(0, 3, 1, 2)
+        graph.layers.append(Layer(Kind.EXIT, seen, i, kernel=int(head.kind == "plain"), weight=weight, bias=bias))
+    return _place(_sectioned(_fused(graph.layers)), graph.channels)
+
+
+class _Graph:
+    """Collects layers from traced modules."""
+
+    def __init__(self, channels: int) -> None:
+        self.layers: list[Layer] = []
+        self.channels = [channels]
+
+    def trace(self, module: nn.Module, source: int, where: str) -> int:
+        folded, what = fold_stage(module, torch.float32)
+        if not isinstance(folded, fx.GraphModule):
+            raise Unsupported(f"{where} is {what}")
+        modules, values = dict(folded.named_modules()), {}
+        for node in folded.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = source
+            elif node.op == "output":
+                if not isinstance(node.args[0], fx.Node):
+                    raise Unsupported(f"{where} returns more than one map")
+                return values[node.args[0]]
+            else:
+                called = modules[node.target] if node.op == "call_module" else node.target
+                values[node] = self._append(called, [values.get(a) for a in node.args if isinstance(a, fx.Node)], where)
+        raise AssertionError("a graph ends with an output")
+
+    def _append(self, called: Any, sources: list[int | None], where: str) -> int:
+        known = [s for s in sources if s is not None]
+        if len(known) == 2 and called in (operator.add, operator.iadd, torch.add, "add", "add_"):
+            return self._value(Layer(_ADD, known[0], -1, residual=known[1]), self.channels[known[0]])
+        if len(known) != 1:
+            raise Unsupported(f"{where} has {_name(called)}, which the resident engine has no step for")
+        (source,) = known
+        if isinstance(called, nn.Identity | nn.Dropout):
+            return source
+        channels = self.channels[source]
+        if isinstance(called, nn.ReLU) or called in (torch.relu, F.relu, "relu", "relu_"):
+            one = torch.ones(channels)
+            return self._value(Layer(Kind.AFFINE, source, -1, relu=True, weight=one, bias=one * 0), channels)
+        if isinstance(called, nn.BatchNorm2d) and called.running_var is not None:
+            assert called.running_mean is not None
+            deviation = torch.sqrt(called.running_var.double() + called.eps)
+            scale = (called.weight.double() if called.affine else 1.0) / deviation
+            shift = (called.bias.double() if called.affine else 0.0) - called.running_mean.double() * scale
+            layer = Layer(Kind.AFFINE, source, -1, weight=scale.float(), bias=shift.float())
+            return self._value(layer, channels)
+        if isinstance(called, nn.Conv2d):
+            return self._convolution(called, source, where)
+        if isinstance(called, nn.MaxPool2d) and source != 0:
+            stride = called.stride if called.stride is not None else called.kernel_size
+            same = [_both(v) for v in (called.kernel_size, stride, called.padding)]
+            if None not in same and _both(called.dilation) == 1 and not called.ceil_mode:
+                kernel, stride, padding = same
+                return self._value(
+                    Layer(Kind.MAX_POOL, source, -1, kernel=kernel, stride=stride, padding=padding), channels
+                )
+        raise Unsupported(f"{where} has {_name(called)}, which the resident engine has no step for")
+
+    def _convolution(self, conv: nn.Conv2d, source: int, where: str) -> int:
+        kernel, stride, padding = (
+            _both(v) for v in (conv.kernel_size, conv.stride, 0 if conv.padding == "valid" else conv.padding)
+        )
+        square = kernel is not None and padding is not None and padding <= kernel
+        plain = conv.groups == 1 and _both(conv.dilation) == 1 and conv.padding_mode == "zeros"
+        if not (square and plain and stride in (1, 2)):
+            raise Unsupported(f"{where} has {conv}; the resident engine has no grouped, dilated or larger-stride one")
+        bias = conv.bias if conv.bias is not None else torch.zeros(conv.out_channels)
+        layer = Layer(Kind.CONVOLUTION, source, -1, -1, False, kernel, stride, padding, conv.weight, bias)
+        return self._value(layer, conv.out_channels)
+
+    def _value(self, layer: Layer, channels: int) -> int:
+        layer.target = len(self.channels)
+        self.channels.append(channels)
+        self.layers.append(layer)
+        return layer.target
+
+
+_ADD: Any = "add"
+
+
+def _both(value: Any) -> Any:
+    """The number that both sides have in common; None where they differ or are no numbers."""
+    pair = value if isinstance(value, tuple) else (value, value)
+    return pair[0] if isinstance(pair[0], int) and pair[0] == pair[-1] else None
+
+
+def _name(called: Any) -> str:
+    return str(called) if isinstance(called, nn.Module | str) else getattr(called, "__name__", str(called))
+
+
+def _fused(layers: list[Layer]) -> list[Layer]:
+    """Every addition becomes the residual of a convolution, every ReLU goes where its input is computed."""
+    uses = Counter(value for layer in layers for value in (layer.source, layer.residual))
+    made = {layer.target: layer for layer in layers if layer.kind != Kind.EXIT}
+    dropped: list[int] = []
+
+    def single(value: int) -> Layer | None:
+        layer = made.get(value)
+        return layer if layer is not None and uses[value] == 1 and not layer.relu else None
+
+    out: list[Layer] = []
+    for layer in layers:
+        if layer.kind == _ADD:
+            pairs = [(layer.source, layer.residual), (layer.residual, layer.source)]
+            convs = [(single(a), b) for a, b in pairs]
+            fit = [(c, b) for c, b in convs if c and c.kind == Kind.CONVOLUTION and c.residual < 0 and b != 0]
+            if not fit:
+                raise Unsupported("an addition follows no convolution whose result is used only there")
+            conv, other = max(fit, key=lambda pair: (not pair[0].resizes, pair[0].kernel))
+            dropped.append(conv.target)
+            layer = replace(conv, residual=other, target=layer.target)
+        alone = layer.kind == Kind.AFFINE and layer.relu and bool((layer.weight == 1).all() & (layer.bias == 0).all())
+        producer = single(layer.source) if alone else None
+        if producer is not None and producer.kind in (Kind.CONVOLUTION, Kind.AFFINE):
+            dropped.append(producer.target)
+            layer = replace(producer, relu=True, target=layer.target)
+        made[layer.target] = layer if layer.kind != Kind.EXIT else made.get(layer.target, layer)
+        out.append(layer)
+    return [layer for layer in out if layer.kind == Kind.EXIT or layer.target not in dropped]
+
+
+def _sectioned(layers: list[Layer]) -> list[Layer]:
+    """In the order of their sections; layers that read maps of the section before come first in theirs."""
+    section = {0: -1}
+    for layer in layers:
+        before = section[layer.source]
+        layer.section = before + (layer.resizes or layer.source == 0)
+        if layer.residual >= 0 and section[layer.residual] != layer.section:
+            raise Unsupported("an addition joins maps of different sections")
+        if layer.kind != Kind.EXIT:
+            section[layer.target] = layer.section
+    order = sorted(layers, key=lambda layer: (layer.section, section[layer.source] == layer.section))
+    last = order[-1]
+    if last.kind != Kind.EXIT or any(layer.section > last.section for layer in layers):
+        raise Unsupported("the final exit does not come last")
+    return order
+
+
+def _place(layers: list[Layer], channels: list[int]) -> Lowered:
+    """Give every value a map; values that are not needed any more hand theirs on."""
+    last_use = {v: i for i, layer in enumerate(layers) for v in (layer.source, layer.residual)}
+    maps, home, free = [(channels[0], -1)], {0: 0}, []
+    placed = []
+    for i, layer in enumerate(layers):
+        source, residual = home[layer.source], home.get(layer.residual, -1)
+        ending = {v for v in (layer.source, layer.residual) if v > 0 and last_use[v] == i}
+        if layer.kind == Kind.EXIT:
+            placed.append(replace(layer, source=source))
+            free += [home[v] for v in ending]
+            continue
+        wanted = (channels[layer.target], layer.section)
+        # A convolution reads its residual exactly where it writes, an affine map its source.
+        same = layer.residual if layer.kind == Kind.CONVOLUTION else layer.source if layer.kind == Kind.AFFINE else -1
+        if same in ending and same != (layer.source if layer.residual >= 0 else -1) and maps[home[same]] == wanted:
+            target = home[same]
+        else:
+            target = next((m for m in free if maps[m] == wanted), len(maps))
+            if target == len(maps):
+                maps.append(wanted)
+            else:
+                free.remove(target)
+        home[layer.target] = target
+        free += [home[v] for v in ending if home[v] != target]
+        placed.append(replace(layer, source=source, residual=residual, target=target))
+    return Lowered(tuple(placed), tuple(maps))
+
+
+@dataclass(frozen=True)
+class ResidentProgram:
+    """What `ops.resident_forward` runs, see there.
+
+    algorithms, group_sizes: per section, the side of the Winograd tiles (0: direct) and the samples that go together.
+    """
+
+    steps: Tensor
+    maps: Tensor
+    groups: Tensor
+    weights: Tensor
+    packed: Tensor
+    bfloat16: bool
+    algorithms: tuple[int, ...]
+    group_sizes: tuple[int, ...]
+
+
+def program(lowered: Lowered, algorithms: tuple[int, ...], groups: tuple[int, ...], bfloat16: bool) -> ResidentProgram:
+    """Pack the layers' weights for the algorithm of their section."""
+    rows, weights, packed = [], [], []
+    place = packed_place = 0
+    for layer in lowered.layers:
+        winograd = algorithms[layer.section] if layer.winograd else 0
+        rows.append([
+            layer.kind, layer.source, layer.target, layer.residual, layer.relu, layer.kernel, layer.stride, layer.padding,
+            winograd, place, packed_place, layer.section,
+        ])  # fmt: skip
+        if layer.kind == Kind.MAX_POOL:
+            continue
+        if layer.kind == Kind.CONVOLUTION:
+            packed.append(pack.convolution(layer.weight, layer.bias, winograd, layer.source == 0, bfloat16))
+        elif layer.kind == Kind.AFFINE:
+            packed.append(pack.affine(layer.weight, layer.bias))
+        else:
+            packed.append(pack.exit_rows(layer.weight, layer.bias))
+        weights += [layer.weight.flatten(), layer.bias]
+        place += layer.weight.numel() + layer.bias.numel()
+        # Kernels read whole cache lines.
+        packed.append(torch.zeros(-len(packed[-1]) % pack.BLOCK))
+        packed_place += sum(map(len, packed[-2:]))
+    return ResidentProgram(
+        torch.tensor(rows, dtype=torch.int64),
+        torch.tensor(lowered.maps, dtype=torch.int64),
+        torch.tensor(groups, dtype=torch.int64),
+        torch.cat(weights),
+        _aligned(torch.cat(packed)),
+        bfloat16,
+        algorithms,
+        groups,
+    )
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The same at the start of a cache line; PyTorch gives memory that does."""
+    return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()

@@ -1,0 +1,118 @@
+"""A whole early-exit network on a batch: every sample runs alone to its own exit, its maps stay in the cache."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import criteria
+from .library import namespace
+
+COLUMNS = ("kind", "source", "target", "residual", "relu", "kernel", "stride", "padding", "winograd", "weight", "packed",
+           "section")  # fmt: skip
+"""What a row of `steps` says, see `resident_forward`."""
+
+
+class Kind(IntEnum):
+    """What a step does."""
+
+    CONVOLUTION = 0
+    AFFINE = 1
+    MAX_POOL = 2
+    EXIT = 3
+
+
+namespace.define(
+    "resident_forward(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor weights, Tensor packed,"
+    " Tensor thresholds, str criterion, int num_classes, bool bfloat16=False, int threads=0,"
+    " Tensor(a!)? seconds=None) -> (Tensor, Tensor, Tensor)"
+)
+namespace.define("instruction_set() -> str")
+
+
+def reference(
+    images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
+    criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`resident_forward` in plain PyTorch: its oracle and its documentation. Everybody goes through everything."""
+    rule, n = criteria.get(criterion), len(images)
+    results = images.new_empty(n, num_classes), images.new_empty(n), torch.full((n,), -1, device=images.device)
+    channels, values = maps[:, 0].tolist(), {0: images}
+    for kind, source, target, residual, relu, kernel, stride, padding, _, place, _, _ in steps.tolist():
+        x, inputs, outputs = values[source], channels[source], num_classes + 1 if kind == Kind.EXIT else channels[target]
+        if kind == Kind.CONVOLUTION:
+            weight, bias = _parts(weights, place, (outputs, inputs, kernel, kernel))
+            x = F.conv2d(x, weight, bias, stride, padding) + (values[residual] if residual >= 0 else 0)
+        elif kind == Kind.AFFINE:
+            scale, shift = _parts(weights, place, (outputs,))
+            x = x * scale[:, None, None] + shift[:, None, None]
+        elif kind == Kind.MAX_POOL:
+            x = F.max_pool2d(x, kernel, stride, padding)
+        else:
+            x = x.flatten(1) if kernel else x.mean((2, 3))
+            out = F.linear(x, *_parts(weights, place, (outputs, x.shape[1])))
+            confidence, here = rule.confidence(out[:, :-1], out[:, -1]), results[2] < 0
+            if target < len(thresholds):
+                here = here & rule.leaves(confidence, thresholds[target])
+            for result, value in zip(results, (out[:, :-1], confidence, target), strict=True):
+                result[here] = value[here] if isinstance(value, Tensor) else value
+            continue
+        values[target] = x.relu() if relu else x
+    return results
+
+
+def _parts(weights: Tensor, place: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """A weight and the bias behind it."""
+    size = torch.Size(shape).numel()
+    return weights[place : place + size].view(shape), weights[place + size : place + size + shape[0]]
+
+
+namespace.impl("resident_forward", reference, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("eefast::resident_forward")
+def _fake(images: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    n, num_classes = len(images), args[7]
+    return images.new_empty(n, num_classes), images.new_empty(n), images.new_empty(n, dtype=torch.int64)
+
+
+def resident_forward(
+    images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
+    criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Answer every image by the first exit that it leaves at.
+
+    images: [N, C, H, W] float32, any strides.
+    steps: [S, 12] int64, one row per step, see `COLUMNS`. The source, target and residual of a step are maps (residual
+        -1: none), the target of an exit is its number. kernel of an exit: 1 flattens the map, 0 takes its mean.
+        winograd: 0 for direct convolution, else the side of the tiles. weight, packed: where the step's weights begin.
+        Rows come in the order of their sections; those that read a map of the section before come first.
+    maps: [M, 2] int64, channels and section of every map; map 0 holds the image, its section is -1.
+    groups: [sections] int64, how many samples go through a section together.
+    weights, packed: float32, all weights: behind one another, each with its bias, for the reference; in the order in
+        which the C++ kernels read them, see `eefast.pack`.
+    thresholds: [n] float32; criterion: name of an exit rule in `eefast.criteria`.
+    bfloat16: whether maps and packed weights are bfloat16; sums are float32 always.
+    threads: how many work on the batch; 0: as many as `torch.get_num_threads()` says. 1 uses the calling thread alone.
+    seconds: [sections] float64 or None; the time spent in each section is added, with threads=1 only.
+
+    Returns logits [N, K] float32, confidence [N] float32, exit index [N] int64. The answer of an image is the same, bit
+    for bit, in every batch, at every place, with every number of threads.
+
+    Inference only. Raises `RuntimeError` where shapes, dtypes or steps do not fit. Plain PyTorch runs it where the C++
+    kernels are missing, then steps["winograd"], groups, packed, bfloat16, threads and seconds have no effect.
+    """
+    if images.requires_grad and torch.is_grad_enabled():
+        raise ValueError("images requires grad, but resident_forward has no gradient; call it under torch.no_grad()")
+    return torch.ops.eefast.resident_forward.default(
+        images, steps, maps, groups, weights, packed, thresholds, criterion, num_classes, bfloat16, threads, seconds
+    )
+
+
+def instruction_set() -> str:
+    """The vector instructions of the C++ kernels here: "portable", "avx2", "avx512" or "avx512_bf16"."""
+    return torch.ops.eefast.instruction_set.default()

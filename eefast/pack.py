@@ -1,0 +1,81 @@
+"""Bring weights into the order in which the resident kernels read them, each behind its bias."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 16
+"""Channels that lie side by side for one pixel."""
+
+# Lavin & Gray 2015: the filter's part of F(m×m, 3×3).
+_FILTER = {
+    2: ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
+    4: (
+        *((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6)),
+        *((1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1)),
+    ),
+}
+
+
+def convolution(weight: Tensor, bias: Tensor, winograd: int, planes: bool, bfloat16: bool) -> Tensor:
+    """One float32 vector for a convolution of weight [O, C, k, k] and bias [O].
+
+    winograd: 0, or the side of the output tiles, 2 or 4.
+    planes: whether the input is an image, whose channels lie apart, instead of blocks.
+    bfloat16: pairs of bfloat16 weights in place of one float32; images stay float32.
+    """
+    outputs = _padded(len(weight))
+    bias, weight = _filled(bias, outputs), _filled(weight, outputs)
+    if winograd:
+        return torch.cat([bias, _winograd(weight, winograd)])
+    width = 32 if outputs // BLOCK % 2 == 0 else 16
+    # [groups, C, k, k, width]
+    grouped = weight.unflatten(0, (-1, width)).permute(0, 2, 3, 4, 1)
+    parts = []
+    for group in grouped:
+        for block in group.split(1 if planes else BLOCK):
+            rows = block.permute(1, 2, 0, 3)  # [k, k, C of the block, width]
+            parts.append(_pairs(rows) if bfloat16 and not planes else rows.flatten())
+    return torch.cat([bias, *parts])
+
+
+def _winograd(weight: Tensor, side: int) -> Tensor:
+    """[frequency][group][C][width], transformed in float64."""
+    width = next(w for w in (64, 32, 16) if len(weight) % w == 0)
+    transform = torch.tensor(_FILTER[side], dtype=torch.float64)
+    frequencies = torch.einsum("ai,ocij,bj->abco", transform, weight.double(), transform).flatten(0, 1)
+    return frequencies.unflatten(2, (-1, width)).transpose(1, 2).float().flatten()
+
+
+def _pairs(rows: Tensor) -> Tensor:
+    """[k, k, C, width] → [k, k, C / 2, width, 2] in bfloat16, two in the place of one float32."""
+    rows = torch.nn.functional.pad(rows, (0, 0, 0, rows.shape[2] % 2)).unflatten(2, (-1, 2)).transpose(3, 4)
+    return rows.bfloat16().contiguous().view(torch.float32).flatten()
+
+
+def affine(scale: Tensor, shift: Tensor) -> Tensor:
+    """One vector for scale and shift [C]."""
+    channels = _padded(len(scale))
+    return torch.cat([_filled(shift, channels), _filled(scale, channels)])
+
+
+def exit_rows(weight: Tensor, bias: Tensor) -> Tensor:
+    """One vector for an exit's linear: weight [K + 1, C] or, where the map is flattened, [K + 1, C, H, W]; bias [K + 1].
+
+    Every feature with all rows behind one another.
+    """
+    rows = _padded(len(bias))
+    features = _filled(weight.reshape(*weight.shape, *(1,) * (4 - weight.dim())).transpose(0, 1), _padded(weight.shape[1]))
+    # [blocks, H, W, 16, K + 1]
+    ordered = features.unflatten(0, (-1, BLOCK)).permute(0, 3, 4, 1, 2).flatten(0, 3)
+    return torch.cat([_filled(bias, rows), _filled(ordered.t(), rows).t().flatten()])
+
+
+def _padded(n: int) -> int:
+    return -(-n // BLOCK) * BLOCK
+
+
+def _filled(tensor: Tensor, n: int) -> Tensor:
+    """With zeros behind, to n entries."""
+    return torch.cat([tensor, tensor.new_zeros(n - len(tensor), *tensor.shape[1:])])
