@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,25 +14,30 @@ from .model import EarlyExitNet
 from .plan import Plan
 from .plan import plan as make_plan
 from .result import ExitResult
+from .stream import Answer, stream
 from .watch import WeightWatch
 
 
-def accelerate(net: EarlyExitNet, *, engine: str = "auto", dtype: torch.dtype | None = None) -> Accelerated:
+def accelerate(
+    net: EarlyExitNet, *, engine: str = "auto", dtype: torch.dtype | None = None, example: Tensor | None = None
+) -> Accelerated:
     """A module that gives the answers of `net.eval()`, faster.
 
     net: stays as it is; the new module shares its parameters, buffers and state_dict keys.
-    engine: "auto" (the fastest that can run; falls back and logs once why), "compact" or "reference"; one asked for by
-        name raises `ValueError` if it cannot run.
+    engine: "auto" (the fastest that can run; falls back and logs once why), "resident", "compact" or "reference"; one
+        asked for by name raises `ValueError` if it cannot run.
     dtype: of the stages, by default that of the parameters; exits are always decided in float32.
+    example: images as `module` takes them, on which speed and rounding errors are measured; by default noise.
 
     `module(x)` takes images [N, C, H, W] of any N ≥ 0 and returns an `ExitResult`; `print(module.plan)` says what runs.
     Thresholds may change at any time. Changed weights, criterion, device or dtype are noticed and planned anew.
+    `module.stream(batches)` answers many batches in turn.
     """
     if isinstance(net, Accelerated):
         net = net.net
     if not isinstance(net, EarlyExitNet):
         raise TypeError(f"net is a {type(net).__name__}; give an eefast.EarlyExitNet, for instance of eefast.zoo")
-    return Accelerated(net, engine, dtype)
+    return Accelerated(net, engine, dtype, example)
 
 
 class Accelerated(nn.Module):
@@ -39,13 +45,14 @@ class Accelerated(nn.Module):
 
     net: EarlyExitNet
 
-    def __init__(self, net: EarlyExitNet, engine: str, dtype: torch.dtype | None) -> None:
+    def __init__(self, net: EarlyExitNet, engine: str, dtype: torch.dtype | None, example: Tensor | None) -> None:
         super().__init__()
         # Sharing the dictionaries, not only the tensors, makes this module the network itself for state_dict, .to(),
         # optimisers and buffer assignment.
         shared = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
         self.__dict__.update({name: net.__dict__[name] for name in shared}, net=net)
         self.engine, self.dtype = engine, dtype
+        self._example = None if example is None else net.prepare(example, dtype).detach()
         self._plan: Plan | None = None
         self._watch: WeightWatch | None = None
         _ = self.plan  # whatever cannot run is said here, not at the first image
@@ -56,19 +63,41 @@ class Accelerated(nn.Module):
         plan, watch = self._plan, self._watch
         if plan is None or watch is None or watch.changed() or plan.criterion != self.net.criterion.name:
             with torch.no_grad():
-                plan = self._plan = make_plan(self.net, self.engine, self.dtype)
+                plan = self._plan = make_plan(self.net, self.engine, self.dtype, self._example, RUN)
             self._watch = WeightWatch(self.net.stages, self.net.heads)
         return plan
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> ExitResult:
+        plan, x = self._prepared(x)
+        return RUN[plan.engine](plan, self.net, x)
+
+    def stream(self, batches: Iterable[Tensor]) -> Iterator[ExitResult]:
+        """The results of many batches, in their order, one by one.
+
+        batches: images as the module takes them. The resident engine reads a few batches ahead and keeps all threads
+        busy across the batches' borders; the other engines answer one batch after the other. An error in a batch, or in
+        the iterable, comes after the results of all batches before it.
+        """
+        if self.plan.engine != "resident":
+            return map(self, batches)
+
+        def prepare(x: Tensor) -> tuple[Answer, Tensor]:
+            with torch.no_grad():
+                plan, x = self._prepared(x)
+            return partial(RUN[plan.engine], plan, self.net, threads=1), x
+
+        return stream(batches, prepare)
+
+    def _prepared(self, x: Tensor) -> tuple[Plan, Tensor]:
+        """The plan and checked images."""
         if self.training:
             raise RuntimeError(
                 "an accelerated network answers in eval mode only; call .eval(), or train the net itself"
             )
         self.net.check_thresholds()
         plan = self.plan
-        return RUN[plan.engine](plan, self.net, self.net.prepare(x, plan.dtype))
+        return plan, self.net.prepare(x, plan.dtype)
 
     @property
     def training(self) -> bool:  # type: ignore[override]

@@ -1,9 +1,10 @@
-"""Turn a network into the resident engine's steps: traced, BatchNorm folded, additions and ReLUs put into convolutions."""
+"""Turn a network into the resident engine's steps: traced, BatchNorm folded, additions and ReLUs fused."""
 
 from __future__ import annotations
 
 import operator
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from .model import EarlyExitNet
 from .ops import Kind
 
 
-class Unsupported(ValueError):
+class UnsupportedError(ValueError):
     """The resident engine has no step for something in the network; the message names it."""
 
 
@@ -60,34 +61,44 @@ class Lowered:
     """A network as layers, in the order in which they run.
 
     maps: (channels, section) of every map; layers speak of maps here, several values may share one.
+    sizes: (H, W) of the maps in every section, for images of the network's input shape.
     """
 
     layers: tuple[Layer, ...]
     maps: tuple[tuple[int, int], ...]
+    sizes: tuple[tuple[int, int], ...]
 
     @property
-    def num_sections(self) -> int:
-        return self.layers[-1].section + 1
+    def exit_sections(self) -> tuple[int, ...]:
+        """The section in which each exit stands."""
+        return tuple(layer.section for layer in self.layers if layer.kind == Kind.EXIT)
+
+    @property
+    def geometry(self) -> tuple[Any, ...]:
+        """All that the speed depends on: the layers without their weights."""
+        columns = ("kind", "source", "target", "residual", "relu", "kernel", "stride", "padding", "section")
+        rows = tuple(tuple(getattr(layer, c) for c in columns) for layer in self.layers)
+        return rows, self.maps, self.sizes, len(self.layers[-1].bias)
 
 
 @torch.no_grad()
 def lower(net: EarlyExitNet) -> Lowered:
-    """The network's layers; raises `Unsupported`, naming what the resident engine has no step for."""
+    """The network's layers; raises `UnsupportedError`, naming what the resident engine has no step for."""
     graph = _Graph(net.input_shape[0])
     value = 0
     for i, (stage, head) in enumerate(zip(net.stages, net.heads, strict=True)):
         if type(head) is not ExitHead:
-            raise Unsupported(f"the head of exit {i} is a {type(head).__name__}, not an eefast.heads.ExitHead")
+            raise UnsupportedError(f"the head of exit {i} is a {type(head).__name__}, not an eefast.heads.ExitHead")
         value = graph.trace(stage, value, f"stage {i}")
         seen = graph.trace(head.convs, value, f"the head of exit {i}") if len(head.convs) else value
         if seen == 0:
-            raise Unsupported(f"exit {i} reads the image itself")
+            raise UnsupportedError(f"exit {i} reads the image itself")
         weight, bias = pack_head(head)
         if head.kind == "plain":
             channels, height, width = head.feature_shape
             weight = weight.view(-1, height, width, channels).permute(0, 3, 1, 2)
         graph.layers.append(Layer(Kind.EXIT, seen, i, kernel=int(head.kind == "plain"), weight=weight, bias=bias))
-    return _place(_sectioned(_fused(graph.layers)), graph.channels)
+    return _place(_sectioned(_fused(graph.layers)), graph.channels, net.input_shape[1:])
 
 
 class _Graph:
@@ -100,14 +111,14 @@ class _Graph:
     def trace(self, module: nn.Module, source: int, where: str) -> int:
         folded, what = fold_stage(module, torch.float32)
         if not isinstance(folded, fx.GraphModule):
-            raise Unsupported(f"{where} is {what}")
+            raise UnsupportedError(f"{where} is {what}")
         modules, values = dict(folded.named_modules()), {}
         for node in folded.graph.nodes:
             if node.op == "placeholder":
                 values[node] = source
             elif node.op == "output":
                 if not isinstance(node.args[0], fx.Node):
-                    raise Unsupported(f"{where} returns more than one map")
+                    raise UnsupportedError(f"{where} returns more than one map")
                 return values[node.args[0]]
             else:
                 called = modules[node.target] if node.op == "call_module" else node.target
@@ -119,7 +130,7 @@ class _Graph:
         if len(known) == 2 and called in (operator.add, operator.iadd, torch.add, "add", "add_"):
             return self._value(Layer(_ADD, known[0], -1, residual=known[1]), self.channels[known[0]])
         if len(known) != 1:
-            raise Unsupported(f"{where} has {_name(called)}, which the resident engine has no step for")
+            raise UnsupportedError(f"{where} has {_name(called)}, which the resident engine has no step for")
         (source,) = known
         if isinstance(called, nn.Identity | nn.Dropout):
             return source
@@ -144,7 +155,7 @@ class _Graph:
                 return self._value(
                     Layer(Kind.MAX_POOL, source, -1, kernel=kernel, stride=stride, padding=padding), channels
                 )
-        raise Unsupported(f"{where} has {_name(called)}, which the resident engine has no step for")
+        raise UnsupportedError(f"{where} has {_name(called)}, which the resident engine has no step for")
 
     def _convolution(self, conv: nn.Conv2d, source: int, where: str) -> int:
         kernel, stride, padding = (
@@ -153,7 +164,9 @@ class _Graph:
         square = kernel is not None and padding is not None and padding <= kernel
         plain = conv.groups == 1 and _both(conv.dilation) == 1 and conv.padding_mode == "zeros"
         if not (square and plain and stride in (1, 2)):
-            raise Unsupported(f"{where} has {conv}; the resident engine has no grouped, dilated or larger-stride one")
+            raise UnsupportedError(
+                f"{where} has {conv}; the resident engine has no grouped, dilated or larger-stride one"
+            )
         bias = conv.bias if conv.bias is not None else torch.zeros(conv.out_channels)
         layer = Layer(Kind.CONVOLUTION, source, -1, -1, False, kernel, stride, padding, conv.weight, bias)
         return self._value(layer, conv.out_channels)
@@ -195,7 +208,7 @@ def _fused(layers: list[Layer]) -> list[Layer]:
             convs = [(single(a), b) for a, b in pairs]
             fit = [(c, b) for c, b in convs if c and c.kind == Kind.CONVOLUTION and c.residual < 0 and b != 0]
             if not fit:
-                raise Unsupported("an addition follows no convolution whose result is used only there")
+                raise UnsupportedError("an addition follows no convolution whose result is used only there")
             conv, other = max(fit, key=lambda pair: (not pair[0].resizes, pair[0].kernel))
             dropped.append(conv.target)
             layer = replace(conv, residual=other, target=layer.target)
@@ -216,22 +229,27 @@ def _sectioned(layers: list[Layer]) -> list[Layer]:
         before = section[layer.source]
         layer.section = before + (layer.resizes or layer.source == 0)
         if layer.residual >= 0 and section[layer.residual] != layer.section:
-            raise Unsupported("an addition joins maps of different sections")
+            raise UnsupportedError("an addition joins maps of different sections")
         if layer.kind != Kind.EXIT:
             section[layer.target] = layer.section
     order = sorted(layers, key=lambda layer: (layer.section, section[layer.source] == layer.section))
     last = order[-1]
     if last.kind != Kind.EXIT or any(layer.section > last.section for layer in layers):
-        raise Unsupported("the final exit does not come last")
+        raise UnsupportedError("the final exit does not come last")
     return order
 
 
-def _place(layers: list[Layer], channels: list[int]) -> Lowered:
+def _place(layers: list[Layer], channels: list[int], size: Sequence[int]) -> Lowered:
     """Give every value a map; values that are not needed any more hand theirs on."""
+    height, width = size
+    sizes: list[tuple[int, int]] = []
     last_use = {v: i for i, layer in enumerate(layers) for v in (layer.source, layer.residual)}
     maps, home, free = [(channels[0], -1)], {0: 0}, []
     placed = []
     for i, layer in enumerate(layers):
+        if layer.section == len(sizes):
+            height, width = ((side + 2 * layer.padding - layer.kernel) // layer.stride + 1 for side in (height, width))
+            sizes.append((height, width))
         source, residual = home[layer.source], home.get(layer.residual, -1)
         ending = {v for v in (layer.source, layer.residual) if v > 0 and last_use[v] == i}
         if layer.kind == Kind.EXIT:
@@ -252,7 +270,7 @@ def _place(layers: list[Layer], channels: list[int]) -> Lowered:
         home[layer.target] = target
         free += [home[v] for v in ending if home[v] != target]
         placed.append(replace(layer, source=source, residual=residual, target=target))
-    return Lowered(tuple(placed), tuple(maps))
+    return Lowered(tuple(placed), tuple(maps), tuple(sizes))
 
 
 @dataclass(frozen=True)
@@ -272,41 +290,47 @@ class ResidentProgram:
     group_sizes: tuple[int, ...]
 
 
-def program(lowered: Lowered, algorithms: tuple[int, ...], groups: tuple[int, ...], bfloat16: bool) -> ResidentProgram:
-    """Pack the layers' weights for the algorithm of their section."""
-    rows, weights, packed = [], [], []
+PackedWeights = dict[tuple[int, int], Tensor]
+"""By place of the layer and side of the Winograd tiles."""
+
+
+def program(
+    lowered: Lowered, algorithms: tuple[int, ...], groups: tuple[int, ...], bfloat16: bool, known: PackedWeights
+) -> ResidentProgram:
+    """Pack the layers' weights for the algorithm of their section; known: what was packed before, gets added to."""
+    rows, weights, packed = [], [torch.empty(0)], [torch.empty(0)]
     place = packed_place = 0
-    for layer in lowered.layers:
+    for i, layer in enumerate(lowered.layers):
         winograd = algorithms[layer.section] if layer.winograd else 0
-        rows.append([
-            layer.kind, layer.source, layer.target, layer.residual, layer.relu, layer.kernel, layer.stride, layer.padding,
-            winograd, place, packed_place, layer.section,
-        ])  # fmt: skip
-        if layer.kind == Kind.MAX_POOL:
-            continue
-        if layer.kind == Kind.CONVOLUTION:
-            packed.append(pack.convolution(layer.weight, layer.bias, winograd, layer.source == 0, bfloat16))
-        elif layer.kind == Kind.AFFINE:
-            packed.append(pack.affine(layer.weight, layer.bias))
-        else:
-            packed.append(pack.exit_rows(layer.weight, layer.bias))
+        window = layer.kernel, layer.stride, layer.padding, winograd
+        maps = layer.kind, layer.source, layer.target, layer.residual, layer.relu
+        rows.append([*maps, *window, place, packed_place, layer.section])
+        if (i, winograd) not in known:
+            known[i, winograd] = _packed(layer, winograd, bfloat16)
+        packed.append(known[i, winograd])
         weights += [layer.weight.flatten(), layer.bias]
         place += layer.weight.numel() + layer.bias.numel()
-        # Kernels read whole cache lines.
-        packed.append(torch.zeros(-len(packed[-1]) % pack.BLOCK))
-        packed_place += sum(map(len, packed[-2:]))
+        packed_place += len(packed[-1])
     return ResidentProgram(
         torch.tensor(rows, dtype=torch.int64),
         torch.tensor(lowered.maps, dtype=torch.int64),
         torch.tensor(groups, dtype=torch.int64),
         torch.cat(weights),
-        _aligned(torch.cat(packed)),
+        torch.cat(packed),
         bfloat16,
         algorithms,
         groups,
     )
 
 
-def _aligned(tensor: Tensor) -> Tensor:
-    """The same at the start of a cache line; PyTorch gives memory that does."""
-    return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
+def _packed(layer: Layer, winograd: int, bfloat16: bool) -> Tensor:
+    """Whole cache lines, which is what kernels read."""
+    if layer.kind == Kind.MAX_POOL:
+        return torch.empty(0)
+    if layer.kind == Kind.CONVOLUTION:
+        found = pack.convolution(layer.weight, layer.bias, winograd, layer.source == 0, bfloat16)
+    elif layer.kind == Kind.AFFINE:
+        found = pack.affine(layer.weight, layer.bias)
+    else:
+        found = pack.exit_rows(layer.weight, layer.bias)
+    return nn.functional.pad(found, (0, -len(found) % pack.BLOCK))

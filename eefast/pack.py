@@ -44,8 +44,9 @@ def _winograd(weight: Tensor, side: int) -> Tensor:
     """[frequency][group][C][width], transformed in float64."""
     width = next(w for w in (64, 32, 16) if len(weight) % w == 0)
     transform = torch.tensor(_FILTER[side], dtype=torch.float64)
-    frequencies = torch.einsum("ai,ocij,bj->abco", transform, weight.double(), transform).flatten(0, 1)
-    return frequencies.unflatten(2, (-1, width)).transpose(1, 2).float().flatten()
+    # Group by group, since all of a large layer in float64 would not fit the cache.
+    groups = [torch.einsum("ai,ocij,bj->abco", transform, g.double(), transform).float() for g in weight.split(width)]
+    return torch.stack(groups, 2).flatten()
 
 
 def _pairs(rows: Tensor) -> Tensor:
@@ -61,12 +62,13 @@ def affine(scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def exit_rows(weight: Tensor, bias: Tensor) -> Tensor:
-    """One vector for an exit's linear: weight [K + 1, C] or, where the map is flattened, [K + 1, C, H, W]; bias [K + 1].
+    """One vector for an exit's linear: every feature with all rows behind one another.
 
-    Every feature with all rows behind one another.
+    weight: [K + 1, C] or, where the map is flattened, [K + 1, C, H, W]; bias: [K + 1].
     """
-    rows = _padded(len(bias))
-    features = _filled(weight.reshape(*weight.shape, *(1,) * (4 - weight.dim())).transpose(0, 1), _padded(weight.shape[1]))
+    rows, channels = _padded(len(bias)), weight.shape[1]
+    weight = weight.view(len(bias), channels, *(weight.shape[2:] or (1, 1)))
+    features = _filled(weight.transpose(0, 1), _padded(channels))
     # [blocks, H, W, 16, K + 1]
     ordered = features.unflatten(0, (-1, BLOCK)).permute(0, 3, 4, 1, 2).flatten(0, 3)
     return torch.cat([_filled(bias, rows), _filled(ordered.t(), rows).t().flatten()])

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import ops
+from . import ops, tune
 from .fold import fold_stage, pack_conv, pack_head
 from .heads import ExitHead
+from .lower import Lowered, ResidentProgram, UnsupportedError, lower
 from .model import EarlyExitNet
 
-ENGINES = ("auto", "reference", "compact")
+ENGINES = ("auto", "reference", "compact", "resident")
 
 log = logging.getLogger("eefast")
 
@@ -57,11 +60,12 @@ class CompactStep:
 class Plan:
     """How a network runs; `print(plan)` shows it.
 
-    engine: "reference" or "compact".
+    engine: "reference", "compact" or "resident".
     device, dtype: where and in what the stages run.
     reason: why this engine.
     stages: one row per exit, for the table.
     steps: what the compact engine runs, one per exit; the reference engine runs the network itself.
+    program: what the resident engine runs.
     """
 
     engine: str
@@ -71,6 +75,7 @@ class Plan:
     reason: str
     stages: tuple[StagePlan, ...]
     steps: tuple[CompactStep, ...] = field(default=(), repr=False)
+    program: ResidentProgram | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         titles = ("exit", "features", "MACs", "exit kernel", "stage")
@@ -84,26 +89,47 @@ class Plan:
         return "\n".join([f"{self.engine} engine, {self.device}, {dtype}: {self.reason}", *table])
 
 
-def plan(net: EarlyExitNet, engine: str, dtype: torch.dtype | None) -> Plan:
+Run = Callable[[Plan, EarlyExitNet, Tensor], Any]
+
+
+def plan(
+    net: EarlyExitNet,
+    engine: str,
+    dtype: torch.dtype | None,
+    example: Tensor | None = None,
+    run: Mapping[str, Run] | None = None,
+) -> Plan:
     """Choose the engine and prepare what it runs.
 
+    example: prepared images to measure on, by default noise. run: the engines, to be measured where more than one can
+    run; without them "auto" takes the first that can.
     An engine asked for by name raises `ValueError` if it cannot run; "auto" falls back and logs once why.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r} is unknown; choose one of {', '.join(ENGINES)}")
     ops.register_flops()
     weight = next(net.parameters())
+    wanted = dtype or weight.dtype
+    if engine == "reference":
+        return _reference(net, weight, dtype, "asked for by name")
+    if engine in ("auto", "resident"):
+        lowered, why_not = _lowered(net, weight, wanted)
+        if engine == "resident":
+            if lowered is None:
+                raise ValueError(f"engine='resident' cannot run: {why_not}; use engine='compact' or 'auto'")
+            return _resident(net, lowered, wanted, example, "asked for by name")
     obstacle = _compact_obstacle(net, weight.device)
-    if engine == "reference" or (engine == "auto" and obstacle):
-        if dtype not in (None, weight.dtype):
-            raise ValueError(f"dtype={dtype}: the reference engine runs in the network's own; use net.to({dtype})")
-        if obstacle and engine == "auto":
-            _log_once(f"engine='auto' runs the reference engine: {obstacle}")
-        return _reference(net, weight, obstacle if engine == "auto" and obstacle else "asked for by name")
-    if obstacle:
-        raise ValueError(f"engine='compact' cannot run: {obstacle}; use engine='reference' or 'auto'")
-    reason = "asked for by name" if engine == "compact" else "the first choice"
-    return _compact(net, weight.device, dtype or weight.dtype, reason)
+    if engine == "compact":
+        if obstacle:
+            raise ValueError(f"engine='compact' cannot run: {obstacle}; use engine='reference' or 'auto'")
+        return _compact(net, weight.device, wanted, "asked for by name")
+    if lowered is None and obstacle:
+        _log_once(f"engine='auto' runs the reference engine: {obstacle}")
+        return _reference(net, weight, dtype, obstacle)
+    if lowered is None:
+        return _compact(net, weight.device, wanted, f"the resident engine cannot run: {why_not}")
+    resident = _resident(net, lowered, wanted, example, "the first choice")
+    return resident if obstacle or run is None else _faster(net, lowered, resident, example, run)
 
 
 def _compact_obstacle(net: EarlyExitNet, device: torch.device) -> str:
@@ -120,7 +146,68 @@ def _compact_obstacle(net: EarlyExitNet, device: torch.device) -> str:
     return ""
 
 
-def _reference(net: EarlyExitNet, weight: Tensor, reason: str) -> Plan:
+def _lowered(net: EarlyExitNet, weight: Tensor, dtype: torch.dtype) -> tuple[Lowered | None, str]:
+    """The network as the resident engine's layers, or None and why that is impossible."""
+    if weight.device.type != "cpu":
+        return None, f"it runs on the CPU, the network is on {weight.device}"
+    if ops.CPP_MISSING:
+        return None, f"its C++ kernels are {ops.CPP_MISSING}"
+    if dtype == torch.bfloat16 and ops.instruction_set() != "avx512_bf16":
+        return None, f"in bfloat16 it needs AVX512-BF16, but the instruction set is {ops.instruction_set()}"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return None, f"it computes in float32 or bfloat16, not in {dtype}"
+    try:
+        return lower(net), ""
+    except UnsupportedError as error:
+        return None, str(error)
+
+
+def _resident(net: EarlyExitNet, lowered: Lowered, dtype: torch.dtype, example: Tensor | None, reason: str) -> Plan:
+    program, note = tune.tune(net, lowered, dtype == torch.bfloat16, tune.example(net, example))
+    kernel = f"C++, {ops.instruction_set().replace('_', '-')}"
+    rows, begin = [], 0
+    for cost, share, end in zip(net.stage_costs, _shares(net), lowered.exit_sections, strict=True):
+        how = ", ".join(_how(lowered, program, section) for section in range(begin, end + 1))
+        rows.append(StagePlan(cost.feature_shape, share, kernel, how))
+        begin = end
+    reason = f"{reason}; {note}" if note else reason
+    device = torch.device("cpu")
+    return Plan("resident", device, dtype, net.criterion.name, reason, tuple(rows), program=program)
+
+
+def _how(lowered: Lowered, program: ResidentProgram, section: int) -> str:
+    """How a section runs, for instance "16×16 F(4×4) by 4": map size, Winograd tiles, samples that go together."""
+    size, side, group = lowered.sizes[section], program.algorithms[section], program.group_sizes[section]
+    algorithm = f"F({side}×{side})" if side else "direct"
+    return f"{size[0]}×{size[1]} {algorithm}" + (f" by {group}" if group > 1 else "")
+
+
+_speeds: dict[Any, tuple[float, float]] = {}
+
+
+def _faster(
+    net: EarlyExitNet, lowered: Lowered, resident: Plan, example: Tensor | None, run: Mapping[str, Run]
+) -> Plan:
+    """The faster of the resident and the compact engine, measured on images that all go to the final exit."""
+    key = lowered.geometry, resident.dtype, ops.instruction_set(), torch.get_num_threads()
+    images = torch.cat([tune.example(net, example)] * 2)
+    compact = _compact(net, resident.device, resident.dtype, "")
+    if key not in _speeds:
+        probe = copy.copy(net)
+        probe._buffers = {**net._buffers, "thresholds": tune.thresholds(net, net.num_exits)}
+        ways = [lambda p=p: run[p.engine](p, probe, images) for p in (resident, compact)]  # type: ignore[misc]
+        _speeds[key] = tuple(tune.fastest_of(ways))  # type: ignore[assignment]
+    own, other = (1e3 * seconds for seconds in _speeds[key])
+    faster, slower = ("resident", "compact") if own <= other else ("compact", "resident")
+    low, high = sorted((own, other))
+    reason = f"{high / low:.1f}× as fast as {slower} ({len(images)} images to the final exit: {low:.1f} ms, {high:.1f})"
+    chosen = resident if faster == "resident" else compact
+    return replace(chosen, reason=chosen.reason.replace("the first choice", reason) or reason)
+
+
+def _reference(net: EarlyExitNet, weight: Tensor, dtype: torch.dtype | None, reason: str) -> Plan:
+    if dtype not in (None, weight.dtype):
+        raise ValueError(f"dtype={dtype}: the reference engine runs in the network's own; use net.to({dtype})")
     rows = [
         StagePlan(cost.feature_shape, share, "PyTorch", "as it stands")
         for cost, share in zip(net.stage_costs, _shares(net), strict=True)
@@ -132,7 +219,7 @@ def _compact(net: EarlyExitNet, device: torch.device, dtype: torch.dtype, reason
     on_cuda = device.type == "cuda"
     kernel = "Triton" if on_cuda else "C++" if ops.CPP_MISSING is None else "PyTorch"
     if ops.CPP_MISSING and not on_cuda:
-        reason += f"; exits run in PyTorch, since the C++ kernels are {ops.CPP_MISSING}"
+        reason = f"{reason}; exits run in PyTorch, since the C++ kernels are {ops.CPP_MISSING}"
     rows, steps = [], []
     for stage, head, cost, share in zip(net.stages, net.heads, net.stage_costs, _shares(net), strict=True):
         assert isinstance(head, ExitHead)

@@ -1,7 +1,14 @@
 """The engines: functions that run a plan on a batch; all of them give the same answers."""
 
-from . import compact, reference
+from collections.abc import Callable
 
-RUN = {"compact": compact.run, "reference": reference.run}
+from ..result import ExitResult
+from . import compact, reference, resident
+
+RUN: dict[str, Callable[..., ExitResult]] = {
+    "compact": compact.run,
+    "reference": reference.run,
+    "resident": resident.run,
+}
 
 __all__ = ["RUN"]

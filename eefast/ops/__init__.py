@@ -12,9 +12,9 @@ CPP_MISSING = load_cpp()
 
 __all__ = [
     "CPP_MISSING",
-    "Kind",
     "MAX_CLASSES_ON_CUDA",
     "TRITON_MISSING",
+    "Kind",
     "compact",
     "exit_conv_head",
     "exit_head",

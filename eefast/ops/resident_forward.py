@@ -12,8 +12,10 @@ from torch.nn import functional as F
 from .. import criteria
 from .library import namespace
 
-COLUMNS = ("kind", "source", "target", "residual", "relu", "kernel", "stride", "padding", "winograd", "weight", "packed",
-           "section")  # fmt: skip
+COLUMNS = (
+    *("kind", "source", "target", "residual", "relu", "kernel", "stride", "padding"),
+    *("winograd", "weight", "packed", "section"),
+)
 """What a row of `steps` says, see `resident_forward`."""
 
 
@@ -43,7 +45,11 @@ def reference(
     results = images.new_empty(n, num_classes), images.new_empty(n), torch.full((n,), -1, device=images.device)
     channels, values = maps[:, 0].tolist(), {0: images}
     for kind, source, target, residual, relu, kernel, stride, padding, _, place, _, _ in steps.tolist():
-        x, inputs, outputs = values[source], channels[source], num_classes + 1 if kind == Kind.EXIT else channels[target]
+        x, inputs, outputs = (
+            values[source],
+            channels[source],
+            num_classes + 1 if kind == Kind.EXIT else channels[target],
+        )
         if kind == Kind.CONVOLUTION:
             weight, bias = _parts(weights, place, (outputs, inputs, kernel, kernel))
             x = F.conv2d(x, weight, bias, stride, padding) + (values[residual] if residual >= 0 else 0)

@@ -1,0 +1,64 @@
+"""Answer a stream of batches in order while the workers stay busy across the batches' borders."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from .result import ExitResult
+
+PIECE = 16
+"""Images of one piece of work: few enough that nobody waits long for the last one, enough to hide what a call costs."""
+
+Answer = Callable[[Tensor], ExitResult]
+
+
+def stream(batches: Iterable[Tensor], prepare: Callable[[Tensor], tuple[Answer, Tensor]]) -> Iterator[ExitResult]:
+    """Results of all batches, in their order.
+
+    prepare: checks a batch; returns who answers pieces of it, on one thread, and the images.
+
+    Reads ahead until every worker has a few pieces to do, so that memory stays bounded. Where `batches` or `prepare`
+    raises, the results of all batches before come first. Closing the iterator drops what has not begun and waits for
+    what has.
+    """
+    workers = torch.get_num_threads()
+    source, error = iter(batches), None
+    ahead: deque[list[Future[ExitResult]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="eefast-stream")
+    try:
+        more = True
+        while True:
+            while more and sum(not f.done() for piece in ahead for f in piece) < 4 * workers:
+                try:
+                    answer, x = prepare(next(source))
+                except StopIteration:
+                    more = False
+                except Exception as reason:
+                    more, error = False, reason
+                else:
+                    ahead.append([pool.submit(_answer, answer, part) for part in x.split(PIECE)])
+            if not ahead:
+                break
+            unfinished = next((f for f in ahead[0] if not f.done()), None)
+            if unfinished is not None:
+                unfinished.exception()  # waits; what it raised comes with the result
+            else:
+                yield _joined([f.result() for f in ahead.popleft()])
+        if error is not None:
+            raise error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@torch.no_grad()
+def _answer(answer: Answer, x: Tensor) -> ExitResult:
+    return answer(x)
+
+
+def _joined(results: list[ExitResult]) -> ExitResult:
+    return results[0] if len(results) == 1 else ExitResult(*map(torch.cat, zip(*results, strict=True)))
