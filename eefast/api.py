@@ -19,7 +19,12 @@ from .watch import WeightWatch
 
 
 def accelerate(
-    net: EarlyExitNet, *, engine: str = "auto", dtype: torch.dtype | None = None, example: Tensor | None = None
+    net: EarlyExitNet,
+    *,
+    engine: str = "auto",
+    dtype: torch.dtype | None = None,
+    example: Tensor | None = None,
+    frozen: bool = False,
 ) -> Accelerated:
     """A module that gives the answers of `net.eval()`, faster.
 
@@ -28,6 +33,8 @@ def accelerate(
         asked for by name raises `ValueError` if it cannot run.
     dtype: of the stages, by default that of the parameters; exits are always decided in float32.
     example: images as `module` takes them, on which speed and rounding errors are measured; by default noise.
+    frozen: a promise that weights, criterion, device and dtype stay as they are. To look for changes takes 30 µs per
+        call for EENet-20 and 160 µs for EENet-110, which only single images feel.
 
     `module(x)` takes images [N, C, H, W] of any N ≥ 0 and returns an `ExitResult`; `print(module.plan)` says what runs.
     Thresholds may change at any time. Changed weights, criterion, device or dtype are noticed and planned anew.
@@ -37,7 +44,7 @@ def accelerate(
         net = net.net
     if not isinstance(net, EarlyExitNet):
         raise TypeError(f"net is a {type(net).__name__}; give an eefast.EarlyExitNet, for instance of eefast.zoo")
-    return Accelerated(net, engine, dtype, example)
+    return Accelerated(net, engine, dtype, example, frozen)
 
 
 class Accelerated(nn.Module):
@@ -45,13 +52,15 @@ class Accelerated(nn.Module):
 
     net: EarlyExitNet
 
-    def __init__(self, net: EarlyExitNet, engine: str, dtype: torch.dtype | None, example: Tensor | None) -> None:
+    def __init__(
+        self, net: EarlyExitNet, engine: str, dtype: torch.dtype | None, example: Tensor | None, frozen: bool
+    ) -> None:
         super().__init__()
         # Sharing the dictionaries, not only the tensors, makes this module the network itself for state_dict, .to(),
         # optimisers and buffer assignment.
         shared = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
         self.__dict__.update({name: net.__dict__[name] for name in shared}, net=net)
-        self.engine, self.dtype = engine, dtype
+        self.engine, self.dtype, self.frozen = engine, dtype, frozen
         self._example = None if example is None else net.prepare(example, dtype).detach()
         self._plan: Plan | None = None
         self._watch: WeightWatch | None = None
@@ -61,10 +70,13 @@ class Accelerated(nn.Module):
     def plan(self) -> Plan:
         """How the network runs now; made anew where weights, criterion, device or dtype have changed."""
         plan, watch = self._plan, self._watch
+        if self.frozen and plan is not None:
+            return plan
         if plan is None or watch is None or watch.changed() or plan.criterion != self.net.criterion.name:
             with torch.no_grad():
                 plan = self._plan = make_plan(self.net, self.engine, self.dtype, self._example, RUN)
             self._watch = WeightWatch(self.net.stages, self.net.heads)
+            self._weight = next(self.net.parameters())
         return plan
 
     @torch.no_grad()
@@ -97,7 +109,7 @@ class Accelerated(nn.Module):
             )
         self.net.check_thresholds()
         plan = self.plan
-        return plan, self.net.prepare(x, plan.dtype)
+        return plan, self.net.prepare(x, plan.dtype, self._weight)
 
     @property
     def training(self) -> bool:  # type: ignore[override]

@@ -122,14 +122,22 @@ class _Graph:
                 return values[node.args[0]]
             else:
                 called = modules[node.target] if node.op == "call_module" else node.target
+                if set(node.kwargs) - {"inplace"}:
+                    raise UnsupportedError(f"{where} has {_name(called)} with {', '.join(node.kwargs)}")
                 values[node] = self._append(called, [values.get(a) for a in node.args if isinstance(a, fx.Node)], where)
+                if called in _IN_PLACE or getattr(called, "inplace", node.kwargs.get("inplace", True in node.args)):
+                    # Whoever reads the same tensor later sees what stands there now.
+                    before = values[node.args[0]]
+                    values.update({other: values[node] for other, value in values.items() if value == before})
         raise AssertionError("a graph ends with an output")
 
     def _append(self, called: Any, sources: list[int | None], where: str) -> int:
         known = [s for s in sources if s is not None]
         if len(known) == 2 and called in (operator.add, operator.iadd, torch.add, "add", "add_"):
+            if self.channels[known[0]] != self.channels[known[1]]:
+                raise UnsupportedError(f"{where} adds maps of different channels")
             return self._value(Layer(_ADD, known[0], -1, residual=known[1]), self.channels[known[0]])
-        if len(known) != 1:
+        if len(known) != 1 or (known[0] == 0 and isinstance(called, nn.ReLU | nn.BatchNorm2d)):
             raise UnsupportedError(f"{where} has {_name(called)}, which the resident engine has no step for")
         (source,) = known
         if isinstance(called, nn.Identity | nn.Dropout):
@@ -179,6 +187,7 @@ class _Graph:
 
 
 _ADD: Any = "add"
+_IN_PLACE = (operator.iadd, "add_", "relu_")
 
 
 def _both(value: Any) -> Any:
@@ -233,6 +242,11 @@ def _sectioned(layers: list[Layer]) -> list[Layer]:
         if layer.kind != Kind.EXIT:
             section[layer.target] = layer.section
     order = sorted(layers, key=lambda layer: (layer.section, section[layer.source] == layer.section))
+    known = {0, -1}
+    for layer in order:
+        if layer.residual not in known:
+            raise UnsupportedError("an addition to a layer that resizes maps waits for layers behind it")
+        known |= {layer.target} if layer.kind != Kind.EXIT else set()
     last = order[-1]
     if last.kind != Kind.EXIT or any(layer.section > last.section for layer in layers):
         raise UnsupportedError("the final exit does not come last")

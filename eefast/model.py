@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -128,22 +129,22 @@ class EarlyExitNet(nn.Module):
         net.training = self.training
         return net
 
-    def prepare(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    def prepare(self, x: Tensor, dtype: torch.dtype | None = None, weight: Tensor | None = None) -> Tensor:
         """Check images before any work starts; uint8 images are scaled to 0 … 1 and normalised.
 
-        dtype: accepted besides the parameters' own.
+        dtype: accepted besides the parameters' own. weight: one of the parameters; looking for it takes time.
         Raises `TypeError` or `ValueError` naming the rank, channels, size, dtype or device that does not fit.
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"x is a {type(x).__name__}; give a tensor of images [N, C, H, W]")
         if x.dim() != 4 or x.shape[1] != self.input_shape[0]:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected [N, {self.input_shape[0]}, H, W]")
-        fixed_size = any(getattr(head, "kind", None) == "plain" for head in self.heads)
-        if fixed_size and tuple(x.shape[2:]) != self.input_shape[1:]:
+        other_size = tuple(x.shape[2:]) != self.input_shape[1:]
+        if other_size and any(getattr(head, "kind", None) == "plain" for head in self.heads):
             raise ValueError(
                 f"x has images of {tuple(x.shape[2:])}; a network with plain heads takes {self.input_shape[1:]} only"
             )
-        weight = next(self.parameters())
+        weight = next(self.parameters()) if weight is None else weight
         if x.device != weight.device:
             raise ValueError(f"x is on {x.device}, the network on {weight.device}; move one of them with .to(device)")
         if x.dtype == torch.uint8:
@@ -158,7 +159,7 @@ class EarlyExitNet(nn.Module):
     def check_thresholds(self) -> None:
         """`ValueError` unless `thresholds` holds n float32 numbers, none of them NaN."""
         t = self.thresholds
-        if t.shape != (self.num_exits,) or t.dtype != torch.float32 or bool(t.isnan().any()):
+        if t.shape != (self.num_exits,) or t.dtype != torch.float32 or any(map(isnan, t.tolist())):
             raise ValueError(
                 f"thresholds={t.tolist()} ({t.dtype}) must be {self.num_exits} float32 numbers, none of them NaN"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import chain
-from operator import attrgetter, is_, methodcaller
+from operator import attrgetter, is_
 from typing import Any
 from weakref import WeakSet
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-_pointers = methodcaller("data_ptr")
+_pointers = Tensor.data_ptr
 _versions = attrgetter("_version")
 
 
@@ -28,7 +28,9 @@ class WeightWatch:
         modules = [m for root in roots for m in root.modules()]
         self._dicts = [d for m in modules for d in (m._parameters, m._buffers, m._modules) if d]
         self._entries = self._current()
-        self._tensors = [t for t in self._entries if isinstance(t, Tensor)]
+        # Batches seen in training change no answer.
+        counters = {id(m._buffers.get("num_batches_tracked")) for m in modules}
+        self._tensors = [t for t in self._entries if isinstance(t, Tensor) and id(t) not in counters]
         self._tracked = [t for t in self._tensors if not t.is_inference()]
         # The aliases keep the old memory alive, so that no new tensor can come to lie at the same address.
         self._aliases = [t.detach() for t in self._tensors]

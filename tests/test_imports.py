@@ -19,9 +19,13 @@ ALLOWED = {
     **dict.fromkeys(LEAVES, LEAVES),
     **dict.fromkeys(BUILDERS - LEAVES, BUILDERS),
     "ops": {"criteria", "kernels", "ops"},
-    "plan": LEAVES | {"fold", "ops"},
+    "pack": set(),
+    "lower": LEAVES | {"fold", "ops", "pack"},
+    "tune": LEAVES | {"ops", "lower"},
+    "stream": LEAVES,
+    "plan": LEAVES | {"fold", "ops", "lower", "tune"},
     "engines": LEAVES | {"ops", "plan", "engines"},
-    "api": LEAVES | {"plan", "engines", "watch"},
+    "api": LEAVES | {"plan", "engines", "stream", "watch"},
     "kernels": {"kernels"},
 }
 TOP = {"cli", "demo", "report", "plot", "__init__", "__main__"}

@@ -3,6 +3,9 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
+#include <stdexcept>
+#include <string>
 #include <string_view>
 
 namespace eefast::cpu {
@@ -19,7 +22,8 @@ InstructionSet detect() {
     return InstructionSet::portable;
   }
   if (!__builtin_cpu_supports("avx512f")) return InstructionSet::avx2;
-  return __builtin_cpu_supports("avx512bf16") ? InstructionSet::avx512_bf16 : InstructionSet::avx512;
+  const bool bf16 = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl");
+  return bf16 ? InstructionSet::avx512_bf16 : InstructionSet::avx512;
 #else
   return InstructionSet::portable;
 #endif
@@ -28,9 +32,16 @@ InstructionSet detect() {
 // ATEN_CPU_CAPABILITY is the variable with which PyTorch lets its own kernels be held back.
 InstructionSet limit() {
   const std::string_view own = variable("EEFAST_ISA"), torch = variable("ATEN_CPU_CAPABILITY");
-  if (own == "portable" || torch == "default") return InstructionSet::portable;
-  if (own == "avx2" || torch == "avx2") return InstructionSet::avx2;
-  return InstructionSet::avx512_bf16;
+  InstructionSet most = InstructionSet::avx512_bf16;
+  if (torch == "default") most = InstructionSet::portable;
+  if (torch == "avx2") most = InstructionSet::avx2;
+  if (own.empty()) return most;
+  const auto* const found = std::find(std::begin(kInstructionSets), std::end(kInstructionSets), own);
+  if (found == std::end(kInstructionSets)) {
+    throw std::runtime_error("EEFAST_ISA=" + std::string(own) +
+                             " is unknown; choose one of portable, avx2, avx512, avx512_bf16");
+  }
+  return std::min(most, static_cast<InstructionSet>(found - std::begin(kInstructionSets)));
 }
 
 }  // namespace

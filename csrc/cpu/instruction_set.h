@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
@@ -26,8 +27,10 @@ struct BFloat16 {
 
 // Each includes those before it.
 enum class InstructionSet { portable, avx2, avx512, avx512_bf16 };
+constexpr std::string_view kInstructionSets[] = {"portable", "avx2", "avx512", "avx512_bf16"};
 
-// The best that the processor has and that EEFAST_ISA and ATEN_CPU_CAPABILITY allow.
+// The best that the processor has and that EEFAST_ISA and ATEN_CPU_CAPABILITY allow; throws where EEFAST_ISA names
+// none.
 InstructionSet instruction_set();
 
 }  // namespace eefast::cpu

@@ -79,13 +79,16 @@ EEFAST_INLINE void flatten(const Map& map, const E* in, float* values) {
 template <class E>
 EEFAST_TARGET static bool exit(const Step& step, const Network& network, const Map& map, const void* in,
                                const float* threshold, float* values, float* logits, float* confidence_out) {
-  int64_t size = map.blocks * kBlock;
+  const int64_t pixels = step.flatten ? map.height * map.width : 1, size = map.blocks * kBlock * pixels;
   if (step.flatten) {
-    size *= map.height * map.width;
     flatten(map, static_cast<const E*>(in), values);
   } else {
     pool(map, static_cast<const E*>(in), values);
   }
+  // Behind the last channel stand zeros or, where a pixel was infinite, 0 · ∞, which zero weights would let through.
+  const int64_t used = map.channels - (map.blocks - 1) * kBlock;
+  for (int64_t i = size - pixels * kBlock; i < size; i += kBlock)
+    std::fill(values + i + used, values + i + kBlock, 0.0f);
   const int64_t rows = (network.num_classes + 1 + kBlock - 1) / kBlock * kBlock;
   for (int64_t k = 0; k < rows; k += kLanes) {
     Floats sums[4] = {load(step.bias + k)};

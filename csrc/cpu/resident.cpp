@@ -125,8 +125,9 @@ Worker make_worker(Job& job, Team& team) {
   return worker;
 }
 
-char* map_of(const Worker& worker, const Slot& slot, int64_t map) {
-  return map == 0 ? worker.planes : slot.maps + worker.job->network.maps[map].offset;
+// An image has no slot.
+char* map_of(const Worker& worker, const Slot* slot, int64_t map) {
+  return map == 0 ? worker.planes : slot->maps + worker.job->network.maps[map].offset;
 }
 
 void load_image(const Worker& worker, int64_t sample) {
@@ -157,9 +158,9 @@ struct Layer {
   const Network& network() const { return worker.job->network; }
   const Map& source() const { return network().maps[step.source]; }
   const Map& target() const { return network().maps[step.target]; }
-  char* in(int64_t i) const { return map_of(worker, *from[i], step.source); }
-  char* out(int64_t i) const { return map_of(worker, *to[i], step.target); }
-  char* residual(int64_t i) const { return step.residual < 0 ? nullptr : map_of(worker, *to[i], step.residual); }
+  char* in(int64_t i) const { return map_of(worker, from[i], step.source); }
+  char* out(int64_t i) const { return map_of(worker, to[i], step.target); }
+  char* residual(int64_t i) const { return step.residual < 0 ? nullptr : map_of(worker, to[i], step.residual); }
 };
 
 void run_direct(const Layer& layer) {
@@ -302,7 +303,7 @@ bool leaves(const Step& step, const Slot& slot, Worker& worker) {
   const Batch& batch = worker.job->batch;
   const bool last = &step == &net.sections.back().body.back();
   float confidence;
-  if (!worker.job->kernels.exit(step, net, net.maps[step.source], map_of(worker, slot, step.source),
+  if (!worker.job->kernels.exit(step, net, net.maps[step.source], map_of(worker, &slot, step.source),
                                 last ? nullptr : batch.thresholds + step.target, worker.values, worker.logits,
                                 &confidence)) {
     return false;
@@ -416,6 +417,20 @@ bool lay_out(Network& network, int64_t height, int64_t width) {
         if (from.height < 1 || from.width < 1 || small || !same) return false;
         to.height = out(from.height);
         to.width = out(from.width);
+      }
+    }
+  }
+  // A residual is read where the result is written, so both need one layout.
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (const Section& section : network.sections) {
+      for (const std::vector<Step>* steps : {&section.entry, &section.body}) {
+        for (const Step& step : *steps) {
+          if (step.residual < 0 || maps[step.residual].halo == maps[step.target].halo) continue;
+          maps[step.residual].halo = maps[step.target].halo =
+              std::max(maps[step.residual].halo, maps[step.target].halo);
+          changed = true;
+        }
       }
     }
   }

@@ -34,8 +34,7 @@ class alignas(64) Team {
     };
     context_ = &work;
     done_.store(0, std::memory_order_relaxed);
-    phase_ = (phase_ + 1) & 0xffffffff;
-    claims_.store(static_cast<uint64_t>(phase_) << 32 | static_cast<uint64_t>(n) << 16, std::memory_order_release);
+    claims_.store(static_cast<uint64_t>(n) << 32, std::memory_order_release);
     while (claim(&leader)) {
     }
     for (int64_t tries = 0; done_.load(std::memory_order_acquire) < n; ++tries) wait_a_little(tries);
@@ -53,18 +52,17 @@ class alignas(64) Team {
   bool claim(void* worker) {
     uint64_t claims = claims_.load(std::memory_order_acquire);
     do {
-      if ((claims & 0xffff) >= (claims >> 16 & 0xffff)) return false;
+      if ((claims & 0xffffffff) >= claims >> 32) return false;
     } while (!claims_.compare_exchange_weak(claims, claims + 1, std::memory_order_acq_rel, std::memory_order_acquire));
-    call_(context_, static_cast<int64_t>(claims & 0xffff), worker);
+    call_(context_, static_cast<int64_t>(claims & 0xffffffff), worker);
     done_.fetch_add(1, std::memory_order_acq_rel);
     return true;
   }
 
-  // Number of the phase, items in it, items claimed: 32, 16 and 16 bits.
+  // Items of the phase, items claimed: 32 bits each.
   std::atomic<uint64_t> claims_{0};
   std::atomic<int64_t> done_{0}, helpers_{0};
   std::atomic<bool> open_{false};
-  uint64_t phase_ = 0;
   void (*call_)(const void*, int64_t, void*) = nullptr;
   const void* context_ = nullptr;
 };

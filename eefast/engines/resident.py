@@ -17,4 +17,4 @@ def run(plan: Plan, net: EarlyExitNet, x: Tensor, threads: int = 0) -> ExitResul
     tables = p.steps, p.maps, p.groups, p.weights, p.packed, net.thresholds
     found = ops.resident_forward(x.float(), *tables, plan.criterion, net.num_classes, p.bfloat16, threads)
     logits, confidence, exits = found
-    return ExitResult(logits, exits, confidence, net.cost[exits])
+    return ExitResult(logits, exits, confidence, net.cost.index_select(0, exits))

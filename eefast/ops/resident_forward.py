@@ -120,5 +120,9 @@ def resident_forward(
 
 
 def instruction_set() -> str:
-    """The vector instructions of the C++ kernels here: "portable", "avx2", "avx512" or "avx512_bf16"."""
-    return torch.ops.eefast.instruction_set.default()
+    """The vector instructions of the C++ kernels here: "portable", "avx2", "avx512" or "avx512_bf16"; else "none".
+
+    Raises `RuntimeError` where the variable EEFAST_ISA holds no such name.
+    """
+    loaded = torch._C._dispatch_has_kernel_for_dispatch_key("eefast::instruction_set", "CompositeExplicitAutograd")
+    return torch.ops.eefast.instruction_set.default() if loaded else "none"
