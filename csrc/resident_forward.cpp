@@ -4,6 +4,9 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <optional>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "checks.h"
@@ -148,16 +151,17 @@ void parallel(int64_t n, void (*work)(int64_t, void*), void* context) {
 struct Source {
   std::vector<int64_t> steps, maps, groups;
   Tensor packed;
+  const float* place;  // of packed when it was read
   std::string criterion;
   int64_t num_classes;
   bool bfloat16;
   int64_t channels, height, width, num_exits;
 
   bool operator==(const Source& other) const {
-    return packed.const_data_ptr() == other.packed.const_data_ptr() && packed.numel() == other.packed.numel() &&
-           std::tie(steps, maps, groups, criterion, num_classes, bfloat16, channels, height, width, num_exits) ==
-               std::tie(other.steps, other.maps, other.groups, other.criterion, other.num_classes, other.bfloat16,
-                        other.channels, other.height, other.width, other.num_exits);
+    return std::tie(steps, maps, groups, place, criterion, num_classes, bfloat16, channels, height, width, num_exits) ==
+               std::tie(other.steps, other.maps, other.groups, other.place, other.criterion, other.num_classes,
+                        other.bfloat16, other.channels, other.height, other.width, other.num_exits) &&
+           packed.numel() == other.packed.numel();
   }
 };
 
@@ -173,7 +177,8 @@ cpu::Network read_network(const Source& source) {
     map.section = source.maps[i + 1];
     if (map.channels < 1 || map.channels > kMaxChannels || (i == 0 ? map.section != -1 : map.section < 0) ||
         map.section >= static_cast<int64_t>(network.sections.size())) {
-      fail("maps[", i / 2, "] = [", map.channels, ", ", map.section, "]; expected channels and a section, the image first");
+      fail("maps[", i / 2, "] = [", map.channels, ", ", map.section,
+           "]; expected channels and a section, the image first");
     }
     network.maps.push_back(map);
   }
@@ -218,7 +223,8 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward(const Tensor& images, const 
   if (images.dim() != 4) fail("images has shape ", shape(images), "; expected [N, C, H, W]");
   if (thresholds.dim() != 1) fail("thresholds has shape ", shape(thresholds), "; expected [exits]");
   if (packed.dim() != 1 || !packed.is_contiguous())
-    fail("packed has shape ", shape(packed), "; expected one dimension");
+    fail("packed has shape ", shape(packed), " and strides ", brackets(packed.strides()),
+         "; expected one dense dimension");
   if (num_classes < 1 || num_classes > kMaxClasses) fail("num_classes = ", num_classes, "; expected 1 … ", kMaxClasses);
   if (threads < 0 || threads > kMaxThreads) fail("threads = ", threads, "; expected 0 … ", kMaxThreads);
   if (images.size(2) > kMaxSide || images.size(3) > kMaxSide) {
@@ -233,9 +239,10 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward(const Tensor& images, const 
   if (bfloat16 && cpu::instruction_set() != cpu::InstructionSet::avx512_bf16) {
     fail("bfloat16 needs AVX512-BF16, which this processor lacks or a variable holds back; use float32");
   }
-  const cpu::Network& network = known_network({integers("steps", steps), integers("maps", maps), integers("groups", groups), packed, criterion,
-                                               num_classes, bfloat16, images.size(1), images.size(2), images.size(3),
-                                               thresholds.size(0)});
+  const cpu::Network& network =
+      known_network({integers("steps", steps), integers("maps", maps), integers("groups", groups), packed,
+                     packed.const_data_ptr<float>(), criterion, num_classes, bfloat16, images.size(1), images.size(2),
+                     images.size(3), thresholds.size(0)});
 
   const int64_t samples = images.size(0);
   Tensor logits = empty({samples, num_classes}, aoti_torch_dtype_float32());

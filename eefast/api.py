@@ -64,6 +64,7 @@ class Accelerated(nn.Module):
         self._example = None if example is None else net.prepare(example, dtype).detach()
         self._plan: Plan | None = None
         self._watch: WeightWatch | None = None
+        self._weight: Tensor | None = None
         _ = self.plan  # whatever cannot run is said here, not at the first image
 
     @property
@@ -76,7 +77,7 @@ class Accelerated(nn.Module):
             with torch.no_grad():
                 plan = self._plan = make_plan(self.net, self.engine, self.dtype, self._example, RUN)
             self._watch = WeightWatch(self.net.stages, self.net.heads)
-            self._weight = next(self.net.parameters())
+            self._weight = next(self.net.parameters()).detach()
         return plan
 
     @torch.no_grad()
@@ -134,7 +135,7 @@ class Accelerated(nn.Module):
             return getattr(self.net, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None, "_watch": None}
+        return {**self.__dict__, "_plan": None, "_watch": None, "_weight": None}
 
     def extra_repr(self) -> str:
         return f"engine={self.plan.engine!r}, {self.net.extra_repr()}"

@@ -6,6 +6,7 @@ import operator
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -68,6 +69,12 @@ class Lowered:
     maps: tuple[tuple[int, int], ...]
     sizes: tuple[tuple[int, int], ...]
 
+    @cached_property
+    def weights(self) -> Tensor:
+        """All layers' weights behind one another, each with its bias."""
+        parts = [part.flatten() for layer in self.layers for part in (layer.weight, layer.bias)]
+        return torch.cat(parts)
+
     @property
     def exit_sections(self) -> tuple[int, ...]:
         """The section in which each exit stands."""
@@ -109,7 +116,8 @@ class _Graph:
         self.channels = [channels]
 
     def trace(self, module: nn.Module, source: int, where: str) -> int:
-        folded, what = fold_stage(module, torch.float32)
+        # In a Sequential, since torch.fx would look into a module of PyTorch's own that is traced itself.
+        folded, what = fold_stage(nn.Sequential(module), torch.float32)
         if not isinstance(folded, fx.GraphModule):
             raise UnsupportedError(f"{where} is {what}")
         modules, values = dict(folded.named_modules()), {}
@@ -312,7 +320,7 @@ def program(
     lowered: Lowered, algorithms: tuple[int, ...], groups: tuple[int, ...], bfloat16: bool, known: PackedWeights
 ) -> ResidentProgram:
     """Pack the layers' weights for the algorithm of their section; known: what was packed before, gets added to."""
-    rows, weights, packed = [], [torch.empty(0)], [torch.empty(0)]
+    rows, packed = [], []
     place = packed_place = 0
     for i, layer in enumerate(lowered.layers):
         winograd = algorithms[layer.section] if layer.winograd else 0
@@ -322,14 +330,13 @@ def program(
         if (i, winograd) not in known:
             known[i, winograd] = _packed(layer, winograd, bfloat16)
         packed.append(known[i, winograd])
-        weights += [layer.weight.flatten(), layer.bias]
         place += layer.weight.numel() + layer.bias.numel()
         packed_place += len(packed[-1])
     return ResidentProgram(
         torch.tensor(rows, dtype=torch.int64),
         torch.tensor(lowered.maps, dtype=torch.int64),
         torch.tensor(groups, dtype=torch.int64),
-        torch.cat(weights),
+        lowered.weights,
         torch.cat(packed),
         bfloat16,
         algorithms,

@@ -20,6 +20,9 @@ from .model import EarlyExitNet
 
 ENGINES = ("auto", "reference", "compact", "resident")
 
+CACHEABLE_MEGABYTES = 128
+"""Float32 weights up to which "auto" considers the resident engine; it was faster up to there (EENet-50)."""
+
 log = logging.getLogger("eefast")
 
 
@@ -128,6 +131,10 @@ def plan(
         return _reference(net, weight, dtype, obstacle)
     if lowered is None:
         return _compact(net, weight.device, wanted, f"the resident engine cannot run: {why_not}")
+    megabytes = lowered.weights.nbytes / 1e6
+    if not obstacle and megabytes > CACHEABLE_MEGABYTES:
+        why_not = f"weights of {megabytes:.0f} MB are more than what caches hold, so the resident engine was not tried"
+        return _compact(net, weight.device, wanted, why_not)
     resident = _resident(net, lowered, wanted, example, "the first choice")
     return resident if obstacle or run is None else _faster(net, lowered, resident, example, run)
 

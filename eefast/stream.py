@@ -22,7 +22,7 @@ def stream(batches: Iterable[Tensor], prepare: Callable[[Tensor], tuple[Answer, 
 
     prepare: checks a batch; returns who answers pieces of it, on one thread, and the images.
 
-    Reads ahead until every worker has a few pieces to do, so that memory stays bounded. Where `batches` or `prepare`
+    Reads ahead until every worker has four pieces to do, and never more than eight pieces for each. Where `batches` or `prepare`
     raises, the results of all batches before come first. Closing the iterator drops what has not begun and waits for
     what has.
     """
@@ -33,7 +33,7 @@ def stream(batches: Iterable[Tensor], prepare: Callable[[Tensor], tuple[Answer, 
     try:
         more = True
         while True:
-            while more and sum(not f.done() for piece in ahead for f in piece) < 4 * workers:
+            while more and _short_of_work(ahead, workers):
                 try:
                     answer, x = prepare(next(source))
                 except StopIteration:
@@ -53,6 +53,12 @@ def stream(batches: Iterable[Tensor], prepare: Callable[[Tensor], tuple[Answer, 
             raise error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _short_of_work(ahead: deque[list[Future[ExitResult]]], workers: int) -> bool:
+    """Whether to read on: workers might wait, and finished results do not pile up."""
+    pieces = [f for batch in ahead for f in batch]
+    return len(pieces) < 8 * workers and sum(not f.done() for f in pieces) < 4 * workers
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,7 +36,14 @@ def tune(net: EarlyExitNet, lowered: Lowered, bfloat16: bool, images: Tensor) ->
     direct_only = bfloat16 or _forced() == "direct"
     key = lowered.geometry, bfloat16, direct_only, ops.instruction_set()
     known: PackedWeights = {}
-    pack = partial(program, lowered, bfloat16=bfloat16, known=known)
+
+    @cache
+    def packed(algorithms: tuple[int, ...]) -> ResidentProgram:
+        return program(lowered, algorithms, (1,) * len(algorithms), bfloat16, known)
+
+    def pack(algorithms: tuple[int, ...], groups: tuple[int, ...]) -> ResidentProgram:
+        return replace(packed(algorithms), groups=torch.tensor(groups), group_sizes=groups)
+
     if key not in _choices:
         _choices[key] = _fastest(net, len(lowered.sizes), (0,) if direct_only else ALGORITHMS, pack, images)
     algorithms, groups = _choices[key]
@@ -95,7 +102,6 @@ def _fastest(
     images: Tensor,
 ) -> Choice:
     choices = [(a, g) for a in algorithms for g in GROUPS]
-    packed = {a: pack((a,) * sections, (1,) * sections) for a in algorithms}
     best = torch.full((len(choices), sections), torch.inf, dtype=torch.float64)
     to_the_end, begin = thresholds(net, net.num_exits), time.perf_counter()
     for r in range(ROUNDS):
@@ -103,7 +109,7 @@ def _fastest(
             break
         for i, (algorithm, group) in enumerate(choices):
             seconds = torch.zeros(sections, dtype=torch.float64)
-            _run(net, replace(packed[algorithm], groups=torch.full((sections,), group)), images, to_the_end, seconds)
+            _run(net, pack((algorithm,) * sections, (group,) * sections), images, to_the_end, seconds)
             best[i] = torch.minimum(best[i], seconds)
     found = []
     for own in best.T.tolist():

@@ -28,9 +28,7 @@ class WeightWatch:
         modules = [m for root in roots for m in root.modules()]
         self._dicts = [d for m in modules for d in (m._parameters, m._buffers, m._modules) if d]
         self._entries = self._current()
-        # Batches seen in training change no answer.
-        counters = {id(m._buffers.get("num_batches_tracked")) for m in modules}
-        self._tensors = [t for t in self._entries if isinstance(t, Tensor) and id(t) not in counters]
+        self._tensors = [t for t in self._entries if isinstance(t, Tensor)]
         self._tracked = [t for t in self._tensors if not t.is_inference()]
         # The aliases keep the old memory alive, so that no new tensor can come to lie at the same address.
         self._aliases = [t.detach() for t in self._tensors]

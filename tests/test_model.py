@@ -57,7 +57,7 @@ def small():
     return net, x
 
 
-@pytest.mark.parametrize("engine", ["reference", "compact"])
+@pytest.mark.parametrize("engine", ["reference", "compact", "resident"])
 class TestEngines:
     @settings(max_examples=15, deadline=None)
     @given(data=st.data())

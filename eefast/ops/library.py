@@ -60,6 +60,8 @@ def load_cpp() -> str | None:
     if os.environ.get("EEFAST_USE_CPP", "1") == "0":
         return "switched off by EEFAST_USE_CPP=0"
     libraries = sorted(Path(__file__).parent.parent.glob("_C*.so"))
+    if "EEFAST_LIBRARY" in os.environ:
+        libraries = [Path(os.environ["EEFAST_LIBRARY"])]
     if not libraries:
         return "not built; install with a C++ compiler"
     try:
