@@ -22,9 +22,9 @@ def stream(batches: Iterable[Tensor], prepare: Callable[[Tensor], tuple[Answer, 
 
     prepare: checks a batch; returns who answers pieces of it, on one thread, and the images.
 
-    Reads ahead until every worker has four pieces to do, and never more than eight pieces for each. Where `batches` or `prepare`
-    raises, the results of all batches before come first. Closing the iterator drops what has not begun and waits for
-    what has.
+    Reads ahead until every worker has four pieces to do, and never more than eight pieces for each. Where `batches` or
+    `prepare` raises, the results of all batches before come first. Closing the iterator drops what has not begun and
+    waits for what has.
     """
     workers = torch.get_num_threads()
     source, error = iter(batches), None

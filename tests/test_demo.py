@@ -9,7 +9,7 @@ import torch
 from networks import images, lived_in, one_by_one, spread_thresholds
 
 import eefast
-from eefast import demo, zoo
+from eefast import demo, ops, zoo
 
 COMMAND = [sys.executable, "-c", "from eefast.cli import main; main()", "demo", "--images", "300", "--rounds", "2"]
 
@@ -38,7 +38,8 @@ def found():
 
 def test_rows_tell_the_truth(found):
     net, other, x, labels, result, steps = found
-    plain, loop, masked, compact, margin = result.rows
+    plain, loop, masked, compact, *resident, margin = result.rows
+    assert len(resident) == (ops.CPP_MISSING is None)
     order = torch.randperm(70, generator=torch.Generator().manual_seed(0))
     for row, answer, n in ((loop, one_by_one(net, x[order[:20]]), 20), (masked, one_by_one(net, x), 70)):
         wanted = labels[order[:20]] if n == 20 else labels
@@ -46,7 +47,7 @@ def test_rows_tell_the_truth(found):
         assert row.mean_cost == pytest.approx(float(answer.cost.mean()), rel=1e-5)
         assert row.accuracy == pytest.approx(float((answer.labels == wanted).float().mean()))
         assert list(row.exits) == answer.exit_index.bincount().tolist()
-    for twin in (masked, compact):
+    for twin in (masked, compact, *resident):
         assert (twin.mean_cost, twin.accuracy, twin.exits) == (masked.mean_cost, masked.accuracy, masked.exits)
     assert margin.mean_cost == pytest.approx(float(one_by_one(other, x).cost.mean()), rel=1e-5)
     assert (plain.mean_cost, plain.realised_ratio, plain.criterion) == (1.0, 1.0, None)
@@ -91,7 +92,7 @@ def test_the_command_prints_a_table_and_draws_a_picture(tmp_path):
     command = [*COMMAND, "--figure", str(figure), "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     rows = json.loads(file.read_text())["rows"]
-    assert len(rows) == 5
+    assert len(rows) == 5 + (ops.CPP_MISSING is None)
     for row in rows:
         assert row["name"] in done.stdout
         assert f"{row['accuracy']:.2%}" in done.stdout

@@ -54,7 +54,7 @@ def test_auto_obeys_the_measurement(net, x, fresh, monkeypatch, speeds):
 
 
 def test_sections_take_the_fastest_algorithm_and_the_plan_shows_it(net, x, fresh, monkeypatch):
-    # Seconds per section of what runs: F(2×2) wins at the first size, F(4×4) in groups at the second, direct at the last.
+    # F(2×2) wins at the first size, F(4×4) in groups at the second, direct convolution at the last.
     best = [(2, 1), (4, 4), (0, 1)]
     run = tune._run
 
