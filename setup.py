@@ -24,6 +24,10 @@ def extensions() -> tuple[list, dict]:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     optimise = ["-O0", "-g"] if os.environ.get("DEBUG") == "1" else ["-O3", "-g0"]
+    sanitize: list[str] = []
+    if os.environ.get("SANITIZE") == "1":
+        # Python's own flags would define signed overflow, which then went unseen.
+        optimise, sanitize = ["-O1", "-g", "-fno-wrapv"], ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     extension = CppExtension(
         "eefast._C",
         sorted(str(path) for folder in ("csrc", "csrc/cpu") for path in Path(folder).glob("*.cpp")),
@@ -31,7 +35,8 @@ def extensions() -> tuple[list, dict]:
         include_dirs=[str(Path("csrc").resolve())],
         # Only torch's stable interface, as of 2.11, is used: one library serves every later torch and every Python.
         define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000"), ("TORCH_STABLE_ONLY", None)],
-        extra_compile_args=["-std=c++20", "-fvisibility=hidden", *optimise],
+        extra_compile_args=["-std=c++20", "-fvisibility=hidden", *optimise, *sanitize],
+        extra_link_args=sanitize,
         py_limited_api=True,
     )
     return [extension], {"build_ext": BuildExtension}

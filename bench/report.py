@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,72 @@ BASELINES = ("eager", "x[mask]")
 PLAIN = ("plain copy", "plain read")
 CASE = ("op", "samples", "channels", "height", "width", "classes", "dtype", "layout", "criterion", "exit_rate")
 NETWORK = ("network", "batch_size", "dtype")
+SETTING = ("network", "batch_size", "setting")
+RESIDENT, PER_STAGE = "eefast resident", "ONNX Runtime per stage"
+NO_EXITS, OWN_THRESHOLDS = "no exits", "own thresholds"
+HEADINGS = {
+    "plain, eager": "eager",
+    "plain, torch.compile": "torch.compile",
+    "plain, ONNX Runtime": "ONNX Runtime",
+    "plain, OpenVINO": "OpenVINO",
+    "masked, PyTorch": "masked",
+    "masked, PyTorch folded": "folded",
+    "ONNX Runtime per stage": "ONNX R. stages",
+    "ONNX Runtime per stage, shared threads": "shared threads",
+    "OpenVINO per stage": "OpenVINO stages",
+    "eefast compact": "compact",
+    "eefast resident": "resident",
+    "eefast resident, bfloat16": "bfloat16",
+    "eefast resident, avx2": "AVX2",
+    "eefast resident, direct": "direct",
+}
 # From here on, inputs are several times as large as any cache.
 MEMORY_BOUND = {"gpu": 2**28, "cpu": 2**27}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a way must reach in all of its cases.
+
+    least: realised ratio; with `against` images/s ÷ those of the fastest way whose name begins so.
+    batch_sizes, costs: from … to, both included; costs as asked for, 1: no image leaves early, None: own thresholds.
+    """
+
+    text: str
+    least: float
+    provider: str = RESIDENT
+    networks: tuple[str, ...] = ("eenet20", "eenet110")
+    batch_sizes: tuple[int, float] = (256, float("inf"))
+    costs: tuple[float, float] | None = (0.2, 0.35)
+    against: str = ""
+
+    def concerns(self, row: Row) -> bool:
+        here = row["network"] in self.networks and row["provider"] == self.provider
+        cost = _cost_asked_for(row["setting"])
+        asked = cost == self.costs if self.costs is None or cost is None else self.costs[0] <= cost <= self.costs[1]
+        return here and asked and self.batch_sizes[0] <= row["batch_size"] <= self.batch_sizes[1]
+
+
+def _cost_asked_for(setting: str) -> float | None:
+    if setting == OWN_THRESHOLDS:
+        return None
+    return 1.0 if setting == NO_EXITS else float(setting.removeprefix("cost "))
+
+
+TARGETS = (
+    Target("resident: realised ratio ≥ 2.2 at N ≥ 256, cost .2–.35", 2.2),
+    Target("resident: realised ratio ≥ 1.9 at N = 16, cost .2–.35", 1.9, batch_sizes=(16, 16)),
+    Target("resident: realised ratio ≥ 1.5 at N = 1, cost .2–.35", 1.5, batch_sizes=(1, 1)),
+    Target("resident: ≥ 2.0 × the best static way at N ≥ 256 where no image leaves early", 2.0, costs=(1, 1)),
+    Target("resident held to AVX2: realised ratio ≥ 1.4 at N ≥ 256, cost .2–.35", 1.4, f"{RESIDENT}, avx2"),
+    Target(f"resident: ≥ 2.2 × {PER_STAGE} at N ≥ 256, cost .2–.35", 2.2, against=PER_STAGE),
+    Target(
+        "resident: realised ratio ≥ 1.9 on MNIST at N ≥ 256, the network's own thresholds",
+        1.9,
+        networks=("eenet32 on MNIST",),
+        costs=None,
+    ),
+)
 
 
 def show(rows: Sequence[Row], lines: int = 200) -> str:
@@ -46,9 +111,11 @@ def _device(rows: list[Row], lines: int) -> str:
     if ceilings:
         found.append("; ".join(f"{what} {dtype} {v:,.1f} {units[what]}" for (what, dtype), v in ceilings.items()))
     ops = _newest((r for r in rows if "op" in r), (*CASE, "provider", "timing"))
-    networks = _newest((r for r in rows if "network" in r), (*NETWORK, "provider"))
+    networks = _newest((r for r in rows if "network" in r), (*NETWORK, "setting", "provider"))
+    settings = [r for r in networks if r.get("setting") and r["images_per_s"]]
     ends = [*_notes([*ops, *networks]), *(_checks(ops, gpu, lines // 4) if ops else [])]
-    body = [*_network_table(networks), *_op_table(ops)]
+    ends += _setting_checks(settings, lines // 4) if settings else []
+    body = [*_setting_tables(settings), *_network_table([r for r in networks if not r.get("setting")]), *_op_table(ops)]
     room = max(lines - len(found) - len(ends), 3)
     if len(body) > room:
         body = [*body[: room - 1], f"… {len(body) - room + 1} more lines: bench/report.py --lines 200"]
@@ -62,7 +129,7 @@ def _versions(around: Row, gpu: bool) -> list[str]:
 
 def _newest(rows: Iterable[Row], key: Sequence[str]) -> list[Row]:
     """The last row of each measurement."""
-    return list({tuple(row[name] for name in key): row for row in rows}.values())
+    return list({tuple(row.get(name) for name in key): row for row in rows}.values())
 
 
 def _op_table(rows: list[Row]) -> list[str]:
@@ -111,6 +178,71 @@ def _network_table(rows: list[Row]) -> list[str]:
     return _aligned(table) if len(table) > 1 else []
 
 
+def _setting_tables(rows: list[Row]) -> list[str]:
+    """Networks × batch sizes, one column per way: without exits, then with exits, one line per cost."""
+    without = [row for row in rows if row["setting"] == NO_EXITS]
+    return [
+        *_setting_table("no exits: images/s (× best static)", without),
+        *_setting_table("images/s (realised ratio)", [row for row in rows if row["setting"] != NO_EXITS]),
+    ]
+
+
+def _setting_table(title: str, rows: list[Row]) -> list[str]:
+    ways = [name for name in HEADINGS if any(row["provider"] == name for row in rows)]
+    table = [(title, "batch", "mean cost", *(HEADINGS[name] for name in ways))]
+    for (network, batch_size, setting), found in _by_setting(rows).items():
+        cost = next((r["mean_cost"] for r in found.values() if r["dtype"] == "float32"), None)
+        cells = [_speed(found.get(name)) + _number(found.get(name), "realised_ratio", " ({:.2f})") for name in ways]
+        own = f"{network}, {setting}" if setting == OWN_THRESHOLDS else network
+        table.append((own, str(batch_size), "" if cost is None else f"{cost:.3f}", *cells))
+    return _aligned(table) if rows else []
+
+
+def _by_setting(rows: list[Row]) -> dict[tuple[Any, ...], dict[str, Row]]:
+    cases: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        cases.setdefault(tuple(row[name] for name in SETTING), {})[row["provider"]] = row
+    return cases
+
+
+def _setting_checks(rows: list[Row], lines: int) -> list[str]:
+    """What the design asks of whole networks, reached or not, and every case in which another way is faster."""
+    cases, found = _by_setting(rows), []
+    for target in TARGETS:
+        values = []
+        for (network, batch_size, setting), ways in cases.items():
+            row = ways.get(target.provider)
+            if row is None or not target.concerns(row):
+                continue
+            value = row["realised_ratio"]
+            if target.against:
+                others = [r["images_per_s"][1] for name, r in ways.items() if name.startswith(target.against)]
+                value = row["images_per_s"][1] / max(others) if others else None
+            if value is not None:
+                values.append((value, f"{network}, batch {batch_size}, {setting}"))
+        reached, worst = sum(v >= target.least for v, _ in values), min(values, default=None)
+        seen = worst and f"{reached} of {len(values)} cases; the lowest {worst[0]:.2f} at {worst[1]}"
+        found.append(_verdict(target.text, worst and reached == len(values), seen))
+    return [*found, *_setting_losses(cases, lines)]
+
+
+def _setting_losses(cases: dict[tuple[Any, ...], dict[str, Row]], lines: int) -> list[str]:
+    """Against all other ways at the same setting, and those without exits."""
+    lost, ours = [], 0
+    for (network, batch_size, setting), ways in cases.items():
+        if RESIDENT not in ways:
+            continue
+        ours += 1
+        same = {**cases.get((network, batch_size, NO_EXITS), {}), **ways}
+        others = {name: row for name, row in same.items() if not name.startswith(OURS)}
+        best = max(others.values(), key=lambda row: row["images_per_s"][1], default=None)
+        if best and best["images_per_s"][1] > ways[RESIDENT]["images_per_s"][1]:
+            ratio = best["images_per_s"][1] / ways[RESIDENT]["images_per_s"][1]
+            lost.append((ratio, f"  {network}, batch {batch_size}, {setting}: {best['provider']} is {ratio:.2f}×"))
+    found = [f"{RESIDENT} is slower than another way in {len(lost)} of {ours} cases{':' if lost else ''}"]
+    return [*found, *(text for _, text in sorted(lost, reverse=True)[:lines])]
+
+
 def _speed(row: Row | None) -> str:
     return "" if row is None else f"{row['images_per_s'][1]:,.0f}"
 
@@ -122,7 +254,8 @@ def _notes(rows: list[Row]) -> list[str]:
     for row in rows:
         if row["note"]:
             reasons[row["note"]] += 1
-            name = _name(row) if "op" in row else f"{row['network']}, batch {row['batch_size']}"
+            where = [f"{row['network']}, batch {row['batch_size']}", row.get("setting")] if "network" in row else []
+            name = ", ".join(filter(None, where)) or _name(row)
             names.setdefault(row["note"], f"{name}, {row['provider']}")
     ordered = sorted(reasons, key=lambda note: not note.startswith("WRONG"))
     more = {note: f" and {count - 1} more" if count > 1 else "" for note, count in reasons.items()}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import statistics
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -81,6 +82,8 @@ class NetworkRow:
     best_static: that provider's name.
     exits: images that left at each exit; flips: of those that took another exit than the float32 network says, all
         closer to a threshold than `flip_margin`.
+    setting: "no exits", "cost 0.25", "own thresholds"; empty where a network has only one.
+    setup_seconds: until the first answer: export, compilation, first call; details: versions, settings.
     """
 
     network: str
@@ -97,6 +100,25 @@ class NetworkRow:
     exits: tuple[int, ...] = ()
     flips: int = 0
     flip_margin: float = 0.0
+    setting: str = ""
+    setup_seconds: float | None = None
+    details: str = ""
+
+
+def summary(
+    batch_size: int, spans: Sequence[tuple[float, float]], best: Sequence[tuple[float, float]] | None
+) -> dict[str, Any]:
+    """Speed, cost and realised ratio for a `NetworkRow`.
+
+    spans: seconds per batch and mean cost, round by round; best: those of the best static way in the same rounds.
+    """
+    speeds = torch.tensor([batch_size / s for s, _ in spans], dtype=torch.float64)
+    ratios = [] if best is None else [c * b / s for (s, c), (b, _) in zip(spans, best, strict=True)]
+    return {
+        "images_per_s": tuple(speeds.quantile(torch.tensor([0.2, 0.5, 0.8]).double()).tolist()),
+        "mean_cost": statistics.mean(c for _, c in spans),
+        "realised_ratio": statistics.median(ratios) if ratios else None,
+    }
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Whole networks in batches: thresholds for a stated mix of exits, answers checked, then all ways timed in turn."""
+"""Whole networks in batches: thresholds for a stated mix of exits, answers checked, then all ways timed in turn.
+
+The CPU's ways run in processes of their own, see throughput_cpu.py; a GPU's run here.
+"""
 
 from __future__ import annotations
 
@@ -12,36 +15,23 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+import throughput_cpu
 import torch
+from prepared import FLIP_MARGIN, Checked, Network, Prepared, check, network_on_noise, thresholds
 from progress import track
 from report import failures, show
-from rows import NetworkRow, append, environment, first_line, now, read, results_file
+from rows import NetworkRow, append, environment, first_line, now, read, results_file, summary
 from torch import Tensor, nn
 
 import eefast
-from eefast.calibrate import collect, exits_taken
 from eefast.fold import fold_stage
-from eefast.model import EarlyExitNet
 from eefast.result import ExitOutput, ExitResult
 
 ROUNDS = 7
 ROUND_SECONDS, MOST_BATCHES = 0.05, 32
-# By dtype: how close to a threshold either exit is a right answer; how far the logits of an image may be off, root mean
-# square in standard deviations. Those of another image are off by about 1.4.
-FLIP_MARGIN = {torch.float32: 1e-4, torch.float16: 5e-2}
-LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-1}
+DTYPE = torch.float16
 
 Run = Callable[[Tensor], Any]
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network of `eefast.zoo` and the share of the images that is to leave at each exit, the final one last."""
-
-    name: str
-    input_shape: tuple[int, int, int]
-    num_classes: int
-    mix: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -65,101 +55,46 @@ SMALL = Network("eenet20", (3, 32, 32), 10, (0.6, 0.28, 0.12))
 DEEP = Network("eenet110", (3, 32, 32), 10, (0.3, 0.15, 0.1, 0.08, 0.07, 0.06, 0.05, 0.05, 0.14))
 LARGE = Network("eenet50", (3, 224, 224), 1000, (0.3, 0.2, 0.2, 0.3))
 # What matters most comes first, since the budget of seconds may end before the list does.
-WORK = {
-    "cuda": (
-        *(Work(SMALL, 4096, compile_seconds=15), Work(LARGE, 256, seconds=18), Work(SMALL, 256)),
-        *(Work(DEEP, 4096, seconds=12), Work(DEEP, 256), Work(SMALL, 16), Work(SMALL, 1)),
-        *(Work(LARGE, 16), Work(DEEP, 16), Work(LARGE, 1)),
-        *(Work(SMALL, 256, compile_seconds=15), Work(LARGE, 256, compile_seconds=25, seconds=18)),
-        Work(DEEP, 4096, compile_seconds=90, seconds=12),
-    ),
-    "cpu": (
-        *(Work(SMALL, 256), Work(SMALL, 16), Work(SMALL, 1), Work(DEEP, 256), Work(LARGE, 16)),
-        *(Work(SMALL, 256, compile_seconds=30), Work(SMALL, 4096)),
-    ),
-}
-DTYPE = {"cuda": torch.float16, "cpu": torch.float32}
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A network ready to be measured.
-
-    net: float32, its thresholds giving the mix on the images of `batches`, which are in the measured dtype.
-    outputs: what its exits say about them in float32, on the CPU.
-    """
-
-    net: EarlyExitNet
-    batches: Sequence[Tensor]
-    outputs: list[ExitOutput]
+WORK = (
+    *(Work(SMALL, 4096, compile_seconds=15), Work(LARGE, 256, seconds=18), Work(SMALL, 256)),
+    *(Work(DEEP, 4096, seconds=12), Work(DEEP, 256), Work(SMALL, 16), Work(SMALL, 1)),
+    *(Work(LARGE, 16), Work(DEEP, 16), Work(LARGE, 1)),
+    *(Work(SMALL, 256, compile_seconds=15), Work(LARGE, 256, compile_seconds=25, seconds=18)),
+    Work(DEEP, 4096, compile_seconds=90, seconds=12),
+)
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a network.
+    """One way to run a network, its answers found to be right.
 
-    run: images → `ExitResult`, or the logits alone where no image leaves early.
-    costs: mean cost of each batch; flips, exits: as in `NetworkRow`.
+    run: images → `ExitResult`, or the logits alone where `static`: no image leaves early.
     """
 
     name: str
     run: Run
     static: bool
-    costs: tuple[float, ...]
-    exits: tuple[int, ...]
-    flips: int
+    checked: Checked
 
 
 @torch.no_grad()
-def prepare(work: Work, device: str) -> Prepared:
-    """Random weights whose activations stay in range and whose confidences differ between images."""
-    torch.manual_seed(0)
-    # The float32 network is the yardstick; cuDNN would round what goes into its convolutions.
-    torch.backends.cudnn.allow_tf32 = False
-    network, shape = work.network, work.network.input_shape
-    exits = len(network.mix) - 1
-    net = eefast.zoo.eenet(network.name, exits, num_classes=network.num_classes, input_shape=shape).to(device)
-    least = 64 if network is LARGE else 1024
-    images = torch.randn(max(work.batch_size, least), *shape, device=device)
-    # What the float32 network is asked about is what the others will see, after their dtype's rounding.
-    images = images.to(DTYPE[device], memory_format=torch.channels_last)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    net.train().all_exits(images[:least].float())
-    net.eval()
-    parts = [(part.float(), torch.zeros(len(part))) for part in images.split(256)]
-    for head, out in zip(net.heads, collect(net, parts)[0], strict=True):
-        # Confidences of a network that was never trained hardly differ; these spread over 0 … 1.
-        scale = 2 / float(out.confidence_logit.std())
-        head.confidence.weight.mul_(scale)
-        head.confidence.bias.sub_(float(out.confidence_logit.mean())).mul_(scale)
-    outputs, _ = collect(net, parts)
-    net.thresholds.copy_(torch.tensor(thresholds(outputs, network.mix)))
+def prepare(work: Work) -> Prepared:
+    calibrated = 64 if work.network is LARGE else 1024
+    count = max(work.batch_size, calibrated)
+    net, images, outputs = network_on_noise(work.network, count, calibrated, "cuda", DTYPE)
+    net.thresholds.copy_(torch.tensor(thresholds(outputs, work.network.mix)))
     seen = MOST_BATCHES * work.batch_size
     outputs = [ExitOutput(*(part[:seen] for part in out)) for out in outputs]
     return Prepared(net, images[:seen].split(work.batch_size), outputs)
 
 
-def thresholds(outputs: list[ExitOutput], mix: Sequence[float]) -> list[float]:
-    """Exit by exit, half-way between two confidences, the one at which its share of all images leaves there."""
-    live = torch.ones(len(outputs[0].confidence), dtype=torch.bool)
-    found: list[float] = []
-    for out, share in zip(outputs, mix[:-1], strict=False):
-        order = out.confidence[live].sort(descending=True).values
-        leaving = min(max(round(share * len(live)), 1), len(order) - 1)
-        found.append(float(order[leaving - 1 : leaving + 1].mean()))
-        live &= out.confidence <= found[-1]
-    return found
-
-
-def makers(work: Work, prepared: Prepared, device: str) -> dict[tuple[str, bool], Callable[[], Run]]:
+def makers(work: Work, prepared: Prepared) -> dict[tuple[str, bool], Callable[[], Run]]:
     """(name, static) → how to make it, which may raise."""
-    dtype, x = DTYPE[device], prepared.batches[0]
+    x = prepared.batches[0]
 
     @cache
     def plain() -> nn.Module:
-        return fold_stage(prepared.net.plain(), dtype)[0]
+        return fold_stage(prepared.net.plain(), DTYPE)[0]
 
     @cache
     def compiled() -> Run:
@@ -167,18 +102,17 @@ def makers(work: Work, prepared: Prepared, device: str) -> dict[tuple[str, bool]
         return torch.compile(plain(), dynamic=False)
 
     def masked() -> Run:
-        return copy.deepcopy(prepared.net).to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return copy.deepcopy(prepared.net).to(DTYPE, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     static: dict[str, Callable[[], Run]] = {"plain, eager": plain}
     if work.compile_seconds:
         static["plain, torch.compile"] = compiled
-    if device == "cuda":
-        # What mode="reduce-overhead" does, without a second compilation.
-        static |= {f"{name}, CUDA graph": partial(captured, make, x) for name, make in static.items()}
+    # What mode="reduce-overhead" does, without a second compilation.
+    static |= {f"{name}, CUDA graph": partial(captured, make, x) for name, make in static.items()}
     return {
         **{(name, True): make for name, make in static.items()},
         ("masked, PyTorch", False): masked,
-        ("eefast compact", False): lambda: eefast.accelerate(prepared.net, engine="compact", dtype=dtype),
+        ("eefast compact", False): lambda: eefast.accelerate(prepared.net, engine="compact", dtype=DTYPE),
     }
 
 
@@ -203,28 +137,16 @@ def captured(make: Callable[[], Run], x: Tensor) -> Run:
     return run
 
 
-def checked(prepared: Prepared, name: str, static: bool, run: Run, dtype: torch.dtype) -> tuple[Way | None, str]:
-    """The way with its costs, or None and what is wrong with its answers."""
-    net, outputs, last = prepared.net, prepared.outputs, prepared.net.num_exits
+def checked(prepared: Prepared, name: str, static: bool, run: Run) -> tuple[Way | None, str]:
+    """The way, or None and what is wrong with its answers."""
     if static:
         logits = torch.cat([run(x).float().cpu() for x in prepared.batches])
-        taken = expected = torch.full((len(logits),), last)
+        taken = torch.full((len(logits),), prepared.net.num_exits)
     else:
         answers = [ExitResult(*(part.cpu() for part in run(x))) for x in prepared.batches]
         logits, taken = (torch.cat([getattr(a, n) for a in answers]) for n in ("logits", "exit_index"))
-        expected = exits_taken(outputs, net.criterion, net.thresholds.cpu())
-    near = torch.zeros(len(expected), dtype=torch.bool)
-    for i, (out, threshold) in enumerate(zip(outputs[:-1], net.thresholds.tolist(), strict=True)):
-        near |= (i <= expected) & ((out.confidence - threshold).abs() < FLIP_MARGIN[dtype])
-    flipped = taken != expected
-    exact = torch.stack([out.logits for out in outputs])[taken, torch.arange(len(taken))]
-    error = float((logits - exact).square().mean(1).sqrt().max() / exact.std())
-    if bool((flipped & ~near).any()) or not error <= LOGIT_TOLERANCE[dtype]:
-        wrong = f"{int((flipped & ~near).sum())} of {len(taken)} images took another exit"
-        return None, f"WRONG: {wrong}, logits of one are off by {error:.2g} standard deviations"
-    costs = [float(net.cost.cpu()[part].mean()) for part in taken.split(len(prepared.batches[0]))]
-    exits = tuple(taken.bincount(minlength=last + 1).tolist())
-    return Way(name, run, static, tuple(costs), exits, int(flipped.sum())), ""
+    found, note = check(prepared, static, logits, taken, DTYPE)
+    return (None if found is None else Way(name, run, static, found)), note
 
 
 def search_convolutions(static: bool) -> None:
@@ -232,16 +154,16 @@ def search_convolutions(static: bool) -> None:
     torch.backends.cudnn.benchmark = static
 
 
-def timed(ways: Sequence[Way], batches: Sequence[Tensor], wait: Callable[[], None]) -> list[list[tuple[float, float]]]:
+def timed(ways: Sequence[Way], batches: Sequence[Tensor]) -> list[list[tuple[float, float]]]:
     """Per way and round: seconds per batch and mean cost; every way once per round, on the same batches."""
 
     def seconds(way: Way, turn: Sequence[int]) -> float:
         search_convolutions(way.static)
-        wait()
+        torch.cuda.synchronize()
         begin = time.perf_counter()
         for i in turn:
             way.run(batches[i])
-        wait()
+        torch.cuda.synchronize()
         return (time.perf_counter() - begin) / len(turn)
 
     quickest = min(seconds(way, [0]) for way in ways)
@@ -250,85 +172,90 @@ def timed(ways: Sequence[Way], batches: Sequence[Tensor], wait: Callable[[], Non
     for r in range(ROUNDS):
         turn = [(r * count + j) % len(batches) for j in range(count)]
         for way, own in zip(ways, found, strict=True):
-            own.append((seconds(way, turn), statistics.mean(way.costs[i] for i in turn)))
+            own.append((seconds(way, turn), statistics.mean(way.checked.costs[i] for i in turn)))
     return found
 
 
 @torch.no_grad()
-def measure(work: Work, device: str) -> list[NetworkRow]:
-    prepared, dtype = prepare(work, device), DTYPE[device]
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+def measure(work: Work) -> list[NetworkRow]:
+    prepared = prepare(work)
     rows, ways = [], []
-    for (name, static), make in makers(work, prepared, device).items():
+    for (name, static), make in makers(work, prepared).items():
         try:
             search_convolutions(static)
-            way, note = checked(prepared, name, static, make(), dtype)
+            way, note = checked(prepared, name, static, make())
         except Exception as error:
             way, note = None, first_line(error)
         if way is None:
-            rows.append(untimed(work, name, dtype, note))
+            rows.append(untimed(work, name, note))
         else:
             ways.append(way)
     if not ways:
         return rows
-    spans = timed(ways, prepared.batches, wait)
+    spans = timed(ways, prepared.batches)
     medians = [statistics.median(s for s, _ in own) for own in spans]
     best = min((i for i, way in enumerate(ways) if way.static), key=medians.__getitem__, default=None)
     for way, own in zip(ways, spans, strict=True):
-        speeds = torch.tensor([work.batch_size / s for s, _ in own], dtype=torch.float64)
-        low, median, high = speeds.quantile(torch.tensor([0.2, 0.5, 0.8]).double()).tolist()
-        ratio = None
-        if best is not None:
-            ratio = statistics.median(c * b / s for (s, c), (b, _) in zip(own, spans[best], strict=True))
         rows.append(
             NetworkRow(
-                **_shape(work, way.name, dtype),
+                **_shape(work, way.name),
                 checked=True,
-                images_per_s=(low, median, high),
-                mean_cost=statistics.mean(c for _, c in own),
-                realised_ratio=ratio,
+                **summary(work.batch_size, own, None if best is None else spans[best]),
                 best_static=None if best is None else ways[best].name,
-                exits=way.exits,
-                flips=way.flips,
-                flip_margin=FLIP_MARGIN[dtype],
+                exits=way.checked.exits,
+                flips=way.checked.flips,
+                flip_margin=FLIP_MARGIN[DTYPE],
             )
         )
     return rows
 
 
-def untimed(work: Work, provider: str, dtype: torch.dtype, note: str) -> NetworkRow:
-    return NetworkRow(**_shape(work, provider, dtype), checked=False, note=note)
+def untimed(work: Work, provider: str, note: str) -> NetworkRow:
+    return NetworkRow(**_shape(work, provider), checked=False, note=note)
 
 
-def _shape(work: Work, provider: str, dtype: torch.dtype) -> dict[str, Any]:
+def _shape(work: Work, provider: str) -> dict[str, Any]:
     return {
         "network": work.network.name,
         "provider": provider,
         "batch_size": work.batch_size,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(DTYPE).removeprefix("torch."),
         "mix": work.network.mix,
     }
 
 
+def run_on_gpu(works: Sequence[Work], around: dict[str, Any], seconds: float) -> None:
+    begin = time.perf_counter()
+    for work in track(works, "networks"):
+        if time.perf_counter() - begin + work.seconds + work.compile_seconds > seconds:
+            name = "plain, torch.compile" if work.compile_seconds else "all ways"
+            append([untimed(work, name, f"skipped: the budget of {seconds:.0f} s is spent")], around)
+            continue
+        append(measure(work), around)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", choices=tuple(WORK), help="default: cuda where there is one")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     parser.add_argument(
         "--only", default="", metavar="TEXT", help='what has this in its name, such as "eenet20, batch 256"'
     )
-    parser.add_argument("--seconds", type=float, default=70, help="skip, and say so, what does not fit; default 70")
+    parser.add_argument(
+        "--all", action="store_true", help="CPU: all networks, batch sizes and costs, however long they take"
+    )
+    parser.add_argument("--seconds", type=float, help="skip, and say so, what does not fit; default: 70, on a CPU 300")
     arguments = parser.parse_args()
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device here; leave the option out to measure the CPU")
-    around, since, begin = environment(device), now(), time.perf_counter()
-    for work in track([work for work in WORK[device] if arguments.only in str(work)], "networks"):
-        if time.perf_counter() - begin + work.seconds + work.compile_seconds > arguments.seconds:
-            name = "plain, torch.compile" if work.compile_seconds else "all ways"
-            note = f"skipped: the budget of {arguments.seconds:.0f} s is spent"
-            append([untimed(work, name, DTYPE[device], note)], around)
-            continue
-        append(measure(work, device), around)
+    around, since = environment(device), now()
+    if device == "cuda":
+        works = [work for work in WORK if arguments.only in str(work)]
+        run_on_gpu(works, around, arguments.seconds or 70)
+    else:
+        seconds = arguments.seconds or (float("inf") if arguments.all else 300)
+        plan = throughput_cpu.ALL_WORK if arguments.all else throughput_cpu.KEY_WORK
+        throughput_cpu.run([work for work in plan if arguments.only in str(work)], around, seconds)
     rows = read([results_file(around)], since)
     print(show(rows))
     return failures(rows)

@@ -15,7 +15,8 @@ void check_shape(const char* name, const Tensor& tensor, std::initializer_list<i
   }
 }
 
-void check_dtype(const char* name, const Tensor& tensor, torch::headeronly::ScalarType expected, const char* expected_name) {
+void check_dtype(const char* name, const Tensor& tensor, torch::headeronly::ScalarType expected,
+                 const char* expected_name) {
   if (tensor.scalar_type() != expected) {
     fail(name, " is ", toString(tensor.scalar_type()), "; convert it with .to(torch.", expected_name, ")");
   }

@@ -1,4 +1,5 @@
-// The resident engine behind raw pointers: a network as steps on small maps, the batch it runs on, the answers it writes.
+// The resident engine behind raw pointers: a network as steps on small maps, the batch it runs on, the answers it
+// writes.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +13,8 @@ namespace eefast::cpu {
 // Channels that lie side by side for one pixel; the unit of every map but the images.
 constexpr int64_t kBlock = 16;
 
-// A map in memory: [blocks][height + 2 halo][row_pitch], each row holding pixels of `block` channels. What surrounds the
-// map is zero, so that no kernel asks whether a pixel exists. Pitches in elements.
+// A map in memory: [blocks][height + 2 halo][row_pitch], each row holding pixels of `block` channels. What surrounds
+// the map is zero, so that no kernel asks whether a pixel exists. Pitches in elements.
 struct Map {
   int64_t channels, section;
   int64_t block, blocks, height, width, halo;

@@ -89,10 +89,6 @@ EEFAST_TARGET static void winograd_input(int64_t m, const Map& from, const TileR
   m == 2 ? input_row<2>(from, row, block, v, pitch) : input_row<4>(from, row, block, v, pitch);
 }
 
-#ifndef PFD
-#define PFD 64
-#define PFT 8
-#endif
 // A block of the product stays in registers until it is whole, so that it may be stored over its input.
 template <int64_t vectors, int64_t tiles>
 EEFAST_TARGET static void multiply_tiles(const float* weight, int64_t width, int64_t channels, const float* v,
@@ -103,10 +99,7 @@ EEFAST_TARGET static void multiply_tiles(const float* weight, int64_t width, int
     for (int64_t c = 0; c < end; ++c, weight += width) {
       Floats w[vectors];
       EEFAST_UNROLL
-      for (int64_t k = 0; k < vectors; ++k) {
-        w[k] = load(weight + k * kLanes);
-        if (tiles <= PFT && (k * kLanes) % 16 == 0) __builtin_prefetch(weight + PFD * width + k * kLanes);
-      }
+      for (int64_t k = 0; k < vectors; ++k) w[k] = load(weight + k * kLanes);
       EEFAST_UNROLL
       for (int64_t t = 0; t < tiles; ++t) {
         const Floats x = splat(v[t * kBlock + c]);

@@ -56,12 +56,16 @@ def check_range_on_cuda(features: Tensor, rows: Tensor, *weights: tuple[str, Ten
 
 
 def load_cpp() -> str | None:
-    """Load the C++ kernels, which replace the Python references on the CPU; None, or why that was not possible."""
+    """Load the C++ kernels, which replace the Python references on the CPU; None, or why that was not possible.
+
+    Raises `OSError` where EEFAST_LIBRARY names a library that does not load.
+    """
     if os.environ.get("EEFAST_USE_CPP", "1") == "0":
         return "switched off by EEFAST_USE_CPP=0"
+    if wanted := os.environ.get("EEFAST_LIBRARY"):
+        torch.ops.load_library(wanted)
+        return None
     libraries = sorted(Path(__file__).parent.parent.glob("_C*.so"))
-    if "EEFAST_LIBRARY" in os.environ:
-        libraries = [Path(os.environ["EEFAST_LIBRARY"])]
     if not libraries:
         return "not built; install with a C++ compiler"
     try:

@@ -1,0 +1,42 @@
+"""What a peer is: a name, how to make it run a network, and what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eefast.model import EarlyExitNet
+
+Run = Callable[[Tensor], Any]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to run a network.
+
+    prepare: network → run; may raise. run: images → logits [N, K] where `static`, else an `ExitResult` by the network's
+        thresholds, which may change between two calls.
+    describe: versions and settings.
+    static: every image takes the final exit.
+    family: peers of one family share a process.
+    dtype: of the arithmetic; memory_format: how the images lie that it is given.
+    needs: modules to be installed first; variables: of the process's environment.
+    """
+
+    name: str
+    prepare: Callable[[EarlyExitNet], Run]
+    describe: Callable[[], str]
+    static: bool
+    family: str
+    dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.contiguous_format
+    needs: tuple[str, ...] = ()
+    variables: tuple[tuple[str, str], ...] = ()
+
+
+def torch_version() -> str:
+    return f"torch {torch.__version__}"
