@@ -64,11 +64,35 @@ class OpRow:
 
 @dataclass(frozen=True)
 class CeilingRow:
-    """What the device does at best, measured in the same run: "copy" in GB/s (read + written), "matmul" in TFLOP/s."""
+    """What the device does at best, measured in the same run.
+
+    "copy" in GB/s (read + written), "matmul" in TFLOP/s, "multiply-adds of one core" in billions per second.
+    """
 
     ceiling: str
     dtype: str
     value: float
+
+
+@dataclass(frozen=True)
+class AlgorithmRow:
+    """The resident op on one thread, all sections with one algorithm, no image leaving early.
+
+    trunk: the network.
+    algorithm: "direct" or "F(m×m)"; group: samples that go together.
+    microseconds: per image, median over rounds; sections: their part of it.
+    peak_share: multiply-adds of direct convolution ÷ time ÷ peak of one core; Winograd may exceed 1.
+    error: largest difference of the logits from float64's ÷ largest logit, found before the timing.
+    """
+
+    trunk: str
+    algorithm: str
+    group: int
+    images: int
+    microseconds: float
+    sections: tuple[float, ...]
+    peak_share: float
+    error: float
 
 
 @dataclass(frozen=True)
@@ -149,7 +173,7 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
-def append(rows: Iterable[OpRow | CeilingRow | NetworkRow], around: dict[str, Any]) -> None:
+def append(rows: Iterable[OpRow | CeilingRow | AlgorithmRow | NetworkRow], around: dict[str, Any]) -> None:
     """Add lines to `bench/results/<device>.jsonl`, and to the same file in the folder `$OUT` where that is set."""
     lines = "".join(json.dumps({**asdict(row), "environment": around}) + "\n" for row in rows)
     own = results_file(around)
