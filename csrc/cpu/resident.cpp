@@ -21,6 +21,9 @@ int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit;
 // channels, and enough for one pass over the weights for more.
 int64_t chunk_tiles(const Map& from) { return from.blocks == 1 ? 8 : 16; }
 
+// Weights of one convolution of which every core may read all: more than that, and each reads its own part only.
+constexpr int64_t kCacheableWeights = 256 * 1024;
+
 struct Slot {
   int64_t sample;
   char* maps;
@@ -179,8 +182,8 @@ void run_direct(const Layer& layer) {
   const int64_t whole = groups * layer.samples;
   const int64_t parts = std::min(to.height, (4 * (helpers + 1) + whole - 1) / whole);
   const auto work = [&](int64_t item, Worker&) {
-    const int64_t i = item / parts % layer.samples, part = item % parts;
-    kernels.direct(layer.step, from, to, layer.in(i), layer.out(i), layer.residual(i), item / parts / layer.samples,
+    const int64_t part = item / groups % parts, i = item / groups / parts;
+    kernels.direct(layer.step, from, to, layer.in(i), layer.out(i), layer.residual(i), item % groups,
                    to.height * part / parts, to.height * (part + 1) / parts);
   };
   layer.worker.team->share(whole * parts, work, layer.worker);
@@ -199,9 +202,15 @@ struct Winograd {
     tile_columns = (to.width + m - 1) / m;
     const int64_t most = chunk_tiles(from);
     parts = (tile_columns + most - 1) / most;
-    rows_a_chunk = std::max<int64_t>(1, most / tile_columns);
     rows = layer.samples * tile_rows * parts;
+    rows_a_chunk = std::max<int64_t>(1, most / tile_columns);
+    // Everybody gets a chunk.
+    if (!heavy()) rows_a_chunk = std::clamp(rows / (l.worker.team->helpers() + 1), int64_t{1}, rows_a_chunk);
     chunks = (rows + rows_a_chunk - 1) / rows_a_chunk;
+  }
+
+  bool heavy() const {
+    return side * side * from.channels * to.blocks * kBlock * int64_t{sizeof(float)} > kCacheableWeights;
   }
 
   // Row `r` of all samples' tile rows, each cut into `parts`.
@@ -267,7 +276,7 @@ void run_winograd(const Layer& layer) {
   const int64_t helpers = leader.team->helpers();
   if (helpers == 0) {
     for (int64_t c = 0; c < winograd.chunks; ++c) winograd.run(c, leader);
-  } else if (winograd.from.blocks == 1 || winograd.chunks > 4 * (helpers + 1)) {
+  } else if (winograd.chunks > (winograd.heavy() ? 4 * (helpers + 1) : 1)) {
     const auto work = [&](int64_t c, Worker& worker) { winograd.run(c, worker); };
     leader.team->share(winograd.chunks, work, leader);
   } else {
