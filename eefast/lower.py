@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import operator
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -337,11 +339,25 @@ def program(
         torch.tensor(lowered.maps, dtype=torch.int64),
         torch.tensor(groups, dtype=torch.int64),
         lowered.weights,
-        torch.cat(packed),
+        _on_large_pages(torch.cat(packed)),
         bfloat16,
         algorithms,
         groups,
     )
+
+
+def _on_large_pages(tensor: Tensor) -> Tensor:
+    """The same in memory of 2 MiB pages, where the system has them.
+
+    Megabytes of weights per image are too much for the processor's list of small pages, and small pages, scattered as
+    they come, evict one another from its cache.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE") or tensor.nbytes < 2**20:
+        return tensor
+    memory = mmap.mmap(-1, tensor.nbytes)
+    with suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=tensor.dtype).copy_(tensor)
 
 
 def _packed(layer: Layer, winograd: int, bfloat16: bool) -> Tensor:

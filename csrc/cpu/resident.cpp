@@ -3,12 +3,18 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
+#include <cstdlib>
 #include <cstring>
-#include <memory>
+#include <ctime>
+#include <new>
+#include <utility>
 
 #include "cpu/resident_kernels.h"
 #include "cpu/team.h"
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 namespace eefast::cpu {
 namespace {
@@ -29,10 +35,24 @@ struct Slot {
   char* maps;
 };
 
-// A thread's memory. It stays with the thread, since fresh memory costs a page fault for every 4 KiB.
+// A thread's memory. It stays with the thread, since fresh memory costs a page fault for every page. Large pages: small
+// ones, scattered as they come, evict one another from the cache.
 struct Arena {
+  static constexpr int64_t kPage = 1 << 21;
+
   std::vector<int64_t> layout;
-  std::unique_ptr<char[]> memory;
+  char* memory = nullptr;
+
+  void allocate(int64_t size) {
+    std::free(std::exchange(memory, nullptr));
+    memory = static_cast<char*>(std::aligned_alloc(kPage, round_up(size, kPage)));
+    if (memory == nullptr) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    madvise(memory, round_up(size, kPage), MADV_HUGEPAGE);
+#endif
+    std::memset(memory, 0, size);  // the borders of the maps stay zero from here on
+  }
+  ~Arena() { std::free(memory); }
 };
 
 struct Job;
@@ -111,11 +131,11 @@ Worker make_worker(Job& job, Team& team) {
   const int64_t values = reserve(job.value_floats * 4), logits = reserve(job.logit_floats * 4);
   layout.push_back(size);
   if (arena.layout != layout) {
-    arena.memory.reset(new char[size + kLine]);
-    std::memset(arena.memory.get(), 0, size + kLine);  // the borders of the maps stay zero from here on
+    arena.layout.clear();
+    arena.allocate(size);
     arena.layout = layout;
   }
-  char* const base = arena.memory.get() + (kLine - reinterpret_cast<uintptr_t>(arena.memory.get()) % kLine) % kLine;
+  char* const base = arena.memory;
   for (const auto& section : places) {
     worker.slots.emplace_back();
     for (const int64_t place : section) worker.slots.back().push_back({0, base + place});
@@ -323,7 +343,12 @@ bool leaves(const Step& step, const Slot& slot, Worker& worker) {
   return true;
 }
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+// Of this thread: what other processes do to the clock must not decide how a network is planned.
+double now() {
+  timespec time;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
 
 void run_section(Worker& worker, int64_t s);
 

@@ -72,7 +72,7 @@ struct Batch {
   float* logits;
   float* confidence;
   int64_t* exits;
-  // Seconds spent in each section, or null; only with one thread.
+  // Processor seconds spent in each section, or null; only with one thread.
   double* seconds;
 };
 

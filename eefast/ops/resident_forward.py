@@ -104,7 +104,7 @@ def resident_forward(
     thresholds: [n] float32; criterion: name of an exit rule in `eefast.criteria`.
     bfloat16: whether maps and packed weights are bfloat16; sums are float32 always.
     threads: how many work on the batch; 0: as many as `torch.get_num_threads()` says. 1 uses the calling thread alone.
-    seconds: [sections] float64 or None; the time spent in each section is added, with threads=1 only.
+    seconds: [sections] float64 or None; the processor time spent in each section is added, with threads=1 only.
 
     Returns logits [N, K] float32, confidence [N] float32, exit index [N] int64. The answer of an image is the same, bit
     for bit, in every batch, at every place, with every number of threads.
