@@ -37,7 +37,7 @@ from eefast.result import ExitOutput
 
 ROUNDS = 7
 # Every way answers the same images in a turn, again and again until the turn is long enough to be timed.
-TURN_IMAGES, TURN_SECONDS = 32, 0.05
+TURN_IMAGES, TURN_SECONDS = 32, 0.08
 # ONNX Runtime's and OpenMP's threads have stopped spinning by then.
 PAUSE_SECONDS = 0.06
 LEAST_IMAGES = 512
