@@ -107,7 +107,7 @@ def _device(rows: list[Row], lines: int) -> str:
     gpu = around["cuda"] is not None
     ceilings = {(r["ceiling"], r["dtype"]): r["value"] for r in rows if "ceiling" in r}
     found = [f"{around['device']}, " + ", ".join(_versions(around, gpu))]
-    units = {"copy": "GB/s", "matmul": "TFLOP/s"}
+    units = {"copy": "GB/s", "matmul": "TFLOP/s", "multiply-adds of one core": "billions/s"}
     if ceilings:
         found.append("; ".join(f"{what} {dtype} {v:,.1f} {units[what]}" for (what, dtype), v in ceilings.items()))
     ops = _newest((r for r in rows if "op" in r), (*CASE, "provider", "timing"))
