@@ -116,9 +116,9 @@ def test_a_peer_agrees_with_the_reference(subject, peer):
         try:
             run = peer.prepare(prepared.net)
         except ValueError as error:
-            if not peer.name.startswith("eefast"):
+            if "AVX512-BF16" not in str(error) and "C++ kernels are" not in str(error):
                 raise
-            pytest.skip(str(error))  # an engine says why it cannot run here
+            pytest.skip(str(error))  # what this machine lacks, in the engine's own words
         batches = [x.contiguous(memory_format=peer.memory_format) for x in prepared.batches]
         found = [run(x) for x in batches]
         if peer.static:
