@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import operator
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn.utils import fuse_conv_bn_eval
 
@@ -19,11 +21,40 @@ def fold_stage(stage: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, str]:
     """
     stage = copy.deepcopy(stage).eval().requires_grad_(False)
     try:
-        folded, what = fuse(stage.float()), "folded"
+        folded, what = fuse(_traced(stage.float()), no_trace=True), "folded"
     except Exception as error:  # torch.fx raises whatever the traced code does
         folded, what = stage, f"not folded: torch.fx cannot trace it ({type(error).__name__})"
     # A trained network's float16 weights are folded in float32, so that folding adds one rounding and no more.
     return folded.to(dtype, memory_format=torch.channels_last), what  # type: ignore[call-overload]
+
+
+class _Proxy(fx.Proxy):
+    """Records `x += y` as what it is; torch.fx would make `x = x + y` of it, and other names of x would miss that."""
+
+    def __iadd__(self, other: object) -> fx.Proxy:
+        return self._in_place(operator.iadd, other)
+
+    def __isub__(self, other: object) -> fx.Proxy:
+        return self._in_place(operator.isub, other)
+
+    def __imul__(self, other: object) -> fx.Proxy:
+        return self._in_place(operator.imul, other)
+
+    def __itruediv__(self, other: object) -> fx.Proxy:
+        return self._in_place(operator.itruediv, other)
+
+    def _in_place(self, function: Callable[..., object], other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
+def _traced(module: nn.Module) -> fx.GraphModule:
+    tracer = _Tracer()
+    return fx.GraphModule(module, tracer.trace(module))
 
 
 def pack_conv(block: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:

@@ -302,6 +302,7 @@ WRONG = {
     "confidence expanded": ({"confidence": torch.zeros(1).expand(8)}, r"confidence has overlapping strides \[0\]"),
     "exits dtype": ({"exits": torch.zeros(8, dtype=INT32)}, r"exits is .*\.to\(torch\.int64\)"),
 }
+WRONG_VALUES = {f"{name} {how}" for name in ("live", "row", "position") for how in ("too large", "negative")}
 
 
 @every
@@ -309,6 +310,8 @@ WRONG = {
 def test_wrong_arguments(run: Any, wrong: str) -> None:
     """The message names the argument, its value and the way out, and nothing has been written."""
     override, message = WRONG[wrong]
+    if GPU and run not in (op, reference) and wrong in WRONG_VALUES:
+        pytest.skip("on a GPU these values stay there: to read them would wait for it")
     names = ("features", "weight", "bias", "threshold", "rows", "positions", "live", "criterion", "exit_index")
     names += ("logits", "confidence", "exits")
     arguments = dict(zip(names, make_case(3, 10, 16, 4, 4).arguments(), strict=True)) | override

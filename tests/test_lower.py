@@ -87,6 +87,19 @@ def check(net: eefast.EarlyExitNet, x: Tensor, **kinds: int) -> None:
             torch.testing.assert_close(logits, wanted, rtol=0, atol=float(5e-5 * wanted.abs().max()))
 
 
+class AddsInPlace(nn.Module):
+    """What has two names changes under both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 20), conv(20, 20), conv(20, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = z = self.a(x)
+        y += self.b(y)
+        return self.c(y) + z
+
+
 CUSTOM = {
     "the image's own result is added": Stage(lambda s, x: (y := s.a(x)) + s.b(y), a=conv(3, 20), b=conv(20, 20)),
     "added twice": Stage(
@@ -104,6 +117,7 @@ CUSTOM = {
     "in place by method": Stage(
         lambda s, x: s.b((y := s.a(x)).add_(s.c(x))) + y, a=conv(3, 9), b=conv(9, 9), c=conv(3, 9)
     ),
+    "in place by operator": AddsInPlace(),
     "pre-activation": nn.Sequential(conv(3, 20), nn.BatchNorm2d(20), nn.BatchNorm2d(20), nn.ReLU(), conv(20, 40, 1)),
     "pooling": nn.Sequential(conv(3, 20, 2), nn.MaxPool2d(3, 2, 1), nn.ReLU(), conv(20, 33, 1), nn.MaxPool2d(2)),
     "pooling in place of size": nn.Sequential(conv(3, 20), nn.MaxPool2d(3, 1, 1), nn.ReLU(), conv(20, 33)),
