@@ -2,10 +2,64 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import setup
+
+GENERATIONS = "8.0;8.6;8.9;9.0a;10.0+PTX"
+"""GPUs that the CUDA kernels are compiled for where TORCH_CUDA_ARCH_LIST does not say so."""
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler, if a toolkit is there and wanted; no GPU has to be."""
+    if os.environ.get("EEFAST_USE_CUDA", "1") == "0" or os.environ.get("SANITIZE") == "1":
+        return None
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    places = [str(Path(home) / "bin" / "nvcc") for home in homes if home] + ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    return next((found for found in map(shutil.which, places) if found), None)
+
+
+def targets() -> list[str]:
+    """Options of nvcc for the GPUs of TORCH_CUDA_ARCH_LIST: "8.0 9.0a 10.0+PTX", separated by spaces or semicolons."""
+    options = []
+    for name in os.environ.get("TORCH_CUDA_ARCH_LIST", GENERATIONS).replace(";", " ").split():
+        number, portable = name.removesuffix("+PTX").replace(".", ""), name.endswith("+PTX")
+        options.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if portable:
+            options.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return options
+
+
+def compiled_by(compiler: str, folder: Path) -> list[str]:
+    """Object files of csrc/cuda/*.cu, made anew where a source is younger; all at the same time."""
+    headers = [path for pattern in ("*.cuh", "*.h") for path in Path("csrc/cuda").glob(pattern)]
+    folder.mkdir(parents=True, exist_ok=True)
+    objects, running = [], []
+    for source in sorted(Path("csrc/cuda").glob("*.cu")):
+        target = folder / f"{source.stem}.o"
+        objects.append(str(target))
+        command = [compiler, "-std=c++17", "-O3", "-Icsrc", "-Xcompiler", "-fPIC,-fvisibility=hidden", *targets()]
+        stamp = target.with_suffix(".command")
+        youngest = max(path.stat().st_mtime for path in (source, *headers))
+        known = target.exists() and stamp.exists() and stamp.read_text() == " ".join(command)
+        if not known or target.stat().st_mtime < youngest:
+            running.append((subprocess.Popen([*command, "-c", str(source), "-o", str(target)]), stamp, command))
+    for process, stamp, command in running:
+        if process.wait() != 0:
+            raise SystemExit(f"eefast: {command[0]} failed; EEFAST_USE_CUDA=0 installs without the CUDA kernels")
+        stamp.write_text(" ".join(command))
+    return objects
+
+
+def cudart(compiler: str) -> str:
+    """Folder of the static CUDA runtime, which loads a driver where there is one and needs none where there is not."""
+    for home in (Path(compiler).resolve().parent.parent, Path(compiler).parent.parent, Path("/usr/local/cuda")):
+        for folder in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"):
+            if (home / folder / "libcudart_static.a").exists():
+                return str(home / folder)
+    raise SystemExit(f"eefast: no libcudart_static.a beside {compiler}; EEFAST_USE_CUDA=0 does without")
 
 
 def extensions() -> tuple[list, dict]:
@@ -23,6 +77,10 @@ def extensions() -> tuple[list, dict]:
         return [], {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
+    cuda = nvcc()
+    if cuda is None:
+        print("eefast: no CUDA toolkit (nvcc); installing without the CUDA kernels", file=sys.stderr)
+
     optimise = ["-O0", "-g"] if os.environ.get("DEBUG") == "1" else ["-O3", "-g0"]
     sanitize: list[str] = []
     if os.environ.get("SANITIZE") == "1":
@@ -30,7 +88,12 @@ def extensions() -> tuple[list, dict]:
         optimise, sanitize = ["-O1", "-g", "-fno-wrapv"], ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     extension = CppExtension(
         "eefast._C",
-        sorted(str(path) for folder in ("csrc", "csrc/cpu") for path in Path(folder).glob("*.cpp")),
+        sorted(
+            str(path)
+            for folder in ("csrc", "csrc/cpu")
+            for path in Path(folder).glob("*.cpp")
+            if cuda or not path.stem.endswith("_cuda")
+        ),
         depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
         include_dirs=[str(Path("csrc").resolve())],
         # Only torch's stable interface, as of 2.11, is used: one library serves every later torch and every Python.
@@ -39,7 +102,19 @@ def extensions() -> tuple[list, dict]:
         extra_link_args=sanitize,
         py_limited_api=True,
     )
-    return [extension], {"build_ext": BuildExtension}
+    if cuda is None:
+        return [extension], {"build_ext": BuildExtension}
+    extension.library_dirs.append(cudart(cuda))
+    extension.libraries += ["cudart_static", "dl", "rt", "pthread"]
+
+    compiler_of_cuda: str = cuda
+
+    class Build(BuildExtension):
+        def build_extensions(self) -> None:
+            extension.extra_objects += compiled_by(compiler_of_cuda, Path(self.build_temp) / "cuda")
+            super().build_extensions()
+
+    return [extension], {"build_ext": Build}
 
 
 ext_modules, cmdclass = extensions()

@@ -1,144 +1,48 @@
-// Checks the arguments of eefast::resident_forward, reads the network from them, hands both to the CPU engine.
+// The CPU side of eefast::resident_forward: points the network at its packed weights, hands it to the CPU engine.
 #include "resident_forward.h"
 
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
 #include <optional>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "checks.h"
 #include "cpu/resident.h"
+#include "resident_program.h"
 
 namespace eefast {
 namespace {
 
 using torch::headeronly::ScalarType;
 
-// The columns of `steps`, in the order of eefast/ops/resident_forward.py.
-enum Column { kind, source, target, residual, relu, kernel, stride, padding, winograd, weight, packed_place, section };
-constexpr int64_t kColumns = section + 1;
+constexpr int64_t kMaxThreads = 1 << 10;
 
-// Far beyond all use; within them no product of sizes leaves 64 bits.
-constexpr int64_t kMaxSide = 1 << 14, kMaxChannels = 1 << 15, kMaxClasses = 1 << 18, kMaxKernel = 1 << 7,
-                  kMaxThreads = 1 << 10;
-
-std::vector<int64_t> integers(const char* name, const Tensor& tensor) {
-  check_dtype(name, tensor, ScalarType::Long, "int64");
-  if (!tensor.is_contiguous()) fail(name, " is not contiguous; call .contiguous()");
-  const auto* const values = tensor.const_data_ptr<int64_t>();
-  return {values, values + tensor.numel()};
-}
-
-struct Program {
-  const std::vector<int64_t>& steps;
-  const Tensor& packed;
-  cpu::Network& network;
-  std::vector<bool> written;  // which maps, by the steps before
-
-  [[noreturn]] void refuse(int64_t row, const char* what) const {
-    fail("steps[", row, "] = ", brackets(std::vector<int64_t>(at(row), at(row) + kColumns)), ": ", what);
-  }
-  const int64_t* at(int64_t row) const { return steps.data() + row * kColumns; }
-  // Section, and whether in its body.
-  std::pair<int64_t, bool> place_of(int64_t row) const {
-    const int64_t* const s = at(row);
-    return {s[section], network.maps[s[source]].section == s[section]};
-  }
-  int64_t rows() const { return static_cast<int64_t>(steps.size()) / kColumns; }
-
-  void read(int64_t row, int64_t num_exits) {
-    const int64_t* const s = at(row);
-    const auto maps = static_cast<int64_t>(network.maps.size());
-    const auto inside = [&](int64_t map, int64_t first) { return map >= first && map < maps; };
-    const bool exit = s[kind] == static_cast<int64_t>(cpu::Kind::exit);
-    const bool convolution = s[kind] == static_cast<int64_t>(cpu::Kind::convolution);
-    const bool windows = convolution || s[kind] == static_cast<int64_t>(cpu::Kind::max_pool);
-    if (s[kind] < 0 || s[kind] > static_cast<int64_t>(cpu::Kind::exit)) refuse(row, "there is no such kind of step");
-    const bool is_exit = s[target] >= 0 && (row + 1 == rows() ? s[target] == num_exits : s[target] < num_exits);
-    if (!inside(s[source], convolution ? 0 : 1) || !(exit ? is_exit : inside(s[target], 1)) ||
-        (s[residual] != -1 && !(convolution && inside(s[residual], 1)))) {
-      refuse(row, "there is no such map or exit");
-    }
-    if (!written[s[source]] || (s[residual] != -1 && !written[s[residual]]))
-      refuse(row, "it reads a map before it is written");
-    if (!exit) written[s[target]] = true;
-    if (windows && s[source] == s[target]) refuse(row, "it writes over what it reads");
-    if (s[section] < 0 || s[section] >= static_cast<int64_t>(network.sections.size()))
-      refuse(row, "there is no such section");
-    const cpu::Map& from = network.maps[s[source]];
-    const int64_t to_section = exit ? from.section : network.maps[s[target]].section;
-    const bool entry = from.section != s[section];
-    if (to_section != s[section] || (entry && from.section != s[section] - 1) || (exit && entry) ||
-        (s[residual] != -1 && network.maps[s[residual]].section != s[section]) || (s[source] == 0 && s[section] != 0)) {
-      refuse(row, "its maps are of other sections");
-    }
-    if (row > 0 && std::pair(s[section], !entry) < place_of(row - 1)) refuse(row, "it comes behind later ones");
-    if (windows && (s[kernel] < 1 || s[kernel] > kMaxKernel || s[stride] < 1 || s[stride] > kMaxKernel ||
-                    s[padding] < 0 || s[padding] > s[kernel] || (convolution && s[stride] > 2))) {
-      refuse(row, "there is no kernel for this window");
-    }
-    const bool fits = s[kernel] == 3 && s[stride] == 1 && s[padding] == 1 && s[source] != 0 && !network.bfloat16;
-    if (s[winograd] != 0 && !(convolution && fits && (s[winograd] == 2 || s[winograd] == 4))) {
-      refuse(row, "Winograd is for float32 3×3 convolutions of stride 1 and padding 1, tiles of 2 or 4");
-    }
-    if (!convolution && !exit && (from.channels != network.maps[s[target]].channels))
-      refuse(row, "it cannot change channels");
-    cpu::Step step{};
-    step.kind = static_cast<cpu::Kind>(s[kind]);
-    step.source = s[source];
-    step.target = s[target];
-    step.residual = s[residual];
-    step.relu = s[relu] != 0;
-    step.flatten = exit && s[kernel] != 0;
-    step.kernel = s[kernel];
-    step.stride = s[stride];
-    step.padding = s[padding];
-    step.winograd = s[winograd];
-    step.section = s[section];
-    step.entry = entry;
-    cpu::Section& own = network.sections[s[section]];
-    (entry ? own.entry : own.body).push_back(step);
-  }
-
-  // Points the steps at their weights, in the order of the rows; sizes of maps must be known.
-  void point() {
-    std::vector<std::size_t> entries(network.sections.size()), bodies(network.sections.size());
-    for (int64_t row = 0; row < rows(); ++row) {
-      const int64_t* const s = at(row);
-      cpu::Section& own = network.sections[s[section]];
-      const bool entry = network.maps[s[source]].section != s[section];
-      cpu::Step& step = entry ? own.entry[entries[s[section]]++] : own.body[bodies[s[section]]++];
-      const int64_t outputs = step.kind == cpu::Kind::exit
-                                  ? (network.num_classes + cpu::kBlock) / cpu::kBlock * cpu::kBlock
-                                  : network.maps[step.target].blocks * cpu::kBlock;
-      const int64_t size = cpu::packed_size(step, network.maps, network.num_classes, network.bfloat16);
-      if (step.kind == cpu::Kind::max_pool) continue;
-      if (s[packed_place] < 0 || s[packed_place] > packed.numel() - outputs - size) {
-        refuse(row, "its weights lie outside of packed");
-      }
-      if (step.residual >= 0) {
-        const cpu::Map &a = network.maps[step.residual], &b = network.maps[step.target];
-        if (a.channels != b.channels || a.height != b.height || a.width != b.width || a.row_pitch != b.row_pitch ||
-            a.halo != b.halo) {
-          refuse(row, "its residual has another shape");
+// Points the steps at their weights, in the order of the rows.
+void point(cpu::Network& network, const ResidentSource& source) {
+  for (cpu::Section& section : network.sections) {
+    for (std::vector<cpu::Step>* steps : {&section.entry, &section.body}) {
+      for (cpu::Step& step : *steps) {
+        if (step.kind == cpu::Kind::max_pool) continue;
+        const int64_t outputs = step.kind == cpu::Kind::exit
+                                    ? (network.num_classes + cpu::kBlock) / cpu::kBlock * cpu::kBlock
+                                    : network.maps[step.target].blocks * cpu::kBlock;
+        const int64_t size = cpu::packed_size(step, network.maps, network.num_classes, network.bfloat16);
+        if (step.place < 0 || step.place > source.packed.numel() - outputs - size) {
+          refuse(source, step.row, "its weights lie outside of packed");
         }
+        if (step.residual >= 0) {
+          const cpu::Map &a = network.maps[step.residual], &b = network.maps[step.target];
+          if (a.channels != b.channels || a.height != b.height || a.width != b.width || a.row_pitch != b.row_pitch ||
+              a.halo != b.halo) {
+            refuse(source, step.row, "its residual has another shape");
+          }
+        }
+        step.bias = source.place + step.place;
+        step.weight = step.bias + outputs;
       }
-      step.bias = packed.const_data_ptr<float>() + s[packed_place];
-      step.weight = step.bias + outputs;
     }
   }
-};
-
-Tensor empty(std::vector<int64_t> sizes, int32_t dtype) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  if (sizes.size() == 2) strides[0] = std::max<int64_t>(1, sizes[1]);
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                                                  dtype, aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
 }
 
 void parallel(int64_t n, void (*work)(int64_t, void*), void* context) {
@@ -147,64 +51,13 @@ void parallel(int64_t n, void (*work)(int64_t, void*), void* context) {
   });
 }
 
-// What a network is read from.
-struct Source {
-  std::vector<int64_t> steps, maps, groups;
-  Tensor packed;
-  const float* place;  // of packed when it was read
-  std::string criterion;
-  int64_t num_classes;
-  bool bfloat16;
-  int64_t channels, height, width, num_exits;
-
-  bool operator==(const Source& other) const {
-    return std::tie(steps, maps, groups, place, criterion, num_classes, bfloat16, channels, height, width, num_exits) ==
-               std::tie(other.steps, other.maps, other.groups, other.place, other.criterion, other.num_classes,
-                        other.bfloat16, other.channels, other.height, other.width, other.num_exits) &&
-           packed.numel() == other.packed.numel();
-  }
-};
-
-cpu::Network read_network(const Source& source) {
-  cpu::Network network{source.bfloat16, source.num_classes, parse_criterion(source.criterion), {}, {}};
-  for (const int64_t group : source.groups) {
-    if (group < 1 || group > 64) fail("groups has ", group, "; expected 1 … 64");
-    network.sections.push_back({group, 0, {}, {}});
-  }
-  for (std::size_t i = 0; i < source.maps.size(); i += 2) {
-    cpu::Map map{};
-    map.channels = source.maps[i];
-    map.section = source.maps[i + 1];
-    if (map.channels < 1 || map.channels > kMaxChannels || (i == 0 ? map.section != -1 : map.section < 0) ||
-        map.section >= static_cast<int64_t>(network.sections.size())) {
-      fail("maps[", i / 2, "] = [", map.channels, ", ", map.section,
-           "]; expected channels and a section, the image first");
-    }
-    network.maps.push_back(map);
-  }
-  if (source.channels != network.maps[0].channels) {
-    fail("images has ", source.channels, " channels; expected ", network.maps[0].channels);
-  }
-  Program program{source.steps, source.packed, network, std::vector<bool>(network.maps.size())};
-  program.written[0] = true;
-  for (int64_t row = 0; row < program.rows(); ++row) program.read(row, source.num_exits);
-  const auto& last = network.sections.back().body;
-  if (last.empty() || last.back().kind != cpu::Kind::exit || last.back().target != source.num_exits) {
-    fail("steps ends with no final exit");
-  }
-  if (!cpu::lay_out(network, source.height, source.width)) {
-    fail("images of ", source.height, "×", source.width, " are too small for the network");
-  }
-  program.point();
-  return network;
-}
-
 // The thread's last network stays read: for one image that takes as long as a few layers. It keeps its packed weights,
 // so that no others can come to lie at their place.
-const cpu::Network& known_network(Source source) {
-  static thread_local std::optional<std::pair<Source, cpu::Network>> known;
+const cpu::Network& known_network(ResidentSource source) {
+  static thread_local std::optional<std::pair<ResidentSource, cpu::Network>> known;
   if (!known || !(known->first == source)) {
     cpu::Network network = read_network(source);
+    point(network, source);
     known.emplace(std::move(source), std::move(network));
   }
   return known->second;
@@ -216,38 +69,21 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward(const Tensor& images, const 
                                                     const Tensor& groups, const Tensor& weights, const Tensor& packed,
                                                     const Tensor& thresholds, const std::string& criterion,
                                                     int64_t num_classes, bool bfloat16, int64_t threads,
-                                                    const std::optional<Tensor>& seconds) {
+                                                    const std::optional<Tensor>& seconds,
+                                                    const std::optional<Tensor>& normalization) {
+  if (normalization) fail("normalization is for CUDA; normalise images beforehand");
   check_dtype("images", images, ScalarType::Float, "float32");
-  check_dtype("packed", packed, ScalarType::Float, "float32");
-  check_dtype("thresholds", thresholds, ScalarType::Float, "float32");
-  if (images.dim() != 4) fail("images has shape ", shape(images), "; expected [N, C, H, W]");
-  if (thresholds.dim() != 1) fail("thresholds has shape ", shape(thresholds), "; expected [exits]");
-  if (packed.dim() != 1 || !packed.is_contiguous())
-    fail("packed has shape ", shape(packed), " and strides ", brackets(packed.strides()),
-         "; expected one dense dimension");
-  if (num_classes < 1 || num_classes > kMaxClasses) fail("num_classes = ", num_classes, "; expected 1 … ", kMaxClasses);
   if (threads < 0 || threads > kMaxThreads) fail("threads = ", threads, "; expected 0 … ", kMaxThreads);
-  if (images.size(2) > kMaxSide || images.size(3) > kMaxSide) {
-    fail("images has shape ", shape(images), "; expected at most ", kMaxSide, " rows and columns");
-  }
-  if (steps.dim() != 2 || steps.size(1) != kColumns || steps.size(0) == 0) {
-    fail("steps has shape ", shape(steps), "; expected [S, ", kColumns, "]");
-  }
-  if (maps.dim() != 2 || maps.size(1) != 2 || maps.size(0) == 0)
-    fail("maps has shape ", shape(maps), "; expected [M, 2]");
-  if (groups.dim() != 1 || groups.size(0) == 0) fail("groups has shape ", shape(groups), "; expected [sections]");
   if (bfloat16 && cpu::instruction_set() != cpu::InstructionSet::avx512_bf16) {
     fail("bfloat16 needs AVX512-BF16, which this processor lacks or a variable holds back; use float32");
   }
   const cpu::Network& network =
-      known_network({integers("steps", steps), integers("maps", maps), integers("groups", groups), packed,
-                     packed.const_data_ptr<float>(), criterion, num_classes, bfloat16, images.size(1), images.size(2),
-                     images.size(3), thresholds.size(0)});
+      known_network(read_tables(images, steps, maps, groups, packed, thresholds, criterion, num_classes, bfloat16));
 
   const int64_t samples = images.size(0);
-  Tensor logits = empty({samples, num_classes}, aoti_torch_dtype_float32());
-  Tensor confidence = empty({samples}, aoti_torch_dtype_float32());
-  Tensor exits = empty({samples}, aoti_torch_dtype_int64());
+  Tensor logits = empty({samples, num_classes}, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0);
+  Tensor confidence = empty({samples}, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0);
+  Tensor exits = empty({samples}, aoti_torch_dtype_int64(), aoti_torch_device_type_cpu(), 0);
   std::vector<float> limits;
   for (int64_t i = 0; i < thresholds.size(0); ++i) {
     limits.push_back(thresholds.const_data_ptr<float>()[i * thresholds.stride(0)]);

@@ -14,7 +14,7 @@ from .model import EarlyExitNet
 from .plan import Plan
 from .plan import plan as make_plan
 from .result import ExitResult
-from .stream import Answer, stream
+from .stream import Answer, stream, stream_on_cuda
 from .watch import WeightWatch
 
 
@@ -65,6 +65,7 @@ class Accelerated(nn.Module):
         self._plan: Plan | None = None
         self._watch: WeightWatch | None = None
         self._weight: Tensor | None = None
+        self._checked: tuple[Tensor, int] | None = None
         _ = self.plan  # whatever cannot run is said here, not at the first image
 
     @property
@@ -88,12 +89,15 @@ class Accelerated(nn.Module):
     def stream(self, batches: Iterable[Tensor]) -> Iterator[ExitResult]:
         """The results of many batches, in their order, one by one.
 
-        batches: images as the module takes them. The resident engine reads a few batches ahead and keeps all threads
-        busy across the batches' borders; the other engines answer one batch after the other. An error in a batch, or in
-        the iterable, comes after the results of all batches before it.
+        batches: images as the module takes them. The resident engine reads a few batches ahead and keeps all threads,
+        or the whole GPU, busy across the batches' borders; the other engines answer one batch after the other. An
+        error in a batch, or in the iterable, comes after the results of all batches before it.
         """
-        if self.plan.engine != "resident":
+        plan = self.plan
+        if plan.engine != "resident":
             return map(self, batches)
+        if plan.device.type == "cuda":
+            return stream_on_cuda(batches, self, plan.device)
 
         def prepare(x: Tensor) -> tuple[Answer, Tensor]:
             with torch.no_grad():
@@ -108,9 +112,21 @@ class Accelerated(nn.Module):
             raise RuntimeError(
                 "an accelerated network answers in eval mode only; call .eval(), or train the net itself"
             )
-        self.net.check_thresholds()
+        self._check_thresholds()
         plan = self.plan
+        if plan.program is not None and plan.program.normalization is not None:
+            self.net.check_images(x, plan.dtype, self._weight)
+            return plan, x
         return plan, self.net.prepare(x, plan.dtype, self._weight)
+
+    def _check_thresholds(self) -> None:
+        """On a GPU only where they have changed: to look at them there waits for all work before."""
+        thresholds = self.net.thresholds
+        known = self._checked
+        if known is not None and known[0] is thresholds and known[1] == thresholds._version:
+            return
+        self.net.check_thresholds()
+        self._checked = (thresholds, thresholds._version) if thresholds.is_cuda else None
 
     @property
     def training(self) -> bool:  # type: ignore[override]
@@ -135,7 +151,7 @@ class Accelerated(nn.Module):
             return getattr(self.net, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None, "_watch": None, "_weight": None}
+        return {**self.__dict__, "_plan": None, "_watch": None, "_weight": None, "_checked": None}
 
     def extra_repr(self) -> str:
         return f"engine={self.plan.engine!r}, {self.net.extra_repr()}"

@@ -302,6 +302,7 @@ class ResidentProgram:
     """What `ops.resident_forward` runs, see there.
 
     algorithms, group_sizes: per section, the side of the Winograd tiles (0: direct) and the samples that go together.
+    normalization: [2, C] scale and shift of uint8 images, where the kernel applies them.
     """
 
     steps: Tensor
@@ -312,6 +313,7 @@ class ResidentProgram:
     bfloat16: bool
     algorithms: tuple[int, ...]
     group_sizes: tuple[int, ...]
+    normalization: Tensor | None = None
 
 
 PackedWeights = dict[tuple[int, int], Tensor]
@@ -344,6 +346,43 @@ def program(
         algorithms,
         groups,
     )
+
+
+def cuda_program(lowered: Lowered, dtype: torch.dtype, device: torch.device) -> ResidentProgram:
+    """Weights packed for the CUDA kernel, in float16 or bfloat16; tables stay on the CPU."""
+    rows, packed = [], []
+    place = packed_place = 0
+    for layer in lowered.layers:
+        window = layer.kernel, layer.stride, layer.padding, 0
+        maps = layer.kind, layer.source, layer.target, layer.residual, layer.relu
+        rows.append([*maps, *window, place, packed_place, layer.section])
+        packed.append(_packed_for_cuda(layer, dtype))
+        place += layer.weight.numel() + layer.bias.numel()
+        packed_place += len(packed[-1])
+    sections = len(lowered.sizes)
+    return ResidentProgram(
+        torch.tensor(rows, dtype=torch.int64),
+        torch.tensor(lowered.maps, dtype=torch.int64),
+        torch.ones(sections, dtype=torch.int64),
+        lowered.weights.to(device),
+        torch.cat(packed).to(device),
+        dtype == torch.bfloat16,
+        (0,) * sections,
+        (1,) * sections,
+    )
+
+
+def _packed_for_cuda(layer: Layer, dtype: torch.dtype) -> Tensor:
+    weight, bias = layer.weight.cpu(), layer.bias.cpu()
+    if layer.kind == Kind.CONVOLUTION:
+        found = pack.fragments(weight, bias, layer.source == 0 and layer.kernel == 3 and weight.shape[1] <= 8, dtype)
+    elif layer.kind == Kind.AFFINE:
+        found = pack.affine(weight, bias)
+    elif layer.kind == Kind.EXIT and weight.dim() == 2:
+        found = pack.class_rows(weight, bias)
+    else:
+        found = torch.empty(0)  # the op refuses the step
+    return nn.functional.pad(found, (0, -len(found) % pack.BLOCK))
 
 
 def _on_large_pages(tensor: Tensor) -> Tensor:

@@ -132,6 +132,18 @@ class EarlyExitNet(nn.Module):
     def prepare(self, x: Tensor, dtype: torch.dtype | None = None, weight: Tensor | None = None) -> Tensor:
         """Check images before any work starts; uint8 images are scaled to 0 … 1 and normalised.
 
+        Arguments and errors as `check_images`.
+        """
+        self.check_images(x, dtype, weight)
+        if x.dtype != torch.uint8 or self.normalization is None:
+            return x
+        mean, std = (torch.tensor(part, device=x.device).view(1, -1, 1, 1) for part in self.normalization)
+        weight = next(self.parameters()) if weight is None else weight
+        return ((x.float() / 255 - mean) / std).to(weight.dtype)
+
+    def check_images(self, x: Tensor, dtype: torch.dtype | None = None, weight: Tensor | None = None) -> None:
+        """Check images [N, C, H, W] before any work starts.
+
         dtype: accepted besides the parameters' own. weight: one of the parameters; looking for it takes time.
         Raises `TypeError` or `ValueError` naming the rank, channels, size, dtype or device that does not fit.
         """
@@ -150,11 +162,8 @@ class EarlyExitNet(nn.Module):
         if x.dtype == torch.uint8:
             if self.normalization is None:
                 raise ValueError("x is uint8, but this network has no normalization; build it with one, (mean, std)")
-            mean, std = (torch.tensor(part, device=x.device).view(1, -1, 1, 1) for part in self.normalization)
-            return ((x.float() / 255 - mean) / std).to(weight.dtype)
-        if x.dtype not in (weight.dtype, dtype) and not torch.is_autocast_enabled(x.device.type):
+        elif x.dtype not in (weight.dtype, dtype) and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x is {x.dtype}, the network {weight.dtype}; convert one of them with .to(dtype)")
-        return x
 
     def check_thresholds(self) -> None:
         """`ValueError` unless `thresholds` holds n float32 numbers, none of them NaN."""

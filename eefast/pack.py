@@ -55,6 +55,31 @@ def _pairs(rows: Tensor) -> Tensor:
     return rows.bfloat16().contiguous().view(torch.float32).flatten()
 
 
+def fragments(weight: Tensor, bias: Tensor, image: bool, dtype: torch.dtype) -> Tensor:
+    """One float32 vector for a convolution of the CUDA kernel: bias, then [C/16][tap][O/16][lane][8] in 16 bits.
+
+    A lane's eight numbers are its part of mma.m16n8k16's B for outputs n and n + 8: inputs k, k + 1, k + 8, k + 9.
+    image: of at most 8 channels, of which two taps fill a depth of 16; the tenth tap is zero.
+    """
+    outputs = _padded(len(weight))
+    bias, weight = _filled(bias, outputs), _filled(weight, outputs).flatten(2)  # [O, C, taps]
+    if image:
+        taps = torch.nn.functional.pad(weight.transpose(1, 2), (0, 8 - weight.shape[1], 0, 1))  # [O, 10, 8]
+        weight = taps.reshape(outputs, 80, 1)
+    weight = _filled(weight.transpose(0, 1), _padded(weight.shape[1]))  # [C, O, taps]
+    tiles = weight.unflatten(0, (-1, 16)).unflatten(2, (-1, 16)).permute(0, 4, 2, 1, 3)  # [C/16, tap, O/16, k, n]
+    lane = torch.arange(32)
+    k, n = lane % 4 * 2, lane // 4
+    parts = torch.stack([tiles[..., k + dk, n + dn] for dn in (0, 8) for dk in (0, 1, 8, 9)], dim=-1)
+    return torch.cat([bias, parts.to(dtype).contiguous().view(torch.float32).flatten()])
+
+
+def class_rows(weight: Tensor, bias: Tensor) -> Tensor:
+    """One float32 vector for an exit of the CUDA kernel: bias, then [K + 1][C]."""
+    rows = _filled(weight.t(), _padded(weight.shape[1])).t()
+    return torch.cat([_filled(bias, _padded(len(bias))), rows.flatten()])
+
+
 def affine(scale: Tensor, shift: Tensor) -> Tensor:
     """One vector for scale and shift [C]."""
     channels = _padded(len(scale))

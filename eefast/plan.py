@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import ops, tune
 from .fold import fold_stage, pack_conv, pack_head
 from .heads import ExitHead
-from .lower import Lowered, ResidentProgram, UnsupportedError, lower
+from .lower import Lowered, ResidentProgram, UnsupportedError, cuda_program, lower
 from .model import EarlyExitNet
 
 ENGINES = ("auto", "reference", "compact", "resident")
@@ -120,7 +120,7 @@ def plan(
         if engine == "resident":
             if lowered is None:
                 raise ValueError(f"engine='resident' cannot run: {why_not}; use engine='compact' or 'auto'")
-            return _resident(net, lowered, wanted, example, "asked for by name")
+            return _resident(net, weight.device, lowered, wanted, example, "asked for by name")
     obstacle = _compact_obstacle(net, weight.device)
     if engine == "compact":
         if obstacle:
@@ -135,7 +135,7 @@ def plan(
     if not obstacle and megabytes > CACHEABLE_MEGABYTES:
         why_not = f"weights of {megabytes:.0f} MB are more than what caches hold, so the resident engine was not tried"
         return _compact(net, weight.device, wanted, why_not)
-    resident = _resident(net, lowered, wanted, example, "the first choice")
+    resident = _resident(net, weight.device, lowered, wanted, example, "the first choice")
     return resident if obstacle or run is None else _faster(net, lowered, resident, example, run)
 
 
@@ -155,8 +155,10 @@ def _compact_obstacle(net: EarlyExitNet, device: torch.device) -> str:
 
 def _lowered(net: EarlyExitNet, weight: Tensor, dtype: torch.dtype) -> tuple[Lowered | None, str]:
     """The network as the resident engine's layers, or None and why that is impossible."""
+    if weight.device.type == "cuda":
+        return _lowered_for_cuda(net, dtype)
     if weight.device.type != "cpu":
-        return None, f"it runs on the CPU, the network is on {weight.device}"
+        return None, f"it runs on the CPU and on CUDA devices, the network is on {weight.device}"
     if ops.CPP_MISSING:
         return None, f"its C++ kernels are {ops.CPP_MISSING}"
     if dtype == torch.bfloat16 and ops.instruction_set() != "avx512_bf16":
@@ -169,7 +171,33 @@ def _lowered(net: EarlyExitNet, weight: Tensor, dtype: torch.dtype) -> tuple[Low
         return None, str(error)
 
 
-def _resident(net: EarlyExitNet, lowered: Lowered, dtype: torch.dtype, example: Tensor | None, reason: str) -> Plan:
+def _lowered_for_cuda(net: EarlyExitNet, dtype: torch.dtype) -> tuple[Lowered | None, str]:
+    if ops.CUDA_MISSING:
+        return None, f"its CUDA kernels are {ops.CUDA_MISSING}"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return None, f"on CUDA it computes in float16 or bfloat16, not in {dtype}; pass dtype=torch.float16"
+    if max(net.input_shape[1:]) > 32:
+        return None, f"its CUDA kernel takes images of up to 32×32, not {net.input_shape[1]}×{net.input_shape[2]}"
+    try:
+        lowered = lower(copy.deepcopy(net).cpu())
+        _shared_memory(net, cuda_program(lowered, dtype, torch.device("cpu")))
+    except (UnsupportedError, RuntimeError) as error:
+        return None, str(error)
+    return lowered, ""
+
+
+def _shared_memory(net: EarlyExitNet, p: ResidentProgram) -> int:
+    """Bytes that the CUDA kernel needs for the maps; `RuntimeError` where it lacks a step."""
+    tables = p.steps, p.maps, p.groups, p.packed, net.thresholds
+    image = torch.empty(0, *net.input_shape)
+    return ops.resident_shared_memory(image, *tables, net.criterion.name, net.num_classes, p.bfloat16)
+
+
+def _resident(
+    net: EarlyExitNet, device: torch.device, lowered: Lowered, dtype: torch.dtype, example: Tensor | None, reason: str
+) -> Plan:
+    if device.type == "cuda":
+        return _resident_on_cuda(net, device, lowered, dtype, reason)
     program, note = tune.tune(net, lowered, dtype == torch.bfloat16, tune.example(net, example))
     kernel = f"C++, {ops.instruction_set().replace('_', '-')}"
     rows, begin = [], 0
@@ -178,8 +206,29 @@ def _resident(net: EarlyExitNet, lowered: Lowered, dtype: torch.dtype, example: 
         rows.append(StagePlan(cost.feature_shape, share, kernel, how))
         begin = end
     reason = f"{reason}; {note}" if note else reason
-    device = torch.device("cpu")
     return Plan("resident", device, dtype, net.criterion.name, reason, tuple(rows), program=program)
+
+
+def _resident_on_cuda(
+    net: EarlyExitNet, device: torch.device, lowered: Lowered, dtype: torch.dtype, reason: str
+) -> Plan:
+    program = replace(cuda_program(lowered, dtype, device), normalization=_normalization(net, device))
+    rows, begin = [], 0
+    for cost, share, end in zip(net.stage_costs, _shares(net), lowered.exit_sections, strict=True):
+        how = ", ".join(f"{h}×{w}" for h, w in lowered.sizes[begin : end + 1])
+        rows.append(StagePlan(cost.feature_shape, share, "in the kernel", how))
+        begin = end
+    kilobytes = _shared_memory(net, program) / 1024
+    reason = f"{reason}; one kernel for the whole network, {kilobytes:.0f} KiB of shared memory per image in work"
+    return Plan("resident", device, dtype, net.criterion.name, reason, tuple(rows), program=program)
+
+
+def _normalization(net: EarlyExitNet, device: torch.device) -> Tensor | None:
+    """[2, C] scale and shift that make of uint8 pixels what `net.prepare` makes of them."""
+    if net.normalization is None:
+        return None
+    mean, std = (torch.tensor(part, dtype=torch.float64) for part in net.normalization)
+    return torch.stack([1 / (255 * std), -mean / std]).to(device, torch.float32)
 
 
 def _how(lowered: Lowered, program: ResidentProgram, section: int) -> str:
@@ -196,14 +245,21 @@ def _faster(
     net: EarlyExitNet, lowered: Lowered, resident: Plan, example: Tensor | None, run: Mapping[str, Run]
 ) -> Plan:
     """The faster of the resident and the compact engine, measured on images that all go to the final exit."""
-    key = lowered.geometry, resident.dtype, ops.instruction_set(), torch.get_num_threads()
-    images = torch.cat([tune.example(net, example)] * 2)
-    compact = _compact(net, resident.device, resident.dtype, "")
+    key = lowered.geometry, resident.device, resident.dtype, ops.instruction_set(), torch.get_num_threads()
+    device = resident.device
+    # A GPU needs more to be busy.
+    images = torch.cat([tune.example(net, example)] * (32 if device.type == "cuda" else 2)).to(device)
+    compact = _compact(net, device, resident.dtype, "")
     if key not in _speeds:
         probe = copy.copy(net)
-        probe._buffers = {**net._buffers, "thresholds": tune.thresholds(net, net.num_exits)}
-        ways = [lambda p=p: run[p.engine](p, probe, images) for p in (resident, compact)]  # type: ignore[misc]
-        _speeds[key] = tuple(tune.fastest_of(ways))  # type: ignore[assignment]
+        probe._buffers = {**net._buffers, "thresholds": tune.thresholds(net, net.num_exits).to(device)}
+
+        def answer(p: Plan) -> None:
+            run[p.engine](p, probe, images)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        _speeds[key] = tuple(tune.fastest_of([partial(answer, p) for p in (resident, compact)]))  # type: ignore[assignment]
     own, other = (1e3 * seconds for seconds in _speeds[key])
     faster, slower = ("resident", "compact") if own <= other else ("compact", "resident")
     low, high = sorted((own, other))

@@ -14,6 +14,9 @@ from .result import ExitResult
 PIECE = 16
 """Images of one piece of work: few enough that nobody waits long for the last one, enough to hide what a call costs."""
 
+OVERLAPPING = 3
+"""CUDA streams with a batch each."""
+
 Answer = Callable[[Tensor], ExitResult]
 
 
@@ -53,6 +56,51 @@ def stream(batches: Iterable[Tensor], prepare: Callable[[Tensor], tuple[Answer, 
             raise error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def stream_on_cuda(
+    batches: Iterable[Tensor], answer: Callable[[Tensor], ExitResult], device: torch.device
+) -> Iterator[ExitResult]:
+    """Results of all batches, in their order, from kernels that overlap: one in each of a few CUDA streams.
+
+    As soon as a kernel has no more images to start, its finished blocks make room for those of the next one, while
+    others still carry their last images. The host never waits; results belong to the current stream. Where `batches` or
+    `answer` raises, the results of all batches before come first.
+    """
+    sides = [torch.cuda.Stream(device) for _ in range(OVERLAPPING)]
+    ahead: deque[tuple[ExitResult, torch.cuda.Event]] = deque()
+    source, error, count = iter(batches), None, 0
+    while True:
+        try:
+            x = next(source)
+            side, current = sides[count % OVERLAPPING], torch.cuda.current_stream(device)
+            side.wait_stream(current)
+            with torch.cuda.stream(side):
+                result = answer(x)
+                done = side.record_event()
+            # Memory is handed on in the order of the stream that it was made in.
+            x.record_stream(side)
+        except StopIteration:
+            break
+        except Exception as reason:
+            error = reason
+            break
+        ahead.append((result, done))
+        count += 1
+        if len(ahead) == OVERLAPPING:
+            yield _received(*ahead.popleft(), device)
+    while ahead:
+        yield _received(*ahead.popleft(), device)
+    if error is not None:
+        raise error
+
+
+def _received(result: ExitResult, done: torch.cuda.Event, device: torch.device) -> ExitResult:
+    current = torch.cuda.current_stream(device)
+    current.wait_event(done)
+    for part in result:
+        part.record_stream(current)
+    return result
 
 
 def _short_of_work(ahead: deque[list[Future[ExitResult]]], workers: int) -> bool:

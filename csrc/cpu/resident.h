@@ -36,6 +36,8 @@ struct Step {
   int64_t winograd;
   int64_t section;
   bool entry;
+  // Row of the table that it comes from, and where its weights lie in `packed`.
+  int64_t row, place;
   // Behind one another in memory: bias, padded to blocks, then weights in the order in which the kernels read.
   const float* bias;
   const float* weight;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import ops
@@ -11,10 +12,13 @@ from ..result import ExitResult
 
 
 def run(plan: Plan, net: EarlyExitNet, x: Tensor, threads: int = 0) -> ExitResult:
-    """Prepared images [N, C, H, W] → `ExitResult`; threads as in `ops.resident_forward`."""
+    """Prepared images [N, C, H, W] → `ExitResult`; on CUDA also uint8 images. threads as in `ops.resident_forward`."""
     p = plan.program
     assert p is not None
+    x = x if plan.device.type == "cuda" else x.float()
+    normalization = p.normalization if x.dtype == torch.uint8 else None
     tables = p.steps, p.maps, p.groups, p.weights, p.packed, net.thresholds
-    found = ops.resident_forward(x.float(), *tables, plan.criterion, net.num_classes, p.bfloat16, threads)
-    logits, confidence, exits = found
+    logits, confidence, exits = ops.resident_forward(
+        x, *tables, plan.criterion, net.num_classes, p.bfloat16, threads, None, normalization
+    )
     return ExitResult(logits, exits, confidence, net.cost.index_select(0, exits))

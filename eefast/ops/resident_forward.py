@@ -31,7 +31,11 @@ class Kind(IntEnum):
 namespace.define(
     "resident_forward(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor weights, Tensor packed,"
     " Tensor thresholds, str criterion, int num_classes, bool bfloat16=False, int threads=0,"
-    " Tensor(a!)? seconds=None) -> (Tensor, Tensor, Tensor)"
+    " Tensor(a!)? seconds=None, Tensor? normalization=None) -> (Tensor, Tensor, Tensor)"
+)
+namespace.define(
+    "resident_network(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor packed, Tensor thresholds,"
+    " str criterion, int num_classes, bool bfloat16) -> (Tensor, int)"
 )
 namespace.define("instruction_set() -> str")
 
@@ -39,9 +43,10 @@ namespace.define("instruction_set() -> str")
 def reference(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
+    normalization: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`resident_forward` in plain PyTorch: its oracle and its documentation. Everybody goes through everything."""
-    rule, n = criteria.get(criterion), len(images)
+    rule, n, images = criteria.get(criterion), len(images), _normalised(images.float(), normalization)
     results = images.new_empty(n, num_classes), images.new_empty(n), torch.full((n,), -1, device=images.device)
     channels, values = maps[:, 0].tolist(), {0: images}
     for kind, source, target, residual, relu, kernel, stride, padding, _, place, _, _ in steps.tolist():
@@ -71,6 +76,13 @@ def reference(
     return results
 
 
+def _normalised(images: Tensor, normalization: Tensor | None) -> Tensor:
+    if normalization is None:
+        return images
+    scale, shift = normalization[:, :, None, None]
+    return images * scale + shift
+
+
 def _parts(weights: Tensor, place: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """A weight and the bias behind it."""
     size = torch.Size(shape).numel()
@@ -83,16 +95,18 @@ namespace.impl("resident_forward", reference, "CompositeExplicitAutograd")
 @torch.library.register_fake("eefast::resident_forward")
 def _fake(images: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
     n, num_classes = len(images), args[7]
-    return images.new_empty(n, num_classes), images.new_empty(n), images.new_empty(n, dtype=torch.int64)
+    confidence = images.new_empty(n, dtype=torch.float32)
+    return confidence.new_empty(n, num_classes), confidence, images.new_empty(n, dtype=torch.int64)
 
 
 def resident_forward(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
+    normalization: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Answer every image by the first exit that it leaves at.
 
-    images: [N, C, H, W] float32, any strides.
+    images: [N, C, H, W], any strides: on the CPU float32, on CUDA also float16, bfloat16 or uint8.
     steps: [S, 12] int64, one row per step, see `COLUMNS`. The source, target and residual of a step are maps (residual
         -1: none), the target of an exit is its number. kernel of an exit: 1 flattens the map, 0 takes its mean.
         winograd: 0 for direct convolution, else the side of the tiles. weight, packed: where the step's weights begin.
@@ -100,11 +114,16 @@ def resident_forward(
     maps: [M, 2] int64, channels and section of every map; map 0 holds the image, its section is -1.
     groups: [sections] int64, how many samples go through a section together.
     weights, packed: float32, all weights: behind one another, each with its bias, for the reference; in the order in
-        which the C++ kernels read them, see `eefast.pack`.
+        which the kernels read them, see `eefast.pack`.
     thresholds: [n] float32; criterion: name of an exit rule in `eefast.criteria`.
-    bfloat16: whether maps and packed weights are bfloat16; sums are float32 always.
+    bfloat16: whether maps and packed weights are bfloat16 instead of, on the CPU, float32 and, on CUDA, float16; sums
+        are float32 always.
     threads: how many work on the batch; 0: as many as `torch.get_num_threads()` says. 1 uses the calling thread alone.
     seconds: [sections] float64 or None; the processor time spent in each section is added, with threads=1 only.
+    normalization: [2, C] float32 or None: scale and shift of the images' channels. On CUDA only.
+
+    On CUDA images, packed and thresholds stand on the device, the tables on the CPU; winograd and groups are 0 and 1,
+    threads and seconds have no meaning. At most 64 channels, 32×32 pixels and 256 classes.
 
     Returns logits [N, K] float32, confidence [N] float32, exit index [N] int64. The answer of an image is the same, bit
     for bit, in every batch, at every place, with every number of threads.
@@ -115,8 +134,31 @@ def resident_forward(
     if images.requires_grad and torch.is_grad_enabled():
         raise ValueError("images requires grad, but resident_forward has no gradient; call it under torch.no_grad()")
     return torch.ops.eefast.resident_forward.default(
-        images, steps, maps, groups, weights, packed, thresholds, criterion, num_classes, bfloat16, threads, seconds
-    )
+        images, steps, maps, groups, weights, packed, thresholds, criterion, num_classes, bfloat16, threads, seconds,
+        normalization,
+    )  # fmt: skip
+
+
+def resident_network(
+    images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, packed: Tensor, thresholds: Tensor, criterion: str,
+    num_classes: int, bfloat16: bool,
+) -> Tensor:  # fmt: skip
+    """The network as the CUDA kernel takes it, in bytes; raises `RuntimeError` where that kernel lacks a step."""
+    return torch.ops.eefast.resident_network.default(
+        images, steps, maps, groups, packed, thresholds, criterion, num_classes, bfloat16
+    )[0]
+
+
+def resident_shared_memory(*arguments: Any) -> int:
+    """Bytes of shared memory that a block of the CUDA kernel needs; arguments and errors as `resident_network`."""
+    return torch.ops.eefast.resident_network.default(*arguments)[1]  # type: ignore[no-any-return]
+
+
+def cuda_missing() -> str | None:
+    """None where the C++ library has CUDA kernels, else why it has none."""
+    if torch._C._dispatch_has_kernel_for_dispatch_key("eefast::resident_forward", "CUDA"):
+        return None
+    return "not built; install with a CUDA toolkit (nvcc)"
 
 
 def instruction_set() -> str:

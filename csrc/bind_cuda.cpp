@@ -1,0 +1,10 @@
+// Registers the CUDA implementations with the ops that eefast/ops defines.
+#include <torch/csrc/stable/library.h>
+
+#include "resident_forward_cuda.h"
+
+STABLE_TORCH_LIBRARY_IMPL(eefast, CUDA, m) { m.impl("resident_forward", TORCH_BOX(&eefast::resident_forward_cuda)); }
+
+STABLE_TORCH_LIBRARY_IMPL(eefast, CompositeExplicitAutograd, m) {
+  m.impl("resident_network", TORCH_BOX(&eefast::resident_network));
+}

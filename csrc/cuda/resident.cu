@@ -1,0 +1,51 @@
+// Queues the resident kernel: as many blocks as the device holds at once, or one per image if those are fewer.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "cuda/resident.cuh"
+
+namespace eefast::cuda {
+namespace {
+
+// Two blocks of 256 threads leave 128 registers each. sm_86 and sm_89 have shared memory for one block only.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ == 1200)
+constexpr int kBlocks = 1;
+#else
+constexpr int kBlocks = 2;
+#endif
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    resident_kernel(const __grid_constant__ Network network, const __grid_constant__ Batch batch) {
+  extern __shared__ __align__(128) char shared[];
+  resident<T>(network, batch, shared);
+}
+
+cudaError_t launch(const Network& network, const Batch& batch, int device, cudaStream_t stream) {
+  const auto kernel = network.bfloat16 ? resident_kernel<__nv_bfloat16> : resident_kernel<__half>;
+  const auto bytes = static_cast<int>(shared_bytes(network));
+  int processors = 0, most = 0, per_processor = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (!error) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (!error) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (!error) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, kThreads, bytes);
+  if (!error && per_processor == 0) error = cudaErrorLaunchOutOfResources;
+  if (!error) error = cudaMemsetAsync(batch.next, 0, sizeof(int), stream);
+  if (error) return error;
+  kernel<<<std::min(processors * per_processor, batch.count), kThreads, bytes, stream>>>(network, batch);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+const char* launch_resident(const Network& network, const Batch& batch, int device, void* stream) {
+  int before = 0;
+  cudaError_t error = cudaGetDevice(&before);
+  if (!error && before != device) error = cudaSetDevice(device);
+  if (!error) error = launch(network, batch, device, static_cast<cudaStream_t>(stream));
+  if (before != device) cudaSetDevice(before);
+  return error ? cudaGetErrorString(error) : nullptr;
+}
+
+}  // namespace eefast::cuda

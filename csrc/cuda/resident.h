@@ -1,0 +1,82 @@
+// What a launch of the resident CUDA kernel takes: a network as steps on maps in shared memory, and a batch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace eefast::cuda {
+
+constexpr int kThreads = 256;
+// 6n+2 layers up to 110 have 109 convolutions, 3 of them projections, and at most 54 exits.
+constexpr int kMaxSteps = 192, kMaxChannels = 64, kMaxImageChannels = 8, kMaxClasses = 256, kMaxSide = 32;
+
+// A map of H×W pixels stands in a square frame: one pixel of zeros around it, pixels of eight channels in a plane.
+// Sides that are known to the compiler make the place of a tap a constant.
+constexpr int kFrames[] = {10, 18, 34};
+constexpr int frame_of(int side) { return side <= 8 ? 10 : side <= 16 ? 18 : 34; }
+constexpr int plane_bytes(int frame) { return frame * frame * 16; }
+
+// The functions of the kernel, each for one shape of convolution; see `run` in resident.cuh.
+enum class Action : uint8_t {
+  stem,              // 3×3 of an image of up to eight channels
+  convolution,       // 3×3, stride 1
+  convolution_down,  // 3×3, stride 2
+  projection_down,   // 1×1, stride 2
+  affine,            // scale and shift per channel
+  exit,
+};
+
+struct Step {
+  Action action;
+  uint8_t frame, height, width;  // of the target; of the source where nothing is written
+  uint8_t source_frame, source_planes, planes;
+  uint8_t relu;
+  uint8_t clear;                      // the target is new: zeros around it are still to be written
+  uint8_t last;                       // the exit that everybody takes
+  int16_t exit;                       // number of the exit
+  uint32_t source, target, residual;  // bytes into the shared memory; residual: kNone, or a map to be added
+  uint32_t weight;                    // 16-byte units into the packed weights: bias, then weights
+};
+constexpr uint32_t kNone = ~0u;
+
+enum class Criterion : int { learned, max_probability, entropy, margin };
+enum class Pixel : int { float32, float16, bfloat16, uint8 };
+
+struct Network {
+  const void* packed;       // see eefast/pack.py; 16-byte aligned
+  const float* thresholds;  // of the early exits
+  int64_t threshold_stride;
+  Criterion criterion;
+  int classes, steps, map_bytes;
+  uint32_t image;  // bytes into the shared memory
+  uint8_t image_frame;
+  bool bfloat16;  // else float16
+  Step step[kMaxSteps];
+};
+
+struct Batch {
+  const void* images;  // [count, channels, height, width]
+  int64_t strides[4];  // in elements
+  Pixel pixel;
+  int count, channels, height, width;
+  const float* normalization;  // null, or scale and shift per channel: [2][channels]
+  int* next;                   // the queue
+  float* logits;               // [count][classes]
+  float* confidence;           // [count]
+  int64_t* exits;              // [count]
+};
+
+// Behind the maps in shared memory.
+struct Scratch {
+  float sums[kMaxChannels / 8 * 4][8];  // per plane and part of it, eight channels; at most four parts
+  float means[kMaxChannels];
+  float logits[kMaxClasses + 1];  // the last belongs to the confidence
+  int image;
+};
+
+inline size_t shared_bytes(const Network& network) { return network.map_bytes + sizeof(Scratch); }
+
+// Queues the kernel on a stream of a device; null, or what went wrong.
+const char* launch_resident(const Network& network, const Batch& batch, int device, void* stream);
+
+}  // namespace eefast::cuda

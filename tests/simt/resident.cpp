@@ -1,0 +1,16 @@
+// The resident kernel on the CPU, with a C interface for tests/test_resident_simt.py.
+#include "cuda/resident.cuh"
+
+extern "C" const char* resident(const eefast::cuda::Network* network, const eefast::cuda::Batch* batch, int grid,
+                                unsigned order, int dropped_barrier) {
+  using namespace eefast::cuda;
+  const simt::Options options{grid, kThreads, shared_bytes(*network), order, dropped_barrier};
+  *batch->next = 0;
+  return simt::launch(options, [&] {
+    char* const shared = simt::this_block().shared;
+    if (network->bfloat16)
+      resident<__nv_bfloat16>(*network, *batch, shared);
+    else
+      resident<__half>(*network, *batch, shared);
+  });
+}
