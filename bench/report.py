@@ -18,7 +18,7 @@ OURS = "eefast"
 BASELINES = ("eager", "x[mask]")
 PLAIN = ("plain copy", "plain read")
 CASE = ("op", "samples", "channels", "height", "width", "classes", "dtype", "layout", "criterion", "exit_rate")
-NETWORK = ("network", "batch_size", "dtype")
+NETWORK = ("network", "batch_size", "dtype", "mix")
 SETTING = ("network", "batch_size", "setting")
 RESIDENT, PER_STAGE = "eefast resident", "ONNX Runtime per stage"
 NO_EXITS, OWN_THRESHOLDS = "no exits", "own thresholds"
@@ -129,7 +129,7 @@ def _versions(around: Row, gpu: bool) -> list[str]:
 
 def _newest(rows: Iterable[Row], key: Sequence[str]) -> list[Row]:
     """The last row of each measurement."""
-    return list({tuple(row.get(name) for name in key): row for row in rows}.values())
+    return list({tuple(str(row.get(name)) for name in key): row for row in rows}.values())
 
 
 def _op_table(rows: list[Row]) -> list[str]:
@@ -161,20 +161,25 @@ def _op_table(rows: list[Row]) -> list[str]:
 
 
 def _network_table(rows: list[Row]) -> list[str]:
-    """One line per network and batch size: the best way without exits, the masked engine, eefast; median images/s."""
+    """One line per network, batch size and mix of exits: the best way without exits, early-exit ways; images/s."""
     cases: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
         if row["images_per_s"]:
-            cases.setdefault(tuple(row[name] for name in NETWORK), {})[row["provider"]] = row
-    table = [("images/s, median", "batch", "plain", "the best way", "masked", "ratio", "eefast", "ratio", "mean cost")]
+            cases.setdefault(tuple(str(row[name]) for name in NETWORK), {})[row["provider"]] = row
+    early = ("masked, PyTorch", "eefast compact", "eefast resident", "eefast resident, streaming")
+    titles = [title for name in early for title in (name.split(", ")[-1].removeprefix("eefast "), "ratio")]
+    titles[0] = "masked"
+    table = [("images/s, median", "batch", "plain", "the best way", *titles, "mean cost")]
     for case, ways in cases.items():
-        masked, ours = ways.get("masked, PyTorch"), ways.get("eefast compact")
+        found = [ways.get(name) for name in early]
         best = ways.get(next(iter(ways.values()))["best_static"])
         tried = sum(name.startswith("plain") for name in ways)
         names = f"{best['provider'].removeprefix('plain, ')} (of {tried})" if best else ""
-        numbers = [_speed(best), names, _speed(masked), _number(masked, "realised_ratio", "{:.2f}")]
-        numbers += [_speed(ours), _number(ours, "realised_ratio", "{:.2f}"), _number(ours, "mean_cost", "{:.3f}")]
-        table.append((f"{case[0]} {case[2]}", str(case[1]), *numbers))
+        numbers = [_speed(best), names]
+        for row in found:
+            numbers += [_speed(row), _number(row, "realised_ratio", "{:.2f}")]
+        cost = next((row for row in found if row), None)
+        table.append((f"{case[0]} {case[2]}", case[1], *numbers, _number(cost, "mean_cost", "{:.3f}")))
     return _aligned(table) if len(table) > 1 else []
 
 
