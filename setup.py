@@ -34,7 +34,7 @@ def targets() -> list[str]:
 
 def compiled_by(compiler: str, folder: Path) -> list[str]:
     """Object files of csrc/cuda/*.cu, made anew where a source is younger; all at the same time."""
-    headers = [path for pattern in ("*.cuh", "*.h") for path in Path("csrc/cuda").glob(pattern)]
+    headers = [path for pattern in ("*.cuh", "*.h") for path in Path("csrc").rglob(pattern)]
     folder.mkdir(parents=True, exist_ok=True)
     objects, running = [], []
     for source in sorted(Path("csrc/cuda").glob("*.cu")):

@@ -1,6 +1,8 @@
 // Registers the CUDA implementations with the ops that eefast/ops defines.
 #include <torch/csrc/stable/library.h>
 
+#include "compact_cuda.h"
+#include "exit_head_cuda.h"
 #include "resident_forward_cuda.h"
 
 STABLE_TORCH_LIBRARY_IMPL(eefast, CUDA, m) { m.impl("resident_forward", TORCH_BOX(&eefast::resident_forward_cuda)); }

@@ -124,9 +124,10 @@ cuda::Network on_cuda(const ResidentSource& source) {
   found.classes = static_cast<int>(network.num_classes);
   found.steps = static_cast<int>(steps.size());
   found.map_bytes = static_cast<int>(place_maps(lives(steps, maps), offsets));
-  found.image = static_cast<uint32_t>(offsets[0]);
+  found.image = static_cast<int>(offsets[0]);
   found.image_frame = static_cast<uint8_t>(frame(maps[0]));
   found.bfloat16 = source.bfloat16;
+  if (found.map_bytes >= 1 << 20) fail("the maps take ", found.map_bytes, " bytes; shared memory has far less");
   std::vector<bool> written(maps.size());
   for (std::size_t i = 0; i < steps.size(); ++i) {
     const cpu::Step& step = steps[i];
@@ -145,9 +146,9 @@ cuda::Network on_cuda(const ResidentSource& source) {
     own.relu = step.relu;
     own.last = exits && step.target == source.num_exits;
     own.exit = static_cast<int16_t>(exits ? step.target : 0);
-    own.source = static_cast<uint32_t>(offsets[step.source]);
-    own.target = static_cast<uint32_t>(exits ? 0 : offsets[step.target]);
-    own.residual = step.residual < 0 ? cuda::kNone : static_cast<uint32_t>(offsets[step.residual]);
+    own.source = static_cast<uint16_t>(offsets[step.source] / 16);
+    own.target = static_cast<uint16_t>(exits ? 0 : offsets[step.target] / 16);
+    own.residual = step.residual < 0 ? cuda::kNone : static_cast<uint16_t>(offsets[step.residual] / 16);
     if (!exits) {
       own.clear = !written[step.target];
       written[step.target] = true;
@@ -252,7 +253,7 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
                           logits.mutable_data_ptr<float>(),
                           confidence.mutable_data_ptr<float>(),
                           exits.mutable_data_ptr<int64_t>()};
-  if (const char* const error = cuda::launch_resident(network, batch, device, current_stream(device))) {
+  if (const char* const error = cuda::launch_resident({network, batch}, device, current_stream(device))) {
     fail("the resident CUDA kernel with ", cuda::shared_bytes(network), " bytes of shared memory: ", error);
   }
   return {logits, confidence, exits};

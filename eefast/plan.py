@@ -142,8 +142,8 @@ def plan(
 def _compact_obstacle(net: EarlyExitNet, device: torch.device) -> str:
     if device.type not in ("cpu", "cuda"):
         return f"the compact engine runs on the CPU and on CUDA devices, the network is on {device}"
-    if device.type == "cuda" and ops.TRITON_MISSING:
-        return ops.TRITON_MISSING
+    if device.type == "cuda" and not ops.exit_kernels():
+        return f"{ops.TRITON_MISSING}, and the CUDA kernels are {ops.CUDA_MISSING}"
     if device.type == "cuda" and net.num_classes > ops.MAX_CLASSES_ON_CUDA:
         return f"the Triton exit heads go to {ops.MAX_CLASSES_ON_CUDA} classes, the network has {net.num_classes}"
     for i, head in enumerate(net.heads):
@@ -280,15 +280,16 @@ def _reference(net: EarlyExitNet, weight: Tensor, dtype: torch.dtype | None, rea
 
 def _compact(net: EarlyExitNet, device: torch.device, dtype: torch.dtype, reason: str) -> Plan:
     on_cuda = device.type == "cuda"
-    kernel = "Triton" if on_cuda else "C++" if ops.CPP_MISSING is None else "PyTorch"
+    triton = on_cuda and ops.exit_kernels() == "triton"
+    kernel = "Triton" if triton else "CUDA" if on_cuda else "C++" if ops.CPP_MISSING is None else "PyTorch"
     if ops.CPP_MISSING and not on_cuda:
         reason = f"{reason}; exits run in PyTorch, since the C++ kernels are {ops.CPP_MISSING}"
     rows, steps = [], []
     for stage, head, cost, share in zip(net.stages, net.heads, net.stage_costs, _shares(net), strict=True):
         assert isinstance(head, ExitHead)
         folded, note = fold_stage(stage, dtype)
-        # On the CPU PyTorch's convolution is the faster one.
-        conv = pack_conv(head.convs[-1], dtype) if len(head.convs) and on_cuda else None
+        # On the CPU PyTorch's convolution is the faster one; in CUDA C++ there is none.
+        conv = pack_conv(head.convs[-1], dtype) if len(head.convs) and triton else None
         convs, _ = fold_stage(head.convs[:-1] if conv else head.convs, dtype)
         rows.append(StagePlan(cost.feature_shape, share, kernel + " with conv" * (conv is not None), note))
         steps.append(CompactStep(folded, convs, conv, *pack_head(head), head.kind == "plain"))

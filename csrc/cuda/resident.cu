@@ -16,13 +16,14 @@ constexpr int kBlocks = 2;
 #endif
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    resident_kernel(const __grid_constant__ Network network, const __grid_constant__ Batch batch) {
+__global__ void __launch_bounds__(kThreads, kBlocks) resident_kernel(const __grid_constant__ Job job) {
   extern __shared__ __align__(128) char shared[];
-  resident<T>(network, batch, shared);
+  resident<T>(job, shared);
 }
 
-cudaError_t launch(const Network& network, const Batch& batch, int device, cudaStream_t stream) {
+cudaError_t launch(const Job& job, int device, cudaStream_t stream) {
+  const Network& network = job.network;
+  const Batch& batch = job.batch;
   const auto kernel = network.bfloat16 ? resident_kernel<__nv_bfloat16> : resident_kernel<__half>;
   const auto bytes = static_cast<int>(shared_bytes(network));
   int processors = 0, most = 0, per_processor = 0;
@@ -33,17 +34,17 @@ cudaError_t launch(const Network& network, const Batch& batch, int device, cudaS
   if (!error && per_processor == 0) error = cudaErrorLaunchOutOfResources;
   if (!error) error = cudaMemsetAsync(batch.next, 0, sizeof(int), stream);
   if (error) return error;
-  kernel<<<std::min(processors * per_processor, batch.count), kThreads, bytes, stream>>>(network, batch);
+  kernel<<<std::min(processors * per_processor, batch.count), kThreads, bytes, stream>>>(job);
   return cudaGetLastError();
 }
 
 }  // namespace
 
-const char* launch_resident(const Network& network, const Batch& batch, int device, void* stream) {
+const char* launch_resident(const Job& job, int device, void* stream) {
   int before = 0;
   cudaError_t error = cudaGetDevice(&before);
   if (!error && before != device) error = cudaSetDevice(device);
-  if (!error) error = launch(network, batch, device, static_cast<cudaStream_t>(stream));
+  if (!error) error = launch(job, device, static_cast<cudaStream_t>(stream));
   if (before != device) cudaSetDevice(before);
   return error ? cudaGetErrorString(error) : nullptr;
 }

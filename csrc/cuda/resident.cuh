@@ -26,6 +26,12 @@ namespace eefast::cuda {
 
 constexpr int kWarps = kThreads / 32;
 constexpr int kRows = 4;  // of output pixels that a warp has
+// Whether all input channels of a convolution make one stretch of code; on Blackwell that takes too many registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool kUnrolls = false;
+#else
+constexpr bool kUnrolls = true;
+#endif
 
 SIMT_DEVICE int warp_index() { return static_cast<int>(threadIdx.x) / 32; }
 SIMT_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) % 32; }
@@ -38,8 +44,12 @@ SIMT_DEVICE float2 floats_of(__nv_bfloat162 v) { return __bfloat1622float2(v); }
 template <class T>
 using Pair = decltype(pair_of(float2{}, T{}));
 
-// The larger one, NaN if one is: a maximum that drops NaN would turn a broken image into a plausible answer.
-SIMT_DEVICE float larger(float v, float least) { return v < least ? least : v; }
+// Rounds; with relu, negative values become zero. NaN stays: a maximum that drops it would turn a broken image into a
+// plausible answer.
+template <class T>
+SIMT_DEVICE Pair<T> finished(float x, float y, float least) {
+  return __hmax2_nan(pair_of(make_float2(x, y), T{}), pair_of(make_float2(least, least), T{}));
+}
 
 template <int SIDE>
 struct Frame {
@@ -49,7 +59,7 @@ struct Frame {
 };
 
 // Zeros in the frame around a map.
-SIMT_DEVICE void surround(char* map, int planes, int frame, int height, int width) {
+SIMT_FUNCTION void surround(char* map, int planes, int frame, int height, int width) {
   const uint4 zero = make_uint4(0, 0, 0, 0);
   for (int i = threadIdx.x; i < planes * frame; i += kThreads) {
     const int plane = i / frame, step = i % frame;
@@ -67,14 +77,14 @@ struct Item {  // what a warp computes at a time
 };
 
 template <int SIDE>
-SIMT_DEVICE int item_count(const Step& step) {
+SIMT_DEVICE int item_count(Step step) {
   const int columns = SIDE == 34 ? (step.width + 15) / 16 : 1;
   return (step.height + kRows - 1) / kRows * columns * (step.planes / 2);
 }
 
 template <int SIDE>
-SIMT_DEVICE Item item_of(const Step& step, int index) {
-  const int blocks = step.planes / 2, place = index / blocks, block = index - place * blocks;
+SIMT_DEVICE Item item_of(Step step, int blocks, int index) {
+  const int place = index / blocks, block = index - place * blocks;
   if (SIDE != 34) return {place * kRows, 0, block};
   const int two = step.width > 16;  // tiles side by side
   return {(place >> two) * kRows, (place & two) * 16, block};
@@ -99,54 +109,63 @@ SIMT_DEVICE void multiply(float (&acc)[2][4], const uint32_t (&pixels)[4], const
 
 // target = relu(acc + residual), rounded once. Where the residual is the target, each element is read and then written
 // by one and the same thread.
-template <class T, int SIDE, int TILES>
-SIMT_DEVICE void store(const float (&acc)[TILES][2][4], const Step& step, char* shared, const Item& item) {
+template <class T, int SIDE, bool ADDS, int TILES>
+SIMT_DEVICE void store_sum(const float (&acc)[TILES][2][4], Step step, char* shared, const Item& item) {
   using F = Frame<SIDE>;
   const float least = step.relu ? 0.f : -INFINITY;
-  const bool adds = step.residual != kNone;
-  const int lane = lane_index(), plane = item.block * 2 * F::kPlane + lane % 4 * 4;
+  const int lane = lane_index(), first = lane / 4;
+  const int place = item.block * 2 * F::kPlane + F::at(item.row + 1, item.column + 1) + first * 16 + lane % 4 * 4;
+  char* const out = shared + step.target * 16 + place;
+  const char* const residual = shared + step.residual * 16 + place;
 #pragma unroll
   for (int m = 0; m < TILES; ++m)
 #pragma unroll
     for (int lower = 0; lower < 2; ++lower) {
-      const int pixel = lower * 8 + lane / 4;
-      const int y = item.row + m * F::kTileRows + pixel / F::kTileColumns, x = item.column + pixel % F::kTileColumns;
-      if (y >= step.height || x >= step.width) continue;
-      const int place = plane + F::at(y + 1, x + 1);
+      // Pixels lane/4 and lane/4 + 8 of a tile: the right half of its row, or its second row.
+      const int dy = m * F::kTileRows + (F::kTileRows == 2 ? lower : 0), dx = F::kTileRows == 2 ? 0 : lower * 8;
+      if (item.row + dy >= step.height || item.column + dx + first >= step.width) continue;
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
+        const int at = F::at(dy, dx) + n * F::kPlane;
         float2 v = make_float2(acc[m][n][2 * lower], acc[m][n][2 * lower + 1]);
-        if (adds) {
-          const float2 old =
-              floats_of(*reinterpret_cast<const Pair<T>*>(shared + step.residual + place + n * F::kPlane));
+        if (ADDS) {
+          const float2 old = floats_of(*reinterpret_cast<const Pair<T>*>(residual + at));
           v.x += old.x, v.y += old.y;
         }
-        *reinterpret_cast<Pair<T>*>(shared + step.target + place + n * F::kPlane) =
-            pair_of(make_float2(larger(v.x, least), larger(v.y, least)), T{});
+        *reinterpret_cast<Pair<T>*>(out + at) = finished<T>(v.x, v.y, least);
       }
     }
 }
 
+template <class T, int SIDE, int TILES>
+SIMT_DEVICE void store(const float (&acc)[TILES][2][4], Step step, char* shared, const Item& item) {
+  if (step.residual == kNone)
+    store_sum<T, SIDE, false>(acc, step, shared, item);
+  else
+    store_sum<T, SIDE, true>(acc, step, shared, item);
+}
+
 // ---- Layers. Barriers stand between them, in the caller; only `leaves_at` contains any.
 
-// 3×3 or 1×1 convolution; BLOCKS: of 16 input channels, 0 where the compiler is not to know.
+// 3×3 or 1×1 convolution; BLOCKS: of 16 channels in and out, 0 where the compiler is not to know.
 template <class T, int IN, int OUT, int STRIDE, int TAPS, int BLOCKS>
-SIMT_FUNCTION void convolve(const Step& step, char* shared, const uint4* __restrict__ packed) {
+SIMT_FUNCTION void convolve(Step step, char* shared, const uint4* __restrict__ packed) {
   using F = Frame<OUT>;
-  const int lane = lane_index(), blocks_in = BLOCKS ? BLOCKS : step.source_planes / 2, blocks_out = step.planes / 2;
+  const int lane = lane_index(), blocks_in = BLOCKS ? BLOCKS : step.source_planes / 2;
+  const int blocks_out = BLOCKS ? BLOCKS : step.planes / 2;
   const uint4* const bias = packed + step.weight;
   const int items = item_count<OUT>(step), pixel = lane % 16;
-  if (step.clear) surround(shared + step.target, step.planes, OUT, step.height, step.width);
 #pragma unroll 1
   for (int index = warp_index(); index < items; index += kWarps) {
-    const Item item = item_of<OUT>(step, index);
+    const Item item = item_of<OUT>(step, blocks_out, index);
     float acc[F::kTiles][2][4];
     start_with_bias(acc, bias, item.block);
     // ldmatrix wants from lane l the pixel l%16 of the tile, in the lower plane (l < 16) or the upper one.
     const int y = item.row + pixel / F::kTileColumns, x = item.column + pixel % F::kTileColumns;
-    const char* corner = shared + step.source + lane / 16 * Frame<IN>::kPlane + Frame<IN>::at(y * STRIDE, x * STRIDE);
+    const char* corner =
+        shared + step.source * 16 + lane / 16 * Frame<IN>::kPlane + Frame<IN>::at(y * STRIDE, x * STRIDE);
     const uint4* weight = bias + blocks_out * 4 + item.block * 32 + lane;
-#pragma unroll BLOCKS ? BLOCKS : 1
+#pragma unroll(kUnrolls&& BLOCKS ? BLOCKS : 1)
     for (int k = 0; k < blocks_in; ++k) {
       uint4 w[TAPS];
 #pragma unroll
@@ -184,19 +203,18 @@ SIMT_FUNCTION void convolve(const Step& step, char* shared, const uint4* __restr
 // 3×3 convolution of the image, whose up to eight channels are one plane: a depth of 16 holds two taps, lanes 0-15
 // address one, lanes 16-31 the next. There is no tenth tap: its weights are zero and it reads what surrounds the image.
 template <class T, int SIDE>
-SIMT_FUNCTION void convolve_image(const Step& step, char* shared, const uint4* __restrict__ packed) {
+SIMT_FUNCTION void convolve_image(Step step, char* shared, const uint4* __restrict__ packed) {
   using F = Frame<SIDE>;
   const int lane = lane_index(), blocks_out = step.planes / 2, items = item_count<SIDE>(step), pixel = lane % 16;
   const uint4* const bias = packed + step.weight;
-  if (step.clear) surround(shared + step.target, step.planes, SIDE, step.height, step.width);
 #pragma unroll 1
   for (int index = warp_index(); index < items; index += kWarps) {
-    const Item item = item_of<SIDE>(step, index);
+    const Item item = item_of<SIDE>(step, blocks_out, index);
     float acc[F::kTiles][2][4];
     start_with_bias(acc, bias, item.block);
     const uint4* const weight = bias + blocks_out * 4 + item.block * 32 + lane;
     const int y = item.row + pixel / F::kTileColumns, x = item.column + pixel % F::kTileColumns;
-    const char* const image = shared + step.source;
+    const char* const image = shared + step.source * 16;
 #pragma unroll
     for (int k = 0; k < 5; ++k) {
       const uint4 w = __ldg(weight + k * blocks_out * 32);
@@ -215,26 +233,24 @@ SIMT_FUNCTION void convolve_image(const Step& step, char* shared, const uint4* _
 
 // target = relu(source · scale + shift): a BatchNorm that no convolution could take.
 template <class T>
-SIMT_FUNCTION void scale_and_shift(const Step& step, char* shared, const uint4* __restrict__ packed) {
+SIMT_FUNCTION void scale_and_shift(Step step, char* shared, const uint4* __restrict__ packed) {
   const float* const shift = reinterpret_cast<const float*>(packed + step.weight);
   const float* const scale = shift + step.planes * 8;
   const float least = step.relu ? 0.f : -INFINITY;
   const int pixels = step.height * step.width, size = step.frame * step.frame * 16;
-  if (step.clear) surround(shared + step.target, step.planes, step.frame, step.height, step.width);
   for (int i = threadIdx.x; i < step.planes * pixels; i += kThreads) {
     const int plane = i / pixels, pixel = i - plane * pixels, y = pixel / step.width, x = pixel - y * step.width;
     const int place = plane * size + ((y + 1) * step.frame + x + 1) * 16;
-    uint4 value = *reinterpret_cast<const uint4*>(shared + step.source + place);
+    uint4 value = *reinterpret_cast<const uint4*>(shared + step.source * 16 + place);
     Pair<T>* const pairs = reinterpret_cast<Pair<T>*>(&value);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int c = plane * 8 + 2 * j;
       const float2 v = floats_of(pairs[j]);
-      pairs[j] = pair_of(make_float2(larger(v.x * __ldg(scale + c) + __ldg(shift + c), least),
-                                     larger(v.y * __ldg(scale + c + 1) + __ldg(shift + c + 1), least)),
-                         T{});
+      pairs[j] = finished<T>(v.x * __ldg(scale + c) + __ldg(shift + c),
+                             v.y * __ldg(scale + c + 1) + __ldg(shift + c + 1), least);
     }
-    *reinterpret_cast<uint4*>(shared + step.target + place) = value;
+    *reinterpret_cast<uint4*>(shared + step.target * 16 + place) = value;
   }
 }
 
@@ -288,10 +304,13 @@ SIMT_DEVICE float confidence_of(Criterion criterion, const float* logits, int cl
 
 // Mean of the map, K logits and the confidence; whether the image leaves, and then its answer is written. All threads
 // return the same. Every sum has a fixed order, so that no image near a threshold can flip. No barrier at the end: what
-// is written next lies behind a later one, but for scratch->image, of which every thread has its own copy.
+// is written next lies behind a later one, but for scratch->image.
 template <class T>
-SIMT_FUNCTION bool leaves_at(const Step& step, const Network& network, const Batch& batch, char* shared,
-                             Scratch* scratch, int image) {
+SIMT_FUNCTION bool leaves_at(Step step, const Job& job, char* shared) {
+  const Network& network = job.network;
+  const Batch& batch = job.batch;
+  Scratch* const scratch = reinterpret_cast<Scratch*>(shared + network.map_bytes);
+  const int image = scratch->image;  // before the barriers, behind which it may already be the next one
   const int lane = lane_index(), warp = warp_index(), classes = network.classes, channels = step.source_planes * 8;
   const float* const bias = reinterpret_cast<const float*>(static_cast<const uint4*>(network.packed) + step.weight);
   const float* const weight = bias + (classes + 1 + 15) / 16 * 16;
@@ -299,7 +318,7 @@ SIMT_FUNCTION bool leaves_at(const Step& step, const Network& network, const Bat
   const int columns = step.source_frame - 2, rows = 32 / columns;  // of pixels that a warp reads at a time
   for (int i = warp; i < planes * parts; i += kWarps) {
     const int plane = i / parts, part = i - plane * parts, x = lane % columns;
-    const char* const pixels = shared + step.source + plane * step.source_frame * step.source_frame * 16;
+    const char* const pixels = shared + step.source * 16 + plane * step.source_frame * step.source_frame * 16;
     float sum[8] = {};
     for (int y = part * rows + lane / columns; y < step.height; y += parts * rows)
       if (x < step.width) add_pixel<T>(sum, pixels + ((y + 1) * step.source_frame + x + 1) * 16);
@@ -348,10 +367,12 @@ SIMT_DEVICE float pixel_at(const void* images, Pixel type, int64_t i) {
 
 // Image → one plane of eight channels, normalised where it is asked for; missing channels are zero.
 template <class T>
-SIMT_FUNCTION void load_image(const Network& network, const Batch& batch, char* shared, int image) {
+SIMT_FUNCTION void load_image(const Job& job, char* shared) {
+  const Network& network = job.network;
+  const Batch& batch = job.batch;
   const int frame = network.image_frame;
   char* const map = shared + network.image;
-  surround(map, 1, frame, batch.height, batch.width);
+  const int image = reinterpret_cast<const Scratch*>(shared + network.map_bytes)->image;
   const int64_t first = image * batch.strides[0];
   for (int p = threadIdx.x; p < batch.height * batch.width; p += kThreads) {
     const int y = p / batch.width, x = p - y * batch.width;
@@ -375,8 +396,9 @@ SIMT_FUNCTION void load_image(const Network& network, const Batch& batch, char* 
 }
 
 template <class T>
-SIMT_DEVICE void run(const Step& step, char* shared, const uint4* packed) {
+SIMT_DEVICE void run(Step step, char* shared, const uint4* packed) {
   const int frame = step.frame, planes = step.source_planes;
+  if (step.clear) surround(shared + step.target * 16, step.planes, frame, step.height, step.width);
   switch (step.action) {
     case Action::stem:
       if (frame == 34)
@@ -423,20 +445,22 @@ SIMT_DEVICE void run(const Step& step, char* shared, const uint4* packed) {
 }
 
 template <class T>
-SIMT_DEVICE void resident(const Network& network, const Batch& batch, char* shared) {
+SIMT_DEVICE void resident(const Job& job, char* shared) {
+  const Network& network = job.network;
+  const Batch& batch = job.batch;
   Scratch* const scratch = reinterpret_cast<Scratch*>(shared + network.map_bytes);
   const uint4* const packed = static_cast<const uint4*>(network.packed);
   for (;;) {
     if (threadIdx.x == 0) scratch->image = atomicAdd(batch.next, 1);
     __syncthreads();  // the image is known; also, every warp is done with the one before
-    const int image = scratch->image;
-    if (image >= batch.count) return;
-    load_image<T>(network, batch, shared, image);
-    __syncthreads();  // image complete
-    for (int i = 0; i < network.steps; ++i) {
-      const Step& step = network.step[i];
+    if (scratch->image >= batch.count) return;
+    surround(shared + network.image, 1, network.image_frame, batch.height, batch.width);
+    load_image<T>(job, shared);
+    __syncthreads();                                  // image complete
+    for (const Step* next = network.step;; ++next) {  // the last step is an exit that everybody takes
+      const Step step = *next;
       if (step.action == Action::exit) {
-        if (leaves_at<T>(step, network, batch, shared, scratch, image)) break;
+        if (leaves_at<T>(step, job, shared)) break;
       } else {
         run<T>(step, shared, packed);
         __syncthreads();  // target complete, source free

@@ -26,18 +26,20 @@ enum class Action : uint8_t {
   exit,
 };
 
-struct Step {
+// Two loads of 16 bytes; offsets into the shared memory in units of 16 bytes.
+struct alignas(16) Step {
   Action action;
   uint8_t frame, height, width;  // of the target; of the source where nothing is written
   uint8_t source_frame, source_planes, planes;
-  uint8_t relu;
-  uint8_t clear;                      // the target is new: zeros around it are still to be written
-  uint8_t last;                       // the exit that everybody takes
+  bool relu;
+  uint16_t source, target, residual;  // residual: kNone, or a map to be added
   int16_t exit;                       // number of the exit
-  uint32_t source, target, residual;  // bytes into the shared memory; residual: kNone, or a map to be added
   uint32_t weight;                    // 16-byte units into the packed weights: bias, then weights
+  bool clear;                         // the target is new: zeros around it are still to be written
+  bool last;                          // the exit that everybody takes
 };
-constexpr uint32_t kNone = ~0u;
+constexpr uint16_t kNone = 0xffff;
+static_assert(sizeof(Step) == 32);
 
 enum class Criterion : int { learned, max_probability, entropy, margin };
 enum class Pixel : int { float32, float16, bfloat16, uint8 };
@@ -66,6 +68,11 @@ struct Batch {
   int64_t* exits;              // [count]
 };
 
+struct Job {
+  Network network;
+  Batch batch;
+};
+
 // Behind the maps in shared memory.
 struct Scratch {
   float sums[kMaxChannels / 8 * 4][8];  // per plane and part of it, eight channels; at most four parts
@@ -77,6 +84,6 @@ struct Scratch {
 inline size_t shared_bytes(const Network& network) { return network.map_bytes + sizeof(Scratch); }
 
 // Queues the kernel on a stream of a device; null, or what went wrong.
-const char* launch_resident(const Network& network, const Batch& batch, int device, void* stream);
+const char* launch_resident(const Job& job, int device, void* stream);
 
 }  // namespace eefast::cuda

@@ -4,7 +4,7 @@ from .compact import compact
 from .exit_conv_head import exit_conv_head
 from .exit_head import MAX_CLASSES_ON_CUDA, exit_head
 from .flops import register_flops
-from .library import TRITON_MISSING, load_cpp
+from .library import TRITON_MISSING, exit_kernels, implement_twins, load_cpp
 from .resident_forward import (
     Kind,
     cuda_missing,
@@ -16,6 +16,8 @@ from .resident_forward import (
 
 CPP_MISSING = load_cpp()
 """None where the C++ kernels are loaded, else the reason why the references run instead."""
+
+implement_twins()
 
 CUDA_MISSING = CPP_MISSING or cuda_missing()
 """None where the CUDA kernels are loaded, else the reason why not."""
@@ -29,6 +31,7 @@ __all__ = [
     "compact",
     "exit_conv_head",
     "exit_head",
+    "exit_kernels",
     "instruction_set",
     "register_flops",
     "resident_forward",

@@ -9,7 +9,8 @@ from .library import check_range_on_cuda, check_written, implement_on_cuda, name
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
-namespace.define("compact(Tensor features, Tensor rows, Tensor live, Tensor(a!) out) -> ()")
+for _name in ("compact", "compact_cuda"):
+    namespace.define(f"{_name}(Tensor features, Tensor rows, Tensor live, Tensor(a!) out) -> ()")
 
 
 def reference(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:

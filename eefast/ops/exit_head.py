@@ -13,11 +13,13 @@ from .library import check_range_on_cuda, check_written, implement_on_cuda, name
 MAX_CLASSES_ON_CUDA = 8191
 """What the Triton exit heads keep in registers."""
 
-namespace.define(
-    "exit_head(Tensor features, Tensor weight, Tensor bias, Tensor? threshold, Tensor rows, Tensor positions,"
+_SCHEMA = (
+    "(Tensor features, Tensor weight, Tensor bias, Tensor? threshold, Tensor rows, Tensor positions,"
     " Tensor live, str criterion, int exit_index, Tensor(a!) logits, Tensor(b!) confidence, Tensor(c!) exits)"
     " -> (Tensor, Tensor, Tensor)"
 )
+namespace.define("exit_head" + _SCHEMA)
+namespace.define("exit_head_cuda" + _SCHEMA)
 
 
 def reference(

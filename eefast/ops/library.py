@@ -18,10 +18,50 @@ TRITON_MISSING = None if find_spec("triton") else "Triton is not installed; it c
 """None where the Triton kernels can be had, else the reason why the references run on GPUs instead."""
 
 
+TWINS = ("exit_head", "compact")
+"""Ops with kernels in CUDA C++ beside those in Triton; in the library they are called `<name>_cuda`."""
+
+
+def exit_kernels() -> str:
+    """What evaluates exits on GPUs: "triton" where it is installed, else "cuda", else "", plain PyTorch.
+
+    The variable EEFAST_EXIT_KERNELS chooses one by name; `ValueError` where that one is not there.
+    """
+    there = {"triton": TRITON_MISSING is None, "cuda": _has_twin("exit_head")}
+    wanted = os.environ.get("EEFAST_EXIT_KERNELS", "")
+    if not wanted:
+        return next((name for name, found in there.items() if found), "")
+    if not there.get(wanted):
+        missing = f"cannot run here: {TRITON_MISSING if wanted == 'triton' else 'built without a CUDA toolkit'}"
+        problem = missing if wanted in there else "is unknown; set it to triton or cuda, or leave it out"
+        raise ValueError(f"EEFAST_EXIT_KERNELS={wanted!r} {problem}")
+    return wanted
+
+
+def _has_twin(name: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"eefast::{name}_cuda", "CUDA")
+
+
 def implement_on_cuda(name: str, launcher: Callable[..., Any]) -> None:
-    """Put a Triton launcher behind an op on GPUs; without Triton the reference stays."""
+    """Put a Triton launcher behind an op on GPUs, or its twin in CUDA C++ where that is chosen."""
     if TRITON_MISSING is None:
-        namespace.impl(name, on_device_of_features(launcher), "CUDA")
+        namespace.impl(name, on_device_of_features(_or_twin(name, launcher) if name in TWINS else launcher), "CUDA")
+
+
+def _or_twin(name: str, launcher: Callable[..., Any]) -> Callable[..., Any]:
+    def chosen(*args: Any) -> Any:
+        if exit_kernels() == "cuda":
+            return getattr(torch.ops.eefast, f"{name}_cuda").default(*args)
+        return launcher(*args)
+
+    return chosen
+
+
+def implement_twins() -> None:
+    """Without Triton: the kernels in CUDA C++, where the library has them; called once it is loaded."""
+    for name in TWINS:
+        if TRITON_MISSING is not None and _has_twin(name):
+            namespace.impl(name, getattr(torch.ops.eefast, f"{name}_cuda").default, "CUDA")
 
 
 def on_device_of_features(launcher: Callable[..., Any]) -> Callable[..., Any]:

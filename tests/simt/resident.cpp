@@ -6,11 +6,12 @@ extern "C" const char* resident(const eefast::cuda::Network* network, const eefa
   using namespace eefast::cuda;
   const simt::Options options{grid, kThreads, shared_bytes(*network), order, dropped_barrier};
   *batch->next = 0;
+  const Job job{*network, *batch};
   return simt::launch(options, [&] {
     char* const shared = simt::this_block().shared;
     if (network->bfloat16)
-      resident<__nv_bfloat16>(*network, *batch, shared);
+      resident<__nv_bfloat16>(job, shared);
     else
-      resident<__half>(*network, *batch, shared);
+      resident<__half>(job, shared);
   });
 }

@@ -1,0 +1,109 @@
+// Checks the arguments of eefast::compact and hands them to the CUDA kernel as raw pointers.
+#include "compact_cuda.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "checks.h"
+#include "cuda/compact.h"
+#include "current_stream.h"
+
+namespace eefast {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+constexpr std::array<int, 4> kContiguous = {0, 1, 2, 3}, kChannelsLast = {0, 2, 3, 1};
+
+bool rows_are_dense(const Tensor& tensor, const std::array<int, 4>& order) {
+  if (tensor.numel() == 0) return true;
+  int64_t stride = 1;
+  for (int i = 3; i > 0; --i) {
+    const int d = order[i];
+    if (tensor.size(d) != 1 && tensor.stride(d) != stride) return false;
+    stride *= tensor.size(d);
+  }
+  return true;
+}
+
+std::pair<uintptr_t, uintptr_t> span(const Tensor& tensor) {
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  if (tensor.numel() == 0) return {begin, begin};
+  int64_t reach = 1;
+  for (int64_t d = 0; d < tensor.dim(); ++d) reach += (tensor.size(d) - 1) * tensor.stride(d);
+  return {begin, begin + reach * tensor.element_size()};
+}
+
+std::string device_name(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "another kind of device";
+}
+
+void check_device(const char* name, const Tensor& tensor, const Tensor& features) {
+  if (!tensor.is_cuda() || tensor.get_device_index() != features.get_device_index()) {
+    fail(name, " is on ", device_name(tensor), "; move it to ", device_name(features), ", where features is");
+  }
+}
+
+}  // namespace
+
+void compact_cuda(const Tensor& features, const Tensor& rows, const Tensor& live, const Tensor& out) {
+  constexpr int64_t kMaxElements = int64_t{1} << 31, kMaxRows = int64_t{1} << 29;
+  if (!features.is_cuda()) fail("features is on ", device_name(features), "; move it to a CUDA device");
+  if (features.dim() != 4 || features.size(1) * features.size(2) * features.size(3) == 0) {
+    fail("features has shape ", shape(features), "; expected [M, C, H, W] with at least one channel and one pixel");
+  }
+  const int64_t elements = features.size(1) * features.size(2) * features.size(3);
+  if (elements >= kMaxElements) {
+    fail("features has shape ", shape(features), ", on CUDA a sample has fewer than 2³¹ elements");
+  }
+  check_dtype("rows", rows, ScalarType::Int, "int32");
+  check_dtype("live", live, ScalarType::Int, "int32");
+  if (rows.dim() != 1) fail("rows has shape ", shape(rows), "; expected [R]");
+  const int64_t size = rows.size(0);
+  if (size >= kMaxRows) fail("rows has ", size, " entries, on CUDA fewer than 2²⁹ at a time; split the batch");
+  check_shape("live", live, {1}, "one number");
+  check_shape("out", out, {size, features.size(1), features.size(2), features.size(3)}, "[R, C, H, W]");
+  if (out.scalar_type() != features.scalar_type()) {
+    fail("out is ", toString(out.scalar_type()), ", features ", toString(features.scalar_type()),
+         "; give both the same dtype");
+  }
+  if (!(rows_are_dense(features, kContiguous) && rows_are_dense(out, kContiguous)) &&
+      !(rows_are_dense(features, kChannelsLast) && rows_are_dense(out, kChannelsLast))) {
+    fail("features has strides ", brackets(features.strides()), " and out ", brackets(out.strides()),
+         "; make the rows of both contiguous or the rows of both channels-last");
+  }
+  check_device("rows", rows, features);
+  check_device("live", live, features);
+  check_device("out", out, features);
+  check_written("out", out);
+  const auto source = span(features), target = span(out);
+  if (std::max(source.first, target.first) < std::min(source.second, target.second)) {
+    fail("out shares memory with features; give it memory of its own");
+  }
+
+  // A copy lives until the launch is queued; its memory is reused by later work of the same stream only.
+  const Tensor rows_values = rows.is_contiguous() ? rows : torch::stable::contiguous(rows);
+  const int64_t element = features.element_size();
+  cuda::Compact compact{};
+  compact.features = features.const_data_ptr();
+  compact.samples = features.size(0);
+  compact.sample_stride = features.stride(0) * element;
+  compact.row_bytes = elements * element;
+  compact.rows = rows_values.const_data_ptr<int32_t>();
+  compact.live = live.const_data_ptr<int32_t>();
+  compact.size = size;
+  compact.out = out.mutable_data_ptr();
+  compact.out_stride = out.stride(0) * element;
+  const int32_t device = features.get_device_index();
+  if (const char* const error = cuda::launch_compact(compact, device, current_stream(device))) {
+    fail("the CUDA gather of survivors: ", error);
+  }
+}
+
+}  // namespace eefast

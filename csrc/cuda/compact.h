@@ -1,0 +1,52 @@
+// What a launch of the CUDA gather of survivors' maps takes, and how its work is cut into pieces.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace eefast::cuda {
+
+// out[i] = features[rows[i]] for i < live; every row is dense, of `row_bytes`.
+struct Compact {
+  const void* features;
+  int64_t samples, sample_stride;  // stride in bytes
+  int64_t row_bytes;
+  const int32_t* rows;
+  const int32_t* live;
+  int64_t size;  // of rows
+  void* out;
+  int64_t out_stride;  // in bytes
+};
+
+// A thread block copies one part of some rows at a time.
+struct CompactPieces {
+  static constexpr int kThreads = 256, kUnroll = 4;
+
+  int unit;       // bytes that are copied at once: 16, or what the addresses allow
+  int64_t units;  // of a row
+  int threads;    // that share a row, a power of two
+  int parts;      // of a row, one block each
+  int rows;       // of a block
+  int64_t count;  // pieces, if all rows are live
+};
+
+inline CompactPieces pieces_of(const Compact& compact) {
+  CompactPieces p{};
+  const auto addresses = reinterpret_cast<uintptr_t>(compact.features) | reinterpret_cast<uintptr_t>(compact.out) |
+                         (compact.samples > 1 ? compact.sample_stride : 0) |
+                         (compact.size > 1 ? compact.out_stride : 0) | compact.row_bytes;
+  for (p.unit = 16; addresses % p.unit != 0;) p.unit /= 2;
+  p.units = compact.row_bytes / p.unit;
+  for (p.threads = 1; p.threads < CompactPieces::kThreads && p.threads * CompactPieces::kUnroll < p.units;)
+    p.threads *= 2;
+  const int64_t part = p.threads * CompactPieces::kUnroll;
+  p.parts = static_cast<int>((p.units + part - 1) / part);
+  p.rows = CompactPieces::kThreads / p.threads;
+  p.count = (compact.size + p.rows - 1) / p.rows * p.parts;
+  return p;
+}
+
+// Queues the kernel on a stream of a device; null, or what went wrong.
+const char* launch_compact(const Compact& compact, int device, void* stream);
+
+}  // namespace eefast::cuda

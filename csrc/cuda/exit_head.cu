@@ -1,0 +1,57 @@
+// Queues the exit head: one launch behind one memset of four bytes.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "cuda/exit_head.cuh"
+
+namespace eefast::cuda {
+namespace {
+
+using Kernel = void (*)(ExitHead, ExitHeadTiles);
+
+// Four blocks of 256 threads leave 64 registers each, three leave 80.
+template <class T, int VECTOR, int ROWS>
+__global__ void __launch_bounds__(ExitHeadTiles::kThreads, ROWS == 1 ? 4 : 3)
+    exit_head(const __grid_constant__ ExitHead head, const __grid_constant__ ExitHeadTiles tiles) {
+  extern __shared__ __align__(16) char shared[];
+  exit_head_kernel::run<T, VECTOR, ROWS>(head, tiles, shared);
+}
+
+template <class T>
+Kernel kernel_of(const ExitHeadTiles& tiles) {
+  constexpr int kWide = 16 / sizeof(T), kRows = ExitHeadTiles::kManyRows;
+  if (tiles.many_classes) return tiles.wide ? exit_head<T, kWide, kRows> : exit_head<T, 1, kRows>;
+  return tiles.wide ? exit_head<T, kWide, 1> : exit_head<T, 1, 1>;
+}
+
+cudaError_t launch(const ExitHead& head, int device, cudaStream_t stream) {
+  const ExitHeadTiles tiles = tiles_of(head);
+  const Kernel kernel = head.dtype == cpu::DType::float32   ? kernel_of<float>(tiles)
+                        : head.dtype == cpu::DType::float16 ? kernel_of<__half>(tiles)
+                                                            : kernel_of<__nv_bfloat16>(tiles);
+  const auto bytes = static_cast<int>(tiles.shared_bytes);
+  int processors = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (!error && bytes > 48 * 1024)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (!error) error = cudaMemsetAsync(head.workspace, 0, sizeof(int32_t), stream);
+  if (error) return error;
+  // More blocks than a device can hold would only take more tickets.
+  const int grid = std::clamp(tiles.count, 1, processors * 8);
+  kernel<<<grid, ExitHeadTiles::kThreads, bytes, stream>>>(head, tiles);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+const char* launch_exit_head(const ExitHead& head, int device, void* stream) {
+  int before = 0;
+  cudaError_t error = cudaGetDevice(&before);
+  if (!error && before != device) error = cudaSetDevice(device);
+  if (!error) error = launch(head, device, static_cast<cudaStream_t>(stream));
+  if (before != device) cudaSetDevice(before);
+  return error ? cudaGetErrorString(error) : nullptr;
+}
+
+}  // namespace eefast::cuda

@@ -1,0 +1,50 @@
+// The CUDA exit head on the CPU, with a C interface for tests/test_exit_head_simt.py.
+#include "cuda/exit_head.cuh"
+
+namespace eefast::cuda {
+namespace {
+
+template <class T>
+void run(const ExitHead& head, const ExitHeadTiles& tiles) {
+  constexpr int kWide = 16 / sizeof(T), kMany = ExitHeadTiles::kManyRows;
+  char* const shared = simt::this_block().shared;
+  if (tiles.many_classes) {
+    if (tiles.wide)
+      exit_head_kernel::run<T, kWide, kMany>(head, tiles, shared);
+    else
+      exit_head_kernel::run<T, 1, kMany>(head, tiles, shared);
+  } else {
+    if (tiles.wide)
+      exit_head_kernel::run<T, kWide, 1>(head, tiles, shared);
+    else
+      exit_head_kernel::run<T, 1, 1>(head, tiles, shared);
+  }
+}
+
+}  // namespace
+}  // namespace eefast::cuda
+
+extern "C" long workspace_words(long size) { return eefast::cuda::ExitHead::workspace_words(size); }
+
+extern "C" int struct_bytes() { return sizeof(eefast::cuda::ExitHead); }
+
+// Samples of a tile, warps of a sample, and whether 16 bytes are loaded at once.
+extern "C" void tiles(const eefast::cuda::ExitHead* head, int* figures) {
+  const auto tiles = eefast::cuda::tiles_of(*head);
+  figures[0] = tiles.samples, figures[1] = tiles.warps_per_sample, figures[2] = tiles.wide && tiles.aligned;
+}
+
+extern "C" const char* exit_head(const eefast::cuda::ExitHead* head, int grid, unsigned order, int dropped_barrier) {
+  using namespace eefast;
+  const auto tiles = cuda::tiles_of(*head);
+  const simt::Options options{grid, cuda::ExitHeadTiles::kThreads, tiles.shared_bytes, order, dropped_barrier};
+  *head->workspace = 0;
+  return simt::launch(options, [&] {
+    if (head->dtype == cpu::DType::float32)
+      cuda::run<float>(*head, tiles);
+    else if (head->dtype == cpu::DType::float16)
+      cuda::run<__half>(*head, tiles);
+    else
+      cuda::run<__nv_bfloat16>(*head, tiles);
+  });
+}

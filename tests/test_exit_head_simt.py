@@ -1,0 +1,396 @@
+"""The CUDA exit head and gather of survivors on the CPU, every thread a fiber, against float64 and the references."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from exit_cases import CRITERIA, SENTINEL, Case, check, layout, make_case
+from simt_build import ROOT, build
+from torch import Tensor
+
+GARBAGE = -99
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# The package offers functions under these names.
+compact_reference = importlib.import_module("eefast.ops.compact").reference
+exit_head_reference = importlib.import_module("eefast.ops.exit_head").reference
+
+
+class ExitHead(ctypes.Structure):
+    """As in csrc/cuda/exit_head.h."""
+
+    _fields_ = (
+        ("features", ctypes.c_void_p),
+        ("dtype", ctypes.c_int),
+        *((name, ctypes.c_int64) for name in ("samples", "channels", "height", "width")),
+        *((name, ctypes.c_int64) for name in ("sample_stride", "channel_stride", "row_stride", "pixel_stride")),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("num_classes", ctypes.c_int64),
+        ("criterion", ctypes.c_int),
+        ("threshold", ctypes.c_void_p),
+        ("exit_index", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("rows", "positions", "live")),
+        ("size", ctypes.c_int64),
+        ("logits", ctypes.c_void_p),
+        ("logits_row_stride", ctypes.c_int64),
+        ("logits_column_stride", ctypes.c_int64),
+        ("confidence", ctypes.c_void_p),
+        ("confidence_stride", ctypes.c_int64),
+        ("exits", ctypes.c_void_p),
+        ("exits_stride", ctypes.c_int64),
+        ("results", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("next_rows", "next_positions", "next_live", "workspace")),
+    )
+
+
+class Compact(ctypes.Structure):
+    """As in csrc/cuda/compact.h."""
+
+    _fields_ = (
+        ("features", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("samples", "sample_stride", "row_bytes")),
+        ("rows", ctypes.c_void_p),
+        ("live", ctypes.c_void_p),
+        ("size", ctypes.c_int64),
+        ("out", ctypes.c_void_p),
+        ("out_stride", ctypes.c_int64),
+    )
+
+
+@pytest.fixture(scope="module")
+def exit_head() -> ctypes.CDLL:
+    library = build("exit_head")
+    library.exit_head.restype, library.workspace_words.restype = ctypes.c_char_p, ctypes.c_long
+    assert library.struct_bytes() == ctypes.sizeof(ExitHead)
+    return library
+
+
+@pytest.fixture(scope="module")
+def compact() -> ctypes.CDLL:
+    library = build("compact")
+    library.compact.restype = ctypes.c_char_p
+    assert library.struct_bytes() == ctypes.sizeof(Compact)
+    return library
+
+
+class Fault(RuntimeError):
+    """What the fibers ran into."""
+
+
+def runner(
+    library: ctypes.CDLL, grid: int = 3, order: int = 0, dropped_barrier: int = 0, tiles: list[int] | None = None
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """The kernel as a function like the op.
+
+    tiles: gets the samples of a tile, the warps of a sample, whether loads are wide.
+    """
+
+    def run(
+        features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
+        live: Tensor, criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        size = len(rows)
+        # A word more on both sides: what is written there was written to a wrong place.
+        lists = [torch.full((n + 2,), GARBAGE, dtype=torch.int32) for n in (size, size, 1)]
+        words = library.workspace_words(size)
+        workspace = torch.full((words + 2,), GARBAGE, dtype=torch.int32)
+        assert weight.is_contiguous() and bias.is_contiguous()  # noqa: PT018
+        head = ExitHead(
+            features.data_ptr(), DTYPES.index(features.dtype), *features.shape, *features.stride(),
+            weight.data_ptr(), bias.data_ptr(), len(bias) - 1,
+            CRITERIA.index(criterion), None if threshold is None else threshold.data_ptr(), exit_index,
+            rows.data_ptr(), positions.data_ptr(), live.data_ptr(), size,
+            logits.data_ptr(), *logits.stride(), confidence.data_ptr(), *confidence.stride(),
+            exits.data_ptr(), *exits.stride(), len(exits),
+            *(x[1:].data_ptr() for x in lists), workspace[1:].data_ptr(),
+        )  # fmt: skip
+        fault = library.exit_head(ctypes.byref(head), grid, order, dropped_barrier)
+        if tiles is not None:
+            figures = (ctypes.c_int * 3)()
+            library.tiles(ctypes.byref(head), figures)
+            tiles[:] = figures
+        if fault:
+            raise Fault(fault.decode())
+        for guarded in (*lists, workspace):
+            assert guarded[0] == guarded[-1] == GARBAGE, "written beyond its end"
+        return lists[0][1:-1], lists[1][1:-1], lists[2][1:-1]
+
+    return run
+
+
+def bits(run: Callable[..., Any], case: Case) -> list[Tensor]:
+    """All that a call returns and writes, as integers."""
+    arguments = case.arguments()
+    lists = run(*arguments)
+    return [*lists, *(x.contiguous().view(torch.int32) for x in arguments[-3:])]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+SHAPES = [(1, 1, 1, 1), (10, 3, 7, 5), (10, 16, 8, 8), (100, 64, 8, 8), (10, 64, 1, 1), (1, 64, 7, 5), (100, 3, 1, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_shapes_match_float64(exit_head: ctypes.CDLL, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    for i, (memory, live) in enumerate((("channels_last", "part"), ("contiguous", "all"))):
+        criterion = CRITERIA[(i + SHAPES.index(shape)) % 4]
+        check(runner(exit_head), make_case(9, *shape, dtype=dtype, memory=memory, criterion=criterion, live=live))
+
+
+@pytest.mark.parametrize("r", [0, 1, 3, 31, 65])
+def test_batches_match_float64(exit_head: ctypes.CDLL, r: int) -> None:
+    for live, final in itertools.product(("all", "part", "none"), (False, True)):
+        case = make_case(r, 10, 16, 2, 2, live=live, final=final, seed=r)
+        check(runner(exit_head, grid=1 + r % 4), case)
+
+
+@pytest.mark.parametrize("k", [1, 2, 10, 33, 100])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_criteria_match_float64(exit_head: ctypes.CDLL, criterion: str, k: int) -> None:
+    check(runner(exit_head), make_case(13, k, 16, 2, 3, criterion=criterion, seed=k))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "memory", ["cropped", "cropped channels_last", "every second", "transposed", "expanded"], ids=str
+)
+def test_layouts_match_float64(exit_head: ctypes.CDLL, memory: str, dtype: torch.dtype) -> None:
+    for shape in ((10, 16, 8, 8), (3, 5, 7, 5), (3, 8, 1, 8), (3, 8, 8, 1), (3, 1, 4, 4)):
+        check(runner(exit_head), make_case(3, *shape, dtype=dtype, memory=memory))
+
+
+# One for each way through the kernel: samples of a tile and warps of a sample, chunks of channels, many classes.
+@pytest.mark.parametrize(
+    ("shape", "samples", "warps"),
+    [
+        ((10, 64, 4, 4), 8, 1),
+        ((10, 64, 8, 8), 4, 2),
+        ((3, 20, 32, 32), 1, 8),
+        ((3, 300, 3, 3), 4, 2),
+        ((70, 600, 2, 1), 8, 1),
+        ((300, 515, 4, 3), 8, 4),
+        ((1000, 32, 2, 2), 8, 1),
+        ((3000, 4, 2, 2), 4, 1),
+        ((8191, 2, 1, 1), 1, 1),
+    ],
+    ids=str,
+)
+def test_ways_through_the_kernel(exit_head: ctypes.CDLL, shape: tuple[int, ...], samples: int, warps: int) -> None:
+    for memory in ("contiguous", "channels_last")[: 1 if shape[0] > 2000 else 2]:
+        tiles: list[int] = []
+        criterion = CRITERIA[shape[0] % 4]
+        case = make_case(2 if shape[0] > 500 else 5, *shape, memory=memory, criterion=criterion)
+        check(runner(exit_head, 1, tiles=tiles), case)
+        assert tiles[:2] == [samples, warps]
+
+
+def test_more_entries_than_a_pass_of_the_partition(exit_head: ctypes.CDLL) -> None:
+    for r, count in ((8192, 300), (8193, 8193), (8192 * 2 + 77, 1000)):
+        m = 40
+        case = make_case(m, 2, 1, 1, 1, seed=r)
+        g = torch.Generator().manual_seed(r)
+        case = replace(
+            case, rows=torch.randint(0, m, (r,), generator=g).int(), positions=torch.arange(r).int(),
+            live=torch.tensor([count]).int(), results=r,
+        )  # fmt: skip
+        check(runner(exit_head, grid=2), case)
+
+
+def test_decides_as_the_reference(exit_head: ctypes.CDLL) -> None:
+    for criterion, dtype in itertools.product(CRITERIA, DTYPES):
+        case = make_case(31, 10, 16, 7, 5, dtype=dtype, criterion=criterion, seed=7)
+        ours, theirs = bits(runner(exit_head), case), bits(exit_head_reference, case)
+        assert same(ours[:3], theirs[:3])
+        assert torch.equal(ours[5], theirs[5])
+
+
+def test_no_features_at_all(exit_head: ctypes.CDLL) -> None:
+    case = make_case(0, 3, 4, 2, 2)
+    check(runner(exit_head), replace(case, features=case.features[:0]))
+
+
+def test_strictly_beyond_the_threshold(exit_head: ctypes.CDLL) -> None:
+    for criterion in CRITERIA:
+        case = make_case(1, 10, 16, 2, 2, criterion=criterion, final=True)
+        arguments = case.arguments()
+        runner(exit_head)(*arguments)
+        value = arguments[-2][case.positions[0]].clone()
+        beyond = torch.tensor(math.inf if criterion == "entropy" else -math.inf)
+        for threshold, survivors in ((value, 1), (torch.nextafter(value, beyond), 0)):
+            assert runner(exit_head)(*replace(case, threshold=threshold).arguments())[2].item() == survivors
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_nan_survives_and_is_reported_at_the_last_exit(exit_head: ctypes.CDLL, criterion: str) -> None:
+    case = make_case(11, 10, 16, 3, 3, criterion=criterion)
+    features = case.features.clone()
+    features[case.rows[4].long(), 5, 1, 1] = math.nan
+    features[case.rows[6].long(), 2, 0, 1] = math.inf
+    everybody = torch.tensor(math.inf if criterion == "entropy" else -math.inf)
+    case = replace(case, features=features, threshold=everybody)
+    check(runner(exit_head), case)
+    check(runner(exit_head), replace(case, threshold=None))
+    next_rows, _, next_live = runner(exit_head)(*case.arguments())
+    assert case.rows[4] in next_rows[: int(next_live)]
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_class_that_is_ruled_out(exit_head: ctypes.CDLL, criterion: str) -> None:
+    case = make_case(5, 10, 16, 2, 2, criterion=criterion, final=True)
+    case.bias[3] = -math.inf
+    check(runner(exit_head), case)
+
+
+def test_live_is_clamped(exit_head: ctypes.CDLL) -> None:
+    case = make_case(9, 3, 4, 2, 2)
+    whole = bits(runner(exit_head), case)
+    assert same(bits(runner(exit_head), replace(case, live=torch.tensor([2**31 - 1]).int())), whole)
+    for negative in (-5, -(2**31)):
+        none = bits(runner(exit_head), replace(case, live=torch.tensor([negative]).int()))
+        assert none[0].tolist() == case.rows.flip(0).tolist()
+        assert none[2].tolist() == [0]
+
+
+def test_an_index_out_of_range_stops_the_kernel(exit_head: ctypes.CDLL) -> None:
+    case = make_case(9, 3, 4, 2, 2)
+    for name, value in itertools.product(("rows", "positions"), (-1, 2**31 - 1)):
+        index = getattr(case, name).clone()
+        index[5] = value
+        with pytest.raises(Fault, match="trap"):
+            runner(exit_head)(*replace(case, **{name: index}).arguments())
+
+
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+def test_same_bits_in_every_order_of_threads_on_every_grid(exit_head: ctypes.CDLL, memory: str) -> None:
+    for shape in ((10, 64, 8, 8), (100, 12, 3, 3)):
+        case = make_case(21, *shape, dtype=torch.float16, memory=memory, live="part")
+        first = bits(runner(exit_head), case)
+        for order, grid in ((1, 1), (2, 2), (3, 7), (4, 11), (5, 3)):
+            assert same(bits(runner(exit_head, grid, order), case), first), f"order {order}, {grid} blocks"
+
+
+@pytest.mark.parametrize("shape", [(10, 64, 8, 8), (100, 12, 3, 4)], ids=str)
+def test_same_bits_in_every_batch_place_and_address(exit_head: ctypes.CDLL, shape: tuple[int, ...]) -> None:
+    for memory, dtype in itertools.product(("contiguous", "channels_last"), DTYPES):
+        case = make_case(11, *shape, dtype=dtype, memory=memory, criterion="entropy", final=True)
+        tiles: list[int] = []
+        arguments = case.arguments()
+        runner(exit_head, tiles=tiles)(*arguments)
+        assert tiles[2] == (shape[1] == 64 or dtype == torch.float32)
+        # The same map one element further on in memory, alone.
+        row = case.features[case.rows[7].long()]
+        buffer = torch.full((row.numel() + 1,), math.nan, dtype=dtype)
+        strides = (row.numel(), *row.stride())
+        moved = buffer.as_strided((1, *row.shape), strides, 1)
+        moved.copy_(row)
+        alone = replace(
+            case, features=moved, rows=torch.zeros(1).int(), positions=case.positions[7:8], live=case.live * 0 + 1
+        )
+        others = alone.arguments()
+        runner(exit_head, tiles=tiles)(*others)
+        assert not tiles[2]
+        place = case.positions[7]
+        assert torch.equal(others[-3][place].view(torch.int32), arguments[-3][place].view(torch.int32))
+        assert torch.equal(others[-2][place].view(torch.int32), arguments[-2][place].view(torch.int32))
+
+
+BARRIERS = [
+    number
+    for number, line in enumerate((ROOT / "csrc/cuda/exit_head.cuh").read_text().splitlines(), start=1)
+    if "__syncthreads();" in line
+]
+
+
+@pytest.mark.parametrize("line", BARRIERS)
+def test_a_missing_barrier_is_noticed(exit_head: ctypes.CDLL, line: int) -> None:
+    # Of a block that finishes while another one still writes its flags, few orders of threads make something.
+    small = make_case(24, 10, 16, 2, 2, memory="channels_last", criterion="entropy", final=True)
+    wide = make_case(3, 70, 300, 1, 1, memory="channels_last")
+    g = torch.Generator().manual_seed(0)
+    r = 8192 * 2 + 5
+    long = replace(
+        make_case(4, 1, 1, 1, 1), rows=torch.randint(0, 4, (r,), generator=g).int(), positions=torch.arange(r).int(),
+        live=torch.tensor([40]).int(), results=r,
+    )  # fmt: skip
+    for case, orders in ((small, 40), (wide, 8), (long, 8)):
+        good = bits(runner(exit_head), case)
+        for order in range(1, orders + 1):
+            try:
+                if not same(bits(runner(exit_head, 3, order, line), case), good):
+                    return
+            except (Fault, AssertionError):
+                return
+    pytest.fail(f"nobody notices that line {line} is without its barrier")
+
+
+def gather(library: ctypes.CDLL, grid: int = 3, order: int = 0, units: list[int] | None = None) -> Callable[..., None]:
+    def run(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
+        size = features.element_size()
+        copy = Compact(
+            features.data_ptr(), len(features), features.stride(0) * size, features.shape[1:].numel() * size,
+            rows.data_ptr(), live.data_ptr(), len(rows), out.data_ptr(), out.stride(0) * size,
+        )  # fmt: skip
+        if units is not None:
+            units.append(library.unit(ctypes.byref(copy)))
+        if fault := library.compact(ctypes.byref(copy), grid, order):
+            raise Fault(fault.decode())
+
+    return run
+
+
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(64, 8, 8), (3, 7, 5), (16, 1, 1), (1, 1, 1), (5, 90, 31)], ids=str)
+def test_gather_as_the_reference(compact: ctypes.CDLL, shape: tuple[int, ...], memory: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    for dtype, (r, live) in itertools.product(
+        (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8),
+        ((0, 0), (1, 1), (3, 2), (31, 0), (31, 17), (65, 65)),
+    ):
+        if r * math.prod(shape) > 300_000:
+            continue  # seconds
+        features = layout(torch.randint(-99, 99, (r + 3, *shape), generator=g).to(dtype), memory)
+        rows = torch.randperm(r + 3, generator=g)[:r].int()
+        rows[live:] = 2**31 - 1
+        ours, theirs = (layout(torch.full((r + 1, *shape), SENTINEL).to(dtype), memory) for _ in range(2))
+        count = torch.tensor([live]).int()
+        gather(compact, 1 + r % 5, order=r)(features, rows, count, ours[:r])
+        compact_reference(features, rows, count, theirs[:r])
+        assert torch.equal(ours, theirs)
+
+
+def test_gather_copies_as_many_bytes_at_once_as_addresses_allow(compact: ctypes.CDLL) -> None:
+    rows, live = torch.tensor([2, 0]).int(), torch.tensor([2]).int()
+    for shape, offset, gap, unit in (
+        ((64, 2, 2), 0, 0, 16), ((64, 2, 2), 0, 8, 16), ((64, 2, 2), 0, 4, 8), ((64, 2, 2), 2, 0, 4),
+        ((64, 2, 2), 1, 0, 2), ((3, 7, 5), 0, 0, 2), ((3, 7, 5), 0, 3, 2), ((4, 3, 3), 0, 0, 8),
+    ):  # fmt: skip
+        elements = math.prod(shape)
+        buffer = torch.randn(4 * (elements + gap) + 8).half()
+        strides = (elements + gap, shape[1] * shape[2], shape[2], 1)
+        features = buffer.as_strided((3, *shape), strides, offset)
+        out = torch.zeros(2, *shape, dtype=torch.float16)
+        units: list[int] = []
+        gather(compact, units=units)(features, rows, live, out)
+        assert units == [unit]
+        assert torch.equal(out, features[rows.long()])
+
+
+def test_gather_clamps_live_and_stops_at_an_index_out_of_range(compact: ctypes.CDLL) -> None:
+    features, rows, out = torch.randn(4, 4, 2, 2), torch.tensor([3, 1]).int(), torch.zeros(3, 4, 2, 2)
+    gather(compact)(features, rows, torch.tensor([2**31 - 1]).int(), out[:2])
+    assert torch.equal(out[:2], features[rows.long()])
+    gather(compact)(features, rows + 1, torch.tensor([-1]).int(), out[:2])
+    assert torch.equal(out[:2], features[rows.long()])
+    with pytest.raises(Fault, match="trap"):
+        gather(compact)(features, rows + 1, torch.tensor([2]).int(), out[:2])
