@@ -6,7 +6,7 @@
 #
 # Needs torch, Triton and pytest in $PYTHON (default: python3), for `build` also a C++ compiler and ninja; no network and
 # no installation of eefast. Logs and new rows go to the folder $OUT (default: build/gpu), rows also to bench/results/.
-# COMMIT names the commit in the rows where the tree is no git repository.
+# COMMIT names the commit in the rows where git does not know it.
 set -u
 
 asked=${PYTHON:-python3}
@@ -46,9 +46,15 @@ build() {
 major, minor = torch.cuda.get_device_capability()
 print(f"{major}.{minor}" + "a" * (major >= 9))') || return
   export TORCH_CUDA_ARCH_LIST
+  # The system's compiler: a variable may name one that links its own C++ runtime, through which no exception gets out.
+  export CC=cc CXX=c++
   "$PYTHON" setup.py build_ext --build-lib "$SITE" --build-temp build/gpu/temp && cd build/gpu &&
     "$PYTHON" -c 'import eefast.kernels.exit_head as _, eefast.ops as o
-print("C++ kernels:", o.CPP_MISSING or "loaded", "CUDA kernels:", o.CUDA_MISSING or "loaded")'
+print("C++ kernels:", o.CPP_MISSING or "loaded", "CUDA kernels:", o.CUDA_MISSING or "loaded")' &&
+    EEFAST_ISA=none "$PYTHON" -c 'import eefast.ops as o
+try: o.instruction_set()
+except RuntimeError: print("errors get out of the C++ kernels")
+else: raise SystemExit("EEFAST_ISA=none was accepted")'
 }
 
 # The options in pyproject.toml ask for plugins of pytest that may be missing here. Started from elsewhere, since in the

@@ -146,7 +146,7 @@ def summary(
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What stands beside every row; `COMMIT` names the commit where the tree is no git repository.
+    """What stands beside every row; `COMMIT` names the commit where git does not know it.
 
     load: processes that wanted to run in the last minute, the bench's own among them.
     """
@@ -154,7 +154,7 @@ def environment(device: str) -> dict[str, Any]:
     on_gpu = device == "cuda"
     return {
         **found,
-        "commit": found["commit"] or os.environ.get("COMMIT"),
+        "commit": os.environ.get("COMMIT") or found["commit"],
         "device": torch.cuda.get_device_name() if on_gpu else found["processor"],
         "driver": _driver() if on_gpu else None,
         "cuda": torch.version.cuda if on_gpu else None,

@@ -41,6 +41,15 @@ cuda::Action action(const ResidentSource& source, const cpu::Step& step) {
   refuse(source, step.row, "there is no CUDA kernel for this step");
 }
 
+// The widths that have functions of their own.
+cuda::Action of_6n_plus_2(const cuda::Step& step) {
+  if (step.action != cuda::Action::convolution || step.source_planes != step.planes) return step.action;
+  if (step.frame == 34 && step.planes == 2) return cuda::Action::convolution_16;
+  if (step.frame == 18 && step.planes == 4) return cuda::Action::convolution_32;
+  if (step.frame == 10 && step.planes == 8) return cuda::Action::convolution_64;
+  return step.action;
+}
+
 // When a map is written first and used last, in steps; the image comes before the first.
 struct Life {
   int64_t map, bytes, begin, end;
@@ -92,6 +101,9 @@ int64_t packed_bytes(const cuda::Step& step, int num_classes) {
   const int64_t outputs = step.planes * 8, inputs = step.source_planes * 8;
   switch (step.action) {
     case cuda::Action::stem: return outputs * 4 + 80 * outputs * 2;
+    case cuda::Action::convolution_16:
+    case cuda::Action::convolution_32:
+    case cuda::Action::convolution_64:
     case cuda::Action::convolution:
     case cuda::Action::convolution_down: return outputs * 4 + 9 * inputs * outputs * 2;
     case cuda::Action::projection_down: return outputs * 4 + inputs * outputs * 2;
@@ -144,6 +156,7 @@ cuda::Network on_cuda(const ResidentSource& source) {
     own.source_planes = static_cast<uint8_t>(step.source == 0 ? 1 : planes_of(from));
     own.planes = static_cast<uint8_t>(planes_of(to));
     own.relu = step.relu;
+    own.action = of_6n_plus_2(own);
     own.last = exits && step.target == source.num_exits;
     own.exit = static_cast<int16_t>(exits ? step.target : 0);
     own.source = static_cast<uint16_t>(offsets[step.source] / 16);

@@ -123,7 +123,8 @@ SIMT_DEVICE void store_sum(const float (&acc)[TILES][2][4], Step step, char* sha
     for (int lower = 0; lower < 2; ++lower) {
       // Pixels lane/4 and lane/4 + 8 of a tile: the right half of its row, or its second row.
       const int dy = m * F::kTileRows + (F::kTileRows == 2 ? lower : 0), dx = F::kTileRows == 2 ? 0 : lower * 8;
-      if (item.row + dy >= step.height || item.column + dx + first >= step.width) continue;
+      // Beyond the map there is room in the frame: reading there does no harm.
+      const bool inside = item.row + dy < step.height && item.column + dx + first < step.width;
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const int at = F::at(dy, dx) + n * F::kPlane;
@@ -132,7 +133,8 @@ SIMT_DEVICE void store_sum(const float (&acc)[TILES][2][4], Step step, char* sha
           const float2 old = floats_of(*reinterpret_cast<const Pair<T>*>(residual + at));
           v.x += old.x, v.y += old.y;
         }
-        *reinterpret_cast<Pair<T>*>(out + at) = finished<T>(v.x, v.y, least);
+        const Pair<T> sum = finished<T>(v.x, v.y, least);
+        if (inside) *reinterpret_cast<Pair<T>*>(out + at) = sum;
       }
     }
 }
@@ -147,6 +149,12 @@ SIMT_DEVICE void store(const float (&acc)[TILES][2][4], Step step, char* shared,
 
 // ---- Layers. Barriers stand between them, in the caller; only `leaves_at` contains any.
 
+template <int TAPS>
+SIMT_DEVICE void load_weights(uint4 (&w)[TAPS], const uint4* __restrict__ weight, int blocks_out) {
+#pragma unroll
+  for (int tap = 0; tap < TAPS; ++tap) w[tap] = __ldg(weight + tap * blocks_out * 32);
+}
+
 // 3×3 or 1×1 convolution; BLOCKS: of 16 channels in and out, 0 where the compiler is not to know.
 template <class T, int IN, int OUT, int STRIDE, int TAPS, int BLOCKS>
 SIMT_FUNCTION void convolve(Step step, char* shared, const uint4* __restrict__ packed) {
@@ -155,6 +163,8 @@ SIMT_FUNCTION void convolve(Step step, char* shared, const uint4* __restrict__ p
   const int blocks_out = BLOCKS ? BLOCKS : step.planes / 2;
   const uint4* const bias = packed + step.weight;
   const int items = item_count<OUT>(step), pixel = lane % 16;
+  uint4 all[BLOCKS == 1 ? TAPS : 1];  // weights that serve every pixel
+  if constexpr (BLOCKS == 1) load_weights(all, bias + 4 + lane, 1);
 #pragma unroll 1
   for (int index = warp_index(); index < items; index += kWarps) {
     const Item item = item_of<OUT>(step, blocks_out, index);
@@ -167,9 +177,9 @@ SIMT_FUNCTION void convolve(Step step, char* shared, const uint4* __restrict__ p
     const uint4* weight = bias + blocks_out * 4 + item.block * 32 + lane;
 #pragma unroll(kUnrolls&& BLOCKS ? BLOCKS : 1)
     for (int k = 0; k < blocks_in; ++k) {
-      uint4 w[TAPS];
-#pragma unroll
-      for (int tap = 0; tap < TAPS; ++tap) w[tap] = __ldg(weight + tap * blocks_out * 32);
+      uint4 own[TAPS];
+      if constexpr (BLOCKS != 1) load_weights(own, weight, blocks_out);
+      const uint4* const w = BLOCKS == 1 ? all : own;
       weight += TAPS * blocks_out * 32;
       uint32_t pixels[4];
       if constexpr (STRIDE == 1 && TAPS == 9) {
@@ -397,51 +407,37 @@ SIMT_FUNCTION void load_image(const Job& job, char* shared) {
 
 template <class T>
 SIMT_DEVICE void run(Step step, char* shared, const uint4* packed) {
-  const int frame = step.frame, planes = step.source_planes;
+  const int frame = step.frame, from = step.source_frame;
   if (step.clear) surround(shared + step.target * 16, step.planes, frame, step.height, step.width);
+  // clang-format off: one line per function.
   switch (step.action) {
-    case Action::stem:
-      if (frame == 34)
-        convolve_image<T, 34>(step, shared, packed);
-      else if (frame == 18)
-        convolve_image<T, 18>(step, shared, packed);
-      else
-        convolve_image<T, 10>(step, shared, packed);
-      break;
+    case Action::convolution_16: convolve<T, 34, 34, 1, 9, 1>(step, shared, packed); break;
+    case Action::convolution_32: convolve<T, 18, 18, 1, 9, 2>(step, shared, packed); break;
+    case Action::convolution_64: convolve<T, 10, 10, 1, 9, 4>(step, shared, packed); break;
     case Action::convolution:
-      // The widths of the 6n+2 networks; others leave the number of channels to run time.
-      if (frame == 34 && planes == 2)
-        convolve<T, 34, 34, 1, 9, 1>(step, shared, packed);
-      else if (frame == 18 && planes == 4)
-        convolve<T, 18, 18, 1, 9, 2>(step, shared, packed);
-      else if (frame == 10 && planes == 8)
-        convolve<T, 10, 10, 1, 9, 4>(step, shared, packed);
-      else if (frame == 34)
-        convolve<T, 34, 34, 1, 9, 0>(step, shared, packed);
-      else if (frame == 18)
-        convolve<T, 18, 18, 1, 9, 0>(step, shared, packed);
-      else
-        convolve<T, 10, 10, 1, 9, 0>(step, shared, packed);
+      if (frame == 34) convolve<T, 34, 34, 1, 9, 0>(step, shared, packed);
+      else if (frame == 18) convolve<T, 18, 18, 1, 9, 0>(step, shared, packed);
+      else convolve<T, 10, 10, 1, 9, 0>(step, shared, packed);
       break;
     case Action::convolution_down:
-      if (frame == 18)
-        convolve<T, 34, 18, 2, 9, 0>(step, shared, packed);
-      else if (step.source_frame == 18)
-        convolve<T, 18, 10, 2, 9, 0>(step, shared, packed);
-      else
-        convolve<T, 10, 10, 2, 9, 0>(step, shared, packed);
+      if (frame == 18) convolve<T, 34, 18, 2, 9, 0>(step, shared, packed);
+      else if (from == 18) convolve<T, 18, 10, 2, 9, 0>(step, shared, packed);
+      else convolve<T, 10, 10, 2, 9, 0>(step, shared, packed);
       break;
     case Action::projection_down:
-      if (frame == 18)
-        convolve<T, 34, 18, 2, 1, 0>(step, shared, packed);
-      else if (step.source_frame == 18)
-        convolve<T, 18, 10, 2, 1, 0>(step, shared, packed);
-      else
-        convolve<T, 10, 10, 2, 1, 0>(step, shared, packed);
+      if (frame == 18) convolve<T, 34, 18, 2, 1, 0>(step, shared, packed);
+      else if (from == 18) convolve<T, 18, 10, 2, 1, 0>(step, shared, packed);
+      else convolve<T, 10, 10, 2, 1, 0>(step, shared, packed);
       break;
     case Action::affine: scale_and_shift<T>(step, shared, packed); break;
+    case Action::stem:
+      if (frame == 34) convolve_image<T, 34>(step, shared, packed);
+      else if (frame == 18) convolve_image<T, 18>(step, shared, packed);
+      else convolve_image<T, 10>(step, shared, packed);
+      break;
     case Action::exit: break;
   }
+  // clang-format on
 }
 
 template <class T>

@@ -18,12 +18,15 @@ constexpr int plane_bytes(int frame) { return frame * frame * 16; }
 
 // The functions of the kernel, each for one shape of convolution; see `run` in resident.cuh.
 enum class Action : uint8_t {
-  stem,              // 3×3 of an image of up to eight channels
-  convolution,       // 3×3, stride 1
+  convolution_16,  // 3×3, stride 1, 16 channels in the largest frame, as in stage 1 of the 6n+2 networks
+  convolution_32,  // 32 in the next, stage 2
+  convolution_64,  // 64 in the smallest, stage 3
+  exit,
+  convolution,       // 3×3, stride 1, any others
   convolution_down,  // 3×3, stride 2
   projection_down,   // 1×1, stride 2
   affine,            // scale and shift per channel
-  exit,
+  stem,              // 3×3 of an image of up to eight channels
 };
 
 // Two loads of 16 bytes; offsets into the shared memory in units of 16 bytes.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.file_baton import FileBaton
+
+log = logging.getLogger("eefast")
 
 namespace = torch.library.Library("eefast", "DEF")
 
@@ -95,6 +101,31 @@ def check_range_on_cuda(features: Tensor, rows: Tensor, *weights: tuple[str, Ten
             raise RuntimeError(f"{name} has {tensor.numel()} elements, on CUDA fewer than 2³¹; use engine='reference'")
 
 
+def _built_in_place(package: Path) -> list[Path]:
+    """In a source checkout that was never built: compile now, once, with ninja where it is installed."""
+    checkout, failed = package.parent, package / ".building_failed"
+    if not (checkout / "setup.py").exists() or not (checkout / "csrc").is_dir() or not os.access(package, os.W_OK):
+        return []
+    youngest = max(path.stat().st_mtime for path in (checkout / "csrc").rglob("*.*"))
+    if failed.exists() and failed.stat().st_mtime > youngest:
+        return []
+    baton = FileBaton(str(package / ".building"))
+    if not baton.try_acquire():
+        baton.wait()
+        return sorted(package.glob("_C*.so"))
+    try:
+        log.warning("compiling the C++ kernels of the checkout %s, once; this takes a minute or two", checkout)
+        command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+        found = sorted(package.glob("_C*.so"))
+        if not found:
+            log.warning("that failed, plain PyTorch runs instead: %s", (done.stderr or done.stdout)[-2000:])
+            failed.touch()
+        return found
+    finally:
+        baton.release()
+
+
 def load_cpp() -> str | None:
     """Load the C++ kernels, which replace the Python references on the CPU; None, or why that was not possible.
 
@@ -105,7 +136,8 @@ def load_cpp() -> str | None:
     if wanted := os.environ.get("EEFAST_LIBRARY"):
         torch.ops.load_library(wanted)
         return None
-    libraries = sorted(Path(__file__).parent.parent.glob("_C*.so"))
+    package = Path(__file__).resolve().parent.parent
+    libraries = sorted(package.glob("_C*.so")) or _built_in_place(package)
     if not libraries:
         return "not built; install with a C++ compiler"
     try:
