@@ -210,6 +210,17 @@ def check(
     return logits, confidence, exits
 
 
+def assert_same_bits(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
+    """The same, bit by bit; in Triton's interpreter, whose products NumPy computes, up to its order of additions.
+
+    On some processors NumPy adds up a row in another order when it stands elsewhere in a matrix.
+    """
+    if GPU or not a.is_floating_point():
+        assert torch.equal(a, b)
+    else:
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
 def cuda_arguments(arguments: tuple[Any, ...]) -> list[Any]:
     return [x.cuda() if isinstance(x, Tensor) else x for x in arguments]
 

@@ -16,6 +16,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate, random_split
 
 from .. import zoo
@@ -131,7 +132,7 @@ def train(
     )
     held_out_batches = _batches(held_out_images, 500, workers)
     lines = _EpochLines()
-    with _quiet():
+    with _quiet(), torch.backends.mkldnn.flags(enabled=not _too_narrow_for_onednn(network)):
         trainer = lightning.Trainer(
             accelerator=device,
             devices=1,
@@ -204,6 +205,15 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def _too_narrow_for_onednn(network: nn.Module) -> bool:
+    """Whether PyTorch's oneDNN must not train it: on AVX2 the backward pass of two channels never ends, or aborts.
+
+    Seen with torch 2.14.1; with AVX-512 and from four channels on it works.
+    """
+    narrow = any(isinstance(m, nn.Conv2d) and m.out_channels < 4 for m in network.modules())
+    return narrow and "AVX512" not in torch.backends.cpu.get_cpu_capability()
 
 
 def _batches(images: Dataset, batch_size: int, workers: int, shuffle: bool = False) -> DataLoader:
