@@ -136,7 +136,7 @@ def load_cpp() -> str | None:
     if wanted := os.environ.get("EEFAST_LIBRARY"):
         torch.ops.load_library(wanted)
         return None
-    package = Path(__file__).resolve().parent.parent
+    package = Path(__file__).parent.parent
     libraries = sorted(package.glob("_C*.so")) or _built_in_place(package)
     if not libraries:
         return "not built; install with a C++ compiler"
