@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "tensors.h"
+
 namespace eefast {
 
 std::string shape(const Tensor& tensor) { return brackets(tensor.sizes()); }
@@ -19,6 +21,12 @@ void check_dtype(const char* name, const Tensor& tensor, torch::headeronly::Scal
                  const char* expected_name) {
   if (tensor.scalar_type() != expected) {
     fail(name, " is ", toString(tensor.scalar_type()), "; convert it with .to(torch.", expected_name, ")");
+  }
+}
+
+void check_device(const char* name, const Tensor& tensor, const char* owner_name, const Tensor& owner) {
+  if (!tensor.is_cuda() || tensor.get_device_index() != owner.get_device_index()) {
+    fail(name, " is on ", device_name(tensor), "; move it to ", device_name(owner), ", where ", owner_name, " is");
   }
 }
 

@@ -36,6 +36,8 @@ std::string shape(const Tensor& tensor);
 void check_shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> expected, const char* meaning);
 void check_dtype(const char* name, const Tensor& tensor, torch::headeronly::ScalarType expected,
                  const char* expected_name);
+// On the CUDA device of another one, called `owner_name`.
+void check_device(const char* name, const Tensor& tensor, const char* owner_name, const Tensor& owner);
 // Two elements of a tensor that gets written must not share memory.
 void check_written(const char* name, const Tensor& tensor);
 

@@ -12,6 +12,7 @@
 #include "checks.h"
 #include "cuda/compact.h"
 #include "current_stream.h"
+#include "tensors.h"
 
 namespace eefast {
 namespace {
@@ -37,17 +38,6 @@ std::pair<uintptr_t, uintptr_t> span(const Tensor& tensor) {
   int64_t reach = 1;
   for (int64_t d = 0; d < tensor.dim(); ++d) reach += (tensor.size(d) - 1) * tensor.stride(d);
   return {begin, begin + reach * tensor.element_size()};
-}
-
-std::string device_name(const Tensor& tensor) {
-  if (tensor.is_cpu()) return "cpu";
-  return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "another kind of device";
-}
-
-void check_device(const char* name, const Tensor& tensor, const Tensor& features) {
-  if (!tensor.is_cuda() || tensor.get_device_index() != features.get_device_index()) {
-    fail(name, " is on ", device_name(tensor), "; move it to ", device_name(features), ", where features is");
-  }
 }
 
 }  // namespace
@@ -78,9 +68,9 @@ void compact_cuda(const Tensor& features, const Tensor& rows, const Tensor& live
     fail("features has strides ", brackets(features.strides()), " and out ", brackets(out.strides()),
          "; make the rows of both contiguous or the rows of both channels-last");
   }
-  check_device("rows", rows, features);
-  check_device("live", live, features);
-  check_device("out", out, features);
+  check_device("rows", rows, "features", features);
+  check_device("live", live, "features", features);
+  check_device("out", out, "features", features);
   check_written("out", out);
   const auto source = span(features), target = span(out);
   if (std::max(source.first, target.first) < std::min(source.second, target.second)) {
@@ -88,7 +78,7 @@ void compact_cuda(const Tensor& features, const Tensor& rows, const Tensor& live
   }
 
   // A copy lives until the launch is queued; its memory is reused by later work of the same stream only.
-  const Tensor rows_values = rows.is_contiguous() ? rows : torch::stable::contiguous(rows);
+  const Tensor rows_values = as_contiguous(rows);
   const int64_t element = features.element_size();
   cuda::Compact compact{};
   compact.features = features.const_data_ptr();

@@ -9,6 +9,7 @@
 
 #include "checks.h"
 #include "cpu/exit_head.h"
+#include "tensors.h"
 
 namespace eefast {
 namespace {
@@ -31,19 +32,6 @@ void check_indices(const char* name, const int32_t* values, int64_t live, int64_
       fail(name, "[", i, "] = ", values[i], " is outside of ", owner, ", which has ", size, " rows");
     }
   }
-}
-
-Tensor as_contiguous(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
-// torch::stable::empty looks its op up by name in every call, which costs more than the kernel for one sample.
-Tensor empty_int32(int64_t size) {
-  const int64_t stride = 1;
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_int32(), aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
 }
 
 }  // namespace
@@ -132,9 +120,9 @@ std::tuple<Tensor, Tensor, Tensor> exit_head(const Tensor& features, const Tenso
   torch::stable::parallel_for(0, live_count, std::max<int64_t>(1, kThreadWork / work),
                               [&](int64_t begin, int64_t end) { cpu::exit_head(head, begin, end); });
 
-  Tensor next_rows = empty_int32(size);
-  Tensor next_positions = empty_int32(size);
-  Tensor next_live = empty_int32(1);
+  Tensor next_rows = empty({size}, aoti_torch_dtype_int32(), aoti_torch_device_type_cpu(), 0);
+  Tensor next_positions = empty({size}, aoti_torch_dtype_int32(), aoti_torch_device_type_cpu(), 0);
+  Tensor next_live = empty({1}, aoti_torch_dtype_int32(), aoti_torch_device_type_cpu(), 0);
   *next_live.mutable_data_ptr<int32_t>() =
       cpu::partition(head.rows, head.positions, head.survives, live_count, size, next_rows.mutable_data_ptr<int32_t>(),
                      next_positions.mutable_data_ptr<int32_t>());

@@ -8,6 +8,7 @@
 #include "checks.h"
 #include "cuda/exit_head.h"
 #include "current_stream.h"
+#include "tensors.h"
 
 namespace eefast {
 namespace {
@@ -21,30 +22,6 @@ cpu::DType feature_dtype(const Tensor& features) {
     case ScalarType::BFloat16: return cpu::DType::bfloat16;
     default: fail("features is ", toString(features.scalar_type()), "; convert it with .to(torch.float32)");
   }
-}
-
-std::string device_name(const Tensor& tensor) {
-  if (tensor.is_cpu()) return "cpu";
-  return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "another kind of device";
-}
-
-void check_device(const char* name, const Tensor& tensor, const Tensor& features) {
-  if (!tensor.is_cuda() || tensor.get_device_index() != features.get_device_index()) {
-    fail(name, " is on ", device_name(tensor), "; move it to ", device_name(features), ", where features is");
-  }
-}
-
-Tensor as_contiguous(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
-// torch::stable::empty looks its op up by name in every call, which costs more than the launch.
-Tensor empty_int32(int64_t size, int32_t device) {
-  const int64_t stride = 1;
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_int32(),
-                                                  aoti_torch_device_type_cuda(), device, &handle));
-  return Tensor(handle);
 }
 
 }  // namespace
@@ -81,7 +58,7 @@ std::tuple<Tensor, Tensor, Tensor> exit_head_cuda(const Tensor& features, const 
   if (threshold) {
     check_dtype("threshold", *threshold, ScalarType::Float, "float32");
     check_shape("threshold", *threshold, {}, "a scalar");
-    check_device("threshold", *threshold, features);
+    check_device("threshold", *threshold, "features", features);
   }
   check_dtype("rows", rows, ScalarType::Int, "int32");
   check_dtype("positions", positions, ScalarType::Int, "int32");
@@ -100,14 +77,14 @@ std::tuple<Tensor, Tensor, Tensor> exit_head_cuda(const Tensor& features, const 
   head.results = confidence.size(0);
   check_shape("logits", logits, {head.results, head.num_classes}, "[N, K]");
   check_shape("exits", exits, {head.results}, "[N]");
-  check_device("weight", weight, features);
-  check_device("bias", bias, features);
-  check_device("rows", rows, features);
-  check_device("positions", positions, features);
-  check_device("live", live, features);
-  check_device("logits", logits, features);
-  check_device("confidence", confidence, features);
-  check_device("exits", exits, features);
+  check_device("weight", weight, "features", features);
+  check_device("bias", bias, "features", features);
+  check_device("rows", rows, "features", features);
+  check_device("positions", positions, "features", features);
+  check_device("live", live, "features", features);
+  check_device("logits", logits, "features", features);
+  check_device("confidence", confidence, "features", features);
+  check_device("exits", exits, "features", features);
   check_written("logits", logits);
   check_written("confidence", confidence);
   check_written("exits", exits);
@@ -116,9 +93,11 @@ std::tuple<Tensor, Tensor, Tensor> exit_head_cuda(const Tensor& features, const 
   const Tensor weight_values = as_contiguous(weight), bias_values = as_contiguous(bias);
   const Tensor rows_values = as_contiguous(rows), positions_values = as_contiguous(positions);
   const int32_t device = features.get_device_index();
-  Tensor next_rows = empty_int32(head.size, device), next_positions = empty_int32(head.size, device);
-  Tensor next_live = empty_int32(1, device);
-  Tensor workspace = empty_int32(cuda::ExitHead::workspace_words(head.size), device);
+  Tensor next_rows = empty({head.size}, aoti_torch_dtype_int32(), aoti_torch_device_type_cuda(), device),
+         next_positions = empty({head.size}, aoti_torch_dtype_int32(), aoti_torch_device_type_cuda(), device);
+  Tensor next_live = empty({1}, aoti_torch_dtype_int32(), aoti_torch_device_type_cuda(), device);
+  Tensor workspace = empty({cuda::ExitHead::workspace_words(head.size)}, aoti_torch_dtype_int32(),
+                           aoti_torch_device_type_cuda(), device);
 
   head.features = features.const_data_ptr();
   head.samples = features.size(0);

@@ -10,6 +10,7 @@
 #include "checks.h"
 #include "cpu/resident.h"
 #include "resident_program.h"
+#include "tensors.h"
 
 namespace eefast {
 namespace {

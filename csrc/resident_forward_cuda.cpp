@@ -14,6 +14,7 @@
 #include "cuda/resident.h"
 #include "current_stream.h"
 #include "resident_program.h"
+#include "tensors.h"
 
 namespace eefast {
 namespace {
@@ -132,7 +133,7 @@ cuda::Network on_cuda(const ResidentSource& source) {
   std::vector<int64_t> offsets(maps.size());
   cuda::Network found{};
   found.packed = source.place;
-  found.criterion = static_cast<cuda::Criterion>(network.criterion);
+  found.criterion = network.criterion;
   found.classes = static_cast<int>(network.num_classes);
   found.steps = static_cast<int>(steps.size());
   found.map_bytes = static_cast<int>(place_maps(lives(steps, maps), offsets));
@@ -199,12 +200,6 @@ cuda::Pixel pixel(const Tensor& images) {
   }
 }
 
-void check_place(const char* name, const Tensor& tensor, const Tensor& images) {
-  if (!tensor.is_cuda() || tensor.get_device_index() != images.get_device_index()) {
-    fail(name, " is on another device than images; move it with .to(images.device)");
-  }
-}
-
 cuda::Network with_thresholds(cuda::Network network, const Tensor& thresholds) {
   if (thresholds.size(0) == 0) return network;
   network.thresholds = thresholds.const_data_ptr<float>();
@@ -231,8 +226,8 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
     const Tensor& packed, const Tensor& thresholds, const std::string& criterion, int64_t num_classes, bool bfloat16,
     int64_t threads, const std::optional<Tensor>& seconds, const std::optional<Tensor>& normalization) {
   if (!images.is_cuda()) fail("images is not on a CUDA device, but another argument is");
-  check_place("packed", packed, images);
-  check_place("thresholds", thresholds, images);
+  check_device("packed", packed, "images", images);
+  check_device("thresholds", thresholds, "images", images);
   if (steps.is_cuda() || maps.is_cuda() || groups.is_cuda())
     fail("steps, maps and groups are read on the CPU; move them");
   if (seconds) fail("seconds are counted on the CPU only");
@@ -241,7 +236,7 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
   ResidentSource source =
       read_tables(images, steps, maps, groups, packed, thresholds, criterion, num_classes, bfloat16);
   if (normalization) {
-    check_place("normalization", *normalization, images);
+    check_device("normalization", *normalization, "images", images);
     check_dtype("normalization", *normalization, ScalarType::Float, "float32");
     check_shape("normalization", *normalization, {2, images.size(1)}, "[2, C]");
     if (!normalization->is_contiguous()) fail("normalization is not contiguous; call .contiguous()");

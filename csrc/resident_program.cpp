@@ -173,13 +173,4 @@ ResidentSource read_tables(const Tensor& images, const Tensor& steps, const Tens
           thresholds.size(0)};
 }
 
-Tensor empty(std::vector<int64_t> sizes, int32_t dtype, int32_t device_type, int32_t device) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  if (sizes.size() == 2) strides[0] = std::max<int64_t>(1, sizes[1]);
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                                                  dtype, device_type, device, &handle));
-  return Tensor(handle);
-}
-
 }  // namespace eefast

@@ -42,7 +42,4 @@ cpu::Network read_network(const ResidentSource& source);
 // Says which row of `steps` does not fit, and why.
 [[noreturn]] void refuse(const ResidentSource& source, int64_t row, const char* what);
 
-// A tensor on a device: of the CPU, or of CUDA.
-Tensor empty(std::vector<int64_t> sizes, int32_t dtype, int32_t device_type, int32_t device);
-
 }  // namespace eefast

@@ -22,8 +22,14 @@ op = torch.ops.eefast.exit_head_cuda.default
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@pytest.mark.parametrize("k", [1, 10, 1000])
-@pytest.mark.parametrize("dtype", [pytest.param(d, id=f"sanitize-{d}") for d in DTYPES])
+@pytest.mark.parametrize(
+    ("k", "dtype"),
+    [
+        pytest.param(k, d, id=f"{'sanitize-' * (k == 10 and d == torch.float16)}{k}-{d}")
+        for k in (1, 10, 1000)
+        for d in DTYPES
+    ],
+)
 def test_against_float64(k: int, dtype: torch.dtype) -> None:
     for i, (r, c, (h, w)) in enumerate(itertools.product((0, 1, 31, 257), (1, 16, 513), ((1, 1), (7, 5), (8, 8)))):
         memory = ("contiguous", "channels_last", "cropped", "transposed")[i % 4]

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "cuda/compact.cuh"
+#include "cuda/on_device.h"
 
 namespace eefast::cuda {
 namespace {
@@ -41,12 +42,7 @@ cudaError_t launch(const Compact& compact, int device, cudaStream_t stream) {
 }  // namespace
 
 const char* launch_compact(const Compact& compact, int device, void* stream) {
-  int before = 0;
-  cudaError_t error = cudaGetDevice(&before);
-  if (!error && before != device) error = cudaSetDevice(device);
-  if (!error) error = launch(compact, device, static_cast<cudaStream_t>(stream));
-  if (before != device) cudaSetDevice(before);
-  return error ? cudaGetErrorString(error) : nullptr;
+  return on_device(device, [&] { return launch(compact, device, static_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace eefast::cuda

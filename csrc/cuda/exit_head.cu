@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "cuda/exit_head.cuh"
+#include "cuda/on_device.h"
 
 namespace eefast::cuda {
 namespace {
@@ -46,12 +47,7 @@ cudaError_t launch(const ExitHead& head, int device, cudaStream_t stream) {
 }  // namespace
 
 const char* launch_exit_head(const ExitHead& head, int device, void* stream) {
-  int before = 0;
-  cudaError_t error = cudaGetDevice(&before);
-  if (!error && before != device) error = cudaSetDevice(device);
-  if (!error) error = launch(head, device, static_cast<cudaStream_t>(stream));
-  if (before != device) cudaSetDevice(before);
-  return error ? cudaGetErrorString(error) : nullptr;
+  return on_device(device, [&] { return launch(head, device, static_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace eefast::cuda

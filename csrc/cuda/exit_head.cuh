@@ -12,6 +12,7 @@
 // reverse order, so that one pass over the flags places everything. Nobody waits for another block.
 #pragma once
 
+#include "cuda/criterion.cuh"
 #include "cuda/exit_head.h"
 #include "cuda/simt.h"
 
@@ -21,19 +22,11 @@ namespace exit_head_kernel {
 using Tiles = ExitHeadTiles;
 constexpr int kUnroll = 4;  // loads in flight per thread
 
-SIMT_DEVICE int warp_index() { return static_cast<int>(threadIdx.x) / 32; }
-SIMT_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) % 32; }
 SIMT_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 
 SIMT_DEVICE float float_of(float v) { return v; }
 SIMT_DEVICE float float_of(__half v) { return __half2float(v); }
 SIMT_DEVICE float float_of(__nv_bfloat16 v) { return __bfloat162float(v); }
-
-SIMT_DEVICE float sum_of_warp(float v) {
-#pragma unroll
-  for (int bit = 1; bit < 32; bit *= 2) v += __shfl_xor_sync(~0u, v, bit);
-  return v;
-}
 
 // Eight sums over the lanes at once, by nine shuffles: lane l gets the sum of v[l % 8]. The same tree for each.
 SIMT_DEVICE float sums_of_warp(float (&v)[8]) {
@@ -203,45 +196,11 @@ SIMT_DEVICE void classify(const ExitHead& head, const Tiles& tiles, const float*
   }
 }
 
-// What an exit rule makes of the logits, as in eefast/criteria.py; the same bits in every lane.
-SIMT_DEVICE float confidence_of(cpu::Criterion criterion, const float* logits, int classes) {
-  if (criterion == cpu::Criterion::learned) return 1.f / (1.f + expf(-logits[classes]));
-  float first = -INFINITY, second = -INFINITY;
-  for (int k = lane_index(); k < classes; k += 32) {
-    const float v = logits[k];
-    second = fmaxf(second, fminf(v, first));
-    first = fmaxf(first, v);
-  }
-#pragma unroll
-  for (int bit = 1; bit < 32; bit *= 2) {
-    const float other = __shfl_xor_sync(~0u, first, bit), behind = __shfl_xor_sync(~0u, second, bit);
-    second = fmaxf(fmaxf(second, behind), fminf(first, other));
-    first = fmaxf(first, other);
-  }
-  // A NaN logit is dropped by the maxima, but not by the sum.
-  float sum = 0, moment = 0;
-  for (int k = lane_index(); k < classes; k += 32) {
-    const float shifted = logits[k] - first, power = expf(shifted);
-    sum += power;
-    // 0 · log 0 = 0; a NaN is not 0 and stays NaN.
-    if (power != 0) moment += power * shifted;
-  }
-  sum = sum_of_warp(sum);
-  if (criterion == cpu::Criterion::max_probability) return 1.f / sum;
-  if (criterion == cpu::Criterion::margin) return classes > 1 ? 1.f / sum - expf(second - first) / sum : 1.f / sum;
-  return logf(sum) - sum_of_warp(moment) / sum;
-}
-
 // One warp decides for one entry of the live list and writes its answer where it leaves.
 SIMT_DEVICE void answer(const ExitHead& head, const float* logits, int entry, uint8_t* flags) {
   const int classes = static_cast<int>(head.num_classes);
   const float confidence = confidence_of(head.criterion, logits, classes);
-  // To leave is defined by the comparison, to survive as its negation: a NaN goes on to the last exit.
-  bool leaves = true;
-  if (head.threshold != nullptr) {
-    const float threshold = __ldg(head.threshold);
-    leaves = head.criterion == cpu::Criterion::entropy ? confidence < threshold : confidence > threshold;
-  }
+  const bool leaves = head.threshold == nullptr || leaves_by(head.criterion, confidence, __ldg(head.threshold));
   const int64_t position = __ldg(head.positions + entry);
   if (position < 0 || position >= head.results) __trap();
   if (leaves) {

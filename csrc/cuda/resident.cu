@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "cuda/resident.cuh"
+#include "cuda/on_device.h"
 
 namespace eefast::cuda {
 namespace {
@@ -41,12 +42,7 @@ cudaError_t launch(const Job& job, int device, cudaStream_t stream) {
 }  // namespace
 
 const char* launch_resident(const Job& job, int device, void* stream) {
-  int before = 0;
-  cudaError_t error = cudaGetDevice(&before);
-  if (!error && before != device) error = cudaSetDevice(device);
-  if (!error) error = launch(job, device, static_cast<cudaStream_t>(stream));
-  if (before != device) cudaSetDevice(before);
-  return error ? cudaGetErrorString(error) : nullptr;
+  return on_device(device, [&] { return launch(job, device, static_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace eefast::cuda

@@ -19,6 +19,7 @@
 //   [C_in/16][tap][C_out/16][lane][8]: inputs k, k+1, k+8, k+9 of output n, then of n+8; k = 2·(lane%4), n = lane/4.
 #pragma once
 
+#include "cuda/criterion.cuh"
 #include "cuda/resident.h"
 #include "cuda/simt.h"
 
@@ -32,9 +33,6 @@ constexpr bool kUnrolls = false;
 #else
 constexpr bool kUnrolls = true;
 #endif
-
-SIMT_DEVICE int warp_index() { return static_cast<int>(threadIdx.x) / 32; }
-SIMT_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) % 32; }
 
 // Two neighbouring channels of a pixel.
 SIMT_DEVICE __half2 pair_of(float2 v, __half) { return __float22half2_rn(v); }
@@ -264,12 +262,6 @@ SIMT_FUNCTION void scale_and_shift(Step step, char* shared, const uint4* __restr
   }
 }
 
-SIMT_DEVICE float sum_of_warp(float v) {
-#pragma unroll
-  for (int bit = 1; bit < 32; bit *= 2) v += __shfl_xor_sync(~0u, v, bit);
-  return v;
-}
-
 // Eight channels of a pixel, as floats.
 template <class T>
 SIMT_DEVICE void add_pixel(float (&sum)[8], const void* pixel) {
@@ -280,36 +272,6 @@ SIMT_DEVICE void add_pixel(float (&sum)[8], const void* pixel) {
     const float2 v = floats_of(pairs[j]);
     sum[2 * j] += v.x, sum[2 * j + 1] += v.y;
   }
-}
-
-// What an exit rule makes of the logits, as in eefast/criteria.py; the same bits in every lane.
-SIMT_DEVICE float confidence_of(Criterion criterion, const float* logits, int classes) {
-  if (criterion == Criterion::learned) return 1.f / (1.f + expf(-logits[classes]));
-  float first = -INFINITY, second = -INFINITY;
-  for (int k = lane_index(); k < classes; k += 32) {
-    const float v = logits[k];
-    second = fmaxf(second, fminf(v, first));
-    first = fmaxf(first, v);
-  }
-#pragma unroll
-  for (int bit = 1; bit < 32; bit *= 2) {
-    const float other = __shfl_xor_sync(~0u, first, bit), behind = __shfl_xor_sync(~0u, second, bit);
-    second = fmaxf(fmaxf(second, behind), fminf(first, other));
-    first = fmaxf(first, other);
-  }
-  // A NaN logit is dropped by the maxima, but not by the sum.
-  float sum = 0;
-  for (int k = lane_index(); k < classes; k += 32) sum += expf(logits[k] - first);
-  sum = sum_of_warp(sum);
-  if (criterion == Criterion::max_probability) return 1.f / sum;
-  if (criterion == Criterion::margin) return classes > 1 ? 1.f / sum - expf(second - first) / sum : 1.f / sum;
-  const float log_sum = logf(sum);
-  float entropy = 0;
-  for (int k = lane_index(); k < classes; k += 32) {
-    const float log_probability = logits[k] - first - log_sum, probability = expf(log_probability);
-    if (probability != 0) entropy -= probability * log_probability;
-  }
-  return sum_of_warp(entropy);
 }
 
 // Mean of the map, K logits and the confidence; whether the image leaves, and then its answer is written. All threads
@@ -354,12 +316,8 @@ SIMT_FUNCTION bool leaves_at(Step step, const Job& job, char* shared) {
   __syncthreads();  // logits complete
 
   const float confidence = confidence_of(network.criterion, scratch->logits, classes);
-  // To leave is defined by the comparison, to stay as its negation: a NaN stays to the last exit and is reported there.
-  bool leaves = step.last;
-  if (!leaves) {
-    const float threshold = __ldg(network.thresholds + step.exit * network.threshold_stride);
-    leaves = network.criterion == Criterion::entropy ? confidence < threshold : confidence > threshold;
-  }
+  const float* const threshold = network.thresholds + step.exit * network.threshold_stride;
+  const bool leaves = step.last || leaves_by(network.criterion, confidence, __ldg(threshold));
   if (leaves) {
     float* const logits = batch.logits + static_cast<int64_t>(image) * classes;
     for (int k = threadIdx.x; k < classes; k += kThreads) logits[k] = scratch->logits[k];

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/exit_head.h"
+
 namespace eefast::cuda {
 
 constexpr int kThreads = 256;
@@ -44,14 +46,13 @@ struct alignas(16) Step {
 constexpr uint16_t kNone = 0xffff;
 static_assert(sizeof(Step) == 32);
 
-enum class Criterion : int { learned, max_probability, entropy, margin };
 enum class Pixel : int { float32, float16, bfloat16, uint8 };
 
 struct Network {
   const void* packed;       // see eefast/pack.py; 16-byte aligned
   const float* thresholds;  // of the early exits
   int64_t threshold_stride;
-  Criterion criterion;
+  cpu::Criterion criterion;
   int classes, steps, map_bytes;
   uint32_t image;  // bytes into the shared memory
   uint8_t image_frame;

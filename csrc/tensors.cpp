@@ -1,0 +1,28 @@
+// What the ops need of tensors besides their numbers: new ones, dense ones, and where one stands.
+#include "tensors.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+
+namespace eefast {
+
+Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype, int32_t device_type, int32_t device) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  if (sizes.size() == 2) strides[0] = std::max<int64_t>(1, sizes[1]);
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                  dtype, device_type, device, &handle));
+  return Tensor(handle);
+}
+
+Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+std::string device_name(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "another kind of device";
+}
+
+}  // namespace eefast
