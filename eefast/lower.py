@@ -324,20 +324,13 @@ def program(
     lowered: Lowered, algorithms: tuple[int, ...], groups: tuple[int, ...], bfloat16: bool, known: PackedWeights
 ) -> ResidentProgram:
     """Pack the layers' weights for the algorithm of their section; known: what was packed before, gets added to."""
-    rows, packed = [], []
-    place = packed_place = 0
+    winograd = [algorithms[layer.section] if layer.winograd else 0 for layer in lowered.layers]
     for i, layer in enumerate(lowered.layers):
-        winograd = algorithms[layer.section] if layer.winograd else 0
-        window = layer.kernel, layer.stride, layer.padding, winograd
-        maps = layer.kind, layer.source, layer.target, layer.residual, layer.relu
-        rows.append([*maps, *window, place, packed_place, layer.section])
-        if (i, winograd) not in known:
-            known[i, winograd] = _packed(layer, winograd, bfloat16)
-        packed.append(known[i, winograd])
-        place += layer.weight.numel() + layer.bias.numel()
-        packed_place += len(packed[-1])
+        if (i, winograd[i]) not in known:
+            known[i, winograd[i]] = _packed(layer, winograd[i], bfloat16)
+    packed = [known[key] for key in enumerate(winograd)]
     return ResidentProgram(
-        torch.tensor(rows, dtype=torch.int64),
+        _steps(lowered, winograd, packed),
         torch.tensor(lowered.maps, dtype=torch.int64),
         torch.tensor(groups, dtype=torch.int64),
         lowered.weights,
@@ -348,20 +341,23 @@ def program(
     )
 
 
+def _steps(lowered: Lowered, winograd: Sequence[int], packed: Sequence[Tensor]) -> Tensor:
+    """The table that `ops.resident_forward` takes; its weights lie behind one another."""
+    rows, place, packed_place = [], 0, 0
+    for layer, side, own in zip(lowered.layers, winograd, packed, strict=True):
+        maps = layer.kind, layer.source, layer.target, layer.residual, layer.relu
+        rows.append([*maps, layer.kernel, layer.stride, layer.padding, side, place, packed_place, layer.section])
+        place += layer.weight.numel() + layer.bias.numel()
+        packed_place += len(own)
+    return torch.tensor(rows, dtype=torch.int64)
+
+
 def cuda_program(lowered: Lowered, dtype: torch.dtype, device: torch.device) -> ResidentProgram:
     """Weights packed for the CUDA kernel, in float16 or bfloat16; tables stay on the CPU."""
-    rows, packed = [], []
-    place = packed_place = 0
-    for layer in lowered.layers:
-        window = layer.kernel, layer.stride, layer.padding, 0
-        maps = layer.kind, layer.source, layer.target, layer.residual, layer.relu
-        rows.append([*maps, *window, place, packed_place, layer.section])
-        packed.append(_packed_for_cuda(layer, dtype))
-        place += layer.weight.numel() + layer.bias.numel()
-        packed_place += len(packed[-1])
+    packed = [_packed_for_cuda(layer, dtype) for layer in lowered.layers]
     sections = len(lowered.sizes)
     return ResidentProgram(
-        torch.tensor(rows, dtype=torch.int64),
+        _steps(lowered, [0] * len(packed), packed),
         torch.tensor(lowered.maps, dtype=torch.int64),
         torch.ones(sections, dtype=torch.int64),
         lowered.weights.to(device),
