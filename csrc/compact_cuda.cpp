@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -42,7 +43,8 @@ std::pair<uintptr_t, uintptr_t> span(const Tensor& tensor) {
 
 }  // namespace
 
-void compact_cuda(const Tensor& features, const Tensor& rows, const Tensor& live, const Tensor& out) {
+void compact_cuda(const Tensor& features, const Tensor& rows, const Tensor& live, const Tensor& out,
+                  const std::optional<Tensor>& offset) {
   constexpr int64_t kMaxElements = int64_t{1} << 31, kMaxRows = int64_t{1} << 29;
   if (!features.is_cuda()) fail("features is on ", device_name(features), "; move it to a CUDA device");
   if (features.dim() != 4 || features.size(1) * features.size(2) * features.size(3) == 0) {
@@ -58,7 +60,13 @@ void compact_cuda(const Tensor& features, const Tensor& rows, const Tensor& live
   const int64_t size = rows.size(0);
   if (size >= kMaxRows) fail("rows has ", size, " entries, on CUDA fewer than 2²⁹ at a time; split the batch");
   check_shape("live", live, {1}, "one number");
-  check_shape("out", out, {size, features.size(1), features.size(2), features.size(3)}, "[R, C, H, W]");
+  const int64_t places = offset && out.dim() > 0 ? out.size(0) : size;
+  check_shape("out", out, {places, features.size(1), features.size(2), features.size(3)}, "[R, C, H, W]");
+  if (offset) {
+    check_dtype("offset", *offset, ScalarType::Int, "int32");
+    check_shape("offset", *offset, {1}, "one number");
+    check_device("offset", *offset, "features", features);
+  }
   if (out.scalar_type() != features.scalar_type()) {
     fail("out is ", toString(out.scalar_type()), ", features ", toString(features.scalar_type()),
          "; give both the same dtype");
@@ -90,6 +98,8 @@ void compact_cuda(const Tensor& features, const Tensor& rows, const Tensor& live
   compact.size = size;
   compact.out = out.mutable_data_ptr();
   compact.out_stride = out.stride(0) * element;
+  compact.offset = offset ? offset->const_data_ptr<int32_t>() : nullptr;
+  compact.places = places;
   const int32_t device = features.get_device_index();
   if (const char* const error = cuda::launch_compact(compact, device, current_stream(device))) {
     fail("the CUDA gather of survivors: ", error);

@@ -3,10 +3,13 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
+
 namespace eefast {
 
 using torch::stable::Tensor;
 
-void compact_cuda(const Tensor& features, const Tensor& rows, const Tensor& live, const Tensor& out);
+void compact_cuda(const Tensor& features, const Tensor& rows, const Tensor& live, const Tensor& out,
+                  const std::optional<Tensor>& offset);
 
 }  // namespace eefast

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .engines import RUN
+from .engines import RUN, compact, graphs
 from .model import EarlyExitNet
 from .plan import Plan
 from .plan import plan as make_plan
 from .result import ExitResult
-from .stream import Answer, stream, stream_on_cuda
+from .stream import Answer, stream, stream_merging, stream_on_cuda
 from .watch import WeightWatch
 
 
@@ -25,6 +25,7 @@ def accelerate(
     dtype: torch.dtype | None = None,
     example: Tensor | None = None,
     frozen: bool = False,
+    max_batch: int = 256,
 ) -> Accelerated:
     """A module that gives the answers of `net.eval()`, faster.
 
@@ -35,16 +36,19 @@ def accelerate(
     example: images as `module` takes them, on which speed and rounding errors are measured; by default noise.
     frozen: a promise that weights, criterion, device and dtype stay as they are. To look for changes takes 30 µs per
         call for EENet-20 and 160 µs for EENet-110, which only single images feel.
+    max_batch: images for which the compact engine captures CUDA graphs; larger batches run in pieces.
 
     `module(x)` takes images [N, C, H, W] of any N ≥ 0 and returns an `ExitResult`; `print(module.plan)` says what runs.
     Thresholds may change at any time. Changed weights, criterion, device or dtype are noticed and planned anew.
-    `module.stream(batches)` answers many batches in turn.
+    `module.stream(batches)` answers many batches in turn, `module.warmup()` does what a first call would.
     """
+    if max_batch < 1:
+        raise ValueError(f"max_batch={max_batch} must be at least 1")
     if isinstance(net, Accelerated):
         net = net.net
     if not isinstance(net, EarlyExitNet):
         raise TypeError(f"net is a {type(net).__name__}; give an eefast.EarlyExitNet, for instance of eefast.zoo")
-    return Accelerated(net, engine, dtype, example, frozen)
+    return Accelerated(net, engine, dtype, example, frozen, max_batch)
 
 
 class Accelerated(nn.Module):
@@ -53,14 +57,20 @@ class Accelerated(nn.Module):
     net: EarlyExitNet
 
     def __init__(
-        self, net: EarlyExitNet, engine: str, dtype: torch.dtype | None, example: Tensor | None, frozen: bool
+        self,
+        net: EarlyExitNet,
+        engine: str,
+        dtype: torch.dtype | None,
+        example: Tensor | None,
+        frozen: bool,
+        max_batch: int,
     ) -> None:
         super().__init__()
         # Sharing the dictionaries, not only the tensors, makes this module the network itself for state_dict, .to(),
         # optimisers and buffer assignment.
         shared = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
         self.__dict__.update({name: net.__dict__[name] for name in shared}, net=net)
-        self.engine, self.dtype, self.frozen = engine, dtype, frozen
+        self.engine, self.dtype, self.frozen, self.max_batch = engine, dtype, frozen, max_batch
         self._example = None if example is None else net.prepare(example, dtype).detach()
         self._plan: Plan | None = None
         self._watch: WeightWatch | None = None
@@ -76,7 +86,10 @@ class Accelerated(nn.Module):
             return plan
         if plan is None or watch is None or watch.changed() or plan.criterion != self.net.criterion.name:
             with torch.no_grad():
-                plan = self._plan = make_plan(self.net, self.engine, self.dtype, self._example, RUN)
+                # Graphs of an old plan would hold on to their memory while those of the new one are captured.
+                self._plan = None
+                wishes = self.engine, self.dtype, self._example, RUN, graphs.capture, self.max_batch
+                plan = self._plan = make_plan(self.net, *wishes)
             self._watch = WeightWatch(self.net.stages, self.net.heads)
             self._weight = next(self.net.parameters()).detach()
         return plan
@@ -86,16 +99,27 @@ class Accelerated(nn.Module):
         plan, x = self._prepared(x)
         return RUN[plan.engine](plan, self.net, x)
 
+    def warmup(self) -> Plan:
+        """Do now what the first call would do besides its own work, such as planning anew and loading kernels."""
+        weight = next(self.net.parameters())
+        for n in (1, 2):
+            self(torch.zeros(n, *self.net.input_shape, dtype=weight.dtype, device=weight.device))
+        return self.plan
+
     def stream(self, batches: Iterable[Tensor]) -> Iterator[ExitResult]:
         """The results of many batches, in their order, one by one.
 
         batches: images as the module takes them. The resident engine reads a few batches ahead and keeps all threads,
-        or the whole GPU, busy across the batches' borders; the other engines answer one batch after the other. An
-        error in a batch, or in the iterable, comes after the results of all batches before it.
+        or the whole GPU, busy across the batches' borders. The compact engine lets survivors wait for those of up to
+        four more batches, so that deep stages run on full batches. The reference engine answers one batch after the
+        other. An error in a batch, or in the iterable, comes after the results of all batches before it.
         """
         plan = self.plan
-        if plan.engine != "resident":
+        if plan.engine == "reference":
             return map(self, batches)
+        if plan.engine == "compact":
+            merged = partial(compact.stream, self.net)
+            return torch.no_grad()(stream_merging)(batches, self._prepared, compact.chunk, merged)
         if plan.device.type == "cuda":
             return stream_on_cuda(batches, self, plan.device)
 

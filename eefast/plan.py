@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import ops, tune
 from .fold import fold_stage, pack_conv, pack_head
+from .fuse import IndexedStage, device_counted, fastest_stage
 from .heads import ExitHead
 from .lower import Lowered, ResidentProgram, UnsupportedError, cuda_program, lower
 from .model import EarlyExitNet
@@ -49,6 +50,7 @@ class CompactStep:
     conv: weight and bias of the head's last convolution where the exit kernel computes it, else None.
     weight, bias: the head's packed linear, see `eefast.fold.pack_head`.
     flatten: the head reads the whole map instead of its mean.
+    counted: the stage in a form that reads the number of its rows on the device, see `eefast.fuse.indexed_stage`.
     """
 
     stage: nn.Module
@@ -57,6 +59,7 @@ class CompactStep:
     weight: Tensor
     bias: Tensor
     flatten: bool
+    counted: IndexedStage | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Plan:
     stages: one row per exit, for the table.
     steps: what the compact engine runs, one per exit; the reference engine runs the network itself.
     program: what the resident engine runs.
+    max_batch, graphs: images for which the compact engine has CUDA graphs, and these, see `eefast.engines.graphs`.
     """
 
     engine: str
@@ -78,7 +82,9 @@ class Plan:
     reason: str
     stages: tuple[StagePlan, ...]
     steps: tuple[CompactStep, ...] = field(default=(), repr=False)
+    max_batch: int = 256
     program: ResidentProgram | None = field(default=None, repr=False)
+    graphs: Any = field(default=None, repr=False)
 
     def __str__(self) -> str:
         titles = ("exit", "features", "MACs", "exit kernel", "stage")
@@ -93,6 +99,7 @@ class Plan:
 
 
 Run = Callable[[Plan, EarlyExitNet, Tensor], Any]
+Capture = Callable[[Plan, EarlyExitNet, Tensor | None], Plan]
 
 
 def plan(
@@ -101,11 +108,14 @@ def plan(
     dtype: torch.dtype | None,
     example: Tensor | None = None,
     run: Mapping[str, Run] | None = None,
+    capture: Capture | None = None,
+    max_batch: int = 256,
 ) -> Plan:
     """Choose the engine and prepare what it runs.
 
     example: prepared images to measure on, by default noise. run: the engines, to be measured where more than one can
-    run; without them "auto" takes the first that can.
+    run; without them "auto" takes the first that can. capture: adds CUDA graphs, for up to `max_batch` images, to a
+    plan of the compact engine.
     An engine asked for by name raises `ValueError` if it cannot run; "auto" falls back and logs once why.
     """
     if engine not in ENGINES:
@@ -122,21 +132,26 @@ def plan(
                 raise ValueError(f"engine='resident' cannot run: {why_not}; use engine='compact' or 'auto'")
             return _resident(net, weight.device, lowered, wanted, example, "asked for by name")
     obstacle = _compact_obstacle(net, weight.device)
+
+    def compact(reason: str) -> Plan:
+        made = replace(_compact(net, weight.device, wanted, example, reason), max_batch=max_batch)
+        return made if capture is None else capture(made, net, example)
+
     if engine == "compact":
         if obstacle:
             raise ValueError(f"engine='compact' cannot run: {obstacle}; use engine='reference' or 'auto'")
-        return _compact(net, weight.device, wanted, "asked for by name")
+        return compact("asked for by name")
     if lowered is None and obstacle:
         _log_once(f"engine='auto' runs the reference engine: {obstacle}")
         return _reference(net, weight, dtype, obstacle)
     if lowered is None:
-        return _compact(net, weight.device, wanted, f"the resident engine cannot run: {why_not}")
+        return compact(f"the resident engine cannot run: {why_not}")
     megabytes = lowered.weights.nbytes / 1e6
     if not obstacle and megabytes > CACHEABLE_MEGABYTES:
         why_not = f"weights of {megabytes:.0f} MB are more than what caches hold, so the resident engine was not tried"
-        return _compact(net, weight.device, wanted, why_not)
+        return compact(why_not)
     resident = _resident(net, weight.device, lowered, wanted, example, "the first choice")
-    return resident if obstacle or run is None else _faster(net, lowered, resident, example, run)
+    return resident if obstacle or run is None else _faster(net, lowered, resident, compact, example, run)
 
 
 def _compact_obstacle(net: EarlyExitNet, device: torch.device) -> str:
@@ -242,14 +257,19 @@ _speeds: dict[Any, tuple[float, float]] = {}
 
 
 def _faster(
-    net: EarlyExitNet, lowered: Lowered, resident: Plan, example: Tensor | None, run: Mapping[str, Run]
+    net: EarlyExitNet,
+    lowered: Lowered,
+    resident: Plan,
+    make_compact: Callable[[str], Plan],
+    example: Tensor | None,
+    run: Mapping[str, Run],
 ) -> Plan:
     """The faster of the resident and the compact engine, measured on images that all go to the final exit."""
     key = lowered.geometry, resident.device, resident.dtype, ops.instruction_set(), torch.get_num_threads()
     device = resident.device
     # A GPU needs more to be busy.
     images = torch.cat([tune.example(net, example)] * (32 if device.type == "cuda" else 2)).to(device)
-    compact = _compact(net, device, resident.dtype, "")
+    compact = make_compact("the first choice")
     if key not in _speeds:
         probe = copy.copy(net)
         probe._buffers = {**net._buffers, "thresholds": tune.thresholds(net, net.num_exits).to(device)}
@@ -265,7 +285,7 @@ def _faster(
     low, high = sorted((own, other))
     reason = f"{high / low:.1f}× as fast as {slower} ({len(images)} images to the final exit: {low:.1f} ms, {high:.1f})"
     chosen = resident if faster == "resident" else compact
-    return replace(chosen, reason=chosen.reason.replace("the first choice", reason) or reason)
+    return replace(chosen, reason=chosen.reason.replace("the first choice", reason))
 
 
 def _reference(net: EarlyExitNet, weight: Tensor, dtype: torch.dtype | None, reason: str) -> Plan:
@@ -278,21 +298,29 @@ def _reference(net: EarlyExitNet, weight: Tensor, dtype: torch.dtype | None, rea
     return Plan("reference", weight.device, weight.dtype, net.criterion.name, reason, tuple(rows))
 
 
-def _compact(net: EarlyExitNet, device: torch.device, dtype: torch.dtype, reason: str) -> Plan:
+def _compact(net: EarlyExitNet, device: torch.device, dtype: torch.dtype, example: Tensor | None, reason: str) -> Plan:
     on_cuda = device.type == "cuda"
     triton = on_cuda and ops.exit_kernels() == "triton"
     kernel = "Triton" if triton else "CUDA" if on_cuda else "C++" if ops.CPP_MISSING is None else "PyTorch"
     if ops.CPP_MISSING and not on_cuda:
         reason = f"{reason}; exits run in PyTorch, since the C++ kernels are {ops.CPP_MISSING}"
     rows, steps = [], []
+    features = torch.cat([tune.example(net, example)] * 4).to(device, dtype) if on_cuda else None
     for stage, head, cost, share in zip(net.stages, net.heads, net.stage_costs, _shares(net), strict=True):
         assert isinstance(head, ExitHead)
-        folded, note = fold_stage(stage, dtype)
+        counted = None
+        if features is None:
+            folded, note = fold_stage(stage, dtype)
+        else:
+            folded, note = fastest_stage(stage, dtype, features)
+            features = folded(features)
+            # Convolutions of a head would run on the dead rows, too.
+            counted = device_counted(stage, dtype) if triton and len(head.convs) < 2 else None
         # On the CPU PyTorch's convolution is the faster one; in CUDA C++ there is none.
         conv = pack_conv(head.convs[-1], dtype) if len(head.convs) and triton else None
         convs, _ = fold_stage(head.convs[:-1] if conv else head.convs, dtype)
         rows.append(StagePlan(cost.feature_shape, share, kernel + " with conv" * (conv is not None), note))
-        steps.append(CompactStep(folded, convs, conv, *pack_head(head), head.kind == "plain"))
+        steps.append(CompactStep(folded, convs, conv, *pack_head(head), head.kind == "plain", counted))
     return Plan("compact", device, dtype, net.criterion.name, reason, tuple(rows), tuple(steps))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,3 +45,8 @@ class ExitResult(NamedTuple):
     def labels(self) -> Tensor:
         """[N] int64, the class with the largest logit."""
         return self.logits.argmax(dim=1)
+
+
+def concatenated(results: Sequence[ExitResult]) -> ExitResult:
+    """The results of parts of a batch as those of the whole."""
+    return results[0] if len(results) == 1 else ExitResult(*map(torch.cat, zip(*results, strict=True)))

@@ -1,15 +1,17 @@
-"""Answer a stream of batches in order while the workers stay busy across the batches' borders."""
+"""Answer a stream of batches in order while the work goes on across the batches' borders."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from .result import ExitResult
+from .result import ExitResult, concatenated
 
 PIECE = 16
 """Images of one piece of work: few enough that nobody waits long for the last one, enough to hide what a call costs."""
@@ -18,6 +20,7 @@ OVERLAPPING = 3
 """CUDA streams with a batch each."""
 
 Answer = Callable[[Tensor], ExitResult]
+P = TypeVar("P")
 
 
 def stream(batches: Iterable[Tensor], prepare: Callable[[Tensor], tuple[Answer, Tensor]]) -> Iterator[ExitResult]:
@@ -51,7 +54,7 @@ def stream(batches: Iterable[Tensor], prepare: Callable[[Tensor], tuple[Answer, 
             if unfinished is not None:
                 unfinished.exception()  # waits; what it raised comes with the result
             else:
-                yield _joined([f.result() for f in ahead.popleft()])
+                yield concatenated([f.result() for f in ahead.popleft()])
         if error is not None:
             raise error
     finally:
@@ -95,6 +98,48 @@ def stream_on_cuda(
         raise error
 
 
+def stream_merging(
+    batches: Iterable[Tensor],
+    prepare: Callable[[Tensor], tuple[P, Tensor]],
+    chunk: Callable[[P], int],
+    run: Callable[[P, Iterator[Tensor], int], Generator[ExitResult, None, None]],
+) -> Iterator[ExitResult]:
+    """Results of all batches, in their order, from an engine that merges survivors of successive chunks of images.
+
+    prepare: checks a batch; returns the plan and the images. chunk: how many images a plan begins together at most.
+    run: (plan, chunks, images of the largest chunk) → results of the chunks. A new plan, or another image size, begins
+    only when all before is answered. Where `batches` or `prepare` raises, the results of all batches before come first.
+    """
+    source = iter(batches)
+    chunks_of: deque[int] = deque()
+    ahead: list[tuple[P, Tensor]] = []
+
+    def next_batch() -> bool:
+        for batch in source:
+            ahead.append(prepare(batch))
+            return True
+        return False
+
+    def chunks(plan: P, shape: torch.Size, size: int) -> Iterator[Tensor]:
+        while (ahead or next_batch()) and ahead[0][0] is plan and ahead[0][1].shape[1:] == shape:
+            parts = ahead.pop()[1].split(size)
+            chunks_of.append(len(parts))
+            yield from parts
+
+    while ahead or next_batch():
+        plan, x = ahead[0]
+        size = min(max(len(x), 1), chunk(plan))
+        results = run(plan, chunks(plan, x.shape[1:], size), size)
+        parts: list[ExitResult] = []
+        with closing(results):
+            for result in results:
+                parts.append(result)
+                if len(parts) == chunks_of[0]:
+                    chunks_of.popleft()
+                    yield concatenated(parts)
+                    parts = []
+
+
 def _received(result: ExitResult, done: torch.cuda.Event, device: torch.device) -> ExitResult:
     current = torch.cuda.current_stream(device)
     current.wait_event(done)
@@ -112,7 +157,3 @@ def _short_of_work(ahead: deque[list[Future[ExitResult]]], workers: int) -> bool
 @torch.no_grad()
 def _answer(answer: Answer, x: Tensor) -> ExitResult:
     return answer(x)
-
-
-def _joined(results: list[ExitResult]) -> ExitResult:
-    return results[0] if len(results) == 1 else ExitResult(*map(torch.cat, zip(*results, strict=True)))

@@ -1,6 +1,6 @@
 """Gather of the survivors' maps into contiguous rows; the device-side count says how many.
 
-    out[i] = features[rows[i]] for i < live;  rows of `out` behind are not written
+    out[offset + i] = features[rows[i]] for i < live;  no other rows of `out` are written
 
 Bytes moved: the survivors' maps, once read and once written, in 16-byte vectors.
 """
@@ -18,9 +18,9 @@ from .launch import Launch, ceil_div, power_of_two, strides_of
 TILE = 8192
 
 
-@triton.jit(do_not_specialize=["samples", "size"])
+@triton.jit(do_not_specialize=["samples", "size", "places"])
 def _compact_kernel(
-    features, samples, rows, live, size, out,
+    features, samples, rows, live, size, out, offset, places,
     SAMPLE_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr, ELEMENTS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -34,21 +34,26 @@ def _compact_kernel(
     tl.device_assert((row >= 0) & (row < samples), "rows is out of range", mask=alive)
     mask = alive[:, None] & (element[None, :] < ELEMENTS)
     values = tl.load(features + row.to(tl.int64)[:, None] * SAMPLE_STRIDE + element[None, :], mask=mask)
-    tl.store(out + entry.to(tl.int64)[:, None] * OUT_STRIDE + element[None, :], values, mask=mask)
+    place = entry
+    if offset is not None:
+        place += tl.load(offset)
+        tl.device_assert((place >= 0) & (place < places), "offset is out of range", mask=alive)
+    tl.store(out + place.to(tl.int64)[:, None] * OUT_STRIDE + element[None, :], values, mask=mask)
 
 
-def compact(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
+def compact(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None) -> None:
     """Arguments as of the op `eefast::compact`; checked by the caller."""
-    launch(features, rows, live, out).run()
+    launch(features, rows, live, out, offset).run()
 
 
-def launch(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> Launch:
+def launch(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> Launch:
     elements = math.prod(features.shape[1:])
     block = min(TILE, power_of_two(elements))
     tile_rows = TILE // block
     grid = max(1, ceil_div(len(rows), tile_rows)) * ceil_div(elements, block)
     arguments = dict(
         features=features, samples=len(features), rows=rows.contiguous(), live=live, size=len(rows), out=out,
+        offset=offset, places=len(out),
         SAMPLE_STRIDE=strides_of(features)[0], OUT_STRIDE=strides_of(out)[0], ELEMENTS=elements,
         ROWS=tile_rows, BLOCK=block,
     )  # fmt: skip

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from eefast.kernels import compact, exit_conv_head, exit_head
+from eefast.kernels import compact, conv, exit_conv_head, exit_head
 from eefast.kernels.launch import Launch
 from torch import Tensor
 
@@ -22,6 +23,16 @@ HEADS = (
 CONV_HEADS = (
     (10, 16, 32, 32), (10, 32, 16, 16), (10, 64, 8, 8), (200, 128, 8, 8), (1000, 256, 14, 14), (1000, 512, 7, 7),
     (1000, 64, 2, 2), (10, 256, 1, 1), (10, 8, 7, 7), (10, 2, 28, 28),
+)  # fmt: skip
+# (C_in, C_out, H, W, kernel, stride, residual): through the rows, in order, or none. As in ResNets for CIFAR and
+# ImageNet; then channels that are no multiples of 16.
+CONVS = (
+    (16, 16, 32, 32, 3, 1, "through"), (32, 32, 16, 16, 3, 1, "own"), (64, 64, 8, 8, 3, 1, "through"),
+    (16, 32, 32, 32, 3, 2, "none"), (16, 32, 32, 32, 1, 2, "none"), (32, 64, 16, 16, 3, 2, "none"),
+    (64, 64, 56, 56, 3, 1, "through"), (128, 128, 28, 28, 3, 1, "own"), (256, 256, 14, 14, 3, 1, "through"),
+    (512, 512, 7, 7, 3, 1, "through"), (64, 256, 56, 56, 1, 1, "through"), (1024, 256, 14, 14, 1, 1, "none"),
+    (128, 128, 56, 56, 3, 2, "none"), (1024, 2048, 14, 14, 1, 2, "none"), (3, 16, 32, 32, 3, 1, "none"),
+    (37, 200, 15, 13, 3, 1, "through"), (8, 8, 1, 1, 1, 1, "own"),
 )  # fmt: skip
 
 
@@ -45,6 +56,12 @@ def variants() -> Iterator[tuple[str, Launch, frozenset[str]]]:
     for shape in ((64, 8, 8), (256, 56, 56), (64, 1, 1), (3, 7, 5)):
         for dtype in (HALF, SINGLE):
             yield _compact(shape, dtype)
+    for shape in CONVS:
+        yield _indexed_conv(shape)
+    for dtype in (BFLOAT, SINGLE):
+        yield _indexed_conv(CONVS[2], dtype)
+    yield _indexed_conv(CONVS[2], rows=False)
+    yield _indexed_conv(CONVS[3], relu=False)
 
 
 def _empty(*shape: int, dtype: torch.dtype = SINGLE) -> Tensor:
@@ -101,6 +118,31 @@ def _exit_conv_head(
 
 def _compact(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[str, Launch, frozenset[str]]:
     features, out = (_empty(ENTRIES, *shape, dtype=dtype) for _ in range(2))
-    launch = compact.launch(features, _empty(ENTRIES, dtype=torch.int32), _empty(1, dtype=torch.int32), out)
+    offset = _empty(1, dtype=torch.int32)
+    launch = compact.launch(features, _empty(ENTRIES, dtype=torch.int32), _empty(1, dtype=torch.int32), out, offset)
     wide = {"wide_loads"} if shape[0] * shape[1] * shape[2] * dtype.itemsize % 16 == 0 else set()
     return _name("compact", shape, dtype, "learned", torch.channels_last, False), launch, frozenset(wide)
+
+
+def _indexed_conv(
+    shape: tuple[Any, ...], dtype: torch.dtype = HALF, rows: bool = True, relu: bool = True
+) -> tuple[str, Launch, frozenset[str]]:
+    in_channels, channels, height, width, kernel, stride, residual = shape
+    features, weight, out = (
+        _empty(*size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        for size in (
+            (ENTRIES, in_channels, height, width),
+            (channels, in_channels, kernel, kernel),
+            (ENTRIES, channels, -(-height // stride), -(-width // stride)),
+        )
+    )
+    launch = conv.launch(
+        features, weight, _empty(channels), None if residual == "none" else out,
+        _empty(ENTRIES, dtype=torch.int32) if rows else None, residual == "through", _empty(1, dtype=torch.int32),
+        stride, relu, out,
+    )  # fmt: skip
+    name = f"indexed_conv {str(dtype).removeprefix('torch.')} {in_channels}-{channels}x{height}x{width} "
+    name += f"{kernel}x{kernel}/{stride} residual {residual}{'' if rows else ' no rows'}{'' if relu else ' no ReLU'}"
+    # The weights of fewer taps · channels are fewer elements than the block has threads.
+    wide = {"wide_loads"} if in_channels % 8 == 0 and channels % 8 == 0 and kernel**2 * in_channels > 16 else set()
+    return name, launch, frozenset(wide | {"tensor_cores"})

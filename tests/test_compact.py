@@ -18,9 +18,15 @@ op = torch.ops.eefast.compact.default
 SENTINEL = -7
 
 
-def on_gpu(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
+def on_gpu(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
     there, base = out.cuda(), features if features._base is None else features._base
-    op(base.cuda().as_strided(features.shape, features.stride()), rows.cuda(), live.cuda(), there)
+    op(
+        base.cuda().as_strided(features.shape, features.stride()),
+        rows.cuda(),
+        live.cuda(),
+        there,
+        None if offset is None else offset.cuda(),
+    )
     out.copy_(there)
 
 
@@ -64,6 +70,34 @@ def test_rows_at_any_distance(run: Any) -> None:
     assert torch.equal(out[:5], features[rows[:5].long()])
 
 
+@every
+def test_sanitize_rows_are_appended_at_an_offset(run: Any) -> None:
+    for live, offset in ((0, 40), (0, 0), (17, 0), (17, 3), (17, 23)):
+        features, rows, count, _ = make_case(31, (16, 3, 5), live)
+        out = torch.full((40, 16, 3, 5), float(SENTINEL)).contiguous(memory_format=torch.channels_last)
+        run(features, rows, count, out, torch.tensor([offset], dtype=torch.int32))
+        assert torch.equal(out[offset : offset + live], features[rows[:live].long()])
+        assert (out[:offset] == SENTINEL).all()
+        assert (out[offset + live :] == SENTINEL).all()
+
+
+@pytest.mark.parametrize("run", [op, module._triton], ids=["reference", "triton"])
+@pytest.mark.parametrize(
+    ("offset", "message"),
+    [
+        (torch.tensor([3], dtype=torch.int32), "offset = 3; expected 0 … 2, where 3 rows fit into out"),
+        (torch.tensor([-1], dtype=torch.int32), "offset = -1; expected 0 … 2"),
+        (torch.tensor([1]), "offset is torch.int64; convert"),
+        (torch.zeros(2, dtype=torch.int32), r"offset has shape \[2\]; expected \[1\]"),
+    ],
+)
+def test_wrong_offset(run: Any, offset: Tensor, message: str) -> None:
+    features, rows, live, _ = make_case(3, (4, 2, 3), 3)
+    out = torch.zeros(5, 4, 2, 3).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match=message):
+        run(features, rows, live, out, offset)
+
+
 @pytest.mark.parametrize("run", [op, module._triton], ids=["reference", "triton"])
 @pytest.mark.parametrize(
     ("i", "value", "message"),
@@ -99,7 +133,9 @@ def test_out_in_the_memory_of_the_features(run: Any) -> None:
 
 
 def test_opcheck() -> None:
-    torch.library.opcheck(op, make_case(5, (4, 2, 3), 3))
+    case = make_case(5, (4, 2, 3), 3)
+    torch.library.opcheck(op, case)
+    torch.library.opcheck(op, (*case, torch.tensor([2], dtype=torch.int32)))
 
 
 @interpreted

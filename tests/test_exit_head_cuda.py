@@ -71,6 +71,9 @@ def test_compact(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         torch.ops.eefast.compact_cuda.default(features, rows, torch.tensor([live], device="cuda").int(), out)
         assert torch.equal(out[:live], features[rows[:live].long()])
         assert (out[live:] == 7).all()
+        offset = torch.tensor([257 - live], device="cuda").int()
+        torch.ops.eefast.compact_cuda.default(features, rows, torch.tensor([live], device="cuda").int(), out, offset)
+        assert torch.equal(out[257 - live :], features[rows[:live].long()])
 
 
 def test_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,8 @@ class Compact(ctypes.Structure):
         ("size", ctypes.c_int64),
         ("out", ctypes.c_void_p),
         ("out_stride", ctypes.c_int64),
+        ("offset", ctypes.c_void_p),
+        ("places", ctypes.c_int64),
     )
 
 
@@ -335,11 +337,12 @@ def test_a_missing_barrier_is_noticed(exit_head: ctypes.CDLL, line: int) -> None
 
 
 def gather(library: ctypes.CDLL, grid: int = 3, order: int = 0, units: list[int] | None = None) -> Callable[..., None]:
-    def run(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
+    def run(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
         size = features.element_size()
         copy = Compact(
             features.data_ptr(), len(features), features.stride(0) * size, features.shape[1:].numel() * size,
             rows.data_ptr(), live.data_ptr(), len(rows), out.data_ptr(), out.stride(0) * size,
+            None if offset is None else offset.data_ptr(), len(out),
         )  # fmt: skip
         if units is not None:
             units.append(library.unit(ctypes.byref(copy)))
@@ -366,6 +369,10 @@ def test_gather_as_the_reference(compact: ctypes.CDLL, shape: tuple[int, ...], m
         count = torch.tensor([live]).int()
         gather(compact, 1 + r % 5, order=r)(features, rows, count, ours[:r])
         compact_reference(features, rows, count, theirs[:r])
+        assert torch.equal(ours, theirs)
+        offset = torch.tensor([r + 1 - live]).int()
+        gather(compact, 1 + r % 5, order=r)(features, rows, count, ours, offset)
+        compact_reference(features, rows, count, theirs, offset)
         assert torch.equal(ours, theirs)
 
 
@@ -394,3 +401,5 @@ def test_gather_clamps_live_and_stops_at_an_index_out_of_range(compact: ctypes.C
     assert torch.equal(out[:2], features[rows.long()])
     with pytest.raises(Fault, match="trap"):
         gather(compact)(features, rows + 1, torch.tensor([2]).int(), out[:2])
+    with pytest.raises(Fault, match="trap"):
+        gather(compact)(features, rows, torch.tensor([2]).int(), out, torch.tensor([2]).int())

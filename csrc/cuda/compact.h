@@ -6,7 +6,7 @@
 
 namespace eefast::cuda {
 
-// out[i] = features[rows[i]] for i < live; every row is dense, of `row_bytes`.
+// out[offset + i] = features[rows[i]] for i < live; every row is dense, of `row_bytes`.
 struct Compact {
   const void* features;
   int64_t samples, sample_stride;  // stride in bytes
@@ -15,7 +15,9 @@ struct Compact {
   const int32_t* live;
   int64_t size;  // of rows
   void* out;
-  int64_t out_stride;  // in bytes
+  int64_t out_stride;     // in bytes
+  const int32_t* offset;  // may be null: 0
+  int64_t places;         // rows of out
 };
 
 // A thread block copies one part of some rows at a time.
@@ -34,7 +36,7 @@ inline CompactPieces pieces_of(const Compact& compact) {
   CompactPieces p{};
   const auto addresses = reinterpret_cast<uintptr_t>(compact.features) | reinterpret_cast<uintptr_t>(compact.out) |
                          (compact.samples > 1 ? compact.sample_stride : 0) |
-                         (compact.size > 1 ? compact.out_stride : 0) | compact.row_bytes;
+                         (compact.places > 1 ? compact.out_stride : 0) | compact.row_bytes;
   for (p.unit = 16; addresses % p.unit != 0;) p.unit /= 2;
   p.units = compact.row_bytes / p.unit;
   for (p.threads = 1; p.threads < CompactPieces::kThreads && p.threads * CompactPieces::kUnroll < p.units;)

@@ -4,6 +4,7 @@ from .compact import compact
 from .exit_conv_head import exit_conv_head
 from .exit_head import MAX_CLASSES_ON_CUDA, exit_head
 from .flops import register_flops
+from .indexed_conv import indexed_conv
 from .library import TRITON_MISSING, exit_kernels, implement_twins, load_cpp
 from .resident_forward import (
     Kind,
@@ -32,6 +33,7 @@ __all__ = [
     "exit_conv_head",
     "exit_head",
     "exit_kernels",
+    "indexed_conv",
     "instruction_set",
     "register_flops",
     "resident_forward",

@@ -1,4 +1,4 @@
-"""Gather of the survivors' maps into the front of a buffer, for stages that want contiguous rows."""
+"""Gather of the survivors' maps into a buffer, for stages that want contiguous rows."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from .library import check_range_on_cuda, check_written, implement_on_cuda, name
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 for _name in ("compact", "compact_cuda"):
-    namespace.define(f"{_name}(Tensor features, Tensor rows, Tensor live, Tensor(a!) out) -> ()")
+    namespace.define(f"{_name}(Tensor features, Tensor rows, Tensor live, Tensor(a!) out, Tensor? offset=None) -> ()")
 
 
-def reference(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
+def reference(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
     """`compact` in plain PyTorch: its oracle, its fallback and its documentation."""
-    check(features, rows, live, out)
-    count = int(live)
+    check(features, rows, live, out, offset)
+    count, first = int(live), 0 if offset is None else int(offset)
     if out.is_contiguous(memory_format=torch.channels_last):
         features, out = features.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)
-    torch.index_select(features, 0, rows[:count], out=out[:count])
+    torch.index_select(features, 0, rows[:count], out=out[first : first + count])
 
 
-def check(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
+def check(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None) -> None:
     """`RuntimeError` unless the arguments fit."""
     if features.dim() != 4 or 0 in features.shape[1:]:
         raise RuntimeError(
             f"features has shape {list(features.shape)}; expected [M, C, H, W] with at least one channel and one pixel"
         )
-    if list(out.shape) != [rows.numel(), *features.shape[1:]]:
-        raise RuntimeError(f"out has shape {list(out.shape)}; expected {[rows.numel(), *features.shape[1:]]}")
+    if list(out.shape[1:]) != list(features.shape[1:]) or (offset is None and len(out) != rows.numel()):
+        expected = f"[{rows.numel() if offset is None else 'S'}, {', '.join(map(str, features.shape[1:]))}]"
+        raise RuntimeError(f"out has shape {list(out.shape)}; expected {expected}")
     if out.dtype != features.dtype:
         raise RuntimeError(f"out is {out.dtype}; convert it with .to({features.dtype}), as features")
     if not any(features[:1].is_contiguous(memory_format=m) and out[:1].is_contiguous(memory_format=m) for m in LAYOUTS):
@@ -37,12 +38,13 @@ def check(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
             f"features has strides {features.stride()} and out {out.stride()}; make the rows of both contiguous or the "
             "rows of both channels-last"
         )
-    for name, tensor, shape in (("rows", rows, [rows.numel()]), ("live", live, [1])):
+    given = [("live", live)] if offset is None else [("live", live), ("offset", offset)]
+    for name, tensor, shape in (("rows", rows, [rows.numel()]), *((*one, [1]) for one in given)):
         if tensor.dtype != torch.int32:
             raise RuntimeError(f"{name} is {tensor.dtype}; convert it with .to(torch.int32)")
         if list(tensor.shape) != shape:
             raise RuntimeError(f"{name} has shape {list(tensor.shape)}; expected {shape}")
-    for name, tensor in (("rows", rows), ("live", live), ("out", out)):
+    for name, tensor in (("rows", rows), *given, ("out", out)):
         if tensor.device != features.device:
             raise RuntimeError(f"{name} is on {tensor.device}; move it to {features.device}, where features is")
     check_written("out", out)
@@ -53,6 +55,10 @@ def check(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
         count = int(live)
         if not 0 <= count <= len(rows):
             raise RuntimeError(f"live = {count}; expected 0 … {len(rows)}, the length of rows")
+        if offset is not None and not 0 <= int(offset) <= len(out) - count:
+            raise RuntimeError(
+                f"offset = {int(offset)}; expected 0 … {len(out) - count}, where {count} rows fit into out"
+            )
         outside = (rows[:count] < 0) | (rows[:count] >= len(features))
         if bool(outside.any()):
             i = int(outside.to(torch.uint8).argmax())
@@ -72,31 +78,32 @@ def overlap(a: Tensor, b: Tensor) -> bool:
 namespace.impl("compact", reference, "CompositeExplicitAutograd")
 
 
-def _triton(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
+def _triton(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
     from ..kernels import compact as kernel
 
-    check(features, rows, live, out)
+    check(features, rows, live, out, offset)
     check_range_on_cuda(features, rows)
-    kernel.compact(features, rows, live, out)
+    kernel.compact(features, rows, live, out, offset)
 
 
 implement_on_cuda("compact", _triton)
 
 
 @torch.library.register_fake("eefast::compact")
-def _fake(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
+def _fake(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
     return None
 
 
-def compact(features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> None:
-    """`out[i] = features[rows[i]]` for i < live.
+def compact(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
+    """`out[offset + i] = features[rows[i]]` for i < live.
 
     features: [M, C, H, W], any dtype; every row dense, contiguous or channels-last, with any distance between rows.
     rows: [R] int32; entries behind `live` are not read.
     live: [1] int32, 0 … R.
-    out: [R, C, H, W], dtype and layout of `features`; rows behind `live` are not written.
+    out: [R, C, H, W], with an `offset` any number of rows; dtype and layout of `features`; no other rows are written.
+    offset: [1] int32, by default 0.
 
     Raises `RuntimeError` where a shape, dtype, layout or device does not fit, on the CPU also where an index is out of
     range.
     """
-    torch.ops.eefast.compact.default(features, rows, live, out)
+    torch.ops.eefast.compact.default(features, rows, live, out, offset)

@@ -8,6 +8,7 @@ import torch
 
 from .exit_conv_head import flops as exit_conv_head_flops
 from .exit_head import flops as exit_head_flops
+from .indexed_conv import flops as indexed_conv_flops
 
 
 @cache
@@ -17,3 +18,4 @@ def register_flops() -> None:
 
     register_flop_formula(torch.ops.eefast.exit_head)(exit_head_flops)
     register_flop_formula(torch.ops.eefast.exit_conv_head)(exit_conv_head_flops)
+    register_flop_formula(torch.ops.eefast.indexed_conv)(indexed_conv_flops)

@@ -1,0 +1,115 @@
+"""Choose where the host waits for a count: seconds of every stage at every batch size → a way through each exit."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+
+STEP = 1.25
+"""Ratio of neighbouring batch sizes; rows that only fill up cost 12 % on average."""
+
+
+def sizes(largest: int, step: float = STEP) -> tuple[int, ...]:
+    """Batch sizes up to `largest` for which graphs are captured, ascending, each about `step` times the one before."""
+    found = [largest]
+    while found[-1] > 1:
+        found.append(min(found[-1] - 1, round(found[-1] / step)))
+    return tuple(reversed(found))
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Seconds of a stage that reads the number of its rows on the device: at once, and more for each live row."""
+
+    fixed: float
+    row: float
+
+
+@dataclass(frozen=True)
+class Times:
+    """What a device takes.
+
+    sizes: batch sizes with a graph, ascending.
+    stages: [stage][size] seconds of a stage with its exit and the gather of its survivors.
+    counted: per stage, the same in its device-counted form; None where it has none.
+    wait: seconds from the end of a stage until work begins that the host queues upon reading its count.
+    launch: seconds of the host to queue a stage.
+    survivors: share of the arriving rows that go on, per early exit.
+    """
+
+    sizes: tuple[int, ...]
+    stages: tuple[tuple[float, ...], ...]
+    counted: tuple[Counted | None, ...]
+    wait: float
+    launch: float
+    survivors: tuple[float, ...]
+
+
+class Ways:
+    """The fastest ways through the exits by the times of a device.
+
+    At each exit the host can wait for the number of survivors, so that the next stage runs at the next larger size that
+    has a graph; or go on without knowing, with dead rows carried along, or with a stage that counts its rows itself.
+
+    lanes: batches under way at a time. With several a wait only shows as far as the others' work does not cover it.
+    """
+
+    def __init__(self, times: Times, lanes: int = 1) -> None:
+        self.times, self.lanes = times, lanes
+        self._rest = lru_cache(maxsize=4096)(self._seconds_from)
+
+    def bucket(self, rows: int) -> int:
+        """Index of the smallest size that holds `rows`."""
+        return bisect_left(self.times.sizes, rows)
+
+    def counted(self, stage: int, most: int, expected: float) -> bool:
+        """Whether a stage runs in its device-counted form, on `expected` rows of which the host only knows `most`."""
+        form = self.times.counted[stage]
+        return form is not None and form.fixed + form.row * expected < self.times.stages[stage][self.bucket(most)]
+
+    def __call__(self, stage: int, most: int, expected: float) -> tuple[bool, float]:
+        """Whether the host reads the count behind an early exit, and how many survivors it expects."""
+        reading, carrying = self._choices(stage, most, expected, 1.0)
+        return reading < carrying, expected * self.times.survivors[stage]
+
+    def seconds(self, rows: int) -> float:
+        """What a batch takes, all lanes' batches being of this size."""
+        return self._rest(0, rows, float(rows), 1.0)
+
+    def _seconds_from(self, stage: int, most: int, expected: float, others: float) -> float:
+        """others: probability that the other lanes still have work."""
+        own = self._of_stage(stage, most, expected)
+        if stage == len(self.times.stages) - 1:
+            return own
+        return own + min(self._choices(stage, most, expected, others))
+
+    def _of_stage(self, stage: int, most: int, expected: float) -> float:
+        form = self.times.counted[stage]
+        if form is not None and self.counted(stage, most, expected):
+            return max(form.fixed + form.row * expected, self.times.launch)
+        return max(self.times.stages[stage][self.bucket(most)], self.times.launch)
+
+    def _choices(self, stage: int, most: int, expected: float, others: float) -> tuple[float, float]:
+        """Seconds behind an exit: with reading its count, and without."""
+        share = self.times.survivors[stage]
+        # Where nobody survives, and the host knows, nothing more runs.
+        some = 1 - (1 - share) ** max(expected, 1)
+        survivors = min(expected * share / some, most) if some else 1.0
+        known = min(most, max(1, ceil(survivors)))
+        reading = some * self._rest(stage + 1, known, survivors, others * some)
+        if self.lanes == 1:
+            reading += self.times.wait
+        else:
+            # The first lane's wait passes while the others run this stage, the last one's while those run the next.
+            covers = others * self._of_stage(stage, most, expected), some * self._of_stage(stage + 1, known, survivors)
+            reading += sum(max(0.0, self.times.wait - (self.lanes - 1) * seconds) for seconds in covers) / 2
+        return reading, self._rest(stage + 1, most, expected * share, others)
+
+
+def lanes_for(times: Times, rows: int, ways: Sequence[Ways]) -> int:
+    """Into how many equal parts a batch is best cut, one for each lane; `ways` holds those of 1, 2, … lanes."""
+    seconds = [w.lanes * w.seconds(ceil(rows / w.lanes)) for w in ways if w.lanes <= max(rows, 1)]
+    return 1 + seconds.index(min(seconds))

@@ -1,0 +1,141 @@
+"""The compact engine's stream: survivors of several batches merge, answers are those of batches on their own."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from networks import images, lived_in, spread_thresholds
+from torch import Tensor, nn
+
+import eefast
+from eefast import zoo
+from eefast.result import ExitResult
+
+
+@pytest.fixture(scope="module")
+def net() -> Any:
+    net = lived_in(zoo.eenet("eenet20", 3, "fine", "pool", input_shape=(3, 16, 16)), 1)
+    spread_thresholds(net, images(64, (3, 16, 16)), 0.4)
+    return net
+
+
+@pytest.fixture
+def fast(net: Any) -> Any:
+    return eefast.accelerate(net, engine="compact")
+
+
+def assert_same(got: ExitResult, expected: ExitResult) -> None:
+    assert torch.equal(got.exit_index, expected.exit_index)
+    assert torch.equal(got.cost, expected.cost)
+    torch.testing.assert_close(got.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got.confidence, expected.confidence, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [[3] * 12, [1] * 9, [31, 0, 5, 64, 1], [0], [], [257, 2], [2, 257]], ids=str)
+def test_answers_of_batches_on_their_own(net: Any, fast: Any, sizes: list[int]) -> None:
+    x = images(sum(sizes) + 1, (3, 16, 16))[: sum(sizes)]
+    batches = x.split(sizes) if sizes else []
+    got = list(fast.stream(batches))
+    assert [len(r.logits) for r in got] == sizes
+    for result, batch in zip(got, batches, strict=True):
+        assert_same(result, net(batch))
+
+
+def test_deep_stages_run_on_survivors_of_several_batches(net: Any, fast: Any) -> None:
+    seen: list[int] = []
+    last = fast.plan.steps[-1].stage
+    handle = last.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
+    x = images(64, (3, 16, 16))
+    alone = int((net(x).exit_index == 3).sum())
+    results = list(fast.stream(x.split(4)))
+    handle.remove()
+    assert sum(seen) == alone
+    assert len(seen) < sum(bool((r.exit_index == 3).any()) for r in results)
+
+
+def test_an_error_comes_after_the_results_before_it(net: Any, fast: Any) -> None:
+    x = images(9, (3, 16, 16))
+    results = fast.stream([x, x[:4, :2], x])
+    assert_same(next(results), net(x))
+    with pytest.raises(ValueError, match=r"x has shape \(4, 2, 16, 16\)"):
+        next(results)
+
+    def failing() -> Any:
+        yield x
+        raise OSError("the disk is gone")
+
+    results = fast.stream(failing())
+    assert_same(next(results), net(x))
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(results)
+
+
+def test_closing_early(fast: Any) -> None:
+    x = images(9, (3, 16, 16))
+    results = fast.stream(x for _ in itertools.count())
+    next(results)
+    results.close()
+    with pytest.raises(StopIteration):
+        next(results)
+
+
+def test_memory_stays_bounded_on_an_endless_stream(fast: Any) -> None:
+    alive: list[weakref.ref[Tensor]] = []
+
+    def endless() -> Any:
+        while True:
+            batch = images(4, (3, 16, 16))
+            alive.append(weakref.ref(batch))
+            yield batch
+
+    results = fast.stream(endless())
+    for _ in range(60):
+        next(results)
+    gc.collect()
+    assert sum(r() is not None for r in alive) < 20
+
+
+def test_changed_weights_and_image_sizes_between_batches(net: Any) -> None:
+    own = lived_in(zoo.eenet("eenet20", 3, "fine", "pool", input_shape=(3, 16, 16)), 5)
+    spread_thresholds(own, images(64, (3, 16, 16)), 0.4)
+    fast = eefast.accelerate(own, engine="compact")
+    x, large = images(9, (3, 16, 16)), images(5, (3, 24, 24))
+    before, other = own(x), own(large)
+    results = fast.stream(batches_changing(own, x, large))
+    for expected in (before, other, before):
+        assert_same(next(results), expected)
+    assert_same(next(results), own(x))
+
+
+def batches_changing(net: Any, x: Tensor, large: Tensor) -> Any:
+    yield x
+    yield large
+    yield x
+    with torch.no_grad():
+        first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+        first.weight.mul_(0.5)
+    yield x
+
+
+def test_grad_mode_of_the_consumer_is_left_alone(fast: Any) -> None:
+    x = images(3, (3, 16, 16))
+    for result in fast.stream([x, x]):
+        assert torch.is_grad_enabled()
+        assert not result.logits.requires_grad
+    with torch.inference_mode():
+        first = next(iter(fast.stream([x])))
+    assert torch.equal(first.exit_index, next(iter(fast.stream([x]))).exit_index)
+
+
+def test_calls_and_other_streams_in_between(net: Any, fast: Any) -> None:
+    x = images(12, (3, 16, 16))
+    for (one, two), batch in zip(
+        zip(fast.stream(x.split(4)), fast.stream(x.split(4)), strict=True), x.split(4), strict=True
+    ):
+        for result in (one, two, fast(batch)):
+            assert_same(result, net(batch))

@@ -1,0 +1,228 @@
+"""The compact engine's graphs: on a GPU as they are, on the CPU with a capture that keeps the work to run it again."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from networks import images, lived_in, one_by_one, spread_thresholds
+
+import eefast
+from eefast import device_table, zoo
+from eefast.engines import compact, graphs
+from eefast.fuse import fuse_convolutions, indexed_stage
+from eefast.plan import plan as make_plan
+
+SHAPE = (3, 16, 16)
+
+
+class NoEvent:
+    def record(self) -> None:
+        pass
+
+    wait = synchronize = record
+
+
+@contextmanager
+def nowhere(device: torch.device) -> Iterator[None]:
+    yield None
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replays do the work anew; sizes, lanes, memory and everything of the host are as on a GPU."""
+
+    def keep(work: Callable[[], None], fill: Callable[[], None], pool: Any) -> Callable[[], None]:
+        work()
+        fill()
+        return work
+
+    monkeypatch.setattr(graphs, "_captured", keep)
+    monkeypatch.setattr(graphs, "_capturing", nowhere)
+    monkeypatch.setattr(graphs, "_event", NoEvent)
+    monkeypatch.setattr(graphs, "_on", lambda device: nullcontext())
+    monkeypatch.setattr(graphs, "_reserved", lambda device: 0)
+    monkeypatch.setattr(graphs, "_forget", lambda: None)
+    monkeypatch.setattr(graphs, "_graphs_run_on", ("cpu", "cuda"))
+    monkeypatch.setattr(device_table, "load", lambda device: device_table.DeviceTable(launch=5e-6, wait=15e-6))
+    monkeypatch.setattr(device_table, "seconds", lambda work, device: (work(), 1e-4)[1])
+
+
+@pytest.fixture(scope="module")
+def net() -> Any:
+    net = lived_in(zoo.eenet("eenet20", 3, "fine", "pool", input_shape=SHAPE), 1)
+    spread_thresholds(net, images(64, SHAPE), 0.4)
+    return net
+
+
+def planned(net: Any, capacity: int, example: torch.Tensor | None = None) -> Any:
+    with torch.no_grad():
+        return make_plan(net, "compact", None, example, None, graphs.capture, capacity)
+
+
+def ways(plan: Any, reads: Callable[[int], bool], lanes: int) -> None:
+    """Ways that the planner might not choose."""
+
+    class Fixed(type(plan.graphs.ways[0])):  # type: ignore[misc]
+        def __call__(self, stage: int, most: int, expected: float) -> tuple[bool, float]:
+            return reads(stage), expected * 0.6
+
+        def seconds(self, rows: int) -> float:
+            return 0.0 if self.lanes == lanes else 1.0
+
+    plan.graphs.ways = [Fixed(w.times, w.lanes) for w in plan.graphs.ways]
+
+
+def assert_same(got: Any, expected: Any) -> None:
+    assert torch.equal(got.exit_index, expected.exit_index)
+    torch.testing.assert_close(got.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got.confidence, expected.confidence, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("on_cpu")
+class TestOnTheCpu:
+    @pytest.mark.parametrize("lanes", [1, 2])
+    @pytest.mark.parametrize("pattern", ["never", "always", "second"])
+    def test_answers_of_the_one_by_one_loop(self, net: Any, pattern: str, lanes: int) -> None:
+        p = planned(net, 31)
+        reads = {"never": lambda _: False, "always": lambda _: True, "second": lambda stage: stage == 1}[pattern]
+        ways(p, reads, lanes)
+        for n in (0, 1, 2, 3, 31, 32, 100):
+            x = images(n, SHAPE, seed=n)
+            assert_same(compact.run(p, net, x), one_by_one(net, x) if n else net(x))
+        assert pattern != "never" or p.graphs.waits == 0
+
+    def test_no_capture_in_the_hot_path_for_any_batch_size(self, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        p = planned(net, 9)
+        monkeypatch.setattr(graphs, "_captured", lambda *_: pytest.fail("captured again"))
+        monkeypatch.setattr(compact, "run_eagerly", lambda *_: pytest.fail("ran without graphs"))
+        for n in range(30):
+            compact.run(p, net, images(n, SHAPE))
+
+    def test_thresholds_may_change_at_any_time(self, net: Any) -> None:
+        p, x = planned(net, 8), images(12, SHAPE)
+        other = net.with_criterion("learned", [0.3, 0.5, 0.4])
+        assert_same(compact.run(p, net, x), net(x))
+        assert_same(compact.run(p, other, x), other(x))
+        assert_same(compact.run(p, net, x), net(x))
+
+    def test_out_of_memory_leaves_fewer_sizes_then_smaller_batches(
+        self, net: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keep, budget = graphs._captured, 0
+
+        def short(*args: Any) -> Any:
+            nonlocal budget
+            budget -= 1
+            if budget < 0:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return keep(*args)
+
+        class Counted(graphs.Graphs):
+            def __init__(self, *args: Any) -> None:
+                nonlocal budget
+                budget = allowed
+                super().__init__(*args)
+
+        monkeypatch.setattr(graphs, "_captured", short)
+        monkeypatch.setattr(graphs, "Graphs", Counted)
+        x = images(20, SHAPE)
+        seen = []
+        for allowed in (1000, 100, 60, 30, 20, 0):
+            p = planned(net, 64)
+            got = compact.run(p, net, x)
+            assert_same(got, net(x))
+            g = p.graphs
+            seen.append((g.capacity, g.lanes, len(g.sizes)) if g else None)
+            assert ("memory was full" in p.reason or "memory is full" in p.reason) == (allowed < 1000)
+        full = len(graphs.sizes(64))
+        assert seen == [(64, 2, full), (64, 2, 9), (64, 2, 7), (64, 1, 7), (16, 1, 5), None]
+
+    def test_a_stage_that_cannot_be_captured(self, net: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+        def refused(*args: Any) -> Any:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+        monkeypatch.setattr(graphs, "_captured", refused)
+        p, x = planned(net, 8), images(5, SHAPE)
+        assert "without CUDA graphs: RuntimeError: operation not permitted" in str(p)
+        assert_same(compact.run(p, net, x), net(x))
+
+    def test_other_sizes_and_calls_meanwhile_run_without_graphs(self, net: Any) -> None:
+        p = planned(net, 8)
+        large = images(5, (3, 24, 24))
+        assert_same(compact.run(p, net, large), net(large))
+        x = images(12, SHAPE)
+        for result, part in zip(compact.stream(net, p, iter(x.split(4)), 4), x.split(4), strict=True):
+            assert p.graphs.busy.locked()
+            assert_same(result, net(part))
+            assert_same(compact.run(p, net, part), net(part))
+        assert not p.graphs.busy.locked()
+
+    def test_threads(self, net: Any) -> None:
+        p, batches = planned(net, 8), [images(n, SHAPE, seed=n) for n in (3, 8, 20, 1)]
+        expected, failed = [net(x) for x in batches], []
+
+        def work(i: int) -> None:
+            for _ in range(5):
+                try:
+                    with torch.no_grad():
+                        assert_same(compact.run(p, net, batches[i]), expected[i])
+                except AssertionError as error:
+                    failed.append(error)
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        assert not failed
+
+    def test_survivors_of_the_example_guide_the_plan(self, net: Any) -> None:
+        x = images(40, SHAPE)
+        taken = net(x).exit_index
+        p = planned(net, 8, x)
+        arriving = [int((taken >= i).sum()) for i in range(4)]
+        expected = tuple(b / a for a, b in itertools.pairwise(arriving))
+        assert p.graphs.ways[0].times.survivors == pytest.approx(expected)
+        assert planned(net, 8).graphs.ways[0].times.survivors == (0.5,) * 3
+
+    def test_the_plan_tells_sizes_lanes_and_memory(self, net: Any) -> None:
+        p = planned(net, 8)
+        assert f"{2 * 4 * 7} CUDA graphs, 7 batch sizes up to 8, 2 under way at a time, 0 MB" in str(p)
+
+    def test_stages_that_count_their_rows_themselves(self, net: Any) -> None:
+        p = planned(net, 8)
+        counted = []
+        for step in p.steps:
+            fused, _, _ = fuse_convolutions(step.stage)
+            form, why = indexed_stage(fused)
+            counted.append(replace(step, counted=form))
+        assert sum(s.counted is not None for s in counted) == 4, why
+        with torch.no_grad():
+            p = graphs.capture(replace(p, steps=tuple(counted), graphs=None), net, None)
+        assert (0, 1, None) in p.graphs.replays
+        assert (0, 0, None) not in p.graphs.replays
+        ways(p, lambda stage: False, 1)
+        for way in p.graphs.ways:
+            way.counted = lambda stage, most, expected: stage > 0
+        for n in (1, 3, 8, 20):
+            x = images(n, SHAPE, seed=n)
+            assert_same(compact.run(p, net, x), one_by_one(net, x))
+        assert p.graphs.waits == 0
+
+
+def test_switched_off(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "_graphs_run_on", ("cpu",))
+    monkeypatch.setenv("EEFAST_GRAPHS", "0")
+    assert planned(net, 8).graphs is None
+
+
+def test_max_batch_is_checked(net: Any) -> None:
+    with pytest.raises(ValueError, match="max_batch=0 must be at least 1"):
+        eefast.accelerate(net, max_batch=0)
