@@ -16,6 +16,8 @@ from eefast import criteria, ops
 
 EXIT = 1
 SENTINEL = -7
+INDEXED = {"indexed_conv": 3, "indexed_conv_1x1": 1}
+"""Kernel size by name: stride 1, as many channels out as in, residual and ReLU, features and residual through rows."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Case:
     """One op at one shape.
 
     samples, channels, side: of the features [N, C, side, side]; all samples are live.
-    exit_rate: share that leaves; for "compact", share that is not copied.
+    exit_rate: share that leaves; for "compact" and the convolutions, share that is not read.
     compiled: also measure torch.compile here, which takes seconds per shape.
     """
 
@@ -58,26 +60,41 @@ class Case:
         if self.op == "compact":
             survivors = self.samples - self.leaving
             return survivors * (2 * self.map_bytes // self.samples + 4)
+        if self.op in INDEXED:
+            survivors = self.samples - self.leaving
+            return survivors * (3 * self.map_bytes // self.samples + 4) + self._conv_bytes
         lists, results = 16 * self.samples, self.leaving * (4 * self.classes + 12)
         weights = 4 * (self.classes + 1) * (self.channels + 1)
         if self.op == "exit_conv_head":
-            weights += self.channels * (9 * self.channels * self.dtype.itemsize + 4)
+            weights += self._conv_bytes
         return self.map_bytes + lists + results + weights
+
+    @property
+    def _conv_bytes(self) -> int:
+        return self.channels * (self.kernel**2 * self.channels * self.dtype.itemsize + 4)
+
+    @property
+    def kernel(self) -> int:
+        """Size of the convolution, where there is one."""
+        return INDEXED.get(self.op, 3)
 
     @property
     def flops(self) -> int:
         """Of the convolution, the pooling and the linear layer."""
         if self.op == "compact":
             return 0
+        conv = 2 * self.kernel**2 * self.channels**2 * self.side**2
+        if self.op in INDEXED:
+            return (self.samples - self.leaving) * conv
         a_sample = self.channels * self.side**2 + 2 * (self.classes + 1) * self.channels
         if self.op == "exit_conv_head":
-            a_sample += 18 * self.channels**2 * self.side**2
+            a_sample += conv
         return self.samples * a_sample
 
     @property
     def memory(self) -> int:
         """About what the features, their copies by any provider and the float64 computation occupy."""
-        return self.map_bytes * {"exit_head": 1, "compact": 3, "exit_conv_head": 3}[self.op] + 2**30
+        return self.map_bytes * {"exit_head": 1, "compact": 3, "exit_conv_head": 3}.get(self.op, 6) + 2**30
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,7 @@ class Inputs:
 
     case: Case
     features: Tensor
+    residual: Tensor
     conv_weight: Tensor
     conv_bias: Tensor
     weight: Tensor
@@ -111,7 +129,8 @@ def make_inputs(case: Case, device: str) -> Inputs:
     memory_format = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
     features = torch.empty(n, c, case.side, case.side, dtype=case.dtype, device=device, memory_format=memory_format)
     features.normal_(generator=generator).add_(randn(n, c, 1, 1).to(case.dtype))
-    conv_weight = randn(c, c, 3, 3).mul_((2 / (9 * c)) ** 0.5).to(case.dtype, memory_format=torch.channels_last)
+    conv_weight = randn(c, c, case.kernel, case.kernel).mul_((2 / (case.kernel**2 * c)) ** 0.5)
+    conv_weight = conv_weight.to(case.dtype, memory_format=torch.channels_last)
     conv_bias, weight, bias = randn(c).mul_(0.1), randn(k + 1, c).mul_(2 / c**0.5), randn(k + 1)
     exact = _exact_logits(case, features, conv_weight, conv_bias, weight, bias)
     confidence = EXACT_CONFIDENCE[case.criterion](exact)
@@ -121,7 +140,7 @@ def make_inputs(case: Case, device: str) -> Inputs:
     edges = torch.cat([order[:1] + outside, order, order[-1:] - outside])
     positions = torch.arange(n, dtype=torch.int32, device=device)
     return Inputs(
-        case, features, conv_weight, conv_bias, weight, bias,
+        case, features, features.flip(0) if case.op in INDEXED else features, conv_weight, conv_bias, weight, bias,
         own=(conv_bias.to(case.dtype), weight.to(case.dtype), bias.to(case.dtype)),
         threshold=edges[case.leaving : case.leaving + 2].mean().float(),
         positions=positions, long_positions=positions.long(),
@@ -141,12 +160,18 @@ def _exact_logits(
     for part in features.split(max(1, 2**24 // (case.channels * case.side**2))):
         maps = part.double().flatten(2)
         if case.op == "exit_conv_head":
-            padded, filters, side = F.pad(part.double(), (1, 1, 1, 1)), conv_weight.double(), case.side
-            taps = ((y, x) for y in range(3) for x in range(3))
-            sums = sum(filters[:, :, y, x] @ padded[:, :, y : y + side, x : x + side].flatten(2) for y, x in taps)
-            maps = (sums + conv_bias.double()[:, None]).relu_()
+            maps = _exact_conv(part, conv_weight, conv_bias).relu_()
         pooled.append(maps.mean(2))
     return torch.cat(pooled) @ weight.double().T + bias.double()
+
+
+def _exact_conv(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """[N, C, H·W] in float64, tap by tap, since PyTorch's float64 convolutions are slow on GPUs."""
+    size, (height, width) = weight.shape[-1], maps.shape[2:]
+    padded, filters = F.pad(maps.double(), [size // 2] * 4), weight.double()
+    taps = ((y, x) for y in range(size) for x in range(size))
+    sums = sum(filters[:, :, y, x] @ padded[:, :, y : y + height, x : x + width].flatten(2) for y, x in taps)
+    return sums + bias.double()[:, None]
 
 
 def _two_best(out: Tensor) -> Tensor:
@@ -166,7 +191,7 @@ class Provider:
     """One way to do the work.
 
     make: inputs → call. A call of an exit op writes the results and returns the positions of the survivors first and
-        their number; one of "compact" returns a tensor whose first rows are the survivors' maps.
+        their number; one of the others returns a tensor whose first rows are the survivors' maps.
     float32: it computes in float32 whatever the dtype of the features.
     capturable: no step waits for the host, so a CUDA graph can hold it.
     """
@@ -179,10 +204,15 @@ class Provider:
 
 def _ours(inputs: Inputs) -> Callable[[], Any]:
     i, case = inputs, inputs.case
+    # The list as the exit op hands it on: survivors first.
+    rows = torch.cat([i.positions[i.survives], i.positions[~i.survives]])
+    live = i.survives.sum(dtype=torch.int32).view(1)
+    if case.op in INDEXED:
+        return lambda: ops.indexed_conv(
+            i.features, i.conv_weight, i.conv_bias, i.residual, rows, True, live, stride=1, relu=True
+        )
     if case.op == "compact":
-        # The list as the exit op hands it on: survivors first.
-        rows = torch.cat([i.positions[i.survives], i.positions[~i.survives]])
-        out, live = torch.empty_like(i.features), i.survives.sum(dtype=torch.int32).view(1)
+        out = torch.empty_like(i.features)
 
         def compact() -> Tensor:
             ops.compact(i.features, rows, live, out)
@@ -251,6 +281,20 @@ def _known_count(i: Inputs) -> Callable[[], Tensor]:
     return lambda: _index_select(i.features, rows)
 
 
+def _eager_conv(i: Inputs) -> Tensor:
+    sums = F.conv2d(i.features[i.survives], i.conv_weight, i.own[0], padding=i.case.kernel // 2)
+    return F.relu(sums + i.residual[i.survives])
+
+
+def _cudnn_conv(i: Inputs) -> Callable[[], Tensor]:
+    """As fused as cuDNN has it, on gathered rows; the host knows how many."""
+    rows, padding = i.survives.nonzero()[:, 0], [i.case.kernel // 2] * 2
+    return lambda: torch.cudnn_convolution_add_relu(
+        _index_select(i.features, rows), i.conv_weight, _index_select(i.residual, rows), 1.0, i.own[0],
+        [1, 1], padding, [1, 1], 1,
+    )  # fmt: skip
+
+
 def _copy(i: Inputs) -> Callable[[], Tensor]:
     out = torch.empty_like(i.features)
     return lambda: out.copy_(i.features)
@@ -268,6 +312,10 @@ GATHERS = (
     Provider("nonzero_static", lambda i: lambda: _nonzero_static(i)),
     Provider("index_select, known count", _known_count),
 )
+CONVOLUTIONS = (
+    Provider("eager", lambda i: lambda: _eager_conv(i), capturable=False),
+    Provider("index_select, cuDNN, known count", _cudnn_conv),
+)
 BASELINES = (EAGER.name, MASK.name)
 """What a speed-up is measured against."""
 
@@ -275,6 +323,8 @@ BASELINES = (EAGER.name, MASK.name)
 def providers(case: Case) -> tuple[Provider, ...]:
     if case.op == "compact":
         return (OURS, *GATHERS)
+    if case.op in INDEXED:
+        return (OURS, *CONVOLUTIONS)
     return (OURS, EAGER, *(COMPILED if case.compiled else ()))
 
 
@@ -292,6 +342,8 @@ def check(i: Inputs, provider: Provider, call: Callable[[], Any]) -> str:
     if i.case.op == "compact":
         expected = i.features[i.survives]
         return "" if torch.equal(call()[: len(expected)], expected) else "rows differ from the survivors' maps"
+    if i.case.op in INDEXED:
+        return _check_conv(i, call())
     for result in (i.logits, i.confidence, i.exits):
         result.fill_(SENTINEL)
     survivors, live = call()
@@ -315,6 +367,18 @@ def check(i: Inputs, provider: Provider, call: Callable[[], Any]) -> str:
     return "; ".join(text for text, present in problems.items() if present)
 
 
+def _check_conv(i: Inputs, out: Tensor) -> str:
+    """Within 16 rounding errors of the features' dtype, in parts as in `_exact_logits`; of TF32 for float32."""
+    unit = max(torch.finfo(i.case.dtype).eps, 2**-10)
+    features, residual = (x[i.survives].split(max(1, 2**24 // x[0].numel())) for x in (i.features, i.residual))
+    for maps, other, found in zip(features, residual, out[: i.survives.sum()].split(len(features[0])), strict=True):
+        exact = (_exact_conv(maps, i.conv_weight, i.conv_bias) + other.double().flatten(2)).relu_()
+        error, tolerance = float((found.double().flatten(2) - exact).abs().max()), 16 * unit * float(exact.max())
+        if not error <= tolerance:
+            return f"maps off by {error:.2g}, tolerated {tolerance:.2g}"
+    return ""
+
+
 def _tolerance(i: Inputs, provider: Provider) -> float:
     """Relative to the largest logit: 256 rounding errors of float32, 16 of what rounds to a half precision."""
     relative, case = 256 * torch.finfo(torch.float32).eps, i.case
@@ -333,6 +397,7 @@ def gpu_cases() -> list[Case]:
     exit_head = Case("exit_head", 4096, dtype=half)
     compact = replace(exit_head, op="compact")
     conv = replace(exit_head, op="exit_conv_head")
+    indexed, pointwise = (replace(exit_head, op=name) for name in INDEXED)
     compiled = [
         exit_head,
         replace(exit_head, samples=65536),
@@ -343,11 +408,16 @@ def gpu_cases() -> list[Case]:
         *(replace(case, compiled=True) for case in compiled),
         compact,
         replace(compact, samples=65536),
+        indexed,
+        *(replace(indexed, samples=256, channels=c, side=s) for c, s in ((64, 56), (128, 28), (256, 14), (512, 7))),
         *(replace(exit_head, samples=n) for n in (1, 16, 256, 1024, 16384)),
         *(replace(exit_head, channels=c, side=s) for c, s in ((16, 32), (32, 16), (256, 14), (512, 7), (2048, 7))),
         *(replace(conv, samples=n) for n in (256, 65536)),
         *(replace(conv, channels=c, side=s) for c, s in ((16, 32), (32, 16))),
         *(replace(conv, samples=1024, channels=c, side=s) for c, s in ((256, 14), (512, 7))),
+        *(replace(indexed, channels=c, side=s) for c, s in ((16, 32), (32, 16))),
+        *(replace(indexed, samples=256, exit_rate=rate) for rate in (0.1, 0.9)),
+        *(replace(pointwise, samples=256, channels=c, side=s) for c, s in ((64, 56), (256, 56), (1024, 14))),
         *(replace(exit_head, classes=k) for k in (200, 1000)),
         *(replace(exit_head, dtype=dtype) for dtype in (torch.bfloat16, full)),
         replace(exit_head, layout="contiguous"),

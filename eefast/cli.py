@@ -1,4 +1,4 @@
-"""The command line: `eefast demo`, `eefast train`; data goes to stdout, everything else to stderr."""
+"""The command line: `eefast demo`, `eefast train`, `eefast calibrate-device`; data goes to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -120,6 +120,28 @@ def train(
                 out.print(f"{where:9} {name:16} accuracy {c.accuracy:.2%}  mean cost {c.cost:.3f}", highlight=False)
         out.print(f"\nsaved: {output}", highlight=False)
     _write_json(json_path, json.dumps(asdict(found), indent=2) + "\n")
+
+
+@app.command()
+def calibrate_device(
+    device: Annotated[str, Option(help="A CUDA device, such as cuda or cuda:1.")] = "cuda",
+    json_path: Annotated[str, Option("--json", help="Write the table as JSON to this file, or - for stdout.")] = "",
+) -> None:
+    """Measure what a GPU takes for launches and waits, and keep it for the plans of all later runs; takes a second."""
+    import torch
+
+    from . import device_table
+
+    _check_folders(json_path)
+    if not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: PyTorch finds no CUDA device here; on the CPU nothing needs calibration")
+    table = device_table.calibrate(torch.device(device))
+    if json_path != "-":
+        out = Console()
+        out.print(f"launch of a CUDA graph, on the host    {1e6 * table.launch:6.1f} µs", highlight=False)
+        out.print(f"wait for a count, the device idle      {1e6 * table.wait:6.1f} µs", highlight=False)
+        out.print(f"\nkept in {device_table.path(torch.device(device))}", highlight=False, soft_wrap=True)
+    _write_json(json_path, json.dumps(asdict(table), indent=2) + "\n")
 
 
 def _check_folders(*files: str | Path) -> None:

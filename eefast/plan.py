@@ -269,8 +269,9 @@ def _faster(
     device = resident.device
     # A GPU needs more to be busy.
     images = torch.cat([tune.example(net, example)] * (32 if device.type == "cuda" else 2)).to(device)
-    compact = make_compact("the first choice")
+    compact: Plan | None = None
     if key not in _speeds:
+        compact = make_compact("the first choice")
         probe = copy.copy(net)
         probe._buffers = {**net._buffers, "thresholds": tune.thresholds(net, net.num_exits).to(device)}
 
@@ -284,7 +285,7 @@ def _faster(
     faster, slower = ("resident", "compact") if own <= other else ("compact", "resident")
     low, high = sorted((own, other))
     reason = f"{high / low:.1f}× as fast as {slower} ({len(images)} images to the final exit: {low:.1f} ms, {high:.1f})"
-    chosen = resident if faster == "resident" else compact
+    chosen = resident if faster == "resident" else compact or make_compact("the first choice")
     return replace(chosen, reason=chosen.reason.replace("the first choice", reason))
 
 
@@ -305,7 +306,9 @@ def _compact(net: EarlyExitNet, device: torch.device, dtype: torch.dtype, exampl
     if ops.CPP_MISSING and not on_cuda:
         reason = f"{reason}; exits run in PyTorch, since the C++ kernels are {ops.CPP_MISSING}"
     rows, steps = [], []
-    features = torch.cat([tune.example(net, example)] * 4).to(device, dtype) if on_cuda else None
+    # The network's own device: tests plan for a GPU that is not there.
+    example = torch.cat([tune.example(net, example)] * 4).to(next(net.parameters()).device, dtype)
+    features = example if on_cuda else None
     for stage, head, cost, share in zip(net.stages, net.heads, net.stage_costs, _shares(net), strict=True):
         assert isinstance(head, ExitHead)
         counted = None

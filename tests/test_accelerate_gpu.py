@@ -38,6 +38,7 @@ def test_whole_networks(head: str, criterion: str, monkeypatch: pytest.MonkeyPat
     if GPU:
         net, x = net.cuda(), x.cuda()
     else:
+        monkeypatch.setenv("EEFAST_GRAPHS", "0")
         plan_module = importlib.import_module("eefast.plan")
         compact = plan_module._compact
         monkeypatch.setattr(plan_module, "_compact", lambda n, device, *rest: compact(n, torch.device("cuda"), *rest))

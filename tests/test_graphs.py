@@ -226,3 +226,112 @@ def test_switched_off(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_max_batch_is_checked(net: Any) -> None:
     with pytest.raises(ValueError, match="max_batch=0 must be at least 1"):
         eefast.accelerate(net, max_batch=0)
+
+
+@pytest.mark.gpu
+class TestOnTheGpu:
+    @pytest.fixture(scope="class")
+    def on_gpu(self) -> Any:
+        net = lived_in(zoo.eenet("eenet20", 3, "fine", "pool", input_shape=SHAPE), 1)
+        spread_thresholds(net, images(64, SHAPE), 0.4)
+        return net.cuda()
+
+    @pytest.fixture(autouse=True)
+    def exactly(self) -> Iterator[None]:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+
+    def answered(self, fast: Any, net: Any, x: torch.Tensor) -> None:
+        got = fast(x.cuda())
+        assert_same(type(got)(*(part.cpu() for part in got)), net(x))
+
+    def test_answers_in_every_way(self, net: Any, on_gpu: Any) -> None:
+        fast = eefast.accelerate(on_gpu, engine="compact", max_batch=64)
+        assert "CUDA graphs" in str(fast.plan)
+        for lanes in (1, 2):
+            for reads in (lambda stage: False, lambda stage: True, lambda stage: stage == 1):
+                ways(fast.plan, reads, lanes)
+                for n in (0, 1, 3, 31, 64, 257):
+                    self.answered(fast, net, images(n, SHAPE, seed=n))
+
+    def test_no_host_read_where_no_count_is_waited_for(self, on_gpu: Any) -> None:
+        fast, x = eefast.accelerate(on_gpu, engine="compact", frozen=True, max_batch=64), images(64, SHAPE).cuda()
+        ways(fast.plan, lambda stage: False, 1)
+        fast(x)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            fast(x)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert fast.plan.graphs.waits == 0
+
+    def test_in_half_precision(self, net: Any, on_gpu: Any) -> None:
+        x = images(257, SHAPE)
+        for dtype in (torch.float16, torch.bfloat16):
+            fast = eefast.accelerate(on_gpu, engine="compact", dtype=dtype, max_batch=64)
+            got, expected = fast(x.cuda().to(dtype)), net(x)
+            same = got.exit_index.cpu() == expected.exit_index
+            assert same.float().mean() > 0.9
+            error = (got.logits.cpu() - expected.logits)[same].abs().max()
+            assert error < (0.05 if dtype == torch.float16 else 0.4) * expected.logits.abs().max()
+
+    def test_device_counted_stages(self, net: Any, on_gpu: Any) -> None:
+        fast = eefast.accelerate(on_gpu, engine="compact", max_batch=64)
+        assert (0, 1, None) in fast.plan.graphs.replays
+        ways(fast.plan, lambda stage: False, 1)
+        for way in fast.plan.graphs.ways:
+            way.counted = lambda stage, most, expected: stage > 0
+        for n in (1, 3, 31, 64, 257):
+            self.answered(fast, net, images(n, SHAPE, seed=n))
+
+    def test_streams_of_batches_and_of_cuda(self, net: Any, on_gpu: Any) -> None:
+        fast = eefast.accelerate(on_gpu, engine="compact", max_batch=64)
+        x = images(300, SHAPE)
+        for result, part in zip(fast.stream(p.cuda() for p in x.split(30)), x.split(30), strict=True):
+            assert_same(type(result)(*(p.cpu() for p in result)), net(part))
+        for _ in range(4):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self.answered(fast, net, x[:64])
+
+    def test_changed_weights_renew_the_graphs(self, on_gpu: Any) -> None:
+        own = lived_in(zoo.eenet("eenet20", 3, "fine", "pool", input_shape=SHAPE), 3)
+        spread_thresholds(own, images(64, SHAPE), 0.4)
+        there = lived_in(zoo.eenet("eenet20", 3, "fine", "pool", input_shape=SHAPE), 3).cuda()
+        there.thresholds.copy_(own.thresholds)
+        fast, x = eefast.accelerate(there, engine="compact", max_batch=32), images(40, SHAPE)
+        self.answered(fast, own, x)
+        with torch.no_grad():
+            for n in (own, there):
+                next(n.parameters()).mul_(0.5)
+        self.answered(fast, own, x)
+
+    def test_inside_of_compiled_code_autocast_and_inference_mode(self, net: Any, on_gpu: Any) -> None:
+        fast, x = eefast.accelerate(on_gpu, engine="compact", max_batch=32), images(20, SHAPE)
+
+        @torch.compile(backend="eager")
+        def around(batch: torch.Tensor) -> torch.Tensor:
+            return fast(batch * 1.0).exit_index + 0
+
+        assert torch.equal(around(x.cuda()).cpu(), net(x).exit_index)
+        with torch.inference_mode():
+            self.answered(fast, net, x)
+        self.answered(fast, net, x)
+
+    @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
+    def test_on_the_second_device(self, net: Any) -> None:
+        there = lived_in(zoo.eenet("eenet20", 3, "fine", "pool", input_shape=SHAPE), 1).to("cuda:1")
+        there.thresholds.copy_(net.thresholds)
+        x, fast = images(40, SHAPE), eefast.accelerate(there, engine="compact", max_batch=32)
+        got = fast(x.to("cuda:1"))
+        assert_same(type(got)(*(part.cpu() for part in got)), net(x))
+
+    def test_the_table_of_the_device_is_kept(self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        device = torch.device("cuda")
+        table = device_table.load(device)
+        assert 0 < table.launch < 1e-3 and 0 <= table.wait < 1e-3
+        monkeypatch.setattr(device_table, "measure", lambda device: pytest.fail("measured again"))
+        assert device_table.load(device) == table

@@ -127,8 +127,9 @@ class Graphs(Stores):
     def launch(self, lane: int, stage: int, rows: int, expected: float) -> None:
         ways = self.ways[0]
         counted = (lane, stage, None) in self.replays and ways.counted(stage, rows, expected)
-        self.replays[lane, stage, None if counted else self.sizes[ways.bucket(rows)]]()
-        self.passed[lane].record()
+        with _on(self.device):
+            self.replays[lane, stage, None if counted else self.sizes[ways.bucket(rows)]]()
+            self.passed[lane].record()
 
     def count(self, lane: int, stage: int) -> int:
         self.waits += 1
@@ -146,12 +147,14 @@ class Graphs(Stores):
 
     def answers(self, chunks: Iterable[Tensor], lanes: int) -> Iterator[ExitResult]:
         """Results of chunks in order; whoever calls holds `busy`."""
-        # What another stream has queued on the same memory comes first.
-        self.finished.wait()
+        with _on(self.device):
+            # What another stream has queued on the same memory comes first.
+            self.finished.wait()
         try:
             yield from answers(self, chunks, self.ways[lanes - 1], lanes)
         finally:
-            self.finished.record()
+            with _on(self.device):
+                self.finished.record()
 
 
 def capture(plan: Plan, net: EarlyExitNet, example: Tensor | None) -> Plan:

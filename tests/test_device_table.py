@@ -1,0 +1,57 @@
+"""The table of a device on disk; measuring it takes a GPU, see test_graphs.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from eefast import device_table
+from eefast.device_table import DeviceTable
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[torch.device]:
+    """Devices that were measured, each with another result; a CUDA device that has a name."""
+    seen: list[torch.device] = []
+
+    def measure(device: torch.device) -> DeviceTable:
+        seen.append(device)
+        return DeviceTable(launch=len(seen) * 1e-6, wait=1e-5)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(device_table, "measure", measure)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A/B 80GB")
+    return seen
+
+
+def test_measured_once_and_kept(measured: list[torch.device]) -> None:
+    device = torch.device("cuda")
+    first = device_table.load(device)
+    assert device_table.load(device) == first and len(measured) == 1
+    assert device_table.calibrate(device) != first
+    assert device_table.load(device).launch == 2e-6 and len(measured) == 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"seconds": {"launch": 1}}', '{"seconds": {"other": 1}}'])
+def test_a_damaged_file_is_measured_anew(measured: list[torch.device], content: str) -> None:
+    device = torch.device("cuda")
+    device_table.load(device)
+    device_table.path(device).write_text(content)
+    device_table.load(device)
+    assert len(measured) == 2
+    assert device_table.load(device).wait == 1e-5
+
+
+def test_a_folder_that_cannot_be_written_to(
+    measured: list[torch.device], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert device_table.load(torch.device("cuda")).wait == 1e-5
+
+
+def test_the_cpu_needs_none() -> None:
+    with pytest.raises(ValueError, match="device='cpu' needs no calibration; choose a CUDA device"):
+        device_table.calibrate(torch.device("cpu"))
