@@ -87,7 +87,7 @@ class Accelerated(nn.Module):
         if plan is None or watch is None or watch.changed() or plan.criterion != self.net.criterion.name:
             with torch.no_grad():
                 # Graphs of an old plan would hold on to their memory while those of the new one are captured.
-                self._plan = None
+                plan = self._plan = None
                 wishes = self.engine, self.dtype, self._example, RUN, graphs.capture, self.max_batch
                 plan = self._plan = make_plan(self.net, *wishes)
             self._watch = WeightWatch(self.net.stages, self.net.heads)

@@ -1,4 +1,4 @@
-"""The command line: `eefast demo`, `eefast train`, `eefast calibrate-device`; data goes to stdout, everything else to stderr."""
+"""The command line: `eefast demo`, `train`, `calibrate-device`; data goes to stdout, everything else to stderr."""
 
 from __future__ import annotations
 

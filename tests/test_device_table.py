@@ -29,9 +29,11 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[torch.devi
 def test_measured_once_and_kept(measured: list[torch.device]) -> None:
     device = torch.device("cuda")
     first = device_table.load(device)
-    assert device_table.load(device) == first and len(measured) == 1
+    assert device_table.load(device) == first
+    assert len(measured) == 1
     assert device_table.calibrate(device) != first
-    assert device_table.load(device).launch == 2e-6 and len(measured) == 2
+    assert device_table.load(device).launch == 2e-6
+    assert len(measured) == 2
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"seconds": {"launch": 1}}', '{"seconds": {"other": 1}}'])

@@ -150,10 +150,10 @@ def plain(m: Custom, x: Tensor) -> Tensor:
 def in_place(m: Custom, x: Tensor) -> Tensor:
     """Statements whose values nobody reads, and additions that other names of the same map see."""
     x = m.second(m.first(x))
-    shortcut = x
+    same = m.relu(x)
     x += m.third(x)
-    m.relu(shortcut)
-    x = m.fc(m.pool(x).view(x.size(0), -1) * 2)
+    m.relu(x)
+    x = m.fc(m.pool(same).view(same.size(0), -1) * 2)
     return x
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +12,7 @@ from torch import Tensor
 from .. import ops
 from ..model import EarlyExitNet
 from ..plan import CompactStep, Plan
-from ..result import ExitResult, concatenated
+from ..result import ExitResult
 from .lanes import SLOTS, answers
 
 CHUNK = 128
@@ -23,25 +21,8 @@ CHUNK = 128
 
 def run(plan: Plan, net: EarlyExitNet, x: Tensor) -> ExitResult:
     """Prepared images [N, C, H, W] → `ExitResult`."""
-    with graphs_of(plan, x) as graphs:
-        if graphs is None:
-            return run_eagerly(plan, net, x)
-        graphs.net = net
-        chunks, lanes = graphs.chunks(x)
-        return concatenated(list(graphs.answers(chunks, lanes)))
-
-
-@contextmanager
-def graphs_of(plan: Plan, x: Tensor) -> Iterator[Any]:
-    """The plan's CUDA graphs, held; None where it has none, for images of another size, and while others hold them."""
-    graphs = plan.graphs
-    if graphs is None or x.shape[1:] != graphs.net.input_shape or not graphs.busy.acquire(blocking=False):
-        yield None
-        return
-    try:
-        yield graphs
-    finally:
-        graphs.busy.release()
+    result = None if plan.graphs is None else plan.graphs.run(net, x)
+    return run_eagerly(plan, net, x) if result is None else result
 
 
 def run_eagerly(plan: Plan, net: EarlyExitNet, x: Tensor) -> ExitResult:
@@ -201,11 +182,9 @@ def stream(net: EarlyExitNet, plan: Plan, chunks: Iterator[Tensor], size: int) -
     """Results of chunks of prepared images, at most `size` each, in order; survivors of several chunks merge."""
     first = next(chunks)
     chunks = chain([first], chunks)
-    with graphs_of(plan, first) as graphs:
-        if graphs is not None:
-            graphs.net = net
-            yield from graphs.answers(chunks, graphs.lanes)
-            return
+    if plan.graphs is not None and plan.graphs.take_hold(net, first):
+        yield from plan.graphs.stream(chunks)
+        return
     with torch.inference_mode(False):
         stores = Eager(plan, net, 1, 2 * size)
     yield from answers(stores, chunks, lambda stage, most, expected: (True, expected))

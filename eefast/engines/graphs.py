@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import device_table
 from ..model import EarlyExitNet
 from ..plan import Plan
-from ..result import ExitResult
+from ..result import ExitResult, concatenated
 from ..ways import Counted, Times, Ways, lanes_for, sizes
 from .compact import Stores
 from .lanes import answers
@@ -51,6 +51,9 @@ class Graphs(Stores):
         super().__init__(plan, net, lanes, capacity)
         self.sizes, self.lanes, self.waits = sizes(capacity, step), lanes, 0
         self.device, self.busy = net.cost.device, threading.Lock()
+        if self.device.type == "cuda":
+            # Replays, locks and events are nothing that torch.compile could trace.
+            self.run = torch.compiler.disable(self.run)  # type: ignore[method-assign]
         self.counts = torch.zeros(lanes, self.stages, dtype=torch.int32, pin_memory=self.device.type == "cuda")
         self.passed = [_event() for _ in range(lanes)]
         self.finished = _event()
@@ -145,8 +148,30 @@ class Graphs(Stores):
         pieces = ceil(n / max(1, self.capacity // 2))
         return x.split(ceil(n / pieces)), self.lanes
 
-    def answers(self, chunks: Iterable[Tensor], lanes: int) -> Iterator[ExitResult]:
-        """Results of chunks in order; whoever calls holds `busy`."""
+    def take_hold(self, net: EarlyExitNet, x: Tensor) -> bool:
+        """Whether the graphs are for images of this size and nobody else uses them; then they are the caller's."""
+        if x.shape[1:] != self.net.input_shape or not self.busy.acquire(blocking=False):
+            return False
+        self.net = net
+        return True
+
+    def run(self, net: EarlyExitNet, x: Tensor) -> ExitResult | None:
+        """Prepared images → their answers; None where the graphs cannot be had."""
+        if not self.take_hold(net, x):
+            return None
+        try:
+            return concatenated(list(self._answers(*self.chunks(x))))
+        finally:
+            self.busy.release()
+
+    def stream(self, chunks: Iterable[Tensor]) -> Iterator[ExitResult]:
+        """Results of chunks in order, survivors of several chunks merged; for whoever has taken hold."""
+        try:
+            yield from self._answers(chunks, self.lanes)
+        finally:
+            self.busy.release()
+
+    def _answers(self, chunks: Iterable[Tensor], lanes: int) -> Iterator[ExitResult]:
         with _on(self.device):
             # What another stream has queued on the same memory comes first.
             self.finished.wait()
