@@ -363,7 +363,8 @@ def _follow_training_flag(trained: fx.Graph, graph: fx.Graph) -> None:
 
     for other, node in list(zip(trained.nodes, graph.nodes, strict=False)):
         with graph.inserting_before(node):
-            same(*((n.op, n.target, len(n.args), *n.kwargs) for n in (other, node)))
+            same(other.target, node.target)
+            same([len(other.args), *other.kwargs], [len(node.args), *node.kwargs])
             node.args = tuple(map(same, other.args, node.args))
             node.kwargs = {key: same(other.kwargs[key], value) for key, value in node.kwargs.items()}
 

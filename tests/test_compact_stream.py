@@ -36,7 +36,7 @@ def assert_same(got: ExitResult, expected: ExitResult) -> None:
     torch.testing.assert_close(got.confidence, expected.confidence, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("sizes", [[3] * 12, [1] * 9, [31, 0, 5, 64, 1], [0], [], [257, 2], [2, 257]], ids=str)
+@pytest.mark.parametrize("sizes", [[9] * 12, [1] * 9, [31, 0, 5, 64, 1], [0], [], [257, 2], [2, 257]], ids=str)
 def test_answers_of_batches_on_their_own(net: Any, fast: Any, sizes: list[int]) -> None:
     x = images(sum(sizes) + 1, (3, 16, 16))[: sum(sizes)]
     batches = x.split(sizes) if sizes else []
@@ -50,9 +50,9 @@ def test_deep_stages_run_on_survivors_of_several_batches(net: Any, fast: Any) ->
     seen: list[int] = []
     last = fast.plan.steps[-1].stage
     handle = last.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
-    x = images(64, (3, 16, 16))
+    x = images(128, (3, 16, 16))
     alone = int((net(x).exit_index == 3).sum())
-    results = list(fast.stream(x.split(4)))
+    results = list(fast.stream(x.split(8)))
     handle.remove()
     assert sum(seen) == alone
     assert len(seen) < sum(bool((r.exit_index == 3).any()) for r in results)
@@ -133,9 +133,7 @@ def test_grad_mode_of_the_consumer_is_left_alone(fast: Any) -> None:
 
 
 def test_calls_and_other_streams_in_between(net: Any, fast: Any) -> None:
-    x = images(12, (3, 16, 16))
-    for (one, two), batch in zip(
-        zip(fast.stream(x.split(4)), fast.stream(x.split(4)), strict=True), x.split(4), strict=True
-    ):
+    parts = images(24, (3, 16, 16)).split(8)
+    for (one, two), batch in zip(zip(fast.stream(parts), fast.stream(parts), strict=True), parts, strict=True):
         for result in (one, two, fast(batch)):
             assert_same(result, net(batch))

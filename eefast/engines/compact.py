@@ -18,6 +18,9 @@ from .lanes import SLOTS, answers
 CHUNK = 128
 """Images that begin together at most in a stream without CUDA graphs."""
 
+LEAST = 8
+"""Images of the largest chunk from which on merging survivors pays there; single images gain nothing from company."""
+
 
 def run(plan: Plan, net: EarlyExitNet, x: Tensor) -> ExitResult:
     """Prepared images [N, C, H, W] → `ExitResult`."""
@@ -184,6 +187,9 @@ def stream(net: EarlyExitNet, plan: Plan, chunks: Iterator[Tensor], size: int) -
     chunks = chain([first], chunks)
     if plan.graphs is not None and plan.graphs.take_hold(net, first):
         yield from plan.graphs.stream(chunks)
+        return
+    if size < LEAST:
+        yield from (run_eagerly(plan, net, x) for x in chunks)
         return
     with torch.inference_mode(False):
         stores = Eager(plan, net, 1, 2 * size)
