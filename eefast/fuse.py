@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import operator
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from . import ops
 from .fold import fold_stage
 
 ROUNDS = 5
+
+log = logging.getLogger("eefast")
 
 
 class FusedConv(nn.Module):
@@ -337,6 +340,7 @@ def fastest_stage(stage: nn.Module, dtype: torch.dtype, example: Tensor) -> tupl
     if count:
         candidates[f"fused ({count} of {total} convolutions)"] = fused
     if count < total:
+        log.warning("planning tries torch.compile for a stage, %d of whose %d convolutions fuse", count, total)
         candidates["torch.compile"] = cast(nn.Module, torch.compile(folded, dynamic=True))
     exact, _ = fold_stage(nn.Sequential(stage), torch.float64)
     # A copy, since a stage may change its input in place.
