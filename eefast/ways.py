@@ -79,6 +79,18 @@ class Ways:
         """What a batch takes, all lanes' batches being of this size."""
         return self._rest(0, rows, float(rows), 1.0)
 
+    def path(self, rows: int) -> list[str]:
+        """What happens at each exit of a batch, were all to go as expected."""
+        most, expected, found = rows, float(rows), []
+        last = len(self.times.stages) - 1
+        for stage in range(last):
+            reads, survivors = self(stage, most, expected)
+            most = max(1, ceil(survivors)) if reads else most
+            expected = survivors
+            unread = "the next stage counts" if self.counted(stage + 1, most, expected) else "carried along"
+            found.append("the host reads the count" if reads else unread)
+        return [*found, "the end"]
+
     def _seconds_from(self, stage: int, most: int, expected: float, others: float) -> float:
         """others: probability that the other lanes still have work."""
         own = self._of_stage(stage, most, expected)

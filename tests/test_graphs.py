@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -195,6 +196,8 @@ class TestOnTheCpu:
     def test_the_plan_tells_sizes_lanes_and_memory(self, net: Any) -> None:
         p = planned(net, 8)
         assert f"{2 * 4 * 7} CUDA graphs, 7 batch sizes up to 8, 2 under way at a time, 0 MB" in str(p)
+        assert len(re.findall(r"; (the host reads the count|carried along|the next stage counts)\n", str(p))) == 3
+        assert str(p).endswith("; the end")
 
     def test_stages_that_count_their_rows_themselves(self, net: Any) -> None:
         p = planned(net, 8)

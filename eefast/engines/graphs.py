@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import device_table
 from ..model import EarlyExitNet
-from ..plan import Plan
+from ..plan import Plan, StagePlan
 from ..result import ExitResult, concatenated
 from ..ways import Counted, Times, Ways, lanes_for, sizes
 from .compact import Stores
@@ -201,7 +201,8 @@ def capture(plan: Plan, net: EarlyExitNet, example: Tensor | None) -> Plan:
                 try:
                     graphs = Graphs(plan, net, capacity, lanes, step)
                     graphs.use(graphs.measured(_survivors(net, example)))
-                    return replace(plan, graphs=graphs, reason=f"{plan.reason}; {_described(graphs)}{note}")
+                    reason = f"{plan.reason}; {_described(graphs)}{note}"
+                    return replace(plan, graphs=graphs, reason=reason, stages=_with_ways(plan, graphs))
                 except torch.OutOfMemoryError:
                     pass  # the memory comes back when the exception is gone
                 except Exception as error:
@@ -219,6 +220,14 @@ def _described(graphs: Graphs) -> str:
         f"{len(graphs.replays)} CUDA graphs, {len(graphs.sizes)} batch sizes up to {graphs.capacity}, "
         f"{graphs.lanes} under way at a time, {graphs.megabytes:.0f} MB"
     )
+
+
+def _with_ways(plan: Plan, graphs: Graphs) -> tuple[StagePlan, ...]:
+    """The rows of the plan's table, with what happens at the exits of the largest batch."""
+    n = graphs.capacity
+    lanes = lanes_for(graphs.ways[0].times, n, graphs.ways)
+    ways = graphs.ways[lanes - 1].path(ceil(n / lanes))
+    return tuple(replace(row, note=f"{row.note}; {way}") for row, way in zip(plan.stages, ways, strict=True))
 
 
 def _survivors(net: EarlyExitNet, example: Tensor | None) -> list[float]:
