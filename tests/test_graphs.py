@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import gc
 import re
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -98,6 +100,28 @@ class TestOnTheCpu:
             x = images(n, SHAPE, seed=n)
             assert_same(compact.run(p, net, x), one_by_one(net, x) if n else net(x))
         assert pattern != "never" or p.graphs.waits == 0
+
+    def test_a_plan_that_nobody_holds_frees_its_memory_at_once(self, net: Any) -> None:
+        p = planned(net, 8)
+        compact.run(p, net, images(5, SHAPE))
+        held = weakref.ref(p.graphs)
+        # Here the work itself is kept, which knows the graphs; a CUDA graph does not.
+        p.graphs.replays.clear()
+        gc.disable()
+        try:
+            del p
+            assert held() is None
+        finally:
+            gc.enable()
+
+    def test_code_around_it_compiles(self, net: Any) -> None:
+        p, x = planned(net, 8), images(5, SHAPE)
+
+        @torch.compile(backend="eager")
+        def around(batch: torch.Tensor) -> torch.Tensor:
+            return compact.run(p, net, batch * 1.0).exit_index + 1
+
+        assert torch.equal(around(x), net(x).exit_index + 1)
 
     def test_no_capture_in_the_hot_path_for_any_batch_size(self, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         p = planned(net, 9)
@@ -320,6 +344,8 @@ class TestOnTheGpu:
 
         assert torch.equal(around(x.cuda()).cpu(), net(x).exit_index)
         with torch.inference_mode():
+            self.answered(fast, net, x)
+        with torch.autocast("cuda", torch.float16):
             self.answered(fast, net, x)
         self.answered(fast, net, x)
 

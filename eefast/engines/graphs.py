@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from math import ceil
 from typing import Any
 
@@ -51,9 +52,6 @@ class Graphs(Stores):
         super().__init__(plan, net, lanes, capacity)
         self.sizes, self.lanes, self.waits = sizes(capacity, step), lanes, 0
         self.device, self.busy = net.cost.device, threading.Lock()
-        if self.device.type == "cuda":
-            # Replays, locks and events are nothing that torch.compile could trace.
-            self.run = torch.compiler.disable(self.run)  # type: ignore[method-assign]
         self.counts = torch.zeros(lanes, self.stages, dtype=torch.int32, pin_memory=self.device.type == "cuda")
         self.passed = [_event() for _ in range(lanes)]
         self.finished = _event()
@@ -200,6 +198,7 @@ def capture(plan: Plan, net: EarlyExitNet, example: Tensor | None) -> Plan:
             for lanes, step in ATTEMPTS:
                 try:
                     graphs = Graphs(plan, net, capacity, lanes, step)
+                    _hide_from_torch_compile()
                     graphs.use(graphs.measured(_survivors(net, example)))
                     reason = f"{plan.reason}; {_described(graphs)}{note}"
                     return replace(plan, graphs=graphs, reason=reason, stages=_with_ways(plan, graphs))
@@ -237,6 +236,12 @@ def _survivors(net: EarlyExitNet, example: Tensor | None) -> list[float]:
     taken = net.first_exits(example.to(next(net.parameters()))).exit_index
     arriving = [int((taken >= i).sum()) for i in range(net.num_exits + 1)]
     return [on / at if at else SURVIVORS for at, on in itertools.pairwise(arriving)]
+
+
+@cache
+def _hide_from_torch_compile() -> None:
+    """Replays, locks and events cannot be traced. Only where there are graphs, since the import takes a second."""
+    Graphs.run = torch.compiler.disable(Graphs.run)  # type: ignore[method-assign]
 
 
 def _event() -> torch.cuda.Event:
