@@ -1,4 +1,4 @@
-"""What a way of running a network costs besides kernels: how often the host waits, how long the GPU has nothing to do."""
+"""What a way of running a network costs besides kernels: how often the host waits, how long the GPU is idle."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 aten = torch.ops.aten
 READS = (
     aten._local_scalar_dense.default,  # .item(), int(), float(), bool()
+    aten.allclose.default,
+    aten.bincount.default,
     aten.equal.default,
     aten.masked_select.default,
     aten.nonzero.default,

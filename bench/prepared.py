@@ -25,12 +25,16 @@ MNIST = "eenet32 on MNIST"
 
 @dataclass(frozen=True)
 class Network:
-    """A network of `eefast.zoo` and the share of the images that is to leave at each exit, the final one last."""
+    """A network and the share of the images that is to leave at each exit, the final one last.
+
+    name: in `eefast.zoo`, or in timm where `exits` names the modules that exits are attached behind.
+    """
 
     name: str
     input_shape: tuple[int, int, int]
     num_classes: int
     mix: tuple[float, ...]
+    exits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,8 @@ def network_on_noise(
     torch.manual_seed(0)
     # The float32 network is the yardstick; cuDNN would round what goes into its convolutions.
     torch.backends.cudnn.allow_tf32 = False
-    exits, shape = len(network.mix) - 1, network.input_shape
-    net = eefast.zoo.eenet(network.name, exits, num_classes=network.num_classes, input_shape=shape).to(device)
-    images = torch.randn(count, *shape, device=device)
+    net = _built(network).to(device)
+    images = torch.randn(count, *network.input_shape, device=device)
     # What the float32 network is asked about is what the others will see, after their dtype's rounding.
     images = images.to(dtype, memory_format=torch.channels_last)
     for module in net.modules():
@@ -88,6 +91,20 @@ def network_on_noise(
         head.confidence.weight.mul_(scale)
         head.confidence.bias.sub_(float(out.confidence_logit.mean())).mul_(scale)
     return net, images, collect(net, parts)[0]
+
+
+def _built(network: Network) -> EarlyExitNet:
+    classes, shape = network.num_classes, network.input_shape
+    if not network.exits:
+        return eefast.zoo.eenet(network.name, len(network.mix) - 1, num_classes=classes, input_shape=shape)
+    try:
+        import timm
+    except ImportError as error:
+        raise ModuleNotFoundError(f"{network.name} is in timm, which is not installed: pip install timm") from error
+    from eefast.surgery import attach
+
+    backbone = timm.create_model(network.name, pretrained=False, num_classes=classes)
+    return attach(backbone, network.exits, input_shape=shape)
 
 
 @torch.no_grad()

@@ -108,6 +108,9 @@ class NetworkRow:
         closer to a threshold than `flip_margin`.
     setting: "no exits", "cost 0.25", "own thresholds"; empty where a network has only one.
     setup_seconds: until the first answer: export, compilation, first call; details: versions, settings.
+    host_waits: calls in one batch that wait for the device, see `launch_gaps.host_waits`.
+    launch_gaps: share of the median batch's time in which the GPU does nothing; how long it works tells a trace, which
+        is taken last, since it slows the host down. None: not measured, as also in rows from before there were both.
     """
 
     network: str
@@ -127,6 +130,8 @@ class NetworkRow:
     setting: str = ""
     setup_seconds: float | None = None
     details: str = ""
+    host_waits: int | None = None
+    launch_gaps: float | None = None
 
 
 def summary(

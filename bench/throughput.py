@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache, partial
 from typing import Any
+from unittest import mock
 
 import throughput_cpu
 import torch
-from prepared import FLIP_MARGIN, Checked, Network, Prepared, check, network_on_noise, thresholds
+from launch_gaps import busy_seconds, host_waits
+from peers import batch_condition
+from prepared import FLIP_MARGIN, Checked, Network, Prepared, check, mix_of_cost, network_on_noise, thresholds
 from progress import track
-from report import failures, show
+from report import NO_EXITS, failures, show
 from rows import NetworkRow, append, environment, first_line, now, read, results_file, summary
-from torch import Tensor, nn
+from torch import Tensor
 
 import eefast
 from eefast.fold import fold_stage
@@ -29,7 +33,12 @@ from eefast.result import ExitOutput, ExitResult
 
 ROUNDS = 7
 ROUND_SECONDS, MOST_BATCHES = 0.05, 32
-DTYPE = torch.float16
+ALL_SECONDS = 0.7
+"""Of a round of all ways, where there are many slow ones."""
+CALIBRATED = 1024
+"""Images that give BatchNorm its statistics, where they are small."""
+TRACED_BATCHES, TRACE_SECONDS = 4, 8
+DEVICE, DTYPE = "cuda", torch.float16
 
 Run = Callable[[Tensor], Any]
 RunAll = Callable[[Sequence[Tensor]], Sequence[Any]]
@@ -39,17 +48,33 @@ RunAll = Callable[[Sequence[Tensor]], Sequence[Any]]
 class Work:
     """One network at one batch size.
 
+    cost: mean cost that the thresholds are to give, all ways compared; None: the network's own mix, fewer ways.
     compile_seconds: a guess of what torch.compile takes; 0: measure without it.
+    stage_seconds: the same for torch.compile stage by stage.
     seconds: a guess of what the rest takes. With less of the budget left the work is skipped.
+    traced: also look for the gaps in which the GPU does nothing.
     """
 
     network: Network
     batch_size: int
+    cost: float | None = None
     compile_seconds: float = 0
+    stage_seconds: float = 0
     seconds: float = 6
+    traced: bool = False
 
     def __str__(self) -> str:
-        return f"{self.network.name}, batch {self.batch_size}{', compiled' if self.compile_seconds else ''}"
+        cost = "" if self.cost is None else f", {self.setting}"
+        compiled = ", compiled" * bool(self.compile_seconds) + " by stage" * bool(self.stage_seconds)
+        return f"{self.network.name}, batch {self.batch_size}{cost}{compiled}"
+
+    @property
+    def setting(self) -> str:
+        return "" if self.cost is None else NO_EXITS if self.cost == 1 else f"cost {self.cost:g}"
+
+    @property
+    def guess(self) -> float:
+        return self.seconds + self.compile_seconds + self.stage_seconds
 
 
 # Mean costs of 0.20; below the same networks where no image leaves early.
@@ -57,90 +82,184 @@ SMALL = Network("eenet20", (3, 32, 32), 10, (0.76, 0.18, 0.06))
 DEEP = Network("eenet110", (3, 32, 32), 10, (0.29, 0.2, 0.15, 0.1, 0.075, 0.055, 0.04, 0.025, 0.065))
 SMALL_DENSE = Network("eenet20", (3, 32, 32), 10, (0.0, 0.0, 1.0))
 DEEP_DENSE = Network("eenet110", (3, 32, 32), 10, (0.0,) * 8 + (1.0,))
-LARGE = Network("eenet50", (3, 224, 224), 1000, (0.3, 0.2, 0.2, 0.3))
-# What matters most comes first, since the budget of seconds may end before the list does.
-WORK = (
+# Here the cost of the work says how many leave; these only have so many exits.
+MIDDLE = Network("eenet18", (3, 64, 64), 200, (0.0, 0.0, 0.0, 1.0))
+LARGE = Network("eenet50", (3, 224, 224), 1000, (0.0, 0.0, 0.0, 1.0))
+ATTACHED = Network("regnety_008", (3, 224, 224), 1000, (0.0, 0.0, 0.0, 1.0), exits=("s1", "s2", "s3"))
+COSTS = (0.4, 0.3, 1.0)
+
+# By engine. What matters most comes first, since the budget of seconds may end before the list does.
+RESIDENT_WORK = (
     *(Work(SMALL, 4096, compile_seconds=15), Work(SMALL, 256, compile_seconds=15), Work(SMALL_DENSE, 4096)),
-    *(Work(DEEP_DENSE, 4096, seconds=8), Work(DEEP, 4096, seconds=12), Work(DEEP, 256), Work(LARGE, 256, seconds=18)),
-    *(Work(SMALL, 16), Work(SMALL, 1), Work(LARGE, 16), Work(DEEP, 16), Work(DEEP, 1), Work(LARGE, 1)),
-    Work(DEEP, 4096, compile_seconds=90, seconds=12),
-    *(Work(DEEP, 256, compile_seconds=90), Work(LARGE, 256, compile_seconds=25, seconds=18)),
+    *(Work(DEEP_DENSE, 4096, seconds=8), Work(DEEP, 4096, seconds=12), Work(DEEP, 256)),
+    *(Work(SMALL, 16), Work(SMALL, 1), Work(DEEP, 16), Work(DEEP, 1)),
+    *(Work(DEEP, 4096, compile_seconds=90, seconds=12), Work(DEEP, 256, compile_seconds=90)),
 )
+# Of one network and batch size in a row, torch.compile works once.
+KEY_COMPACT_WORK = (
+    Work(LARGE, 256, 0.4, compile_seconds=25, seconds=20, traced=True),
+    Work(LARGE, 256, 1.0, compile_seconds=1, seconds=15, traced=True),
+    Work(LARGE, 32, 0.4, compile_seconds=15, seconds=9, traced=True),
+    Work(MIDDLE, 1024, 0.3, compile_seconds=12, seconds=12, traced=True),
+)
+COMPACT_WORK = (
+    *KEY_COMPACT_WORK,
+    Work(MIDDLE, 1024, 0.3, compile_seconds=8, stage_seconds=25, seconds=12),
+    Work(LARGE, 256, 0.4, compile_seconds=8, stage_seconds=45, seconds=20),
+    Work(ATTACHED, 256, 0.4, compile_seconds=30, seconds=25),
+    *(Work(MIDDLE, 1024, cost, compile_seconds=8, seconds=12) for cost in (0.4, 1.0)),
+    Work(LARGE, 256, 0.3, seconds=18),
+    *(Work(MIDDLE, n, cost, seconds=8) for n in (256, 128, 32, 8, 1) for cost in COSTS),
+    *(Work(LARGE, 32, cost, seconds=9) for cost in (0.3, 1.0)),
+    *(Work(LARGE, n, cost, seconds=9) for n in (128, 8, 1) for cost in COSTS),
+    *(Work(ATTACHED, n, cost, seconds=12) for n in (32, 1) for cost in COSTS),
+)
+WORK = {"resident": RESIDENT_WORK, "compact": COMPACT_WORK}
+
+
+@dataclass(frozen=True)
+class Made:
+    """run: batches → an `ExitResult` each, or the logits alone of a static way. fast: eefast's module that runs."""
+
+    run: RunAll
+    fast: Any = None
+
+    @property
+    def graphs(self) -> Any:
+        return None if self.fast is None else self.fast.plan.graphs
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a network, its answers found to be right.
-
-    run: batches → an `ExitResult` each, or the logits alone where `static`: no image leaves early.
-    """
+    """One way to run a network, its answers found to be right; `static`: no image leaves early."""
 
     name: str
-    run: RunAll
+    made: Made
     static: bool
     checked: Checked
+    setup_seconds: float = 0.0
+
+    def run(self, batches: Sequence[Tensor]) -> Sequence[Any]:
+        # To let cuDNN try out its convolutions only pays where batch sizes stay the same.
+        torch.backends.cudnn.benchmark = self.static
+        return self.made.run(batches)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What is left to trace of a work: each way with its row, on a few batches."""
+
+    measured: list[tuple[Way, NetworkRow]]
+    batches: list[Tensor]
+
+
+@lru_cache(maxsize=1)
+def subject(network: Network, batch_size: int) -> Prepared:
+    """Whatever the thresholds; those come with a work."""
+    calibrated = 64 if max(network.input_shape) >= 224 else CALIBRATED
+    net, images, outputs = network_on_noise(network, max(batch_size, calibrated), calibrated, DEVICE, DTYPE)
+    seen = min(MOST_BATCHES, len(images) // batch_size) * batch_size
+    return Prepared(net, images[:seen].split(batch_size), [ExitOutput(*(p[:seen] for p in out)) for out in outputs])
 
 
 @torch.no_grad()
-def prepare(work: Work) -> Prepared:
-    calibrated = 64 if work.network is LARGE else 1024
-    count = max(work.batch_size, calibrated)
-    net, images, outputs = network_on_noise(work.network, count, calibrated, "cuda", DTYPE)
-    net.thresholds.copy_(torch.tensor(thresholds(outputs, work.network.mix)))
-    seen = MOST_BATCHES * work.batch_size
-    outputs = [ExitOutput(*(part[:seen] for part in out)) for out in outputs]
-    return Prepared(net, images[:seen].split(work.batch_size), outputs)
+def prepare(work: Work) -> tuple[Prepared, tuple[float, ...]]:
+    """The network with thresholds of its own, and the mix of exits that they are to give."""
+    found = subject(work.network, work.batch_size)
+    mix = work.network.mix if work.cost is None else mix_of_cost(found.net.cost.tolist(), work.cost)
+    net = copy.deepcopy(found.net)
+    net.thresholds.copy_(torch.tensor(thresholds(found.outputs, mix)))
+    return replace(found, net=net), mix
 
 
-def one_by_one(make: Callable[[], Run]) -> Callable[[], RunAll]:
-    def made() -> RunAll:
-        run = make()
-        return lambda batches: [run(x) for x in batches]
+@lru_cache(maxsize=4)
+def plain(network: Network, batch_size: int, compiled: bool, in_graph: bool) -> Run:
+    """The network without exits; made once for all works with this batch size, which follow one another."""
+    if in_graph:
+        # With `compiled` what mode="reduce-overhead" does, without a second compilation.
+        return captured(plain(network, batch_size, compiled, False), subject(network, batch_size).batches[0])
+    if compiled:
+        return compiled_whole(plain(network, batch_size, False, False), dynamic=False)
+    return fold_stage(subject(network, batch_size).net.plain(), DTYPE)[0]
 
-    return made
+
+def compiled_whole(run: Any, dynamic: bool | None) -> Run:
+    """By torch.compile, which raises where it would leave something to eager PyTorch."""
+    # All stages share the code of one class, and each counts as a recompilation of it.
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return torch.compile(run, dynamic=dynamic, fullgraph=True)
 
 
-def makers(work: Work, prepared: Prepared) -> dict[tuple[str, bool], Callable[[], RunAll]]:
+def one_by_one(run: Run, fast: Any = None) -> Made:
+    return Made(lambda batches: [run(x) for x in batches], fast)
+
+
+def makers(work: Work, prepared: Prepared) -> dict[tuple[str, bool], Callable[[], Made]]:
     """(name, static) → how to make it, which may raise."""
-    x = prepared.batches[0]
+    net = prepared.net
+
+    def masked() -> Made:
+        return one_by_one(copy.deepcopy(net).to(DTYPE, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     @cache
-    def plain() -> nn.Module:
-        return fold_stage(prepared.net.plain(), DTYPE)[0]
+    def fast(engine: str, max_batch: int, graphs: bool) -> Any:
+        # The images tell the plan how many leave at each exit, as those that a user measures on would.
+        example = torch.cat(list(prepared.batches))[:256]
+        with mock.patch.dict(os.environ, {} if graphs else {"EEFAST_GRAPHS": "0"}):
+            return eefast.accelerate(net, engine=engine, dtype=DTYPE, example=example, frozen=True, max_batch=max_batch)
 
-    @cache
-    def compiled() -> Run:
-        torch._dynamo.reset()
-        return torch.compile(plain(), dynamic=False)
+    def ours(engine: str, graphs: bool = True) -> Made:
+        module = fast(engine, work.batch_size, graphs)
+        return one_by_one(module, module)
 
-    def masked() -> Run:
-        return copy.deepcopy(prepared.net).to(DTYPE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def streaming(engine: str) -> Made:
+        # Survivors of small batches may wait for company up to the default of `accelerate`.
+        module = fast(engine, max(work.batch_size, 256), True)
+        return Made(lambda batches: list(module.stream(batches)), module)
 
-    static: dict[str, Callable[[], Run]] = {"plain, eager": plain}
-    if work.compile_seconds:
-        static["plain, torch.compile"] = compiled
-    # What mode="reduce-overhead" does, without a second compilation.
-    static |= {f"{name}, CUDA graph": partial(captured, make, x) for name, make in static.items()}
+    def conditioned(mode: str) -> Made:
+        return one_by_one(batch_condition.prepare(net, mode, DTYPE, work.batch_size))
 
-    def engine(name: str) -> eefast.Accelerated:
-        return eefast.accelerate(prepared.net, engine=name, dtype=DTYPE, frozen=True)
+    static = {"plain, eager": False} | ({"plain, torch.compile": True} if work.compile_seconds else {})
+    found: dict[tuple[str, bool], Callable[[], Made]] = {}
+    for ending, in_graph in (("", False), (", CUDA graph", True)):
+        for name, compiled in static.items():
+            make = partial(plain, work.network, work.batch_size, compiled, in_graph)
+            found[f"{name}{ending}", True] = lambda make=make: one_by_one(make())
+    found["masked, PyTorch", False] = masked
+    found["eefast compact", False] = partial(ours, "compact")
+    found["eefast resident", False] = partial(ours, "resident")
+    found["eefast resident, streaming", False] = partial(streaming, "resident")
+    if work.cost is not None:
+        found["eefast compact, streaming", False] = partial(streaming, "compact")
+        found["eefast compact, without graphs", False] = partial(ours, "compact", graphs=False)
+        for mode in batch_condition.MODES:
+            found[f"BatchCond, {mode}", False] = partial(conditioned, mode)
+    if work.stage_seconds:
+        found["torch.compile per stage", False] = lambda: one_by_one(compiled_by_stage(net))
+    return found
 
-    return {
-        **{(name, True): one_by_one(make) for name, make in static.items()},
-        ("masked, PyTorch", False): one_by_one(masked),
-        ("eefast compact", False): one_by_one(lambda: engine("compact")),
-        ("eefast resident", False): one_by_one(lambda: engine("resident")),
-        ("eefast resident, streaming", False): lambda: partial(_list, engine("resident").stream),
-    }
+
+def compiled_by_stage(net: eefast.EarlyExitNet) -> Run:
+    """Every stage with its exit by torch.compile for any batch size; the host splits the batch at every exit."""
+
+    def compiled(step: Run) -> Run:
+        run = compiled_whole(step, dynamic=None)
+
+        def call(features: Tensor) -> Any:
+            torch._dynamo.maybe_mark_dynamic(features, 0)
+            return run(features)
+
+        return call
+
+    steps = [compiled(step) for step in batch_condition.steps(net, DTYPE)]
+    return batch_condition.in_steps(net, steps, lambda i, rows, survivors: True)
 
 
-def _list(stream: Callable[[Sequence[Tensor]], Iterable[Any]], batches: Sequence[Tensor]) -> list[Any]:
-    return list(stream(batches))
-
-
-def captured(make: Callable[[], Run], x: Tensor) -> Run:
+def captured(call: Run, x: Tensor) -> Run:
     """In a CUDA graph for batches like `x`; each call overwrites the logits of the one before."""
-    call, buffer = make(), x.clone(memory_format=torch.preserve_format)
+    buffer = x.clone(memory_format=torch.preserve_format)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -159,37 +278,35 @@ def captured(make: Callable[[], Run], x: Tensor) -> Run:
     return run
 
 
-def checked(prepared: Prepared, name: str, static: bool, run: RunAll) -> tuple[Way | None, str]:
+def checked(prepared: Prepared, name: str, static: bool, make: Callable[[], Made]) -> tuple[Way | None, str]:
     """The way, or None and what is wrong with its answers."""
+    begin = time.perf_counter()
+    torch.backends.cudnn.benchmark = static
+    made = make()
     if static:
         # One after the other: a CUDA graph overwrites its results.
-        logits = torch.cat([run([x])[0].float().cpu() for x in prepared.batches])
+        logits = torch.cat([made.run([x])[0].float().cpu() for x in prepared.batches])
         taken = torch.full((len(logits),), prepared.net.num_exits)
     else:
-        answers = [ExitResult(*(part.cpu() for part in answer)) for answer in run(prepared.batches)]
+        answers = [ExitResult(*(part.cpu() for part in answer)) for answer in made.run(prepared.batches)]
         logits, taken = (torch.cat([getattr(a, n) for a in answers]) for n in ("logits", "exit_index"))
     found, note = check(prepared, static, logits, taken, DTYPE)
-    return (None if found is None else Way(name, run, static, found)), note
-
-
-def search_convolutions(static: bool) -> None:
-    """Let cuDNN try out its convolutions, which pays only where batch sizes stay the same."""
-    torch.backends.cudnn.benchmark = static
+    seconds = time.perf_counter() - begin
+    return (None if found is None else Way(name, made, static, found, seconds)), note
 
 
 def timed(ways: Sequence[Way], batches: Sequence[Tensor]) -> list[list[tuple[float, float]]]:
     """Per way and round: seconds per batch and mean cost; every way once per round, on the same batches."""
 
     def seconds(way: Way, turn: Sequence[int]) -> float:
-        search_convolutions(way.static)
         torch.cuda.synchronize()
         begin = time.perf_counter()
         way.run([batches[i] for i in turn])
         torch.cuda.synchronize()
         return (time.perf_counter() - begin) / len(turn)
 
-    quickest = min(seconds(way, [0]) for way in ways)
-    count = min(max(round(ROUND_SECONDS / quickest), 1), MOST_BATCHES)
+    first = [seconds(way, [0]) for way in ways]
+    count = min(max(round(min(ROUND_SECONDS / min(first), ALL_SECONDS / sum(first))), 1), MOST_BATCHES)
     found: list[list[tuple[float, float]]] = [[] for _ in ways]
     for r in range(ROUNDS):
         turn = [(r * count + j) % len(batches) for j in range(count)]
@@ -199,61 +316,96 @@ def timed(ways: Sequence[Way], batches: Sequence[Tensor]) -> list[list[tuple[flo
 
 
 @torch.no_grad()
-def measure(work: Work) -> list[NetworkRow]:
-    prepared = prepare(work)
+def measure(work: Work) -> tuple[list[NetworkRow], Trace]:
+    prepared, mix = prepare(work)
     rows, ways = [], []
     for (name, static), make in makers(work, prepared).items():
         try:
-            search_convolutions(static)
-            way, note = checked(prepared, name, static, make())
+            way, note = checked(prepared, name, static, make)
         except Exception as error:
             way, note = None, first_line(error)
         if way is None:
             rows.append(untimed(work, name, note))
         else:
             ways.append(way)
-    if not ways:
-        return rows
-    spans = timed(ways, prepared.batches)
+    spans = timed(ways, prepared.batches) if ways else []
     medians = [statistics.median(s for s, _ in own) for own in spans]
     best = min((i for i, way in enumerate(ways) if way.static), key=medians.__getitem__, default=None)
+    done = []
     for way, own in zip(ways, spans, strict=True):
-        rows.append(
-            NetworkRow(
-                **_shape(work, way.name),
-                checked=True,
-                **summary(work.batch_size, own, None if best is None else spans[best]),
-                best_static=None if best is None else ways[best].name,
-                exits=way.checked.exits,
-                flips=way.checked.flips,
-                flip_margin=FLIP_MARGIN[DTYPE],
-            )
+        row = NetworkRow(
+            **_shape(work, way.name, mix),
+            checked=True,
+            **summary(work.batch_size, own, None if best is None else spans[best]),
+            best_static=None if best is None else ways[best].name,
+            exits=way.checked.exits,
+            flips=way.checked.flips,
+            flip_margin=FLIP_MARGIN[DTYPE],
+            setup_seconds=way.setup_seconds,
+            details="" if way.made.fast is None else way.made.fast.plan.reason,
+            host_waits=waits(way, prepared.batches[0]),
         )
+        done.append((way, row))
+    batches = [prepared.batches[i % len(prepared.batches)] for i in range(TRACED_BATCHES)]
+    return rows + [row for _, row in done], Trace(done, batches)
+
+
+def waits(way: Way, x: Tensor) -> int | None:
+    try:
+        return host_waits(partial(way.run, [x]), DEVICE, way.made.graphs)
+    except Exception as error:  # what was timed stays, whatever the counter meets
+        print(f"{way.name}: host waits not measured: {first_line(error)}", file=sys.stderr)
+        return None
+
+
+@torch.no_grad()
+def traced(trace: Trace) -> list[NetworkRow]:
+    """The rows anew, with their launch gaps; those that the profiler says nothing about are left out."""
+    rows = []
+    for way, row in trace.measured:
+        way.run(trace.batches)
+        busy = busy_seconds(partial(way.run, trace.batches))
+        if busy is not None and row.images_per_s is not None:
+            seconds = row.batch_size / row.images_per_s[1]
+            rows.append(replace(row, launch_gaps=max(0.0, 1 - busy / len(trace.batches) / seconds)))
     return rows
 
 
 def untimed(work: Work, provider: str, note: str) -> NetworkRow:
-    return NetworkRow(**_shape(work, provider), checked=False, note=note)
+    return NetworkRow(**_shape(work, provider, work.network.mix), checked=False, note=note)
 
 
-def _shape(work: Work, provider: str) -> dict[str, Any]:
+def _shape(work: Work, provider: str, mix: tuple[float, ...]) -> dict[str, Any]:
     return {
         "network": work.network.name,
         "provider": provider,
         "batch_size": work.batch_size,
         "dtype": str(DTYPE).removeprefix("torch."),
-        "mix": work.network.mix,
+        "mix": mix,
+        "setting": work.setting,
     }
 
 
 def run_on_gpu(works: Sequence[Work], around: dict[str, Any], seconds: float) -> None:
     begin = time.perf_counter()
+    # Tracing slows down whatever is timed after it, so it comes last.
+    traces: list[Trace] = []
     for work in track(works, "networks"):
-        if time.perf_counter() - begin + work.seconds + work.compile_seconds > seconds:
-            name = "plain, torch.compile" if work.compile_seconds else "all ways"
+        reserved = TRACE_SECONDS if traces or work.traced else 0
+        if time.perf_counter() - begin + work.guess > seconds - reserved:
+            name = "all ways, torch.compile among them" if work.compile_seconds else "all ways"
             append([untimed(work, name, f"skipped: the budget of {seconds:.0f} s is spent")], around)
             continue
-        append(measure(work), around)
+        try:
+            rows, trace = measure(work)
+        except Exception as error:  # one network that cannot be made, or measured, is no reason to lose the others
+            append([untimed(work, "all ways", first_line(error))], around)
+            continue
+        append(rows, around)
+        traces += [trace] if work.traced else []
+    for trace in track(traces, "traces"):
+        if time.perf_counter() - begin < seconds:
+            append(traced(trace), around)
 
 
 def main() -> int:
@@ -265,15 +417,16 @@ def main() -> int:
     parser.add_argument(
         "--all", action="store_true", help="CPU: all networks, batch sizes and costs, however long they take"
     )
-    parser.add_argument("--seconds", type=float, help="skip, and say so, what does not fit; default: 70, on a CPU 300")
+    parser.add_argument("--engine", choices=tuple(WORK), help="GPU: only the networks that this engine is for")
+    parser.add_argument("--seconds", type=float, help="skip, and say so, what does not fit; default: 200, on a CPU 300")
     arguments = parser.parse_args()
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device here; leave the option out to measure the CPU")
     around, since = environment(device), now()
     if device == "cuda":
-        works = [work for work in WORK if arguments.only in str(work)]
-        run_on_gpu(works, around, arguments.seconds or 70)
+        works = [work for engine, own in WORK.items() if arguments.engine in (None, engine) for work in own]
+        run_on_gpu([work for work in works if arguments.only in str(work)], around, arguments.seconds or 200)
     else:
         seconds = arguments.seconds or (float("inf") if arguments.all else 300)
         plan = throughput_cpu.ALL_WORK if arguments.all else throughput_cpu.KEY_WORK

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import sys
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,11 +19,14 @@ from eefast.calibrate import collect, exits_taken
 # At the end, where none of its modules hides one of the tests'.
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 
+import rows
+import throughput
 import throughput_cpu
 from peers import PEERS, Peer, eager
 from prepared import Network, check, mix_of_cost, thresholds
-from report import show
-from rows import environment
+from report import TARGETS, show
+from rows import NetworkRow, environment
+from throughput import Work
 
 SHAPE = (1, 12, 12)
 
@@ -131,3 +136,191 @@ def test_a_peer_agrees_with_the_reference(subject, peer):
             prepared.net.thresholds.fill_(-1)
             assert run(batches[0]).exit_index.tolist() == [0] * 16, "it must follow thresholds that change"
     assert peer.describe()
+
+
+TINY = Network("eenet20", (3, 12, 12), 10, (0.0, 0.0, 1.0))
+ALL = Work(TINY, 4, 0.5, compile_seconds=1, stage_seconds=1, traced=True)
+ON_A_GPU = {"device": "some GPU", "cuda": "13.0", "date": "2026-11-26"}
+
+
+@pytest.fixture
+def on_cpu(monkeypatch, tmp_path):
+    """The ways of a GPU, run here: nothing to wait for, no graphs, nothing compiled; rows go to a fresh folder."""
+    monkeypatch.setattr(throughput, "DEVICE", "cpu")
+    monkeypatch.setattr(throughput, "DTYPE", torch.float32)
+    for name, value in {"ROUNDS": 2, "ROUND_SECONDS": 0.0, "MOST_BATCHES": 3, "CALIBRATED": 64}.items():
+        monkeypatch.setattr(throughput, name, value)
+    monkeypatch.setattr(throughput, "captured", lambda call, x: call)
+    monkeypatch.setattr(throughput, "busy_seconds", lambda run: run() and 1e-6)
+    monkeypatch.setattr(torch, "compile", lambda run, **_: run)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
+    monkeypatch.delenv("OUT", raising=False)
+    throughput.subject.cache_clear()
+    throughput.plain.cache_clear()
+    yield lambda: rows.read(tmp_path.glob("*.jsonl"))
+    throughput.subject.cache_clear()
+    throughput.plain.cache_clear()
+
+
+def test_a_gpu_run_from_the_network_to_the_rows(on_cpu):
+    throughput.run_on_gpu([ALL, replace(ALL, cost=1.0, traced=False)], environment("cpu"), 1e9)
+    written = on_cpu()
+    assert not [row["note"] for row in written if row["note"]]
+    early = {row["provider"]: row for row in written if row["setting"] == "cost 0.5"}
+    ways = {"plain, eager", "plain, torch.compile", "plain, eager, CUDA graph", "plain, torch.compile, CUDA graph"}
+    ways |= {"masked, PyTorch", "eefast compact", "eefast compact, streaming", "eefast compact, without graphs"}
+    ways |= {"eefast resident", "eefast resident, streaming", "torch.compile per stage"}
+    assert set(early) == ways | {"BatchCond, padding", "BatchCond, splitting", "BatchCond, table"}
+    for name, row in early.items():
+        assert row["checked"]
+        assert row["images_per_s"][1] > 0
+        assert row["setup_seconds"] > 0
+        assert sum(row["exits"]) == 12
+        assert row["exits"] == ([0, 0, 12] if name.startswith("plain") else early["masked, PyTorch"]["exits"])
+        assert row["mean_cost"] == (1 if name.startswith("plain") else pytest.approx(0.5, abs=0.1))
+    assert sum(early["masked, PyTorch"]["mix"]) == pytest.approx(1)
+    assert {row["mean_cost"] for row in written if row["setting"] == "no exits"} == {1.0}
+
+    waits = {name: row["host_waits"] for name, row in early.items()}
+    assert all(waits[name] == 0 for name in ways if name.startswith("plain"))
+    assert waits["BatchCond, padding"] == 0
+    assert 0 < waits["BatchCond, splitting"] == waits["torch.compile per stage"] <= 2 < waits["masked, PyTorch"]
+
+    # Traced rows come once more, at the end; the newest is shown.
+    again = [row for row in written if row["launch_gaps"] is not None]
+    assert written[-len(again) :] == again
+    assert {row["provider"] for row in again} == set(early)
+    assert all(0.9 < row["launch_gaps"] < 1 for row in again)
+    text = show([{**row, "environment": {**row["environment"], **ON_A_GPU}} for row in written])
+    assert text.count("BatchCond, padding") == 2
+    assert re.search(r"BatchCond, padding +\S+ +\S+ +0\.\d+ +0 +100%", text)
+
+
+def test_compiled_and_captured_once_for_all_costs(on_cpu, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda run, **kwargs: compiled.append(kwargs) or run)
+    works = [Work(TINY, 4, cost, compile_seconds=1) for cost in (0.5, 1.0)]
+    throughput.run_on_gpu(works, environment("cpu"), 1e9)
+    assert compiled == [{"dynamic": False, "fullgraph": True}]
+
+
+def test_graphs_are_switched_off_for_one_way_only(monkeypatch):
+    seen = []
+
+    def accelerate(net, engine, max_batch, **_):
+        seen.append((engine, max_batch, os.environ.get("EEFAST_GRAPHS")))
+
+    monkeypatch.setattr(throughput.eefast, "accelerate", accelerate)
+    monkeypatch.delenv("EEFAST_GRAPHS", raising=False)
+    prepared = SimpleNamespace(net=None, batches=[torch.empty(0, *SHAPE)])
+
+    def made(n):
+        seen.clear()
+        for (name, _), make in throughput.makers(Work(TINY, n, 0.5), prepared).items():
+            if name.startswith("eefast compact"):
+                make()
+        return set(seen), len(seen)
+
+    assert made(4) == ({("compact", 4, None), ("compact", 4, "0"), ("compact", 256, None)}, 3)
+    # A stream of large batches shares the graphs.
+    assert made(300) == ({("compact", 300, None), ("compact", 300, "0")}, 2)
+
+
+def test_wrong_answers_get_no_speed_on_a_gpu_either(on_cpu, monkeypatch):
+    right = throughput.batch_condition.prepare
+
+    def wrong(net, mode, dtype, largest):
+        run = right(net, mode, dtype, largest)
+        if mode == "table":
+            raise RuntimeError("no table")
+        return run if mode == "splitting" else lambda x: run(x)._replace(logits=run(x).logits + torch.arange(10))
+
+    monkeypatch.setattr(throughput.batch_condition, "prepare", wrong)
+    throughput.run_on_gpu([Work(TINY, 4, 0.5)], environment("cpu"), 1e9)
+    found = {row["provider"]: row for row in on_cpu()}
+    assert found["BatchCond, padding"]["note"].startswith("WRONG")
+    assert found["BatchCond, table"]["note"] == "RuntimeError: no table"
+    assert found["BatchCond, padding"]["images_per_s"] is None is found["BatchCond, table"]["images_per_s"]
+    assert found["BatchCond, splitting"]["images_per_s"][1] > 0
+
+
+def test_what_cannot_be_measured_stops_nothing(on_cpu, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    monkeypatch.setattr(throughput, "host_waits", lambda *_: 1 / 0)
+    works = [replace(throughput.COMPACT_WORK[6], compile_seconds=0, seconds=1), replace(ALL, seconds=1)]
+    throughput.run_on_gpu([*works, replace(ALL, seconds=1e6)], environment("cpu"), 1000)
+    first, *between, last = (row for row in on_cpu() if row["launch_gaps"] is None)
+    assert first["network"] == "regnety_008"
+    assert "not installed: pip install timm" in first["note"]
+    assert last["note"] == "skipped: the budget of 1000 s is spent"
+    assert len(between) == 14
+    assert all(row["images_per_s"] and row["host_waits"] is None for row in between)
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="needs timm")
+@torch.no_grad()
+def test_exits_attached_to_a_network_of_timm(on_cpu):
+    network = Network("regnety_002", (3, 32, 32), 10, (0.0, 0.0, 1.0), exits=("s1", "s3"))
+    prepared, mix = throughput.prepare(Work(network, 4, 0.6))
+    assert float(prepared.net.cost @ torch.tensor(mix)) == pytest.approx(0.6, abs=1e-4)
+    assert len(prepared.batches) == 3
+    found = throughput.batch_condition.prepare(prepared.net, "splitting", torch.float32, 4)
+    way, note = throughput.checked(prepared, "splitting", False, lambda: throughput.one_by_one(found))
+    assert way, note
+
+
+def test_key_figures_come_first_and_fit_into_their_phase():
+    targets = [t for t in TARGETS if t.gpu]
+    key = throughput.COMPACT_WORK[: len(targets)]
+    for work, target in zip(key, targets, strict=True):
+        row = {"network": work.network.name, "batch_size": work.batch_size, "setting": work.setting}
+        assert target.concerns({**row, "provider": target.provider})
+        assert work.compile_seconds
+        assert work.traced
+    script = Path(throughput.__file__).with_name("gpu.sh").read_text()
+    (seconds,) = map(int, re.findall(r"--engine compact --seconds (\d+)", script))
+    (limit,) = map(int, re.findall(r"\[compact\]=(\d+)", script))
+    assert sum(work.guess for work in key) + throughput.TRACE_SECONDS <= seconds
+    assert seconds + 20 <= limit <= 150, "Python, PyTorch and the last work need some more"
+    total = sum(map(int, re.findall(r"\[\w+\]=(\d+)", script)))
+    assert f"all phases, {total} s at most" in script
+
+
+def test_all_sizes_and_costs_are_on_the_list():
+    asked = {(w.network.name, w.batch_size, w.cost) for w in throughput.COMPACT_WORK}
+    for name, sizes in (("eenet50", (1, 8, 32, 128, 256)), ("eenet18", (1, 8, 32, 128, 256, 1024))):
+        assert {(name, n, cost) for n in sizes for cost in (1.0, 0.4, 0.3)} <= asked
+    assert "regnety_008" in {name for name, *_ in asked}
+
+
+def row_of(provider, speed, **fields):
+    row = NetworkRow("eenet50", provider, 256, "float16", (0.5, 0.5), True, images_per_s=(speed,) * 3, mean_cost=0.4)
+    return replace(row, setting="cost 0.4", **fields)
+
+
+def shown(*found):
+    return show([{**asdict(row), "environment": ON_A_GPU} for row in found])
+
+
+def test_targets_of_the_gpu():
+    compiled = replace(row_of("plain, torch.compile", 1000.0), mean_cost=1.0)
+    text = "compact: eenet50 at 224, N = 256, cost .4: realised ratio ≥ 0.95"
+    assert f"NOT REACHED: {text}" in shown(compiled, row_of("eefast compact", 2370.0))
+    assert f"reached: {text}" in shown(compiled, row_of("eefast compact", 2380.0))
+    graph = replace(compiled, provider="plain, torch.compile, CUDA graph", images_per_s=(1100.0,) * 3)
+    assert f"NOT REACHED: {text}" in shown(compiled, graph, row_of("eefast compact", 2380.0))
+    found = shown(row_of("plain, eager", 1000.0), row_of("eefast compact", 2380.0))
+    assert f"not measured: {text}" in found
+    assert "resident: realised ratio" not in found, "those are the CPU's targets"
+
+
+def test_rows_come_back_and_old_ones_still_read():
+    row = row_of("eefast compact", 2000.0, host_waits=2, launch_gaps=0.125)
+    back = json.loads(json.dumps(asdict(row)))
+    assert NetworkRow(**{name: tuple(v) if isinstance(v, list) else v for name, v in back.items()}) == row
+    assert re.search(r"eefast compact +2,000 +0\.400 +2 +12%", shown(row))
+    del back["host_waits"], back["launch_gaps"]
+    old = show([{**back, "environment": ON_A_GPU}])
+    assert re.search(r"eefast compact +2,000 +0\.400$", old, re.MULTILINE)
+    assert NetworkRow(**back).host_waits is None

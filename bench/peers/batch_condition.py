@@ -1,6 +1,6 @@
 """Early exit as in BatchCond: at every exit the batch goes on padded with dead rows, or is split, or a table decides.
 
-Written anew from the description of Selvam, "BatchCond", CASES 2024; its own code has a table for one GPU and 128 images.
+Written anew from the description of Selvam, "BatchCond", CASES 2024, whose own table is for one GPU and 128 images.
 """
 
 from __future__ import annotations
