@@ -332,7 +332,7 @@ def _checks(rows: list[Row], gpu: bool, lines: int) -> list[str]:
         if read:
             found[-1] += f"; a sum of the map by PyTorch, {_typical(read):.1f} µs, would be {read['speedup']:.1f}×"
     share = 0.8 if gpu else 0.7
-    large = [r for r in ours if r["bytes"] >= MEMORY_BOUND["gpu" if gpu else "cpu"] and r["op"] != "exit_conv_head"]
+    large = [r for r in ours if r["bytes"] >= MEMORY_BOUND["gpu" if gpu else "cpu"] and "conv" not in r["op"]]
     large = [r for r in large if r["timing"] == ("graph" if gpu else "launch") and (gpu or r["op"] == "exit_head")]
     worst = min(large, key=lambda r: r["copy_share"], default=None)
     text = f"≥ {share:.0%} of copy bandwidth where maps are larger than the caches"
