@@ -103,11 +103,11 @@ def _tables(rows: list[Row], command: str) -> list[str]:
         made = sorted(
             {(r["environment"]["commit"], r["environment"]["date"][:10]) for r in rows if r["network"] == network}
         )
-        versions = rows[-1]["environment"]
+        dtypes, torch = sorted({r["dtype"] for r in rows}), rows[-1]["environment"]["torch"]
         found += [
             "",
-            f"Images/s, in brackets the realised ratio, of plain ways × the best of them; {', '.join(sorted({r['dtype'] for r in rows}))}; "
-            f"torch {versions['torch']}; `{command}`; commits {', '.join(f'{c} ({d})' for c, d in made)}.",
+            f"Images/s, in brackets the realised ratio, of plain ways × the best of them; {', '.join(dtypes)}; "
+            f"torch {torch}; `{command}`; commits {', '.join(f'{c} ({d})' for c, d in made)}.",
             "",
         ]
     return found
