@@ -17,6 +17,7 @@ from torch import Tensor
 from . import criteria, unpickle, zoo
 from .heads import HEADS
 from .model import CONFIG_FILE, WEIGHTS_FILE, EarlyExitNet
+from .train.backbone import ATTACHED_FILE, load_attached
 
 REFERENCE = "eksuas/eenets.pytorch"
 LARGEST = 65_535
@@ -36,8 +37,8 @@ def load(
 ) -> EarlyExitNet:
     """The network in `path`, on the CPU, in eval mode, in the dtype that it was saved in.
 
-    path: a folder written by `EarlyExitNet.save`; or a file of the reference implementation of EENets
-        (eksuas/eenets.pytorch, and its fork PTEENet), either `torch.save(model)` or `torch.save(model.state_dict())`,
+    path: a folder written by `EarlyExitNet.save`, or by `eefast train --backbone`; or a file of the reference
+        implementation of EENets (eksuas/eenets.pytorch, and its fork PTEENet), either `torch.save(model)` or `torch.save(model.state_dict())`,
         in the format of any torch version. No code in the file is ever run.
 
     The rest is for files of the reference only:
@@ -58,6 +59,8 @@ def load(
             return _from_reference(path.read_bytes(), input_shape, head, normalization)
         if not (input_shape is None and head is None and normalization is None):
             raise ValueError(f"input_shape, head and normalization are for files of {REFERENCE}; a folder says its own")
+        if (path / ATTACHED_FILE).is_file():
+            return load_attached(path)
         return _from_folder(path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from eefast.train import data
-from eefast.train.run import _collate
+from eefast.train.batches import collate
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -108,7 +108,7 @@ def test_mnist_layouts(tmp_path: Path, name: str, layout: str, suffix: str) -> N
 def test_batches_keep_images_and_labels_together(tmp_path: Path) -> None:
     images, labels = write_mnist(tmp_path, "train", 31)
     found = data.dataset("mnist", tmp_path, "train")
-    batches = list(DataLoader(found, batch_size=7, shuffle=True, collate_fn=_collate))
+    batches = list(DataLoader(found, batch_size=7, shuffle=True, collate_fn=collate))
     assert [len(y) for _, y in batches] == [7, 7, 7, 7, 3]
     seen = {x.numpy().tobytes(): int(y) for xs, ys in batches for x, y in zip(xs, ys, strict=True)}
     assert seen == {images[i].tobytes(): int(labels[i]) for i in range(31)}
@@ -129,7 +129,8 @@ def test_images_that_do_not_belong_to_the_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", data.DATASETS)
 def test_missing_data_says_how_to_get_it(tmp_path: Path, name: str) -> None:
-    way_out = {"tiny-imagenet": "tiny-imagenet-200.zip", "imagenet": "image-net.org"}.get(name, "download=True")
+    others = {"tiny-imagenet": "tiny-imagenet-200.zip", "imagenet": "image-net.org", "folder": "put images into train/"}
+    way_out = others.get(name, "download=True")
     for root in (tmp_path, tmp_path / "absent"):
         with pytest.raises(FileNotFoundError, match=way_out) as raised:
             data.dataset(name, root, "train")
@@ -141,9 +142,16 @@ def test_unknown_names(tmp_path: Path) -> None:
         data.dataset("mnits", tmp_path, "train")
     with pytest.raises(ValueError, match="split='valid' is unknown; choose one of train, test"):
         data.dataset("mnist", tmp_path, "valid")
-    for name in ("tiny-imagenet", "imagenet"):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    for name in ("tiny-imagenet", "imagenet", "folder"):
         with pytest.raises(ValueError, match="download=True is not possible"):
             data.dataset(name, tmp_path, "train", download=True)
+    with pytest.raises(ValueError, match="dataset='folder' needs root"):
+        data.info("folder")
+    with pytest.raises(ValueError, match="image_size=0 must be at least 1"):
+        data.info("imagenet", image_size=0)
+    with pytest.raises(ValueError, match="image_size=64: the images of cifar10 have one size"):
+        data.dataset("cifar10", tmp_path, "train", image_size=64)
 
 
 def published_md5(monkeypatch: pytest.MonkeyPatch, owner: type, attribute: str, entries: object) -> None:
@@ -232,6 +240,66 @@ def test_imagenet(tmp_path: Path) -> None:
         image, _ = found[0]
         assert image.shape == data.info("imagenet").shape
         assert torch.allclose(image.float().mean((1, 2)), torch.full((3,), 33.0), atol=4)
+
+
+@pytest.mark.parametrize("layout", ["train", "flat"])
+def test_image_folder_equals_torchvisions(tmp_path: Path, layout: str) -> None:
+    from torchvision.datasets import ImageFolder
+
+    root = tmp_path / "train" if layout == "train" else tmp_path
+    for name, level in (("b", 40), ("A", 200), ("c", 81)):
+        for i in range(3):
+            write_image(root / name / "more" / f"{i}.jpg", (40, 30), level)
+    (root / "b" / "notes.txt").write_text("not an image")
+    expected = ImageFolder(str(root)).samples
+    found = data.dataset("folder", tmp_path, "train", image_size=31)
+    assert [(str(path), label) for path, label in found.samples] == expected
+    info = data.info("folder", tmp_path, 31)
+    assert info.num_classes == 3
+    assert info.shape == found[0][0].shape == (3, 31, 31)
+    if layout == "flat":
+        with pytest.raises(FileNotFoundError, match="val or test"):
+            data.dataset("folder", tmp_path, "test")
+        return
+    for name, level in (("b", 40), ("A", 200), ("c", 81)):
+        write_image(tmp_path / "test" / name / "x.jpg", (40, 30), level)
+    assert [label for _, label in data.dataset("folder", tmp_path, "test").samples] == [0, 1, 2]
+    # Without it, "c" would have the label of "b".
+    (tmp_path / "test" / "b").rename(tmp_path / "test" / "d")
+    with pytest.raises(ValueError, match="differ in classes: b, d"):
+        data.dataset("folder", tmp_path, "test")
+
+
+def test_photographs_are_cropped_at_random_for_training_only(tmp_path: Path) -> None:
+    from PIL import Image
+
+    path = tmp_path / "train" / "n01" / "ramp.png"
+    path.parent.mkdir(parents=True)
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)
+    Image.fromarray(np.stack([np.broadcast_to(ramp, (64, 64))] * 3, axis=-1)).save(path)
+    plain = data.dataset("imagenet", tmp_path, "train", image_size=32)
+    changed = plain.for_training()
+    assert len(changed) == 1
+    torch.manual_seed(0)
+    assert torch.equal(plain[0][0], plain[0][0])
+    crops = [changed[0][0] for _ in range(9)]
+    assert all(crop.shape == (3, 32, 32) and crop.dtype == torch.uint8 for crop in crops)
+    assert len({crop.numpy().tobytes() for crop in crops}) == 9
+    # Not mirrored here: left stays darker than right.
+    assert all(crop[0, 0, 0] < crop[0, 0, -1] for crop in crops)
+
+
+def test_augmentation_as_in_the_papers() -> None:
+    found = {name: (info.shift, info.flip) for name, info in data.DATASETS.items()}
+    assert found == {
+        "mnist": (0, False),
+        "fashion-mnist": (0, False),
+        "svhn": (0, False),
+        "cifar10": (4, True),
+        "tiny-imagenet": (0, True),
+        "imagenet": (0, True),
+        "folder": (0, True),
+    }
 
 
 def test_shipped_mnist() -> None:

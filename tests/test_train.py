@@ -1,124 +1,35 @@
-"""Losses against loops over samples, augmentation, and a real training run from images to a calibrated network."""
+"""Augmentation, a real training run from images to a calibrated network, runs that are broken off, frozen backbones."""
 
+import csv
 import gzip
+import inspect
 import json
 import math
 import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_data import idx_bytes
+from torch.utils.data import random_split
+from typer.testing import CliRunner
 
-from eefast import ExitOutput, criteria
+from eefast import criteria
 from eefast.checkpoint import load
-from eefast.train import data, losses
-from eefast.train.augment import random_shift
+from eefast.cli import app
+from eefast.surgery import new_parameters
+from eefast.train import backbone as backbones
+from eefast.train import data
+from eefast.train.augment import random_flip, random_shift
+from eefast.train.module import SCHEDULES, EarlyExitModule
 from eefast.train.run import train
-
-COST = torch.tensor([0.1, 0.4, 0.7, 1.0], dtype=torch.float64)
-
-
-def make_outputs(n: int, classes: int, scale: float = 1.0) -> tuple[list[ExitOutput], torch.Tensor]:
-    random = torch.Generator().manual_seed(0)
-    outputs = []
-    for _ in COST:
-        logits = scale * torch.randn(n, classes, generator=random, dtype=torch.float64)
-        z = scale * torch.randn(n, generator=random, dtype=torch.float64)
-        outputs.append(ExitOutput(logits, torch.sigmoid(z), z))
-    return outputs, torch.randint(classes, (n,), generator=random)
-
-
-def softmax(row: torch.Tensor) -> list[float]:
-    powers = [math.exp(v) for v in row.tolist()]
-    return [p / sum(powers) for p in powers]
-
-
-def looped(name: str, outputs: list[ExitOutput], labels: torch.Tensor, cost: torch.Tensor) -> float:
-    """The losses as the paper writes them, sample by sample in plain Python."""
-    total = 0.0
-    for row, label in enumerate(labels.tolist()):
-        p = [softmax(out.logits[row])[label] for out in outputs]
-        h = [1 / (1 + math.exp(-out.confidence_logit[row].item())) for out in outputs]
-        if name == "deep_supervision":
-            total += sum(-math.log(v) for v in p)
-        elif name == "mixtures":
-            mixture, mixed_cost = p[-1], cost[-1].item()
-            total += -math.log(mixture) + mixed_cost
-            for i in range(len(outputs) - 2, -1, -1):
-                mixture = h[i] * p[i] + (1 - h[i]) * mixture
-                mixed_cost = h[i] * cost[i].item() + (1 - h[i]) * mixed_cost
-                total += -math.log(mixture) + mixed_cost
-        else:
-            for i, out in enumerate(outputs):
-                values = out.logits[row].tolist()
-                total += -math.log(h[i] if values.index(max(values)) == label else 1 - h[i])
-    return total / len(labels)
-
-
-@pytest.mark.parametrize("name", losses.LOSSES)
-@pytest.mark.parametrize(("n", "classes"), [(1, 2), (3, 10), (31, 7)])
-def test_losses_equal_loops(name: str, n: int, classes: int) -> None:
-    outputs, labels = make_outputs(n, classes)
-    found = losses.LOSSES[name](outputs, labels, COST)
-    assert found.item() == pytest.approx(looped(name, outputs, labels, COST), rel=1e-12)
-
-
-@pytest.mark.parametrize("name", losses.LOSSES)
-def test_losses_have_the_right_gradient(name: str) -> None:
-    outputs, labels = make_outputs(3, 5)
-    leaves = [tensor.requires_grad_() for out in outputs for tensor in (out.logits, out.confidence_logit)]
-
-    def of_leaves(*tensors: torch.Tensor) -> torch.Tensor:
-        exits = [ExitOutput(a, torch.sigmoid(b), b) for a, b in zip(tensors[::2], tensors[1::2], strict=True)]
-        return losses.LOSSES[name](exits, labels, COST)
-
-    assert torch.autograd.gradcheck(of_leaves, leaves)
-
-
-@pytest.mark.parametrize("name", losses.LOSSES)
-def test_losses_survive_what_underflows(name: str) -> None:
-    outputs, labels = make_outputs(31, 10, scale=400.0)
-    outputs = [ExitOutput(*(part.float().requires_grad_() for part in out)) for out in outputs]
-    naive = outputs[0].logits.softmax(dim=1)[range(31), labels].log()
-    assert naive.isinf().any()
-    found = losses.LOSSES[name](outputs, labels, COST.float())
-    found.backward()
-    assert found.isfinite()
-    parts = [grad for out in outputs for grad in (out.logits.grad, out.confidence_logit.grad) if grad is not None]
-    assert parts
-    assert all(grad.isfinite().all() for grad in parts)
-
-
-def test_correctness_teaches_the_confidence_only() -> None:
-    outputs, labels = make_outputs(31, 10)
-    for out in outputs:
-        out.logits.requires_grad_()
-        out.confidence_logit.requires_grad_()
-    losses.correctness(outputs, labels, COST).backward()
-    for out in outputs:
-        assert out.logits.grad is None
-        right = out.logits.argmax(dim=1) == labels
-        # Downhill raises the confidence of right answers and lowers that of wrong ones.
-        assert torch.equal(out.confidence_logit.grad < 0, right)
-
-
-def test_loss_text() -> None:
-    assert losses.parse("v2").terms == ((1.0, "mixtures"),)
-    parsed = losses.parse("v0 + 0.5*correctness+2 * mixtures", cost_weight=3.0)
-    assert parsed.terms == ((1.0, "deep_supervision"), (0.5, "correctness"), (2.0, "mixtures"))
-    outputs, labels = make_outputs(3, 5)
-    parts = {name: looped(name, outputs, labels, 3 * COST) for name in losses.LOSSES}
-    expected = parts["deep_supervision"] + 0.5 * parts["correctness"] + 2 * parts["mixtures"]
-    assert parsed(outputs, labels, COST).item() == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize("text", ["", "v9", "v0+", "x*v0", "-1*v0", "0*v0", "nan*v0", "v0*2"])
-def test_loss_text_malformed(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no term; write name or weight\*name, name in deep_supervision"):
-        losses.parse(text)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3, 5), (31, 3, 7, 4), (0, 1, 28, 28)])
@@ -160,6 +71,23 @@ def small_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs of three colours in the layout of torchvision's ImageFolder."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("colours")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 60), ("val", 3)):
+        for label, name in enumerate(("blue", "green", "red")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 200, (20, 25, 3), dtype=np.uint8)
+                pixels[:, :, 2 - label] += 50
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
 def test_training_run(small_mnist: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = {"data_root": small_mnist, "epochs": 4, "batch_size": 32, "held_out": 300, "max_accuracy_drop": 0.02}
     report = train("eenet20", num_exits=2, placement="linear", output=tmp_path, test=True, **options)
@@ -186,7 +114,7 @@ def test_training_run(small_mnist: Path, tmp_path: Path, capfd: pytest.CaptureFi
     assert written["held_out"]["entropy"]["cost"] == report.held_out["entropy"].cost
     assert written["arguments"]["seed"] == 1
     assert str(tmp_path) not in (tmp_path / "report.json").read_text()
-    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    checkpoint = torch.load(tmp_path / "best.ckpt", weights_only=True)
     assert torch.equal(checkpoint["state_dict"]["net.heads.0.classifier.weight"], net.heads[0].classifier.weight)
 
 
@@ -201,6 +129,350 @@ def test_same_seed_same_network(small_mnist: Path, tmp_path: Path) -> None:
     assert weights[0] != weights[2]
 
 
+def test_random_flip_mirrors_half_of_the_images() -> None:
+    images = torch.randint(256, (257, 3, 5, 4), dtype=torch.uint8)
+    torch.manual_seed(0)
+    flipped = random_flip(images)
+    assert flipped.dtype == torch.uint8
+    mirrored = 0
+    for image, found in zip(images.numpy(), flipped.numpy(), strict=True):
+        is_mirrored = np.array_equal(found, image[:, :, ::-1])
+        assert is_mirrored or np.array_equal(found, image)
+        mirrored += is_mirrored
+    assert 90 < mirrored < 167
+    assert random_flip(images[:0]).shape == (0, 3, 5, 4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", lambda step: 1.0),
+        ("cosine", lambda step: (1 + math.cos(math.pi * step / 40)) / 2),
+        ("step", lambda step: 0.1 ** ((step >= 20) + (step >= 30))),
+    ],
+)
+def test_schedules(schedule: str, expected: Callable[[int], float]) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    schedule_of = SCHEDULES[schedule](optimizer, 0.3, 40)
+    for step in range(40):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.3 * expected(step))
+        optimizer.step()
+        schedule_of.step()
+
+
+RESUMABLE = {
+    "net": "eenet8",
+    "num_exits": 2,
+    "epochs": 4,
+    "held_out": 1100,
+    "batch_size": 32,
+    "loss": "v4+v2",
+    "two_stage": 1,
+    "shift": 1,
+    "flip": True,
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def same_run(first: Path, second: Path) -> None:
+    """Bit for bit the same network, in the best and in the last epoch, and the same report but for the clock."""
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    last = [torch.load(folder / "last.ckpt", weights_only=True) for folder in (first, second)]
+    assert last[0]["epoch"] == last[1]["epoch"] == RESUMABLE["epochs"] - 1
+    assert all(torch.equal(value, last[1]["state_dict"][name]) for name, value in last[0]["state_dict"].items())
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (first, second)]
+    assert [len(report.pop("seconds_per_epoch")) for report in reports] == [4, 4]
+    assert [report["arguments"].pop("resume") for report in reports] == [False, True]
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_killed_run_goes_on_as_if_nothing_had_happened(colours: Path, tmp_path: Path) -> None:
+    """Order, tags, augmentation and the crops made by worker processes included."""
+    own = {"net": "eenet20", "dataset": "folder", "image_size": 16, "held_out": 90, "batch_size": 16, "workers": 1}
+    options = {**RESUMABLE, **own, "data_root": str(colours)}
+    code = (
+        "import sys, json, torch; torch.set_num_threads(1); from eefast.train.run import train; "
+        "train(output=sys.argv[1], **json.loads(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "killed"), json.dumps(options)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        for line in running.stderr:
+            # The checkpoint of the first epoch is there, that of the second perhaps half written.
+            if line.startswith("epoch 2/4"):
+                break
+        running.send_signal(signal.SIGKILL)
+    assert running.returncode == -signal.SIGKILL
+    assert torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["epoch"] in (0, 1, 2)
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    train(output=tmp_path / "whole", **options)
+    train(output=tmp_path / "killed", resume=True, **options)
+    same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_broken_run_goes_on_as_if_nothing_had_happened(
+    small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**RESUMABLE, "data_root": small_mnist}
+    train(output=tmp_path / "whole", **options)
+    with monkeypatch.context() as patch:
+        step = EarlyExitModule.training_step
+
+        def breaking(module, batch, index):
+            if (module.current_epoch, index) == (2, 5):
+                raise InterruptedError
+            return step(module, batch, index)
+
+        patch.setattr(EarlyExitModule, "training_step", breaking)
+        with pytest.raises(InterruptedError):
+            train(output=tmp_path / "broken", **options)
+    with pytest.raises(ValueError, match=r"learning_rate=0\.5, but the run to resume has 0\.01"):
+        train(output=tmp_path / "broken", resume=True, learning_rate=0.5, **options)
+    train(output=tmp_path / "broken", resume=True, **options)
+    same_run(tmp_path / "whole", tmp_path / "broken")
+    # What is finished can be resumed too: nothing is left to train.
+    train(output=tmp_path / "broken", resume=True, **options)
+    same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_divergence_is_said(small_mnist: Path, tmp_path: Path) -> None:
+    options = {**RESUMABLE, "data_root": small_mnist, "optimizer": "sgd", "schedule": "constant", "epochs": 2}
+    with pytest.raises(RuntimeError, match=r"training diverged: .*lower learning_rate=1e\+30"):
+        train(output=tmp_path, learning_rate=1e30, **options)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_resume_without_a_checkpoint(small_mnist: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"resume=True: there is no .*last\.ckpt"):
+        train(data_root=small_mnist, output=tmp_path, resume=True, **RESUMABLE)
+
+
+def test_the_best_epoch_is_saved(small_mnist: Path, tmp_path: Path) -> None:
+    """A learning rate that breaks the network late: the saved one is that of the best epoch, not of the last."""
+    options = {**RESUMABLE, "loss": "v0", "two_stage": 0, "schedule": "constant", "learning_rate": 0.2, "epochs": 5}
+    report = train(data_root=small_mnist, output=tmp_path, optimizer="sgd", **options)
+    rows = list(csv.DictReader((tmp_path / "logs" / "version_0" / "metrics.csv").open()))
+    by_epoch = [float(row["held_out_loss"]) for row in rows if row["held_out_loss"]]
+    assert len(by_epoch) == 5
+    assert len([row for row in rows if row["loss"]]) == 5
+    assert report.best_epoch == 1 + by_epoch.index(min(by_epoch)) < 5
+    assert report.best_held_out_loss == pytest.approx(min(by_epoch))
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == report.best_epoch - 1
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 4
+    net = load(tmp_path)
+    images, labels = data.dataset("mnist", small_mnist, "train")[:]
+    _, kept = random_split(range(1500), [400, 1100], generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        outputs = net.all_exits(net.prepare(images[kept.indices]))
+    held_out_loss = sum(torch.nn.functional.cross_entropy(out.logits, labels[kept.indices]) for out in outputs)
+    assert held_out_loss.item() == pytest.approx(min(by_epoch), rel=1e-4)
+
+
+def test_heads_learn_the_answers_of_a_frozen_backbone(colours: Path, tmp_path: Path) -> None:
+    """PTEENet: the backbone alone (v6), then heads that agree with it, though every label is wrong."""
+    options = {
+        "dataset": "folder", "image_size": 16, "num_exits": 2, "placement": "linear", "held_out": 60, "batch_size": 16,
+        "head": "bnpool", "max_accuracy_drop": 1.0, "device": "cpu",
+    }  # fmt: skip
+    first = train("eenet20", output=tmp_path / "right", data_root=colours, loss="pteenet_v6", epochs=4, **options)
+    assert first.exit_accuracy[-1] > 0.9
+    assert max(first.exit_agreement[:-1]) < 0.7
+
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    for name, other in (("blue", "green"), ("green", "red"), ("red", "blue")):
+        (wrong / other).symlink_to(colours / "train" / name)
+    second = train(
+        "eenet20",
+        output=tmp_path / "heads",
+        data_root=wrong,
+        weights=tmp_path / "right",
+        freeze_backbone=True,
+        self_labelled=True,
+        loss="pteenet_v0+pteenet_v5",
+        epochs=4,
+        **options,
+    )
+    assert min(second.exit_agreement) > 0.9
+    assert max(second.exit_accuracy) < 0.1
+    assert min(second.held_out_agreement.values()) > 0.9
+    before, after = (load(tmp_path / name).state_dict() for name in ("right", "heads"))
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    new = {name for name, _ in new_parameters(load(tmp_path / "heads"))}
+    statistics = {name for name in before if name.startswith(("heads.0.norm.", "heads.1.norm."))}
+    # "pteenet_v5" knows no confidence at the final exit.
+    unused = {"heads.2.confidence.weight", "heads.2.confidence.bias"}
+    assert changed - {"thresholds"} == new - unused | statistics
+
+
+def test_mixed_precision_trains_in_bfloat16_and_saves_float32(colours: Path, tmp_path: Path) -> None:
+    dtypes = set()
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, received, returned: dtypes.add(returned.dtype) if isinstance(module, torch.nn.Conv2d) else None
+    )
+    options = {"dataset": "folder", "image_size": 16, "held_out": 60, "batch_size": 16, "head": "conv1", "epochs": 3}
+    try:
+        report = train(
+            "eenet20", data_root=colours, output=tmp_path, precision="bf16-mixed", loss="v0+v4", device="cpu", **options
+        )
+    finally:
+        handle.remove()
+    assert torch.bfloat16 in dtypes
+    assert report.exit_accuracy[-1] > 0.6
+    assert {value.dtype for value in load(tmp_path).state_dict().values()} == {torch.float32, torch.int64}
+
+
+def test_tensorboard_is_optional(small_mnist: Path, tmp_path: Path) -> None:
+    options = {**RESUMABLE, "epochs": 1, "two_stage": 0, "data_root": small_mnist, "output": tmp_path / "out"}
+    if find_spec("tensorboard") or find_spec("tensorboardX"):
+        train(tensorboard=True, **options)
+        assert list((tmp_path / "out" / "logs").rglob("events.out.tfevents*"))
+        return
+    with pytest.raises(ImportError, match="tensorboard"):
+        train(tensorboard=True, **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "exits"), [("torchvision:resnet18", ["layer1", "layer2"]), ("timm:resnet10t", ["layer1", "layer2.0"])]
+)
+def test_exits_attached_to_a_backbone(colours: Path, tmp_path: Path, backbone: str, exits: list[str]) -> None:
+    torch.manual_seed(0)
+    network = backbones.backbone(backbone, 3)
+    torch.save(
+        {"state_dict": {f"module.{name}": v for name, v in network.state_dict().items()}}, tmp_path / "weights.pth"
+    )
+    report = train(
+        dataset="folder",
+        data_root=colours,
+        image_size=32,
+        backbone=backbone,
+        exits=exits,
+        head="conv1",
+        weights=tmp_path / "weights.pth",
+        freeze_backbone=True,
+        loss="early_supervision+correctness",
+        learning_rate=0.003,
+        epochs=2,
+        batch_size=16,
+        held_out=60,
+        output=tmp_path / "out",
+        test=True,
+    )
+    assert report.exit_accuracy[0] > 0.6
+    assert len(report.exit_agreement) == 3
+    net = eefast.load(tmp_path / "out")
+    images = torch.stack([data.dataset("folder", colours, "test", image_size=32)[i][0] for i in range(9)])
+    labels = torch.arange(9) // 3
+    result = net(images)
+    assert (result.labels == labels).double().mean().item() == pytest.approx(report.test["learned"].accuracy)
+    with torch.no_grad():
+        final = net.all_exits(net.prepare(images))[-1].logits
+        mean, std = (torch.tensor(part).view(3, 1, 1) for part in net.normalization)
+        expected = network.eval()((images / 255 - mean) / std)
+    assert torch.allclose(final, expected, atol=1e-5)
+    assert (result.labels == final.argmax(dim=1)).double().mean().item() == report.test_agreement["learned"]
+
+
+def test_backbones_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'torchvision:resnet81' is unknown to torchvision; near are resnet18"):
+        backbones.backbone("torchvision:resnet81", 10)
+    with pytest.raises(ValueError, match="'timm:resnet10tt' is unknown to timm; near are resnet10t"):
+        backbones.backbone("timm:resnet10tt", 10)
+    with pytest.raises(ValueError, match="must be torchvision:NAME or timm:NAME"):
+        backbones.backbone("resnet18", 10)
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        backbones.read_weights(tmp_path / "weights.pth")
+    (tmp_path / "text.pth").write_text("weights")
+    with pytest.raises(ValueError, match=r"no file of torch\.save"):
+        backbones.read_weights(tmp_path / "text.pth")
+    torch.save({"epoch": 3}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="holds no state_dict"):
+        backbones.read_weights(tmp_path / "other.pth")
+    torch.save(torch.nn.Linear(3, 1).state_dict(), tmp_path / "linear.pth")
+    with pytest.raises(ValueError, match="do not fit the network"):
+        backbones.load_weights(torch.nn.Linear(3, 2), tmp_path / "linear.pth")
+    with pytest.raises(FileNotFoundError, match=r"has no attached\.json"):
+        backbones.load_attached(tmp_path)
+
+
+def command_line(*words: object) -> dict:
+    """What `eefast train` hands to `train`."""
+    seen: dict = {}
+
+    def note(**arguments: object) -> None:
+        seen.update(arguments)
+        raise InterruptedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eefast.train.run.train", note)
+        result = CliRunner().invoke(app, ["train", *map(str, words)])
+    if not isinstance(result.exception, InterruptedError):
+        raise result.exception
+    return seen
+
+
+def test_options_and_their_other_names(tmp_path: Path) -> None:
+    defaults = command_line()
+    signature = inspect.signature(train).parameters
+    own = ("output", "data_root")
+    assert {k: v for k, v in defaults.items() if k not in own} == {
+        name: list(p.default) if name == "exits" else p.default for name, p in signature.items() if name not in own
+    }
+    words = "--lr 0.1 --opt sgd --sched cosine -b 17 -j 2 --model eenet8 --data-dir D --epochs 3 --seed 5"
+    found = command_line(*words.split(), "--exits", "layer1, layer2.0", "--no-flip")
+    expected = {
+        "learning_rate": 0.1, "optimizer": "sgd", "schedule": "cosine", "batch_size": 17, "workers": 2, "net": "eenet8",
+        "data_root": Path("D"), "epochs": 3, "seed": 5, "exits": ["layer1", "layer2.0"], "flip": False,
+    }  # fmt: skip
+    assert found == {**defaults, **expected}
+    assert command_line("--amp", "--device", "cpu")["precision"] == "bf16-mixed"
+    assert command_line("--amp", "--device", "cuda")["precision"] == "16-mixed"
+
+
+def test_options_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text(
+        "lr: 1e-3\nbatch-size: 17\nplacement: [1, 4]\nflip: false\nseed: 3\ndownload: true\nexits: [a, b.c]\n"
+    )
+    expected = {
+        "learning_rate": 1e-3, "batch_size": 17, "placement": [1, 4], "flip": False, "seed": 3, "download": True,
+        "exits": ["a", "b.c"],
+    }  # fmt: skip
+    assert command_line("--config", file) == {**command_line(), **expected}
+    found = command_line("--seed", 4, "--config", file, "--learning-rate", 0.5, "--flip")
+    assert found == {**command_line(), **expected, "seed": 4, "learning_rate": 0.5, "flip": True}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3", "'epoch' is no option of train; near are epochs"),
+        ("config: a.yaml", "'config' is no option of train"),
+        ("lr: 1\nlearning_rate: 2", "'learning_rate' is given twice"),
+        ("- epochs", "must hold lines such as"),
+        ("epochs: [", "is not YAML"),
+    ],
+)
+def test_options_from_a_malformed_file(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        command_line("--config", file)
+    file.write_text("epochs: many")
+    with pytest.raises(SystemExit):
+        command_line("--config", file)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -211,7 +483,14 @@ def test_same_seed_same_network(small_mnist: Path, tmp_path: Path) -> None:
         ({"max_accuracy_drop": -0.1}, "max_accuracy_drop=-0.1 must lie in 0 … 1"),
         ({"max_cost": 0.05}, "max_cost=0.05 is less than the first exit costs, 0.12"),
         ({"device": "abacus"}, "abacus"),
-        ({"optimizer": "lion"}, "optimizer='lion' is unknown; choose one of adamw, sgd"),
+        ({"optimizer": "lion"}, "optimizer='lion' is unknown; choose one of adamw, adam, sgd"),
+        ({"schedule": "linear"}, "schedule='linear' is unknown; choose one of one-cycle, cosine, step, constant"),
+        ({"precision": "8"}, "precision='8' is unknown; choose one of 32-true, 16-mixed, bf16-mixed"),
+        ({"two_stage": 12}, "two_stage=12 must lie in 0 … epochs - 1 = 11"),
+        ({"devices": 0}, "devices=0 must be at least -1"),
+        ({"self_labelled": True}, "self_labelled=True needs a frozen backbone"),
+        ({"exits": ["layer1"]}, "give both, or none of them with net"),
+        ({"image_size": 32}, "image_size=32: the images of mnist have one size"),
         ({"dataset": "emnist"}, "dataset='emnist' is unknown"),
         ({"net": "eenet19"}, "name='eenet19' is unknown"),
     ],

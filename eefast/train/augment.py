@@ -21,3 +21,12 @@ def random_shift(images: Tensor, pixels: int) -> Tensor:
     sample = torch.arange(n, device=images.device).view(n, 1, 1, 1)
     channel = torch.arange(channels, device=images.device).view(1, channels, 1, 1)
     return padded[sample, channel, rows, columns]
+
+
+def random_flip(images: Tensor) -> Tensor:
+    """Every image mirrored left to right with probability 1/2.
+
+    images: [N, C, H, W]; returns a new tensor of that shape, dtype and device.
+    """
+    mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(mirrored, images.flip(3), images)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,10 +49,21 @@ class ImageFiles(Dataset):
 
     samples: (path, label) of every image.
     transform: PIL image → uint8 tensor [C, H, W].
+    training_transform: the same with random changes, if there are any at this place.
     """
 
-    def __init__(self, samples: Sequence[tuple[str | Path, int]], transform: Callable[[Any], Tensor]) -> None:
+    def __init__(
+        self,
+        samples: Sequence[tuple[str | Path, int]],
+        transform: Callable[[Any], Tensor],
+        training_transform: Callable[[Any], Tensor] | None = None,
+    ) -> None:
         self.samples, self.transform = list(samples), transform
+        self.training_transform = training_transform or transform
+
+    def for_training(self) -> ImageFiles:
+        """The same images, randomly changed while they are decoded."""
+        return ImageFiles(self.samples, self.training_transform)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -71,6 +83,8 @@ class DatasetInfo:
     num_classes: labels are 0 … num_classes - 1.
     mean, std: per channel, on the scale 0 … 1.
     load: (root, split, download) → data set of (uint8 image, label).
+    shift, flip: how the papers change training images, see `eefast.train.module.EarlyExitModule`; photographs are also
+        cropped at random sizes while they are decoded.
     """
 
     shape: tuple[int, int, int]
@@ -78,31 +92,55 @@ class DatasetInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     load: Callable[[Path, str, bool], Dataset]
+    shift: int = 0
+    flip: bool = False
 
 
-def dataset(name: str, root: str | Path, split: str, download: bool = False) -> Dataset:
+def dataset(name: str, root: str | Path, split: str, download: bool = False, image_size: int | None = None) -> Dataset:
     """The data set called `name` (see `DATASETS`) from the folder `root`: (uint8 image [C, H, W], label) per sample.
 
     split: "train" or "test"; the labelled validation images stand for "test" where the test labels are secret
         (Tiny-ImageNet, ImageNet).
     download: fetch missing files into `root`, through torchvision; without it nothing is ever fetched.
+    image_size: see `info`.
     Raises `ValueError` for unknown names, splits and malformed files, `FileNotFoundError` for missing ones, saying how
     to get them.
     """
-    found = info(name)
+    _check_name(name)
     if split not in SPLITS:
         raise ValueError(f"split={split!r} is unknown; choose one of {', '.join(SPLITS)}")
     root = Path(root).expanduser()
     if not root.is_dir() and not download:
         raise FileNotFoundError(f"the data folder {root} does not exist; {_how_to_get(name)}")
-    return found.load(root, split, download)
+    return info(name, root, image_size).load(root, split, download)
 
 
-def info(name: str) -> DatasetInfo:
-    """Shape, classes and normalisation of the data set called `name`; `ValueError` lists the names there are."""
+def info(name: str, root: str | Path | None = None, image_size: int | None = None) -> DatasetInfo:
+    """Shape, classes and normalisation of the data set called `name`; `ValueError` lists the names there are.
+
+    root: the folder whose classes are counted; needed for "folder" only.
+    image_size: height and width to which photographs ("imagenet", "folder") are brought, by default 224.
+    """
+    _check_name(name)
+    if name not in ("imagenet", "folder"):
+        if image_size is not None:
+            raise ValueError(f"image_size={image_size}: the images of {name} have one size; leave it out")
+        return DATASETS[name]
+    size = 224 if image_size is None else image_size
+    if size < 1:
+        raise ValueError(f"image_size={size} must be at least 1")
+    if name == "folder" and root is None:
+        raise ValueError("dataset='folder' needs root: its classes are the folders there")
+    load = partial(_image_folder, name, size=size)
+    found = replace(DATASETS[name], shape=(3, size, size), load=load)
+    if root is None or name == "imagenet":
+        return found
+    return replace(found, num_classes=len(_class_folders(name, Path(root).expanduser(), "train")))
+
+
+def _check_name(name: str) -> None:
     if name not in DATASETS:
         raise ValueError(f"dataset={name!r} is unknown; choose one of {', '.join(DATASETS)}")
-    return DATASETS[name]
 
 
 def mnist_test() -> tuple[Tensor, Tensor]:
@@ -224,16 +262,42 @@ def _tiny_imagenet(root: Path, split: str, download: bool) -> Dataset:
     return ImageFiles(samples, pil_to_tensor)
 
 
-def _imagenet(root: Path, split: str, download: bool) -> Dataset:
-    from torchvision import transforms
-    from torchvision.datasets import ImageFolder
+def _class_folders(name: str, root: Path, split: str) -> list[Path]:
+    """The folders of the classes, sorted by name as torchvision's ImageFolder does."""
+    names = {"train": ["train"], "test": ["val"] if name == "imagenet" else ["val", "test"]}[split]
+    found = next((root / part for part in names if (root / part).is_dir()), None)
+    if found is None and (name, split) == ("folder", "train") and not (root / "val").is_dir():
+        found = root
+    classes = sorted(entry for entry in found.iterdir() if entry.is_dir()) if found and found.is_dir() else []
+    if not classes:
+        raise FileNotFoundError(f"no folders of classes in {root / ' or '.join(names)}; {_how_to_get(name)}")
+    return classes
 
-    _refuse_download("imagenet", download)
-    folder = root / ("train" if split == "train" else "val")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} does not exist; {_how_to_get('imagenet')}")
-    centre = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()])
-    return ImageFiles(ImageFolder(str(folder)).samples, centre)
+
+def _image_folder(name: str, root: Path, split: str, download: bool, size: int = 224) -> Dataset:
+    from torchvision import transforms
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    _refuse_download(name, download)
+    classes = _class_folders(name, root, split)
+    if split == "test" and (root / "train").is_dir():
+        # Labels are places in the sorted list, so a class that one side lacks would shift all that follow.
+        both = [{folder.name for folder in side} for side in (classes, _class_folders(name, root, "train"))]
+        if different := sorted(both[0] ^ both[1]):
+            raise ValueError(f"{classes[0].parent} and {root / 'train'} differ in classes: {', '.join(different[:5])}")
+    samples = [
+        (path, label)
+        for label, folder in enumerate(classes)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in IMG_EXTENSIONS
+    ]
+    if not samples:
+        raise FileNotFoundError(f"{classes[0].parent} has folders, but no images in them; {_how_to_get(name)}")
+    centre = transforms.Compose(
+        [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size), transforms.PILToTensor()]
+    )
+    crop = transforms.Compose([transforms.RandomResizedCrop(size), transforms.PILToTensor()])
+    return ImageFiles(samples, centre, crop)
 
 
 class _explained:  # noqa: N801  reads as a word in `with _explained(...)`
@@ -259,14 +323,21 @@ def _how_to_get(name: str) -> str:
         return "get tiny-imagenet-200.zip from Stanford's CS231n course page and unpack it there"
     if name == "imagenet":
         return "ask image-net.org for ILSVRC2012 and sort it into train/<class>/ and val/<class>/"
+    if name == "folder":
+        return "put images into train/<class>/ and val/<class>/, or into <class>/ alone"
     return "download=True (--download) fetches it there, or name the folder that holds the published files"
 
 
+_PHOTOGRAPHS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 DATASETS = {
     "mnist": DatasetInfo((1, 28, 28), 10, (0.1307,), (0.3081,), _mnist_like("mnist", "MNIST")),
     "fashion-mnist": DatasetInfo((1, 28, 28), 10, (0.2860,), (0.3530,), _mnist_like("fashion-mnist", "FashionMNIST")),
-    "svhn": DatasetInfo((3, 32, 32), 10, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), _svhn),
-    "cifar10": DatasetInfo((3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), _cifar10),
-    "tiny-imagenet": DatasetInfo((3, 64, 64), 200, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), _tiny_imagenet),
-    "imagenet": DatasetInfo((3, 224, 224), 1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), _imagenet),
+    "svhn": DatasetInfo((3, 32, 32), 10, *_HALF, _svhn),
+    "cifar10": DatasetInfo((3, 32, 32), 10, *_CIFAR10, _cifar10, shift=4, flip=True),
+    "tiny-imagenet": DatasetInfo((3, 64, 64), 200, *_HALF, _tiny_imagenet, flip=True),
+    "imagenet": DatasetInfo((3, 224, 224), 1000, *_PHOTOGRAPHS, partial(_image_folder, "imagenet"), flip=True),
+    # The number of classes is counted, see `info`.
+    "folder": DatasetInfo((3, 224, 224), 0, *_PHOTOGRAPHS, partial(_image_folder, "folder"), flip=True),
 }

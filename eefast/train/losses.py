@@ -10,53 +10,148 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..result import ExitOutput
+from .tags import exit_tags
 
-# (outputs of exits 0 … n, labels [N] int64, cost [n + 1] already weighted by λ) → scalar
-Loss = Callable[[Sequence[ExitOutput], Tensor, Tensor], Tensor]
+# (outputs of exits 0 … n in float32 or float64, labels [N] int64, cost [n + 1] already weighted by λ, exit tags [N]
+# int64 or None) → scalar; N ≥ 1
+Loss = Callable[[Sequence[ExitOutput], Tensor, Tensor, Tensor | None], Tensor]
 
 
-def deep_supervision(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor) -> Tensor:
+def deep_supervision(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None) -> Tensor:
     """Σ over exits of the negative log-likelihood (EENets' v0); confidences and cost play no part."""
-    return torch.stack([F.cross_entropy(out.logits, labels) for out in outputs]).sum()
+    return _log_likelihoods(outputs, labels).mean(dim=1).sum().neg()
 
 
-def mixtures(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor) -> Tensor:
+def mixture(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None) -> Tensor:
+    """NLL(P_0) + mean(C_0): what is expected of a sample that enters the network (EENets' v1), see `mixtures`."""
+    return _expected_losses(outputs, labels, cost)[0]
+
+
+def mixtures(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None) -> Tensor:
     """Σ over exits i of NLL(P_i) + mean(C_i): EENets' default loss, v2 (Demir & Akbas 2024).
 
     P_i = h_i·p_i + (1 - h_i)·P_{i+1} and C_i = h_i·c_i + (1 - h_i)·C_{i+1} from the final exit backwards, with p_i the
     softmax, h_i the confidence and c_i the weighted cost of exit i: what is expected of a sample that reaches exit i.
     """
-    log_mixture = -F.cross_entropy(outputs[-1].logits, labels, reduction="none")
-    mixed_cost = cost[-1].expand_as(log_mixture)
-    total = mixed_cost.mean() - log_mixture.mean()
-    for out, exit_cost in zip(reversed(outputs[:-1]), reversed(cost[:-1]), strict=True):
-        z = out.confidence_logit.to(log_mixture.dtype)
-        log_likelihood = -F.cross_entropy(out.logits, labels, reduction="none")
-        log_mixture = torch.logaddexp(F.logsigmoid(z) + log_likelihood, F.logsigmoid(-z) + log_mixture)
-        mixed_cost = torch.lerp(mixed_cost, exit_cost.expand_as(mixed_cost), torch.sigmoid(z))
-        total = total + mixed_cost.mean() - log_mixture.mean()
-    return total
+    return _expected_losses(outputs, labels, cost).sum()
 
 
-def correctness(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor) -> Tensor:
+def confidence_weighted(
+    outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None
+) -> Tensor:
+    """Σ over exits i of w_i·(NLL(p_i) + c_i), w_i the batch's mean confidence as a part of all exits' (EENets' v3)."""
+    # The mean over the batch differs from this sum by a factor that all exits share.
+    log_confidence = torch.logsumexp(F.logsigmoid(_confidence_logits(outputs)), dim=1)
+    return (log_confidence.softmax(dim=0) * (cost - _log_likelihoods(outputs, labels).mean(dim=1))).sum()
+
+
+def exit_tagged(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None) -> Tensor:
+    """NLL and cost of every sample at the exit of its tag, and each confidence against "tag = i" (EENets' v4).
+
+    Its binary cross-entropy is balanced: samples that leave at exit i weigh the batch's share of those that do not, and
+    the other way round. Without tags they are what `eefast.train.tags.exit_tags` makes of these outputs.
+    """
+    log_likelihood = _log_likelihoods(outputs, labels)
+    tags = exit_tags(outputs, labels, cost) if tags is None else tags
+    taken = cost[tags] - log_likelihood.gather(0, tags[None])[0]
+    leaves = F.one_hot(tags, len(outputs)).T.to(log_likelihood.dtype)
+    share = leaves.mean(dim=1, keepdim=True)
+    weight = leaves * (1 - share) + (1 - leaves) * share
+    confidence_loss = F.binary_cross_entropy_with_logits(
+        _confidence_logits(outputs).to(leaves.dtype), leaves, weight, reduction="none"
+    )
+    return taken.mean() + confidence_loss.mean(dim=1).sum()
+
+
+def early_supervision(
+    outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None
+) -> Tensor:
+    """Mean over the early exits of the negative log-likelihood (PTEENet's v0)."""
+    return -_log_likelihoods(outputs[:-1], labels).mean()
+
+
+def mean_mixtures(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None) -> Tensor:
+    """`mixtures` divided by the number of early exits (PTEENet's v2)."""
+    return _expected_losses(outputs, labels, cost).sum() / (len(outputs) - 1)
+
+
+def early_mixtures(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None) -> Tensor:
+    """`mean_mixtures` without the final exit's own term (PTEENet's v5)."""
+    return _expected_losses(outputs, labels, cost)[:-1].mean()
+
+
+def final_supervision(
+    outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None
+) -> Tensor:
+    """Negative log-likelihood of the final exit: the backbone alone, before its exits (PTEENet's v6)."""
+    return F.cross_entropy(outputs[-1].logits, labels)
+
+
+def correctness(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None) -> Tensor:
     """Σ over exits of the binary cross-entropy between the confidence and "this exit is right" (as in NACHOS).
 
     The target of every sample is a constant 0 or 1, so no gradient reaches the classifier rows through it.
     """
-    terms = []
-    for out in outputs:
-        right = (out.logits.detach().argmax(dim=1) == labels).to(out.confidence_logit.dtype)
-        terms.append(F.binary_cross_entropy_with_logits(out.confidence_logit, right))
-    return torch.stack(terms).sum()
+    z = _confidence_logits(outputs)
+    right = torch.stack([out.logits.detach().argmax(dim=1) == labels for out in outputs]).to(z.dtype)
+    return F.binary_cross_entropy_with_logits(z, right, reduction="none").mean(dim=1).sum()
 
 
-LOSSES: dict[str, Loss] = {"deep_supervision": deep_supervision, "mixtures": mixtures, "correctness": correctness}
-ALIASES = {"v0": "deep_supervision", "v2": "mixtures"}
+def _log_likelihoods(outputs: Sequence[ExitOutput], labels: Tensor) -> Tensor:
+    """[exits, N]."""
+    return -torch.stack([F.cross_entropy(out.logits, labels, reduction="none") for out in outputs])
+
+
+def _confidence_logits(outputs: Sequence[ExitOutput]) -> Tensor:
+    """[exits, N]."""
+    return torch.stack([out.confidence_logit for out in outputs])
+
+
+def _expected_losses(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor) -> Tensor:
+    """NLL(P_i) + mean(C_i) of every exit i, [n + 1]; see `mixtures`."""
+    log_likelihood = _log_likelihoods(outputs, labels)
+    log_mixture, mixed_cost = log_likelihood[-1], cost[-1].expand_as(log_likelihood[-1])
+    expected = [(mixed_cost - log_mixture).mean()]
+    for i in reversed(range(len(outputs) - 1)):
+        z = outputs[i].confidence_logit.to(log_mixture.dtype)
+        log_mixture = torch.logaddexp(F.logsigmoid(z) + log_likelihood[i], F.logsigmoid(-z) + log_mixture)
+        mixed_cost = torch.lerp(mixed_cost, cost[i].expand_as(mixed_cost), torch.sigmoid(z))
+        expected.append((mixed_cost - log_mixture).mean())
+    return torch.stack(expected[::-1])
+
+
+LOSSES: dict[str, Loss] = {
+    loss.__name__: loss
+    for loss in (
+        deep_supervision,
+        mixture,
+        mixtures,
+        confidence_weighted,
+        exit_tagged,
+        correctness,
+        early_supervision,
+        mean_mixtures,
+        early_mixtures,
+        final_supervision,
+    )
+}
+# The names in the published code of EENets and of its fork PTEENet, which changed some of them.
+ALIASES = {
+    "v0": "deep_supervision",
+    "v1": "mixture",
+    "v2": "mixtures",
+    "v3": "confidence_weighted",
+    "v4": "exit_tagged",
+    "pteenet_v0": "early_supervision",
+    "pteenet_v2": "mean_mixtures",
+    "pteenet_v5": "early_mixtures",
+    "pteenet_v6": "final_supervision",
+}
 
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """Σ weight·loss.
+    """Σ weight·loss, in float32 where the logits are narrower.
 
     terms: (weight, name in `LOSSES`) of every term.
     cost_weight: λ, the price of cost in units of the negative log-likelihood.
@@ -65,9 +160,18 @@ class WeightedSum:
     terms: tuple[tuple[float, str], ...]
     cost_weight: float = 1.0
 
-    def __call__(self, outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor) -> Tensor:
-        cost = cost.to(outputs[0].logits.dtype) * self.cost_weight
-        return torch.stack([weight * LOSSES[name](outputs, labels, cost) for weight, name in self.terms]).sum()
+    @property
+    def uses_tags(self) -> bool:
+        """Whether a term looks at exit tags."""
+        return any(name == "exit_tagged" for _, name in self.terms)
+
+    def __call__(
+        self, outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None
+    ) -> Tensor:
+        dtype = torch.promote_types(outputs[0].logits.dtype, torch.float32)
+        outputs = [ExitOutput(o.logits.to(dtype), o.confidence, o.confidence_logit.to(dtype)) for o in outputs]
+        cost = cost.to(dtype) * self.cost_weight
+        return torch.stack([weight * LOSSES[name](outputs, labels, cost, tags) for weight, name in self.terms]).sum()
 
 
 def parse(text: str, cost_weight: float = 1.0) -> WeightedSum:
@@ -83,7 +187,7 @@ def parse(text: str, cost_weight: float = 1.0) -> WeightedSum:
             value = float(weight) if weight else 1.0
         except ValueError:
             value = float("nan")
-        if name not in LOSSES or not value > 0:
+        if name not in LOSSES or not 0 < value < float("inf"):
             known = ", ".join((*LOSSES, *ALIASES))
             raise ValueError(f"loss={text!r}: {term.strip()!r} is no term; write name or weight*name, name in {known}")
         terms.append((value, name))

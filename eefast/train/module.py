@@ -2,70 +2,143 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor
+from torch.optim import Optimizer, lr_scheduler
 
 from ..model import EarlyExitNet
-from .augment import random_shift
-from .losses import Loss
+from ..result import ExitOutput
+from ..surgery import new_parameters
+from .augment import random_flip, random_shift
+from .losses import WeightedSum, parse
+from .tags import random_tags, refreshed
 
-OPTIMIZERS = ("adamw", "sgd")
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
+SCHEDULES: dict[str, Callable[[Optimizer, float, int], lr_scheduler.LRScheduler]] = {
+    "one-cycle": lambda optimizer, peak, steps: lr_scheduler.OneCycleLR(optimizer, max_lr=peak, total_steps=steps),
+    "cosine": lambda optimizer, peak, steps: lr_scheduler.CosineAnnealingLR(optimizer, steps),
+    # As He et al. (2016) train ResNets on CIFAR-10.
+    "step": lambda optimizer, peak, steps: lr_scheduler.MultiStepLR(optimizer, [steps // 2, steps * 3 // 4]),
+    "constant": lambda optimizer, peak, steps: lr_scheduler.ConstantLR(optimizer, factor=1.0),
+}
 
 
 class EarlyExitModule(lightning.LightningModule):
-    """Trains all exits of `net` together; learning rate by one cycle over the whole run.
+    """Trains all exits of `net` together, or the new heads of one with a frozen backbone.
 
-    loss: see `eefast.train.losses`.
-    optimizer: "adamw", or "sgd" (Nesterov momentum 0.9).
-    learning_rate: at the peak of the cycle.
+    loss: see `eefast.train.losses`; a name, or a weighted sum with λ.
+    first_epochs: so many epochs minimise "deep_supervision" before `loss` (EENets' two-stage training).
+    optimizer: name in `OPTIMIZERS`; "sgd" has Nesterov momentum 0.9.
+    schedule: name in `SCHEDULES`; "step" divides by ten after 1/2 and 3/4 of the run.
+    learning_rate: at the peak of the schedule.
     shift: training images are moved at random by at most so many pixels.
+    flip: training images are mirrored at random.
+    frozen: only what `eefast.surgery.new_parameters` names is trained; the backbone stays in eval mode, so that its
+        BatchNorm statistics stay as they are (PTEENet).
+    self_labelled: the final exit's answers stand for the labels (PTEENet); only with `frozen`.
+    tag_batches: all training images in order and unchanged, for a loss with exit tags.
+    seed: of the first exit tags.
 
-    Batches are (images [N, C, H, W] uint8 or normalised floats, labels [N] int64).
+    Training batches are (images [N, C, H, W] uint8 or normalised floats, labels [N] int64, indices [N] int64 of the
+    samples), validation batches have no indices.
     """
+
+    tags: Tensor
 
     def __init__(
         self,
         net: EarlyExitNet,
-        loss: Loss,
+        loss: WeightedSum | str,
         *,
+        first_epochs: int = 0,
         optimizer: str = "adamw",
+        schedule: str = "one-cycle",
         learning_rate: float = 0.01,
         weight_decay: float = 1e-4,
         shift: int = 0,
+        flip: bool = False,
+        frozen: bool = False,
+        self_labelled: bool = False,
+        tag_batches: torch.utils.data.DataLoader | None = None,
+        seed: int = 1,
     ) -> None:
         super().__init__()
-        if optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer={optimizer!r} is unknown; choose one of {', '.join(OPTIMIZERS)}")
-        self.net, self.loss, self.shift = net, loss, shift
-        self.optimizer, self.learning_rate, self.weight_decay = optimizer, learning_rate, weight_decay
+        for name, value, known in (("optimizer", optimizer, OPTIMIZERS), ("schedule", schedule, SCHEDULES)):
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")
+        if self_labelled and not frozen:
+            raise ValueError("self_labelled=True needs a frozen backbone: labels that are trained too teach nothing")
+        self.net, self.loss = net, parse(loss) if isinstance(loss, str) else loss
+        if self.loss.uses_tags and tag_batches is None:
+            raise ValueError("this loss uses exit tags; give tag_batches, all training images in order")
+        self.first_loss, self.first_epochs = parse("deep_supervision"), first_epochs
+        self.optimizer, self.schedule = optimizer, schedule
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.shift, self.flip, self.frozen, self.self_labelled = shift, flip, frozen, self_labelled
+        # Lightning must not take it for one of the loaders of the run.
+        self._tag_batches = tag_batches
+        count = len(tag_batches.dataset) if tag_batches is not None else 0  # type: ignore[arg-type]
+        self.register_buffer("tags", random_tags(count, net.num_exits, seed), persistent=False)
+        if frozen:
+            net.requires_grad_(False)
+            for _, parameter in new_parameters(net):
+                parameter.requires_grad_(True)
+        self.train()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        images, labels = batch
-        outputs = self.net(random_shift(images, self.shift) if self.shift else images)
-        loss = self.loss(outputs, labels, self.net.cost)
-        self.log("loss", loss, prog_bar=True, batch_size=len(labels))
+    def train(self, mode: bool = True) -> EarlyExitModule:
+        super().train(mode)
+        if self.frozen:
+            self.net.eval()
+            for head in self.net.heads[:-1]:
+                head.train(mode)
+        return self
+
+    def targets(self, outputs: Sequence[ExitOutput], labels: Tensor) -> Tensor:
+        """What each image should be taken for, [N] int64."""
+        return outputs[-1].logits.detach().argmax(dim=1) if self.self_labelled else labels
+
+    def on_train_epoch_start(self) -> None:
+        # The first tags are random; before that nothing has been learned that could choose.
+        if self.loss.uses_tags and self.current_epoch >= max(1, self.first_epochs):
+            assert self._tag_batches is not None
+            cost = self.net.cost * self.loss.cost_weight
+            self.tags.copy_(refreshed(self.net, self._tag_batches, cost, self.targets))
+
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], index: int) -> Tensor:
+        images, labels, samples = batch
+        images = random_shift(images, self.shift) if self.shift else images
+        images = random_flip(images) if self.flip else images
+        outputs = self.net.all_exits(self.net.prepare(images))
+        tags = self.tags[samples] if self.loss.uses_tags else None
+        compute = self.first_loss if self.current_epoch < self.first_epochs else self.loss
+        loss = compute(outputs, self.targets(outputs, labels), self.net.cost, tags)
+        self.log("loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         images, labels = batch
         outputs = self.net.all_exits(self.net.prepare(images))
-        metrics = {"held_out_loss": self.loss(outputs, labels, self.net.cost)}
-        for i, out in enumerate(outputs):
-            metrics[f"accuracy_exit_{i}"] = (out.logits.argmax(dim=1) == labels).float().mean()
-        self.log_dict(metrics, batch_size=len(labels))
+        # In both stages the same loss, so that epochs compare.
+        metrics = {"held_out_loss": self.loss(outputs, self.targets(outputs, labels), self.net.cost)}
+        answers = torch.stack([out.logits.argmax(dim=1) for out in outputs])
+        for i, answer in enumerate(answers):
+            metrics[f"accuracy_exit_{i}"] = (answer == labels).float().mean()
+        for i, answer in enumerate(answers[:-1]):
+            metrics[f"agreement_exit_{i}"] = (answer == answers[-1]).float().mean()
+        self.log_dict(metrics, batch_size=len(labels), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        arguments: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
-        if self.optimizer == "sgd":
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(
-                self.parameters(), momentum=0.9, nesterov=True, **arguments
-            )
-        else:
-            optimizer = torch.optim.AdamW(self.parameters(), **arguments)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self.learning_rate, total_steps=int(self.trainer.estimated_stepping_batches)
-        )
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = OPTIMIZERS[self.optimizer](trained, lr=self.learning_rate, weight_decay=self.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = SCHEDULES[self.schedule](optimizer, self.learning_rate, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -8,40 +8,56 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
-from torch import nn
-from torch.utils.data import DataLoader, Dataset, default_collate, random_split
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import Subset, random_split
 
 from .. import zoo
-from ..calibrate import Calibration, calibrate, collect, outcome
-from ..criteria import CRITERIA
+from ..calibrate import Calibration, calibrate, collect, exits_taken, outcome
+from ..criteria import CRITERIA, get
+from ..result import ExitOutput
+from ..surgery import attach
+from . import backbone as backbones
 from . import data, losses
+from .batches import EpochSeeds, batches, training_batches
 from .module import EarlyExitModule
 
-THRESHOLDS_FILE, REPORT_FILE = "thresholds.json", "report.json"
+THRESHOLDS_FILE, REPORT_FILE, LAST_FILE, LOGS_FOLDER = "thresholds.json", "report.json", "last.ckpt", "logs"
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+# Where and how fast a run goes on may change when it is resumed; what it learns may not.
+_FREE_TO_CHANGE = ("download", "device", "devices", "nodes", "strategy", "workers", "tensorboard", "resume", "test")
 
 
 @dataclass(frozen=True)
 class TrainReport:
     """What a training run measured; `report.json` holds the same.
 
+    best_epoch: 1 …, the epoch whose weights were saved: the one with the least held-out loss, `best_held_out_loss`.
+    exit_accuracy: held-out accuracy of every exit for all images.
+    exit_agreement: share of the held-out images for which an exit gives the final exit's answer.
     held_out, test: per criterion in `eefast.criteria`, its thresholds and their accuracy and mean cost; `test` is None
         unless it was asked for. The thresholds always come from the held-out images.
-    exit_accuracy: held-out accuracy of every exit for all images.
+    held_out_agreement, test_agreement: per criterion, share of the images that are answered as by the final exit.
     seconds_per_epoch: wall clock, one number per epoch, validation included.
     """
 
     arguments: dict[str, Any]
+    best_epoch: int
+    best_held_out_loss: float
     exit_accuracy: list[float]
+    exit_agreement: list[float]
     held_out: dict[str, Calibration]
+    held_out_agreement: dict[str, float]
     test: dict[str, Calibration] | None
+    test_agreement: dict[str, float] | None
     seconds_per_epoch: list[float]
 
 
@@ -52,135 +68,270 @@ def train(
     data_root: str | Path = "data",
     output: str | Path = "trained",
     download: bool = False,
+    image_size: int | None = None,
     num_exits: int = 3,
     placement: str | Sequence[int] = "fine",
     head: str = "pool",
+    backbone: str | None = None,
+    exits: Sequence[str] = (),
+    weights: str | Path | None = None,
+    freeze_backbone: bool = False,
+    self_labelled: bool = False,
     epochs: int = 12,
     batch_size: int = 128,
     learning_rate: float = 0.01,
     optimizer: str = "adamw",
+    schedule: str = "one-cycle",
     weight_decay: float = 1e-4,
     loss: str = "deep_supervision+correctness",
+    two_stage: int = 0,
     cost_weight: float = 1.0,
-    shift: int = 0,
+    shift: int | None = None,
+    flip: bool | None = None,
     held_out: int = 5000,
     max_accuracy_drop: float = 0.005,
     max_cost: float | None = None,
     seed: int = 1,
+    precision: str = "32-true",
     device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    strategy: str = "auto",
     workers: int = 0,
+    tensorboard: bool = False,
+    resume: bool = False,
     test: bool = False,
 ) -> TrainReport:
-    """Train an EENet, choose its thresholds on held-out training images, save it to a folder for `eefast.load`.
+    """Train an early-exit network, choose its thresholds on held-out training images, save it to a folder.
 
     net: name of the network, "eenet8" … "eenet152".
     dataset: name of the data set, see `eefast.train.data.DATASETS`.
     data_root: folder with the data set's published files.
-    output: folder for config.json, model.safetensors, thresholds.json (thresholds for every criterion), report.json
-        and last.ckpt (Lightning's checkpoint with the optimiser's state).
+    output: folder for config.json, model.safetensors (weights of the epoch with the least held-out loss),
+        thresholds.json (for every criterion), report.json, best.ckpt and last.ckpt (Lightning's checkpoints with the
+        optimiser's state) and logs/version_0/metrics.csv.
     download: fetch missing files into `data_root` where torchvision can.
+    image_size: height and width of photographs, for "imagenet" and "folder", by default 224.
     num_exits: number of early exits.
-    placement: where they stand: fine, pareto, linear, gold_ratio.
+    placement: where they stand: fine, pareto, linear, gold_ratio, or numbers of residual blocks.
     head: kind of the early exits' heads: pool, bnpool, plain, conv1, conv2, conv3.
+    backbone: instead of `net`, "torchvision:NAME" or "timm:NAME"; `output` then has attached.json instead of
+        config.json, for `eefast.train.backbone.load_attached`.
+    exits: names of the backbone's modules behind which its early exits stand, see `eefast.surgery.attach`.
+    weights: file or folder with the backbone's weights to start from, or with those of the whole `net`.
+    freeze_backbone: train the early heads only; weights and BatchNorm statistics of the backbone stay (PTEENet).
+    self_labelled: the backbone's own answers stand for the labels (PTEENet); only with `freeze_backbone`.
     epochs: passes over the training images.
-    batch_size: images per step.
-    learning_rate: at the peak of the one-cycle schedule.
-    optimizer: adamw, or sgd with Nesterov momentum.
+    batch_size: images per step and device.
+    learning_rate: at the peak of the schedule.
+    optimizer: adamw, adam, or sgd with Nesterov momentum.
+    schedule: one-cycle, cosine, step (÷ 10 after 1/2 and 3/4 of the run), constant.
     weight_decay: of the optimiser.
     loss: weighted sum of terms, such as "v0+0.5*correctness", see `eefast.train.losses`.
-    cost_weight: λ, the price of cost in the loss term "mixtures" (v2).
-    shift: training images are moved at random by at most so many pixels.
+    two_stage: so many epochs minimise "deep_supervision" (v0) before `loss`; EENets take 25, then v1.
+    cost_weight: λ, the price of cost in all losses that know cost.
+    shift: training images are moved at random by at most so many pixels; by default as in the papers: 4 for CIFAR-10.
+    flip: training images are mirrored at random; by default as in the papers: not for MNIST, Fashion-MNIST, SVHN.
     held_out: training images that are not trained on, drawn by the seed; thresholds and accuracies come from them.
     max_accuracy_drop: thresholds give the least cost with at most this drop below the final exit's held-out accuracy.
     max_cost: instead, thresholds give the most accuracy with at most this mean cost.
-    seed: of weights, order and held-out images.
+    seed: of weights, order, held-out images and the first exit tags.
+    precision: 32-true, 16-mixed, bf16-mixed.
     device: auto, cpu, cuda, or what else Lightning calls an accelerator.
+    devices, nodes, strategy: how many, and how they share the work, as Lightning's Trainer takes them; -1 = all.
     workers: processes that decode images; in-memory data sets need none.
+    tensorboard: write logs for TensorBoard beside the CSV file.
+    resume: go on from last.ckpt in `output`, with the arguments of that run; on the CPU to the same bits as without a
+        break.
     test: measure the test split once at the end.
+    Raises `ValueError` for arguments that do not fit and `FileNotFoundError` for missing files, before anything is
+    written; `RuntimeError` if no epoch had a finite held-out loss.
     """
     # Where the files lie is no part of what made the network.
-    arguments = {name: value for name, value in locals().items() if name not in ("data_root", "output")}
-    for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 2), ("held_out", held_out, 1)):
-        if value < least:
+    arguments = {
+        name: list(value) if isinstance(value, (list, tuple)) else value
+        for name, value in locals().items()
+        if name not in ("data_root", "output", "weights")
+    }
+    arguments["weights"] = None if weights is None else Path(weights).name
+    output = Path(output)
+    for name, value, least in (
+        ("epochs", epochs, 1), ("batch_size", batch_size, 2), ("held_out", held_out, 1), ("devices", devices, -1),
+        ("nodes", nodes, 1),
+    ):  # fmt: skip
+        if value < least or value == 0:
             raise ValueError(f"{name}={value} must be at least {least}")
     if not 0 <= max_accuracy_drop <= 1:
         raise ValueError(f"max_accuracy_drop={max_accuracy_drop} must lie in 0 … 1")
+    if not 0 <= two_stage < epochs:
+        raise ValueError(f"two_stage={two_stage} must lie in 0 … epochs - 1 = {epochs - 1}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    if bool(backbone) != bool(exits):
+        raise ValueError(f"backbone={backbone!r}, exits={list(exits)}: give both, or none of them with net")
     criterion_loss = losses.parse(loss, cost_weight)
-    found, output = data.info(dataset), Path(output)
-    everything = data.dataset(dataset, data_root, "train", download)
+    if resume:
+        _check_resume(output / LAST_FILE, arguments)
+    everything = data.dataset(dataset, data_root, "train", download, image_size)
+    found = data.info(dataset, data_root, image_size)
     count = len(everything)  # type: ignore[arg-type]
     if count - held_out < batch_size:
         raise ValueError(f"held_out={held_out} of {count} training images leaves no batch of batch_size={batch_size}")
-    test_images = data.dataset(dataset, data_root, "test", download) if test else None
+    test_images = data.dataset(dataset, data_root, "test", download, image_size) if test else None
 
     lightning.seed_everything(seed, workers=True, verbose=False)
     split = torch.Generator().manual_seed(seed)
-    train_images, held_out_images = random_split(everything, [count - held_out, held_out], generator=split)
+    unchanged_images, held_out_images = random_split(everything, [count - held_out, held_out], generator=split)
+    changed = everything.for_training() if isinstance(everything, data.ImageFiles) else everything
     normalization = (list(found.mean), list(found.std))
-    network = zoo.eenet(
-        net, num_exits, placement, head, found.num_classes, found.shape, normalization=normalization
-    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if backbone:
+        body = backbones.backbone(backbone, found.num_classes, found.shape[0], weights)
+        network = attach(body, exits, head=head, input_shape=found.shape, normalization=normalization)
+    else:
+        network = zoo.eenet(
+            net, num_exits, placement, head, found.num_classes, found.shape, normalization=normalization
+        )
+        if weights is not None:
+            backbones.load_weights(network, weights)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if max_cost is not None and max_cost < network.cost[0]:
         raise ValueError(f"max_cost={max_cost} is less than the first exit costs, {network.cost[0]:.4f}")
     module = EarlyExitModule(
         network,
         criterion_loss,
+        first_epochs=two_stage,
         optimizer=optimizer,
+        schedule=schedule,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
-        shift=shift,
+        shift=found.shift if shift is None else shift,
+        flip=found.flip if flip is None else flip,
+        frozen=freeze_backbone,
+        self_labelled=self_labelled,
+        tag_batches=batches(unchanged_images, 500, workers) if criterion_loss.uses_tags else None,
+        seed=seed,
     )
-    held_out_batches = _batches(held_out_images, 500, workers)
-    lines = _EpochLines()
-    with _quiet(), torch.backends.mkldnn.flags(enabled=not _too_narrow_for_onednn(network)):
+    train_batches = training_batches(Subset(changed, unchanged_images.indices), batch_size, seed, workers)
+    held_out_batches = batches(held_out_images, 500, workers)
+    lines = _EpochLines(arguments)
+    kept: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
+    best = ModelCheckpoint(output, "best", monitor="held_out_loss", **kept)
+    last = ModelCheckpoint(output, LAST_FILE.removesuffix(".ckpt"), **kept)
+    several = strategy == "auto" and (devices, nodes) != (1, 1)
+    without_onednn = torch.backends.mkldnn.flags(enabled=False)
+    logs = CSVLogger(output, LOGS_FOLDER)
+    with _quiet(), without_onednn if _too_narrow_for_onednn(network) else nullcontext():
         trainer = lightning.Trainer(
             accelerator=device,
-            devices=1,
+            devices=devices,
+            num_nodes=nodes,
+            # Some losses leave rows of confidence out, for which plain "ddp" would wait for ever.
+            strategy="ddp_find_unused_parameters_true" if several else strategy,
+            precision=precision,  # type: ignore[arg-type]
             max_epochs=epochs,
-            logger=False,
-            enable_checkpointing=False,
+            logger=[logs, *([TensorBoardLogger(output, LOGS_FOLDER, logs.version)] if tensorboard else [])],
+            log_every_n_steps=1,
             enable_model_summary=False,
             enable_progress_bar=sys.stderr.isatty(),
             num_sanity_val_steps=0,
-            callbacks=[lines, *([RichProgressBar(console_kwargs={"stderr": True})] if sys.stderr.isatty() else [])],
+            callbacks=[
+                EpochSeeds(seed, train_batches),
+                lines,
+                best,
+                last,  # behind best, whose score it saves too
+                *([RichProgressBar(console_kwargs={"stderr": True})] if sys.stderr.isatty() else []),
+            ],
         )
-        output.mkdir(parents=True, exist_ok=True)
-        trainer.fit(module, _batches(train_images, batch_size, workers, shuffle=True), held_out_batches)
-        trainer.save_checkpoint(output / "last.ckpt")
-    if not trainer.callback_metrics["held_out_loss"].isfinite():
+        checkpoint = output / LAST_FILE if resume else None
+        trainer.fit(module, train_batches, held_out_batches, ckpt_path=checkpoint, weights_only=True)
+    if best.best_model_score is None or not best.best_model_score.isfinite():
         raise RuntimeError(f"training diverged: the loss is no number; lower learning_rate={learning_rate}")
 
-    network.eval()
+    saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+    module.load_state_dict(saved["state_dict"])
+    network.eval().to(trainer.strategy.root_device)
     outputs, labels = collect(network, held_out_batches)
+    answers = outputs[-1].logits.argmax(dim=1)
     exit_accuracy = [(out.logits.argmax(dim=1) == labels).double().mean().item() for out in outputs]
     bound = {"max_cost": max_cost} if max_cost is not None else {"min_accuracy": exit_accuracy[-1] - max_accuracy_drop}
     chosen = {name: calibrate(outputs, labels, network.cost, name, **bound) for name in CRITERIA}
     network.thresholds.copy_(torch.tensor(chosen[network.criterion.name].thresholds))
-    network.save(output)
-    tested = None
+    held_out_agreement = {name: _agreement(outputs, c) for name, c in chosen.items()}
+    exit_agreement = [(out.logits.argmax(dim=1) == answers).double().mean().item() for out in outputs]
+    tested, test_agreement = None, None
     if test_images is not None:
-        outputs, labels = collect(network, _batches(test_images, 500, workers))
+        outputs, labels = collect(network, batches(test_images, 500, workers))
         tested = {
             name: Calibration(name, c.thresholds, *outcome(outputs, labels, network.cost, name, c.thresholds))
             for name, c in chosen.items()
         }
-    report = TrainReport(arguments, exit_accuracy, chosen, tested, lines.seconds)
-    _write(output / THRESHOLDS_FILE, {name: list(c.thresholds) for name, c in chosen.items()})
-    _write(output / REPORT_FILE, asdict(report))
+        test_agreement = {name: _agreement(outputs, c) for name, c in chosen.items()}
+    report = TrainReport(
+        arguments,
+        saved["epoch"] + 1,
+        float(best.best_model_score),
+        exit_accuracy,
+        exit_agreement,
+        chosen,
+        held_out_agreement,
+        tested,
+        test_agreement,
+        lines.seconds,
+    )
+    if trainer.is_global_zero:
+        if backbone:
+            backbones.save_attached(network, output, backbone, exits, head)
+        else:
+            network.save(output)
+        _write(output / THRESHOLDS_FILE, {name: list(c.thresholds) for name, c in chosen.items()})
+        _write(output / REPORT_FILE, asdict(report))
     return report
 
 
-class _EpochLines(Callback):
-    """One line on stderr per epoch, so that a log without a terminal shows the progress too."""
+def _check_resume(path: Path, arguments: dict[str, Any]) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"resume=True: there is no {path}; name the folder of the broken run, or start anew")
+    before = torch.load(path, map_location="cpu", weights_only=True).get("arguments", {})
+    for name, value in arguments.items():
+        if name not in _FREE_TO_CHANGE and before.get(name) != value:
+            raise ValueError(
+                f"{name}={value!r}, but the run to resume has {before.get(name)!r}; give the same or start anew"
+            )
 
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
+
+def _agreement(outputs: Sequence[ExitOutput], chosen: Calibration) -> float:
+    """Share of the images that are answered as by the final exit."""
+    answers = torch.stack([out.logits.argmax(dim=1) for out in outputs])
+    taken: Tensor = answers.gather(0, exits_taken(outputs, get(chosen.criterion), chosen.thresholds)[None])[0]
+    return (taken == answers[-1]).double().mean().item()
+
+
+class _EpochLines(Callback):
+    """One line on stderr per epoch, so that a log without a terminal shows the progress too.
+
+    Arguments and seconds go into every checkpoint.
+    """
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.arguments, self.seconds = arguments, list[float]()
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["arguments"], checkpoint["seconds_per_epoch"] = self.arguments, list(self.seconds)
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.seconds = list(checkpoint["seconds_per_epoch"])
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self.start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self.seconds.append(time.perf_counter() - self.start)
+        if not trainer.is_global_zero:
+            return
         metrics = trainer.callback_metrics
         accuracy = " ".join(f"{100 * v:.2f}" for name, v in metrics.items() if name.startswith("accuracy_exit_"))
         print(
@@ -199,7 +350,12 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            for message in (
+                ".*does not have many workers.*",
+                ".*Checkpoint directory .* exists and is not empty.*",
+                ".*in eval mode at the start of training.*",
+            ):
+                warnings.filterwarnings("ignore", message=message)
             for category in (DeprecationWarning, FutureWarning):
                 warnings.filterwarnings("ignore", category=category, module="lightning")
             yield
@@ -214,15 +370,6 @@ def _too_narrow_for_onednn(network: nn.Module) -> bool:
     """
     narrow = any(isinstance(m, nn.Conv2d) and m.out_channels < 4 for m in network.modules())
     return narrow and "AVX512" not in torch.backends.cpu.get_cpu_capability()
-
-
-def _batches(images: Dataset, batch_size: int, workers: int, shuffle: bool = False) -> DataLoader:
-    # BatchNorm cannot train on a last batch of one image, so training drops what is left over.
-    return DataLoader(images, batch_size, shuffle=shuffle, drop_last=shuffle, num_workers=workers, collate_fn=_collate)
-
-
-def _collate(batch: Any) -> Any:
-    return batch if isinstance(batch, tuple) else default_collate(batch)
 
 
 def _write(path: Path, value: Any) -> None:

@@ -1,0 +1,54 @@
+"""What all exits say about a training image → its exit tag, the exit at which it should leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..model import EarlyExitNet
+from ..result import ExitOutput
+
+
+def exit_tags(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor) -> Tensor:
+    """[N] int64, argmin over exits i of NLL(p_i) + cost_i for every sample, ties to the earlier exit (EENets, v4).
+
+    outputs: of exits 0 … n. labels: [N] int64. cost: [n + 1], already weighted by λ.
+    """
+    losses = [F.cross_entropy(out.logits.detach(), labels, reduction="none") for out in outputs]
+    return (torch.stack(losses) + cost.unsqueeze(1)).argmin(dim=0)
+
+
+def random_tags(count: int, num_exits: int, seed: int) -> Tensor:
+    """[count] int64, uniform over 0 … num_exits: the tags before the first epoch."""
+    return torch.randint(num_exits + 1, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def refreshed(
+    net: EarlyExitNet,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    cost: Tensor,
+    targets: Callable[[Sequence[ExitOutput], Tensor], Tensor] = lambda outputs, labels: labels,
+) -> Tensor:
+    """Tags of all images in the order of `batches`, from the network in eval mode; it is left as it was.
+
+    batches: (images as the network takes them, labels [N]), without augmentation and in a fixed order.
+    cost: [n + 1], already weighted by λ.
+    targets: (outputs, labels) → what each image should be taken for.
+    """
+    device = next(net.parameters()).device
+    flags = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        found = []
+        for images, labels in batches:
+            outputs = net.all_exits(net.prepare(images.to(device)))
+            found.append(exit_tags(outputs, targets(outputs, labels.to(device)), cost.to(device)))
+    finally:
+        # A frozen backbone stays in eval mode while its heads train, so every module gets its own flag back.
+        for module, training in flags:
+            module.training = training
+    return torch.cat(found)
