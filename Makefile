@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*'
 SANITIZED := $(CURDIR)/build/sanitized
 
-.PHONY: demo test sanitize bench guard aot gpu lint format clean
+.PHONY: demo test sanitize bench guard report aot gpu lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eefast demo
@@ -33,6 +33,10 @@ bench: $(VENV)/.ready
 # lead. Waiting threads give their core away, since a spinning one makes the ratio depend on who else is at work.
 guard: $(VENV)/.ready
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python bench/guard.py $(GUARD)
+
+# docs/benchmarks.md and its figures, from the committed rows in bench/results/.
+report: $(VENV)/.ready
+	$(BIN)/python bench/page.py
 
 # Compiles every Triton kernel for five generations of GPUs, without one; a table of registers, memory, instructions.
 aot: $(VENV)/.ready

@@ -5,15 +5,15 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from peers import PEERS, Peer
+from peers import PEERS, STAND_INS, Peer
 from prepared import (
     FLIP_MARGIN,
     MNIST,
@@ -31,7 +31,8 @@ from rows import NetworkRow, append, summary
 from torch import Tensor
 from worker import PeerError, Setting, Worker, save
 
-from eefast.calibrate import exits_taken
+from eefast.calibrate import collect, exits_taken
+from eefast.cost import macs
 from eefast.model import EarlyExitNet
 from eefast.result import ExitOutput
 
@@ -127,7 +128,9 @@ class Way:
     details: str
 
 
-def run(works: Sequence[Work], around: Mapping[str, Any], seconds: float, peers: Sequence[Peer] = PEERS) -> None:
+def run(
+    works: Sequence[Work], around: Mapping[str, Any], seconds: float, peers: Sequence[Peer] = (*PEERS, *STAND_INS)
+) -> None:
     """Measure what fits into so many seconds, network by network; rows go to the file of this machine."""
     begin = time.perf_counter()
     opened: Network | None = None
@@ -217,7 +220,7 @@ def measure(work: Work, subject: Subject, workers: Workers, peers: Sequence[Peer
         if note
     ]
     medians = {i: statistics.median(s for s, _ in own) for i, own in enumerate(spans) if not notes[i]}
-    best = min((i for i in medians if ways[i].peer.static), key=medians.__getitem__, default=None)
+    best = min((i for i in medians if _rivals(ways[i].peer)), key=medians.__getitem__, default=None)
     for i in medians:
         way = ways[i]
         rows.append(
@@ -236,11 +239,16 @@ def measure(work: Work, subject: Subject, workers: Workers, peers: Sequence[Peer
     return rows
 
 
+def _rivals(peer: Peer) -> bool:
+    """Whether eefast's ratios are against it: in float32, and with the same network."""
+    return peer.static and peer.dtype == torch.float32 and peer.stand_in is None
+
+
 def _pairs(work: Work, subject: Subject, peers: Sequence[Peer]) -> Iterator[tuple[Peer, Case]]:
     """Who is measured in which case; static peers once, where no image leaves."""
     cases = [make_case(subject, work.batch_size, cost) for cost in work.costs]
     without = next((case for case in cases if case.cost == 1), None) or make_case(subject, work.batch_size, 1)
-    for peer in peers:
+    for peer in (peer for peer in peers if work.batch_size <= peer.largest_batch):
         for case in (without,) if peer.static else cases:
             # Where no image leaves, a peer's static form is the faster one.
             if peer.static or case is not without or work.thorough or peer.name.startswith(OURS):
@@ -249,11 +257,23 @@ def _pairs(work: Work, subject: Subject, peers: Sequence[Peer]) -> Iterator[tupl
 
 def answered(peer: Peer, case: Case, worker: Worker) -> tuple[Way | None, str]:
     answer = worker.answer(peer, case.setting)
+    prepared = case.prepared if peer.stand_in is None else in_its_place(peer.stand_in, case.prepared)
     exits = answer.exits
     if exits is None:
-        exits = torch.full((len(answer.logits),), case.prepared.net.num_exits)
-    checked, note = check(case.prepared, peer.static, answer.logits, exits, peer.dtype)
+        exits = torch.full((len(answer.logits),), prepared.net.num_exits)
+    checked, note = check(prepared, peer.static, answer.logits, exits, peer.dtype)
+    if checked is not None and peer.stand_in is not None:
+        own, whole = (macs(net.plain(), net.input_shape)[0] for net in (prepared.net, case.prepared.net))
+        checked = replace(checked, costs=(own / whole,) * len(checked.costs))
     return (None if checked is None else Way(peer, case, checked, answer.setup_seconds, answer.details)), note
+
+
+def in_its_place(other: Callable[[EarlyExitNet], EarlyExitNet], prepared: Prepared) -> Prepared:
+    """The same images for another network."""
+    net = other(prepared.net)
+    with torch.no_grad():
+        outputs, _ = collect(net, [(x, torch.zeros(len(x))) for x in prepared.batches])
+    return Prepared(net, prepared.batches, outputs)
 
 
 def timed(ways: Sequence[Way], workers: Workers) -> tuple[list[list[tuple[float, float]]], list[str]]:

@@ -38,8 +38,8 @@ def load(
     """The network in `path`, on the CPU, in eval mode, in the dtype that it was saved in.
 
     path: a folder written by `EarlyExitNet.save`, or by `eefast train --backbone`; or a file of the reference
-        implementation of EENets (eksuas/eenets.pytorch, and its fork PTEENet), either `torch.save(model)` or `torch.save(model.state_dict())`,
-        in the format of any torch version. No code in the file is ever run.
+        implementation of EENets (eksuas/eenets.pytorch, and its fork PTEENet), either `torch.save(model)` or
+        `torch.save(model.state_dict())`, in the format of any torch version. No code in the file is ever run.
 
     The rest is for files of the reference only:
     input_shape: (C, H, W) of the images; needed where the file does not say it: every state_dict, every EENet-8.

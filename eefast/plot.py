@@ -1,9 +1,13 @@
-"""Figures: every function draws on a given matplotlib Axes and returns it."""
+"""Figures: every function draws on a given matplotlib Axes, or SubFigure, and returns it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
+
+import torch
+from torch import Tensor
 
 
 def accuracy_against_cost(
@@ -11,18 +15,20 @@ def accuracy_against_cost(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     points: Mapping[str, tuple[float, float]],
 ) -> Any:
-    """A line per criterion over its thresholds and a marker per operating point.
+    """A line per criterion over its thresholds and a marker per operating point or static network.
 
     curves: name → (mean costs, accuracies 0 … 1); points: name → (mean cost, accuracy).
+    The accuracies shown end 4 points below the best, or where the lowest marker stands.
     """
     for name, (costs, accuracies) in curves.items():
         axes.plot(costs, [100 * a for a in accuracies], label=name)
-    for (name, (cost, accuracy)), marker in zip(points.items(), "osD^v*", strict=False):
+    for (name, (cost, accuracy)), marker in zip(points.items(), cycle("osD^v*"), strict=False):
         axes.plot(cost, 100 * accuracy, marker, color="black", markersize=6, label=name)
-    best = max(max(accuracies) for _, accuracies in curves.values())
-    axes.set(xlabel="mean cost (1 = plain network)", ylabel="accuracy, %", ylim=(100 * best - 4, 100 * best + 0.3))
+    best = max([max(accuracies) for _, accuracies in curves.values()] + [a for _, a in points.values()])
+    lowest = min([best - 0.04, *(a - 0.003 for _, a in points.values())])
+    axes.set(xlabel="mean cost (1 = plain network)", ylabel="accuracy, %", ylim=(100 * lowest, 100 * best + 0.3))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")
     return axes
 
 
@@ -35,3 +41,48 @@ def exit_histogram(axes: Any, right: Sequence[int], wrong: Sequence[int], costs:
     axes.set(ylabel="images", ylim=(0, 1.18 * max(r + w for r, w in zip(right, wrong, strict=True))))
     axes.legend()
     return axes
+
+
+def examples(
+    figure: Any, images: Tensor, labels: Tensor, answers: Tensor, exit_index: Tensor, costs: Sequence[float], each: int
+) -> Any:
+    """A row of images per exit: the first ones that it answered right, one class after the other, then wrong ones.
+
+    figure: a matplotlib Figure or SubFigure. images: [N, C, H, W] uint8, C 1 or 3. labels, answers, exit_index: [N]
+    int64. costs: of the n + 1 exits. each: so many images right and as many wrong. Under a wrong one stands answer ≠
+    label.
+    """
+    # A narrow empty column between right and wrong.
+    widths = [1.0] * each + [0.3] + [1.0] * each
+    grid = figure.subplots(len(costs), len(widths), squeeze=False, gridspec_kw={"width_ratios": widths})
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.patch.set_visible(False)
+        # Places without an image are as large as those with one.
+        axes.set_box_aspect(images.shape[2] / images.shape[3])
+    for i, row in enumerate(grid):
+        taken = exit_index == i
+        for first, wanted in ((0, answers == labels), (each + 1, answers != labels)):
+            rows = _spread(labels, (taken & wanted).nonzero().flatten(), each)
+            for axes, at in zip(row[first:], rows, strict=False):
+                # Matplotlib wants colours last, and grey images without them.
+                axes.imshow(images[at].permute(1, 2, 0).squeeze(2).numpy(), cmap="gray_r", vmin=0, vmax=255)
+                if answers[at] != labels[at]:
+                    axes.set_xlabel(f"{int(answers[at])} ≠ {int(labels[at])}", color="tab:red", fontsize=8, labelpad=1)
+        row[0].set_ylabel(f"exit {i}\ncost {costs[i]:.2f}", rotation=0, ha="right", va="center", fontsize=9)
+    for first, title, color in ((0, "right", "tab:green"), (each + 1, "wrong: answer ≠ label", "tab:red")):
+        # A title would make the column as wide as its words.
+        heading = grid[0][first].text(0, 1.1, title, transform=grid[0][first].transAxes, fontsize=10, color=color)
+        heading.set_in_layout(False)
+    return figure
+
+
+def _spread(labels: Tensor, rows: Tensor, count: int) -> list[int]:
+    """The first `count` rows, taken from all classes in turn."""
+    turns = torch.zeros_like(rows)
+    for label in labels[rows].unique():
+        same = labels[rows] == label
+        turns[same] = torch.arange(int(same.sum()))
+    order = (turns * (int(labels.max()) + 1) + labels[rows]).argsort() if len(rows) else rows
+    return sorted(rows[order][:count].tolist(), key=lambda row: int(labels[row]))

@@ -1,13 +1,20 @@
-"""The command line of training: a folder that loads, data on stdout, errors in one line."""
+"""The command line: folders that load, data on stdout, errors in one line."""
 
 import json
 import subprocess
 import sys
 
+import pytest
 import torch
+from networks import lived_in, one_by_one, spread_thresholds
+from reference_nets import EENet, answers, save, trained
 from test_data import idx_bytes
+from typer.testing import CliRunner
 
 import eefast
+from eefast import zoo
+from eefast.cli import app
+from eefast.train import data
 
 COMMAND = [sys.executable, "-c", "from eefast.cli import main; main()"]
 
@@ -46,9 +53,169 @@ def test_missing_data_says_how_to_get_it(tmp_path):
 
 
 def test_unknown_options_and_commands_exit_with_2():
-    assert eefast_command("train", "--nett", "eenet20").returncode == 2
     assert eefast_command("fly").returncode == 2
-    listing = eefast_command("--help")
-    assert listing.returncode == 0
-    assert "demo" in listing.stdout
-    assert "train" in listing.stdout
+    assert CliRunner().invoke(app, ["train", "--nett", "eenet20"]).exit_code == 2
+    listing = CliRunner().invoke(app, ["--help"])
+    assert listing.exit_code == 0
+    for command in ("demo", "train", "calibrate", "evaluate", "plot"):
+        assert f" {command} " in listing.stdout
+
+
+def run(*words):
+    """The command in this process, whose errors are raised."""
+    done = CliRunner().invoke(app, list(map(str, words)))
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A folder with MNIST's files, of noise, and one with a network that leaves at all its exits."""
+    folder = tmp_path_factory.mktemp("shop")
+    random = torch.Generator().manual_seed(0)
+    images = {}
+    for stem, n in (("train", 70), ("t10k", 41)):
+        images[stem] = torch.randint(256, (n, 28, 28), generator=random, dtype=torch.uint8)
+        labels = torch.randint(9, (n,), generator=random, dtype=torch.uint8)
+        (folder / f"{stem}-images-idx3-ubyte").write_bytes(idx_bytes(images[stem].numpy()))
+        (folder / f"{stem}-labels-idx1-ubyte").write_bytes(idx_bytes(labels.numpy()))
+    net = lived_in(zoo.eenet("eenet8", input_shape=(1, 28, 28), normalization=((0.1,), (0.3,))), 1)
+    spread_thresholds(net, net.prepare(images["t10k"].unsqueeze(1)), 0.4)
+    net.save(folder / "net")
+    return folder
+
+
+def held_out_of(folder, n, seed):
+    kept = data.dataset("mnist", folder, "train")
+    split = torch.utils.data.random_split(kept, [70 - n, n], generator=torch.Generator().manual_seed(seed))[1]
+    return kept.images[split.indices], kept.labels[split.indices]
+
+
+def test_calibrate_saves_what_it_says(shop, tmp_path):
+    net = eefast.load(shop / "net")
+    net.save(tmp_path / "net")
+    words = ["calibrate", tmp_path / "net", "--data-root", shop, "--held-out", 31, "--seed", 5, "--max-cost", 0.7]
+    cache = tmp_path / "held.safetensors"
+    done = run(*words, "--criterion", "all", "--save", "--cache", cache, "--json", tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report["chosen"]) == set(eefast.criteria.CRITERIA)
+    images, labels = held_out_of(shop, 31, 5)
+    thresholds = json.loads((tmp_path / "net" / "thresholds.json").read_text())
+    loaded = eefast.load(tmp_path / "net")
+    assert loaded.thresholds.tolist() == report["chosen"]["learned"]["thresholds"]
+    for name, chosen in report["chosen"].items():
+        assert thresholds[name] == chosen["thresholds"]
+        assert f"{chosen['accuracy']:.2%}" in done.stdout
+        answer = one_by_one(net.with_criterion(name, thresholds[name]), net.prepare(images))
+        assert chosen["cost"] == pytest.approx(float(answer.cost.mean()), abs=1e-6)
+        assert chosen["cost"] <= 0.7
+        assert chosen["accuracy"] == pytest.approx(float((answer.labels == labels).float().mean()))
+        assert chosen["exits"] == answer.exit_index.bincount(minlength=3).tolist()
+    # The cache stands for the images, and for no others.
+    again = run(*words, "--criterion", "all", "--cache", cache, "--data-root", tmp_path / "gone", "--json", "-")
+    assert json.loads(again.stdout)["chosen"] == report["chosen"]
+    with pytest.raises(ValueError, match="was collected with images=31 of mnist by seed 5, not 31 of mnist by seed 6"):
+        run(*words, "--seed", 6, "--cache", cache)
+
+
+def test_calibrate_takes_half_a_point_off_the_final_exit_by_default(shop):
+    words = ["calibrate", shop / "net", "--data-root", shop, "--held-out", 31, "--json", "-"]
+    report = json.loads(run(*words).stdout)
+    assert report["bound"] == {"max_accuracy_drop": 0.005}
+    assert list(report["chosen"]) == ["learned"]
+    assert report["chosen"]["learned"]["accuracy"] >= report["exits"][-1]["accuracy"] - 0.005
+    assert report["scaling"] is None
+    report = json.loads(run(*words, "--min-accuracy", 0, "--criterion", "margin").stdout)
+    assert report["chosen"]["margin"]["cost"] == pytest.approx(float(eefast.load(shop / "net").cost[0]))
+
+
+def test_calibrate_scales_what_it_saves(shop, tmp_path):
+    eefast.load(shop / "net").save(tmp_path / "net")
+    words = ["--data-root", shop, "--held-out", 31, "--max-cost", 0.7, "--criterion", "entropy"]
+    done = run("calibrate", tmp_path / "net", *words, "--scale", "--save", "--json", tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    before, after = eefast.load(shop / "net"), eefast.load(tmp_path / "net")
+    assert after.criterion.name == "entropy"
+    assert "temperature" in done.stdout
+    for one, two, t in zip(before.heads, after.heads, report["scaling"]["temperature"], strict=True):
+        torch.testing.assert_close(one.classifier.weight / t, two.classifier.weight)
+    images, labels = held_out_of(shop, 31, 1)
+    answer = one_by_one(after, after.prepare(images))
+    assert report["chosen"]["entropy"]["cost"] == pytest.approx(float(answer.cost.mean()), abs=1e-6)
+    assert report["chosen"]["entropy"]["accuracy"] == pytest.approx(float((answer.labels == labels).float().mean()))
+    assert report["exits"] != report["exits_before_scaling"]
+
+
+def test_calibrate_refuses_before_it_works(shop, tmp_path):
+    words = ["calibrate", shop / "net", "--data-root", shop, "--held-out", 31]
+    with pytest.raises(ValueError, match=r"learned: min_accuracy=1\.0 cannot be kept; the nearest is accuracy"):
+        run(*words, "--min-accuracy", 1)
+    with pytest.raises(ValueError, match=r"min_accuracy=0.5, max_cost=0.5: give one of them"):
+        run(*words, "--min-accuracy", 0.5, "--max-cost", 0.5)
+    with pytest.raises(ValueError, match=r"max_cost=1.5 must lie in 0 … 1"):
+        run(*words, "--max-cost", 1.5)
+    with pytest.raises(ValueError, match=r"criterion='best' is unknown"):
+        run(*words, "--criterion", "best")
+    with pytest.raises(ValueError, match=r"held_out=99 must lie in 1 … 70"):
+        run(*words, "--held-out", 99)
+    for command in ("calibrate", "evaluate", "plot"):
+        with pytest.raises(FileNotFoundError, match=r"does not exist; download=True \(--download\)"):
+            run(command, shop / "net", "--data-root", tmp_path / "gone")
+        assert "--download" in run(command, "--help").stdout
+    with pytest.raises(ValueError, match="is a file"):
+        run("calibrate", shop / "train-labels-idx1-ubyte", "--save")
+    with pytest.raises(ValueError, match="cifar10 has 3 and 10; name its own data set"):
+        run("evaluate", shop / "net", "--dataset", "cifar10")
+
+
+def test_evaluate_agrees_with_one_by_one(shop):
+    net = eefast.load(shop / "net")
+    report = json.loads(run("evaluate", shop / "net", "--data-root", shop, "--batch-size", 9, "--json", "-").stdout)
+    test = data.dataset("mnist", shop, "test")
+    answer = one_by_one(net, net.prepare(test.images))
+    found = report["evaluation"]
+    assert found["images"] == 41
+    assert found["accuracy"] == pytest.approx(float((answer.labels == test.labels).float().mean()))
+    assert found["mean_cost"] == pytest.approx(float(answer.cost.mean()), abs=1e-6)
+    exits = [r + w for r, w in zip(found["right"], found["wrong"], strict=True)]
+    assert exits == answer.exit_index.bincount(minlength=3).tolist()
+    assert report["flips"] == {"count": 0, "distance": 0.0}
+    assert found["class_accuracy"][9] is None
+    done = run("evaluate", shop / "net", "--data-root", shop, "--engine", "reference", "--images", 7)
+    assert "7 images of mnist" in " ".join(done.stdout.split())
+    assert "engine reference" in done.stdout
+
+
+def test_evaluate_takes_the_shipped_images_without_a_folder(shop):
+    report = json.loads(run("evaluate", shop / "net", "--images", 3, "--json", "-").stdout)
+    assert report["evaluation"]["images"] == 3
+
+
+def test_evaluate_takes_a_checkpoint_of_the_reference(shop, tmp_path):
+    test = data.dataset("mnist", shop, "test")
+    x = (test.images.float() / 255 - 0.1307) / 0.3081
+    model = trained(EENet(20, (2, 4), input_shape=(1, 28, 28)), x)
+    save(model.state_dict(), tmp_path / "model.pt")
+    exits = answers(model, x)[1]
+    report = json.loads(run("evaluate", tmp_path / "model.pt", "--data-root", shop, "--json", "-").stdout)["evaluation"]
+    assert [r + w for r, w in zip(report["right"], report["wrong"], strict=True)] == exits.bincount(
+        minlength=3
+    ).tolist()
+
+
+def test_plot_draws_a_picture(shop, tmp_path):
+    words = ["plot", shop / "net", "--data-root", shop, "--held-out", 31]
+    done = run(*words, "--twin", "ResNet-8=0.98,0.6", "--twin", "a=b=0.5", "--output", tmp_path / "one.png")
+    assert "one.png" in done.stdout
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes((shop / "t10k-images-idx3-ubyte").read_bytes())
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes((shop / "t10k-labels-idx1-ubyte").read_bytes())
+    run("plot", shop / "net", "--data-root", tmp_path, "--same-images", "--output", tmp_path / "two.png")
+    for name in ("one.png", "two.png"):
+        assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    for twin in ("ResNet-8", "=0.9", "a=98", "a=0.9,x", "a=0.9,-1"):
+        with pytest.raises(ValueError, match=r"must be name=accuracy\[,cost\]"):
+            run(*words, "--twin", twin)
+    with pytest.raises(ValueError, match="there is no folder"):
+        run(*words, "--output", tmp_path / "no" / "folder.png")

@@ -13,7 +13,7 @@ PACKAGE = Path(eefast.__file__).parent
 ROOT = PACKAGE.parent
 
 LEAVES = {"result", "criteria", "heads", "cost", "model", "version"}
-BUILDERS = LEAVES | {"zoo", "fold", "watch", "calibrate", "checkpoint", "unpickle", "surgery", "train"}
+BUILDERS = LEAVES | {"zoo", "fold", "watch", "calibrate", "evaluate", "checkpoint", "unpickle", "surgery", "train"}
 # Module → what it may import of the package; everything not named here stands at the top and may import all.
 ALLOWED = {
     **dict.fromkeys(LEAVES, LEAVES),

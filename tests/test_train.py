@@ -370,7 +370,7 @@ def test_exits_attached_to_a_backbone(colours: Path, tmp_path: Path, backbone: s
     )
     assert report.exit_accuracy[0] > 0.6
     assert len(report.exit_agreement) == 3
-    net = eefast.load(tmp_path / "out")
+    net = load(tmp_path / "out")
     images = torch.stack([data.dataset("folder", colours, "test", image_size=32)[i][0] for i in range(9)])
     labels = torch.arange(9) // 3
     result = net(images)

@@ -1,22 +1,32 @@
 """All ways to run a network on the CPU that are measured against one another; one file per peer."""
 
 from . import (
+    batch_condition_cpu,
     eager,
+    eager_nchw,
     eefast_engines,
     masked,
     masked_folded,
+    one_by_one,
+    one_graph,
     onnx_runtime,
     onnx_runtime_stages,
+    openvino_bf16,
     openvino_f32,
     openvino_stages,
+    smaller,
     torch_compile,
+    torch_compile_early,
 )
 from .peer import Peer, Run, torch_version
 
 PEERS: tuple[Peer, ...] = (
-    *(eager.PEER, torch_compile.PEER, onnx_runtime.PEER, openvino_f32.PEER),
-    *(masked.PEER, masked_folded.PEER, *onnx_runtime_stages.PEERS, openvino_stages.PEER),
+    *(eager.PEER, eager_nchw.PEER, torch_compile.PEER, onnx_runtime.PEER, openvino_f32.PEER, openvino_bf16.PEER),
+    *(one_by_one.PEER, masked.PEER, masked_folded.PEER, *batch_condition_cpu.PEERS, *torch_compile_early.PEERS),
+    *(*one_graph.PEERS, *onnx_runtime_stages.PEERS, openvino_stages.PEER),
     *eefast_engines.PEERS,
 )
+# Other networks in the place of the one that is measured.
+STAND_INS: tuple[Peer, ...] = (smaller.PEER,)
 
-__all__ = ["PEERS", "Peer", "Run", "torch_version"]
+__all__ = ["PEERS", "STAND_INS", "Peer", "Run", "torch_version"]

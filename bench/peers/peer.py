@@ -25,6 +25,8 @@ class Peer:
     family: peers of one family share a process.
     dtype: of the arithmetic; memory_format: how the images lie that it is given.
     needs: modules to be installed first; variables: of the process's environment.
+    largest_batch: where larger batches would tell nothing new and take long.
+    stand_in: network → the other network that a static peer runs instead; its answers are checked against that one's.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Peer:
     memory_format: torch.memory_format = torch.contiguous_format
     needs: tuple[str, ...] = ()
     variables: tuple[tuple[str, str], ...] = ()
+    largest_batch: float = float("inf")
+    stand_in: Callable[[EarlyExitNet], EarlyExitNet] | None = None
 
 
 def torch_version() -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset, random_split
 
 from .. import zoo
-from ..calibrate import Calibration, calibrate, collect, exits_taken, outcome
+from ..calibrate import THRESHOLDS_FILE, Calibration, calibrate, collect, exits_taken, outcome
 from ..criteria import CRITERIA, get
 from ..result import ExitOutput
 from ..surgery import attach
@@ -30,7 +30,7 @@ from . import data, losses
 from .batches import EpochSeeds, batches, training_batches
 from .module import EarlyExitModule
 
-THRESHOLDS_FILE, REPORT_FILE, LAST_FILE, LOGS_FOLDER = "thresholds.json", "report.json", "last.ckpt", "logs"
+REPORT_FILE, LAST_FILE, LOGS_FOLDER = "report.json", "last.ckpt", "logs"
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 # Where and how fast a run goes on may change when it is resumed; what it learns may not.
 _FREE_TO_CHANGE = ("download", "device", "devices", "nodes", "strategy", "workers", "tensorboard", "resume", "test")

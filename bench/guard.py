@@ -1,0 +1,176 @@
+"""Guards the speed: eefast against the masked loop of PyTorch, in turn, and the ratio against its committed one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peers import Peer, Run, eefast_engines, masked
+from prepared import (
+    MNIST,
+    Network,
+    Prepared,
+    check,
+    mix_of_cost,
+    network_on_mnist,
+    network_on_noise,
+    thresholds,
+)
+from rows import RESULTS, environment
+from torch import Tensor
+
+from eefast.result import ExitOutput
+
+COMMITTED = RESULTS / "guard.json"
+SHARE_THAT_MAY_BE_LOST = 0.25
+# On shared machines a neighbour can spoil one attempt, hardly three in a row.
+ATTEMPTS, THREADS, IMAGES = 3, 2, 256
+# Of one attempt at one case: so many rounds, fewer where they take long.
+ROUNDS, LEAST_ROUNDS, SECONDS = 7, 3, 4
+# Threads that spin after a call have stopped by then.
+PAUSE_SECONDS = 0.05
+OURS = Peer("eefast", lambda net: eefast_engines.prepare(net, "auto", torch.float32), str, False, "guard")
+PEERS = (masked.PEER, OURS)
+
+Ratios = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network at one batch size; cost: the mean that thresholds are to give, None: the network's own thresholds."""
+
+    network: Network
+    batch_size: int
+    cost: float | None
+
+    def __str__(self) -> str:
+        return f"{self.network.name}, batch {self.batch_size}"
+
+
+EENET20 = Network("eenet20", (3, 32, 32), 10, (0.0, 0.0, 1.0))
+CASES = (Case(EENET20, 256, 0.25), Case(EENET20, 16, 0.25), Case(Network(MNIST, (1, 28, 28), 10, ()), 256, None))
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One way to run a case, its answers found to be right, with its images as it wants them to lie."""
+
+    run: Run
+    batches: Sequence[Tensor]
+
+    def seconds(self) -> float:
+        time.sleep(PAUSE_SECONDS)
+        begin = time.perf_counter()
+        for x in self.batches:
+            self.run(x)
+        return time.perf_counter() - begin
+
+
+Pair = tuple[Timed, Timed]
+
+
+def prepared(case: Case) -> Prepared:
+    if case.cost is None:
+        net, images, outputs = network_on_mnist(IMAGES)
+    else:
+        net, images, outputs = network_on_noise(case.network, IMAGES, IMAGES, "cpu", torch.float32)
+        net.thresholds.copy_(torch.tensor(thresholds(outputs, mix_of_cost(net.cost.tolist(), case.cost))))
+    return Prepared(net, images.split(case.batch_size), [ExitOutput(*out) for out in outputs])
+
+
+@torch.no_grad()
+def checked(case: Case, peers: Sequence[Peer] = PEERS) -> Pair:
+    """The masked loop and eefast, in this order; `RuntimeError` where one of them answers wrongly."""
+    ready, found = prepared(case), []
+    for peer in peers:
+        run = peer.prepare(ready.net)
+        batches = [x.contiguous(memory_format=peer.memory_format) for x in ready.batches]
+        answers = [run(x) for x in batches]
+        logits, taken = (torch.cat([getattr(answer, name) for answer in answers]) for name in ("logits", "exit_index"))
+        right, note = check(ready, False, logits, taken, peer.dtype)
+        if right is None:
+            raise RuntimeError(f"{case}, {peer.name}: {note}")
+        found.append(Timed(run, batches))
+    return found[0], found[1]
+
+
+def ratio(pair: Pair) -> float:
+    """Time of the masked loop ÷ time of eefast: median over rounds A B B A, so that a drift hits both alike."""
+    begin, found = time.perf_counter(), []
+    while len(found) < LEAST_ROUNDS or (len(found) < ROUNDS and time.perf_counter() - begin < SECONDS):
+        a, b = pair
+        spans = [way.seconds() for way in (a, b, b, a)]
+        found.append((spans[0] + spans[3]) / (spans[1] + spans[2]))
+    return statistics.median(found)
+
+
+def attempts(pairs: Mapping[str, Pair], committed: Ratios) -> Iterator[tuple[int, str, float]]:
+    """(attempt, case, ratio); a case that reached what is allowed is not measured again."""
+    left = list(pairs)
+    for attempt in range(1, ATTEMPTS + 1):
+        found = {name: ratio(pairs[name]) for name in left}
+        yield from ((attempt, name, value) for name, value in found.items())
+        left = [name for name in left if found[name] < allowed(committed, name)]
+
+
+def allowed(committed: Ratios, name: str) -> float:
+    return committed.get(name, 0.0) * (1 - SHARE_THAT_MAY_BE_LOST)
+
+
+def verdict(pairs: Mapping[str, Pair], committed: Ratios, say: Callable[[str], object] = print) -> bool:
+    """Whether all cases are as fast as is allowed; a line per case and attempt."""
+    last = {}
+    for attempt, name, value in attempts(pairs, committed):
+        last[name] = value
+        known = committed.get(name)
+        if known is None:
+            say(f"{name}: {value:.2f} × the masked loop; no committed ratio, add one with --write")
+        else:
+            slow = f"; too slow, attempt {attempt} of {ATTEMPTS}" * (value < allowed(committed, name))
+            say(f"{name}: now {value:.2f}, committed {known:.2f}, allowed {allowed(committed, name):.2f}{slow}")
+    return all(value >= allowed(committed, name) for name, value in last.items())
+
+
+def read() -> dict[str, Any]:
+    """By CPU capability: ratios by case, and the environment that they were measured in."""
+    found: dict[str, Any] = json.loads(COMMITTED.read_text()) if COMMITTED.exists() else {}
+    return found
+
+
+def write(capability: str, ratios: Ratios) -> None:
+    known = {**read(), capability: {"ratios": ratios, "environment": environment("cpu")}}
+    COMMITTED.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] = CASES) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help=f"measure, and write the ratios to {COMMITTED.name}")
+    asked = parser.parse_args(arguments)
+    capability = torch.backends.cpu.get_cpu_capability()
+    known = read().get(capability, {}).get("ratios", {})
+    if not asked.write and not known:
+        print(f"no committed ratios for {capability}: nothing to compare with; measure them with --write")
+        return 0
+    torch.set_num_threads(THREADS)
+    try:
+        pairs = {str(case): checked(case) for case in cases}
+    except RuntimeError as error:
+        print(error)
+        return 1
+    if asked.write:
+        ratios = {name: round(ratio(pair), 2) for name, pair in pairs.items()}
+        write(capability, ratios)
+        print("\n".join(f"{name}: {value:.2f} × the masked loop" for name, value in ratios.items()))
+        return 0
+    return 0 if verdict(pairs, known) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""The peers that are more than a call of a library, on small networks: right answers at 1, 3 and 31 images."""
+
+import math
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from networks import assert_same_answers, images, lived_in, one_by_one, spread_thresholds
+from torch import nn
+
+import eefast
+from eefast.cost import macs
+
+sys.path.append(str(Path(__file__).parent.parent / "bench"))
+
+import peers
+import throughput_cpu
+from peers import batch_condition_cpu, eager_nchw, one_graph, openvino_bf16, smaller, torch_compile_early
+from peers import one_by_one as loop
+from prepared import Network
+from worker import Setting
+
+SHAPE = (3, 12, 12)
+COMPILED = torch_compile_early.PEERS
+ON_ONNX_RUNTIME, ON_OPENVINO = one_graph.PEERS
+
+
+def ready(peer):
+    missing = [name for name in peer.needs if not find_spec(name)]
+    skip = pytest.mark.skipif(bool(missing), reason=f"needs {missing}: pip install 'eefast[bench]'")
+    return pytest.param(peer, id=peer.name, marks=skip)
+
+
+def network(criterion="learned"):
+    return lived_in(eefast.zoo.eenet("eenet20", 2, input_shape=SHAPE, criterion=criterion), 7)
+
+
+@pytest.fixture(scope="module", params=["learned", "entropy"])
+def answered(request):
+    """A network whose images leave at all exits, the images, the answers."""
+    net, x = network(request.param), images(31, SHAPE)
+    spread_thresholds(net, x, 0.4)
+    return net, x, one_by_one(net, x)
+
+
+@pytest.mark.parametrize("peer", [ready(p) for p in (loop.PEER, *batch_condition_cpu.PEERS, ON_OPENVINO)])
+@torch.no_grad()
+def test_early_exits_answer_as_one_image_at_a_time(peer, answered):
+    net, x, expected = answered
+    run = peer.prepare(net)
+    assert set(expected.exit_index.tolist()) == {0, 1, 2}
+    for n in (31, 1):
+        part = x[:n].contiguous(memory_format=peer.memory_format)
+        assert_same_answers(run(part), eefast.ExitResult(*(values[:n] for values in expected)), net)
+
+
+@pytest.mark.parametrize("peer", [ready(p) for p in (loop.PEER, batch_condition_cpu.PEERS[0], ON_OPENVINO)])
+@torch.no_grad()
+def test_thresholds_may_change_and_nobody_need_go_on(peer):
+    net, x = network(), images(3, SHAPE)
+    run = peer.prepare(net)
+    for thresholds, expected in (([-1, -1], 0), ([2, -1], 1), ([2, 2], 2), ([float("inf"), -1], 1)):
+        net.thresholds.copy_(torch.tensor(thresholds))
+        assert run(x).exit_index.tolist() == [expected] * 3
+
+
+@pytest.mark.parametrize("peer", [ready(ON_ONNX_RUNTIME)])
+def test_one_graph_answers_in_a_process_of_its_own(peer, answered):
+    """Another peer makes threads for all sessions of a process, after which ONNX Runtime takes no session like this."""
+    net, x, expected = answered
+    subject = throughput_cpu.Subject(net, x, [])
+    with throughput_cpu.started([peer]) as workers, throughput_cpu.saved(subject) as folder:
+        throughput_cpu.open_everywhere(workers, folder)
+        for batch_size in (31, 3, 1):
+            setting = Setting(tuple(net.thresholds.tolist()), batch_size, -(-31 // batch_size))
+            found = workers[peer.family].answer(peer, setting)
+            assert torch.equal(found.exits, expected.exit_index)
+            torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-4)
+        # Nobody need go on, and nobody leave, under thresholds that come after the graph was made.
+        all_leave, none_leaves = (-math.inf, math.inf) if net.criterion.comparison == ">" else (math.inf, -math.inf)
+        for thresholds, taken in (
+            ((all_leave, all_leave), 0),
+            ((none_leaves, all_leave), 1),
+            ((none_leaves, none_leaves), 2),
+        ):
+            found = workers[peer.family].answer(peer, Setting(thresholds, 31, 1))
+            assert found.exits.tolist() == [taken] * 31
+
+
+@pytest.mark.parametrize("peer", COMPILED, ids=lambda peer: peer.name)
+@torch.no_grad()
+def test_what_torch_compile_gets_answers_as_one_image_at_a_time(peer, monkeypatch):
+    """Traced and run without code being generated, which takes a minute and is checked before it is timed."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *args, **more: compile_(*args, backend="eager", **more))
+    torch._dynamo.reset()
+    # What a peer sets for its process goes back to what it was.
+    with torch._dynamo.config.patch(recompile_limit=8, capture_dynamic_output_shape_ops=False):
+        net, x = network(), images(31, SHAPE).contiguous(memory_format=torch.channels_last)
+        spread_thresholds(net, x, 0.4)
+        run, expected = peer.prepare(net), one_by_one(net, x)
+        for n in (31, 3):  # the second size makes sizes dynamic
+            assert_same_answers(run(x[:n]), eefast.ExitResult(*(values[:n] for values in expected)), net)
+        net.thresholds.fill_(-1)
+        assert run(x).exit_index.tolist() == [0] * 31
+        graphs = [int(word) for word in peer.describe().split() if word.isdigit()]
+    # One graph, or several where the loop is cut at its exits; the last number counts the cuts.
+    whole = peer.name.endswith("full graph")
+    assert (graphs[0] <= 3) if whole else (graphs[0] >= 3)
+    assert (graphs[-1] > 0) == peer.name.endswith("on the loop")
+
+
+@torch.no_grad()
+def test_pytorchs_own_layout_changes_no_answer():
+    net, x = network(), images(31, SHAPE)
+    exact = net.double().plain()(x.double())
+    eager = net.float().plain()(x)
+    error = float((eager - exact).abs().max())
+    found = eager_nchw.prepare(net)(x)
+    # Folding rounds the weights once more.
+    assert float((found - exact).abs().max()) <= 4 * error
+
+
+@pytest.mark.skipif(not find_spec("openvino"), reason="needs openvino: pip install 'eefast[bench]'")
+def test_openvino_in_bfloat16_is_not_float32_under_another_name():
+    import openvino
+
+    net, x = network(), images(31, SHAPE)
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(ValueError, match="bfloat16 needs a CPU with"):
+            openvino_bf16.prepare(net)
+        return
+    with torch.no_grad():
+        exact = net.plain()(x)
+    error = (openvino_bf16.prepare(net)(x) - exact).square().mean().sqrt() / exact.std()
+    assert 1e-4 < error < 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "exits", "shape"), [("eenet20", 2, SHAPE), ("eenet110", 8, SHAPE), ("eenet50", 3, (3, 32, 32))]
+)
+def test_fewer_blocks_cost_a_quarter(name, exits, shape):
+    net = eefast.zoo.eenet(name, exits, input_shape=shape)
+    other = smaller.smaller(net)
+    share = macs(other.plain(), shape)[0] / macs(net.plain(), shape)[0]
+    # EENet-50's blocks that change the channels already cost more.
+    assert share <= (0.45 if name == "eenet50" else smaller.COST)
+    assert share > 0.15
+    assert other.num_exits == 0
+    with torch.no_grad():
+        assert other(torch.zeros(1, *shape)).logits.shape == (1, 10)
+    assert len(net.stages) == exits + 1
+    assert not any(isinstance(m, nn.Identity) for m in net.stages.modules()), "the network itself stays as it is"
+
+
+def test_fewer_blocks_need_blocks():
+    net = eefast.zoo.eenet("eenet8", 2, input_shape=(1, 28, 28))
+    with pytest.raises(ValueError, match="no residual blocks"):
+        smaller.smaller(net)
+
+
+@pytest.mark.parametrize("peer", [ready(p) for p in peers.STAND_INS])
+def test_a_stand_in_is_checked_against_its_own_network_and_is_nobodys_yardstick(peer, monkeypatch):
+    monkeypatch.setattr(throughput_cpu, "ROUNDS", 2)
+    monkeypatch.setattr(throughput_cpu, "TURN_SECONDS", 0.001)
+    net, x = network(), images(16, SHAPE)
+    outputs, _ = eefast.calibrate.collect(net, [(x, torch.zeros(len(x)))])
+    subject = throughput_cpu.Subject(net, x, outputs)
+    ways = (eager_nchw.PEER, peer, loop.PEER)
+    work = throughput_cpu.Work(Network("eenet20", SHAPE, 10, ()), 8, (0.3,))
+    large = throughput_cpu.Work(work.network, 32, (0.3,))
+    with throughput_cpu.started(ways) as workers, throughput_cpu.saved(subject) as folder:
+        throughput_cpu.open_everywhere(workers, folder)
+        rows = {row.provider: row for row in throughput_cpu.measure(work, subject, workers, ways)}
+    assert rows[peer.name].images_per_s is not None, rows[peer.name].note
+    assert 0.15 < rows[peer.name].mean_cost < 0.3
+    assert {row.best_static for row in rows.values()} == {eager_nchw.PEER.name}
+    # Larger batches tell nothing new about a loop over images.
+    assert [p.name for p, _ in throughput_cpu._pairs(large, subject, ways)] == [eager_nchw.PEER.name, peer.name]
+
+
+def test_names_are_unique():
+    names = [peer.name for peer in (*peers.PEERS, *peers.STAND_INS)]
+    assert len(set(names)) == len(names)
