@@ -415,7 +415,7 @@ def main() -> int:
         "--only", default="", metavar="TEXT", help='what has this in its name, such as "eenet20, batch 256"'
     )
     parser.add_argument(
-        "--all", action="store_true", help="CPU: all networks, batch sizes and costs, however long they take"
+        "--all", action="store_true", help="CPU: all networks, peers, batch sizes and costs, however long they take"
     )
     parser.add_argument("--engine", choices=tuple(WORK), help="GPU: only the networks that this engine is for")
     parser.add_argument("--seconds", type=float, help="skip, and say so, what does not fit; default: 200, on a CPU 300")
@@ -430,7 +430,8 @@ def main() -> int:
     else:
         seconds = arguments.seconds or (float("inf") if arguments.all else 300)
         plan = throughput_cpu.ALL_WORK if arguments.all else throughput_cpu.KEY_WORK
-        throughput_cpu.run([work for work in plan if arguments.only in str(work)], around, seconds)
+        peers = throughput_cpu.ALL_PEERS if arguments.all else throughput_cpu.KEY_PEERS
+        throughput_cpu.run([work for work in plan if arguments.only in str(work)], around, seconds, peers)
     rows = read([results_file(around)], since)
     print(show(rows))
     return failures(rows)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import PEERS, STAND_INS, Peer
+from peers import KEY_PEERS, PEERS, STAND_INS, Peer
 from prepared import (
     FLIP_MARGIN,
     MNIST,
@@ -74,6 +74,8 @@ LARGE = Network("eenet50", (3, 224, 224), 1000, (0.0, 0.0, 0.0, 1.0))
 COSTS = (1.0, 0.5, 0.3, 0.2)
 OWN = (1.0, None)
 
+ALL_PEERS = (*PEERS, *STAND_INS)
+
 # What matters most comes first within each network, since the budget of seconds may end before the list does.
 KEY_COSTS = (1.0, 0.25)
 KEY_WORK = (
@@ -128,9 +130,7 @@ class Way:
     details: str
 
 
-def run(
-    works: Sequence[Work], around: Mapping[str, Any], seconds: float, peers: Sequence[Peer] = (*PEERS, *STAND_INS)
-) -> None:
+def run(works: Sequence[Work], around: Mapping[str, Any], seconds: float, peers: Sequence[Peer] = KEY_PEERS) -> None:
     """Measure what fits into so many seconds, network by network; rows go to the file of this machine."""
     begin = time.perf_counter()
     opened: Network | None = None
