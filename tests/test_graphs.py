@@ -178,6 +178,22 @@ class TestOnTheCpu:
         assert "without CUDA graphs: RuntimeError: operation not permitted" in str(p)
         assert_same(compact.run(p, net, x), net(x))
 
+    def test_wrong_answers_mean_no_graphs(self, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        advance = compact.Stores.advance
+
+        def forgetful(self: Any, lane: int, stage: int, rows: int, counted: bool = False) -> None:
+            advance(self, lane, stage, rows, counted)
+            if stage == 1:
+                # The survivors' maps lie in another order than their positions.
+                waiting = self._waiting[lane][stage + 1]
+                waiting.features.copy_(waiting.features.roll(1, 0))
+
+        monkeypatch.setattr(compact.Stores, "advance", forgetful)
+        p, x = planned(net, 8), images(5, SHAPE)
+        assert "without CUDA graphs: RuntimeError: their answers differ by" in str(p)
+        assert p.graphs is None
+        assert_same(compact.run(p, net, x), net(x))
+
     def test_other_sizes_and_calls_meanwhile_run_without_graphs(self, net: Any) -> None:
         p = planned(net, 8)
         large = images(5, (3, 24, 24))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import os
@@ -21,7 +22,7 @@ from ..model import EarlyExitNet
 from ..plan import Plan, StagePlan
 from ..result import ExitResult, concatenated
 from ..ways import Counted, Times, Ways, lanes_for, sizes
-from .compact import Stores
+from .compact import Stores, run_eagerly
 from .lanes import answers
 
 LANES = 2
@@ -33,6 +34,9 @@ SURVIVORS = 0.5
 """Share of the arriving rows that goes on at an early exit, where no example images tell."""
 
 ROUNDS = 3
+
+TOLERANCE = 0.05
+"""Largest difference between logits with and without graphs ÷ largest logit at planning; beyond it, no graphs."""
 
 _graphs_run_on = ("cuda",)
 
@@ -89,8 +93,7 @@ class Graphs(Stores):
 
     def measured(self, survivors: Iterable[float]) -> Times:
         """Seconds of all graphs of one lane, all rows going on; what else a device takes is in `device_table`."""
-        never = float("inf") if self.net.criterion.comparison == ">" else -float("inf")
-        self.thresholds.fill_(never)
+        self.thresholds.fill_(_never(self.net))
         table = device_table.load(self.device)
         stages = tuple(tuple(self._seconds(stage, n, n) for n in self.sizes) for stage in range(self.stages))
         return Times(
@@ -200,6 +203,7 @@ def capture(plan: Plan, net: EarlyExitNet, example: Tensor | None) -> Plan:
                     graphs = Graphs(plan, net, capacity, lanes, step)
                     _hide_from_torch_compile()
                     graphs.use(graphs.measured(_survivors(net, example)))
+                    _check(graphs, plan, net)
                     reason = f"{plan.reason}; {_described(graphs)}{note}"
                     return replace(plan, graphs=graphs, reason=reason, stages=_with_ways(plan, graphs))
                 except torch.OutOfMemoryError:
@@ -212,6 +216,26 @@ def capture(plan: Plan, net: EarlyExitNet, example: Tensor | None) -> Plan:
                 _forget()
             capacity //= 4
     return replace(plan, reason=f"{plan.reason}; without CUDA graphs: the device's memory is full")
+
+
+def _check(graphs: Graphs, plan: Plan, net: EarlyExitNet) -> None:
+    """`RuntimeError` where images that all go to the end get other answers from the graphs than without them."""
+    probe = copy.copy(net)
+    probe._buffers = {**net._buffers, "thresholds": torch.full_like(net.thresholds, _never(net))}
+    x = torch.randn(min(graphs.capacity, 32), *net.input_shape, generator=torch.Generator().manual_seed(0))
+    x = x.to(graphs.device, plan.dtype)
+    got, expected = graphs.run(probe, x), run_eagerly(plan, probe, x)
+    graphs.waits = 0
+    assert got is not None
+    error = float((got.logits - expected.logits).abs().max() / expected.logits.abs().max().clamp_min(1e-30))
+    # Another batch size may mean another algorithm, so last bits differ; another image's answer differs far more.
+    if not torch.equal(got.exit_index, expected.exit_index) or error > TOLERANCE:
+        raise RuntimeError(f"their answers differ by {error:.2g} of the largest logit from those without graphs")
+
+
+def _never(net: EarlyExitNet) -> float:
+    """A threshold at which nobody leaves."""
+    return float("inf") if net.criterion.comparison == ">" else -float("inf")
 
 
 def _described(graphs: Graphs) -> str:
