@@ -48,15 +48,7 @@ def demo(
         thresholds = json.loads((folder / "thresholds.json").read_text())
     others = {name: thresholds[name] for name in ("max_probability",)}
     pixels, labels = mnist_test()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=talk) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
+    with _bars() as progress:
         found = demonstration.run(
             net, others, pixels[:images], labels[:images], batch_size=batch_size, rounds=rounds, progress=progress
         )

@@ -156,22 +156,28 @@ def by_thresholds(
     return ExitResult(logits[taken, rows], taken, confidence[taken, rows], net.cost.cpu()[taken])
 
 
-def held_out(images: Dataset, count: int, seed: int) -> Subset:
-    """The `count` training images that `eefast train` with this seed keeps aside to choose thresholds on."""
+def split(images: Dataset, count: int, seed: int) -> tuple[Subset, Subset]:
+    """The images that `eefast train` with this seed trains on, and the `count` that it keeps aside for thresholds."""
     total = len(images)  # type: ignore[arg-type]
     if not 1 <= count <= total:
         raise ValueError(f"held_out={count} must lie in 1 … {total}, the number of training images")
-    return random_split(images, [total - count, count], generator=torch.Generator().manual_seed(seed))[1]
+    rest, kept = random_split(images, [total - count, count], generator=torch.Generator().manual_seed(seed))
+    return rest, kept
+
+
+def held_out(images: Dataset, count: int, seed: int) -> Subset:
+    """The `count` training images that `eefast train` with this seed keeps aside to choose thresholds on."""
+    return split(images, count, seed)[1]
 
 
 def batches(images: Dataset, batch_size: int, workers: int = 0) -> DataLoader:
     """(uint8 images [n, C, H, W], labels [n]) in the order of the data set, of `eefast.train.data.dataset`."""
-    return DataLoader(images, batch_size, num_workers=workers, collate_fn=_collate)
+    return DataLoader(images, batch_size, num_workers=workers, collate_fn=collate)
 
 
-def _collate(batch: Any) -> Any:
-    # Data sets in memory are asked for a whole batch and answer with one.
-    return batch if isinstance(batch, tuple) else default_collate(batch)
+def collate(batch: Any) -> tuple[Tensor, ...]:
+    """A batch from samples; data sets in memory give whole batches, which stay as they are."""
+    return batch if isinstance(batch, tuple) else tuple(default_collate(batch))
 
 
 def reported(batches: DataLoader, what: str, progress: Callable[[str, int, int], None]) -> Iterator[Any]:

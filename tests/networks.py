@@ -1,9 +1,24 @@
 """Random networks and images for tests, and the one-by-one loop that every engine must agree with."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 import eefast
+
+
+class Stage(nn.Module):
+    """A function of the layers' own."""
+
+    def __init__(self, run: Callable[..., torch.Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.run = run
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.run(self, x)
 
 
 def lived_in(net: nn.Module, seed: int) -> nn.Module:

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from eefast.evaluate import collate
 from eefast.train import data
-from eefast.train.batches import collate
 
 
 def idx_bytes(array: np.ndarray) -> bytes:

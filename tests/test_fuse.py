@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torchvision
-from networks import images, lived_in
+from networks import Stage, images, lived_in
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -28,19 +28,6 @@ def seeded_without_gradients() -> Iterator[None]:
     torch.manual_seed(0)
     with torch.no_grad():
         yield
-
-
-class Stage(nn.Module):
-    """A function of the layers' own."""
-
-    def __init__(self, run: Callable[..., Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.run = run
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
 
 
 def conv(inputs: int = 3, outputs: int = 3, kernel: int = 3, stride: int = 1, **more: object) -> nn.Conv2d:

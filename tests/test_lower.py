@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from networks import images, lived_in
+from networks import Stage, images, lived_in
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,19 +17,6 @@ from eefast.ops import Kind
 from eefast.result import ExitOutput
 
 SHAPE = (3, 9, 8)
-
-
-class Stage(nn.Module):
-    """A function of the layers' own."""
-
-    def __init__(self, run: Callable[..., Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.run = run
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, **more: object) -> nn.Conv2d:

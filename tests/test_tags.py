@@ -11,7 +11,8 @@ from networks import lived_in
 from torch.utils.data import Subset
 
 from eefast import EarlyExitNet, ExitOutput, zoo
-from eefast.train.batches import EpochOrder, EpochSeeds, Indexed, batches, training_batches
+from eefast.evaluate import batches
+from eefast.train.batches import EpochOrder, EpochSeeds, Indexed, training_batches
 from eefast.train.data import ImageFiles, ImageTensors
 from eefast.train.module import EarlyExitModule
 from eefast.train.tags import exit_tags, random_tags, refreshed

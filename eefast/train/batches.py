@@ -8,8 +8,9 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..evaluate import collate
 
 
 class Indexed(Dataset):
@@ -87,13 +88,3 @@ def training_batches(images: Dataset, batch_size: int, seed: int, workers: int) 
         collate_fn=collate,
         generator=torch.Generator(),
     )
-
-
-def batches(images: Dataset, batch_size: int, workers: int) -> DataLoader:
-    """All images in order, batches (images, labels [N])."""
-    return DataLoader(images, batch_size, num_workers=workers, collate_fn=collate)
-
-
-def collate(batch: Any) -> tuple[Tensor, ...]:
-    """A batch from samples; data sets in memory give whole batches, which stay as they are."""
-    return batch if isinstance(batch, tuple) else tuple(default_collate(batch))

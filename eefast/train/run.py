@@ -18,16 +18,17 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
-from torch.utils.data import Subset, random_split
+from torch.utils.data import Subset
 
 from .. import zoo
 from ..calibrate import THRESHOLDS_FILE, Calibration, calibrate, collect, exits_taken, outcome
 from ..criteria import CRITERIA, get
+from ..evaluate import batches, split
 from ..result import ExitOutput
 from ..surgery import attach
 from . import backbone as backbones
 from . import data, losses
-from .batches import EpochSeeds, batches, training_batches
+from .batches import EpochSeeds, training_batches
 from .module import EarlyExitModule
 
 REPORT_FILE, LAST_FILE, LOGS_FOLDER = "report.json", "last.ckpt", "logs"
@@ -180,8 +181,7 @@ def train(
     test_images = data.dataset(dataset, data_root, "test", download, image_size) if test else None
 
     lightning.seed_everything(seed, workers=True, verbose=False)
-    split = torch.Generator().manual_seed(seed)
-    unchanged_images, held_out_images = random_split(everything, [count - held_out, held_out], generator=split)
+    unchanged_images, held_out_images = split(everything, held_out, seed)
     changed = everything.for_training() if isinstance(everything, data.ImageFiles) else everything
     normalization = (list(found.mean), list(found.std))
     if backbone:
