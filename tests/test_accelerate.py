@@ -337,3 +337,18 @@ def test_folding_errs_no_more_than_float32_does(name):
     assert left == (3 if name == "eenet8" else 0)  # EENet-8 has BatchNorms before its convolutions
     tolerance = 2 * (net.plain()(x) - exact).abs().max() + 1e-6 * exact.abs().max()
     assert (folded(x) - exact).abs().max() <= tolerance
+
+
+def test_warmup_plans_anew_and_runs(net, x, monkeypatch):
+    own = copy.deepcopy(net)
+    fast = eefast.accelerate(own, engine="compact")
+    before = fast.plan
+    with torch.no_grad():
+        next(own.parameters()).mul_(0.5)
+    after = fast.warmup()
+    assert after is not before
+    monkeypatch.setattr("eefast.api.make_plan", lambda *_: pytest.fail("planned again"))
+    assert torch.equal(fast(x).exit_index, own(x).exit_index)
+    own.train()
+    with pytest.raises(RuntimeError, match="eval mode"):
+        fast.warmup()
