@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*'
 SANITIZED := $(CURDIR)/build/sanitized
 
-.PHONY: demo test sanitize bench guard report aot gpu lint format clean
+.PHONY: demo test sanitize bench latency parity guard training report aot gpu lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eefast demo
@@ -23,16 +23,32 @@ sanitize: $(VENV)/.ready
 	$(BIN)/pytest tests/test_exit_head.py tests/test_resident_forward.py -p no:cacheprovider \
 		-k "not (other or without or compiles or opcheck or triton or trained or 110 or eenet18 or eenet34 or eenet50)"
 
-# Microbenchmarks and whole networks on this machine's CPU, rows to bench/results/; about six minutes, best alone.
-# Peers that are not installed are left out, which the rows say: .venv/bin/pip install ".[bench]".
+# Microbenchmarks and whole networks on this machine's CPU, rows to bench/results/; under 25 minutes, best alone. What no
+# longer fits, and peers that are not installed, are rows that say so: .venv/bin/pip install ".[bench]". In six minutes:
+# .venv/bin/python bench/throughput.py --device cpu --quick.
 bench: $(VENV)/.ready
 	$(BIN)/python bench/ops.py --device cpu
 	$(BIN)/python bench/throughput.py --device cpu
+
+# How long an image waits, at which load, on this machine's CPU: rows to bench/results/; about two minutes, best alone.
+latency: $(VENV)/.ready
+	$(BIN)/python bench/latency.py
+
+# Every engine in every dtype beside the network that sees one image at a time: flips, accuracy, cost, on 10,000 images
+# (PARITY="--images 256" for fewer); rows to bench/results/, a quarter of an hour. Fails where an answer is wrong.
+parity: $(VENV)/.ready
+	$(BIN)/python bench/parity.py $(PARITY)
 
 # Fails where eefast lost a quarter of its lead over the masked loop in PyTorch; under a minute. GUARD=--write writes a new
 # lead. Waiting threads give their core away, since a spinning one makes the ratio depend on who else is at work.
 guard: $(VENV)/.ready
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python bench/guard.py $(GUARD)
+
+# Networks beside their plain twins on MNIST and Fashion-MNIST in the folder DATA, then bench/results/training.md; hours
+# on two cores. Broken off, it goes on where it was.
+DATA ?= data
+training: $(VENV)/.ready
+	$(BIN)/python bench/training.py --data-root $(DATA)
 
 # docs/benchmarks.md and its figures, from the committed rows in bench/results/.
 report: $(VENV)/.ready

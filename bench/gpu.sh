@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in under twelve minutes: build, tests, sanitizers, microbenchmarks, throughput, table.
 #
-#   bench/gpu.sh                                                    all phases, 685 s at most
-#   bench/gpu.sh build|tests|sanitize|ops|throughput|compact ...    only these; seconds of each: LIMIT below
+#   bench/gpu.sh                                                    all phases, 715 s at most
+#   bench/gpu.sh build|tests|sanitize|ops|throughput|compact|parity ...    only these; seconds of each: LIMIT below
+#   bench/gpu.sh train                                              only when asked for: trains networks, 480 s at most
 #
-# `throughput` measures the networks of the resident engine, `compact` those of the compact one. Without `build` before
-# it, and on a machine without timm, a phase leaves out what it lacks, and the rows say so.
+# `throughput` measures the networks of the resident engine, `compact` those of the compact one; `parity` compares their
+# answers with those of the network that sees one image at a time. Without `build` before it, and on a machine without
+# timm, a phase leaves out what it lacks, and the rows say so.
 #
 # Needs torch, Triton and pytest in $PYTHON (default: python3), for `build` also a C++ compiler and ninja; no network and
 # no installation of eefast. Logs and new rows go to the folder $OUT (default: build/gpu), rows also to bench/results/.
@@ -20,11 +22,11 @@ PYTHON=$("$PYTHON" -c 'import sys; print(sys.executable)')
 [[ ${OUT:-/} == /* ]] || OUT=$PWD/$OUT
 cd "$(dirname "$0")/.." || exit
 
-declare -A LIMIT=([build]=75 [tests]=205 [sanitize]=75 [ops]=105 [throughput]=75 [compact]=150)
-PHASES="build tests sanitize ops throughput compact"
-case " $* " in *" -h "* | *" --help "*) sed -n '2,12s/^# \{0,1\}//p' bench/gpu.sh && exit ;; esac
+declare -A LIMIT=([build]=75 [tests]=205 [sanitize]=75 [ops]=105 [throughput]=75 [compact]=150 [parity]=30 [train]=480)
+PHASES="build tests sanitize ops throughput compact parity"
+case " $* " in *" -h "* | *" --help "*) sed -n '2,14s/^# \{0,1\}//p' bench/gpu.sh && exit ;; esac
 for phase in "$@"; do
-  [ -n "${LIMIT[$phase]:-}" ] || { echo "bench/gpu.sh: no phase '$phase'; choose from: $PHASES" >&2 && exit 2; }
+  [ -n "${LIMIT[$phase]:-}" ] || { echo "bench/gpu.sh: no phase '$phase'; choose from: $PHASES train" >&2 && exit 2; }
 done
 
 "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || {
@@ -97,8 +99,16 @@ throughput() { "$PYTHON" bench/throughput.py --device cuda --engine resident --s
 
 compact() { "$PYTHON" bench/throughput.py --device cuda --engine compact --seconds 125; }
 
+# A way that has begun is finished, which the limit leaves room for.
+parity() { "$PYTHON" bench/parity.py --device cuda --images 512 --seconds 12; }
+
+# Needs lightning and rich too, and MNIST and Fashion-MNIST in the folder $DATA (default: data). Networks go to $OUT.
+train() {
+  "$PYTHON" bench/training.py --device cuda --data-root "${DATA:-data}" --output "$OUT/training" --seconds 260
+}
+
 export GPU_TESTS
-export -f build tests sanitize ops throughput compact
+export -f build tests sanitize ops throughput compact parity train
 failed=0 summary=()
 for phase in ${*:-$PHASES}; do
   echo "$phase … (at most ${LIMIT[$phase]} s, log: $OUT/$phase.log)" >&2

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from peers import Peer, Run, eefast_engines, masked
 from prepared import (
-    MNIST,
+    ON_MNIST,
     Network,
     Prepared,
     check,
     mix_of_cost,
-    network_on_mnist,
     network_on_noise,
     thresholds,
 )
@@ -55,7 +54,7 @@ class Case:
 
 
 EENET20 = Network("eenet20", (3, 32, 32), 10, (0.0, 0.0, 1.0))
-CASES = (Case(EENET20, 256, 0.25), Case(EENET20, 16, 0.25), Case(Network(MNIST, (1, 28, 28), 10, ()), 256, None))
+CASES = (Case(EENET20, 256, 0.25), Case(EENET20, 16, 0.25), Case(ON_MNIST, 256, None))
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,8 @@ Pair = tuple[Timed, Timed]
 
 
 def prepared(case: Case) -> Prepared:
-    if case.cost is None:
-        net, images, outputs = network_on_mnist(IMAGES)
+    if case.network.real is not None:
+        net, images, outputs = case.network.real(IMAGES)
     else:
         net, images, outputs = network_on_noise(case.network, IMAGES, IMAGES, "cpu", torch.float32)
         net.thresholds.copy_(torch.tensor(thresholds(outputs, mix_of_cost(net.cost.tolist(), case.cost))))

@@ -18,7 +18,8 @@ from guard import prepared as prepare_case
 from peers import Peer, Run, eager, eefast_engines, masked, onnx_runtime
 from prepared import Prepared, check
 from progress import track
-from rows import append, environment, first_line
+from report import failures, show
+from rows import LatencyRow, append, environment, first_line, now, read, results_file
 from torch import Tensor
 
 import eefast
@@ -30,35 +31,6 @@ MOST, ROUNDS, OFFLINE_SHARE = 64, 2, 0.1
 # Threads that spin after a call have stopped by then.
 PAUSE_SECONDS = 0.06
 QUANTILES = (0.5, 0.9, 0.99)
-
-
-@dataclass(frozen=True)
-class LatencyRow:
-    """One way to run a network in one scenario.
-
-    scenario: "Offline" (all images are there, batches of `most`), "Server" (single images arrive at random; what has
-        arrived is answered together, at most `most`), "SingleStream" (the next image comes when the last is answered).
-    model, setting: the network and its thresholds; load: images/s offered ÷ images/s of the plain network offline.
-    offered, images_per_s: images/s that arrived and that were answered.
-    milliseconds: 50 %, 90 % and 99 % quantile, from an image's arrival to its answer, over `images` of them.
-    batch: mean number of images answered together.
-    checked: the answers were right before they were timed; note: why nothing was timed.
-    """
-
-    scenario: str
-    model: str
-    provider: str
-    setting: str
-    most: int
-    checked: bool
-    note: str = ""
-    load: float | None = None
-    offered: float | None = None
-    images_per_s: float | None = None
-    milliseconds: tuple[float, float, float] | None = None
-    images: int = 0
-    batch: float | None = None
-    details: str = ""
 
 
 @dataclass(frozen=True)
@@ -269,28 +241,6 @@ def timed(runs: Sequence[tuple[Way, float | None]], most: int, seconds: float) -
     return found
 
 
-def table(rows: Sequence[LatencyRow]) -> str:
-    """Per network and scenario a line per way and load."""
-    titles = ("", "", "load", "offered/s", "answered/s", "p50 ms", "p90 ms", "p99 ms", "batch", "images")
-    lines, notes = [titles], []
-    for row in sorted(rows, key=lambda row: (row.model, row.scenario, row.load or 0)):
-        name = f"{row.model}, {row.setting}, {row.scenario}"
-        if row.note:
-            notes.append(f"{name}, {row.provider}: {row.note}")
-            continue
-        numbers = (row.load, row.offered, row.images_per_s, *(row.milliseconds or (None,) * 3), row.batch, row.images)
-        forms = ("{:.2f}", "{:,.0f}", "{:,.0f}", "{:.2f}", "{:.2f}", "{:.2f}", "{:.1f}", "{}")
-        cells = ["" if n is None else form.format(n) for n, form in zip(numbers, forms, strict=True)]
-        lines.append((name, row.provider, *cells))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-
-    def aligned(line: Sequence[str]) -> str:
-        names = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
-        return "  ".join([*names, *(cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True))])
-
-    return "\n".join([*map(aligned, lines), *notes])
-
-
 def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] = (CASES[0], CASES[-1])) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=90, help="for all networks, besides setting up; default 90")
@@ -303,13 +253,12 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] = (CASES[
     chosen = [case for case in cases if asked.only in case.network.name]
     if not chosen:
         parser.error(f"--only {asked.only!r} is in none of {', '.join(case.network.name for case in cases)}")
-    around, rows = environment("cpu"), []
+    begin, around = now(), environment("cpu")
     for case in track(chosen, "networks"):
-        found = measure(case, asked.most, asked.seconds / len(chosen))
-        append(found, around)
-        rows += found
-    print(table(rows))
-    return 1 if any(row.note.startswith("WRONG") for row in rows) else 0
+        append(measure(case, asked.most, asked.seconds / len(chosen)), around)
+    rows = read([results_file(around)], since=begin)
+    print(show(rows))
+    return int(failures(rows))
 
 
 if __name__ == "__main__":

@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import figures
+import parity
+import training_page
+from figures import Point
 from report import (
     COMPACT,
     HEADINGS,
+    LATENCY_TITLES,
     NETWORK,
     NO_EXITS,
     OURS,
+    OWN_THRESHOLDS,
     RESIDENT,
+    STATIC,
     Row,
     _by_setting,
+    _case,
     _newest,
     _setting_losses,
+    latency_cells,
+    newest_latency,
 )
 from rows import RESULTS, read
+from training_page import proposed
 
-PLAIN = "plain"
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, FIGURES = DOCS / "benchmarks.md", DOCS / "benchmarks"
+# What `eefast demo --json` wrote.
+DEMO = RESULTS / "demo.json"
 
 INTRODUCTION = """# Benchmarks
 
@@ -33,12 +48,55 @@ answers were checked before it was timed; all ways of a case ran in one session,
 
 *Realised ratio* = mean cost × time of the best way without exits ÷ time. 1.0: all that theory promises over the best
 engine that a user could pick shows on the clock. Where no image leaves early it is the plain speed-up over that engine.
+A cost in a heading is the one asked for, or what the same mix of exits costs in the largest batch measured.
 """
 
+Draw = Callable[[Any], object]
+Cases = dict[tuple[Any, ...], dict[str, Row]]
 
-def page(files: Iterable[Path]) -> str:
-    """The whole page, Markdown."""
-    return "\n".join([INTRODUCTION, *(line for rows in _machines(files) for line in _machine(rows))])
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    lines: Markdown; figures: file name → what draws it on a new matplotlib Figure.
+    """
+
+    lines: Sequence[str]
+    figures: dict[str, Draw] = field(default_factory=dict)
+
+
+def page(files: Iterable[Path], demo: Path | None = None) -> str:
+    """The whole page, Markdown; demo: what `eefast demo --json` wrote."""
+    return "\n".join([INTRODUCTION, *(line for section in _sections(files, demo) for line in section.lines)])
+
+
+def draw(files: Iterable[Path], folder: Path, demo: Path | None = None) -> list[Path]:
+    """The page's figures, written to `folder`."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for section in _sections(files, demo):
+        for name, draws in section.figures.items():
+            figure = Figure(layout="constrained")
+            draws(figure)
+            made.append(folder / name)
+            pixels = BytesIO()
+            figure.savefig(pixels, dpi=110)
+            # A palette takes a third of the bytes.
+            Image.open(pixels).convert("RGB").quantize(128).save(made[-1], optimize=True)
+    return made
+
+
+def _sections(files: Iterable[Path], demo: Path | None) -> list[Section]:
+    machines = _machines(files)
+    return [*(s for rows in machines for s in _machine(rows)), *_accuracy(machines, demo)]
+
+
+def _image(alt: str, name: str) -> list[str]:
+    return [f"![{alt}]({FIGURES.name}/{name})", ""]
 
 
 def _machines(files: Iterable[Path]) -> list[list[Row]]:
@@ -50,46 +108,124 @@ def _machines(files: Iterable[Path]) -> list[list[Row]]:
     return list(machines.values())
 
 
-def _machine(rows: list[Row]) -> list[str]:
-    around, gpu = rows[-1]["environment"], rows[-1]["environment"]["cuda"] is not None
-    networks = _networks(rows)
-    if not networks:
-        return []
-    name = around["device"] if gpu else f"{around['device']}, {around['capability']}, {around['threads']} threads"
-    command = "make gpu" if gpu else "make bench"
-    found = [f"## {name}", "", f"![Realised ratios]({FIGURES.name}/{_stem(rows)}.png)", ""]
-    found += _tables(networks, command)
-    found += ["Where eefast loses:", ""]
-    for own in (COMPACT,) if gpu else (RESIDENT, COMPACT):
-        found += [f"- {line.strip()}" for line in _setting_losses(_cases(networks), own, len(networks))]
-    return [*found, "", *_ops(rows, gpu)]
+def _machine(rows: list[Row]) -> list[Section]:
+    gpu = rows[-1]["environment"]["cuda"] is not None
+    cases, stem = _cases(_networks(rows)), _stem(rows)
+    sections = [
+        *(_realised(cases, stem), _speed_ups(cases, stem), _tables(_networks(rows), gpu), _losses(cases, gpu)),
+        *(_latency(rows, stem), _ops(rows, stem, gpu), _parity(rows)),
+    ]
+    found = [section for section in sections if section is not None]
+    return [Section([f"## {_name(rows)}", ""]), *found] if found else []
+
+
+def _name(rows: list[Row]) -> str:
+    around = rows[-1]["environment"]
+    words = (f"{around['device']}", f"{around['capability']}", f"{around['threads']} threads")
+    return words[0] if around["cuda"] else ", ".join(words)
 
 
 def _networks(rows: list[Row]) -> list[Row]:
     """The newest row of each way, network, batch size and setting."""
     newest = _newest((r for r in rows if "network" in r), (*NETWORK, "setting", "provider"))
     measured = [r for r in newest if r["images_per_s"]]
-    # The first rows of a machine were made before there were rivals beside PyTorch; they give way to later ones.
-    return [r for r in measured if r.get("setting")] or measured
+    # The first rows of a network were made before there were rivals beside PyTorch; they give way to later ones.
+    later = {r["network"] for r in measured if r.get("setting")}
+    return [r for r in measured if r.get("setting") or r["network"] not in later]
 
 
-def _cases(rows: list[Row]) -> dict[tuple[Any, ...], dict[str, Row]]:
+def _cases(rows: list[Row]) -> Cases:
     """(network, batch size, setting) → way → row; where rows only name a mix of exits, its mean cost is the setting."""
-    costs = {_mix(r): r["mean_cost"] for r in rows if not r.get("setting") and r["mean_cost"] not in (None, 1)}
+    costed = [r for r in rows if not r.get("setting") and r["mean_cost"] not in (None, 1)]
+    # A mix in a few images costs a little more or less than in many.
+    costs = {_mix(r): r["mean_cost"] for r in sorted(costed, key=lambda r: r["batch_size"])}
     named = [{**r, "setting": r.get("setting") or _setting(r, costs.get(_mix(r)))} for r in rows]
     return _by_setting(named)
 
 
-def _mix(row: Row) -> tuple[Any, ...]:
-    return row["network"], row["batch_size"], str(row["mix"])
+def _mix(row: Row) -> tuple[str, str]:
+    return row["network"], str(row["mix"])
 
 
 def _setting(row: Row, cost: float | None) -> str:
     return NO_EXITS if row["mix"][-1] == 1 else "some exits" if cost is None else f"cost {cost:.2f}"
 
 
-def _tables(rows: list[Row], command: str) -> list[str]:
-    found = []
+def _beside(cases: Cases, network: str, batch_size: int, setting: str) -> dict[str, Row]:
+    """The ways of a case, and those without exits: some were measured once, where no image leaves."""
+    without = cases.get((network, batch_size, NO_EXITS), {})
+    return {name: row for name, row in without.items() if name.startswith(STATIC)} | cases[network, batch_size, setting]
+
+
+def _realised(cases: Cases, stem: str) -> Section | None:
+    """The best of eefast and of all others, where no image leaves early and where most do."""
+    shown = sorted(key for key, ways in cases.items() if any(name.startswith(OURS) for name in ways))
+    if not shown:
+        return None
+
+    def draws(figure: Any) -> None:
+        figure.set_size_inches(10, 1.2 + 0.42 * len(shown))
+        figures.realised_ratios(figure.subplots(), cases, shown)
+
+    return Section(_image("Realised ratios", f"{stem}.png"), {f"{stem}.png": draws})
+
+
+def speed_ups(cases: Cases) -> dict[str, dict[tuple[int, str], float]]:
+    """Network → (batch size, setting) → images/s of eefast's fastest way ÷ those of the fastest without exits.
+
+    The cheapest setting comes first.
+    """
+    found: dict[str, dict[tuple[int, str], float]] = {}
+    costs: dict[tuple[int, str], float] = {}
+    for (network, batch_size, setting), ways in cases.items():
+        beside = _beside(cases, network, batch_size, setting)
+        static = [row for name, row in beside.items() if name.startswith(STATIC)]
+        # In another dtype it would be another comparison.
+        dtypes = {row["dtype"] for row in static}
+        own = [row for name, row in ways.items() if name.startswith(OURS) and row["dtype"] in dtypes]
+        if own and static:
+            best, rival = (max(rows, key=_speed) for rows in (own, static))
+            found.setdefault(network, {})[batch_size, setting] = _speed(best) / _speed(rival)
+            costs[network, setting] = min(best["mean_cost"], costs.get((network, setting), 1.0))
+    return {n: dict(sorted(cells.items(), key=lambda cell: costs[n, cell[0][1]])) for n, cells in found.items()}
+
+
+def _speed(row: Row) -> float:
+    return float(row["images_per_s"][1])
+
+
+def _speed_ups(cases: Cases, stem: str) -> Section | None:
+    found = speed_ups(cases)
+    if not found:
+        return None
+    cells = [(value, f"{name}, batch {n}, {s}") for name, own in found.items() for (n, s), value in own.items()]
+    bound = max(figures.CELL_BOUND, *(max(value, 1 / value) for value, _ in cells))
+    sizes = sorted({n for own in found.values() for n, _ in own})
+    widths = [0.5 + len({setting for _, setting in own}) for own in found.values()]
+
+    def draws(figure: Any) -> None:
+        figure.set_size_inches(1.5 + 1.05 * sum(widths), 3.6)
+        panels = figure.subplots(1, len(found), squeeze=False, sharey=True, gridspec_kw={"width_ratios": widths})[0]
+        for axes, (network, own) in zip(panels, found.items(), strict=True):
+            figures.speed_ups(axes, own, sizes, bound).set_title(network, fontsize=10)
+        panels[0].set_ylabel("batch size")
+
+    lost = sorted(cell for cell in cells if cell[0] < 1)
+    text = f"eefast is slower in {len(lost)} of {len(cells)} cells"
+    text += f"; the lowest is {lost[0][0]:.2f} at {lost[0][1]}." if lost else "."
+    return Section(
+        [
+            *_image("Speed-up over batch size and cost", f"{stem}-speed-up.png"),
+            "Images/s of eefast's fastest way ÷ those of the fastest way without exits in the same dtype, over batch "
+            f"size and cost. Blue: faster, red: slower, blank: not measured. {text}",
+            "",
+        ],
+        {f"{stem}-speed-up.png": draws},
+    )
+
+
+def _tables(rows: list[Row], gpu: bool) -> Section | None:
+    found, command = [], "make gpu" if gpu else "make bench"
     for network in dict.fromkeys(r["network"] for r in rows):
         own = {key[1:]: ways for key, ways in _cases(rows).items() if key[0] == network}
         names = list(dict.fromkeys(name for ways in own.values() for name in ways))
@@ -110,7 +246,7 @@ def _tables(rows: list[Row], command: str) -> list[str]:
             f"torch {torch}; `{command}`; commits {', '.join(f'{c} ({d})' for c, d in made)}.",
             "",
         ]
-    return found
+    return Section(found) if found else None
 
 
 def _cell(row: Row | None) -> str:
@@ -120,18 +256,108 @@ def _cell(row: Row | None) -> str:
     return f"{row['images_per_s'][1]:,.0f}{ratio}"
 
 
-def _ops(rows: list[Row], gpu: bool) -> list[str]:
+def _losses(cases: Cases, gpu: bool) -> Section | None:
+    if not cases:
+        return None
+    found = [
+        line for own in ((COMPACT,) if gpu else (RESIDENT, COMPACT)) for line in _setting_losses(cases, own, len(cases))
+    ]
+    return Section(["Where eefast loses:", "", *(f"- {line.strip()}" for line in found), ""])
+
+
+def _latency(rows: list[Row], stem: str) -> Section | None:
+    newest = newest_latency(rows)
+    if not newest:
+        return None
+    served: dict[str, list[Row]] = {}
+    for row in newest:
+        if row["milliseconds"] and row["offered"]:
+            served.setdefault(f"{row['model']}, {row['setting']}, up to {row['most']} together", []).append(row)
+
+    def draws(figure: Any) -> None:
+        figure.set_size_inches(10, 0.6 + 4 * ((len(served) + 1) // 2))
+        panels = list(figure.subplots((len(served) + 1) // 2, 2, squeeze=False).flat)
+        labels: dict[str, Any] = {}
+        for axes, (title, own) in zip(panels, served.items(), strict=False):
+            lines, names = figures.latencies(axes, own).get_legend_handles_labels()
+            labels |= dict(zip(names, lines, strict=True))
+            axes.set_title(title, fontsize=10)
+        for axes in panels[len(served) :]:
+            axes.remove()
+        figure.legend(labels.values(), labels, loc="outside lower center", ncols=4, fontsize=8)
+
+    name, around = f"{stem}-latency.png", newest[-1]["environment"]
+    notes = dict.fromkeys(f"- {r['model']}, {r['scenario']}, {r['provider']}: {r['note']}" for r in newest if r["note"])
+    return Section(
+        [
+            *("### Latency", "", *(_image("Latency against load", name) if served else [])),
+            _line(LATENCY_TITLES),
+            "|---|---|---|" + "---:|" * (len(LATENCY_TITLES) - 3),
+            *(_line(latency_cells(row)) for row in newest if not row["note"]),
+            "",
+            *(f"- {line}" for line in _waits(newest)),
+            *(*notes, ""),
+            "From an image's arrival to its answer. Offline: all images are there. Server: single images arrive at "
+            "random (Poisson); what has arrived when the last batch is answered is answered together. SingleStream: "
+            "the next image comes when the last is answered. Load: images/s that arrive ÷ those of the plain network "
+            "offline. "
+            f"`make latency`; commit {around['commit']} ({around['date'][:10]}).",
+            "",
+        ],
+        {name: draws} if served else {},
+    )
+
+
+def _waits(rows: list[Row]) -> list[str]:
+    """Where an image waits longer for eefast than for another way: by the 99 % quantile, of the same arrivals."""
+    cases: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if row["milliseconds"]:
+            cases.setdefault((row["model"], row["setting"], row["scenario"], row["offered"]), []).append(row)
+    lost, count = [], 0
+    for (model, setting, scenario, offered), ways in cases.items():
+        own, others = ([w for w in ways if w["provider"].startswith(OURS) == ours] for ours in (True, False))
+        if not own or not others:
+            continue
+        count += 1
+        ours, best = (min(part, key=lambda row: row["milliseconds"][2]) for part in (own, others))
+        if best["milliseconds"][2] < ours["milliseconds"][2]:
+            where = f"{model}, {setting}, {scenario}" + (f" at {offered:,.0f}/s" if offered else "")
+            times = ours["milliseconds"][2] / best["milliseconds"][2]
+            lost.append(f"{where}: p99 is {times:.2f}× that of {best['provider']}")
+    return [f"eefast's p99 is longer than another way's in {len(lost)} of {count} cases{':' if lost else ''}", *lost]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _ops(rows: list[Row], stem: str, gpu: bool) -> Section | None:
     """The exit ops against eager PyTorch, as far as they were measured on this machine."""
     key = ("op", "samples", "channels", "height", "width", "classes", "dtype", "layout", "criterion", "exit_rate")
     ops = _newest((r for r in rows if "op" in r and r["provider"] == OURS and r["typical"]), (*key, "timing"))
     if not ops:
-        return ["The exit ops were not measured here.", ""]
-    found = [
-        "### Exit ops",
-        "",
-        "| op | maps | dtype | leave | µs | × eager | share of the bound |",
-        "|---|---|---|---|---|---|---|",
-    ]
+        return Section(["The exit ops were not measured here.", ""]) if any("network" in row for row in rows) else None
+    found = ["### Exit ops", ""]
+    marks, ceilings, idle = _roofline(rows)
+    name = f"{stem}-roofline.png"
+    if marks:
+        around = marks[-1]["environment"]
+        found += [
+            *_image("Roofline of the exit ops", name),
+            "A mark per case below, in the last run of them; the roofs are what a copy of a large tensor and a large "
+            "matrix product of PyTorch reached in the same run, which maps in a cache and better kernels may exceed"
+            f"{'; in a CUDA graph where there is one' if gpu else ''}. "
+            + (f"Left out, since it computes nothing: {', '.join(idle)}. " if idle else "")
+            + f"Commit {around['commit']} ({around['date'][:10]}).",
+            "",
+        ]
+
+    def draws(figure: Any) -> None:
+        figure.set_size_inches(7, 4.5)
+        figures.roofline(figure.subplots(), marks, ceilings)
+
+    found += ["| op | maps | dtype | leave | µs | × eager | share of the bound |", "|---|---|---|---|---|---|---|"]
     for r in ops:
         shape = f"{r['samples']} × {r['channels']}×{r['height']}×{r['width']}, K = {r['classes']}"
         numbers = [
@@ -141,7 +367,28 @@ def _ops(rows: list[Row], gpu: bool) -> list[str]:
         how = f"{r['op']}{' in a graph' if r['timing'] == 'graph' else ''}"
         found.append(f"| {how} | {shape} | {r['dtype']} | {r['exit_rate']:.0%} | " + " | ".join(numbers) + " |")
     note = "A share above 100 %: the maps came from a cache, the bound is that of memory." if not gpu else ""
-    return [*found, "", *([note, ""] if note else [])]
+    return Section([*found, "", *([note, ""] if note else [])], {name: draws} if marks else {})
+
+
+def _roofline(rows: list[Row]) -> tuple[list[Row], list[Row], list[str]]:
+    """Ops of the last run and its ceilings, and the names of the ops that compute nothing."""
+    runs: dict[str, list[Row]] = {}
+    for row in rows:
+        if "ceiling" in row or ("op" in row and row["provider"] == OURS and row["typical"]):
+            runs.setdefault(row["environment"]["date"], []).append(row)
+    for run in reversed(runs.values()):
+        ceilings = [row for row in run if "ceiling" in row]
+        # A graph shows the kernel without the host that launches it.
+        ops = {_case(r): r for r in sorted((r for r in run if "op" in r), key=lambda r: r["timing"] == "graph")}
+        marks = [row for row in ops.values() if row["flops"]]
+        if marks and {"copy", "matmul"} <= {row["ceiling"] for row in ceilings}:
+            return marks, ceilings, sorted({row["op"] for row in ops.values() if not row["flops"]})
+    return [], [], []
+
+
+def _parity(rows: list[Row]) -> Section | None:
+    text = parity.table(rows)
+    return Section(["### Parity", "", text, ""]) if text else None
 
 
 def _or_blank(value: float | None, form: str) -> str:
@@ -154,69 +401,82 @@ def _stem(rows: list[Row]) -> str:
     return "".join(c if c.isalnum() else "-" for c in words.lower())
 
 
-def draw(files: Iterable[Path], folder: Path) -> list[Path]:
-    """One figure per machine: realised ratio of every way, where no image leaves early and where most do."""
-    import matplotlib
+def _accuracy(machines: list[list[Row]], demo: Path | None) -> list[Section]:
+    """Networks whose accuracy was measured, too: the demonstration's, and those that were trained here."""
+    found = [*([_of_demo(demo)] if demo else []), *(s for rows in machines for s in _of_trained(rows))]
+    return [Section(["## Accuracy against images/s", ""]), *found] if found else []
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
 
-    made = []
-    for rows in _machines(files):
-        cases = _cases(_networks(rows))
-        if not cases:
+def _of_demo(demo: Path) -> Section:
+    found = json.loads(demo.read_text())
+    # The one-by-one loop answers too few images for an accuracy to be compared.
+    most = max(r["images"] for r in found["rows"])
+    rows = [r for r in found["rows"] if r["images"] == most]
+    points = [Point(r["name"], r["criterion"] is None, r["accuracy"], r["images_per_s"], r["mean_cost"]) for r in rows]
+    around = found["environment"]
+    title = f"{found['network']}, MNIST, {around['processor']}, {around['capability']}, {around['threads']} threads"
+    batch = f"batch {', '.join(map(str, dict.fromkeys(r['batch_size'] for r in rows)))}"
+    origin = f"All {most:,} test images, {batch}; `eefast demo --json`; commit {around['commit']}."
+    return _trade_off(title, points, origin, "accuracy-demo.png")
+
+
+def _of_trained(rows: list[Row]) -> Iterable[Section]:
+    """The trained networks' own thresholds and their plain twins, in the largest batch that was timed."""
+    trained: dict[str, list[Row]] = {}
+    for row in _newest((r for r in rows if "training" in r), ("training", "model", "criterion")):
+        trained.setdefault(f"{row['model']} on {row['training']}", []).append(row)
+    cases = _cases(_networks(rows))
+    for network, group in trained.items():
+        best = proposed(group)
+        sizes = [n for name, n, setting in cases if name == network and setting == OWN_THRESHOLDS]
+        if not sizes or best["at_cost"] is None:
             continue
-        shown = sorted(key for key, ways in cases.items() if any(name.startswith(OURS) for name in ways))
-        fig, axes = pyplot.subplots(figsize=(10, 1.2 + 0.42 * len(shown)), layout="constrained")
-        for p, key in enumerate(shown):
-            same = {**cases.get((*key[:2], NO_EXITS), {}), **cases[key]}
-            rivals = [row for name, row in same.items() if not name.startswith(OURS)]
-            # Ours in another dtype than the rivals' would be another comparison.
-            own = [
-                r for n, r in cases[key].items() if n.startswith(OURS) and r["dtype"] in {r["dtype"] for r in rivals}
-            ]
-            for rows_of, color, offset in ((own, "tab:blue", -0.2), (rivals, "tab:gray", 0.2)):
-                best = max(rows_of, key=lambda r: r["images_per_s"][1], default=None)
-                value = _ratio(best, cases[key])
-                bar = axes.barh(p + offset, value, height=0.38, color=color)
-                axes.bar_label(
-                    bar, [f"{value:.2f}  {best['provider'] if best else 'not measured'}"], padding=3, fontsize=8
-                )
-        places = range(len(shown))
-        axes.axvline(1, color="black", linewidth=0.8)
-        axes.set_yticks(list(places), [f"{network}, batch {n}, {setting}" for network, n, setting in shown], fontsize=8)
-        axes.invert_yaxis()
-        axes.set_xlabel(
-            "realised ratio: the best of eefast (blue), the best of all others (gray); 1 = all that theory promises"
+        beside = _beside(cases, network, max(sizes), OWN_THRESHOLDS)
+        # In fewer bits than the ways without exits take, images near a threshold leave elsewhere.
+        dtypes = {row["dtype"] for name, row in beside.items() if name.startswith(STATIC)}
+        accuracy = {True: best["twin_accuracy"], False: best["at_cost"]["accuracy"]}
+        points = [
+            Point(name, static := name.startswith(STATIC), accuracy[static], _speed(row), row["mean_cost"])
+            for name, row in beside.items()
+            if row["dtype"] in dtypes
+        ]
+        origin = (
+            f"Batch {max(sizes)}. Accuracy of the float32 network, and without exits of its plain twin, on all "
+            f"{best['test_images']:,} test images; commit {best['environment']['commit']} "
+            f"({best['environment']['date'][:10]}). More: [training](../bench/results/training.md)."
         )
-        axes.margins(x=0.35)
-        folder.mkdir(parents=True, exist_ok=True)
-        made.append(folder / f"{_stem(rows)}.png")
-        fig.savefig(made[-1], dpi=110, metadata={"Software": None})
-        pyplot.close(fig)
-    return made
+        slug = "".join(c if c.isalnum() else "-" for c in network.lower())
+        yield _trade_off(f"{network}, {_name(rows)}", points, origin, f"{_stem(rows)}-accuracy-{slug}.png")
 
 
-def _ratio(row: Row | None, ways: dict[str, Row]) -> float:
-    """Mean cost × time of the best way without exits ÷ time; whoever computes everything gets that cost for nothing."""
-    if row is None or row["realised_ratio"] is None:
-        return 0.0
-    cost = next((r["mean_cost"] for name, r in ways.items() if not name.startswith(PLAIN) and r["mean_cost"]), 1.0)
-    return float(row["realised_ratio"]) * (float(cost) if row["provider"].startswith(PLAIN) else 1.0)
+def _trade_off(title: str, points: Sequence[Point], origin: str, name: str) -> Section:
+    def draws(figure: Any) -> None:
+        figure.set_size_inches(9, 4)
+        figures.accuracy_against_speed(figure.subplots(), points).set_title(title, fontsize=10)
+
+    return Section(
+        [
+            *(f"### {title}", "", *_image("Accuracy against images/s", name)),
+            *("| way | accuracy | images/s | mean cost |", "|---|---:|---:|---:|"),
+            *(_line((p.name, f"{p.accuracy:.2%}", f"{p.images_per_s:,.0f}", f"{p.mean_cost:.3f}")) for p in points),
+            *("", f"{origin} Gray: without exits, blue: eefast, orange: other ways with exits.", ""),
+        ],
+        {name: draws},
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--check", action="store_true", help="only say whether docs/benchmarks.md is what the rows give"
+        "--check", action="store_true", help="only say whether the pages are what the rows give"
     )
     arguments = parser.parse_args()
     files = sorted(RESULTS.glob("*.jsonl"))
-    text = page(files)
+    pages = {PAGE: page(files, DEMO), RESULTS / training_page.PAGE: training_page.page(files)}
     if arguments.check:
-        return int(not PAGE.exists() or PAGE.read_text() != text)
-    PAGE.write_text(text)
-    for path in [PAGE, *draw(files, FIGURES)]:
+        return int(any((path.read_text() if path.exists() else "") != text for path, text in pages.items()))
+    PAGE.write_text(pages[PAGE])
+    for path in [PAGE, *draw(files, FIGURES, DEMO), *training_page.write(files)]:
         print(path.relative_to(DOCS.parent))
     return 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -12,14 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import eefast
-from eefast.calibrate import collect, exits_taken
+from eefast.calibrate import collect
+from eefast.contest import FLIP_MARGIN as FLIP_MARGIN
+from eefast.contest import judge
 from eefast.model import EarlyExitNet
 from eefast.result import ExitOutput
 
-# By dtype: how close to a threshold either exit is a right answer; how far the logits of an image may be off, root mean
-# square in standard deviations. Those of another image are off by about 1.4.
-FLIP_MARGIN = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
-LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-1, torch.bfloat16: 2e-1}
 MNIST = "eenet32 on MNIST"
 
 
@@ -28,6 +26,9 @@ class Network:
     """A network and the share of the images that is to leave at each exit, the final one last.
 
     name: in `eefast.zoo`, or in timm where `exits` names the modules that exits are attached behind.
+    real: instead, count → a trained network with its own thresholds, images [count, …] as it takes them, float32, and
+        what its exits say about them; `mix` is empty then.
+    head: of the early exits, see `eefast.heads.ExitHead`; timm's networks have "pool".
     """
 
     name: str
@@ -35,6 +36,8 @@ class Network:
     num_classes: int
     mix: tuple[float, ...]
     exits: tuple[str, ...] = ()
+    real: Callable[[int], tuple[EarlyExitNet, Tensor, list[ExitOutput]]] | None = None
+    head: str = "pool"
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ def network_on_noise(
 def _built(network: Network) -> EarlyExitNet:
     classes, shape = network.num_classes, network.input_shape
     if not network.exits:
-        return eefast.zoo.eenet(network.name, len(network.mix) - 1, num_classes=classes, input_shape=shape)
+        exits, head = len(network.mix) - 1, network.head
+        return eefast.zoo.eenet(network.name, exits, head=head, num_classes=classes, input_shape=shape)
     try:
         import timm
     except ImportError as error:
@@ -107,19 +111,31 @@ def _built(network: Network) -> EarlyExitNet:
     return attach(backbone, network.exits, input_shape=shape)
 
 
+def shipped() -> tuple[EarlyExitNet, dict[str, list[float]]]:
+    """The network that comes with the package, trained on MNIST, and its thresholds by criterion."""
+    with resources.as_file(resources.files("eefast") / "assets" / "eenet-mnist") as folder:
+        return eefast.load(folder).eval(), json.loads((folder / "thresholds.json").read_text())
+
+
 @torch.no_grad()
 def network_on_mnist(count: int) -> tuple[EarlyExitNet, Tensor, list[ExitOutput]]:
     """The shipped network with its own thresholds, and `count` real test images in an order without meaning."""
     from eefast.train.data import mnist_test
 
-    with resources.as_file(resources.files("eefast") / "assets" / "eenet-mnist") as folder:
-        net = eefast.load(folder).eval()
-        thresholds = json.loads((folder / "thresholds.json").read_text())[net.criterion.name]
-    net.thresholds.copy_(torch.tensor(thresholds))
-    pixels, labels = mnist_test()
+    net, thresholds = shipped()
+    net.thresholds.copy_(torch.tensor(thresholds[net.criterion.name]))
+    return on_images(net, mnist_test()[0], count)
+
+
+@torch.no_grad()
+def on_images(net: EarlyExitNet, pixels: Tensor, count: int) -> tuple[EarlyExitNet, Tensor, list[ExitOutput]]:
+    """`net`, at most `count` of the uint8 images `pixels` in an order without meaning, and what its exits say."""
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))[:count]
     images = net.prepare(pixels[order])
-    return net, images, collect(net, zip(images.split(256), labels[order].split(256), strict=True))[0]
+    return net, images, collect(net, [(part, torch.zeros(len(part))) for part in images.split(256)])[0]
+
+
+ON_MNIST = Network(MNIST, (1, 28, 28), 10, (), real=network_on_mnist)
 
 
 def thresholds(outputs: list[ExitOutput], mix: Sequence[float]) -> list[float]:
@@ -167,18 +183,10 @@ def check(
 
     static: every image was to take the final exit. logits, taken: of all batches, float32 [N, K] and int64 [N].
     """
-    net, outputs, last = prepared.net, prepared.outputs, prepared.net.num_exits
-    final = torch.full((len(logits),), last)
-    expected = final if static else exits_taken(outputs, net.criterion, net.thresholds.cpu())
-    near = torch.zeros(len(expected), dtype=torch.bool)
-    for i, (out, threshold) in enumerate(zip(outputs[:-1], net.thresholds.tolist(), strict=True)):
-        near |= (i <= expected) & ((out.confidence - threshold).abs() < FLIP_MARGIN[dtype])
-    flipped = taken != expected
-    exact = torch.stack([out.logits for out in outputs])[taken, torch.arange(len(taken))]
-    error = float((logits - exact).square().mean(1).sqrt().max() / exact.std())
-    if bool((flipped & ~near).any()) or not error <= LOGIT_TOLERANCE[dtype]:
-        wrong = f"{int((flipped & ~near).sum())} of {len(taken)} images took another exit"
-        return None, f"WRONG: {wrong}, logits of one are off by {error:.2g} standard deviations"
+    net = prepared.net
+    flips, problem = judge(None if static else net, prepared.outputs, logits, taken, dtype)
+    if problem:
+        return None, f"WRONG: {problem}"
     costs = [float(net.cost.cpu()[part].mean()) for part in taken.split(len(prepared.batches[0]))]
-    exits = tuple(taken.bincount(minlength=last + 1).tolist())
-    return Checked(tuple(costs), exits, int(flipped.sum())), ""
+    exits = tuple(taken.bincount(minlength=net.num_exits + 1).tolist())
+    return Checked(tuple(costs), exits, flips), ""

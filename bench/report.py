@@ -15,11 +15,17 @@ from rows import RESULTS, read
 Row = dict[str, Any]
 
 OURS = "eefast"
+# The names of ways to run a network without its exits begin so.
+STATIC = "plain"
 BASELINES = ("eager", "x[mask]")
 PLAIN = ("plain copy", "plain read")
 CASE = ("op", "samples", "channels", "height", "width", "classes", "dtype", "layout", "criterion", "exit_rate")
 NETWORK = ("network", "batch_size", "dtype", "mix")
 SETTING = ("network", "batch_size", "setting")
+LATENCY = ("model", "setting", "most")
+LATENCY_TITLES = (
+    *("network", "scenario", "way", "load", "offered/s", "answered/s", "p50 ms", "p90 ms", "p99 ms", "batch"),
+)
 RESIDENT, COMPACT, PER_STAGE = "eefast resident", "eefast compact", "ONNX Runtime per stage"
 COMPILED = "plain, torch.compile"
 NO_EXITS, OWN_THRESHOLDS = "no exits", "own thresholds"
@@ -33,6 +39,7 @@ HEADINGS = {
     "fewer blocks, ONNX Runtime": "fewer blocks",
     "reference, one by one": "one by one",
     "masked, PyTorch": "masked",
+    "earlyon, batched": "earlyon",
     "masked, PyTorch folded": "folded",
     **{f"BatchCond, {mode}": f"BatchCond {mode}" for mode in ("padding", "splitting", "table")},
     **{f"torch.compile {how}": f"compiled {how}" for how in ("on the loop", "per stage", "full graph")},
@@ -149,10 +156,12 @@ def _device(rows: list[Row], lines: int) -> str:
     ops = _newest((r for r in rows if "op" in r), (*CASE, "provider", "timing"))
     networks = _newest((r for r in rows if "network" in r), (*NETWORK, "setting", "provider"))
     settings = [r for r in networks if r.get("setting") and r["images_per_s"]]
-    ends = [*_notes([*ops, *networks]), *(_checks(ops, gpu, lines // 4) if ops else [])]
+    latency = newest_latency(rows)
+    ends = [*_notes([*ops, *networks, *latency]), *(_checks(ops, gpu, lines // 4) if ops else [])]
     ends += _setting_checks(settings, gpu, lines // 4) if settings else []
     body = _ways_table(settings) if gpu else _setting_tables(settings)
-    body += [*_network_table([r for r in networks if not r.get("setting")]), *_op_table(ops)]
+    body += [*_network_table([r for r in networks if not r.get("setting")]), *_latency_table(latency)]
+    body += _op_table(ops)
     room = max(lines - len(found) - len(ends), 3)
     if len(body) > room:
         body = [*body[: room - 1], f"… {len(body) - room + 1} more lines: bench/report.py --lines 200"]
@@ -167,6 +176,27 @@ def _versions(around: Row, gpu: bool) -> list[str]:
 def _newest(rows: Iterable[Row], key: Sequence[str]) -> list[Row]:
     """The last row of each measurement."""
     return list({tuple(str(row.get(name)) for name in key): row for row in rows}.values())
+
+
+def newest_latency(rows: Iterable[Row]) -> list[Row]:
+    """Per network, setting and largest batch all rows of the last run: loads differ a little between runs."""
+    served = [row for row in rows if "scenario" in row]
+    run = {tuple(row[name] for name in LATENCY): row["environment"]["date"] for row in served}
+    last = [row for row in served if row["environment"]["date"] == run[tuple(row[name] for name in LATENCY)]]
+    return sorted(last, key=lambda row: (*(row[name] for name in LATENCY), row["scenario"], row["load"] or 0))
+
+
+def latency_cells(row: Row) -> list[str]:
+    """What stands under `LATENCY_TITLES`; blank where nothing was measured."""
+    numbers = (row["load"], row["offered"], row["images_per_s"], *(row["milliseconds"] or (None,) * 3), row["batch"])
+    forms = ("{:.2f}", "{:,.0f}", "{:,.0f}", "{:.2f}", "{:.2f}", "{:.2f}", "{:.1f}")
+    cells = ["" if number is None else form.format(number) for number, form in zip(numbers, forms, strict=True)]
+    return [f"{row['model']}, {row['setting']}", row["scenario"], row["provider"], *cells]
+
+
+def _latency_table(rows: list[Row]) -> list[str]:
+    table = [LATENCY_TITLES, *(tuple(latency_cells(row)) for row in rows if not row["note"])]
+    return _aligned(table) if len(table) > 1 else []
 
 
 def _op_table(rows: list[Row]) -> list[str]:
@@ -210,7 +240,7 @@ def _network_table(rows: list[Row]) -> list[str]:
     for case, ways in cases.items():
         found = [ways.get(name) for name in early]
         best = ways.get(next(iter(ways.values()))["best_static"])
-        tried = sum(name.startswith("plain") for name in ways)
+        tried = sum(name.startswith(STATIC) for name in ways)
         names = f"{best['provider'].removeprefix('plain, ')} (of {tried})" if best else ""
         numbers = [_speed(best), names]
         for row in found:
@@ -290,9 +320,9 @@ def _setting_losses(cases: dict[tuple[Any, ...], dict[str, Row]], own: str, line
             continue
         ours += 1
         same = {**cases.get((network, batch_size, NO_EXITS), {}), **ways}
-        # Another network, or another dtype, would be another comparison.
+        # Another network, other exits than those asked for, or another dtype would be another comparison.
         fair = {name: row for name, row in same.items() if row["dtype"] == ways[own]["dtype"]}
-        others = {name: row for name, row in fair.items() if not name.startswith((OURS, "fewer blocks"))}
+        others = {name: row for name, row in fair.items() if not name.startswith((OURS, "fewer blocks", "earlyon"))}
         best = max(others.values(), key=lambda row: row["images_per_s"][1], default=None)
         if best and best["images_per_s"][1] > ways[own]["images_per_s"][1]:
             ratio = best["images_per_s"][1] / ways[own]["images_per_s"][1]
@@ -312,12 +342,18 @@ def _notes(rows: list[Row]) -> list[str]:
     for row in rows:
         if row["note"]:
             reasons[row["note"]] += 1
-            where = [f"{row['network']}, batch {row['batch_size']}", row.get("setting")] if "network" in row else []
-            name = ", ".join(filter(None, where)) or _name(row)
-            names.setdefault(row["note"], f"{name}, {row['provider']}")
+            names.setdefault(row["note"], f"{_where(row)}, {row['provider']}")
     ordered = sorted(reasons, key=lambda note: not note.startswith("WRONG"))
     more = {note: f" and {count - 1} more" if count > 1 else "" for note, count in reasons.items()}
     return [f"! {note} ({names[note]}{more[note]})" for note in ordered]
+
+
+def _where(row: Row) -> str:
+    if "op" in row:
+        return _name(row)
+    if "scenario" in row:
+        return f"{row['model']}, {row['setting']}, {row['scenario']}"
+    return ", ".join(filter(None, (f"{row['network']}, batch {row['batch_size']}", row.get("setting"))))
 
 
 def _checks(rows: list[Row], gpu: bool, lines: int) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from energy import meter
 
 from eefast import report
 
@@ -96,6 +97,55 @@ class AlgorithmRow:
 
 
 @dataclass(frozen=True)
+class TrainedPoint:
+    """Thresholds chosen on held-out images, and what they do there and on the test images.
+
+    cost: mean cost of the exits taken; path_cost: with all heads on the way; exits: test images per exit.
+    """
+
+    thresholds: tuple[float, ...]
+    held_out_accuracy: float
+    held_out_cost: float
+    accuracy: float
+    cost: float
+    path_cost: float
+    exits: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """A network trained beside its plain twin, under one criterion.
+
+    training, model: names of the data set and of the network; options: of `eefast train`, besides the twin's loss.
+    first: options of an earlier run of the plain network alone, from whose weights both started; empty: none.
+    seconds: of training: of that first run if there was one, the network's, its twin's.
+    allowed_drop, allowed_cost: what the accuracy may lack to the twin's, and the mean cost, at most.
+    twin_accuracy, exit_accuracy: on all test images; the twin's, and each exit's of the network if all leave there.
+    at_accuracy: the cheapest thresholds whose held-out accuracy is the twin's less the allowed drop; at_cost: the most
+        accurate ones within the allowed cost; None where held-out images allow none, and `note` says so.
+    curve: (accuracy, mean cost) on the test images, of thresholds from cheap to accurate that held-out images chose.
+    """
+
+    training: str
+    model: str
+    criterion: str
+    exit_costs: tuple[float, ...]
+    options: dict[str, Any]
+    first: dict[str, Any]
+    seconds: tuple[float, ...]
+    test_images: int
+    allowed_drop: float
+    allowed_cost: float
+    twin_held_out_accuracy: float
+    twin_accuracy: float
+    exit_accuracy: tuple[float, ...]
+    at_accuracy: TrainedPoint | None
+    at_cost: TrainedPoint | None
+    note: str
+    curve: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
 class NetworkRow:
     """One network at one batch size, run in one way.
 
@@ -110,7 +160,11 @@ class NetworkRow:
     setup_seconds: until the first answer: export, compilation, first call; details: versions, settings.
     host_waits: calls in one batch that wait for the device, see `launch_gaps.host_waits`.
     launch_gaps: share of the median batch's time in which the GPU does nothing; how long it works tells a trace, which
-        is taken last, since it slows the host down. None: not measured, as also in rows from before there were both.
+        is taken last, since it slows the host down.
+    peak_memory: bytes while the way is made and answers all batches once, see `peak_memory.peak_memory`. On a CPU it is
+        the whole process that the ways of one family share, on a GPU what a way shares with one before is not in it.
+    joules_per_image: of the whole device, see `energy.Meter`; the environment's `energy` says who counts or why nobody.
+    None: not measured, as also in rows from before there were these figures.
     """
 
     network: str
@@ -132,6 +186,72 @@ class NetworkRow:
     details: str = ""
     host_waits: int | None = None
     launch_gaps: float | None = None
+    peak_memory: int | None = None
+    joules_per_image: float | None = None
+
+
+@dataclass(frozen=True)
+class LatencyRow:
+    """One way to run a network in one scenario.
+
+    scenario: "Offline" (all images are there, batches of `most`), "Server" (single images arrive at random; what has
+        arrived is answered together, at most `most`), "SingleStream" (the next image comes when the last is answered).
+    model, setting: the network and its thresholds; load: images/s offered ÷ images/s of the plain network offline.
+    offered, images_per_s: images/s that arrived and that were answered.
+    milliseconds: 50 %, 90 % and 99 % quantile, from an image's arrival to its answer, over `images` of them.
+    batch: mean number of images answered together.
+    checked: the answers were right before they were timed; note: why nothing was timed.
+    """
+
+    scenario: str
+    model: str
+    provider: str
+    setting: str
+    most: int
+    checked: bool
+    note: str = ""
+    load: float | None = None
+    offered: float | None = None
+    images_per_s: float | None = None
+    milliseconds: tuple[float, float, float] | None = None
+    images: int = 0
+    batch: float | None = None
+    details: str = ""
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """Answers of one way beside those of the float32 network that is asked about one image at a time.
+
+    parity: name of the network and its images; engine: of eefast, and what of it was held fixed.
+    flips: images that took another exit; flip_distances: median and largest |confidence - threshold| among them, by the
+        network's confidence at the earlier of the two exits; None without flips. All must lie within `flip_margin`.
+    logit_differences: largest and root mean square, over the images that took the same exit; None without such.
+    other_answers: images whose largest logit is another class's; accuracy: None without labels; mean_cost: of the exits
+        taken; *_change: this way's less the network's.
+    unsteady: images whose exit, logits and confidence were not the same bits in all batch sizes of this way, in the
+        images' order and in the reverse one; the same number in the rows of all batch sizes.
+    note: empty where the answers are right, else why there are none, or what is wrong with them.
+    """
+
+    parity: str
+    criterion: str
+    engine: str
+    dtype: str
+    batch_size: int
+    images: int
+    flip_margin: float
+    note: str = ""
+    flips: int | None = None
+    flip_distances: tuple[float, float] | None = None
+    logit_differences: tuple[float, float] | None = None
+    other_answers: int | None = None
+    accuracy: float | None = None
+    accuracy_change: float | None = None
+    mean_cost: float | None = None
+    cost_change: float | None = None
+    unsteady: int | None = None
+    details: str = ""
 
 
 def summary(
@@ -164,6 +284,7 @@ def environment(device: str) -> dict[str, Any]:
         "driver": _driver() if on_gpu else None,
         "cuda": torch.version.cuda if on_gpu else None,
         "triton": _triton() if on_gpu else None,
+        "energy": meter(device).source,
         "load": round(os.getloadavg()[0], 1),
         "date": now(),
     }
@@ -178,7 +299,10 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
-def append(rows: Iterable[OpRow | CeilingRow | AlgorithmRow | NetworkRow], around: dict[str, Any]) -> None:
+def append(
+    rows: Iterable[OpRow | CeilingRow | AlgorithmRow | NetworkRow | LatencyRow | ParityRow | TrainingRow],
+    around: dict[str, Any],
+) -> None:
     """Add lines to `bench/results/<device>.jsonl`, and to the same file in the folder `$OUT` where that is set."""
     lines = "".join(json.dumps({**asdict(row), "environment": around}) + "\n" for row in rows)
     own = results_file(around)

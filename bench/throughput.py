@@ -19,15 +19,18 @@ from unittest import mock
 
 import throughput_cpu
 import torch
+from energy import meter
 from launch_gaps import busy_seconds, host_waits
-from peers import batch_condition
+from peak_memory import peak_memory
+from peers import ALL_PEERS, KEY_PEERS, batch_condition
 from prepared import FLIP_MARGIN, Checked, Network, Prepared, check, mix_of_cost, network_on_noise, thresholds
 from progress import track
-from report import NO_EXITS, failures, show
+from report import NO_EXITS, OWN_THRESHOLDS, failures, show
 from rows import NetworkRow, append, environment, first_line, now, read, results_file, summary
 from torch import Tensor
 
 import eefast
+from eefast.calibrate import exits_taken
 from eefast.fold import fold_stage
 from eefast.result import ExitOutput, ExitResult
 
@@ -38,6 +41,10 @@ ALL_SECONDS = 0.7
 CALIBRATED = 1024
 """Images that give BatchNorm its statistics, where they are small."""
 TRACED_BATCHES, TRACE_SECONDS = 4, 8
+METERED_SECONDS = 1.0
+"""Of each way whose energy is measured: NVML's counter moves ten times in it."""
+METERED = ("masked, PyTorch", "eefast compact", "eefast resident")
+"""Ways whose energy is measured, beside the best static one."""
 DEVICE, DTYPE = "cuda", torch.float16
 
 Run = Callable[[Tensor], Any]
@@ -52,7 +59,7 @@ class Work:
     compile_seconds: a guess of what torch.compile takes; 0: measure without it.
     stage_seconds: the same for torch.compile stage by stage.
     seconds: a guess of what the rest takes. With less of the budget left the work is skipped.
-    traced: also look for the gaps in which the GPU does nothing.
+    traced: also look for the gaps in which the GPU does nothing. metered: also measure what energy the work takes.
     """
 
     network: Network
@@ -62,6 +69,7 @@ class Work:
     stage_seconds: float = 0
     seconds: float = 6
     traced: bool = False
+    metered: bool = False
 
     def __str__(self) -> str:
         cost = "" if self.cost is None else f", {self.setting}"
@@ -70,6 +78,8 @@ class Work:
 
     @property
     def setting(self) -> str:
+        if self.network.real is not None:
+            return OWN_THRESHOLDS
         return "" if self.cost is None else NO_EXITS if self.cost == 1 else f"cost {self.cost:g}"
 
     @property
@@ -90,17 +100,18 @@ COSTS = (0.4, 0.3, 1.0)
 
 # By engine. What matters most comes first, since the budget of seconds may end before the list does.
 RESIDENT_WORK = (
-    *(Work(SMALL, 4096, compile_seconds=15), Work(SMALL, 256, compile_seconds=15), Work(SMALL_DENSE, 4096)),
-    *(Work(DEEP_DENSE, 4096, seconds=8), Work(DEEP, 4096, seconds=12), Work(DEEP, 256)),
+    *(Work(SMALL, 4096, compile_seconds=15, seconds=10, metered=True), Work(SMALL, 256, compile_seconds=15)),
+    *(Work(SMALL_DENSE, 4096), Work(DEEP_DENSE, 4096, seconds=8)),
+    *(Work(DEEP, 4096, seconds=16, metered=True), Work(DEEP, 256)),
     *(Work(SMALL, 16), Work(SMALL, 1), Work(DEEP, 16), Work(DEEP, 1)),
     *(Work(DEEP, 4096, compile_seconds=90, seconds=12), Work(DEEP, 256, compile_seconds=90)),
 )
 # Of one network and batch size in a row, torch.compile works once.
 KEY_COMPACT_WORK = (
-    Work(LARGE, 256, 0.4, compile_seconds=25, seconds=20, traced=True),
+    Work(LARGE, 256, 0.4, compile_seconds=25, seconds=23, traced=True, metered=True),
     Work(LARGE, 256, 1.0, compile_seconds=1, seconds=15, traced=True),
     Work(LARGE, 32, 0.4, compile_seconds=15, seconds=9, traced=True),
-    Work(MIDDLE, 1024, 0.3, compile_seconds=12, seconds=12, traced=True),
+    Work(MIDDLE, 1024, 0.3, compile_seconds=12, seconds=15, traced=True, metered=True),
 )
 COMPACT_WORK = (
     *KEY_COMPACT_WORK,
@@ -138,6 +149,7 @@ class Way:
     static: bool
     checked: Checked
     setup_seconds: float = 0.0
+    peak_memory: int | None = None
 
     def run(self, batches: Sequence[Tensor]) -> Sequence[Any]:
         # To let cuDNN try out its convolutions only pays where batch sizes stay the same.
@@ -156,8 +168,12 @@ class Trace:
 @lru_cache(maxsize=1)
 def subject(network: Network, batch_size: int) -> Prepared:
     """Whatever the thresholds; those come with a work."""
-    calibrated = 64 if max(network.input_shape) >= 224 else CALIBRATED
-    net, images, outputs = network_on_noise(network, max(batch_size, calibrated), calibrated, DEVICE, DTYPE)
+    if network.real is not None:
+        net, images, outputs = network.real(max(batch_size, CALIBRATED))
+        net, images = net.to(DEVICE), images.to(DEVICE, DTYPE, memory_format=torch.channels_last)
+    else:
+        calibrated = 64 if max(network.input_shape) >= 224 else CALIBRATED
+        net, images, outputs = network_on_noise(network, max(batch_size, calibrated), calibrated, DEVICE, DTYPE)
     seen = min(MOST_BATCHES, len(images) // batch_size) * batch_size
     return Prepared(net, images[:seen].split(batch_size), [ExitOutput(*(p[:seen] for p in out)) for out in outputs])
 
@@ -166,6 +182,10 @@ def subject(network: Network, batch_size: int) -> Prepared:
 def prepare(work: Work) -> tuple[Prepared, tuple[float, ...]]:
     """The network with thresholds of its own, and the mix of exits that they are to give."""
     found = subject(work.network, work.batch_size)
+    if work.network.real is not None:
+        taken = exits_taken(found.outputs, found.net.criterion, found.net.thresholds.cpu())
+        shares = taken.bincount(minlength=found.net.num_exits + 1) / len(taken)
+        return found, tuple(round(share, 4) for share in shares.tolist())
     mix = work.network.mix if work.cost is None else mix_of_cost(found.net.cost.tolist(), work.cost)
     net = copy.deepcopy(found.net)
     net.thresholds.copy_(torch.tensor(thresholds(found.outputs, mix)))
@@ -282,17 +302,22 @@ def checked(prepared: Prepared, name: str, static: bool, make: Callable[[], Made
     """The way, or None and what is wrong with its answers."""
     begin = time.perf_counter()
     torch.backends.cudnn.benchmark = static
+    (made, logits, taken), memory = peak_memory(partial(first_answers, prepared, static, make), DEVICE)
+    found, note = check(prepared, static, logits, taken, DTYPE)
+    seconds = time.perf_counter() - begin
+    return (None if found is None else Way(name, made, static, found, seconds, memory)), note
+
+
+def first_answers(prepared: Prepared, static: bool, make: Callable[[], Made]) -> tuple[Made, Tensor, Tensor]:
+    """What was made, and its logits and exits for all batches."""
     made = make()
     if static:
         # One after the other: a CUDA graph overwrites its results.
         logits = torch.cat([made.run([x])[0].float().cpu() for x in prepared.batches])
-        taken = torch.full((len(logits),), prepared.net.num_exits)
-    else:
-        answers = [ExitResult(*(part.cpu() for part in answer)) for answer in made.run(prepared.batches)]
-        logits, taken = (torch.cat([getattr(a, n) for a in answers]) for n in ("logits", "exit_index"))
-    found, note = check(prepared, static, logits, taken, DTYPE)
-    seconds = time.perf_counter() - begin
-    return (None if found is None else Way(name, made, static, found, seconds)), note
+        return made, logits, torch.full((len(logits),), prepared.net.num_exits)
+    answers = [ExitResult(*(part.cpu() for part in answer)) for answer in made.run(prepared.batches)]
+    logits, taken = (torch.cat([getattr(a, n) for a in answers]) for n in ("logits", "exit_index"))
+    return made, logits, taken
 
 
 def timed(ways: Sequence[Way], batches: Sequence[Tensor]) -> list[list[tuple[float, float]]]:
@@ -331,6 +356,7 @@ def measure(work: Work) -> tuple[list[NetworkRow], Trace]:
     spans = timed(ways, prepared.batches) if ways else []
     medians = [statistics.median(s for s, _ in own) for own in spans]
     best = min((i for i, way in enumerate(ways) if way.static), key=medians.__getitem__, default=None)
+    metered = {*METERED, *(() if best is None else (ways[best].name,))}
     done = []
     for way, own in zip(ways, spans, strict=True):
         row = NetworkRow(
@@ -344,6 +370,8 @@ def measure(work: Work) -> tuple[list[NetworkRow], Trace]:
             setup_seconds=way.setup_seconds,
             details="" if way.made.fast is None else way.made.fast.plan.reason,
             host_waits=waits(way, prepared.batches[0]),
+            peak_memory=way.peak_memory,
+            joules_per_image=joules(way, prepared.batches) if work.metered and way.name in metered else None,
         )
         done.append((way, row))
     batches = [prepared.batches[i % len(prepared.batches)] for i in range(TRACED_BATCHES)]
@@ -356,6 +384,23 @@ def waits(way: Way, x: Tensor) -> int | None:
     except Exception as error:  # what was timed stays, whatever the counter meets
         print(f"{way.name}: host waits not measured: {first_line(error)}", file=sys.stderr)
         return None
+
+
+def joules(way: Way, batches: Sequence[Tensor]) -> float | None:
+    """Per image, over as many passes as take `METERED_SECONDS`."""
+    if not meter(DEVICE).counters:
+        return None
+
+    def passes() -> int:
+        begin, done = time.perf_counter(), 0
+        while done == 0 or time.perf_counter() - begin < METERED_SECONDS:
+            way.run(batches)
+            torch.cuda.synchronize()
+            done += 1
+        return done
+
+    done, taken = meter(DEVICE).measure(passes)
+    return None if taken is None else taken / (done * sum(map(len, batches)))
 
 
 @torch.no_grad()
@@ -415,10 +460,12 @@ def main() -> int:
         "--only", default="", metavar="TEXT", help='what has this in its name, such as "eenet20, batch 256"'
     )
     parser.add_argument(
-        "--all", action="store_true", help="CPU: all networks, peers, batch sizes and costs, however long they take"
+        "--quick", action="store_true", help="CPU: only the networks and peers that decide, in about five minutes"
     )
     parser.add_argument("--engine", choices=tuple(WORK), help="GPU: only the networks that this engine is for")
-    parser.add_argument("--seconds", type=float, help="skip, and say so, what does not fit; default: 200, on a CPU 300")
+    parser.add_argument(
+        "--seconds", type=float, help="skip, and say so, what does not fit; default: 200, on a CPU 1140, --quick 300"
+    )
     arguments = parser.parse_args()
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -428,9 +475,9 @@ def main() -> int:
         works = [work for engine, own in WORK.items() if arguments.engine in (None, engine) for work in own]
         run_on_gpu([work for work in works if arguments.only in str(work)], around, arguments.seconds or 200)
     else:
-        seconds = arguments.seconds or (float("inf") if arguments.all else 300)
-        plan = throughput_cpu.ALL_WORK if arguments.all else throughput_cpu.KEY_WORK
-        peers = throughput_cpu.ALL_PEERS if arguments.all else throughput_cpu.KEY_PEERS
+        seconds = arguments.seconds or (300 if arguments.quick else 1140)
+        plan = throughput_cpu.KEY_WORK if arguments.quick else throughput_cpu.ALL_WORK
+        peers = KEY_PEERS if arguments.quick else ALL_PEERS
         throughput_cpu.run([work for work in plan if arguments.only in str(work)], around, seconds, peers)
     rows = read([results_file(around)], since)
     print(show(rows))

@@ -6,31 +6,33 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from peers import KEY_PEERS, PEERS, STAND_INS, Peer
+from energy import meter
+from peers import ALL_PEERS, PEERS, Peer
 from prepared import (
     FLIP_MARGIN,
-    MNIST,
+    ON_MNIST,
     Checked,
     Network,
     Prepared,
     check,
     mix_of_cost,
-    network_on_mnist,
     network_on_noise,
     thresholds,
 )
 from progress import track
-from rows import NetworkRow, append, summary
+from rows import NetworkRow, append, first_line, summary
 from torch import Tensor
 from worker import PeerError, Setting, Worker, save
 
+from eefast import criteria
 from eefast.calibrate import collect, exits_taken
 from eefast.cost import macs
 from eefast.model import EarlyExitNet
@@ -49,15 +51,15 @@ OURS = "eefast"
 class Work:
     """One network at one batch size, at several mean costs; 1: no image leaves early, None: by its own thresholds.
 
+    seconds: a guess with all peers on two cores; with less of the budget left the work is skipped.
     thorough: with the early-exit peers where no image leaves, too.
-    seconds: a guess; with less of the budget left the work is skipped.
     """
 
     network: Network
     batch_size: int
     costs: tuple[float | None, ...]
-    thorough: bool = False
     seconds: float = 20
+    thorough: bool = False
 
     def __str__(self) -> str:
         return f"{self.network.name}, batch {self.batch_size}"
@@ -69,31 +71,44 @@ def _without_exits(name: str, num_exits: int) -> Network:
 
 EENET20, EENET32 = _without_exits("eenet20", 2), _without_exits("eenet32", 3)
 EENET56, EENET110 = _without_exits("eenet56", 4), _without_exits("eenet110", 8)
-ON_MNIST = Network(MNIST, (1, 28, 28), 10, ())
 LARGE = Network("eenet50", (3, 224, 224), 1000, (0.0, 0.0, 0.0, 1.0))
-COSTS = (1.0, 0.5, 0.3, 0.2)
-OWN = (1.0, None)
+KEY_COSTS, OTHER_COSTS, OWN = (1.0, 0.25), (0.5, 0.3, 0.2), (1.0, None)
 
-ALL_PEERS = (*PEERS, *STAND_INS)
-
-# What matters most comes first within each network, since the budget of seconds may end before the list does.
-KEY_COSTS = (1.0, 0.25)
+# What matters most comes first, since the budget of seconds may end before the list does.
 KEY_WORK = (
-    *(Work(EENET20, 256, KEY_COSTS, seconds=40), Work(EENET20, 16, KEY_COSTS), Work(EENET20, 1, KEY_COSTS)),
-    *(Work(EENET110, 256, KEY_COSTS, seconds=70), Work(EENET110, 16, KEY_COSTS), Work(EENET110, 1, KEY_COSTS)),
-    Work(ON_MNIST, 256, OWN, seconds=30),
+    *(Work(EENET20, 256, KEY_COSTS, 120), Work(EENET20, 16, KEY_COSTS, 50), Work(EENET20, 1, KEY_COSTS, 45)),
+    *(Work(EENET110, 256, KEY_COSTS, 350), Work(EENET110, 16, KEY_COSTS, 140), Work(EENET110, 1, KEY_COSTS, 90)),
+    Work(ON_MNIST, 256, OWN, 110),
 )
 ALL_WORK = (
-    *(
-        Work(network, batch_size, COSTS, thorough=True)
-        for network in (EENET20, EENET110, EENET32, EENET56)
-        for batch_size in (256, 16, 1, 1024)
-    ),
-    *(Work(ON_MNIST, batch_size, OWN, thorough=True) for batch_size in (256, 16, 1, 1024)),
-    Work(LARGE, 16, (1.0, 0.5)),
+    *KEY_WORK,
+    *(Work(ON_MNIST, n, OWN, 50) for n in (16, 1)),
+    Work(LARGE, 16, (1.0, 0.5), 400),
+    *(Work(EENET20, n, OTHER_COSTS, seconds, True) for n, seconds in ((256, 250), (16, 130), (1, 120))),
+    *(Work(EENET32, n, KEY_COSTS, seconds) for n, seconds in ((256, 180), (16, 70), (1, 60))),
+    *(Work(EENET56, n, KEY_COSTS, seconds) for n, seconds in ((256, 250), (16, 100), (1, 80))),
+    *(Work(EENET110, n, OTHER_COSTS, seconds, True) for n, seconds in ((256, 800), (16, 350), (1, 250))),
+    *(Work(network, 1024, (*KEY_COSTS, *OTHER_COSTS), 800) for network in (EENET20, EENET32, EENET56)),
+    *(Work(EENET110, 1024, (*KEY_COSTS, *OTHER_COSTS), 2000), Work(ON_MNIST, 1024, OWN, 300)),
 )
 
 Workers = Mapping[str, Worker]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """seconds: of the whole run, which end at `deadline` on the clock of `time.perf_counter`."""
+
+    seconds: float = float("inf")
+    deadline: float = float("inf")
+
+    @property
+    def note(self) -> str:
+        return f"skipped: the budget of {self.seconds:.0f} s is spent"
+
+    @property
+    def spent(self) -> bool:
+        return time.perf_counter() > self.deadline
 
 
 @dataclass(frozen=True)
@@ -128,23 +143,36 @@ class Way:
     checked: Checked
     setup_seconds: float
     details: str
+    peak_memory: int | None
 
 
-def run(works: Sequence[Work], around: Mapping[str, Any], seconds: float, peers: Sequence[Peer] = KEY_PEERS) -> None:
-    """Measure what fits into so many seconds, network by network; rows go to the file of this machine."""
-    begin = time.perf_counter()
+def run(works: Sequence[Work], around: Mapping[str, Any], seconds: float, peers: Sequence[Peer] = ALL_PEERS) -> None:
+    """Measure what fits into so many seconds, network by network; rows go to the file of this machine.
+
+    What a work takes is its guess × how much longer than guessed those before it took.
+    """
+    begin, guessed, taken = time.perf_counter(), 0.0, 0.0
+    budget = Budget(seconds, begin + seconds)
     opened: Network | None = None
-    with started(peers) as workers:
+    with started(peers) as workers, ExitStack() as folders:
         for work in track(works, "networks"):
-            if time.perf_counter() - begin + work.seconds > seconds:
-                append([skipped(work, f"skipped: the budget of {seconds:.0f} s is spent")], dict(around))
+            now = time.perf_counter()
+            if now + work.seconds * (taken / guessed if guessed else 1) > budget.deadline:
+                append([skipped(work, budget.note)], dict(around))
                 continue
-            if work.network != opened:
-                most = max(w.batch_size for w in works if w.network == work.network)
-                subject, opened = make_subject(work.network, max(most, LEAST_IMAGES)), work.network
-                with saved(subject) as folder:
-                    open_everywhere(workers, folder)
-            append(measure(work, subject, workers, peers), dict(around))
+            try:
+                if work.network != opened:
+                    opened = None
+                    most = max(w.batch_size for w in works if w.network == work.network)
+                    subject = make_subject(work.network, max(most, LEAST_IMAGES))
+                    folders.close()
+                    open_everywhere(workers, folders.enter_context(saved(subject)))
+                    opened = work.network
+                rows = measure(work, subject, workers, peers, budget)
+            except Exception as error:  # one network that cannot be made is no reason to lose the others
+                rows = [skipped(work, first_line(error))]
+            append(rows, dict(around))
+            guessed, taken = guessed + work.seconds, taken + time.perf_counter() - now
 
 
 @contextmanager
@@ -160,8 +188,8 @@ def started(peers: Sequence[Peer]) -> Iterator[Workers]:
 
 
 def make_subject(network: Network, count: int) -> Subject:
-    if network.name == MNIST:
-        return Subject(*network_on_mnist(count))
+    if network.real is not None:
+        return Subject(*network.real(count))
     count = count if network is not LARGE else 64
     return Subject(*network_on_noise(network, count, min(count, LEAST_IMAGES), "cpu", torch.float32))
 
@@ -181,39 +209,60 @@ def open_everywhere(workers: Workers, folder: Path) -> None:
             continue  # its peers say so when they are asked to answer
 
 
-def make_case(subject: Subject, batch_size: int, cost: float | None) -> Case:
-    """Thresholds for a mean cost over all images; only those that the rounds come to are measured and checked."""
-    net, outputs = subject.net, subject.outputs
+def make_case(subject: Subject, batch_size: int, cost: float | None, whole_batch: str | None = None) -> Case:
+    """Thresholds for a mean cost over all images; only those that the rounds come to are measured and checked.
+
+    whole_batch: as `Peer.whole_batch`; so many images are sure at each exit as would leave there by themselves.
+    """
+    net, outputs, criterion = subject.net, subject.outputs, subject.net.criterion.name
     if cost is None:
         taken = exits_taken(outputs, net.criterion, net.thresholds)
         shares = (taken.bincount(minlength=net.num_exits + 1) / len(taken)).tolist()
-        name, mix, found = "own thresholds", tuple(round(share, 4) for share in shares), net.thresholds.tolist()
+        name, mix = "own thresholds", tuple(round(share, 4) for share in shares)
     else:
         mix = tuple(round(share, 4) for share in mix_of_cost(net.cost.tolist(), cost))
-        name, found = "no exits" if cost >= 1 else f"cost {cost:g}", thresholds(outputs, mix)
+        name = "no exits" if cost >= 1 else f"cost {cost:g}"
+    if whole_batch is not None:
+        # Whatever is compared with the thresholds takes the place of the learned confidence.
+        criterion, outputs = "learned", [_with_confidence(out, _confidence(out, whole_batch)) for out in outputs]
+    own = cost is None and whole_batch is None
+    found = net.thresholds.tolist() if own else thresholds(outputs, mix)
     batches = subject.images.split(batch_size)[: ROUNDS * turn_batches(batch_size)]
     seen = sum(map(len, batches))
-    at = net.with_criterion(net.criterion.name, found).eval()
-    prepared = Prepared(at, batches, [ExitOutput(*(part[:seen] for part in out)) for out in outputs])
+    outputs = [ExitOutput(*(part[:seen] for part in out)) for out in outputs]
+    if whole_batch is not None:
+        outputs = [_with_confidence(out, _least(out.confidence, batch_size)) for out in outputs]
+    prepared = Prepared(net.with_criterion(criterion, found).eval(), batches, outputs)
     return Case(name, cost, mix, prepared, Setting(tuple(found), batch_size, len(batches)))
+
+
+def _confidence(out: ExitOutput, criterion: str) -> Tensor:
+    return criteria.get(criterion).confidence(out.logits, out.confidence_logit)
+
+
+def _least(confidence: Tensor, batch_size: int) -> Tensor:
+    """Every image as unsure as the least sure one of its batch."""
+    return torch.cat([part.min().expand(len(part)) for part in confidence.split(batch_size)])
+
+
+def _with_confidence(out: ExitOutput, confidence: Tensor) -> ExitOutput:
+    return ExitOutput(out.logits, confidence, confidence.logit())
 
 
 def turn_batches(batch_size: int) -> int:
     return max(TURN_IMAGES // batch_size, 1)
 
 
-def measure(work: Work, subject: Subject, workers: Workers, peers: Sequence[Peer] = PEERS) -> list[NetworkRow]:
+def measure(
+    work: Work, subject: Subject, workers: Workers, peers: Sequence[Peer] = PEERS, budget: Budget = Budget()
+) -> list[NetworkRow]:
     rows, ways = [], []
-    for peer, case in _pairs(work, subject, peers):
-        try:
-            way, note = answered(peer, case, workers[peer.family])
-        except PeerError as error:
-            way, note = None, str(error)
+    for peer, case, way, note in answers(list(_pairs(work, subject, peers)), workers, budget):
         if way is None:
             rows.append(NetworkRow(**_shape(work, peer, case), checked=False, note=note))
         else:
             ways.append(way)
-    spans, notes = timed(ways, workers)
+    spans, notes, joules = timed(ways, workers, budget)
     rows += [
         NetworkRow(**_shape(work, way.peer, way.case), checked=True, note=note)
         for way, note in zip(ways, notes, strict=True)
@@ -234,6 +283,8 @@ def measure(work: Work, subject: Subject, workers: Workers, peers: Sequence[Peer
                 flip_margin=FLIP_MARGIN[way.peer.dtype],
                 setup_seconds=way.setup_seconds,
                 details=way.details,
+                peak_memory=way.peak_memory,
+                joules_per_image=statistics.median(joules[i]) / work.batch_size if joules[i] else None,
             )
         )
     return rows
@@ -246,13 +297,38 @@ def _rivals(peer: Peer) -> bool:
 
 def _pairs(work: Work, subject: Subject, peers: Sequence[Peer]) -> Iterator[tuple[Peer, Case]]:
     """Who is measured in which case; static peers once, where no image leaves."""
-    cases = [make_case(subject, work.batch_size, cost) for cost in work.costs]
-    without = next((case for case in cases if case.cost == 1), None) or make_case(subject, work.batch_size, 1)
+
+    def cases(whole_batch: str | None) -> tuple[list[Case], Case]:
+        made = [make_case(subject, work.batch_size, cost, whole_batch) for cost in work.costs]
+        without = next((case for case in made if case.cost == 1), None)
+        return made, without or make_case(subject, work.batch_size, 1, whole_batch)
+
+    usual = cases(None)
     for peer in (peer for peer in peers if work.batch_size <= peer.largest_batch):
-        for case in (without,) if peer.static else cases:
+        own, without = usual if peer.whole_batch is None else cases(peer.whole_batch)
+        for case in (without,) if peer.static else own:
             # Where no image leaves, a peer's static form is the faster one.
             if peer.static or case is not without or work.thorough or peer.name.startswith(OURS):
                 yield peer, case
+
+
+def answers(
+    pairs: Sequence[tuple[Peer, Case]], workers: Workers, budget: Budget
+) -> list[tuple[Peer, Case, Way | None, str]]:
+    """What all peers answer, each from a process that still runs: who lost it to another peer is asked again."""
+    found: dict[int, tuple[Way | None, str]] = {}
+    ends: dict[int, int] = {}
+    waiting = list(range(len(pairs)))
+    while waiting:
+        for i in waiting:
+            peer, case = pairs[i]
+            try:
+                found[i] = (None, budget.note) if budget.spent else answered(peer, case, workers[peer.family])
+            except Exception as error:  # whatever a peer makes of its answer, the others are asked, too
+                found[i] = None, str(error) if isinstance(error, PeerError) else first_line(error)
+            ends[i] = workers[peer.family].ends
+        waiting = [i for i, (way, _) in found.items() if way and ends[i] < workers[pairs[i][0].family].ends]
+    return [(*pairs[i], *found[i]) for i in range(len(pairs))]
 
 
 def answered(peer: Peer, case: Case, worker: Worker) -> tuple[Way | None, str]:
@@ -265,7 +341,8 @@ def answered(peer: Peer, case: Case, worker: Worker) -> tuple[Way | None, str]:
     if checked is not None and peer.stand_in is not None:
         own, whole = (macs(net.plain(), net.input_shape)[0] for net in (prepared.net, case.prepared.net))
         checked = replace(checked, costs=(own / whole,) * len(checked.costs))
-    return (None if checked is None else Way(peer, case, checked, answer.setup_seconds, answer.details)), note
+    found = answer.setup_seconds, answer.details, answer.peak_memory
+    return (None if checked is None else Way(peer, case, checked, *found)), note
 
 
 def in_its_place(other: Callable[[EarlyExitNet], EarlyExitNet], prepared: Prepared) -> Prepared:
@@ -276,24 +353,39 @@ def in_its_place(other: Callable[[EarlyExitNet], EarlyExitNet], prepared: Prepar
     return Prepared(net, prepared.batches, outputs)
 
 
-def timed(ways: Sequence[Way], workers: Workers) -> tuple[list[list[tuple[float, float]]], list[str]]:
-    """Per way and round: seconds per batch and mean cost; and per way why it could not be timed, or nothing."""
+def timed(
+    ways: Sequence[Way], workers: Workers, budget: Budget
+) -> tuple[list[list[tuple[float, float]]], list[str], list[list[float]]]:
+    """Per way and round seconds per batch and mean cost; per way why it could not be timed, or nothing; per way and
+    round joules per batch, where somebody counts them.
+    """
     found: list[list[tuple[float, float]]] = [[] for _ in ways]
+    joules: list[list[float]] = [[] for _ in ways]
     notes = ["" for _ in ways]
     for r in range(ROUNDS):
         order = range(len(ways)) if r % 2 == 0 else reversed(range(len(ways)))
         for i in order:
+            if notes[i] or budget.spent:
+                notes[i] = notes[i] or budget.note
+                continue
             way, setting = ways[i], ways[i].case.setting
             count = turn_batches(setting.batch_size)
             turn = [(r * count + j) % setting.batches for j in range(count)]
             time.sleep(PAUSE_SECONDS)
+            ask, begin = (
+                partial(workers[way.peer.family].seconds, way.peer, setting, turn, TURN_SECONDS),
+                time.perf_counter(),
+            )
             try:
-                seconds = workers[way.peer.family].seconds(way.peer, setting, turn, TURN_SECONDS)
+                seconds, taken = meter("cpu").measure(ask)
             except PeerError as error:
                 notes[i] = str(error)
                 continue
             found[i].append((seconds / count, statistics.mean(way.checked.costs[j] for j in turn)))
-    return found, notes
+            if taken is not None:
+                # Meanwhile it has done the same work again and again, to get going as well as to be timed.
+                joules[i].append(taken / (time.perf_counter() - begin) * seconds / count)
+    return found, notes, joules
 
 
 def skipped(work: Work, note: str) -> NetworkRow:

@@ -10,14 +10,17 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
 import torch
+from peak_memory import peak_memory
 from peers import Peer, Run
 from rows import first_line
 from torch import Tensor
@@ -26,10 +29,20 @@ import eefast
 from eefast.model import EarlyExitNet
 
 IMAGES = "images.pt"
+# How long a process may take for a network or an answer, start and compilation included, and for a turn; then it hangs.
+ANSWER_SECONDS, TURN_SECONDS = 180.0, 60.0
 
 
 class PeerError(RuntimeError):
     """A peer that could not do what it was told to; the text is for a row's note."""
+
+
+class _EndedError(PeerError):
+    """The process is no more; `hung`: it was killed, as it did not answer in time."""
+
+    def __init__(self, note: str, hung: bool) -> None:
+        super().__init__(note)
+        self.hung = hung
 
 
 @dataclass(frozen=True)
@@ -51,12 +64,14 @@ class Answer:
     exits: of every image; None from a static one.
     setup_seconds: until the first answer: export, compilation, first call.
     details: versions and settings of the peer.
+    peak_memory: bytes that the process held meanwhile, see `peak_memory.peak_memory`.
     """
 
     logits: Tensor
     exits: Tensor | None
     setup_seconds: float
     details: str
+    peak_memory: int | None
 
 
 def save(folder: Path, net: EarlyExitNet, images: Tensor) -> None:
@@ -66,48 +81,100 @@ def save(folder: Path, net: EarlyExitNet, images: Tensor) -> None:
 
 
 class Worker:
-    """The parent's end of a process; every method may raise `PeerError`."""
+    """The parent's end of a process, which is started anew after a peer has ended it; every method but `close` may
+    raise `PeerError`.
+
+    A peer that ended it is not asked again before the next network, and never again in this run if it hung.
+    ends: how often that happened. What was prepared in a process is lost with it.
+    """
 
     def __init__(self, peers: Sequence[Peer], threads: int) -> None:
-        self.peers = tuple(peers)
+        self.peers, self.ends = tuple(peers), 0
+        self._threads, self._folder = threads, Path()
+        self._crashed: dict[str, str] = {}
+        self._hung: dict[str, str] = {}
+        self._last = ""
+        self._start()
+
+    def open(self, folder: Path) -> None:
+        """Forget the network before; the peers run that of `folder`, which must stay: a new process reads it again."""
+        self._folder = folder
+        self._crashed.clear()
+        if self._process is None:
+            self._start()
+        self._ask(ANSWER_SECONDS, "open", str(folder))
+
+    def answer(self, peer: Peer, setting: Setting) -> Answer:
+        known = self._hung.get(peer.name) or self._crashed.get(peer.name)
+        if known:
+            raise PeerError(f"not asked again: {known}")
+        if self._process is None:
+            self._start()
+            self._ask(ANSWER_SECONDS, "open", str(self._folder))
+        return self._ask_peer(peer, ANSWER_SECONDS, "answer", setting)  # type: ignore[no-any-return]
+
+    def seconds(self, peer: Peer, setting: Setting, turn: Sequence[int], least: float) -> float:
+        """Time of the batches `turn`, the mean of as many passes as take `least` seconds.
+
+        Only in the process that answered for the peer, where its answers were checked.
+        """
+        if self._process is None:
+            raise PeerError(f"it lost its process to {self._last}")
+        limit = TURN_SECONDS + 10 * least
+        return self._ask_peer(peer, limit, "seconds", setting, tuple(turn), least)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        if self._process is None:
+            return
+        self._connection.close()
+        self._process.join(5)
+        if self._process.is_alive():
+            self._process.kill()
+
+    def _start(self) -> None:
         context = get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self.peers, threads), daemon=True)
+        self._process: SpawnProcess | None = context.Process(
+            target=_serve, args=(theirs, self.peers, self._threads), daemon=True
+        )
         # A process is born with the variables that its libraries look at while they are loaded.
-        variables = dict(peers[0].variables)
+        variables = dict(self.peers[0].variables)
         before = {name: os.environ.get(name) for name in variables}
         _set(variables)
         self._process.start()
         _set(before)
         theirs.close()
 
-    def open(self, folder: Path) -> None:
-        """Forget the network before; the peers run that of `folder`."""
-        self._ask("open", str(folder))
+    def _ask_peer(self, peer: Peer, limit: float, what: str, *arguments: Any) -> Any:
+        try:
+            return self._ask(limit, what, peer.name, *arguments)
+        except _EndedError as error:
+            (self._hung if error.hung else self._crashed)[peer.name] = str(error)
+            self._last = f"{peer.name} ({error})"
+            raise
 
-    def answer(self, peer: Peer, setting: Setting) -> Answer:
-        return self._ask("answer", peer.name, setting)  # type: ignore[no-any-return]
-
-    def seconds(self, peer: Peer, setting: Setting, turn: Sequence[int], least: float) -> float:
-        """Time of the batches `turn`, the mean of as many passes as take `least` seconds."""
-        return self._ask("seconds", peer.name, setting, tuple(turn), least)  # type: ignore[no-any-return]
-
-    def close(self) -> None:
-        self._connection.close()
-        self._process.join(5)
-        if self._process.is_alive():
-            self._process.kill()
-
-    def _ask(self, what: str, *arguments: Any) -> Any:
+    def _ask(self, limit: float, what: str, *arguments: Any) -> Any:
+        process = self._process
+        assert process is not None
         try:
             self._connection.send((what, *arguments))
+            if not self._connection.poll(limit):
+                process.kill()
+                self._end(process)
+                raise _EndedError(f"no answer within {limit:.0f} s, so its process was killed", hung=True)
             note, value = self._connection.recv()
         except (EOFError, OSError):
-            self._process.join(5)
-            raise PeerError(f"its process has ended, exit code {self._process.exitcode}") from None
+            self._end(process)
+            raise _EndedError(f"its process has ended, exit code {process.exitcode}", hung=False) from None
         if note:
             raise PeerError(note)
         return value
+
+    def _end(self, process: SpawnProcess) -> None:
+        process.join(5)
+        self._connection.close()
+        self._process = None
+        self.ends += 1
 
 
 def _set(variables: Mapping[str, str | None]) -> None:
@@ -145,20 +212,27 @@ class _Process:
     parts: dict[tuple[int, torch.memory_format], Sequence[Tensor]] = field(default_factory=dict)
 
     def open(self, folder: str) -> None:
-        self.net, self.images = eefast.load(folder).eval(), torch.load(Path(folder) / IMAGES)
+        # First forget: where the next network cannot be read, nobody answers with the one before.
+        self.net = None
         self.runs.clear()
         self.parts.clear()
+        self.images = torch.load(Path(folder) / IMAGES)
+        self.net = eefast.load(folder).eval()
 
     @torch.no_grad()
     def answer(self, name: str, setting: Setting) -> Answer:
-        peer, begin = self.peers[name], time.perf_counter()
+        found, memory = peak_memory(partial(self._answer, self.peers[name], setting), "cpu")
+        return replace(found, peak_memory=memory)
+
+    def _answer(self, peer: Peer, setting: Setting) -> Answer:
+        begin = time.perf_counter()
         run, batches = self._run(peer, setting.thresholds), self._batches(peer, setting)
         found = [run(batches[0])]
         setup = time.perf_counter() - begin
         found += [run(x) for x in batches[1:]]
         exits = None if peer.static else torch.cat([result.exit_index for result in found])
         logits = torch.cat([(part if peer.static else part.logits).float() for part in found])
-        return Answer(logits, exits, setup, peer.describe())
+        return Answer(logits, exits, setup, peer.describe(), None)
 
     @torch.no_grad()
     def seconds(self, name: str, setting: Setting, turn: Sequence[int], least: float) -> float:
@@ -169,7 +243,8 @@ class _Process:
         return _seconds(lambda: [run(batches[i]) for i in turn], least)
 
     def _run(self, peer: Peer, thresholds: Sequence[float]) -> Run:
-        assert self.net is not None
+        if self.net is None:
+            raise PeerError("its process could not open the network")
         self.net.thresholds.copy_(torch.tensor(thresholds))
         if peer.name not in self.runs:
             if not all(map(find_spec, peer.needs)):

@@ -245,9 +245,23 @@ CriterionName = Annotated[str, Option(help="learned, max_probability, entropy, m
 Json = Annotated[str, Option("--json", help="Write the figures as JSON to this file, or - for stdout.")]
 
 
+MinAccuracy = Annotated[float | None, Option(help="Cheapest with at least this accuracy, 0 … 1.")]
+MaxAccuracyDrop = Annotated[
+    float | None, Option(help="Cheapest with at most this drop below the final exit's accuracy; 0.005.")
+]
+MaxCost = Annotated[float | None, Option(help="Most accurate with at most this mean cost.")]
+
+
 ECE_WORDS = (
     "all images at each exit; ECE: expected calibration error (15 bins)\n"
     "of the largest probability and of the learned confidence"
+)
+
+# Images that go through all exits together, in `bench`.
+BENCH_BATCH = 64
+BENCH_WORDS = (
+    "× static: speed ÷ the fastest way without early exits, in the same rounds\n"
+    "realised ratio: mean cost × that; 1 = all that theory promises"
 )
 
 
@@ -257,11 +271,9 @@ def calibrate(
     dataset: Dataset = "mnist",
     data_root: DataRoot = None,
     download: Download = False,
-    min_accuracy: Annotated[float | None, Option(help="Cheapest with at least this accuracy, 0 … 1.")] = None,
-    max_accuracy_drop: Annotated[
-        float | None, Option(help="Cheapest with at most this drop below the final exit's accuracy; 0.005.")
-    ] = None,
-    max_cost: Annotated[float | None, Option(help="Most accurate with at most this mean cost.")] = None,
+    min_accuracy: MinAccuracy = None,
+    max_accuracy_drop: MaxAccuracyDrop = None,
+    max_cost: MaxCost = None,
     criterion: CriterionName = "",
     scale: Annotated[
         bool, Option(help="First fit temperatures per exit, and the confidence row; part of what is saved.")
@@ -280,15 +292,8 @@ def calibrate(
     from . import evaluate as evaluation
     from . import report
 
-    bounds = {"min_accuracy": min_accuracy, "max_accuracy_drop": max_accuracy_drop, "max_cost": max_cost}
-    given = {name: value for name, value in bounds.items() if value is not None} or {"max_accuracy_drop": 0.005}
-    if len(given) > 1:
-        raise ValueError(f"{', '.join(f'{k}={v}' for k, v in given.items())}: give one of them")
-    for name, value in given.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}={value} must lie in 0 … 1")
-    if save and not network.is_dir():
-        raise ValueError(f"{network} is a file; eefast.load(…).save(folder) makes the folder that --save can write to")
+    kind, value = _budget(min_accuracy=min_accuracy, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
+    _check_saving(network, save)
     _check_folders(json_path, *([cache] if cache else []))
     net = _network(network, dataset, data_root, device)
     names = _criteria(criterion, net)
@@ -300,18 +305,7 @@ def calibrate(
         scaling = calibration.fit_scaling(outputs, labels) if scale else None
         if scaling is not None:
             outputs = calibration.scaled(outputs, scaling)
-        (kind, value), accuracy = next(iter(given.items())), raw[-1].accuracy
-        bound = {kind: value} if kind != "max_accuracy_drop" else {"min_accuracy": accuracy - value}
-        chosen, impossible = {}, {}
-        for i, name in enumerate(names):
-            progress("choosing thresholds", i, len(names))
-            try:
-                chosen[name] = calibration.calibrate(outputs, labels, net.cost, name, **bound)
-            except ValueError as error:
-                impossible[name] = str(error)
-        progress("choosing thresholds", len(names), len(names))
-    if not chosen:
-        raise ValueError("; ".join(f"{name}: {why}" for name, why in impossible.items()))
+        chosen, impossible = _chosen(net, outputs, labels, names, kind, value, progress)
     exits = {
         name: evaluation.by_thresholds(outputs, net, name, c.thresholds).exit_index.bincount(
             minlength=net.num_exits + 1
@@ -423,6 +417,150 @@ def evaluate(
 
 
 @app.command()
+def bench(
+    network: Network,
+    dataset: Dataset = "mnist",
+    data_root: DataRoot = None,
+    download: Download = False,
+    batch_sizes: Annotated[str, Option(help="Images per call, one after the other.")] = "1,16,256",
+    images: Annotated[int | None, Option(help="Use only so many test images, chosen at random.", min=2)] = None,
+    min_accuracy: MinAccuracy = None,
+    max_accuracy_drop: MaxAccuracyDrop = None,
+    max_cost: MaxCost = None,
+    criterion: Annotated[str, Option(help="learned, max_probability, entropy, margin, or all; the best is taken.")] = (
+        "all"
+    ),
+    own_thresholds: Annotated[
+        bool, Option("--own-thresholds", help="Keep the network's criterion and thresholds; needs no held-out images.")
+    ] = False,
+    save: Annotated[bool, Option(help="Write criterion and thresholds into the network's folder.")] = False,
+    held_out: HeldOut = 5000,
+    seed: Seed = 1,
+    cache: Cache = None,
+    dtype: Annotated[str, Option(help="Of the arithmetic in all ways: float32, float16, bfloat16.")] = "float32",
+    with_compile: Annotated[
+        bool, Option("--compile", help="Also torch.compile, which may take minutes for each batch size.")
+    ] = False,
+    seconds: Annotated[float, Option(help="Of timing for each batch size; three rounds at least.", min=0)] = 15.0,
+    workers: Workers = 0,
+    device: Device = "auto",
+    json_path: Json = "",
+    figure: Annotated[Path, Option(help="Where the picture goes.")] = Path("eefast-bench.png"),
+) -> None:
+    """Is early exit worth it on this machine, with which engine and thresholds? Every way checked, then timed."""
+    import torch
+    from torch.utils.data import Subset
+
+    from . import bench as benchmark
+    from . import calibrate as calibration
+    from . import evaluate as evaluation
+    from . import report
+
+    kind, value = _budget(min_accuracy=min_accuracy, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
+    if own_thresholds and (save or criterion != "all" or {min_accuracy, max_accuracy_drop, max_cost} != {None}):
+        raise ValueError("own_thresholds=True chooses nothing; leave out --criterion, --save and the budget, or itself")
+    sizes = _sizes(batch_sizes)
+    if dtype not in benchmark.DTYPES:
+        raise ValueError(f"dtype={dtype!r} is unknown; choose one of {', '.join(benchmark.DTYPES)}")
+    _check_saving(network, save)
+    _check_folders(json_path, figure, *([cache] if cache else []))
+    net = _network(network, dataset, data_root, device)
+    names = _criteria(criterion, net)
+    whole = _images(net, dataset, data_root, download, "test")
+    # Data sets lie in the order of their classes, or with the easier images first.
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))[:images].tolist()
+    tests = evaluation.batches(Subset(whole, order), BENCH_BATCH, workers)
+    if len(order) < max(sizes):
+        raise ValueError(f"batch_sizes={batch_sizes!r}: there are only {len(order)} test images; take smaller ones")
+    chosen: dict[str, Any] = {}
+    impossible: dict[str, str] = {}
+    others = []
+    with _bars() as progress:
+        if not own_thresholds:
+            try:
+                outputs, kept = _held_out(
+                    net, dataset, data_root, download, held_out, seed, cache, BENCH_BATCH, workers, progress
+                )
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{error}; or keep the network's thresholds: --own-thresholds") from error
+            chosen, impossible = _chosen(net, outputs, kept, names, kind, value, progress)
+            best = _best(chosen, kind)
+            net = net.with_criterion(best, chosen[best].thresholds).to(net.cost.device)
+            final = evaluation.exit_quality(outputs[-1:], kept)[0].accuracy
+            front = calibration.pareto_front(outputs, kept, net.cost, best)
+            others = [c.thresholds for c in _by_cost([c for c in front if c.accuracy > final - 0.03], 6)]
+        found = benchmark.run(
+            net,
+            evaluation.reported(tests, "test images", progress),
+            batch_sizes=sizes,
+            others=others,
+            compared={name: c.thresholds for name, c in chosen.items()},
+            dtype=benchmark.DTYPES[dtype],
+            with_compile=with_compile,
+            seconds=seconds,
+            progress=progress,
+        )
+    if save:
+        calibration.save_thresholds(net, network, chosen)
+    change = found.early.accuracy - found.plain_accuracy
+    lines = benchmark.code(str(network), net, found.verdicts, benchmark.DTYPES[dtype], save or own_thresholds)
+    _draw_bench(found, figure)
+    if json_path != "-":
+        out = Console()
+        out.print(
+            f"\n{_words(net)}, {dtype}, {found.early.images:,} test images of {dataset}, "
+            f"{found.rows[0].images:,} of them timed\n",
+            highlight=False,
+            soft_wrap=True,
+        )
+        rows = [["final exit", "", "", f"{found.plain_accuracy:.2%}", "1.0000"]]
+        for name, (accuracy, cost) in found.criteria.items():
+            held = [f"{chosen[name].accuracy:.2%}", f"{chosen[name].cost:.4f}"] if name in chosen else ["", ""]
+            rows.append([name, *held, f"{accuracy:.2%}", f"{cost:.4f}"])
+        out.print(_table(["criterion", "held-out", "mean cost", "test", "mean cost"], rows))
+        for name, why in impossible.items():
+            out.print(f"{name}: {why}", highlight=False, soft_wrap=True)
+        taken = [right + wrong for right, wrong in zip(found.early.right, found.early.wrong, strict=True)]
+        thresholds = ", ".join(f"{t:.4f}" for t in net.thresholds.tolist())
+        whose = "the network's own" if own_thresholds else f"the best for {kind} {value:g}"
+        out.print(f"\n{whose}: {net.criterion.name}, thresholds {thresholds}", highlight=False, soft_wrap=True)
+        out.print(f"images per exit: {_counts(taken)}", highlight=False)
+        for size in sizes:
+            out.print()
+            out.print(report.speed_table([row for row in found.rows if row.batch_size == size]))
+        out.print(f"\n{BENCH_WORDS}\n", highlight=False)
+        for verdict in found.verdicts:
+            sentence = f"batch {verdict.batch_size}: {benchmark.words(verdict, change)}"
+            out.print(sentence, highlight=False, soft_wrap=True)
+        if not own_thresholds and (excess := _excess(found, kind, value)):
+            out.print(excess, highlight=False, soft_wrap=True)
+        out.print(f'engine="auto" takes {found.auto}', highlight=False)
+        for name, why in found.left_out.items():
+            out.print(f"not compared: {name}, {why}", highlight=False, soft_wrap=True)
+        advice = lines or "keep the network without early exits"
+        out.print(f"\n{advice}\n", highlight=False, markup=False, soft_wrap=True)
+        if save:
+            out.print(f"saved: {network}", highlight=False, soft_wrap=True)
+        out.print(f"figure: {figure}", highlight=False, soft_wrap=True)
+    figures = {
+        "network": str(network),
+        "dataset": dataset,
+        "device": str(net.cost.device),
+        "dtype": dtype,
+        "bound": None if own_thresholds else {kind: value},
+        "chosen": {name: asdict(c) for name, c in chosen.items()},
+        "impossible": impossible,
+        "criterion": net.criterion.name,
+        "thresholds": net.thresholds.tolist(),
+        "accuracy_change": change,
+        **asdict(found),
+        "code": lines,
+        "environment": report.environment(),
+    }
+    _write_json(json_path, json.dumps(figures, indent=2) + "\n")
+
+
+@app.command()
 def plot(
     network: Network,
     dataset: Dataset = "mnist",
@@ -527,6 +665,13 @@ def _twin(text: str) -> tuple[str, tuple[float, float]]:
     return name, (cost, accuracy)
 
 
+def _by_cost(front, most: int):  # type: ignore[no-untyped-def]
+    """Points whose costs lie as evenly as can be, both ends among them; `front` goes from cheap to dear."""
+    steps = [front[0].cost + i / (most - 1) * (front[-1].cost - front[0].cost) for i in range(most)] if front else []
+    nearest = [min(front, key=lambda point: abs(point.cost - step)) for step in steps]
+    return list(dict.fromkeys(nearest))
+
+
 def _thinned(front, most: int = 60):  # type: ignore[no-untyped-def]
     return [front[round(i * (len(front) - 1) / (most - 1))] for i in range(most)] if len(front) > most else front
 
@@ -575,6 +720,71 @@ def _criteria(name: str, net) -> list[str]:  # type: ignore[no-untyped-def]
     from . import criteria
 
     return list(criteria.CRITERIA) if name == "all" else [criteria.get(name or net.criterion.name).name]
+
+
+def _budget(**bounds: float | None) -> tuple[str, float]:
+    """The one budget that was given, or the default."""
+    given = {name: value for name, value in bounds.items() if value is not None} or {"max_accuracy_drop": 0.005}
+    if len(given) > 1:
+        raise ValueError(f"{', '.join(f'{k}={v}' for k, v in given.items())}: give one of them")
+    ((name, value),) = given.items()
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value} must lie in 0 … 1")
+    return name, value
+
+
+def _best(chosen, kind) -> str:  # type: ignore[no-untyped-def]
+    """The criterion that is cheapest within a budget of accuracy, or most accurate within one of cost."""
+    if kind == "max_cost":
+        return max(chosen, key=lambda name: (chosen[name].accuracy, -chosen[name].cost))
+    return min(chosen, key=lambda name: (chosen[name].cost, -chosen[name].accuracy))
+
+
+def _excess(found, kind: str, value: float) -> str:  # type: ignore[no-untyped-def]
+    """What to say where the budget, kept on the held-out images, is not kept on the test images."""
+    drop = found.plain_accuracy - found.early.accuracy
+    measured, kept = {
+        "max_accuracy_drop": (f"{drop:.4f}", drop <= value),
+        "min_accuracy": (f"{found.early.accuracy:.4f}", found.early.accuracy >= value),
+        "max_cost": (f"{found.early.mean_cost:.4f}", found.early.mean_cost <= value),
+    }[kind]
+    return "" if kept else f"the budget is not kept on the test images: {kind} {measured} instead of {value:g}"
+
+
+def _sizes(text: str) -> list[int]:
+    """1,16,256 → the numbers, ascending."""
+    try:
+        sizes = sorted({int(size) for size in text.split(",")})
+    except ValueError:
+        sizes = [0]
+    if sizes[0] < 1:
+        raise ValueError(f"batch_sizes={text!r} must be numbers from 1 on, such as 1,16,256")
+    return sizes
+
+
+def _check_saving(network: Path, save: bool) -> None:
+    if save and not network.is_dir():
+        raise ValueError(f"{network} is a file; eefast.load(…).save(folder) makes the folder that --save can write to")
+
+
+def _chosen(net, outputs, labels, names, kind, value, progress):  # type: ignore[no-untyped-def]
+    """The best thresholds of every criterion within the budget, and why others have none; at least one has."""
+    from . import calibrate as calibration
+    from . import evaluate as evaluation
+
+    final = evaluation.exit_quality(outputs[-1:], labels)[0].accuracy
+    bound = {kind: value} if kind != "max_accuracy_drop" else {"min_accuracy": final - value}
+    chosen, impossible = {}, {}
+    for i, name in enumerate(names):
+        progress("choosing thresholds", i, len(names))
+        try:
+            chosen[name] = calibration.calibrate(outputs, labels, net.cost, name, **bound)
+        except ValueError as error:
+            impossible[name] = str(error)
+    progress("choosing thresholds", len(names), len(names))
+    if not chosen:
+        raise ValueError("; ".join(f"{name}: {why}" for name, why in impossible.items()))
+    return chosen, impossible
 
 
 def _images(net, dataset, data_root, download, split, count=None):  # type: ignore[no-untyped-def]
@@ -651,6 +861,34 @@ def _write_json(path: str, text: str) -> None:
         typer.echo(text, nl=False)
     elif path:
         Path(path).write_text(text)
+
+
+def _draw_bench(found, figure: Path) -> None:  # type: ignore[no-untyped-def]
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    from . import plot
+
+    fig, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    speedups: dict[str, dict[int, float]] = {}
+    for row in found.rows:
+        speedups.setdefault(row.name, {})[row.batch_size] = row.speedup
+    static = [row.name for row in found.rows if row.criterion is None]
+    plot.speedup_over_batch_size(left, speedups, static)
+    largest = max(row.batch_size for row in found.rows)
+    accuracies = {True: found.plain_accuracy, False: found.early.accuracy}
+    points = {
+        row.name: (row.images_per_s, accuracies[row.criterion is None])
+        for row in found.rows
+        if row.batch_size == largest
+    }
+    curve = [(point.images_per_s, point.accuracy) for point in found.curve]
+    plot.accuracy_against_speed(right, points, static, curve, f"{found.auto}, other thresholds")
+    right.set_title(f"batch {largest}", fontsize=10)
+    fig.savefig(figure, dpi=120)
+    pyplot.close(fig)
 
 
 def _draw(found, figure: Path) -> None:  # type: ignore[no-untyped-def]

@@ -133,15 +133,23 @@ def flips(result: ExitResult, reference: ExitResult, outputs: Sequence[ExitOutpu
     """Where two runs of one network parted.
 
     result, reference: answers to the same N images; outputs: of all exits for these images.
-    distance: |confidence - threshold| at the earlier of the two exits, the largest over all flips; 0 without flips.
+    distance: the largest of `flip_distances`; 0 without flips.
     """
-    flipped = result.exit_index != reference.exit_index
+    distances = flip_distances(result.exit_index, reference.exit_index, outputs, net)
+    return Flips(len(distances), float(distances.max()) if len(distances) else 0.0)
+
+
+def flip_distances(taken: Tensor, expected: Tensor, outputs: Sequence[ExitOutput], net: EarlyExitNet) -> Tensor:
+    """|confidence - threshold| at the earlier of the two exits, for the images that took another one: [flips] float32.
+
+    taken, expected: [N] int64 exits of the same N images; outputs: of all exits for these images, on the CPU.
+    """
+    flipped = taken != expected
     if not flipped.any():
-        return Flips(0, 0.0)
-    parted = torch.minimum(result.exit_index, reference.exit_index)
+        return torch.empty(0)
+    parted = torch.minimum(taken, expected)[flipped]
     confidence = torch.stack([net.criterion.confidence(out.logits, out.confidence_logit) for out in outputs[:-1]])
-    distance = (confidence.T - net.thresholds.cpu()).abs().gather(1, parted[:, None].clamp(max=net.num_exits - 1))
-    return Flips(int(flipped.sum()), float(distance[flipped].max()))
+    return (confidence[:, flipped].T - net.thresholds.cpu()).abs().gather(1, parted[:, None]).squeeze(1)
 
 
 def by_thresholds(

@@ -43,6 +43,63 @@ def exit_histogram(axes: Any, right: Sequence[int], wrong: Sequence[int], costs:
     return axes
 
 
+def speedup_over_batch_size(axes: Any, speedups: Mapping[str, Mapping[int, float]], static: Sequence[str]) -> Any:
+    """A line per way to run a network, dashed without early exits, beside the fastest of these, which is 1.
+
+    speedups: way → batch size → time of the fastest static way ÷ time of this one. static: ways without early exits.
+    """
+    sizes = sorted({size for own in speedups.values() for size in own})
+    for i, (name, own) in enumerate(speedups.items()):
+        style = "--" if name in static else "-"
+        axes.plot(sorted(own), [own[size] for size in sorted(own)], style, color=f"C{i}", marker="o", label=name)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set(xlabel="batch size", ylabel="speed ÷ fastest way without early exits", xscale="log", yscale="log")
+    _plain_numbers(axes.yaxis, "{x:g}")
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    # Room for the names above the lines.
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** 0.3)
+    axes.legend(fontsize=8, loc="upper center", ncols=2)
+    return axes
+
+
+def accuracy_against_speed(
+    axes: Any,
+    points: Mapping[str, tuple[float, float]],
+    static: Sequence[str],
+    curve: Sequence[tuple[float, float]],
+    curve_name: str,
+) -> Any:
+    """A marker per way to run a network, hollow without early exits, and a line over other thresholds of one of them.
+
+    points: way → (images/s, accuracy 0 … 1); curve: such pairs, in order. Colours as in `speedup_over_batch_size`.
+    """
+    if curve:
+        speeds, accuracies = zip(*curve, strict=True)
+        axes.plot(speeds, [100 * a for a in accuracies], ".-", color="grey", label=curve_name)
+    for i, (name, (speed, accuracy)) in enumerate(points.items()):
+        fill = "none" if name in static else f"C{i}"
+        axes.plot(speed, 100 * accuracy, "o", color=f"C{i}", markerfacecolor=fill, markersize=8, label=name)
+    shown = [100 * accuracy for _, accuracy in [*points.values(), *curve]]
+    margin = max(0.3, 0.1 * (max(shown) - min(shown)))
+    axes.set(xlabel="images/s", ylabel="accuracy, %", xscale="log", ylim=(min(shown) - margin, max(shown) + margin))
+    _plain_numbers(axes.xaxis, "{x:,.0f}")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return axes
+
+
+def _plain_numbers(axis: Any, form: str) -> None:
+    """1, 2, 5, 10 … beside a logarithmic axis, instead of powers of ten."""
+    from matplotlib import ticker
+
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ticker.StrMethodFormatter(form))
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
 def examples(
     figure: Any, images: Tensor, labels: Tensor, answers: Tensor, exit_index: Tensor, costs: Sequence[float], each: int
 ) -> Any:

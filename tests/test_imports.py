@@ -31,7 +31,7 @@ ALLOWED = {
     "api": LEAVES | {"plan", "engines", "stream", "watch"},
     "kernels": {"kernels"},
 }
-TOP = {"cli", "demo", "report", "plot", "__init__", "__main__"}
+TOP = {"cli", "bench", "demo", "contest", "rivals", "report", "plot", "__init__", "__main__"}
 
 
 def modules():

@@ -129,7 +129,7 @@ def small(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def test_a_run_measures_all_scenarios_and_old_readers_skip_its_rows(small, monkeypatch, tmp_path, capsys):
+def test_a_run_measures_all_scenarios_and_reports_them(small, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(rows, "RESULTS", tmp_path)
     assert latency.main(["--seconds", "0.5", "--most", "8"], (CASE,)) == 0
     (file,) = tmp_path.iterdir()
@@ -152,9 +152,14 @@ def test_a_run_measures_all_scenarios_and_old_readers_skip_its_rows(small, monke
         assert all(1 <= row["batch"] <= 8 for row in own)
     assert all(row["checked"] and row["environment"]["threads"] == latency.THREADS for row in served)
     text = capsys.readouterr().out
-    assert "small, cost 0.5, Server" in text
-    assert "eefast stream: reads batches ahead" in text
-    assert "small" not in show(found)
+    assert text == show(found) + "\n"
+    assert (
+        "! reads batches ahead of its answers, so it fits Offline alone (small, cost 0.5, Server, eefast stream)"
+        in text
+    )
+    (line,) = [line for line in text.splitlines() if "SingleStream" in line and "eefast call" in line]
+    (row,) = [row for row in found if row["scenario"] == "SingleStream" and row["provider"] == "eefast call"]
+    assert [f"{ms:.2f}" for ms in row["milliseconds"]] == line.split()[-4:-1]
 
 
 def test_wrong_answers_get_no_time(small, monkeypatch):

@@ -17,9 +17,9 @@ sys.path.append(str(Path(__file__).parent.parent / "bench"))
 
 import peers
 import throughput_cpu
-from peers import batch_condition_cpu, eager_nchw, one_graph, openvino_bf16, smaller, torch_compile_early
+from peers import batch_condition_cpu, eager_nchw, one_graph, openvino_plain, smaller, torch_compile_early
 from peers import one_by_one as loop
-from prepared import Network
+from prepared import Network, check
 from worker import Setting
 
 SHAPE = (3, 12, 12)
@@ -130,11 +130,11 @@ def test_openvino_in_bfloat16_is_not_float32_under_another_name():
     net, x = network(), images(31, SHAPE)
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(ValueError, match="bfloat16 needs a CPU with"):
-            openvino_bf16.prepare(net)
+            openvino_plain.BFLOAT16.prepare(net)
         return
     with torch.no_grad():
         exact = net.plain()(x)
-    error = (openvino_bf16.prepare(net)(x) - exact).square().mean().sqrt() / exact.std()
+    error = (openvino_plain.BFLOAT16.prepare(net)(x) - exact).square().mean().sqrt() / exact.std()
     assert 1e-4 < error < 0.2
 
 
@@ -181,6 +181,59 @@ def test_a_stand_in_is_checked_against_its_own_network_and_is_nobodys_yardstick(
     assert [p.name for p, _ in throughput_cpu._pairs(large, subject, ways)] == [eager_nchw.PEER.name, peer.name]
 
 
+def first_sure(net, x):
+    """The answers of the first exit at which the least sure image is above the threshold, or of the final one."""
+    features = x
+    for i, (stage, head) in enumerate(zip(net.stages, net.heads, strict=True)):
+        features = stage(features)
+        logits = head(features).logits
+        sure = logits.softmax(1).max(1).values
+        if i == net.num_exits or float(sure.min()) >= float(net.thresholds[i]):
+            return i, logits, sure
+
+
+@pytest.mark.parametrize("peer", [ready(p) for p in peers.WHOLE_BATCH])
+@torch.no_grad()
+def test_a_batch_leaves_as_a_whole_where_all_its_images_are_sure(peer):
+    net, x = network(), images(32, SHAPE)
+    subject = throughput_cpu.Subject(net, x, eefast.calibrate.collect(net, [(x, torch.zeros(32))])[0])
+    run, seen = peer.prepare(net), set()
+    for n, cost in ((1, 0.4), (2, 0.3), (16, 0.2), (3, 0.9), (32, 1)):
+        prepared = throughput_cpu.make_case(subject, n, cost, peer.whole_batch).prepared
+        net.thresholds.copy_(prepared.net.thresholds)
+        found = [run(batch.contiguous(memory_format=torch.channels_last)) for batch in prepared.batches]
+        for batch, result in zip(prepared.batches, found, strict=True):
+            exit_index, logits, sure = first_sure(net, batch)
+            assert result.exit_index.tolist() == [exit_index] * len(batch)
+            torch.testing.assert_close(result.logits, logits, rtol=0, atol=1e-4)
+            torch.testing.assert_close(result.confidence, sure, rtol=0, atol=1e-4)
+            seen.add((len(batch) > 1, exit_index))
+        # What the bench says of them: right as they are, wrong where one image left by itself.
+        logits, taken = (torch.cat([getattr(result, name) for result in found]) for name in ("logits", "exit_index"))
+        checked, note = check(prepared, peer.static, logits, taken, peer.dtype)
+        assert checked, note
+        means = [float(net.cost[result.exit_index].mean()) for result in found]
+        assert checked.costs == pytest.approx(means)
+        taken[0] = (taken[0] + 1) % 3
+        assert check(prepared, peer.static, logits, taken, peer.dtype)[1].startswith("WRONG")
+    assert seen >= {(False, 0), (False, 1), (False, 2), (True, 0), (True, 1), (True, 2)}
+
+
+@pytest.mark.parametrize("peer", [ready(p) for p in peers.WHOLE_BATCH])
+@torch.no_grad()
+def test_as_many_images_are_sure_as_would_leave(peer):
+    net, x = network(), images(64, SHAPE)
+    subject = throughput_cpu.Subject(net, x, eefast.calibrate.collect(net, [(x, torch.zeros(64))])[0])
+    usual = throughput_cpu.make_case(subject, 1, 0.4)
+    alone = throughput_cpu.make_case(subject, 1, 0.4, peer.whole_batch)
+    assert alone.mix == usual.mix
+    seen = usual.prepared.batches
+    assert len(seen) == 64
+    by_itself = net.with_criterion(peer.whole_batch, alone.setting.thresholds)(x).exit_index
+    expected = usual.prepared.net(x).exit_index
+    assert by_itself.bincount().tolist() == expected.bincount().tolist()
+
+
 def test_names_are_unique():
-    names = [peer.name for peer in (*peers.PEERS, *peers.STAND_INS)]
+    names = [peer.name for peer in peers.ALL_PEERS]
     assert len(set(names)) == len(names)

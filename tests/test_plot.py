@@ -39,6 +39,34 @@ def test_histogram_stacks_wrong_on_right(axes):
     assert axes.get_xticklabels()[1].get_text() == "exit 1\ncost 0.30"
 
 
+def test_speeds_stand_over_their_batch_sizes(axes):
+    speedups = {"plain": {16: 1.0, 1: 0.5}, "loop": {1: 0.1, 16: 3.0}, "resident": {16: 20.0, 1: 4.0}}
+    assert plot.speedup_over_batch_size(axes, speedups, ["plain"]) is axes
+    lines = {line.get_label(): line for line in axes.lines}
+    for name, own in speedups.items():
+        assert lines[name].get_xydata().tolist() == [[1, own[1]], [16, own[16]]]
+        assert lines[name].get_linestyle() == ("--" if name == "plain" else "-")
+    low, high = axes.get_ylim()
+    assert 0 < low < 0.1
+    assert high > 20
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "16"]
+
+
+def test_accuracies_stand_over_their_speeds(axes):
+    points = {"plain": (100.0, 0.99), "resident": (2000.0, 0.985)}
+    assert plot.accuracy_against_speed(axes, points, ["plain"], [(900.0, 0.989), (2500.0, 0.97)], "others") is axes
+    lines = {line.get_label(): line for line in axes.lines}
+    assert lines["others"].get_xydata().tolist() == [[900, pytest.approx(98.9)], [2500, 97]]
+    for name, (speed, accuracy) in points.items():
+        assert lines[name].get_xydata().tolist() == [[speed, pytest.approx(100 * accuracy)]]
+        assert (lines[name].get_markerfacecolor() == "none") == (name == "plain")
+    low, high = axes.get_ylim()
+    assert low < 97 < 99 < high
+    figure, alone = pyplot.subplots()
+    assert len(plot.accuracy_against_speed(alone, points, ["plain"], [], "").lines) == 2
+    pyplot.close(figure)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_examples_stand_in_the_row_of_their_exit(channels):
     n, each = 31, 3

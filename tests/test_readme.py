@@ -34,7 +34,7 @@ def test_make_targets_exist():
 
 
 def test_commands_take_the_options_shown():
-    commands = re.findall(r"^eefast ((?:demo|train) .*)$", README, re.MULTILINE)
+    commands = re.findall(r"^eefast ((?:demo|train|bench) .*)$", README, re.MULTILINE)
     assert commands
     for line in commands:
         command, *words = line.split()

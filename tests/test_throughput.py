@@ -22,9 +22,11 @@ sys.path.append(str(Path(__file__).parent.parent / "bench"))
 import rows
 import throughput
 import throughput_cpu
+import worker
+from energy import Counter, Meter
 from peers import PEERS, Peer, eager
 from prepared import Network, check, mix_of_cost, thresholds
-from report import TARGETS, show
+from report import OWN_THRESHOLDS, TARGETS, show
 from rows import NetworkRow, environment
 from throughput import Work
 
@@ -197,6 +199,58 @@ def test_a_gpu_run_from_the_network_to_the_rows(on_cpu):
     assert re.search(r"BatchCond, padding +\S+ +\S+ +0\.\d+ +0 +100%", text)
 
 
+def test_memory_of_all_ways_and_energy_of_those_that_decide(on_cpu, monkeypatch):
+    asked = []
+
+    def joules():
+        asked.append(len(asked))
+        return 6.0 * len(asked)
+
+    monkeypatch.setattr(throughput, "meter", lambda device: Meter([Counter(joules)], "a test"))
+    monkeypatch.setattr(throughput, "METERED_SECONDS", 0.0)
+    monkeypatch.setattr(throughput, "peak_memory", lambda run, device: (run(), 1234))
+    throughput.run_on_gpu([Work(TINY, 4, 0.5, metered=True)], environment("cpu"), 1e9)
+    metered = {row["provider"] for row in on_cpu() if row["joules_per_image"] is not None}
+    (best,) = {row["best_static"] for row in on_cpu()}
+    assert metered == {best, "masked, PyTorch", "eefast compact", "eefast resident"}
+    # One pass over three batches of four images for six joules.
+    assert {row["joules_per_image"] for row in on_cpu()} == {0.5, None}
+    assert {row["peak_memory"] for row in on_cpu()} == {1234}
+
+
+def test_energy_and_memory_on_a_cpu(subject, monkeypatch):
+    now = [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda seconds: None)
+    monkeypatch.setattr(throughput_cpu, "time", clock)
+    # Ten watts.
+    monkeypatch.setattr(throughput_cpu, "meter", lambda device: Meter([Counter(lambda: 10 * now[0])], "a test"))
+
+    def seconds(*_):
+        # To get going, then three passes of what takes 0.2 s.
+        now[0] += 0.1 + 3 * 0.2
+        return 0.2
+
+    seen = {"exits": None, "setup_seconds": 1.0, "details": "", "peak_memory": 1234}
+    answer = SimpleNamespace(logits=subject.outputs[-1].logits, **seen)
+    workers = {"torch": SimpleNamespace(ends=0, answer=lambda *_: answer, seconds=seconds)}
+    work = throughput_cpu.Work(Network("eenet20", SHAPE, 10, ()), 8, (1.0,))
+    (row,) = throughput_cpu.measure(work, subject, workers, (eager.PEER,))
+    assert not row.note
+    # 32 images in 0.2 s.
+    assert row.joules_per_image == pytest.approx(10 * 0.2 / 32)
+    assert row.peak_memory == 1234
+
+
+def test_a_process_tells_its_peak_memory(subject, tmp_path, monkeypatch):
+    worker.save(tmp_path, subject.net, subject.images)
+    process = worker._Process({eager.PEER.name: eager.PEER})
+    process.open(str(tmp_path))
+    monkeypatch.setattr(worker, "peak_memory", lambda run, device: (run(), {"cpu": 1234}[device]))
+    answer = process.answer(eager.PEER.name, worker.Setting((0.5, 0.5), 16, 4))
+    assert answer.peak_memory == 1234
+    torch.testing.assert_close(answer.logits, subject.outputs[-1].logits, rtol=1e-4, atol=1e-4)
+
+
 def test_compiled_and_captured_once_for_all_costs(on_cpu, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda run, **kwargs: compiled.append(kwargs) or run)
@@ -283,7 +337,8 @@ def test_key_figures_come_first_and_fit_into_their_phase():
     (limit,) = map(int, re.findall(r"\[compact\]=(\d+)", script))
     assert sum(work.guess for work in key) + throughput.TRACE_SECONDS <= seconds
     assert seconds + 20 <= limit <= 150, "Python, PyTorch and the last work need some more"
-    total = sum(map(int, re.findall(r"\[\w+\]=(\d+)", script)))
+    limits = dict(re.findall(r"\[(\w+)\]=(\d+)", script))
+    total = sum(int(limits[phase]) for phase in re.search(r'PHASES="([^"]+)"', script)[1].split())
     assert f"all phases, {total} s at most" in script
 
 
@@ -316,11 +371,25 @@ def test_targets_of_the_gpu():
 
 
 def test_rows_come_back_and_old_ones_still_read():
-    row = row_of("eefast compact", 2000.0, host_waits=2, launch_gaps=0.125)
+    row = row_of("eefast compact", 2000.0, host_waits=2, launch_gaps=0.125, peak_memory=7, joules_per_image=0.5)
     back = json.loads(json.dumps(asdict(row)))
     assert NetworkRow(**{name: tuple(v) if isinstance(v, list) else v for name, v in back.items()}) == row
     assert re.search(r"eefast compact +2,000 +0\.400 +2 +12%", shown(row))
-    del back["host_waits"], back["launch_gaps"]
+    del back["host_waits"], back["launch_gaps"], back["peak_memory"], back["joules_per_image"]
     old = show([{**back, "environment": ON_A_GPU}])
     assert re.search(r"eefast compact +2,000 +0\.400$", old, re.MULTILINE)
-    assert NetworkRow(**back).host_waits is None
+    assert NetworkRow(**back).host_waits is NetworkRow(**back).joules_per_image is None
+
+
+@pytest.mark.parametrize("batch_size", [31, 64])
+def test_a_trained_network_keeps_its_thresholds_on_a_gpu(subject, monkeypatch, batch_size):
+    monkeypatch.setattr(throughput, "DEVICE", "cpu")
+    net = subject.net.with_criterion("margin", [0.4, 0.3]).eval()
+    network = Network("eenet20 on something", SHAPE, 10, (), real=lambda count: (net, subject.images, subject.outputs))
+    work = Work(network, batch_size)
+    found, mix = throughput.prepare(work)
+    assert work.setting == OWN_THRESHOLDS
+    assert found.net.thresholds.tolist() == net.thresholds.tolist()
+    taken = torch.cat([net(x.float()).exit_index for x in found.batches])
+    assert mix == pytest.approx((taken.bincount(minlength=3) / len(taken)).tolist(), abs=1e-3 + 1.5 / len(taken))
+    assert {len(x) for x in found.batches} == {batch_size}

@@ -4,6 +4,7 @@ from . import (
     batch_condition_cpu,
     eager,
     eager_nchw,
+    earlyon_batched,
     eefast_engines,
     masked,
     masked_folded,
@@ -11,8 +12,7 @@ from . import (
     one_graph,
     onnx_runtime,
     onnx_runtime_stages,
-    openvino_bf16,
-    openvino_f32,
+    openvino_plain,
     openvino_stages,
     smaller,
     torch_compile,
@@ -21,17 +21,21 @@ from . import (
 from .peer import Peer, Run, torch_version
 
 PEERS: tuple[Peer, ...] = (
-    *(eager.PEER, eager_nchw.PEER, torch_compile.PEER, onnx_runtime.PEER, openvino_f32.PEER, openvino_bf16.PEER),
+    *(eager.PEER, eager_nchw.PEER, torch_compile.PEER, onnx_runtime.PEER),
+    *(openvino_plain.FLOAT32, openvino_plain.BFLOAT16),
     *(one_by_one.PEER, masked.PEER, masked_folded.PEER, *batch_condition_cpu.PEERS, *torch_compile_early.PEERS),
     *(*one_graph.PEERS, *onnx_runtime_stages.PEERS, openvino_stages.PEER),
     *eefast_engines.PEERS,
 )
 # What decides: the best without exits, and early exit as a user would write it or as it runs fastest elsewhere.
 KEY_PEERS: tuple[Peer, ...] = (
-    *(eager.PEER, torch_compile.PEER, onnx_runtime.PEER, openvino_f32.PEER, masked.PEER, masked_folded.PEER),
+    *(eager.PEER, torch_compile.PEER, onnx_runtime.PEER, openvino_plain.FLOAT32, masked.PEER, masked_folded.PEER),
     *(*onnx_runtime_stages.PEERS, openvino_stages.PEER, *eefast_engines.PEERS),
 )
 # Other networks in the place of the one that is measured.
 STAND_INS: tuple[Peer, ...] = (smaller.PEER,)
+# The same network, whose images do not leave where it asks for.
+WHOLE_BATCH: tuple[Peer, ...] = (earlyon_batched.PEER,)
+ALL_PEERS = (*PEERS, *STAND_INS, *WHOLE_BATCH)
 
-__all__ = ["KEY_PEERS", "PEERS", "STAND_INS", "Peer", "Run", "torch_version"]
+__all__ = ["ALL_PEERS", "KEY_PEERS", "PEERS", "STAND_INS", "WHOLE_BATCH", "Peer", "Run", "torch_version"]

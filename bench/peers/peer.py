@@ -27,6 +27,8 @@ class Peer:
     needs: modules to be installed first; variables: of the process's environment.
     largest_batch: where larger batches would tell nothing new and take long.
     stand_in: network → the other network that a static peer runs instead; its answers are checked against that one's.
+    whole_batch: the criterion by which all images of a batch must be sure before it leaves as a whole, its thresholds
+        sending each image alone out where the network's own would; none: images leave one by one, as the network asks.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Peer:
     variables: tuple[tuple[str, str], ...] = ()
     largest_batch: float = float("inf")
     stand_in: Callable[[EarlyExitNet], EarlyExitNet] | None = None
+    whole_batch: str | None = None
 
 
 def torch_version() -> str:

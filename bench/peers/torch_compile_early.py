@@ -22,7 +22,7 @@ MOST_STAGES = 64
 
 def default(net: EarlyExitNet) -> Run:
     """What a user tries first, nothing frozen. The graph breaks wherever the loop looks at the data."""
-    _counters().clear()
+    _begin(net)
     return torch.compile(masked_folded.prepare(net))
 
 
@@ -34,12 +34,13 @@ def per_stage(net: EarlyExitNet) -> Run:
         run = torch.compile(step, fullgraph=True)
 
         def call(features: Tensor) -> Any:
-            torch._dynamo.maybe_mark_dynamic(features, 0)
+            if features.shape[1] > 1:
+                torch._dynamo.maybe_mark_dynamic(features, 0)
             return run(features)
 
         return call
 
-    _counters().clear()
+    _begin(net)
     made = [compiled(step) for step in batch_condition.steps(net, torch.float32)]
     return batch_condition.in_steps(net, made, lambda i, rows, survivors: True)
 
@@ -47,7 +48,7 @@ def per_stage(net: EarlyExitNet) -> Run:
 def full_graph(net: EarlyExitNet) -> Run:
     """One graph from the images to the answers, the numbers of survivors being sizes that nobody knows before."""
     torch._dynamo.config.capture_dynamic_output_shape_ops = True
-    _counters().clear()
+    _begin(net)
     run = torch.no_grad()(torch.compile(_Whole(net), fullgraph=True))
     return lambda x: run(x, net.thresholds)
 
@@ -75,6 +76,15 @@ class _Whole(nn.Module):
         return ExitResult(logits, exits, confidence, self.cost[exits])
 
 
+def _begin(net: EarlyExitNet) -> None:
+    # What was compiled for the network before would count as versions of this one's code.
+    torch._dynamo.reset()
+    # Where the batch size is unknown, inductor takes the wrong layout for granted behind a convolution of one channel,
+    # and stops at an assertion of its own; for such images everything is compiled anew for every batch size.
+    torch._dynamo.config.automatic_dynamic_shapes = net.input_shape[0] > 1
+    _counters().clear()
+
+
 def _counters() -> Any:
     from torch._dynamo.utils import counters
 
@@ -84,7 +94,8 @@ def _counters() -> Any:
 def describe() -> str:
     counters = _counters()
     graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
-    return f"{torch_version()}, inductor, {graphs} graphs, {breaks} graph breaks"
+    anew = "" if torch._dynamo.config.automatic_dynamic_shapes else ", anew for every batch size of one-channel images"
+    return f"{torch_version()}, inductor, {graphs} graphs, {breaks} graph breaks{anew}"
 
 
 def _peer(name: str, prepare: Callable[[EarlyExitNet], Run], freezing: bool) -> Peer:

@@ -1,0 +1,361 @@
+"""Answers of every engine in every dtype beside those of the float32 network that sees one image at a time."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from prepared import MNIST, Network, mix_of_cost, network_on_noise, shipped, thresholds
+from progress import track
+from rows import ParityRow, append, environment, first_line, now, read, results_file
+from torch import Tensor
+
+import eefast
+from eefast.calibrate import collect
+from eefast.contest import FLIP_MARGIN, judge
+from eefast.evaluate import answers, evaluate, flip_distances
+from eefast.model import EarlyExitNet
+from eefast.plan import ENGINES
+from eefast.result import ExitOutput, ExitResult
+
+BATCH_SIZES = (1, 31, 256)
+NOISE = Network("eenet20", (3, 32, 32), 10, (0.0, 0.0, 1.0), head="conv1")
+ON_NOISE, NOISE_COST = f"{NOISE.name} with {NOISE.head} heads on noise", 0.3
+MOST_NOISE = 1024
+"""Images of noise that are looked at, at most."""
+HALF_ON_CPU = 500
+"""Images that a CPU answers in half precision, at most: without instructions for it they take ten times as long."""
+WITHOUT_GRAPHS, COUNTED = "without graphs", "device-counted"
+NO_FAILURE = ("refused", "skipped")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Way:
+    """An engine in a dtype; how: what it is held to where it would choose for itself, or nothing."""
+
+    engine: str
+    dtype: torch.dtype
+    how: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}, {_words(self.dtype)}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine}, {self.how}" if self.how else self.engine
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A float32 network in eval mode under one criterion, and what is known about its answers.
+
+    images: [N, C, H, W] where the network is; labels: [N] int64, on the CPU as all that follows, or None.
+    outputs: of all exits, and reference: of `net(x)`, images one at a time.
+    """
+
+    name: str
+    net: EarlyExitNet
+    images: Tensor
+    labels: Tensor | None
+    outputs: list[ExitOutput]
+    reference: ExitResult
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.net.criterion.name}"
+
+    def first(self, count: int) -> Subject:
+        return Subject(
+            self.name,
+            self.net,
+            self.images[:count],
+            None if self.labels is None else self.labels[:count],
+            [ExitOutput(*(part[:count] for part in out)) for out in self.outputs],
+            ExitResult(*(part[:count] for part in self.reference)),
+        )
+
+
+def ways(device: str) -> list[Way]:
+    """All engines, on a GPU the compact one also held to its other forms, in all dtypes; some will refuse.
+
+    What the device is mostly used with comes first, since the seconds may end before the list does.
+    """
+    gpu = device == "cuda"
+    forms = {"compact": ("", WITHOUT_GRAPHS, COUNTED)} if gpu else {}
+    engines = [(engine, how) for engine in reversed(ENGINES) if engine != "auto" for how in forms.get(engine, ("",))]
+    dtypes = sorted(FLIP_MARGIN, key=lambda dtype: (dtype == torch.float32) == gpu)
+    return [Way(engine, dtype, how) for dtype in dtypes for engine, how in engines]
+
+
+def on_mnist(device: str, count: int) -> Iterator[Subject]:
+    """The shipped network and real images, under each criterion."""
+    from eefast.train.data import mnist_test
+
+    net, chosen = shipped()
+    net = net.to(device)
+    pixels, labels = mnist_test()
+    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))[:count]
+    images = net.prepare(pixels[order].to(device))
+    outputs = all_exits(net, images, MNIST)
+    for criterion, own in chosen.items():
+        at = net.with_criterion(criterion, own).to(device)
+        yield subject(MNIST, at, images, labels[order], outputs)
+
+
+def on_noise(device: str, count: int) -> Iterator[Subject]:
+    """A network with convolutions in its heads."""
+    count = min(count, MOST_NOISE)
+    net, images, seen = network_on_noise(NOISE, count, count, device, torch.float32)
+    net.thresholds.copy_(torch.tensor(thresholds(seen, mix_of_cost(net.cost.tolist(), NOISE_COST))))
+    yield subject(ON_NOISE, net, images, None, all_exits(net, images, ON_NOISE))
+
+
+SUBJECTS: dict[str, Callable[[str, int], Iterator[Subject]]] = {MNIST: on_mnist, ON_NOISE: on_noise}
+
+
+def subject(name: str, net: EarlyExitNet, images: Tensor, labels: Tensor | None, outputs: list[ExitOutput]) -> Subject:
+    reference, _ = answers(net, singles(images, f"{name}, {net.criterion.name}: net(x)"), images.device)
+    return Subject(name, net, images, labels, outputs, reference)
+
+
+def all_exits(net: EarlyExitNet, images: Tensor, name: str) -> list[ExitOutput]:
+    """What all exits say about every image alone."""
+    return collect(net, singles(images, f"{name}: all exits"))[0]
+
+
+def singles(images: Tensor, what: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """One image at a time, with a label that nobody reads."""
+    for part in track([range(i, min(i + 1000, len(images))) for i in range(0, len(images), 1000)], what):
+        for i in part:
+            yield images[i : i + 1], torch.zeros(1)
+
+
+def made(way: Way, net: EarlyExitNet, example: Tensor) -> tuple[Callable[[Tensor], ExitResult], str]:
+    """What runs, and in its plan's words why so; `ValueError` where the engine refuses."""
+    if way.engine == "reference":
+        # In the network's own dtype.
+        own = eefast.accelerate(copy.deepcopy(net).to(way.dtype), engine="reference", frozen=True)  # type: ignore[call-overload]
+        return lambda x: own(x.to(way.dtype)), own.plan.reason
+    with mock.patch.dict(os.environ, {"EEFAST_GRAPHS": "0"} if way.how == WITHOUT_GRAPHS else {}):
+        fast = eefast.accelerate(net, engine=way.engine, dtype=way.dtype, example=example, frozen=True)
+    if way.how == COUNTED:
+        _always_count(fast)
+    return fast, fast.plan.reason
+
+
+def _always_count(fast: Any) -> None:
+    """Every stage that can reads the number of its rows on the device, however long that takes."""
+    graphs = fast.plan.graphs
+    if graphs is None or all(rows is not None for _, _, rows in graphs.replays):
+        raise ValueError(f"no stage has a graph that counts its rows on the device: {fast.plan.reason}")
+    for choice in graphs.ways:
+        choice.counted = lambda stage, most, expected: True
+
+
+@torch.no_grad()
+def measure(seen: Subject, way: Way) -> list[ParityRow]:
+    """A row per batch size, or one that says why there are no answers."""
+    if way.dtype != torch.float32 and seen.images.device.type == "cpu":
+        seen = seen.first(HALF_ON_CPU)
+    try:
+        run, details = made(way, seen.net, seen.images[:256])
+    except ValueError as error:
+        return [row(seen, way, note=f"refused: {error}")]
+    except Exception as error:  # the others' answers count all the same
+        return [row(seen, way, note=f"FAILED: {first_line(error)}")]
+    try:
+        found = {n: _answers(run, seen.images, n) for n in BATCH_SIZES}
+        others = [*found.values(), *(_answers(run, seen.images, n, backwards=True) for n in BATCH_SIZES if n > 1)]
+        unsteady = int(torch.stack([_differing(others[0], other) for other in others]).any(dim=0).sum())
+        return [compared(seen, way, n, answer, unsteady, details) for n, answer in found.items()]
+    except Exception as error:
+        return [row(seen, way, note=f"FAILED: {first_line(error)}")]
+
+
+def _answers(run: Callable[[Tensor], ExitResult], images: Tensor, n: int, backwards: bool = False) -> ExitResult:
+    """In the order of the images, whatever order they were asked in."""
+    asked = images.flip(0) if backwards else images
+    result, _ = answers(run, [(x, torch.zeros(len(x))) for x in asked.split(n)], images.device)
+    return ExitResult(*(part.flip(0) for part in result)) if backwards else result
+
+
+def _differing(one: ExitResult, other: ExitResult) -> Tensor:
+    """[N] bool: not the same bits, so that NaN equals NaN."""
+    floats = [torch.cat([r.logits, r.confidence[:, None]], dim=1).view(torch.int32) for r in (one, other)]
+    return (one.exit_index != other.exit_index) | (floats[0] != floats[1]).any(dim=1)
+
+
+def compared(seen: Subject, way: Way, n: int, got: ExitResult, unsteady: int, details: str) -> ParityRow:
+    """Answers in batches of n beside the reference."""
+    expected, net = seen.reference, seen.net
+    _, problem = judge(net, seen.outputs, got.logits, got.exit_index, way.dtype)
+    if not problem and unsteady and way.engine == "resident":
+        problem = f"{unsteady} answers depend on batch or position; the resident engine promises the same bits"
+    distances = flip_distances(got.exit_index, expected.exit_index, seen.outputs, net)
+    same = got.exit_index == expected.exit_index
+    off = (got.logits - expected.logits)[same].double()
+    accuracy = change = None
+    if seen.labels is not None:
+        accuracy = evaluate(got, seen.labels, net).accuracy
+        change = accuracy - evaluate(expected, seen.labels, net).accuracy
+    cost = float(got.cost.double().mean())
+    return row(
+        seen,
+        way,
+        n,
+        note=f"WRONG: {problem}" if problem else "",
+        flips=len(distances),
+        flip_distances=(statistics.median(distances.tolist()), float(distances.max())) if len(distances) else None,
+        logit_differences=(float(off.abs().max()), float(off.square().mean().sqrt())) if len(off) else None,
+        other_answers=int((got.labels != expected.labels).sum()),
+        accuracy=accuracy,
+        accuracy_change=change,
+        mean_cost=cost,
+        cost_change=cost - float(expected.cost.double().mean()),
+        unsteady=unsteady,
+        details=details,
+    )
+
+
+def row(seen: Subject, way: Way, batch_size: int = 0, **figures: Any) -> ParityRow:
+    """batch_size: 0 where there are no answers in any."""
+    names = seen.name, seen.net.criterion.name, way.name, _words(way.dtype)
+    return ParityRow(*names, batch_size, len(seen.images), FLIP_MARGIN[way.dtype], **figures)
+
+
+def _words(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+TITLES = (
+    *("network", "criterion", "engine", "dtype", "images", "flips", "from the threshold", "logits off by"),
+    *("other answers", "accuracy", "mean cost", "not the same bits"),
+)
+LEGEND = """\
+Each way beside the float32 network that is asked about one image at a time. *Flips*: images that took another exit, in
+batches of {sizes}, as *other answers*: images given another class; all else is the worst of these. *From the
+threshold*: median and largest |confidence - threshold| of the flips. *Logits off by*: largest and root mean square,
+same exits. In brackets: change of accuracy in percentage points, and of mean cost. *Not the same bits*: images whose
+answer depends on batch or position in its last bits."""
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The newest of `rows`, Markdown that is aligned for a terminal, too; rows of other kinds are left out.
+
+    rows: as `rows.read` gives them, of one machine. Empty without rows of parity.
+    """
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for one in (one for one in rows if "parity" in one):
+        groups.setdefault(_key(one), []).append(one)
+    last = [_last_run(own) for own in groups.values()]
+    if not last:
+        return ""
+    lines = [TITLES, *(_cells(own) for own in last if own[0]["flips"] is not None)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines]
+    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    notes: dict[str, list[str]] = {}
+    for one in (one for own in last for one in own if one["note"]):
+        where = ", ".join([*_key(one), *([f"batch {one['batch_size']}"] if one["batch_size"] else [])])
+        notes.setdefault(one["note"], []).append(where)
+    said = [f"- {note} ({places[0]}{_more(places)})" for note, places in notes.items()]
+    sizes = sorted({one["batch_size"] for own in last for one in own if one["batch_size"]})
+    legend = LEGEND.format(sizes=" / ".join(map(str, sizes)))
+    return "\n".join([legend, "", *text, *([""] if said else []), *said])
+
+
+def _last_run(own: Sequence[Row]) -> list[Row]:
+    """Of one way, in all batch sizes; a run that skipped it says nothing about it, one that it refused does."""
+    asked = [one for one in own if not one["note"].startswith("skipped")] or own
+    return [one for one in asked if one["environment"]["date"] == asked[-1]["environment"]["date"]]
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return row["parity"], row["criterion"], row["engine"], row["dtype"]
+
+
+def _more(places: Sequence[str]) -> str:
+    return f" and {len(places) - 1} more" if len(places) > 1 else ""
+
+
+def _cells(own: Sequence[Row]) -> tuple[str, ...]:
+    """One way in all batch sizes."""
+    own = sorted(own, key=lambda row: row["batch_size"])
+
+    def worst(name: str) -> Row:
+        return max(own, key=lambda row: abs(row[name] or 0))
+
+    def largest(name: str, i: int) -> float | None:
+        return max((row[name][i] for row in own if row[name] is not None), default=None)
+
+    def pair(name: str) -> str:
+        found = largest(name, 0), largest(name, 1)
+        return "" if None in found else "{:.1e}, {:.1e}".format(*found)
+
+    accuracy, cost = worst("accuracy_change"), worst("cost_change")
+    change = "" if accuracy["accuracy"] is None else "{:.2%} ({:+.2f})".format(
+        accuracy["accuracy"], 100 * accuracy["accuracy_change"]
+    )  # fmt: skip
+    return (
+        *_key(own[0]),
+        f"{own[0]['images']:,}",
+        " / ".join(str(row["flips"]) for row in own),
+        pair("flip_distances"),
+        pair("logit_differences"),
+        " / ".join(str(row["other_answers"]) for row in own),
+        change,
+        f"{cost['mean_cost']:.4f} ({cost['cost_change']:+.4f})",
+        f"{own[0]['unsteady']:,}",
+    )
+
+
+def run(device: str, count: int, seconds: float, around: Row) -> None:
+    """All ways of all networks, as far as the seconds go; rows go to the file of this machine as they come."""
+    end, note = time.perf_counter() + seconds, f"skipped: the budget of {seconds:.0f} s is spent"
+    for name, make in SUBJECTS.items():
+        if time.perf_counter() > end:
+            append([ParityRow(name, "all criteria", "all engines", "all dtypes", 0, count, 0.0, note=note)], around)
+            continue
+        for seen in make(device, count):
+            for way in track(ways(device), str(seen)):
+                late = time.perf_counter() > end
+                append([row(seen, way, note=note)] if late else measure(seen, way), around)
+
+
+def failed(rows: Sequence[Row]) -> bool:
+    """Whether a way gave wrong answers, or none for another reason than that its engine cannot run here."""
+    return any(row["note"] and not row["note"].startswith(NO_FAILURE) for row in rows if "parity" in row)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
+    parser.add_argument("--images", type=int, default=10_000, help="of MNIST's test images; default and at most 10,000")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="skip, and say so, what does not fit")
+    asked = parser.parse_args(arguments)
+    if not max(BATCH_SIZES) <= asked.images <= 10_000:
+        parser.error(f"--images {asked.images} must lie in {max(BATCH_SIZES)}, the largest batch, … 10,000")
+    device = asked.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no CUDA device here; leave the option out to look at the CPU")
+    # The float32 network is the yardstick, and so are float32 engines; cuDNN would round what goes into convolutions.
+    torch.backends.cudnn.allow_tf32 = False
+    around, since = environment(device), now()
+    run(device, asked.images, asked.seconds, around)
+    rows = read([results_file(around)], since)
+    print(table(rows))
+    return int(failed(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,379 @@
+"""Networks trained beside their plain twins, what they are worth on test images as rows, and training.md from these.
+
+Runs that ended before are taken as they are, and broken ones go on, so the command can be given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import throughput
+import throughput_cpu
+import torch
+import training_page
+from peers import KEY_PEERS
+from prepared import Network, on_images
+from report import failures
+from rows import RESULTS, TrainedPoint, TrainingRow, append, environment, now, read, results_file
+from torch import Tensor
+
+import eefast
+from eefast.calibrate import Calibration, calibrate, collect, exits_taken, outcome, pareto_front
+from eefast.criteria import CRITERIA, get
+from eefast.evaluate import batches, split
+from eefast.result import ExitOutput
+from eefast.train import data
+from eefast.train.run import LAST_FILE, REPORT_FILE
+
+ROOT = Path(__file__).parents[1]
+LOG_FILE = "train.log"
+HELD_OUT, SEED = 5000, 1
+LOSS, TWIN_LOSS = "deep_supervision+correctness", "final_supervision"
+# Early exits that weigh less leave the final one nearer to its twin.
+GENTLE_LOSS = "final_supervision+0.5*deep_supervision+0.5*correctness"
+NETWORK_OPTIONS = ("num_exits", "placement", "shift", "flip", "batch_size", "precision")
+# What thresholds may use up of the allowed drop and cost on held-out images, since test images differ a little.
+CAUTION = 0.95
+CURVE_POINTS = 40
+BATCH_SIZES = {"cpu": (256, 16, 1), "cuda": (4096, 256)}
+# On a GPU, of one network; torch.compile takes minutes for deep ones, which the row's best static way tells.
+GPU_SECONDS, COMPILE_SECONDS = 30, {"eenet20": 12}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a data set's network is to reach on the test images: accuracy below its twin's, and mean cost, at most."""
+
+    drop: float
+    cost: float
+
+
+GOALS = {"mnist": Goal(0.005, 0.20), "fashion-mnist": Goal(0.010, 0.40)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A call of `eefast train`: its options, the folder that it fills, and the one whose weights it starts from."""
+
+    output: Path
+    options: dict[str, Any]
+    weights: Path | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """A network to train beside its plain twin, which has its layers but no early exit to learn for.
+
+    options: of `eefast train` for both, besides the twin's loss.
+    first: options of a run that trains the plain network, from whose weights both go on; empty: both start anew.
+    """
+
+    dataset: str
+    net: str
+    options: dict[str, Any]
+    first: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.net} on {self.dataset}"
+
+    def begin(self, folder: Path) -> Run | None:
+        """The run that both start from, where there is one."""
+        output = folder / f"{self.dataset}-{self.net}-first"
+        return Run(output, {**self._shared, **self.first, "loss": TWIN_LOSS}) if self.first else None
+
+    def both(self, folder: Path) -> tuple[Run, Run]:
+        """Of the network, and of its twin."""
+        name, begin = f"{self.dataset}-{self.net}", self.begin(folder)
+        weights = None if begin is None else begin.output
+        own = Run(folder / name, {**self._shared, "loss": LOSS, **self.options}, weights)
+        return own, Run(folder / f"{name}-twin", {**own.options, "loss": TWIN_LOSS}, weights)
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        kept = {name: value for name, value in self.options.items() if name in NETWORK_OPTIONS}
+        return {"dataset": self.dataset, "net": self.net, "held_out": HELD_OUT, "seed": SEED, **kept}
+
+
+def _begun(dataset: str, net: str, placement: Sequence[int], epochs: tuple[int, int], **options: Any) -> Training:
+    """Epochs: of the plain network, then of both that go on from it."""
+    shared = {
+        "num_exits": len(placement),
+        "placement": list(placement),
+        "shift": 2,
+        "flip": dataset != "mnist",
+        **options,
+    }
+    first, then = epochs
+    own = {**shared, "epochs": then, "learning_rate": 0.005, "loss": GENTLE_LOSS}
+    return Training(dataset, net, own, {"epochs": first})
+
+
+# By device; what matters most comes first.
+TRAININGS = {
+    "cpu": (
+        _begun("fashion-mnist", "eenet32", (1, 3, 5, 6, 8), (7, 4)),
+        Training("mnist", "eenet20", {"num_exits": 3, "epochs": 4, "shift": 2}),
+    ),
+    "cuda": tuple(
+        _begun(dataset, net, placement, epochs, batch_size=256, precision="bf16-mixed")
+        for net, placement, epochs in (
+            ("eenet56", (2, 4, 6, 10, 12, 14), (10, 6)),
+            ("eenet20", (1, 2, 3, 4, 6), (12, 8)),
+            ("eenet110", (3, 6, 8, 10, 12, 14, 19, 24), (6, 4)),
+        )
+        for dataset in ("fashion-mnist", "mnist")
+    ),
+}
+
+
+def train(trainings: Sequence[Training], folder: Path, device: str, data_root: Path, seconds: float) -> dict[Path, str]:
+    """Train what is missing, several networks at a time; per folder what went wrong, "" where it is there.
+
+    What has not ended after so many `seconds` in all is stopped; given again, the command goes on from its last epoch.
+    """
+    end, jobs = time.monotonic() + seconds, 3 if device == "cuda" else max(os.cpu_count() or 1, 1)
+    threads = max((os.cpu_count() or 1) // jobs, 1)
+    begins = [run for training in trainings if (run := training.begin(folder)) is not None]
+    notes: dict[Path, str] = {}
+    for runs in (begins, [run for training in trainings for run in training.both(folder)]):
+        todo = [run for run in runs if not finished(run)]
+        notes |= dict.fromkeys((run.output for run in runs), "")
+        with ThreadPoolExecutor(jobs) as pool:
+            made = {
+                run.output: pool.submit(_train_one, run, notes.get(run.weights, ""), device, data_root, threads, end)
+                for run in todo
+            }
+            _follow(made, sum(run.options["epochs"] for run in todo))
+        notes |= {output: one.result() for output, one in made.items()}
+    return notes
+
+
+def finished(run: Run) -> bool:
+    """Whether it has ended; `ValueError` where its folder holds another one."""
+    if not (run.output / REPORT_FILE).is_file():
+        return False
+    before = _report(run.output)["arguments"]
+    for name, value in run.options.items():
+        if before.get(name) != value:
+            found = f"{name}={before.get(name)!r}, not {value!r}"
+            raise ValueError(f"{run.output} was trained with {found}; delete or move it")
+    return True
+
+
+def _train_one(run: Run, before: str, device: str, data_root: Path, threads: int, end: float) -> str:
+    """In a process of its own, so that several train at a time and one may be stopped; what went wrong, or nothing.
+
+    before: what went wrong with the run that it starts from.
+    """
+    if before or time.monotonic() >= end:
+        return f"not begun: {run.weights} is not there" if before else "not begun within the budget of seconds"
+    run.output.mkdir(parents=True, exist_ok=True)
+    config, log_file = run.output / "options.yaml", run.output / LOG_FILE
+    config.write_text(json.dumps(run.options))  # JSON is YAML
+    command = [sys.executable, "-c", "from eefast.cli import main; main()", "train", "--config", str(config)]
+    command += ["--output", str(run.output), "--data-root", str(data_root), "--device", device]
+    command += ["--weights", str(run.weights)] if run.weights else []
+    command += ["--resume"] if (run.output / LAST_FILE).is_file() else []
+    with log_file.open("a") as log:
+        try:
+            code = subprocess.run(
+                command, stdout=log, stderr=log, timeout=end - time.monotonic() if end < math.inf else None, cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            ).returncode  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return "stopped: the budget of seconds has ended"
+    return "" if code == 0 else f"exit code {code}: {log_file.read_text().strip().splitlines()[-1][:200]}"
+
+
+def _follow(runs: dict[Path, Future[str]], epochs: int) -> None:
+    """A bar of all epochs at a terminal, else a line per run that ends."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    talk = Console(stderr=True)
+    with Progress(console=talk, transient=True, disable=not talk.is_terminal) as progress:
+        bar = progress.add_task("training, epochs", total=epochs)
+        waiting = {run: output for output, run in runs.items()}
+        while waiting:
+            done, _ = wait(waiting, timeout=2)
+            for run in done:
+                output = waiting.pop(run)
+                talk.print(f"{output.name}: {run.result() or 'trained'}", highlight=False, soft_wrap=True)
+            progress.update(bar, completed=sum(map(_epochs_of, runs)))
+
+
+def _epochs_of(output: Path) -> int:
+    log = output / LOG_FILE
+    return log.read_text().count("\nepoch ") + log.read_text().startswith("epoch ") if log.is_file() else 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What all exits of a network say about images, and what these are."""
+
+    outputs: list[ExitOutput]
+    labels: Tensor
+
+    def accuracy(self, exit_index: int) -> float:
+        return float((self.outputs[exit_index].logits.argmax(dim=1) == self.labels).double().mean())
+
+
+def seen(net: eefast.EarlyExitNet, dataset: str, data_root: Path) -> tuple[Seen, Seen]:
+    """On the images held out of training, and on the test images."""
+    _, held_out = split(data.dataset(dataset, data_root, "train"), HELD_OUT, SEED)
+    parts = (held_out, data.dataset(dataset, data_root, "test"))
+    first, second = (Seen(*collect(net, batches(images, 256, 0))) for images in parts)
+    return first, second
+
+
+def worth(training: Training, folder: Path, data_root: Path) -> list[TrainingRow]:
+    """A row per criterion; thresholds come from held-out images alone."""
+    own, alone = training.both(folder)
+    begin, goal = training.begin(folder), GOALS[training.dataset]
+    net, twin = (eefast.load(run.output).eval() for run in (own, alone))
+    seconds = [sum(_report(run.output)["seconds_per_epoch"]) for run in (begin, own, alone) if run]
+    held_out, test = seen(net, training.dataset, data_root)
+    twin_held_out, twin_test = (part.accuracy(-1) for part in seen(twin, training.dataset, data_root))
+    bounds = {
+        "accuracy": {"min_accuracy": twin_held_out - CAUTION * goal.drop},
+        "cost": {"max_cost": CAUTION * goal.cost},
+    }
+    rows = []
+    for criterion in CRITERIA:
+        front = pareto_front(held_out.outputs, held_out.labels, net.cost, criterion)
+        step = math.ceil(len(front) / CURVE_POINTS)
+        points, notes = {}, []
+        for name, bound in bounds.items():
+            try:
+                points[name] = _point(
+                    net, calibrate(held_out.outputs, held_out.labels, net.cost, criterion, **bound), test
+                )
+            except ValueError as error:
+                notes.append(str(error))
+        rows.append(
+            TrainingRow(
+                training=training.dataset,
+                model=training.net,
+                criterion=criterion,
+                exit_costs=tuple(net.cost.tolist()),
+                options=own.options,
+                first=training.first,
+                seconds=tuple(seconds),
+                test_images=len(test.labels),
+                allowed_drop=goal.drop,
+                allowed_cost=goal.cost,
+                twin_held_out_accuracy=twin_held_out,
+                twin_accuracy=twin_test,
+                exit_accuracy=tuple(test.accuracy(i) for i in range(len(test.outputs))),
+                at_accuracy=points.get("accuracy"),
+                at_cost=points.get("cost"),
+                note="; ".join(notes),
+                curve=tuple(
+                    outcome(test.outputs, test.labels, net.cost, criterion, c.thresholds) for c in front[::step]
+                ),
+            )
+        )
+    return rows
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / REPORT_FILE).read_text())
+    return found
+
+
+def _point(net: eefast.EarlyExitNet, chosen: Calibration, test: Seen) -> TrainedPoint:
+    accuracy, cost = outcome(test.outputs, test.labels, net.cost, chosen.criterion, chosen.thresholds)
+    taken = exits_taken(test.outputs, get(chosen.criterion), chosen.thresholds)
+    exits = taken.bincount(minlength=net.num_exits + 1)
+    return TrainedPoint(
+        chosen.thresholds, chosen.accuracy, chosen.cost, accuracy, cost,
+        float(net.path_cost.double()[taken].mean()), tuple(exits.tolist()),
+    )  # fmt: skip
+
+
+def chosen(training: Training, folder: Path, rows: Sequence[TrainingRow]) -> eefast.EarlyExitNet | None:
+    """The trained network with the criterion and thresholds that its rows propose; None where they propose none."""
+    row = training_page.proposed([asdict(row) for row in rows])
+    if row["at_cost"] is None:
+        return None
+    net = eefast.load(training.both(folder)[0].output).eval()
+    return net.with_criterion(row["criterion"], row["at_cost"]["thresholds"]).eval()
+
+
+def speeds(training: Training, net: eefast.EarlyExitNet, data_root: Path, around: dict[str, Any]) -> None:
+    """Append rows of the ways without exits and eefast on test images, measured as `bench/throughput.py` does it."""
+    test: Any = data.dataset(training.dataset, data_root, "test")
+    shape, source = net.input_shape, partial(on_images, net, test.images)
+    network = Network(str(training), shape, net.num_classes, (), real=source)
+    if around["cuda"] is not None:
+        most, *others = BATCH_SIZES["cuda"]
+        works = [throughput.Work(network, most, compile_seconds=COMPILE_SECONDS.get(training.net, 0))]
+        works += [throughput.Work(network, n) for n in others]
+        throughput.run_on_gpu(works, around, GPU_SECONDS)
+    else:
+        cpu_works = [throughput_cpu.Work(network, n, throughput_cpu.OWN) for n in BATCH_SIZES["cpu"]]
+        throughput_cpu.run(cpu_works, around, float("inf"), KEY_PEERS)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help='what has this in its name, such as "eenet20 on mnist"'
+    )
+    parser.add_argument(
+        "--data-root", type=Path, default=ROOT / "data", help="folder with mnist/ and fashion-mnist/; default: data"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=ROOT / "build" / "training",
+        help="for networks and logs; default: build/training",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="stop training after so many; given again, it goes on"
+    )
+    asked = parser.parse_args()
+    device = asked.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no CUDA device here; leave the option out to train on the CPU")
+    trainings = [training for training in TRAININGS[device] if asked.only in str(training)]
+    if not trainings:
+        parser.error(f"--only {asked.only!r} is in none of {', '.join(map(str, TRAININGS[device]))}")
+    for name in dict.fromkeys(training.dataset for training in trainings):
+        data.dataset(name, asked.data_root, "train")  # what is missing is said before hours are spent
+    notes = train(trainings, asked.output, device, asked.data_root, asked.seconds)
+    around, since = environment(device), now()
+    for training in trainings:
+        if any(notes[run.output] for run in training.both(asked.output)):
+            continue
+        rows = worth(training, asked.output, asked.data_root)
+        append(rows, around)
+        net = chosen(training, asked.output, rows)
+        if net is not None:
+            speeds(training, net, asked.data_root, around)
+    for path in training_page.write(sorted(RESULTS.glob("*.jsonl"))):
+        print(path.relative_to(ROOT))
+    for output, note in notes.items():
+        if note:
+            print(f"{output.name}: {note}", file=sys.stderr)
+    return int(any(notes.values()) or failures(read([results_file(around)], since)))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")

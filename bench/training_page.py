@@ -1,0 +1,189 @@
+"""The newest rows of trained networks → bench/results/training.md and a figure of accuracy against cost for each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from report import OURS, OWN_THRESHOLDS, _newest
+from rows import RESULTS, read
+
+from eefast import plot
+
+Row = dict[str, Any]
+Key = tuple[str, str, str]
+
+PAGE = "training.md"
+INTRODUCTION = """# Trained networks beside their plain twins
+
+Made by `make training` (on a GPU: `bench/gpu.sh train`), which trains, measures and appends the rows; `make report`
+writes this page from them. Nothing here is typed by hand.
+
+*Twin*: the same layers, trained alike for the final exit alone. *Cost*: multiply-accumulates on the way to the exit
+taken ÷ those of the plain network, mean over the test images. Thresholds were chosen on training images that were held
+out of training; test images chose nothing, and all figures below are of all of them.
+"""
+
+
+def write(files: Iterable[Path], folder: Path = RESULTS) -> list[Path]:
+    """Write page and figures from the rows in `files`; nothing where they hold no trained network."""
+    rows = read(files)
+    groups = _groups(rows)
+    if not groups:
+        return []
+    figures = {key: folder / f"training-{_slug(key)}.png" for key in groups}
+    (folder / PAGE).write_text(_page(groups, figures, rows))
+    for key, path in figures.items():
+        _draw(groups[key], path)
+    return [folder / PAGE, *figures.values()]
+
+
+def page(files: Iterable[Path], folder: Path = RESULTS) -> str:
+    """The page's text, Markdown; empty where no network was trained."""
+    rows = read(files)
+    groups = _groups(rows)
+    return _page(groups, {key: folder / f"training-{_slug(key)}.png" for key in groups}, rows) if groups else ""
+
+
+def _groups(rows: Sequence[Row]) -> dict[Key, list[Row]]:
+    """(device, data set, network) → a row per criterion, the newest."""
+    named = [{**row, "device": row["environment"]["device"]} for row in rows if "training" in row]
+    groups: dict[Key, list[Row]] = {}
+    for row in _newest(named, ("device", "training", "model", "criterion")):
+        groups.setdefault((row["device"], row["training"], row["model"]), []).append(row)
+    return groups
+
+
+def _slug(key: Key) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", " ".join((key[1], key[2], key[0])).lower()).strip("-")
+
+
+def proposed(rows: Sequence[Row]) -> Row:
+    """The criterion with the most accurate held-out answers within the allowed cost; of all, where none keeps it."""
+    return max(rows, key=lambda row: row["at_cost"]["held_out_accuracy"] if row["at_cost"] else -1.0)
+
+
+def reached(row: Row) -> bool:
+    """Whether accuracy and cost on the test images are as they are to be."""
+    point = row["at_cost"]
+    lost = row["twin_accuracy"] - point["accuracy"] if point else 1.0
+    return bool(lost <= row["allowed_drop"] + 1e-9 and point["cost"] <= row["allowed_cost"] + 1e-9)
+
+
+def _page(groups: dict[Key, list[Row]], figures: dict[Key, Path], rows: Sequence[Row]) -> str:
+    lines = [INTRODUCTION, *_overview(groups), ""]
+    for key, group in groups.items():
+        lines += _section(key, group, figures[key].name)
+        lines += _speeds(key, [row for row in rows if "network" in row])
+    return "\n".join(lines)
+
+
+def _overview(groups: dict[Key, list[Row]]) -> list[str]:
+    lines = _head("network", "twin", "early exits", "lost", "mean cost", "to be reached", "")
+    for (_, dataset, model), group in groups.items():
+        row = proposed(group)
+        point, goal = row["at_cost"], f"lost ≤ {100 * row['allowed_drop']:.1f} at cost ≤ {row['allowed_cost']:.2f}"
+        cells = [_percent(point["accuracy"]), _lost(row, point), f"{point['cost']:.3f}"] if point else ["–"] * 3
+        verdict = "reached" if reached(row) else "**not reached**"
+        lines.append(_line(f"{model} on {dataset}", _percent(row["twin_accuracy"]), *cells, goal, verdict))
+    return [
+        *lines,
+        "",
+        "Accuracy in percent, lost in points. The criterion is the one with the most accurate held-out answers within "
+        "the allowed cost less a twentieth.",
+    ]
+
+
+def _section(key: Key, group: list[Row], figure: str) -> list[str]:
+    _, dataset, model = key
+    row, around = proposed(group), group[-1]["environment"]
+    best = row["criterion"]
+    options = ", ".join(f"{name} {value}" for name, value in row["options"].items() if name not in ("dataset", "net"))
+    minutes = ", ".join(f"{seconds / 60:.0f}" for seconds in row["seconds"])
+    begun = f"; after {row['first']['epochs']} epochs of the plain network alone" if row["first"] else ""
+    who = "plain network, network, twin" if row["first"] else "network, twin"
+    lines = [f"## {model} on {dataset}", "", f"![Accuracy against cost]({figure})", ""]
+    lines += _head("all images leave at exit", *(str(i) for i in range(len(row["exit_accuracy"]))), "twin")
+    lines.append(_line("cost", *(f"{cost:.3f}" for cost in row["exit_costs"]), "1.000"))
+    lines.append(_line("accuracy, %", *map(_percent, row["exit_accuracy"]), _percent(row["twin_accuracy"])))
+    lines += ["", *_head("criterion", "thresholds chosen for", "held-out", "cost", "test", "lost", "cost", "exits")]
+    for each in group:
+        name = f"**{each['criterion']}**" if each["criterion"] == best else each["criterion"]
+        for aim, point in (("accuracy", each["at_accuracy"]), ("cost", each["at_cost"])):
+            if point is None:
+                lines.append(_line(name, aim, *["–"] * 6))
+                continue
+            held_out, test = ((point[f"{p}accuracy"], point[f"{p}cost"]) for p in ("held_out_", ""))
+            cells = [_percent(held_out[0]), f"{held_out[1]:.3f}", _percent(test[0]), _lost(each, point)]
+            lines.append(_line(name, aim, *cells, f"{test[1]:.3f}", " ".join(map(str, point["exits"]))))
+    notes = list(dict.fromkeys(f"{each['criterion']}: {each['note']}" for each in group if each["note"]))
+    return [
+        *lines,
+        "",
+        *(f"- {note}" for note in notes),
+        *([""] if notes else []),
+        f"Trained with {options}{begun}; {minutes} minutes ({who}); torch {around['torch']}, commit "
+        f"{around['commit']}, {around['date'][:10]}.",
+        "",
+    ]
+
+
+def _speeds(key: Key, rows: Sequence[Row]) -> list[str]:
+    """The fastest way without exits and eefast, per batch size."""
+    device, dataset, model = key
+    own = [r for r in rows if r["network"] == f"{model} on {dataset}" and r["environment"]["device"] == device]
+    newest = _newest(own, ("batch_size", "provider", "setting"))
+    lines = _head("batch", "fastest without exits", "images/s", "fastest of eefast", "images/s", "speed-up", "realised")
+    for batch_size in dict.fromkeys(row["batch_size"] for row in newest):
+        ways = [row for row in newest if row["batch_size"] == batch_size and row["images_per_s"]]
+        ours = [w for w in ways if w["provider"].startswith(OURS) and w.get("setting") == OWN_THRESHOLDS]
+        best = next((w for w in ways if ours and w["provider"] == ours[0]["best_static"]), None)
+        if best is None:
+            lines.append(_line(str(batch_size), *["not measured"], *[""] * 5))
+            continue
+        fast = max(ours, key=lambda way: way["images_per_s"][1])
+        speeds = [way["images_per_s"][1] for way in (best, fast)]
+        lines.append(
+            _line(
+                str(batch_size), best["provider"], f"{speeds[0]:,.0f}", fast["provider"], f"{speeds[1]:,.0f}",
+                f"{speeds[1] / speeds[0]:.2f}", f"{fast['realised_ratio']:.2f}",
+            )
+        )  # fmt: skip
+    ending = "On test images, in turns; the proposed criterion at its thresholds for cost."
+    return [*lines, "", ending, ""] if newest else ["No speed was measured.", ""]
+
+
+def _draw(group: list[Row], path: Path) -> None:
+    from matplotlib import pyplot
+
+    row = proposed(group)
+    curves = {each["criterion"]: tuple(zip(*((c, a) for a, c in each["curve"]), strict=True)) for each in group}
+    points = {"twin, trained alone": (1.0, row["twin_accuracy"])}
+    if row["at_cost"]:
+        points[f"chosen ({row['criterion']})"] = (row["at_cost"]["cost"], row["at_cost"]["accuracy"])
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    plot.accuracy_against_cost(axes, curves, points)
+    # Within these lines is what was to be reached.
+    least = 100 * (row["twin_accuracy"] - row["allowed_drop"])
+    axes.plot([0, row["allowed_cost"], row["allowed_cost"]], [least, least, 100.5], ":", color="gray", linewidth=1)
+    axes.set(title=f"{row['model']} on {row['training']}, {row['test_images']:,} test images", xlim=(0, 1.03))
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _head(*cells: str) -> list[str]:
+    return [_line(*cells), "|---|" + "---:|" * (len(cells) - 1)]
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _lost(row: Row, point: Row) -> str:
+    return f"{100 * (row['twin_accuracy'] - point['accuracy']):.2f}"

@@ -1,0 +1,58 @@
+"""Peak memory: of this process on a CPU, seen to rise and to begin anew; beyond what was held before on a GPU."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parent.parent / "bench"))
+
+from peak_memory import _of_process, peak_memory
+
+MEGABYTE = 2**20
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells")
+def test_the_peak_of_this_process_begins_anew():
+    def hold(megabytes):
+        return lambda: bytearray(b"x") * (megabytes * MEGABYTE) and megabytes
+
+    low = peak_memory(hold(1), "cpu")
+    if low[1] is None:
+        pytest.skip("this system does not let the peak begin anew")
+    high, again = peak_memory(hold(128), "cpu"), peak_memory(hold(1), "cpu")
+    assert (low[0], high[0]) == (1, 128)
+    assert 120 * MEGABYTE < high[1] - low[1] < 160 * MEGABYTE
+    assert again[1] < high[1] - 100 * MEGABYTE
+
+
+def test_the_figure_is_in_bytes_and_none_where_nobody_tells(tmp_path):
+    assert _of_process(lambda: "done", tmp_path / "nowhere") == ("done", None)
+    (tmp_path / "status").write_text("VmPeak:\t  99 kB\nVmHWM:\t    1234 kB\nVmRSS:\t 1 kB\n")
+    assert _of_process(lambda: "done", tmp_path) == ("done", 1234 * 1024)
+    (tmp_path / "status").write_text("VmRSS:\t 1 kB\n")
+    assert _of_process(lambda: "done", tmp_path) == ("done", None)
+
+
+def test_an_error_comes_through_once(tmp_path):
+    called = []
+
+    def fails():
+        called.append(1)
+        raise OSError("the run's own")
+
+    with pytest.raises(OSError, match="the run's own"):
+        _of_process(fails, tmp_path)
+    assert called == [1]
+
+
+@pytest.mark.gpu
+def test_a_gpu_counts_what_is_reserved_beyond_what_was_before():
+    before = torch.empty(64 * MEGABYTE, dtype=torch.uint8, device="cuda")
+    held, found = peak_memory(lambda: torch.empty(256 * MEGABYTE, dtype=torch.uint8, device="cuda"), "cuda")
+    assert 256 * MEGABYTE <= found < 300 * MEGABYTE
+    del held
+    _, found = peak_memory(lambda: None, "cuda")
+    assert found == 0
+    assert len(before)
