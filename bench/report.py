@@ -56,7 +56,7 @@ HEADINGS = {
 }
 COLUMNS = (
     *(("realised_ratio", "{:.2f}"), ("mean_cost", "{:.3f}")),
-    *(("host_waits", "{}"), ("launch_gaps", "{:.0%}")),
+    *(("host_waits", "{}"), ("launch_gaps", "{:.0%}"), ("gigabytes", "{:.2f}"), ("joules_per_image", "{:.2g}")),
 )
 # From here on, inputs are several times as large as any cache.
 MEMORY_BOUND = {"gpu": 2**28, "cpu": 2**27}
@@ -272,14 +272,15 @@ def _setting_table(title: str, rows: list[Row]) -> list[str]:
 
 def _ways_table(rows: list[Row]) -> list[str]:
     """One line per way, in blocks of one network, batch size and setting, those with the most images/s first."""
-    titles = ("images/s, median", "batch", "setting", "way", "images/s", "ratio", "mean cost", "host waits", "GPU idle")
-    table = [titles]
+    numbers = ("images/s", "ratio", "mean cost", "host waits", "GPU idle", "GB", "J/image")
+    table: list[tuple[str, ...]] = [("images/s, median", "batch", "setting", "way", *numbers)]
     for (network, batch_size, setting), ways in _by_setting(rows).items():
         for name, row in sorted(ways.items(), key=lambda way: -way[1]["images_per_s"][1]):
-            # Rows from before there were waits and gaps do not name them.
-            row = {"host_waits": None, "launch_gaps": None, **row}
-            numbers = [_number(row, *column) for column in COLUMNS]
-            table.append((network, str(batch_size), setting, name, _speed(row), *numbers))
+            # Rows from before these were measured do not name them.
+            row = {"host_waits": None, "launch_gaps": None, "joules_per_image": None, **row}
+            row["gigabytes"] = row["peak_memory"] / 1e9 if row.get("peak_memory") else None
+            cells = [_number(row, *column) for column in COLUMNS]
+            table.append((network, str(batch_size), setting, name, _speed(row), *cells))
     return _aligned(table) if rows else []
 
 
