@@ -467,9 +467,7 @@ def _trade_off(title: str, points: Sequence[Point], origin: str, name: str) -> S
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="only say whether the pages are what the rows give"
-    )
+    parser.add_argument("--check", action="store_true", help="only say whether the pages are what the rows give")
     arguments = parser.parse_args()
     files = sorted(RESULTS.glob("*.jsonl"))
     pages = {PAGE: page(files, DEMO), RESULTS / training_page.PAGE: training_page.page(files)}

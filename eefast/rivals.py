@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -58,8 +58,15 @@ def onnx_runtime(net: EarlyExitNet) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    session = onnxruntime.InferenceSession(_onnx(net), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(plain_as_onnx(net), options, providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+
+
+def plain_as_onnx(net: EarlyExitNet) -> bytes:
+    """Images "x" [n, C, H, W] → "logits" [n, K] of the final exit, BatchNorm folded."""
+    plain: nn.Module = fold_stage(net.plain(), torch.float32)[0]
+    plain = plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return onnx_model(plain, torch.randn(2, *net.input_shape), ["logits"])
 
 
 def masked(net: EarlyExitNet, dtype: torch.dtype = torch.float32) -> Run:
@@ -67,14 +74,13 @@ def masked(net: EarlyExitNet, dtype: torch.dtype = torch.float32) -> Run:
     return torch.inference_mode()(copy.deepcopy(net).to(dtype, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
-def _onnx(net: EarlyExitNet) -> bytes:
-    """Images → logits of the final exit, with BatchNorm folded, for any batch size."""
-    plain: nn.Module = fold_stage(net.plain(), torch.float32)[0].to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+def onnx_model(module: nn.Module, example: Tensor, outputs: Sequence[str]) -> bytes:
+    """`module` as ONNX for any batch size: "x", laid out as `example` [n, …], float32 → `outputs` in their order."""
     file = io.BytesIO()
+    axes = {name: {0: "n"} for name in ["x", *outputs]}
     with warnings.catch_warnings():
         # The exporter by tracing needs no package of its own, and announces at every call that it is the older one.
         warnings.simplefilter("ignore")
-        options: dict[str, Any] = {"input_names": ["x"], "output_names": ["logits"]}
-        options["dynamic_axes"] = {"x": {0: "n"}, "logits": {0: "n"}}
-        torch.onnx.export(plain, (torch.randn(2, *net.input_shape),), file, dynamo=False, **options)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"input_names": ["x"], "output_names": list(outputs), "dynamic_axes": axes}
+        torch.onnx.export(module, (example,), file, dynamo=False, **options)  # type: ignore[arg-type]
     return file.getvalue()

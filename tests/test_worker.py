@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -60,22 +61,23 @@ def peer(name, prepare=eager.prepare, family="here"):
 
 
 @pytest.fixture
-def sign(monkeypatch, tmp_path):
-    """A file that a peer makes before it falls asleep; until then there is time, however busy the machine is."""
-    sign, limits, poll = tmp_path / "asleep", [], Connection.poll
+def waits(monkeypatch, tmp_path):
+    """A file that a peer makes before it falls asleep, and the limits until when the parent would wait for others.
+
+    Until there is such a file there is time, however busy the machine is.
+    """
+    found, poll = SimpleNamespace(sign=tmp_path / "asleep", limits=set()), Connection.poll
 
     def poll_until_asleep(connection, limit):
-        limits.append(limit)
+        found.limits.add(limit)
         while not poll(connection, 0.05):
-            if sign.exists():
-                sign.unlink()
+            if found.sign.exists():
+                found.sign.unlink()
                 return False
         return True
 
     monkeypatch.setattr(Connection, "poll", poll_until_asleep)
-    yield sign
-    # Of a network or an answer, and of a turn.
-    assert set(limits) == {ANSWER_SECONDS, TURN_SECONDS + 10 * throughput_cpu.TURN_SECONDS}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,7 @@ def subject():
     return throughput_cpu.Subject(net, x, collect(net, [(x, torch.zeros(len(x)))])[0])
 
 
+@pytest.mark.usefixtures("waits")
 def test_a_process_is_started_anew_for_all_but_who_ended_it(subject, tmp_path):
     right, wrong, ends = peer("right"), peer("raises", raises), peer("killed", killed)
     with torch.no_grad():
@@ -118,13 +121,13 @@ def test_a_process_is_started_anew_for_all_but_who_ended_it(subject, tmp_path):
         own.close()
 
 
-def test_the_others_are_measured_where_one_hangs(subject, sign, monkeypatch):
+def test_the_others_are_measured_where_one_hangs(subject, waits, monkeypatch):
     monkeypatch.setattr(throughput_cpu, "ROUNDS", 2)
     monkeypatch.setattr(throughput_cpu, "TURN_IMAGES", 8)
     monkeypatch.setattr(throughput_cpu, "TURN_SECONDS", 0.001)
-    late = partial(sleeps_when_timed, sign=sign)
+    late = partial(sleeps_when_timed, sign=waits.sign)
     peers = (
-        *(peer("right"), peer("raises", raises), peer("sleeps", partial(sleeps, sign=sign))),
+        *(peer("right"), peer("raises", raises), peer("sleeps", partial(sleeps, sign=waits.sign))),
         *(peer("sleeps when timed", late, "elsewhere"), peer("beside it", family="elsewhere")),
     )
     with throughput_cpu.started(peers) as workers, throughput_cpu.saved(subject) as folder:
@@ -138,6 +141,7 @@ def test_the_others_are_measured_where_one_hangs(subject, sign, monkeypatch):
         workers["here"].open(folder)
         with pytest.raises(PeerError, match="not asked again: no answer within 180 s"):
             workers["here"].answer(peers[2], SETTING)
+    assert waits.limits == {ANSWER_SECONDS, TURN_SECONDS + 10 * throughput_cpu.TURN_SECONDS}
     assert rows["right"].images_per_s[1] > 0
     assert rows["right"].best_static == "right"
     assert rows["raises"].note == "RuntimeError: no such kernel"

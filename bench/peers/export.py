@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from eefast.fold import fold_stage
 from eefast.model import EarlyExitNet
 from eefast.result import ExitResult
+from eefast.rivals import onnx_model
 
 from .peer import Run
 
@@ -43,30 +42,14 @@ def folded(module: nn.Module) -> nn.Module:
     return fold_stage(module, torch.float32)[0].to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
-def whole(net: EarlyExitNet) -> bytes:
-    """Images → logits of the final exit."""
-    return _onnx(folded(net.plain()), torch.randn(2, *net.input_shape), ["logits"])
-
-
 @torch.no_grad()
 def stages(net: EarlyExitNet) -> Iterator[bytes]:
     """Features → logits, confidence, features of the next stage."""
     x = torch.randn(2, *net.input_shape)
     for i in range(net.num_exits + 1):
         module = _Stage(net, i).eval()
-        yield _onnx(module, x, ["logits", "confidence", "features"][: 2 if module.last else 3])
+        yield onnx_model(module, x, ["logits", "confidence", "features"][: 2 if module.last else 3])
         x = module.stage(x)
-
-
-def _onnx(module: nn.Module, x: Tensor, outputs: list[str]) -> bytes:
-    file = io.BytesIO()
-    axes = {name: {0: "n"} for name in ["x", *outputs]}
-    with warnings.catch_warnings():
-        # The exporter by tracing needs no package of its own, and announces at every call that it is the older one.
-        warnings.simplefilter("ignore")
-        options: dict[str, Any] = {"input_names": ["x"], "output_names": outputs, "dynamic_axes": axes}
-        torch.onnx.export(module, (x,), file, dynamo=False, **options)  # type: ignore[arg-type]
-    return file.getvalue()
 
 
 def in_stages(net: EarlyExitNet, calls: Sequence[Call]) -> Run:

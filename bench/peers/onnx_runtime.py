@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from eefast.model import EarlyExitNet
+from eefast.rivals import plain_as_onnx
 
 from . import export
 from .peer import Peer, Run
@@ -16,7 +17,7 @@ NEEDS = ("onnx", "onnxruntime")
 
 
 def prepare(net: EarlyExitNet) -> Run:
-    call = session(export.whole(net))
+    call = session(plain_as_onnx(net))
     return lambda x: torch.from_numpy(call(x.numpy())[0])
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from eefast.model import EarlyExitNet
+from eefast.rivals import plain_as_onnx
 
-from . import export
 from .openvino_model import NEEDS, PRECISIONS, Call, compiled, version
 from .peer import Peer, Run
 
@@ -21,7 +21,7 @@ def prepare(net: EarlyExitNet, dtype: torch.dtype) -> Run:
     can = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if dtype == torch.bfloat16 and "BF16" not in can:
         raise ValueError("bfloat16 needs a CPU with AVX512-BF16 or AMX; OpenVINO would compute in float32 here")
-    model = export.whole(net)
+    model = plain_as_onnx(net)
     made: dict[int, Call] = {}
 
     def run(x: Tensor) -> Tensor:
