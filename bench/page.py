@@ -112,7 +112,7 @@ def _machine(rows: list[Row]) -> list[Section]:
     gpu = rows[-1]["environment"]["cuda"] is not None
     cases, stem = _cases(_networks(rows)), _stem(rows)
     sections = [
-        *(_realised(cases, stem), _speed_ups(cases, stem), _tables(_networks(rows), gpu), _losses(cases, gpu)),
+        *(_realised(cases, stem), _speed_ups(cases, stem), _tables(rows, gpu), _losses(cases, gpu)),
         *(_latency(rows, stem), _ops(rows, stem, gpu), _parity(rows)),
     ]
     found = [section for section in sections if section is not None]
@@ -225,8 +225,10 @@ def _speed_ups(cases: Cases, stem: str) -> Section | None:
 
 
 def _tables(rows: list[Row], gpu: bool) -> Section | None:
-    found, command = [], "make gpu" if gpu else "make bench"
+    commands = {f"{r['model']} on {r['training']}": "make training" for r in rows if "training" in r}
+    found, rows = [], _networks(rows)
     for network in dict.fromkeys(r["network"] for r in rows):
+        command = commands.get(network, "make gpu" if gpu else "make bench")
         own = {key[1:]: ways for key, ways in _cases(rows).items() if key[0] == network}
         names = list(dict.fromkeys(name for ways in own.values() for name in ways))
         found += [f"### {network}", "", "| way | " + " | ".join(f"batch {n}, {s}" for n, s in own) + " |"]

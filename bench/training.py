@@ -125,6 +125,8 @@ TRAININGS = {
     "cpu": (
         _begun("fashion-mnist", "eenet32", (1, 3, 5, 6, 8), (7, 4)),
         Training("mnist", "eenet20", {"num_exits": 3, "epochs": 4, "shift": 2}),
+        # The network that ships with the package.
+        Training("mnist", "eenet32", {"num_exits": 5, "epochs": 8, "shift": 2}),
     ),
     "cuda": tuple(
         _begun(dataset, net, placement, epochs, batch_size=256, precision="bf16-mixed")

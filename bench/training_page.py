@@ -165,9 +165,16 @@ def _draw(group: list[Row], path: Path) -> None:
         points[f"chosen ({row['criterion']})"] = (row["at_cost"]["cost"], row["at_cost"]["accuracy"])
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     plot.accuracy_against_cost(axes, curves, points)
-    # Within these lines is what was to be reached.
     least = 100 * (row["twin_accuracy"] - row["allowed_drop"])
-    axes.plot([0, row["allowed_cost"], row["allowed_cost"]], [least, least, 100.5], ":", color="gray", linewidth=1)
+    axes.plot(
+        [0, row["allowed_cost"], row["allowed_cost"]],
+        [least, least, 100.5],
+        ":",
+        color="gray",
+        linewidth=1,
+        label="to be reached",
+    )
+    axes.legend(loc="best", fontsize=8)
     axes.set(title=f"{row['model']} on {row['training']}, {row['test_images']:,} test images", xlim=(0, 1.03))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

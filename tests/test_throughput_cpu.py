@@ -19,7 +19,7 @@ sys.path.append(str(Path(__file__).parent.parent / "bench"))
 import rows
 import throughput
 import throughput_cpu
-from peers import eager, masked
+from peers import ALL_PEERS, eager, masked, torch_compile_early
 from prepared import Network
 from rows import NetworkRow
 from throughput_cpu import ALL_WORK, KEY_WORK, Budget, Work
@@ -100,6 +100,16 @@ def test_nobody_is_asked_when_the_budget_is_spent(subject):
     ]
 
 
+def test_no_minutes_of_compilation_for_deep_networks(subject):
+    names = [
+        {peer.name for peer, _ in throughput_cpu._pairs(Work(FIRST, 16, (0.3,), 1, deep=deep), subject, ALL_PEERS)}
+        for deep in (False, True)
+    ]
+    compiled = {peer.name for peer in torch_compile_early.PEERS}
+    assert names[0] == {peer.name for peer in ALL_PEERS} == names[1] | compiled
+    assert not names[1] & compiled
+
+
 def test_a_speed_needs_all_rounds(subject, monkeypatch):
     """Where the budget ends between two rounds, there are too few of them for quantiles."""
     budget, turns = Budget(5), []
@@ -129,7 +139,9 @@ def test_an_answer_that_makes_no_sense_is_a_row(subject):
 
 def test_key_figures_come_first_and_fit():
     assert ALL_WORK[: len(KEY_WORK)] == KEY_WORK
-    assert len({(work.network, work.batch_size, work.costs) for work in ALL_WORK}) == len(ALL_WORK)
+    assert len(set(ALL_WORK)) == len(ALL_WORK)
+    for network in {work.network for work in ALL_WORK if work.deep}:
+        assert [work for work in ALL_WORK if work.network == network and not work.deep], "later with all peers"
     source = Path(throughput.__file__).read_text()
     quick, default = map(
         int, re.search(r"arguments.seconds or \((\d+) if arguments.quick else (\d+)\)", source).groups()
