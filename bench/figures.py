@@ -9,7 +9,7 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
-from report import NO_EXITS, OURS, STATIC, Row
+from report import NO_EXITS, OTHER_WORK, OURS, STATIC, Row
 
 # Of Okabe and Ito's, which the colour-blind can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, GRAY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7F7F7F"
@@ -41,7 +41,7 @@ def realised_ratios(
     """
     for place, key in enumerate(shown):
         same = {**cases.get((*key[:2], NO_EXITS), {}), **cases[key]}
-        rivals = [row for name, row in same.items() if not name.startswith(OURS)]
+        rivals = [row for name, row in same.items() if not name.startswith((OURS, *OTHER_WORK))]
         # Ours in another dtype than the rivals' would be another comparison.
         dtypes = {row["dtype"] for row in rivals}
         own = [row for name, row in cases[key].items() if name.startswith(OURS) and row["dtype"] in dtypes]

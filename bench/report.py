@@ -28,6 +28,8 @@ LATENCY_TITLES = (
 )
 RESIDENT, COMPACT, PER_STAGE = "eefast resident", "eefast compact", "ONNX Runtime per stage"
 COMPILED = "plain, torch.compile"
+OTHER_WORK = ("fewer blocks", "earlyon")
+"""Another network, and one whose batches leave together or not at all: no rivals."""
 NO_EXITS, OWN_THRESHOLDS = "no exits", "own thresholds"
 HEADINGS = {
     "plain, eager": "eager",
@@ -323,7 +325,7 @@ def _setting_losses(cases: dict[tuple[Any, ...], dict[str, Row]], own: str, line
         same = {**cases.get((network, batch_size, NO_EXITS), {}), **ways}
         # Another network, other exits than those asked for, or another dtype would be another comparison.
         fair = {name: row for name, row in same.items() if row["dtype"] == ways[own]["dtype"]}
-        others = {name: row for name, row in fair.items() if not name.startswith((OURS, "fewer blocks", "earlyon"))}
+        others = {name: row for name, row in fair.items() if not name.startswith((OURS, *OTHER_WORK))}
         best = max(others.values(), key=lambda row: row["images_per_s"][1], default=None)
         if best and best["images_per_s"][1] > ways[own]["images_per_s"][1]:
             ratio = best["images_per_s"][1] / ways[own]["images_per_s"][1]

@@ -173,7 +173,7 @@ def test_trained_networks_stand_there_too(tmp_path: Path) -> None:
     def trained(criterion: str, held_out: float, accuracy: float) -> rows.TrainingRow:
         point = rows.TrainedPoint((0.5,), held_out, 0.3, accuracy, 0.3, 0.3, (1, 1))
         return rows.TrainingRow(
-            *("mnist", "net", criterion, (0.5, 1.0), {}, (1.0, 1.0), 31, 0.01, 0.4, 0.98, 0.97, (0.9, 0.96)),
+            *("mnist", "net", criterion, (0.5, 1.0), {}, {}, (1.0, 1.0), 31, 0.01, 0.4, 0.98, 0.97, (0.9, 0.96)),
             *(None, point, "", ()),
         )
 
