@@ -110,6 +110,7 @@ def latencies(axes: Any, rows: Sequence[Row]) -> Any:
     if capacity is not None:
         axes.axvline(capacity, color="black", linestyle=":", linewidth=1, label="all that the plain network can do")
     axes.set(xscale="log", yscale="log", xlabel="images/s that arrive", ylabel="ms from arrival to answer")
+    _whole_ticks(axes.xaxis)
     axes.grid(alpha=0.3, which="both")
     return axes
 
@@ -149,3 +150,12 @@ def roofline(axes: Any, ops: Sequence[Row], ceilings: Sequence[Row]) -> Any:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
     return axes
+
+
+def _whole_ticks(axis: Any) -> None:
+    """Few numbers, written out: powers of ten below one another leave no room on a narrow axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axis.set_minor_formatter(NullFormatter())
