@@ -370,7 +370,8 @@ def _ops(rows: list[Row], stem: str, gpu: bool) -> Section | None:
         ]
         how = f"{r['op']}{' in a graph' if r['timing'] == 'graph' else ''}"
         found.append(f"| {how} | {shape} | {r['dtype']} | {r['exit_rate']:.0%} | " + " | ".join(numbers) + " |")
-    note = "A share above 100 %: the maps came from a cache, the bound is that of memory." if not gpu else ""
+    above = "A share above 100 %: the maps came from a cache, or PyTorch's matrix product, the bound, was slower."
+    note = "" if gpu else above
     return Section([*found, "", *([note, ""] if note else [])], {name: draws} if marks else {})
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import eefast
 from eefast.calibrate import collect
-from eefast.contest import FLIP_MARGIN as FLIP_MARGIN
 from eefast.contest import judge
 from eefast.model import EarlyExitNet
 from eefast.result import ExitOutput

@@ -23,7 +23,7 @@ from energy import meter
 from launch_gaps import busy_seconds, host_waits
 from peak_memory import peak_memory
 from peers import ALL_PEERS, KEY_PEERS, batch_condition
-from prepared import FLIP_MARGIN, Checked, Network, Prepared, check, mix_of_cost, network_on_noise, thresholds
+from prepared import Checked, Network, Prepared, check, mix_of_cost, network_on_noise, thresholds
 from progress import track
 from report import NO_EXITS, OWN_THRESHOLDS, failures, show
 from rows import NetworkRow, append, environment, first_line, now, read, results_file, summary
@@ -31,6 +31,7 @@ from torch import Tensor
 
 import eefast
 from eefast.calibrate import exits_taken
+from eefast.contest import FLIP_MARGIN
 from eefast.fold import fold_stage
 from eefast.result import ExitOutput, ExitResult
 

@@ -17,7 +17,6 @@ import torch
 from energy import meter
 from peers import ALL_PEERS, PEERS, Peer, torch_compile_early
 from prepared import (
-    FLIP_MARGIN,
     ON_MNIST,
     Checked,
     Network,
@@ -34,6 +33,7 @@ from worker import PeerError, Setting, Worker, save
 
 from eefast import criteria
 from eefast.calibrate import collect, exits_taken
+from eefast.contest import FLIP_MARGIN
 from eefast.cost import macs
 from eefast.model import EarlyExitNet
 from eefast.result import ExitOutput
