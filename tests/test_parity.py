@@ -77,16 +77,17 @@ def measured(subject, monkeypatch, change, way=FLOAT32):
 
 def test_flips_are_told_with_their_distances(subject, monkeypatch):
     reference, net = subject.reference, subject.net
-    stays, leaves = (reference.exit_index == 0).nonzero()[1].item(), (reference.exit_index == 2).nonzero()[2].item()
+    # One image that leaves too late, close to its threshold, and one that leaves too early, far from its own.
+    gaps = [(subject.outputs[i].confidence - net.thresholds[i]).abs() for i in range(2)]
+    stays = int(gaps[0].where(reference.exit_index == 0, torch.inf).argmin())
+    leaves = int(gaps[1].where(reference.exit_index == 2, -torch.inf).argmax())
+    distances = float(gaps[0][stays]), float(gaps[1][leaves])
+    assert distances[0] < 0.9 * distances[1]
     taken = reference.exit_index.clone()
     taken[stays], taken[leaves] = 1, 1
-    distances = sorted(
-        abs(float(subject.outputs[at].confidence[row]) - float(net.thresholds[at]))
-        for row, at in ((stays, 0), (leaves, 1))
-    )
     exits = torch.stack([out.logits for out in subject.outputs])
     logits = exits[taken, torch.arange(31)]
-    logits[5] += torch.tensor([0.25] + [0.0] * 9)
+    logits[next(i for i in range(31) if i not in (stays, leaves))] += torch.tensor([0.25] + [0.0] * 9)
     got = ExitResult(logits, taken, reference.confidence, net.cost[taken])
     wide = {torch.float32: distances[1] * 1.01}
     monkeypatch.setattr("eefast.contest.LOGIT_TOLERANCE", {torch.float32: 1.0})
