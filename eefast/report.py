@@ -1,12 +1,10 @@
-"""Rows of measurements as a table for people and as JSON for machines."""
+"""What a measurement says about one way to run a network, and where it was made."""
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,45 +56,6 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpp_kernels": ops.CPP_MISSING or "loaded",
     }
-
-
-def table(rows: Sequence[Row]) -> Any:
-    """The rows as a `rich` table."""
-    from rich.table import Table
-
-    out = Table(box=None, header_style="bold", pad_edge=False)
-    out.add_column("", no_wrap=True)
-    for title in ("images/s", "mean cost", "accuracy", "realised ratio"):
-        out.add_column(title, justify="right")
-    for row in rows:
-        numbers = (
-            f"{row.images_per_s:,.0f}",
-            f"{row.mean_cost:.3f}",
-            f"{row.accuracy:.2%}",
-            f"{row.realised_ratio:.2f}",
-        )
-        out.add_row(row.name, *numbers)
-    return out
-
-
-def speed_table(rows: Sequence[Row]) -> Any:
-    """Rows of one batch size, measured against the fastest of them without early exits, as a `rich` table."""
-    from rich.table import Table
-
-    out = Table(box=None, header_style="bold", pad_edge=False)
-    out.add_column(f"batch {rows[0].batch_size}", no_wrap=True, min_width=22)
-    for title in ("images/s", "20 % … 80 %", "× static", "realised ratio"):
-        out.add_column(title, justify="right", no_wrap=True)
-    for row in rows:
-        low, high = row.images_per_s_quantiles
-        ratio = "" if row.criterion is None else f"{row.realised_ratio:.2f}"
-        out.add_row(row.name, f"{row.images_per_s:,.0f}", f"{low:,.0f} … {high:,.0f}", f"{row.speedup:.2f}", ratio)
-    return out
-
-
-def as_json(rows: Sequence[Row], **more: Any) -> str:
-    """`{"rows": […], "environment": {…}, …}`."""
-    return json.dumps({"rows": [asdict(row) for row in rows], "environment": environment(), **more}, indent=2) + "\n"
 
 
 def _commit() -> str | None:

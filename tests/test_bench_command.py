@@ -11,6 +11,7 @@ from test_cli import held_out_of, run, shop  # noqa: F401
 
 import eefast
 from eefast import bench, cli, ops, rivals, zoo
+from eefast.cli.bench import _best, _by_cost, _excess
 from eefast.report import Row
 from eefast.train import data
 
@@ -227,7 +228,7 @@ def test_it_refuses_before_it_works(shop, tmp_path):  # noqa: F811
 def test_a_budget_that_test_images_break_is_said(kind, value, words):
     early = bench.Evaluation(100, 0.97, 0.2, 0.2, (), (), (), ())
     found = bench.Bench(0.99, early, {}, (), (), (), "compact", "", {})
-    said = cli._excess(found, kind, value)
+    said = _excess(found, kind, value)
     assert said == (words and f"the budget is not kept on the test images: {words}")
 
 
@@ -236,12 +237,12 @@ def test_the_cheapest_criterion_is_taken_and_the_curve_is_even():
         return bench_calibration(cost, accuracy)
 
     three = {"a": chosen(0.5, 0.9), "b": chosen(0.3, 0.8), "c": chosen(0.3, 0.85)}
-    assert cli._best(three, "max_accuracy_drop") == "c"
-    assert cli._best(three, "max_cost") == "a"
+    assert _best(three, "max_accuracy_drop") == "c"
+    assert _best(three, "max_cost") == "a"
     front = [chosen(cost, cost) for cost in (0.1, 0.11, 0.12, 0.3, 0.5)]
-    assert [point.cost for point in cli._by_cost(front, 3)] == [0.1, 0.3, 0.5]
-    assert cli._by_cost(front[:1], 3) == front[:1]
-    assert cli._by_cost([], 3) == []
+    assert [point.cost for point in _by_cost(front, 3)] == [0.1, 0.3, 0.5]
+    assert _by_cost(front[:1], 3) == front[:1]
+    assert _by_cost([], 3) == []
 
 
 def bench_calibration(cost, accuracy):

@@ -1,0 +1,131 @@
+"""`eefast plot`: a network and images → a picture of accuracy against cost, of exits, of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Option
+
+from . import inputs
+from .options import (
+    BatchSize,
+    Cache,
+    CriterionName,
+    DataRoot,
+    Dataset,
+    Device,
+    Download,
+    Figure,
+    HeldOut,
+    Images,
+    Network,
+    Seed,
+    Split,
+    Workers,
+)
+from .output import bars, canvas, say, words
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..calibrate import Calibration
+
+
+def plot(
+    network: Network,
+    dataset: Dataset = "mnist",
+    data_root: DataRoot = None,
+    download: Download = False,
+    split: Split = "test",
+    images: Images = None,
+    twin: Annotated[
+        list[str] | None, Option(help="A static network as a point: name=accuracy[,cost], such as ResNet-20=0.991,0.6.")
+    ] = None,
+    criterion: CriterionName = "all",
+    held_out: HeldOut = 5000,
+    seed: Seed = 1,
+    cache: Cache = None,
+    same_images: Annotated[
+        bool, Option(help="Choose the curves' thresholds on the images that are measured: optimistic, needs no others.")
+    ] = False,
+    examples: Annotated[int, Option(help="Images right, and as many wrong, per exit.", min=1)] = 6,
+    batch_size: BatchSize = 256,
+    workers: Workers = 0,
+    device: Device = "auto",
+    output: Figure = Path("eefast-plot.png"),
+) -> None:
+    """Draw accuracy against mean cost beside static networks, images per exit, and examples of who leaves where."""
+    import torch
+
+    from .. import calibrate as calibration
+    from .. import evaluate as evaluation
+    from .. import plot as drawing
+
+    points = dict(map(_twin, twin or []))
+    inputs.check_folders(output, cache)
+    source = inputs.Source(dataset, data_root, download, workers)
+    net = inputs.network(network, source, device)
+    names = inputs.criteria(criterion, net)
+    measured = evaluation.batches(inputs.images(net, source, split, images), batch_size, workers)
+    with bars() as progress:
+        kept = None
+        if not same_images:
+            kept = inputs.held_out(net, source, held_out, seed, cache, batch_size, progress)
+        pixels: list[Tensor] = []
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for x, y in evaluation.reported(measured, "asking every exit", progress):
+                pixels.append(x)
+                yield x, y
+
+        outputs, labels = calibration.collect(net, batches())
+        chosen_on = kept or (outputs, labels)
+        curves = {}
+        for i, name in enumerate(names):
+            progress("choosing thresholds", i, len(names))
+            front = calibration.pareto_front(chosen_on[0], chosen_on[1], net.cost, name)
+            line = [calibration.outcome(outputs, labels, net.cost, name, c.thresholds) for c in _thinned(front)]
+            line.sort(key=lambda point: point[1])
+            curves[name] = [cost for _, cost in line], [accuracy for accuracy, _ in line]
+        progress("choosing thresholds", len(names), len(names))
+    result = evaluation.by_thresholds(outputs, net, net.criterion.name, net.thresholds.tolist())
+    found = evaluation.evaluate(result, labels, net)
+    points = {
+        f"{net.criterion.name}, as saved": (found.mean_cost, found.accuracy),
+        "final exit": (1.0, evaluation.exit_quality(outputs[-1:], labels)[0].accuracy),
+        **points,
+    }
+    kept_words = "the same images: optimistic" if kept is None else f"{len(kept[1]):,} held-out training images"
+    title = (
+        f"{words(net)}, {len(labels):,} images of {dataset} ({split})\nthresholds of the curves chosen on {kept_words}"
+    )
+    costs = net.cost.tolist()
+    with canvas(output, 15, max(7.5, len(costs) + 1.5)) as drawn:
+        drawn.suptitle(title, fontsize=11)
+        left, right = drawn.subfigures(1, 2, width_ratios=(1, 1.4))
+        above, below = left.subplots(2, 1)
+        drawing.accuracy_against_cost(above, curves, points)
+        drawing.exit_histogram(below, found.right, found.wrong, costs)
+        seen = torch.cat(pixels), labels, result.labels, result.exit_index
+        drawing.examples(right, *seen, costs, examples)
+    say(f"figure: {output}")
+
+
+def _twin(text: str) -> tuple[str, tuple[float, float]]:
+    """name=accuracy[,cost] → name, (cost, accuracy)."""
+    name, _, numbers = text.rpartition("=")
+    try:
+        accuracy, cost = map(float, numbers.split(",") if "," in numbers else (numbers, "1"))
+    except ValueError:
+        accuracy = cost = -1
+    if not name or not 0 <= accuracy <= 1 or cost < 0:
+        raise ValueError(
+            f"twin={text!r} must be name=accuracy[,cost] with an accuracy in 0 … 1, such as ResNet-20=0.991"
+        )
+    return name, (cost, accuracy)
+
+
+def _thinned(front: Sequence[Calibration], most: int = 60) -> list[Calibration]:
+    return [front[round(i * (len(front) - 1) / (most - 1))] for i in range(most)] if len(front) > most else list(front)
