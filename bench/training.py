@@ -42,7 +42,7 @@ LOG_FILE = "train.log"
 HELD_OUT, SEED = 5000, 1
 LOSS, TWIN_LOSS = "deep_supervision+correctness", "final_supervision"
 # Early exits that weigh less leave the final one nearer to its twin.
-GENTLE_LOSS = "final_supervision+0.5*deep_supervision+0.5*correctness"
+GENTLE_LOSS = "final_supervision+0.3*deep_supervision+0.1*correctness"
 NETWORK_OPTIONS = ("num_exits", "placement", "shift", "flip", "batch_size", "precision")
 # What thresholds may use up of the allowed drop and cost on held-out images, since test images differ a little.
 CAUTION = 0.95
@@ -76,7 +76,7 @@ class Run:
 class Training:
     """A network to train beside its plain twin, which has its layers but no early exit to learn for.
 
-    options: of `eefast train` for both, besides the twin's loss.
+    options: of `eefast train` for both, besides the twin's loss and the kind of early heads, which it does not train.
     first: options of a run that trains the plain network, from whose weights both go on; empty: both start anew.
     """
 
@@ -95,10 +95,11 @@ class Training:
 
     def both(self, folder: Path) -> tuple[Run, Run]:
         """Of the network, and of its twin."""
-        name, begin = f"{self.dataset}-{self.net}", self.begin(folder)
+        stem, begin = f"{self.dataset}-{self.net}", self.begin(folder)
         weights = None if begin is None else begin.output
-        own = Run(folder / name, {**self._shared, "loss": LOSS, **self.options}, weights)
-        return own, Run(folder / f"{name}-twin", {**own.options, "loss": TWIN_LOSS}, weights)
+        own = Run(folder / stem, {**self._shared, "loss": LOSS, **self.options}, weights)
+        plain = {name: value for name, value in own.options.items() if name != "head"}
+        return own, Run(folder / f"{stem}-twin", {**plain, "loss": TWIN_LOSS}, weights)
 
     @property
     def _shared(self) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def _begun(dataset: str, net: str, placement: Sequence[int], epochs: tuple[int, 
 # By device; what matters most comes first.
 TRAININGS = {
     "cpu": (
-        _begun("fashion-mnist", "eenet32", (1, 3, 5, 6, 8), (7, 4)),
+        _begun("fashion-mnist", "eenet32", (1, 3, 5, 6, 8), (7, 4), head="conv1"),
         Training("mnist", "eenet20", {"num_exits": 3, "epochs": 4, "shift": 2}),
         # The network that ships with the package.
         Training("mnist", "eenet32", {"num_exits": 5, "epochs": 8, "shift": 2}),

@@ -1,5 +1,6 @@
 """Augmentation, a real training run from images to a calibrated network, runs that are broken off, frozen backbones."""
 
+import copy
 import csv
 import gzip
 import inspect
@@ -21,7 +22,7 @@ from test_data import idx_bytes
 from torch.utils.data import random_split
 from typer.testing import CliRunner
 
-from eefast import criteria
+from eefast import criteria, zoo
 from eefast.checkpoint import load
 from eefast.cli import app
 from eefast.surgery import new_parameters
@@ -406,6 +407,28 @@ def test_backbones_that_do_not_fit(tmp_path: Path) -> None:
         backbones.load_weights(torch.nn.Linear(3, 2), tmp_path / "linear.pth")
     with pytest.raises(FileNotFoundError, match=r"has no attached\.json"):
         backbones.load_attached(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "anew"), [("pool", []), ("conv2", [0, 1]), ("bnpool", [0, 1])])
+def test_heads_of_another_kind_start_anew(tmp_path: Path, kind: str, anew: list[int]) -> None:
+    made = [
+        zoo.eenet("eenet8", 2, head=head, input_shape=(1, 12, 12)) for head in ("pool", kind)
+    ]  # different weights: nothing seeds them
+    made[0].save(tmp_path / "net")
+    (there, before), network = (net.state_dict() for net in (made[0], copy.deepcopy(made[1]))), made[1]
+    assert backbones.load_network(network, tmp_path / "net") == anew
+    own = tuple(f"heads.{i}." for i in anew)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, (before if name.startswith(own) else there)[name]), name
+    assert not torch.equal(before["heads.2.classifier.weight"], there["heads.2.classifier.weight"])
+
+    # Nothing else may be missing or too many.
+    for change in (lambda w: w.pop("heads.2.classifier.weight"), lambda w: w.update({"heads.7.x": torch.ones(1)})):
+        weights = dict(there)
+        change(weights)
+        torch.save(weights, tmp_path / "wrong.pth")
+        with pytest.raises(ValueError, match="do not fit the network"):
+            backbones.load_network(network, tmp_path / "wrong.pth")
 
 
 def command_line(*words: object) -> dict:

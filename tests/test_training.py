@@ -25,7 +25,7 @@ import training_page  # noqa: E402
 from training import Goal, Training, train, worth  # noqa: E402
 
 TINY = Training("mnist", "eenet8", {"num_exits": 2, "epochs": 1, "batch_size": 32})
-BEGUN = replace(TINY, first={"epochs": 1})
+BEGUN = replace(TINY, options={**TINY.options, "head": "conv1"}, first={"epochs": 1})
 
 
 @pytest.fixture
@@ -73,6 +73,19 @@ def test_trains_both_and_says_what_went_wrong_with_another(root: Path, tmp_path:
     assert "not begun within the budget of seconds" in train([wrong], tmp_path / "runs", "cpu", root, 0).values()
     with pytest.raises(ValueError, match="was trained with epochs=1, not 2; delete or move it"):
         train([replace(TINY, options={**TINY.options, "epochs": 2})], tmp_path / "runs", "cpu", root, 0)
+
+
+def test_both_go_on_from_the_plain_network_and_only_one_gets_convolutions_in_its_heads(
+    root: Path, tmp_path: Path
+) -> None:
+    begin, (own, twin) = BEGUN.begin(tmp_path), BEGUN.both(tmp_path)
+    assert begin is not None
+    assert train([BEGUN], tmp_path, "cpu", root, 1800) == dict.fromkeys((begin.output, own.output, twin.output), "")
+    assert [eefast.load(run.output).heads[0].kind for run in (begin, own, twin)] == ["pool", "conv1", "pool"]
+    reports = [json.loads((run.output / "report.json").read_text()) for run in (begin, own, twin)]
+    assert [report["arguments"]["weights"] for report in reports] == [None, begin.output.name, begin.output.name]
+    assert "exits [0, 1] start anew" in (own.output / training.LOG_FILE).read_text()
+    assert "anew" not in (twin.output / training.LOG_FILE).read_text()
 
 
 def test_rows_say_what_the_network_itself_answers(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,11 @@ def train(
     exits: Annotated[str, Option(help="The backbone's modules behind which exits stand: layer1,layer2.")] = "",
     weights: Annotated[
         Path | None,
-        Option("--weights", "--initial-checkpoint", help="Weights to start from: of the backbone, or of all of --net."),
+        Option(
+            "--weights",
+            "--initial-checkpoint",
+            help="Weights to start from: of the backbone, or of all of --net; heads of another kind start anew.",
+        ),
     ] = None,
     freeze_backbone: Annotated[bool, Option(help="Train the early heads only.")] = False,
     self_labelled: Annotated[bool, Option(help="The frozen backbone's own answers stand for the labels.")] = False,

@@ -53,8 +53,29 @@ def _check_name(name: str, model: str, known: Sequence[str]) -> None:
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
     """Put the state_dict in `path` into `network`; `ValueError` unless every name and shape fits."""
+    _load(network, read_weights(path), path)
+
+
+def load_network(network: EarlyExitNet, path: str | Path) -> list[int]:
+    """As `load_weights`, but early exits keep their own weights where those in `path` are of another kind of head.
+
+    Returns the exits that did.
+    """
+    found, own = read_weights(path), network.state_dict()
+    anew = []
+    for i in range(network.num_exits):
+        prefix = f"heads.{i}."
+        here, there = ({k: v.shape for k, v in weights.items() if k.startswith(prefix)} for weights in (own, found))
+        if there and here != there:
+            anew.append(i)
+            found = {k: v for k, v in found.items() if k not in there} | {k: own[k] for k in here}
+    _load(network, found, path)
+    return anew
+
+
+def _load(network: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
     try:
-        network.load_state_dict(read_weights(path))
+        network.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"weights={str(path)!r} do not fit the network: {error}") from error
 

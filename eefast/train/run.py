@@ -119,7 +119,8 @@ def train(
     backbone: instead of `net`, "torchvision:NAME" or "timm:NAME"; `output` then has attached.json instead of
         config.json, for `eefast.train.backbone.load_attached`.
     exits: names of the backbone's modules behind which its early exits stand, see `eefast.surgery.attach`.
-    weights: file or folder with the backbone's weights to start from, or with those of the whole `net`.
+    weights: file or folder with the backbone's weights to start from, or with those of the whole `net`, whose early
+        exits start anew where their heads are of another kind there.
     freeze_backbone: train the early heads only; weights and BatchNorm statistics of the backbone stay (PTEENet).
     self_labelled: the backbone's own answers stand for the labels (PTEENet); only with `freeze_backbone`.
     epochs: passes over the training images.
@@ -192,7 +193,9 @@ def train(
             net, num_exits, placement, head, found.num_classes, found.shape, normalization=normalization
         )
         if weights is not None:
-            backbones.load_weights(network, weights)
+            anew = backbones.load_network(network, weights)
+            if anew:
+                print(f"weights={str(weights)!r} has other heads: exits {anew} start anew", file=sys.stderr)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if max_cost is not None and max_cost < network.cost[0]:
         raise ValueError(f"max_cost={max_cost} is less than the first exit costs, {network.cost[0]:.4f}")
