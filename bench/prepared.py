@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import eefast
 from eefast.calibrate import collect
 from eefast.contest import judge
+from eefast.criteria import get
 from eefast.model import EarlyExitNet
 from eefast.result import ExitOutput
 
@@ -137,21 +138,27 @@ def on_images(net: EarlyExitNet, pixels: Tensor, count: int) -> tuple[EarlyExitN
 ON_MNIST = Network(MNIST, (1, 28, 28), 10, (), real=network_on_mnist)
 
 
-def thresholds(outputs: list[ExitOutput], mix: Sequence[float]) -> list[float]:
+def thresholds(outputs: list[ExitOutput], mix: Sequence[float], criterion: str = "learned") -> list[float]:
     """Exit by exit, half-way between two confidences, the one at which its share of all images leaves there.
 
-    Infinity, which nobody is above, where the share is 0 or only one image arrives.
+    An infinity, at which nobody leaves, where the share is 0 or only one image arrives.
     """
+    rule = get(criterion)
+    # Whoever leaves below a threshold leaves above it with the signs turned.
+    sign = 1.0 if rule.comparison == ">" else -1.0
     live = torch.ones(len(outputs[0].confidence), dtype=torch.bool)
     found: list[float] = []
     for out, share in zip(outputs, mix[:-1], strict=False):
-        order = out.confidence[live].sort(descending=True).values
+        learned = rule.name == "learned"
+        confidence = sign * (out.confidence if learned else rule.confidence(out.logits, out.confidence_logit))
+        order = confidence[live].sort(descending=True).values
         if share == 0 or len(order) < 2:
-            found.append(float("inf"))
+            found.append(sign * float("inf"))
             continue
         leaving = min(max(round(share * len(live)), 1), len(order) - 1)
-        found.append(float(order[leaving - 1 : leaving + 1].mean()))
-        live &= out.confidence <= found[-1]
+        limit = float(order[leaving - 1 : leaving + 1].mean())
+        found.append(sign * limit)
+        live &= confidence <= limit
     return found
 
 

@@ -189,7 +189,7 @@ def prepare(work: Work) -> tuple[Prepared, tuple[float, ...]]:
         return found, tuple(round(share, 4) for share in shares.tolist())
     mix = work.network.mix if work.cost is None else mix_of_cost(found.net.cost.tolist(), work.cost)
     net = copy.deepcopy(found.net)
-    net.thresholds.copy_(torch.tensor(thresholds(found.outputs, mix)))
+    net.thresholds.copy_(torch.tensor(thresholds(found.outputs, mix, net.criterion.name)))
     return replace(found, net=net), mix
 
 

@@ -229,7 +229,7 @@ def make_case(subject: Subject, batch_size: int, cost: float | None, whole_batch
         # Whatever is compared with the thresholds takes the place of the learned confidence.
         criterion, outputs = "learned", [_with_confidence(out, _confidence(out, whole_batch)) for out in outputs]
     own = cost is None and whole_batch is None
-    found = net.thresholds.tolist() if own else thresholds(outputs, mix)
+    found = net.thresholds.tolist() if own else thresholds(outputs, mix, criterion)
     batches = subject.images.split(batch_size)[: ROUNDS * turn_batches(batch_size)]
     seen = sum(map(len, batches))
     outputs = [ExitOutput(*(part[:seen] for part in out)) for out in outputs]

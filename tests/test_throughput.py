@@ -13,7 +13,7 @@ import pytest
 import torch
 from networks import images, lived_in
 
-from eefast import zoo
+from eefast import criteria, zoo
 from eefast.calibrate import collect, exits_taken
 
 # At the end, where none of its modules hides one of the tests'.
@@ -41,12 +41,13 @@ def subject():
     return throughput_cpu.Subject(net, x, outputs)
 
 
+@pytest.mark.parametrize("criterion", list(criteria.CRITERIA))
 @pytest.mark.parametrize("wanted", [0.5, 0.3, 0.2])
-def test_thresholds_give_the_cost_asked_for(subject, wanted):
+def test_thresholds_give_the_cost_asked_for(subject, wanted, criterion):
     cost = subject.net.cost
     mix = mix_of_cost(cost.tolist(), wanted)
     assert sum(mix) == pytest.approx(1)
-    taken = exits_taken(subject.outputs, subject.net.criterion, thresholds(subject.outputs, mix))
+    taken = exits_taken(subject.outputs, criteria.get(criterion), thresholds(subject.outputs, mix, criterion))
     assert float(cost[taken].mean()) == pytest.approx(wanted, abs=1.5 / len(taken))
 
 
@@ -54,8 +55,17 @@ def test_cost_goes_from_the_first_exit_to_none(subject):
     cost = subject.net.cost.tolist()
     assert mix_of_cost(cost, 1) == (0, 0, 1)
     assert mix_of_cost(cost, 0.5 * cost[0]) == pytest.approx((1, 0, 0))
-    assert thresholds(subject.outputs, (0, 0, 1)) == [float("inf")] * 2
-    assert exits_taken(subject.outputs, subject.net.criterion, [float("inf")] * 2).tolist() == [2] * 64
+    for name, criterion in criteria.CRITERIA.items():
+        nobody = thresholds(subject.outputs, (0, 0, 1), name)
+        assert exits_taken(subject.outputs, criterion, nobody).tolist() == [2] * 64
+
+
+@pytest.mark.parametrize("criterion", list(criteria.CRITERIA))
+def test_what_is_called_no_exits_has_none(subject, criterion):
+    net = subject.net.with_criterion(criterion)
+    case = throughput_cpu.make_case(replace(subject, net=net), 16, 1.0)
+    taken = exits_taken(case.prepared.outputs, case.prepared.net.criterion, case.setting.thresholds)
+    assert (case.name, taken.unique().tolist()) == ("no exits", [2])
 
 
 def wrong_logits(net):
