@@ -19,7 +19,6 @@ from report import (
     COMPACT,
     HEADINGS,
     LATENCY_TITLES,
-    NETWORK,
     NO_EXITS,
     OURS,
     OWN_THRESHOLDS,
@@ -32,6 +31,7 @@ from report import (
     _setting_losses,
     latency_cells,
     newest_latency,
+    newest_networks,
 )
 from rows import RESULTS, read
 from training_page import proposed
@@ -127,7 +127,7 @@ def _name(rows: list[Row]) -> str:
 
 def _networks(rows: list[Row]) -> list[Row]:
     """The newest row of each way, network, batch size and setting."""
-    newest = _newest((r for r in rows if "network" in r), (*NETWORK, "setting", "provider"))
+    newest = newest_networks(rows)
     measured = [r for r in newest if r["images_per_s"]]
     # The first rows of a network were made before there were rivals beside PyTorch; they give way to later ones.
     later = {r["network"] for r in measured if r.get("setting")}

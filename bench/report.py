@@ -156,7 +156,7 @@ def _device(rows: list[Row], lines: int) -> str:
     if ceilings:
         found.append("; ".join(f"{what} {dtype} {v:,.1f} {units[what]}" for (what, dtype), v in ceilings.items()))
     ops = _newest((r for r in rows if "op" in r), (*CASE, "provider", "timing"))
-    networks = _newest((r for r in rows if "network" in r), (*NETWORK, "setting", "provider"))
+    networks = newest_networks(rows)
     settings = [r for r in networks if r.get("setting") and r["images_per_s"]]
     latency = newest_latency(rows)
     ends = [*_notes([*ops, *networks, *latency]), *(_checks(ops, gpu, lines // 4) if ops else [])]
@@ -178,6 +178,15 @@ def _versions(around: Row, gpu: bool) -> list[str]:
 def _newest(rows: Iterable[Row], key: Sequence[str]) -> list[Row]:
     """The last row of each measurement."""
     return list({tuple(str(row.get(name)) for name in key): row for row in rows}.values())
+
+
+def newest_networks(rows: Iterable[Row]) -> list[Row]:
+    """Of each network, batch size, way and setting; a network trained anew has another mix of exits in the same one."""
+    found: dict[tuple[str, ...], Row] = {}
+    for row in (row for row in rows if "network" in row):
+        setting = row.get("setting") or str(row["mix"])
+        found[row["network"], str(row["batch_size"]), row["dtype"], setting, row["provider"]] = row
+    return list(found.values())
 
 
 def newest_latency(rows: Iterable[Row]) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,16 @@ def network(provider: str, batch_size: int, setting: str, speed: float, dtype: s
     cost = 1.0 if setting == "no exits" else float(setting.split()[1]) if setting.startswith("cost") else 0.5
     more = {"images_per_s": (0.9 * speed, speed, 1.1 * speed), "mean_cost": cost, "realised_ratio": 1.0}
     return rows.NetworkRow("net", provider, batch_size, dtype, (0.5, 0.5), True, setting=setting, **more)
+
+
+def test_a_network_trained_anew_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    made = [network("plain, ONNX Runtime", 4, "no exits", 10), network("eefast resident", 4, "own thresholds", 20)]
+    written(tmp_path / "r.jsonl", made, commit="1234567")
+    other = [replace(row, mix=(0.25, 0.75), images_per_s=(30, 33, 36)) for row in made]
+    text = page.page([written(tmp_path / "r.jsonl", other, commit="89abcde")])
+    assert "| eefast resident |  | 33 (1.00) |" in text
+    assert "89abcde" in text
+    assert "1234567" not in text
 
 
 def test_speed_ups_are_over_the_fastest_way_without_exits_of_the_same_dtype(tmp_path: Path) -> None:
