@@ -130,7 +130,7 @@ TRAININGS = {
         Training("mnist", "eenet32", {"num_exits": 5, "epochs": 8, "shift": 2}),
     ),
     "cuda": tuple(
-        _begun(dataset, net, placement, epochs, batch_size=256, precision="bf16-mixed")
+        _begun(dataset, net, placement, epochs, head="conv1", batch_size=256, precision="bf16-mixed")
         for net, placement, epochs in (
             ("eenet56", (2, 4, 6, 10, 12, 14), (10, 6)),
             ("eenet20", (1, 2, 3, 4, 6), (12, 8)),
