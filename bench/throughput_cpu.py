@@ -73,6 +73,7 @@ def _without_exits(name: str, num_exits: int) -> Network:
 
 EENET20, EENET32 = _without_exits("eenet20", 2), _without_exits("eenet32", 3)
 EENET56, EENET110 = _without_exits("eenet56", 4), _without_exits("eenet110", 8)
+MIDDLE = Network("eenet18", (3, 64, 64), 200, (0.0, 0.0, 0.0, 1.0))
 LARGE = Network("eenet50", (3, 224, 224), 1000, (0.0, 0.0, 0.0, 1.0))
 KEY_COSTS, OTHER_COSTS, OWN = (1.0, 0.25), (0.5, 0.3, 0.2), (1.0, None)
 
@@ -85,6 +86,7 @@ KEY_WORK = (
 ALL_WORK = (
     *KEY_WORK,
     *(Work(ON_MNIST, n, OWN, 100) for n in (16, 1)),
+    Work(MIDDLE, 16, KEY_COSTS, 250),
     Work(LARGE, 16, (1.0, 0.5), 700),
     Work(EENET110, 256, KEY_COSTS, 600),
     *(Work(EENET20, n, OTHER_COSTS, seconds, True) for n, seconds in ((256, 350), (16, 200), (1, 150))),
