@@ -135,6 +135,8 @@ def on_images(net: EarlyExitNet, pixels: Tensor, count: int) -> tuple[EarlyExitN
     return net, images, collect(net, [(part, torch.zeros(len(part))) for part in images.split(256)])[0]
 
 
+MIDDLE = Network("eenet18", (3, 64, 64), 200, (0.0, 0.0, 0.0, 1.0))
+LARGE = Network("eenet50", (3, 224, 224), 1000, (0.0, 0.0, 0.0, 1.0))
 ON_MNIST = Network(MNIST, (1, 28, 28), 10, (), real=network_on_mnist)
 
 

@@ -23,7 +23,7 @@ from energy import meter
 from launch_gaps import busy_seconds, host_waits
 from peak_memory import peak_memory
 from peers import ALL_PEERS, KEY_PEERS, batch_condition
-from prepared import Checked, Network, Prepared, check, mix_of_cost, network_on_noise, thresholds
+from prepared import LARGE, MIDDLE, Checked, Network, Prepared, check, mix_of_cost, network_on_noise, thresholds
 from progress import track
 from report import NO_EXITS, OWN_THRESHOLDS, failures, show
 from rows import NetworkRow, append, environment, first_line, now, read, results_file, summary
@@ -94,8 +94,6 @@ DEEP = Network("eenet110", (3, 32, 32), 10, (0.29, 0.2, 0.15, 0.1, 0.075, 0.055,
 SMALL_DENSE = Network("eenet20", (3, 32, 32), 10, (0.0, 0.0, 1.0))
 DEEP_DENSE = Network("eenet110", (3, 32, 32), 10, (0.0,) * 8 + (1.0,))
 # Here the cost of the work says how many leave; these only have so many exits.
-MIDDLE = Network("eenet18", (3, 64, 64), 200, (0.0, 0.0, 0.0, 1.0))
-LARGE = Network("eenet50", (3, 224, 224), 1000, (0.0, 0.0, 0.0, 1.0))
 ATTACHED = Network("regnety_008", (3, 224, 224), 1000, (0.0, 0.0, 0.0, 1.0), exits=("s1", "s2", "s3"))
 COSTS = (0.4, 0.3, 1.0)
 

@@ -17,6 +17,8 @@ import torch
 from energy import meter
 from peers import ALL_PEERS, PEERS, Peer, torch_compile_early
 from prepared import (
+    LARGE,
+    MIDDLE,
     ON_MNIST,
     Checked,
     Network,
@@ -73,8 +75,6 @@ def _without_exits(name: str, num_exits: int) -> Network:
 
 EENET20, EENET32 = _without_exits("eenet20", 2), _without_exits("eenet32", 3)
 EENET56, EENET110 = _without_exits("eenet56", 4), _without_exits("eenet110", 8)
-MIDDLE = Network("eenet18", (3, 64, 64), 200, (0.0, 0.0, 0.0, 1.0))
-LARGE = Network("eenet50", (3, 224, 224), 1000, (0.0, 0.0, 0.0, 1.0))
 KEY_COSTS, OTHER_COSTS, OWN = (1.0, 0.25), (0.5, 0.3, 0.2), (1.0, None)
 
 # What matters most comes first, since the budget of seconds may end before the list does.

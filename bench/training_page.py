@@ -16,6 +16,7 @@ Row = dict[str, Any]
 Key = tuple[str, str, str]
 
 PAGE = "training.md"
+HELD_BACK = (", avx2", ", direct")
 INTRODUCTION = """# Trained networks beside their plain twins
 
 Made by `make training` (on a GPU: `bench/gpu.sh train`), which trains, measures and appends the rows; `make report`
@@ -23,7 +24,8 @@ writes this page from them. Nothing here is typed by hand.
 
 *Twin*: the same layers, trained alike for the final exit alone. *Cost*: multiply-accumulates on the way to the exit
 taken ÷ those of the plain network, mean over the test images. Thresholds were chosen on training images that were held
-out of training; test images chose nothing, and all figures below are of all of them.
+out of training, and all figures below are of all test images. These chose no threshold; but that EENet-32 is trained on
+MNIST, and with which loss and heads on Fashion-MNIST, was settled after earlier choices had fallen short on them too.
 """
 
 
@@ -138,7 +140,9 @@ def _speeds(key: Key, rows: Sequence[Row]) -> list[str]:
     lines = _head("batch", "fastest without exits", "images/s", "fastest of eefast", "images/s", "speed-up", "realised")
     for batch_size in dict.fromkeys(row["batch_size"] for row in newest):
         ways = [row for row in newest if row["batch_size"] == batch_size and row["images_per_s"]]
-        ours = [w for w in ways if w["provider"].startswith(OURS) and w.get("setting") == OWN_THRESHOLDS]
+        # What is held back is no way that a user runs, or where nothing is to hold back, the same one measured twice.
+        free = [w for w in ways if not w["provider"].endswith(HELD_BACK)]
+        ours = [w for w in free if w["provider"].startswith(OURS) and w.get("setting") == OWN_THRESHOLDS]
         best = next((w for w in ways if ours and w["provider"] == ours[0]["best_static"]), None)
         if best is None:
             lines.append(_line(str(batch_size), *["not measured"], *[""] * 5))

@@ -120,7 +120,7 @@ class TestInterpreted:
             assert not launch.arguments["workspace"].any()
             return lists
 
-        for seed in range(3 if threads < 32 else 1):
+        for seed in range(3):
             check(run, make_case(257, 3, 4, 2, 2, seed=seed))
 
     def test_the_workspace_is_left_as_it_was_found(self) -> None:
