@@ -29,12 +29,13 @@ from eefast.result import ExitOutput
 
 COMMITTED = RESULTS / "guard.json"
 SHARE_THAT_MAY_BE_LOST = 0.25
-# On shared machines a neighbour can spoil one attempt, hardly three in a row.
+# On shared machines a neighbour can spoil one attempt, hardly three with pauses between them.
 ATTEMPTS, THREADS, IMAGES = 3, 2, 256
 # Of one attempt at one case: so many rounds, fewer where they take long.
 ROUNDS, LEAST_ROUNDS, SECONDS = 7, 3, 4
 # Threads that spin after a call have stopped by then.
 PAUSE_SECONDS = 0.05
+PAUSE_BETWEEN_ATTEMPTS_SECONDS = 20
 OURS = Peer("eefast", lambda net: eefast_engines.prepare(net, "auto", torch.float32), str, False, "guard")
 PEERS = (masked.PEER, OURS)
 
@@ -114,6 +115,8 @@ def attempts(pairs: Mapping[str, Pair], committed: Ratios) -> Iterator[tuple[int
     """(attempt, case, ratio); a case that reached what is allowed is not measured again."""
     left = list(pairs)
     for attempt in range(1, ATTEMPTS + 1):
+        if left and attempt > 1:
+            time.sleep(PAUSE_BETWEEN_ATTEMPTS_SECONDS)
         found = {name: ratio(pairs[name]) for name in left}
         yield from ((attempt, name, value) for name, value in found.items())
         left = [name for name in left if found[name] < allowed(committed, name)]

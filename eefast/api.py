@@ -150,7 +150,8 @@ class Accelerated(nn.Module):
         if known is not None and known[0] is thresholds and known[1] == thresholds._version:
             return
         self.net.check_thresholds()
-        self._checked = (thresholds, thresholds._version) if thresholds.is_cuda else None
+        if thresholds.is_cuda:
+            self._checked = thresholds, thresholds._version
 
     @property
     def training(self) -> bool:  # type: ignore[override]

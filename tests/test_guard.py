@@ -39,6 +39,7 @@ def measured(monkeypatch):
         return ratios.pop(0)
 
     monkeypatch.setattr(guard, "ratio", ratio)
+    monkeypatch.setattr(guard.time, "sleep", asked.append)
     return ratios, asked
 
 
@@ -95,7 +96,8 @@ def test_three_attempts(measured, ratios, passes, count):
     found, asked = measured
     found[:], lines = ratios, []
     assert guard.verdict({"net": "pair"}, {"net": 4.0}, lines.append) == passes
-    assert len(asked) == len(lines) == count
+    assert asked == ["pair", *[guard.PAUSE_BETWEEN_ATTEMPTS_SECONDS, "pair"] * (count - 1)]
+    assert len(lines) == count
     assert lines[-1].startswith(f"net: now {ratios[-1]:.2f}, committed 4.00, allowed 3.00")
     assert [("too slow" in line) for line in lines] == [ratio < 3 for ratio in ratios]
 
@@ -104,7 +106,7 @@ def test_only_slow_cases_are_measured_again(measured):
     found, asked = measured
     found[:], lines = [5.0, 1.0, 5.0], []
     assert guard.verdict({"fast": "a", "slow": "b"}, {"fast": 4.0, "slow": 4.0}, lines.append)
-    assert asked == ["a", "b", "b"]
+    assert asked == ["a", "b", guard.PAUSE_BETWEEN_ATTEMPTS_SECONDS, "b"]
 
 
 def test_a_case_without_a_committed_ratio_passes_and_says_so(measured):
@@ -129,6 +131,7 @@ def small(monkeypatch):
 
     monkeypatch.setattr(guard, "prepared", prepared)
     monkeypatch.setattr(guard, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(guard, "PAUSE_BETWEEN_ATTEMPTS_SECONDS", 0)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

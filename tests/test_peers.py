@@ -1,6 +1,9 @@
 """The peers that are more than a call of a library, on small networks: right answers at 1, 3 and 31 images."""
 
 import math
+import os
+import platform
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +20,7 @@ sys.path.append(str(Path(__file__).parent.parent / "bench"))
 
 import peers
 import throughput_cpu
-from peers import batch_condition_cpu, eager_nchw, one_graph, openvino_plain, smaller, torch_compile_early
+from peers import batch_condition_cpu, eager_nchw, memory_kept, one_graph, openvino_plain, smaller, torch_compile_early
 from peers import one_by_one as loop
 from prepared import Network, check
 from worker import Setting
@@ -237,3 +240,23 @@ def test_as_many_images_are_sure_as_would_leave(peer):
 def test_names_are_unique():
     names = [peer.name for peer in peers.ALL_PEERS]
     assert len(set(names)) == len(names)
+
+
+FAULTS = """
+import resource
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(2):
+    before, _ = faults(), bytearray(2**26)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the variables are glibc's")
+@pytest.mark.parametrize(("variables", "most"), [((), math.inf), (memory_kept.VARIABLES, 100)])
+def test_kept_memory_needs_no_page_faults(variables, most):
+    """64 MiB are 16,384 pages, or 32 large ones."""
+    environment = {name: value for name, value in os.environ.items() if name not in dict(memory_kept.VARIABLES)}
+    command = [sys.executable, "-c", FAULTS]
+    faults = int(subprocess.check_output(command, env={**environment, **dict(variables)}))
+    assert faults <= most
+    assert variables or faults > 30

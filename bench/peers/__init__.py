@@ -8,6 +8,7 @@ from . import (
     eefast_engines,
     masked,
     masked_folded,
+    memory_kept,
     one_by_one,
     one_graph,
     onnx_runtime,
@@ -25,7 +26,7 @@ PEERS: tuple[Peer, ...] = (
     *(openvino_plain.FLOAT32, openvino_plain.BFLOAT16),
     *(one_by_one.PEER, masked.PEER, masked_folded.PEER, *batch_condition_cpu.PEERS, *torch_compile_early.PEERS),
     *(*one_graph.PEERS, *onnx_runtime_stages.PEERS, openvino_stages.PEER),
-    *eefast_engines.PEERS,
+    *(*eefast_engines.PEERS, *memory_kept.PEERS),
 )
 # What decides: the best without exits, and early exit as a user would write it or as it runs fastest elsewhere.
 KEY_PEERS: tuple[Peer, ...] = (

@@ -34,8 +34,9 @@ def _peer(
     return Peer(f"eefast {name}", make, describe, False, family, dtype, memory_format, variables=variables)
 
 
+COMPACT = _peer("compact", "compact", memory_format=torch.channels_last)
 PEERS = (
-    _peer("compact", "compact", memory_format=torch.channels_last),
+    COMPACT,
     _peer("resident", "resident"),
     _peer("resident, bfloat16", "resident", torch.bfloat16),
     _peer("resident, avx2", "resident", variable=("EEFAST_ISA", "avx2")),

@@ -1,0 +1,16 @@
+"""Ways on PyTorch's allocator in a process where glibc keeps freed memory, which spares them page faults."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from . import eager, eefast_engines, masked_folded
+
+# By default a map above a size that glibc chooses is handed back to the system and faulted in anew at the next call.
+# Where that costs most, in virtual machines, it takes up to a third of the time. See mallopt(3).
+VARIABLES = (("MALLOC_MMAP_MAX_", "0"), ("MALLOC_TRIM_THRESHOLD_", str(2**34)))
+
+PEERS = tuple(
+    replace(peer, name=f"{peer.name}, memory kept", family="memory kept", variables=VARIABLES)
+    for peer in (eager.PEER, masked_folded.PEER, eefast_engines.COMPACT)
+)
