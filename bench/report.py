@@ -33,6 +33,7 @@ OTHER_WORK = ("fewer blocks", "earlyon")
 NO_EXITS, OWN_THRESHOLDS = "no exits", "own thresholds"
 HEADINGS = {
     "plain, eager": "eager",
+    "plain, eager, memory kept": "eager, kept",
     "plain, torch.compile": "torch.compile",
     "plain, ONNX Runtime": "ONNX Runtime",
     "plain, OpenVINO": "OpenVINO",
@@ -43,6 +44,7 @@ HEADINGS = {
     "masked, PyTorch": "masked",
     "earlyon, batched": "earlyon",
     "masked, PyTorch folded": "folded",
+    "masked, PyTorch folded, memory kept": "folded, kept",
     **{f"BatchCond, {mode}": f"BatchCond {mode}" for mode in ("padding", "splitting", "table")},
     **{f"torch.compile {how}": f"compiled {how}" for how in ("on the loop", "per stage", "full graph")},
     "ONNX Runtime per stage": "ONNX R. stages",
@@ -51,8 +53,6 @@ HEADINGS = {
     "ONNX Runtime, one graph": "ONNX R. graph",
     "OpenVINO, one graph": "OpenVINO graph",
     "eefast compact": "compact",
-    "plain, eager, memory kept": "eager, kept",
-    "masked, PyTorch folded, memory kept": "folded, kept",
     "eefast compact, memory kept": "compact, kept",
     "eefast resident": "resident",
     "eefast resident, bfloat16": "bfloat16",
