@@ -39,12 +39,9 @@ latency: $(VENV)/.ready
 parity: $(VENV)/.ready
 	$(BIN)/python bench/parity.py $(PARITY)
 
-# Fails where eefast lost a quarter of its lead over the masked loop in PyTorch; under a minute. GUARD=--write writes a new
-# lead. Waiting threads give their core away, since a spinning one makes the ratio depend on who else is at work. glibc
-# keeps freed memory: the masked loop's maps would be handed back and faulted in anew, at a price that a virtual machine's
-# host decides, which moved the ratio by half.
+# Fails where eefast lost a quarter of its lead over the masked loop in PyTorch; under a minute where it passes.
+# GUARD=--write writes a new lead.
 guard: $(VENV)/.ready
-	OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 \
 	$(BIN)/python bench/guard.py $(GUARD)
 
 # Networks beside their plain twins on MNIST and Fashion-MNIST in the folder DATA, then bench/results/training.md; hours

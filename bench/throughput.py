@@ -93,7 +93,7 @@ SMALL = Network("eenet20", (3, 32, 32), 10, (0.76, 0.18, 0.06))
 DEEP = Network("eenet110", (3, 32, 32), 10, (0.29, 0.2, 0.15, 0.1, 0.075, 0.055, 0.04, 0.025, 0.065))
 SMALL_DENSE = Network("eenet20", (3, 32, 32), 10, (0.0, 0.0, 1.0))
 DEEP_DENSE = Network("eenet110", (3, 32, 32), 10, (0.0,) * 8 + (1.0,))
-# Here the cost of the work says how many leave; these only have so many exits.
+# Here the cost of the work says how many leave; this, as MIDDLE and LARGE, only has so many exits.
 ATTACHED = Network("regnety_008", (3, 224, 224), 1000, (0.0, 0.0, 0.0, 1.0), exits=("s1", "s2", "s3"))
 COSTS = (0.4, 0.3, 1.0)
 

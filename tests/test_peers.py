@@ -260,3 +260,9 @@ def test_kept_memory_needs_no_page_faults(variables, most):
     faults = int(subprocess.check_output(command, env={**environment, **dict(variables)}))
     assert faults <= most
     assert variables or faults > 30
+
+
+def test_texts_name_the_variables_that_are_measured():
+    named = " ".join("=".join(variable) for variable in memory_kept.VARIABLES)
+    for text in ("README.md", "docs/benchmarks.md"):
+        assert named in (Path(__file__).parent.parent / text).read_text()

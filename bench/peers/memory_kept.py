@@ -7,7 +7,7 @@ from dataclasses import replace
 from . import eager, eefast_engines, masked_folded
 
 # By default a map above a size that glibc chooses is handed back to the system and faulted in anew at the next call.
-# Where that costs most, in virtual machines, it takes up to a third of the time. See mallopt(3).
+# On a virtual machine that took up to two fifths of the time, see docs/benchmarks.md; the variables: mallopt(3).
 VARIABLES = (("MALLOC_MMAP_MAX_", "0"), ("MALLOC_TRIM_THRESHOLD_", str(2**34)))
 
 PEERS = tuple(
