@@ -1,11 +1,15 @@
 """Exit positions, costs and sizes of the zoo against the published reference's, recomputed by running its code."""
 
+import time
+
+import numpy as np
 import pytest
 import torch
 from networks import images
 
 from eefast import zoo
 from eefast.cost import macs
+from eefast.zoo.placement import PLACEMENTS, place
 
 # ResNet depth → scheme → blocks before each of three exits: cost of each exit, 32×32 inputs, `pool` heads.
 GOLDEN = """
@@ -97,9 +101,63 @@ def test_infeasible_placements_say_how_many_exits_fit(name, num_exits, placement
         zoo.eenet(name, said + 1, placement)
 
 
+def longest(costs, placement):
+    """The most exits that the scheme fits into the blocks, by trying every number with the definition itself."""
+    found = 0
+    for n in range(1, len(costs) + 1):
+        exits = 0
+        for cost in costs:
+            exits += exits < n and cost >= PLACEMENTS[placement](exits, n)
+        found = n if exits == n else found
+    return found
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("blocks", [0, 1, 3, 9, 54, 257])
+def test_the_number_of_exits_that_fit_is_counted_at_once(blocks, placement):
+    """Asking for thousands of exits takes no longer than for one too many."""
+    random = torch.Generator().manual_seed(blocks)
+    costs = torch.rand(blocks, generator=random).cumsum(0).div(blocks / 2 + 1).tolist()
+    fit = longest(costs, placement)
+    assert fit == 0 or len(place(costs, fit, placement)) == fit
+    begin = time.process_time()
+    for num_exits in (blocks + 1, 99 + blocks, 10**9, 10**400):
+        with pytest.raises(ValueError, match=rf"num_exits={num_exits} .* fit: {fit} exits fit into {blocks} blocks"):
+            place(costs, num_exits, placement)
+    # Each try costs about as much as n placements; calling itself for each it took twice as long per exit.
+    assert time.process_time() - begin < 2
+
+
+@pytest.mark.parametrize("name", ["eenet18", "eenet20", "eenet110"])
+def test_more_exits_than_any_network_has_blocks(name):
+    with pytest.raises(ValueError, match=r"num_exits=99 with placement='linear' does not fit: \d+ exits fit into"):
+        zoo.eenet(name, 99, "linear")
+
+
+@pytest.mark.parametrize("whole", [np.int64(3), np.uint8(3), torch.tensor(3)])
+def test_whole_numbers_of_other_libraries(whole):
+    assert place([0.2, 0.5, 0.7, 1.0], whole, "linear") == place([0.2, 0.5, 0.7, 1.0], 3, "linear") == (2, 3, 4)
+    assert place([0.2, 0.5, 0.7, 1.0], 1, [whole]) == (3,)
+
+
+@pytest.mark.parametrize("wild", [True, 2.0, 2.5, float("nan"), float("inf"), "2", None, [2]])
+def test_what_is_no_whole_number_is_refused(wild):
+    with pytest.raises(ValueError, match="num_exits=.*: give whole numbers"):
+        zoo.eenet("eenet20", wild)
+    with pytest.raises(ValueError, match="placement=.*: give whole numbers"):
+        zoo.eenet("eenet20", placement=[1, wild])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"name": "eenet20", "placement": 3}, "placement=3 must be one of fine, .*, or numbers"),
+        ({"name": "eenet20", "placement": None}, "placement=None must be one of"),
+        ({"name": "eenet20", "placement": (1, 10**30)}, "must be ascending numbers of blocks in 1 … 9"),
+        ({"name": "eenet20", "placement": (-1, 2)}, "must be ascending numbers of blocks in 1 … 9"),
+        ({"name": "eenet20", "placement": (2, 2)}, "must be ascending numbers of blocks in 1 … 9"),
+        ({"name": "eenet20", "placement": ()}, "must be ascending numbers of blocks in 1 … 9"),
+        ({"name": "eenet20", "num_exits": -5}, "num_exits=-5 must be at least 1"),
         ({"name": "eenet21"}, "name='eenet21' is unknown.*eenet8, eenet18"),
         ({"name": "eenet20", "placement": "golden"}, "placement='golden' is unknown.*gold_ratio"),
         ({"name": "eenet20", "placement": (2, 1)}, "placement=.2, 1. must be ascending"),
@@ -134,3 +192,9 @@ def test_weights_are_shared_with_the_plain_network():
     net = zoo.eenet("eenet20", 2).eval()
     x = images(3, (3, 32, 32))
     torch.testing.assert_close(net.plain()(x), net.all_exits(x)[-1].logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["resnet21", "resnet²", "resnet" + "9" * 5000, "eenet20", ""])
+def test_unknown_twins(name):
+    with pytest.raises(ValueError, match="is unknown; choose one of resnet18, resnet20"):
+        zoo.resnet(name)

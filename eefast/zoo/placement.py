@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 
 GOLD_RATIO = 1.61803398875
 
@@ -22,31 +23,41 @@ def place(block_costs: Sequence[float], num_exits: int, placement: str | Sequenc
         exit per block at most; or the numbers of blocks themselves.
     Raises `ValueError` where that is impossible, saying how many exits fit.
     """
+    blocks = len(block_costs)
     if isinstance(placement, str):
         if placement not in PLACEMENTS:
             raise ValueError(f"placement={placement!r} is unknown; choose one of {', '.join(PLACEMENTS)}")
-        if num_exits < 1:
-            raise ValueError(f"num_exits={num_exits} must be at least 1; the plain twin is zoo.resnet(...)")
-        chosen: list[int] = []
-        for blocks, cost in enumerate(block_costs, start=1):
-            if len(chosen) < num_exits and cost >= PLACEMENTS[placement](len(chosen), num_exits):
-                chosen.append(blocks)
-        if len(chosen) < num_exits:
+        wanted = _integer("num_exits", num_exits)
+        if wanted < 1:
+            raise ValueError(f"num_exits={wanted} must be at least 1; the plain twin is zoo.resnet(...)")
+        chosen = _chosen(block_costs, wanted, placement) if wanted <= blocks else ()
+        if len(chosen) < wanted:
+            counts = range(min(wanted - 1, blocks), 0, -1)
+            fit = next((n for n in counts if len(_chosen(block_costs, n, placement)) == n), 0)
             raise ValueError(
-                f"num_exits={num_exits} with placement={placement!r} does not fit: "
-                f"{_most_exits(block_costs, placement, num_exits)} exits fit into {len(block_costs)} blocks"
+                f"num_exits={wanted} with placement={placement!r} does not fit: {fit} exits fit into {blocks} blocks"
             )
-        return tuple(chosen)
-    positions = tuple(int(p) for p in placement)
-    if not positions or sorted(set(positions) & set(range(1, len(block_costs) + 1))) != list(positions):
-        raise ValueError(f"placement={positions} must be ascending numbers of blocks in 1 … {len(block_costs)}")
+        return chosen
+    try:
+        positions = tuple(_integer("placement", block) for block in placement)
+    except TypeError as error:
+        raise ValueError(f"placement={placement!r} must be one of {', '.join(PLACEMENTS)}, or numbers") from error
+    if not positions or sorted(set(positions) & set(range(1, blocks + 1))) != list(positions):
+        raise ValueError(f"placement={positions} must be ascending numbers of blocks in 1 … {blocks}")
     return positions
 
 
-def _most_exits(block_costs: Sequence[float], placement: str, below: int) -> int:
-    for n in range(below - 1, 0, -1):
-        try:
-            return len(place(block_costs, n, placement))
-        except ValueError:
-            continue
-    return 0
+def _chosen(block_costs: Sequence[float], num_exits: int, placement: str) -> tuple[int, ...]:
+    """What the scheme gives for so many exits; fewer numbers where they do not fit."""
+    chosen: list[int] = []
+    for block, cost in enumerate(block_costs, start=1):
+        if len(chosen) < num_exits and cost >= PLACEMENTS[placement](len(chosen), num_exits):
+            chosen.append(block)
+    return tuple(chosen)
+
+
+def _integer(name: str, value: object) -> int:
+    # True would count as one exit, and 2.5 as two or three.
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name}={value!r}: give whole numbers")
+    return index(value)

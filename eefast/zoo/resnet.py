@@ -85,10 +85,10 @@ def trunk(depth: int, in_channels: int) -> tuple[nn.Module, list[nn.Module], int
 
 def resnet(name: str, num_classes: int = 10, input_shape: Sequence[int] = (3, 32, 32)) -> nn.Sequential:
     """The plain twin "resnet20" … "resnet152" of an EENet: images [N, C, H, W] → logits [N, K]."""
-    family, depth = name[:6], name[6:]
-    if family != "resnet" or not depth.isdigit():
+    depth = {f"resnet{depth}": depth for depth in DEPTHS}.get(name)
+    if depth is None:
         raise ValueError(f"name={name!r} is unknown; choose one of {', '.join(f'resnet{d}' for d in DEPTHS)}")
-    stem, blocks, width = trunk(int(depth), input_shape[0])
+    stem, blocks, width = trunk(depth, input_shape[0])
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
     net = nn.Sequential(stem, *blocks, *head)
     initialise(net)
