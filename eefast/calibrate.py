@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import criteria
+from . import criteria, files
 from .model import EarlyExitNet
 from .result import ExitOutput
 
@@ -71,10 +71,7 @@ def save_outputs(path: str | Path, outputs: Sequence[ExitOutput], labels: Tensor
     from safetensors.torch import save
 
     tensors = {f"exit{i}.{part}": getattr(out, part) for i, out in enumerate(outputs) for part in PARTS}
-    content = save({"labels": labels, **{k: v.contiguous() for k, v in tensors.items()}}, dict(made_of))
-    partial = Path(f"{path}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    files.write(path, save({"labels": labels, **{k: v.contiguous() for k, v in tensors.items()}}, dict(made_of)))
 
 
 def load_outputs(path: str | Path, made_of: Mapping[str, str]) -> tuple[list[ExitOutput], Tensor]:
@@ -116,10 +113,10 @@ def save_thresholds(net: EarlyExitNet, folder: str | Path, chosen: Mapping[str, 
     thresholds = chosen[name].thresholds
     net = net if name == net.criterion.name else net.with_criterion(name)
     net.thresholds.copy_(torch.tensor(thresholds))
-    net.save(folder)
-    partial = Path(folder) / f"{THRESHOLDS_FILE}.partial"
-    partial.write_text(json.dumps({name: list(c.thresholds) for name, c in chosen.items()}, indent=2) + "\n")
-    partial.replace(Path(folder) / THRESHOLDS_FILE)
+    found = {name: list(c.thresholds) for name, c in chosen.items()}
+    with files.together():
+        net.save(folder)
+        files.write(Path(folder) / THRESHOLDS_FILE, json.dumps(found, indent=2) + "\n")
     return net
 
 

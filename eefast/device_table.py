@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+
+from . import files
 
 REPEATS = 50
 
@@ -28,30 +32,37 @@ class DeviceTable:
 
 
 def load(device: torch.device) -> DeviceTable:
-    """From the disk, or measured now, which takes a second, and kept there."""
-    file = path(device)
+    """From the disk, or measured now, which takes a second, and kept there; a read-only folder is no error."""
     try:
-        return DeviceTable(**json.loads(file.read_text())["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return calibrate(device)
+        seconds = json.loads(path(device).read_text())["seconds"]
+        found = DeviceTable(**{name: float(value) for name, value in seconds.items()})
+        if 0 <= found.launch < math.inf and 0 <= found.wait < math.inf:
+            return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    table = measure(device)
+    with suppress(OSError):
+        keep(table, device)
+    return table
 
 
 def calibrate(device: torch.device) -> DeviceTable:
-    """Measure and keep on disk what `load` reads; a folder that cannot be written to is no error.
+    """Measure and keep on disk what `load` reads.
 
-    Raises `ValueError` for a device that is no CUDA device: only there something else than kernels counts.
+    Raises `ValueError` for a device that is no CUDA device, since only there something else than kernels counts, and
+    `OSError` where the folder cannot be written to.
     """
     if device.type != "cuda":
         raise ValueError(f"device={str(device)!r} needs no calibration; choose a CUDA device")
-    table, file = measure(device), path(device)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps({"device": file.stem, "seconds": asdict(table)}, indent=2) + "\n")
-        partial.replace(file)
-    except OSError:
-        pass
+    table = measure(device)
+    keep(table, device)
     return table
+
+
+def keep(table: DeviceTable, device: torch.device) -> None:
+    file = path(device)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files.write(file, json.dumps({"device": file.stem, "seconds": asdict(table)}, indent=2) + "\n")
 
 
 def path(device: torch.device) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import criteria
+from . import criteria, files
 from .cost import path_costs, stage_costs
 from .result import ExitOutput, ExitResult
 
@@ -176,8 +176,8 @@ class EarlyExitNet(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write `model.safetensors` and `config.json`; `eefast.load(folder)` reads them.
 
-        Each file is replaced as a whole, so an interrupted save leaves the old one readable. Raises `ValueError` for a
-        network that was built from modules.
+        Both files are replaced as a whole, see `eefast.files`, so an interrupted save leaves the old ones readable. Raises
+        `ValueError` for a network that was built from modules and `WriteError` on a full disk and the like.
         """
         from safetensors.torch import save
 
@@ -186,13 +186,11 @@ class EarlyExitNet(nn.Module):
         normalization = self.normalization and [[float(v) for v in part] for part in self.normalization]
         config = {"format": 1, **self.config, "normalization": normalization, "criterion": self.criterion.name}
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        files = {WEIGHTS_FILE: save(weights), CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode()}
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            partial = folder / f"{name}.partial"
-            partial.write_bytes(content)
-            partial.replace(folder / name)
+        with files.together():
+            files.write(folder / WEIGHTS_FILE, save(weights))
+            files.write(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EarlyExitNet:
         # Thresholds decide exits exactly, so .half() must not round them; only their device follows.

@@ -36,7 +36,13 @@ def test_measured_once_and_kept(measured: list[torch.device]) -> None:
     assert len(measured) == 2
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"seconds": {"launch": 1}}', '{"seconds": {"other": 1}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "{", "[]", "[" * 100_000, '{"seconds": {"launch": 1}}', '{"seconds": {"other": 1}}', '{"seconds": [1, 2]}',
+        '{"seconds": {"launch": NaN, "wait": 1}}', '{"seconds": {"launch": 1, "wait": -1}}',
+    ],
+)  # fmt: skip
 def test_a_damaged_file_is_measured_anew(measured: list[torch.device], content: str) -> None:
     device = torch.device("cuda")
     device_table.load(device)
@@ -52,6 +58,9 @@ def test_a_folder_that_cannot_be_written_to(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert device_table.load(torch.device("cuda")).wait == 1e-5
+    # Keeping it is what `calibrate` is called for.
+    with pytest.raises(OSError, match="file"):
+        device_table.calibrate(torch.device("cuda"))
 
 
 def test_the_cpu_needs_none() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import files
 from ..model import WEIGHTS_FILE, EarlyExitNet
 from ..surgery import attach
 
@@ -110,7 +111,7 @@ def save_attached(net: EarlyExitNet, folder: str | Path, name: str, exits: Seque
 
     name, exits, head: as given to `backbone` and `eefast.surgery.attach`.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     description = {
         "format": 1,
@@ -124,8 +125,11 @@ def save_attached(net: EarlyExitNet, folder: str | Path, name: str, exits: Seque
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}, folder / WEIGHTS_FILE)
-    (folder / ATTACHED_FILE).write_text(json.dumps(description, indent=2) + "\n")
+    with files.together():
+        files.write(
+            folder / WEIGHTS_FILE, save({k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()})
+        )
+        files.write(folder / ATTACHED_FILE, json.dumps(description, indent=2) + "\n")
 
 
 def load_attached(folder: str | Path) -> EarlyExitNet:
