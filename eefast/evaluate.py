@@ -180,7 +180,26 @@ def held_out(images: Dataset, count: int, seed: int) -> Subset:
 
 def batches(images: Dataset, batch_size: int, workers: int = 0) -> DataLoader:
     """(uint8 images [n, C, H, W], labels [n]) in the order of the data set, of `eefast.train.data.dataset`."""
-    return DataLoader(images, batch_size, num_workers=workers, collate_fn=collate)
+    return ImageLoader(images, batch_size, num_workers=workers, collate_fn=collate)
+
+
+class ImageLoader(DataLoader):
+    """A `DataLoader` that raises a `RuntimeError` of one line where images cannot be read, also by worker processes."""
+
+    def __iter__(self) -> Any:
+        # The iterator is made now, as it draws from the generator of random numbers.
+        return self._read(super().__iter__())
+
+    @staticmethod
+    def _read(found: Iterator[Any]) -> Iterator[Any]:
+        try:
+            yield from found
+        except MemoryError:
+            raise
+        except Exception as error:
+            # A worker's error has its traceback in its text, and what was raised in the last line.
+            why = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise RuntimeError(f"images could not be read: {why}") from error
 
 
 def collate(batch: Any) -> tuple[Tensor, ...]:

@@ -176,8 +176,8 @@ class EarlyExitNet(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write `model.safetensors` and `config.json`; `eefast.load(folder)` reads them.
 
-        Both files are replaced as a whole, see `eefast.files`, so an interrupted save leaves the old ones readable. Raises
-        `ValueError` for a network that was built from modules and `WriteError` on a full disk and the like.
+        Both files are replaced as a whole, see `eefast.files`, so an interrupted save leaves the old ones readable.
+        Raises `ValueError` for a network that was built from modules, `WriteError` on a full disk and the like.
         """
         from safetensors.torch import save
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import eefast
 from eefast import zoo
-from eefast.cli import app
+from eefast.cli.commands import app
 from eefast.train import data
 
 COMMAND = [sys.executable, "-c", "from eefast.cli import main; main()"]

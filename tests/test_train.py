@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from eefast import criteria, zoo
 from eefast.checkpoint import load
-from eefast.cli import app
+from eefast.cli.commands import app
 from eefast.surgery import new_parameters
 from eefast.train import backbone as backbones
 from eefast.train import data

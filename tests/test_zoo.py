@@ -142,9 +142,9 @@ def test_whole_numbers_of_other_libraries(whole):
 
 @pytest.mark.parametrize("wild", [True, 2.0, 2.5, float("nan"), float("inf"), "2", None, [2]])
 def test_what_is_no_whole_number_is_refused(wild):
-    with pytest.raises(ValueError, match="num_exits=.*: give whole numbers"):
+    with pytest.raises(ValueError, match=r"num_exits=.*: give whole numbers"):
         zoo.eenet("eenet20", wild)
-    with pytest.raises(ValueError, match="placement=.*: give whole numbers"):
+    with pytest.raises(ValueError, match=r"placement=.*: give whole numbers"):
         zoo.eenet("eenet20", placement=[1, wild])
 
 

@@ -27,7 +27,7 @@ from .options import (
     Seed,
     Workers,
 )
-from .output import bars, canvas, counts, say, table, words, write_json
+from .output import bars, canvas, check_figure, counts, say, table, words, write_json
 
 if TYPE_CHECKING:
     from ..bench import Bench
@@ -88,7 +88,8 @@ def bench(
     if dtype not in benchmark.DTYPES:
         raise ValueError(f"dtype={dtype!r} is unknown; choose one of {', '.join(benchmark.DTYPES)}")
     inputs.check_saving(network, save)
-    inputs.check_folders(json_path, figure, cache)
+    inputs.check_folders(json_path, cache)
+    check_figure(figure)
     source = inputs.Source(dataset, data_root, download, workers)
     net = inputs.network(network, source, device)
     names = inputs.criteria(criterion, net)

@@ -12,7 +12,7 @@ from typer import Option
 
 from .inputs import check_folders
 from .options import Figure, Json
-from .output import bars, canvas, say, table, talk, write_json
+from .output import bars, canvas, check_figure, say, table, talk, write_json
 
 
 def demo(
@@ -28,7 +28,8 @@ def demo(
     from ..checkpoint import load
     from ..train.data import mnist_test
 
-    check_folders(figure, json_path)
+    check_folders(json_path)
+    check_figure(figure)
     if ops.CPP_MISSING:
         talk.print(f"C++ kernels {ops.CPP_MISSING}; the exit op runs in plain PyTorch", style="yellow")
     assets = resources.files("eefast") / "assets" / "eenet-mnist"

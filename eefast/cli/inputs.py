@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import files
+from ..model import WEIGHTS_FILE
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -27,15 +30,18 @@ class Source:
     workers: int
 
 
-def check_folders(*files: str | Path | None) -> None:
-    for file in (Path(file) for file in files if file):
-        if not file.parent.is_dir():
-            raise ValueError(f"{file} cannot be written: there is no folder {file.parent}; make it first")
+def check_folders(*paths: str | Path | None) -> None:
+    """`ValueError` unless the files could be written; "-" is stdout."""
+    for path in paths:
+        if path and path != "-":
+            files.check(path)
 
 
 def check_saving(network: Path, save: bool) -> None:
     if save and not network.is_dir():
         raise ValueError(f"{network} is a file; eefast.load(…).save(folder) makes the folder that --save can write to")
+    if save:
+        files.check(network / WEIGHTS_FILE)
 
 
 def network(path: Path, source: Source, device: str) -> EarlyExitNet:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from .. import files
 
 if TYPE_CHECKING:
     from ..calibrate import Scaling
@@ -27,7 +31,20 @@ ECE_WORDS = (
 
 def say(what: str | Table = "") -> None:
     """To stdout; a text's lines are not broken, so that paths and code can be copied."""
-    Console().print(what, highlight=False, markup=False, soft_wrap=isinstance(what, str))
+    with _stdout():
+        Console().print(what, highlight=False, markup=False, soft_wrap=isinstance(what, str))
+
+
+@contextmanager
+def _stdout() -> Iterator[None]:
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise files.WriteError(f"stdout cannot be written: {error.strerror}") from error
 
 
 @contextmanager
@@ -95,14 +112,25 @@ def write_json(path: str, figures: Mapping[str, Any]) -> None:
     """path: a file, "-" for stdout, or "" for nowhere."""
     text = json.dumps(figures, indent=2) + "\n"
     if path == "-":
-        print(text, end="")
+        with _stdout():
+            print(text, end="")
     elif path:
-        Path(path).write_text(text)
+        files.write(path, text)
+
+
+def check_figure(path: Path) -> None:
+    """`ImportError` without matplotlib, `ValueError` for a kind of picture or a place that it cannot write."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    kinds = FigureCanvasAgg.get_supported_filetypes()
+    if _kind(path) not in kinds:
+        raise ValueError(f"{path} cannot be drawn: its ending must be one of {', '.join(sorted(kinds))}")
+    files.check(path)
 
 
 @contextmanager
 def canvas(path: Path, width: float, height: float) -> Iterator[Any]:
-    """A matplotlib figure, in inches, that is saved in the end."""
+    """A matplotlib figure, in inches, that is saved in the end; see `check_figure`."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -111,6 +139,12 @@ def canvas(path: Path, width: float, height: float) -> Iterator[Any]:
     figure = pyplot.figure(figsize=(width, height), layout="constrained")
     try:
         yield figure
-        figure.savefig(path, dpi=120)
+        drawn = BytesIO()
+        figure.savefig(drawn, format=_kind(path), dpi=120)
+        files.write(path, drawn.getbuffer())
     finally:
         pyplot.close(figure)
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.removeprefix(".").lower() or "png"

@@ -25,7 +25,7 @@ from .options import (
     Split,
     Workers,
 )
-from .output import bars, canvas, say, words
+from .output import bars, canvas, check_figure, say, words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +64,8 @@ def plot(
     from .. import plot as drawing
 
     points = dict(map(_twin, twin or []))
-    inputs.check_folders(output, cache)
+    inputs.check_folders(cache)
+    check_figure(output)
     source = inputs.Source(dataset, data_root, download, workers)
     net = inputs.network(network, source, device)
     names = inputs.criteria(criterion, net)

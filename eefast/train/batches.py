@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..evaluate import collate
+from ..evaluate import ImageLoader, collate
 
 
 class Indexed(Dataset):
@@ -78,7 +78,7 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 def training_batches(images: Dataset, batch_size: int, seed: int, workers: int) -> DataLoader:
     """Shuffled batches (images, labels [N], indices [N]); use them together with `EpochSeeds`."""
-    return DataLoader(
+    return ImageLoader(
         Indexed(images),
         batch_size,
         sampler=EpochOrder(len(images), seed),  # type: ignore[arg-type]
