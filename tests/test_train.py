@@ -233,11 +233,11 @@ def test_broken_run_goes_on_as_if_nothing_had_happened(
 
         def breaking(module, batch, index):
             if (module.current_epoch, index) == (2, 5):
-                raise InterruptedError
+                raise ArithmeticError
             return step(module, batch, index)
 
         patch.setattr(EarlyExitModule, "training_step", breaking)
-        with pytest.raises(InterruptedError):
+        with pytest.raises(ArithmeticError):
             train(output=tmp_path / "broken", **options)
     with pytest.raises(ValueError, match=r"learning_rate=0\.5, but the run to resume has 0\.01"):
         train(output=tmp_path / "broken", resume=True, learning_rate=0.5, **options)
@@ -260,9 +260,18 @@ def test_resume_without_a_checkpoint(small_mnist: Path, tmp_path: Path) -> None:
         train(data_root=small_mnist, output=tmp_path, resume=True, **RESUMABLE)
 
 
-def test_the_best_epoch_is_saved(small_mnist: Path, tmp_path: Path) -> None:
-    """A learning rate that breaks the network late: the saved one is that of the best epoch, not of the last."""
-    options = {**RESUMABLE, "loss": "v0", "two_stage": 0, "schedule": "constant", "learning_rate": 0.2, "epochs": 5}
+def test_the_best_epoch_is_saved(small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that breaks in the last epoch: the saved one is that of the best epoch, not of the last."""
+    start = EarlyExitModule.on_train_epoch_start
+
+    def breaking(module: EarlyExitModule) -> None:
+        start(module)
+        if module.current_epoch == 4:
+            for head in module.net.heads:
+                head.classifier.weight.data.mul_(-30)
+
+    monkeypatch.setattr(EarlyExitModule, "on_train_epoch_start", breaking)
+    options = {**RESUMABLE, "loss": "v0", "two_stage": 0, "schedule": "constant", "learning_rate": 0.01, "epochs": 5}
     report = train(data_root=small_mnist, output=tmp_path, optimizer="sgd", **options)
     rows = list(csv.DictReader((tmp_path / "logs" / "version_0" / "metrics.csv").open()))
     by_epoch = [float(row["held_out_loss"]) for row in rows if row["held_out_loss"]]
@@ -437,7 +446,7 @@ def command_line(*words: object) -> dict:
 
     def note(**arguments: object) -> None:
         seen.update(arguments)
-        raise InterruptedError
+        raise ArithmeticError
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("eefast.train.run.train", note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -113,7 +114,12 @@ def train(
     strategy: Annotated[str, Option(help="How they share the work: ddp, fsdp … as Lightning calls it.")] = "auto",
     workers: Annotated[int, Option("--workers", "-j", help="Processes that decode images.", min=0)] = 0,
     tensorboard: Annotated[bool, Option(help="Write logs for TensorBoard too.")] = False,
-    resume: Annotated[bool, Option(help="Go on from last.ckpt in the output folder.")] = False,
+    resume: Annotated[
+        bool,
+        Option(
+            help="Go on from last.ckpt in the output folder; a run broken off in its first epoch starts again.",
+        ),
+    ] = False,
     test: Annotated[bool, Option(help="Measure the test images once, at the end.")] = False,
     json_path: Json = "",
 ) -> None:
@@ -122,16 +128,21 @@ def train(
     import torch
     from lightning.pytorch.utilities import rank_zero_only
 
+    from ..train.run import LAST_FILE
     from ..train.run import train as run
 
     check_folders(json_path)
     arguments["exits"] = [name.strip() for name in exits.split(",") if name.strip()]
-    if placement.replace(",", "").isdigit():
+    if re.fullmatch(r"\d{1,9}(,\d{1,9})*", placement, re.ASCII):
         arguments["placement"] = [int(blocks) for blocks in placement.split(",")]
     if amp:
         on_cuda = device in ("cuda", "gpu") or (device == "auto" and torch.cuda.is_available())
         arguments["precision"] = "16-mixed" if on_cuda else "bf16-mixed"
-    found = run(**arguments)
+    try:
+        found = run(**arguments)
+    except KeyboardInterrupt as stop:
+        more = "--resume goes on from there" if (output / LAST_FILE).is_file() else "--resume starts it again"
+        raise KeyboardInterrupt(str(stop) or more) from stop
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return
     if json_path != "-":

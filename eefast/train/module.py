@@ -32,6 +32,10 @@ SCHEDULES: dict[str, Callable[[Optimizer, float, int], lr_scheduler.LRScheduler]
 }
 
 
+class DivergedError(RuntimeError):
+    """The loss or the weights are no numbers any more."""
+
+
 class EarlyExitModule(lightning.LightningModule):
     """Trains all exits of `net` together, or the new heads of one with a frozen backbone.
 
@@ -92,6 +96,7 @@ class EarlyExitModule(lightning.LightningModule):
             net.requires_grad_(False)
             for _, parameter in new_parameters(net):
                 parameter.requires_grad_(True)
+        self._spoilt_step = torch.tensor(-1)
         self.train()
 
     def train(self, mode: bool = True) -> EarlyExitModule:
@@ -107,6 +112,7 @@ class EarlyExitModule(lightning.LightningModule):
         return outputs[-1].logits.detach().argmax(dim=1) if self.self_labelled else labels
 
     def on_train_epoch_start(self) -> None:
+        self._spoilt_step = torch.tensor(-1, device=self.device)
         # The first tags are random; before that nothing has been learned that could choose.
         if self.loss.uses_tags and self.current_epoch >= max(1, self.first_epochs):
             assert self._tag_batches is not None
@@ -121,8 +127,29 @@ class EarlyExitModule(lightning.LightningModule):
         tags = self.tags[samples] if self.loss.uses_tags else None
         compute = self.first_loss if self.current_epoch < self.first_epochs else self.loss
         loss = compute(outputs, self.targets(outputs, labels), self.net.cost, tags)
+        self._check(loss.detach(), index)
         self.log("loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
         return loss
+
+    def _check(self, loss: Tensor, index: int) -> None:
+        """Keep the first step whose loss is no number, and stop; a GPU, which waits when asked, is asked sometimes."""
+        fine = torch.isfinite(loss) | (self._spoilt_step >= 0)
+        self._spoilt_step = torch.where(fine, self._spoilt_step, index)
+        # Several processes must stop together: at the end of the epoch.
+        if self.trainer.world_size == 1 and (loss.device.type == "cpu" or index % 50 == 49):
+            self._stop_if_diverged(finite=True)
+
+    def on_train_epoch_end(self) -> None:
+        # Before the checkpoints are written, so that the last good ones stay.
+        self._stop_if_diverged(all(bool(parameter.isfinite().all()) for parameter in self.parameters()))
+
+    def _stop_if_diverged(self, finite: bool) -> None:
+        step = int(self._spoilt_step)
+        if self.trainer.strategy.reduce_boolean_decision(step >= 0 or not finite, all=False):
+            what = f"the loss is no number in step {step + 1}" if step >= 0 else "weights are no numbers at the end"
+            raise DivergedError(
+                f"training diverged: {what} of epoch {self.current_epoch + 1}; lower learning_rate={self.learning_rate}"
+            )
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         images, labels = batch

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
+import pickle
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from .. import zoo
+from .. import files, zoo
 from ..calibrate import THRESHOLDS_FILE, Calibration, calibrate, collect, exits_taken, outcome
 from ..criteria import CRITERIA, get
 from ..evaluate import batches, split
@@ -29,9 +35,13 @@ from ..surgery import attach
 from . import backbone as backbones
 from . import data, losses
 from .batches import EpochSeeds, training_batches
-from .module import EarlyExitModule
+from .module import DivergedError, EarlyExitModule
 
-REPORT_FILE, LAST_FILE, LOGS_FOLDER = "report.json", "last.ckpt", "logs"
+REPORT_FILE, LOGS_FOLDER = "report.json", "logs"
+BEST_FILE, LAST_FILE = "best.ckpt", "last.ckpt"
+# The arguments of a run that is not done; the report has them afterwards.
+STARTED_FILE = "started.json"
+CHECKPOINT_FORMAT = 1
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 # Where and how fast a run goes on may change when it is resumed; what it learns may not.
 _FREE_TO_CHANGE = ("download", "device", "devices", "nodes", "strategy", "workers", "tensorboard", "resume", "test")
@@ -144,10 +154,12 @@ def train(
     workers: processes that decode images; in-memory data sets need none.
     tensorboard: write logs for TensorBoard beside the CSV file.
     resume: go on from last.ckpt in `output`, with the arguments of that run; on the CPU to the same bits as without a
-        break.
+        break. A run that was broken off in its first epoch, which started.json in `output` tells, starts again.
     test: measure the test split once at the end.
-    Raises `ValueError` for arguments that do not fit and `FileNotFoundError` for missing files, before anything is
-    written; `RuntimeError` if no epoch had a finite held-out loss.
+    Raises `ValueError` for arguments and checkpoints that do not fit and `FileNotFoundError` for missing files, before
+    anything is written; `RuntimeError` if the loss is no number or if images cannot be read any more;
+    `eefast.files.WriteError` on a full disk and the like. What these, `KeyboardInterrupt` or a killed process break
+    off, `resume` takes up.
     """
     # Where the files lie is no part of what made the network.
     arguments = {
@@ -172,8 +184,7 @@ def train(
     if bool(backbone) != bool(exits):
         raise ValueError(f"backbone={backbone!r}, exits={list(exits)}: give both, or none of them with net")
     criterion_loss = losses.parse(loss, cost_weight)
-    if resume:
-        _check_resume(output / LAST_FILE, arguments)
+    checkpoint = _to_resume(output, arguments) if resume else None
     everything = data.dataset(dataset, data_root, "train", download, image_size)
     found = data.info(dataset, data_root, image_size)
     count = len(everything)  # type: ignore[arg-type]
@@ -216,14 +227,18 @@ def train(
     )
     train_batches = training_batches(Subset(changed, unchanged_images.indices), batch_size, seed, workers)
     held_out_batches = batches(held_out_images, 500, workers)
-    lines = _EpochLines(arguments)
+    lines, writer = _EpochLines(arguments), _Writer()
     kept: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
-    best = ModelCheckpoint(output, "best", monitor="held_out_loss", **kept)
-    last = ModelCheckpoint(output, LAST_FILE.removesuffix(".ckpt"), **kept)
+    best = _Checkpoint(output, BEST_FILE.removesuffix(".ckpt"), monitor="held_out_loss", **kept)
+    last = _Checkpoint(output, LAST_FILE.removesuffix(".ckpt"), **kept)
     several = strategy == "auto" and (devices, nodes) != (1, 1)
     without_onednn = torch.backends.mkldnn.flags(enabled=False)
-    logs = CSVLogger(output, LOGS_FOLDER)
-    with _quiet(), without_onednn if _too_narrow_for_onednn(network) else nullcontext():
+    logs = _Curves(output, LOGS_FOLDER)
+    with (
+        _quiet(),
+        _explained(lines, writer, checkpoint),
+        without_onednn if _too_narrow_for_onednn(network) else nullcontext(),
+    ):
         trainer = lightning.Trainer(
             accelerator=device,
             devices=devices,
@@ -237,6 +252,7 @@ def train(
             enable_model_summary=False,
             enable_progress_bar=sys.stderr.isatty(),
             num_sanity_val_steps=0,
+            plugins=[writer],
             callbacks=[
                 EpochSeeds(seed, train_batches),
                 lines,
@@ -245,12 +261,13 @@ def train(
                 *([RichProgressBar(console_kwargs={"stderr": True})] if sys.stderr.isatty() else []),
             ],
         )
-        checkpoint = output / LAST_FILE if resume else None
+        if trainer.is_global_zero:
+            _start(output, arguments)
         trainer.fit(module, train_batches, held_out_batches, ckpt_path=checkpoint, weights_only=True)
     if best.best_model_score is None or not best.best_model_score.isfinite():
         raise RuntimeError(f"training diverged: the loss is no number; lower learning_rate={learning_rate}")
 
-    saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+    saved = _read(Path(best.best_model_path))
     module.load_state_dict(saved["state_dict"])
     network.eval().to(trainer.strategy.root_device)
     outputs, labels = collect(network, held_out_batches)
@@ -282,24 +299,135 @@ def train(
         lines.seconds,
     )
     if trainer.is_global_zero:
-        if backbone:
-            backbones.save_attached(network, output, backbone, exits, head)
-        else:
-            network.save(output)
-        _write(output / THRESHOLDS_FILE, {name: list(c.thresholds) for name, c in chosen.items()})
-        _write(output / REPORT_FILE, asdict(report))
+        with files.together():
+            if backbone:
+                backbones.save_attached(network, output, backbone, exits, head)
+            else:
+                network.save(output)
+            _write(output / THRESHOLDS_FILE, {name: list(c.thresholds) for name, c in chosen.items()})
+            _write(output / REPORT_FILE, asdict(report))
+        (output / STARTED_FILE).unlink(missing_ok=True)
     return report
 
 
-def _check_resume(path: Path, arguments: dict[str, Any]) -> None:
-    if not path.is_file():
+def _to_resume(output: Path, arguments: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from, or None for a run that has none yet; `ValueError` if it is of another run."""
+    path, started = output / LAST_FILE, output / STARTED_FILE
+    of_this_run = False
+    if started.is_file():
+        try:
+            _same(json.loads(started.read_text())["arguments"], arguments)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"resume=True: {started} is damaged; delete it, or start again without resume") from error
+        of_this_run = True
+    if path.exists():
+        way_out = "delete it, or start again without --resume (resume=False)"
+        try:
+            found = _read(path)
+        except ValueError as error:
+            raise ValueError(f"resume=True: {error}; {_older(output / BEST_FILE, path, arguments)}{way_out}") from error
+        if found["format"] > CHECKPOINT_FORMAT:
+            raise ValueError(f"resume=True: {path} was written by a newer eefast; install that, or {way_out}")
+        try:
+            _same(found["arguments"], arguments)
+            return path
+        except ValueError:
+            # What an earlier run left here, unless this one has written it.
+            if not of_this_run:
+                raise
+    if not of_this_run:
         raise FileNotFoundError(f"resume=True: there is no {path}; name the folder of the broken run, or start anew")
-    before = torch.load(path, map_location="cpu", weights_only=True).get("arguments", {})
+    print(f"resume: no epoch of the run in {output} was finished, it starts again", file=sys.stderr, flush=True)
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint of `train`; no code in it is run. `ValueError` for anything else, saying what is wrong with it."""
+    try:
+        if not path.is_file():
+            raise ValueError("it is no regular file" if path.exists() else "it is gone")
+        if path.stat().st_size == 0:
+            raise ValueError("it is empty")
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except pickle.UnpicklingError as error:
+        # PyTorch's text recommends to load it all the same.
+        raise ValueError(f"{path} is no checkpoint of eefast train: it is damaged, or holds code") from error
+    except Exception as error:  # reading raises whatever the bytes lead to
+        raise ValueError(f"{path} is no intact checkpoint: {_first_line(error)}") from error
+    parts = {"arguments": dict, "state_dict": dict, "seconds_per_epoch": list, "epoch": int}
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in parts.items()):
+        raise ValueError(f"{path} is no checkpoint of eefast train")
+    found.setdefault("format", 1)
+    if not isinstance(found["format"], int):
+        raise ValueError(f"{path} is no checkpoint of eefast train")
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _older(best: Path, path: Path, arguments: dict[str, Any]) -> str:
+    """The way out that another checkpoint of the same run offers, if there is one."""
+    try:
+        found = _read(best)
+        _same(found["arguments"], arguments)
+    except ValueError:
+        return ""
+    return f"copy {best}, of epoch {found['epoch'] + 1}, over it, "
+
+
+def _same(before: dict[str, Any], arguments: dict[str, Any]) -> None:
     for name, value in arguments.items():
         if name not in _FREE_TO_CHANGE and before.get(name) != value:
             raise ValueError(
                 f"{name}={value!r}, but the run to resume has {before.get(name)!r}; give the same or start anew"
             )
+
+
+def _start(output: Path, arguments: dict[str, Any]) -> None:
+    """Make the folder, found to be writable, and note what runs there."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output={str(output)!r} cannot be made: {error.strerror}; name another folder") from error
+    files.check(output / LAST_FILE)
+    files.remove_partial(output)
+    _write(output / STARTED_FILE, {"arguments": arguments})
+
+
+@contextmanager
+def _explained(lines: _EpochLines, writer: _Writer, checkpoint: Path | None) -> Iterator[None]:
+    """Whatever breaks training off says in one line what remains of it."""
+
+    def finished() -> int:
+        return writer.epochs or (_read(checkpoint)["epoch"] + 1 if checkpoint else 0)
+
+    def more() -> str:
+        return f"--resume (resume=True) goes on after epoch {finished()}" if finished() else "no epoch was finished"
+
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning makes a SystemExit of Ctrl-C.
+        raise KeyboardInterrupt(more()) from stop
+    except DivergedError as error:
+        raise DivergedError(f"{error}; {LAST_FILE} has epoch {finished()}" if finished() else str(error)) from error
+    except files.WriteError as error:
+        raise files.WriteError(f"{error}; {more()}") from error
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+    except Exception as error:
+        if checkpoint is not None and not lines.started:
+            raise ValueError(
+                f"resume=True: {checkpoint} does not fit this run ({_first_line(error)}); "
+                "start again without --resume (resume=False)"
+            ) from error
+        if lines.started and isinstance(error, (OSError, RuntimeError)):
+            raise RuntimeError(f"{error}; {more()}") from error
+        raise
 
 
 def _agreement(outputs: Sequence[ExitOutput], chosen: Calibration) -> float:
@@ -316,17 +444,21 @@ class _EpochLines(Callback):
     """
 
     def __init__(self, arguments: dict[str, Any]) -> None:
-        self.arguments, self.seconds = arguments, list[float]()
+        self.arguments, self.seconds, self.started = arguments, list[float](), False
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        checkpoint["format"] = CHECKPOINT_FORMAT
         checkpoint["arguments"], checkpoint["seconds_per_epoch"] = self.arguments, list(self.seconds)
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self.seconds = list(checkpoint["seconds_per_epoch"])
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self.started = True
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self.start = time.perf_counter()
@@ -343,6 +475,55 @@ class _EpochLines(Callback):
             file=sys.stderr,
             flush=True,
         )
+
+
+class _Checkpoint(ModelCheckpoint):
+    """Knows its best epoch also where the folder was moved or is called otherwise since."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        folder = Path(self.dirpath or "")
+
+        def here(path: str) -> str:
+            return str(folder / Path(path).name) if path else path
+
+        names = ("best_model_path", "kth_best_model_path", "last_model_path")
+        moved = {name: here(state_dict[name]) for name in names if name in state_dict}
+        models = {here(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": models, "dirpath": self.dirpath})
+
+
+class _Writer(TorchCheckpointIO):
+    """Writes checkpoints as `eefast.files` does; `epochs`: how many are in the last one."""
+
+    epochs = 0
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        content = BytesIO()
+        torch.save(checkpoint, content)
+        files.write(path, content.getbuffer())
+        if Path(path).name == LAST_FILE:
+            self.epochs = checkpoint["epoch"] + 1
+
+
+class _CurvesWriter(ExperimentWriter):
+    def save(self) -> None:
+        """All rows anew: a row per epoch is little, and half of one would be no CSV file."""
+        text = StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=sorted({name for row in self.metrics for name in row}))
+        writer.writeheader()
+        writer.writerows(self.metrics)
+        files.write(self.metrics_file_path, text.getvalue())
+
+
+class _Curves(CSVLogger):
+    @property
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            self._experiment = _CurvesWriter(self.log_dir)
+        return self._experiment
+
+    def log_hyperparams(self, params: Any = None) -> None:
+        """The report has them."""
 
 
 @contextmanager
@@ -376,4 +557,4 @@ def _too_narrow_for_onednn(network: nn.Module) -> bool:
 
 
 def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    files.write(path, json.dumps(value, indent=2) + "\n")
