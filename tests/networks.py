@@ -29,8 +29,9 @@ def lived_in(net: nn.Module, seed: int) -> nn.Module:
             fan_in = m.weight[0].numel()
             m.weight.data = torch.randn(m.weight.shape, generator=generator) * (2 / fan_in) ** 0.5
         elif isinstance(m, nn.BatchNorm2d):
-            m.weight.data = 0.5 + 0.7 * torch.rand(m.weight.shape, generator=generator)
-            m.bias.data = 0.2 * torch.randn(m.bias.shape, generator=generator)
+            if m.affine:
+                m.weight.data = 0.5 + 0.7 * torch.rand(m.weight.shape, generator=generator)
+                m.bias.data = 0.2 * torch.randn(m.bias.shape, generator=generator)
             m.running_mean.copy_(0.3 * torch.randn(m.running_mean.shape, generator=generator))
             m.running_var.copy_(0.7 + 0.7 * torch.rand(m.running_var.shape, generator=generator))
         elif isinstance(m, nn.Linear):
