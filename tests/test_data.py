@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -154,6 +155,40 @@ def test_unknown_names(tmp_path: Path) -> None:
         data.dataset("cifar10", tmp_path, "train", image_size=64)
 
 
+def test_files_of_another_data_set_are_refused(tmp_path: Path) -> None:
+    """MNIST's and Fashion-MNIST's files have the same names."""
+    assert len(set(data.PUBLISHED_LABELS)) == 4
+    for kind in ("images-idx3", "labels-idx1"):
+        name = f"t10k-{kind}-ubyte.gz"
+        (tmp_path / name).write_bytes((resources.files("eefast") / "assets" / "mnist" / name).read_bytes())
+    assert len(data.dataset("mnist", tmp_path, "test")) == 10_000
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte\.gz has the labels of mnist, not of fashion-mnist"):
+        data.dataset("fashion-mnist", tmp_path, "test")
+
+
+def test_fingerprint_follows_labels_names_and_their_order(tmp_path: Path) -> None:
+    write_mnist(tmp_path, "train", 31)
+    tensors = data.dataset("mnist", tmp_path, "train")
+    files = [(Path("a") / f"{i}.png", 0) for i in range(3)] + [(Path("b") / "0.png", 1)]
+    changed = [
+        data.fingerprint(images)
+        for images in (
+            tensors,
+            data.ImageTensors(*tensors[:30]),
+            data.ImageTensors(tensors.images, tensors.labels.flip(0)),
+            data.ImageFiles(files, torch.Tensor),
+            data.ImageFiles(files[1:], torch.Tensor),
+            data.ImageFiles(files[::-1], torch.Tensor),
+            data.ImageFiles([*files[:3], (Path("c") / "0.png", 1)], torch.Tensor),
+        )
+    ]
+    assert len(set(changed)) == len(changed)
+    moved = data.ImageFiles([(tmp_path / path, label) for path, label in files], torch.Tensor)
+    assert data.fingerprint(moved) == changed[3]
+    with pytest.raises(TypeError, match="images is a Subset"):
+        data.fingerprint(torch.utils.data.Subset(tensors, [0]))
+
+
 def published_md5(monkeypatch: pytest.MonkeyPatch, owner: type, attribute: str, entries: object) -> None:
     """Pass generated files off as the published ones, which torchvision knows by their MD5."""
     monkeypatch.setattr(owner, attribute, entries)
@@ -173,7 +208,10 @@ def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, values, labels in (("data_batch_1", pixels[0], [3, 9, 0]), ("test_batch", pixels[1], [1, 1, 2])):
         (folder / name).write_bytes(pickle.dumps({"data": values, "labels": labels}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
-    with pytest.raises(FileNotFoundError, match="download=True"):
+    (folder / "data_batch_3").touch()
+    with pytest.raises(
+        FileNotFoundError, match=r"data_batch_1 is damaged, .*_2 is missing, .*_3 is damaged.*; download=True"
+    ):
         data.dataset("cifar10", tmp_path, "train")
     published_md5(monkeypatch, CIFAR10, "train_list", [["data_batch_1", md5(folder / "data_batch_1")]])
     published_md5(monkeypatch, CIFAR10, "test_list", [["test_batch", md5(folder / "test_batch")]])
@@ -191,6 +229,8 @@ def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 5), dtype=np.uint8)
     path = tmp_path / "train_32x32.mat"
     savemat(path, {"X": images, "y": np.array([[10], [1], [9], [10], [2]], dtype=np.uint8)})
+    with pytest.raises(FileNotFoundError, match=r"train_32x32\.mat is damaged; download=True"):
+        data.dataset("svhn", tmp_path, "train")
     published_md5(monkeypatch, SVHN, "split_list", {"train": ["", path.name, md5(path)]})
     found = data.dataset("svhn", tmp_path, "train")
     assert [int(label) for _, label in found] == [0, 1, 9, 0, 2]
@@ -204,21 +244,31 @@ def write_image(path: Path, size: tuple[int, int], level: int) -> None:
     Image.new("L" if level % 2 else "RGB", size, level if level % 2 else (level, 0, 255 - level)).save(path, "JPEG")
 
 
+def of_classes(count: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pass a few folders off as the hundreds that were published."""
+    monkeypatch.setitem(data.DATASETS, name, replace(data.DATASETS[name], num_classes=count))
+
+
 @pytest.mark.parametrize("nested", [True, False])
-def test_tiny_imagenet(tmp_path: Path, nested: bool) -> None:
+def test_tiny_imagenet(tmp_path: Path, nested: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "tiny-imagenet-200" if nested else tmp_path
+    (folder / "train" / ".ipynb_checkpoints").mkdir(parents=True)
     for name, level in (("n02", 40), ("n01", 81)):
         for i in range(3):
             write_image(folder / "train" / name / "images" / f"{name}_{i}.JPEG", (64, 64), level)
         (folder / "train" / name / f"{name}_boxes.txt").write_text(f"{name}_0.JPEG\t0\t0\t63\t63\n")
     for i, level in enumerate((40, 81, 120)):
         write_image(folder / "val" / "images" / f"val_{i}.JPEG", (64, 64), level)
+    with pytest.raises(ValueError, match=r"train has 2 classes, tiny-imagenet has 200; .*dataset='folder'"):
+        data.dataset("tiny-imagenet", tmp_path, "train")
+    of_classes(2, "tiny-imagenet", monkeypatch)
     annotations = folder / "val" / "val_annotations.txt"
     with pytest.raises(FileNotFoundError, match=r"val_annotations\.txt is missing"):
         data.dataset("tiny-imagenet", tmp_path, "test")
     annotations.write_text("val_2.JPEG\tn02\t0\t0\t9\t9\nval_0.JPEG\tn01\t0\t0\t9\t9\nval_1.JPEG\tn02\t0\t0\t9\t9\n")
     train, test = (data.dataset("tiny-imagenet", tmp_path, split) for split in data.SPLITS)
-    assert [int(label) for _, label in train] == [0, 0, 0, 1, 1, 1]
+    assert [int(label) for _, label in train.samples] == [0, 0, 0, 1, 1, 1]
+    assert train.classes == test.classes == ("n01", "n02")
     assert [int(label) for _, label in test] == [1, 0, 1]
     image, _ = test[0]
     assert image.shape == data.info("tiny-imagenet").shape
@@ -228,15 +278,22 @@ def test_tiny_imagenet(tmp_path: Path, nested: bool) -> None:
     annotations.write_text("val_0.JPEG\tn99\t0\t0\t9\t9\n")
     with pytest.raises(ValueError, match="names classes that train/ does not have: n99"):
         data.dataset("tiny-imagenet", tmp_path, "test")
+    annotations.write_text("val_0.JPEG\tn01\t0\nval_9.JPEG\tn01\t0\n")
+    with pytest.raises(FileNotFoundError, match=r"names 1 images that .* does not have, such as val_9\.JPEG"):
+        data.dataset("tiny-imagenet", tmp_path, "test")
 
 
-def test_imagenet(tmp_path: Path) -> None:
+def test_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("train", "val"):
         for name, level in (("n07", 200), ("n03", 33)):
             write_image(tmp_path / split / name / f"{name}_1.JPEG", (300, 260), level)
+        with pytest.raises(ValueError, match=rf"{split} has 2 classes, imagenet has 1000; .*dataset='folder'"):
+            data.dataset("imagenet", tmp_path, "train" if split == "train" else "test")
+    of_classes(2, "imagenet", monkeypatch)
     for split in data.SPLITS:
         found = data.dataset("imagenet", tmp_path, split)
-        assert [int(label) for _, label in found] == [0, 1]
+        assert [int(label) for _, label in found.samples] == [0, 1]
+        assert found.classes == ("n03", "n07")
         image, _ = found[0]
         assert image.shape == data.info("imagenet").shape
         assert torch.allclose(image.float().mean((1, 2)), torch.full((3,), 33.0), atol=4)
@@ -277,7 +334,7 @@ def test_photographs_are_cropped_at_random_for_training_only(tmp_path: Path) -> 
     path.parent.mkdir(parents=True)
     ramp = np.linspace(0, 255, 64).astype(np.uint8)
     Image.fromarray(np.stack([np.broadcast_to(ramp, (64, 64))] * 3, axis=-1)).save(path)
-    plain = data.dataset("imagenet", tmp_path, "train", image_size=32)
+    plain = data.dataset("folder", tmp_path, "train", image_size=32)
     changed = plain.for_training()
     assert len(changed) == 1
     torch.manual_seed(0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from .image_files import class_folders, decode, difference, image_paths, refuse_splits, shown
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
@@ -50,6 +53,8 @@ class ImageFiles(Dataset):
     samples: (path, label) of every image.
     transform: PIL image → uint8 tensor [C, H, W].
     training_transform: the same with random changes, if there are any at this place.
+    classes: their names in the order of the labels, where folders give them names.
+    A sample that cannot be read whole raises `ImageFileError`, which names its file.
     """
 
     def __init__(
@@ -57,22 +62,44 @@ class ImageFiles(Dataset):
         samples: Sequence[tuple[str | Path, int]],
         transform: Callable[[Any], Tensor],
         training_transform: Callable[[Any], Tensor] | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         self.samples, self.transform = list(samples), transform
         self.training_transform = training_transform or transform
+        self.classes = None if classes is None else tuple(classes)
 
     def for_training(self) -> ImageFiles:
         """The same images, randomly changed while they are decoded."""
-        return ImageFiles(self.samples, self.training_transform)
+        return ImageFiles(self.samples, self.training_transform, classes=self.classes)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        from torchvision.datasets.folder import pil_loader
-
         path, label = self.samples[index]
-        return self.transform(pil_loader(path)), label
+        return self.transform(decode(path)), label
+
+
+def class_names(images: Dataset) -> tuple[str, ...] | None:
+    """The names of the classes in the order of the labels; None for data sets without folders of classes."""
+    return images.classes if isinstance(images, ImageFiles) else None
+
+
+def fingerprint(images: Dataset) -> str:
+    """A hash of what stands at which place: of all labels, and of the names of files and of their folders.
+
+    images: an `ImageTensors` or `ImageFiles`. It changes with the data set, the number and the order of its images, not
+    with the folder that it lies in.
+    """
+    state = hashlib.sha256()
+    if isinstance(images, ImageTensors):
+        state.update(images.labels.numpy().tobytes())
+    elif isinstance(images, ImageFiles):
+        for path, label in images.samples:
+            state.update(f"{label}/{Path(path).parent.name}/{Path(path).name}\n".encode("utf-8", "surrogateescape"))
+    else:
+        raise TypeError(f"images is a {type(images).__name__}; give what dataset(…) returns")
+    return state.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -112,7 +139,9 @@ def dataset(name: str, root: str | Path, split: str, download: bool = False, ima
     root = Path(root).expanduser()
     if not root.is_dir() and not download:
         raise FileNotFoundError(f"the data folder {root} does not exist; {_how_to_get(name)}")
-    return info(name, root, image_size).load(root, split, download)
+    if download and name in ("tiny-imagenet", "imagenet", "folder"):
+        raise ValueError(f"download=True is not possible for {name}: {_how_to_get(name)}")
+    return _sized(name, image_size).load(root, split, download)
 
 
 def info(name: str, root: str | Path | None = None, image_size: int | None = None) -> DatasetInfo:
@@ -121,6 +150,15 @@ def info(name: str, root: str | Path | None = None, image_size: int | None = Non
     root: the folder whose classes are counted; needed for "folder" only.
     image_size: height and width to which photographs ("imagenet", "folder") are brought, by default 224.
     """
+    found = _sized(name, image_size)
+    if name != "folder":
+        return found
+    if root is None:
+        raise ValueError("dataset='folder' needs root: its classes are the folders there")
+    return replace(found, num_classes=len(_class_folders(name, Path(root).expanduser(), "train")))
+
+
+def _sized(name: str, image_size: int | None) -> DatasetInfo:
     _check_name(name)
     if name not in ("imagenet", "folder"):
         if image_size is not None:
@@ -129,13 +167,7 @@ def info(name: str, root: str | Path | None = None, image_size: int | None = Non
     size = 224 if image_size is None else image_size
     if size < 1:
         raise ValueError(f"image_size={size} must be at least 1")
-    if name == "folder" and root is None:
-        raise ValueError("dataset='folder' needs root: its classes are the folders there")
-    load = partial(_image_folder, name, size=size)
-    found = replace(DATASETS[name], shape=(3, size, size), load=load)
-    if root is None or name == "imagenet":
-        return found
-    return replace(found, num_classes=len(_class_folders(name, Path(root).expanduser(), "train")))
+    return replace(DATASETS[name], shape=(3, size, size), load=partial(_image_folder, name, size=size))
 
 
 def _check_name(name: str) -> None:
@@ -188,6 +220,8 @@ def _idx_pair(images: Path | Traversable, labels: Path | Traversable) -> ImageTe
         raise ValueError(f"{images} has shape {tuple(x.shape)}; expected [N, 28, 28]")
     if y.dim() != 1 or (len(y) and int(y.max()) > 9):
         raise ValueError(f"{labels} has shape {tuple(y.shape)}; expected [N] labels 0 … 9")
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} images and {len(y)} labels: {images} and {labels} do not belong together")
     return ImageTensors(x.unsqueeze(1), y.to(torch.int64))
 
 
@@ -202,7 +236,11 @@ def _mnist_like(name: str, torchvision_name: str) -> Callable[[Path, str, bool],
         for folder in folders:
             images, labels = (_with_gz(folder / f"{stem}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
             if images and labels:
-                return _idx_pair(images, labels)
+                found = _idx_pair(images, labels)
+                other = PUBLISHED_LABELS.get(fingerprint(found), name)
+                if other != name:
+                    raise ValueError(f"{labels} has the labels of {other}, not of {name}; name the folder of {name}")
+                return found
         raise FileNotFoundError(
             f"no {stem}-images-idx3-ubyte and {stem}-labels-idx1-ubyte (plain or .gz) in {root} or its folders "
             f"{name}/, {torchvision_name}/raw/, raw/; {_how_to_get(name)}"
@@ -222,7 +260,8 @@ def _svhn(root: Path, split: str, download: bool) -> Dataset:
         raise ImportError("SVHN's files are MATLAB files; reading them needs scipy: pip install scipy") from error
     from torchvision.datasets import SVHN
 
-    with _explained("svhn"):
+    *_, name, md5 = SVHN.split_list[split]
+    with _explained("svhn", {root / name: md5}):
         loaded = SVHN(str(root), split=split, download=download)
     return ImageTensors(torch.from_numpy(loaded.data), torch.from_numpy(loaded.labels).to(torch.int64))
 
@@ -230,7 +269,8 @@ def _svhn(root: Path, split: str, download: bool) -> Dataset:
 def _cifar10(root: Path, split: str, download: bool) -> Dataset:
     from torchvision.datasets import CIFAR10
 
-    with _explained("cifar10"):
+    published = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
+    with _explained("cifar10", {root / CIFAR10.base_folder / name: md5 for name, md5 in published}):
         loaded = CIFAR10(str(root), train=split == "train", download=download)
     images = torch.from_numpy(loaded.data).permute(0, 3, 1, 2).contiguous()
     return ImageTensors(images, torch.tensor(loaded.targets, dtype=torch.int64))
@@ -239,83 +279,104 @@ def _cifar10(root: Path, split: str, download: bool) -> Dataset:
 def _tiny_imagenet(root: Path, split: str, download: bool) -> Dataset:
     from torchvision.transforms.functional import pil_to_tensor
 
-    _refuse_download("tiny-imagenet", download)
     folder = next((f for f in (root, root / "tiny-imagenet-200") if (f / "train").is_dir()), None)
     if folder is None:
         raise FileNotFoundError(f"no tiny-imagenet-200/train or train in {root}; {_how_to_get('tiny-imagenet')}")
-    classes = sorted(entry.name for entry in (folder / "train").iterdir() if entry.is_dir())
+    classes = [entry.name for entry in class_folders(folder / "train")]
+    _check_count("tiny-imagenet", folder / "train", classes)
     label = {name: i for i, name in enumerate(classes)}
     if split == "train":
-        files = {c: sorted((folder / "train" / c / "images").glob("*.JPEG")) for c in classes}
-        samples = [(path, label[c]) for c in classes for path in files[c]]
+        samples = [(path, label[c]) for c in classes for path in sorted(image_paths(folder / "train" / c / "images"))]
     else:
         annotations = folder / "val" / "val_annotations.txt"
         if not annotations.is_file():
             raise FileNotFoundError(f"{annotations} is missing; it names the class of every validation image")
-        rows = [line.split("\t") for line in annotations.read_text().splitlines() if line.strip()]
+        rows = [line.split("\t") for line in annotations.read_text(errors="replace").splitlines() if line.strip()]
         unknown = sorted({row[1] if len(row) > 1 else row[0] for row in rows if len(row) < 2 or row[1] not in label})
         if unknown:
             raise ValueError(f"{annotations} names classes that train/ does not have: {', '.join(unknown[:5])}")
+        there = {path.name for path in image_paths(folder / "val" / "images")}
+        if missing := sorted({row[0] for row in rows} - there):
+            raise FileNotFoundError(
+                f"{annotations} names {len(missing)} images that {folder / 'val' / 'images'} does not have, such as "
+                f"{shown(missing[0])}; get the data set again"
+            )
         samples = [(folder / "val" / "images" / row[0], label[row[1]]) for row in rows]
     if not samples:
         raise FileNotFoundError(f"{folder} has no images of the {split} split; {_how_to_get('tiny-imagenet')}")
-    return ImageFiles(samples, pil_to_tensor)
+    return ImageFiles(samples, pil_to_tensor, classes=classes)
+
+
+def _check_count(name: str, folder: Path, classes: Sequence[str]) -> None:
+    """Labels are places in the sorted list of classes, so a class that is not there shifts all that follow."""
+    if len(classes) != DATASETS[name].num_classes:
+        raise ValueError(
+            f"{folder} has {len(classes)} classes, {name} has {DATASETS[name].num_classes}; get the whole data set, or "
+            "take its folders as a data set of yours: dataset='folder' (--dataset folder)"
+        )
 
 
 def _class_folders(name: str, root: Path, split: str) -> list[Path]:
     """The folders of the classes, sorted by name as torchvision's ImageFolder does."""
     names = {"train": ["train"], "test": ["val"] if name == "imagenet" else ["val", "test"]}[split]
     found = next((root / part for part in names if (root / part).is_dir()), None)
-    if found is None and (name, split) == ("folder", "train") and not (root / "val").is_dir():
-        found = root
-    classes = sorted(entry for entry in found.iterdir() if entry.is_dir()) if found and found.is_dir() else []
+    flat = found is None and (name, split) == ("folder", "train") and not (root / "val").is_dir() and root.is_dir()
+    folder = root if flat else found
+    classes = class_folders(folder) if folder is not None else []
     if not classes:
         raise FileNotFoundError(f"no folders of classes in {root / ' or '.join(names)}; {_how_to_get(name)}")
+    if flat:
+        refuse_splits(root, classes)
+    if name == "imagenet":
+        _check_count(name, classes[0].parent, [entry.name for entry in classes])
     return classes
 
 
 def _image_folder(name: str, root: Path, split: str, download: bool, size: int = 224) -> Dataset:
     from torchvision import transforms
-    from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    _refuse_download(name, download)
-    classes = _class_folders(name, root, split)
+    folders = _class_folders(name, root, split)
+    classes = [folder.name for folder in folders]
     if split == "test" and (root / "train").is_dir():
-        # Labels are places in the sorted list, so a class that one side lacks would shift all that follow.
-        both = [{folder.name for folder in side} for side in (classes, _class_folders(name, root, "train"))]
-        if different := sorted(both[0] ^ both[1]):
-            raise ValueError(f"{classes[0].parent} and {root / 'train'} differ in classes: {', '.join(different[:5])}")
-    samples = [
-        (path, label)
-        for label, folder in enumerate(classes)
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMG_EXTENSIONS
-    ]
-    if not samples:
-        raise FileNotFoundError(f"{classes[0].parent} has folders, but no images in them; {_how_to_get(name)}")
-    centre = transforms.Compose(
-        [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size), transforms.PILToTensor()]
-    )
+        expected = [folder.name for folder in _class_folders(name, root, "train")]
+        if different := difference(classes, expected):
+            raise ValueError(f"{folders[0].parent} and {root / 'train'} differ in classes: {different}")
+    samples = [(path, label) for label, folder in enumerate(folders) for path in sorted(image_paths(folder))]
     crop = transforms.Compose([transforms.RandomResizedCrop(size), transforms.PILToTensor()])
-    return ImageFiles(samples, centre, crop)
+    return ImageFiles(samples, partial(_centre, size=size), crop, classes)
+
+
+def _centre(image: Any, size: int) -> Tensor:
+    """The centre of an RGB image, [3, size, size] uint8: 224/256 of its shorter side, as ImageNet is measured."""
+    from torchvision.transforms import functional
+
+    shorter = min(image.size)
+    if max(image.size) > 20 * shorter:
+        # Only the centre is needed, and the whole at this height or width may not fit into memory.
+        image = functional.center_crop(image, [min(length, 20 * shorter) for length in (image.height, image.width)])
+    image = functional.resize(image, [round(size * 256 / 224)])
+    return functional.pil_to_tensor(functional.center_crop(image, [size]))
 
 
 class _explained:  # noqa: N801  reads as a word in `with _explained(...)`
-    """Turns torchvision's "not found or corrupted" into an error that says how to get the data."""
+    """Turns torchvision's "not found or corrupted" into an error that names the files and says how to get them.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    files: path → MD5 of what was published.
+    """
+
+    def __init__(self, name: str, files: Mapping[Path, str]) -> None:
+        self.name, self.files = name, files
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, RuntimeError):
-            raise FileNotFoundError(f"{error}; {_how_to_get(self.name)}") from error
-
-
-def _refuse_download(name: str, download: bool) -> None:
-    if download:
-        raise ValueError(f"download=True is not possible for {name}: {_how_to_get(name)}")
+            words = [
+                f"{path} is {'damaged' if path.is_file() else 'missing'}"
+                for path, md5 in self.files.items()
+                if not path.is_file() or hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != md5
+            ]
+            raise FileNotFoundError(f"{', '.join(words) or error}; {_how_to_get(self.name)}") from error
 
 
 def _how_to_get(name: str) -> str:
@@ -328,6 +389,13 @@ def _how_to_get(name: str) -> str:
     return "download=True (--download) fetches it there, or name the folder that holds the published files"
 
 
+# Published label files, by `fingerprint`: MNIST's and Fashion-MNIST's have the same names and shapes.
+PUBLISHED_LABELS = {
+    "e474323ac02fc156": "mnist",
+    "2fd8de6bdb8d1178": "mnist",
+    "e3245b63f7c40d1c": "fashion-mnist",
+    "d51d859896c55775": "fashion-mnist",
+}
 _PHOTOGRAPHS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))

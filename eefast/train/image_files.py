@@ -1,0 +1,221 @@
+"""Folders of image files → classes and paths; a path → an RGB image of 8 bits, or an error that names the file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+log = logging.getLogger("eefast")
+
+# torchvision's, and further names of the same formats.
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+)
+# Images that are not read, or photographs in a form that has to be developed first.
+OTHER_SUFFIXES = frozenset(
+    (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".exr", ".hdr", ".dcm", ".dng", ".nef", ".cr2", ".arw")
+)
+# What operating systems and servers put beside the user's folders.
+SYSTEM_FOLDERS = frozenset(("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"))
+SPLIT_NAMES = frozenset(
+    f"{name}{end}"
+    for name in ("train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval")
+    for end in ("", "_set", "-set", "set", "_data")
+)
+
+
+class ImageFileError(ValueError):
+    """An image file cannot be read; one line that names the file and says what to do.
+
+    Worker processes hand on the class of an error and its traceback as a text: the line is taken out of that.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+def shown(path: object) -> str:
+    """A path for people: characters that cannot be printed, line breaks among them, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
+
+
+def class_folders(root: Path) -> list[Path]:
+    """The folders in `root`, each a class, sorted by name as torchvision's ImageFolder does; empty if there are none.
+
+    Links count as what they lead to. Hidden folders (names with a dot in front) and those of the operating system are
+    no classes. Raises `FileNotFoundError` for a folder without images and for a link to nothing: either would shift the
+    labels of the classes after it.
+    """
+    folders, loose = [], []
+    for entry in _entries(root):
+        if entry.is_dir():
+            folders.append(Path(entry.path))
+        elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+            loose.append(entry.name)
+    folders.sort()
+    if folders and loose:
+        _warn_once(f"{shown(root)} has {len(loose)} images in no class, left out, such as {shown(min(loose))}")
+    above = _identities_above(root)
+    for folder in folders:
+        if _identity(folder) in above:
+            raise ValueError(f"{shown(folder)} is a link to a folder that holds it, which is no class; delete it")
+        if next(image_paths(folder), None) is None:
+            raise FileNotFoundError(
+                f"{shown(folder)} has no images ({' '.join(sorted(IMAGE_SUFFIXES))}), but would be a class; "
+                "fill it, or delete it"
+            )
+    return folders
+
+
+def image_paths(folder: Path) -> Iterator[Path]:
+    """All image files in a folder and in the folders below it, in no order; linked files and folders are followed.
+
+    Hidden files and folders are left out, so are files without a name of an image. A link to a folder that holds it
+    leads to nothing new and is not followed.
+    Raises `FileNotFoundError` for links to nothing, `ImageFileError` for what looks like an image by its name, but is
+    no file, and `OSError` for folders that may not be read.
+    """
+    left_out = []
+    todo = [(folder, _identities_above(folder))]
+    while todo:
+        here, above = todo.pop()
+        for entry in _entries(here):
+            suffix = Path(entry.name).suffix.lower()
+            if entry.is_dir():
+                identity = _identity(entry.path)
+                if identity not in above:
+                    todo.append((Path(entry.path), above | {identity}))
+            elif suffix in IMAGE_SUFFIXES:
+                if not entry.is_file():
+                    raise ImageFileError(f"{shown(entry.path)} is no regular file; take it out of the data folder")
+                yield Path(entry.path)
+            elif suffix in OTHER_SUFFIXES:
+                left_out.append(entry.path)
+    if left_out:
+        _warn_once(
+            f"{shown(folder)} has {len(left_out)} images in formats that are not read, which are left out, such as "
+            f"{shown(min(left_out))}; convert them to PNG or JPEG"
+        )
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, without hidden names and those of the operating system; no link leads to nothing."""
+    with os.scandir(folder) as listing:
+        found = [entry for entry in listing if not entry.name.startswith(".") and entry.name not in SYSTEM_FOLDERS]
+    for entry in found:
+        if entry.is_symlink() and not Path(entry.path).exists():
+            raise FileNotFoundError(f"{shown(entry.path)} is a link to nothing; mend or delete it")
+    return found
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    found = Path(path).stat()
+    return found.st_dev, found.st_ino
+
+
+def _identities_above(folder: Path) -> frozenset[tuple[int, int]]:
+    """Of a folder and of all folders that hold it, by the way it is named and by the way it lies on the disk."""
+    absolute = folder.absolute()
+    return frozenset(
+        _identity(path) for way in (absolute, absolute.resolve()) for path in (way, *way.parents) if path.exists()
+    )
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
+
+
+def refuse_splits(root: Path, folders: list[Path]) -> None:
+    """`ValueError` if folders that are to be classes are parts of a data set under other names than train and val."""
+    for folder in folders:
+        inner = [entry.name for entry in _entries(folder) if entry.is_dir()]
+        if folder.name.casefold() in SPLIT_NAMES and inner:
+            raise ValueError(
+                f"{shown(folder)} holds folders such as {shown(min(inner))}: is it a part of the data set, no class? "
+                f"name its parts {shown(root / 'train')} and {shown(root / 'val')}"
+            )
+
+
+def difference(found: list[str], expected: list[str]) -> str:
+    """How two lists of classes differ, in words for an error; "" if they do not."""
+    few = sorted(set(found) ^ set(expected))
+    if not few:
+        return ""
+    alike = {unicodedata.normalize("NFC", name).casefold() for name in found} == {
+        unicodedata.normalize("NFC", name).casefold() for name in expected
+    }
+    names = ", ".join(ascii(name) if alike and not name.isascii() else shown(name) for name in few[:5])
+    more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+    why = " (the same names but for capitals, or for how accents are encoded)" if alike else ""
+    return f"{names}{more}{why}"
+
+
+def decode(path: str | Path) -> Any:
+    """The image in a file, [H, W] RGB of 8 bits: the first one of animations and of files with several pages.
+
+    As torchvision's ImageFolder with Pillow's `convert("RGB")`: whatever the file's name ends in, the format is that of
+    its content; transparency is dropped, not blended; the camera's orientation (EXIF) is not applied. Grey images of 16
+    bits, which `convert` would clip to white, keep their high byte, as Pillow keeps it of 16-bit RGB; grey TIFFs of 12
+    bits keep the 8 highest. Images of 32-bit integers and of floats have no agreed scale: they are read where all
+    values lie in 0 … 255 (floats not all in 0 … 1), and refused otherwise.
+    Raises `ImageFileError`, which names the file, for everything that cannot be read whole.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Path(path).open("rb") as file, Image.open(file) as image:
+            pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+            if limit and pixels > limit:  # Pillow warns too, but does not say of which file.
+                warnings.warn(f"{shown(path)} has {pixels:,} pixels", Image.DecompressionBombWarning, stacklevel=2)
+            return _eight_bits(image)
+    except UnidentifiedImageError as error:
+        empty = Path(path).stat().st_size == 0
+        why, cause = "it is empty" if empty else "its content is of no format that Pillow knows", error
+    except Exception as error:  # what the bytes lead to: OSError, SyntaxError, struct.error, MemoryError, …
+        why, cause = shown(error) or type(error).__name__, error  # type: ignore[assignment]
+    raise ImageFileError(
+        f"{shown(path)} cannot be read as an image ({why}); replace it, or take it out of the data folder"
+    ) from cause
+
+
+def _eight_bits(image: Any) -> Any:
+    from PIL import Image
+
+    # Older Pillow gives the mode "I" to grey PNGs of 16 bits, all versions to PGM files, which are scaled to 16 bits.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return Image.fromarray(_high_byte(image)).convert("RGB")
+    if image.mode in ("I", "F"):
+        values = np.asarray(image)
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= 255) or (image.mode == "F" and 0 < high <= 1):
+            raise ValueError(
+                f"its values, {low:g} … {high:g} in mode {image.mode}, have no agreed scale to 8 bits; "
+                "save it with 8 bits, or 16, per channel"
+            )
+        return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
+    if isinstance(image.info.get("transparency"), bytes):
+        del image.info["transparency"]  # It would be dropped anyway, with a warning.
+    return image.convert("RGB")
+
+
+def _high_byte(image: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    values, bits = np.asarray(image).astype(np.int64), 16
+    if image.format == "TIFF":
+        bits = int(image.tag_v2.get(258, (16,))[0])
+        if image.tag_v2.get(262) == 0:  # White is zero, which Pillow minds in images of 8 bits only.
+            values = 2**bits - 1 - values
+    if 0 < values.max() < 2 ** (bits - 8):
+        raise ValueError(
+            f"its values reach {values.max()} of {2**bits - 1} only, of which nothing would be left in 8 bits; "
+            "save it with 8 bits per channel"
+        )
+    return (values >> (bits - 8)).clip(0, 255).astype(np.uint8)
