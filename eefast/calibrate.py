@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, combinations, product
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,8 @@ def fingerprint(net: EarlyExitNet) -> str:
 def save_thresholds(net: EarlyExitNet, folder: str | Path, chosen: Mapping[str, Calibration]) -> EarlyExitNet:
     """Write the network with its new thresholds to `folder`, and those of all criteria in `chosen` to thresholds.json.
 
-    The network keeps its criterion where that is among `chosen`, else it takes the first one there.
+    The network keeps its criterion where that is among `chosen`, else it takes the first one there. What the folder
+    holds is replaced as a whole, or not at all. Raises as `EarlyExitNet.save` does.
     """
     name = net.criterion.name if net.criterion.name in chosen else next(iter(chosen))
     thresholds = chosen[name].thresholds
@@ -118,6 +119,15 @@ def save_thresholds(net: EarlyExitNet, folder: str | Path, chosen: Mapping[str, 
         net.save(folder)
         files.write(Path(folder) / THRESHOLDS_FILE, json.dumps(found, indent=2) + "\n")
     return net
+
+
+def least_images(max_accuracy_drop: float | None = None) -> int:
+    """How many samples thresholds should at least be chosen on.
+
+    100, of which one is a hundredth of the accuracy; with a bound on its drop so many that one sample is no more than
+    that drop: 200 for 0.005. Drops below 0.001 ask for 1,000.
+    """
+    return 100 if max_accuracy_drop is None else max(100, ceil(1 / max(max_accuracy_drop, 0.001)))
 
 
 def exits_taken(
@@ -274,19 +284,24 @@ def fold_scaling(net: EarlyExitNet, scaling: Scaling) -> None:
 
     Raises `ValueError` before anything is changed for heads without linear layers `classifier` and `confidence`.
     """
+    for (classifier, confidence), t, a, b in zip(
+        scalable_layers(net), scaling.temperature, scaling.slope, scaling.offset, strict=True
+    ):
+        for parameter in (classifier.weight, classifier.bias):
+            parameter.div_(t)
+        confidence.weight.mul_(a)
+        confidence.bias.mul_(a).add_(b)
+
+
+def scalable_layers(net: EarlyExitNet) -> list[list[Any]]:
+    """Classifier and confidence of every head; `ValueError` unless all are linear layers with biases."""
     layers: list[list[Any]] = [
         [getattr(head, name, None) for name in ("classifier", "confidence")] for head in net.heads
     ]
     for i, pair in enumerate(layers):
         if not all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in pair):
             raise ValueError(f"head {i} has no linear layers classifier and confidence with biases to fold into")
-    for (classifier, confidence), t, a, b in zip(
-        layers, scaling.temperature, scaling.slope, scaling.offset, strict=True
-    ):
-        for parameter in (classifier.weight, classifier.bias):
-            parameter.div_(t)
-        confidence.weight.mul_(a)
-        confidence.bias.mul_(a).add_(b)
+    return layers
 
 
 def _temperature(p: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from . import criteria, unpickle, zoo
 from .heads import HEADS
-from .model import CONFIG_FILE, WEIGHTS_FILE, EarlyExitNet
-from .train.backbone import ATTACHED_FILE, load_attached
+from .model import ATTACHED_FILE, CONFIG_FILE, WEIGHTS_FILE, EarlyExitNet
+from .record import read as read_record
+from .train.backbone import load_attached
 
 REFERENCE = "eksuas/eenets.pytorch"
 LARGEST = 65_535
@@ -59,9 +60,9 @@ def load(
             return _from_reference(path.read_bytes(), input_shape, head, normalization)
         if not (input_shape is None and head is None and normalization is None):
             raise ValueError(f"input_shape, head and normalization are for files of {REFERENCE}; a folder says its own")
-        if (path / ATTACHED_FILE).is_file():
-            return load_attached(path)
-        return _from_folder(path)
+        net = load_attached(path) if (path / ATTACHED_FILE).is_file() else _from_folder(path)
+        net.record = read_record(path, net.name, net.num_classes, net.input_shape)
+        return net
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     except ValueError as error:

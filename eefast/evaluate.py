@@ -173,6 +173,11 @@ def split(images: Dataset, count: int, seed: int) -> tuple[Subset, Subset]:
     return rest, kept
 
 
+def default_held_out(total: int) -> int:
+    """How many of `total` training images `eefast train` keeps aside unless told: 5,000, at most a fifth."""
+    return min(5000, max(1, total // 5))
+
+
 def held_out(images: Dataset, count: int, seed: int) -> Subset:
     """The `count` training images that `eefast train` with this seed keeps aside to choose thresholds on."""
     return split(images, count, seed)[1]

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from . import criteria, files
 from .cost import path_costs, stage_costs
+from .record import RECORD_FILE, TrainingRecord
 from .result import ExitOutput, ExitResult
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+CONFIG_FILE, ATTACHED_FILE, WEIGHTS_FILE = "config.json", "attached.json", "model.safetensors"
 
 
 class EarlyExitNet(nn.Module):
@@ -29,6 +30,10 @@ class EarlyExitNet(nn.Module):
     normalization: (mean, std), one number per channel on the scale 0 … 1; with it the network also takes uint8 images.
     config: arguments that rebuild the network through `eefast.zoo.eenet`; needed by `save`.
 
+    Attributes that `save` writes where they are set:
+    attached: what rebuilds a network that `eefast train --backbone` made: its "backbone", "exits" and "head".
+    record: what it was trained on, see `eefast.record`; None is right for what you trained on other images yourself.
+
     Buffers, always float32 whatever the parameters' dtype:
     thresholds: [n], may change at any time.
     cost, path_cost: [n + 1], see `eefast.cost.path_costs`.
@@ -40,6 +45,8 @@ class EarlyExitNet(nn.Module):
     thresholds: Tensor
     cost: Tensor
     path_cost: Tensor
+    attached: dict[str, Any] | None = None
+    record: TrainingRecord | None = None
 
     def __init__(
         self,
@@ -74,6 +81,11 @@ class EarlyExitNet(nn.Module):
             raise ValueError(f"normalization={normalization} needs {self.input_shape[0]} means and as many deviations")
         self.normalization = normalization
         self.check_thresholds()
+
+    @property
+    def name(self) -> str:
+        """Of the network of `eefast.zoo`, or of the backbone, with its library; "network" if it has none."""
+        return str((self.config or {}).get("name") or (self.attached or {}).get("backbone") or "network")
 
     def forward(self, x: Tensor) -> list[ExitOutput] | ExitResult:
         x = self.prepare(x)
@@ -127,6 +139,7 @@ class EarlyExitNet(nn.Module):
             config=self.config,
         )
         net.training = self.training
+        net.attached, net.record = self.attached, self.record
         return net
 
     def prepare(self, x: Tensor, dtype: torch.dtype | None = None, weight: Tensor | None = None) -> Tensor:
@@ -174,23 +187,39 @@ class EarlyExitNet(nn.Module):
             )
 
     def save(self, folder: str | Path) -> None:
-        """Write `model.safetensors` and `config.json`; `eefast.load(folder)` reads them.
+        """Write `model.safetensors`, `config.json` (or `attached.json`) and, with a `record`, `training.json`.
 
-        Both files are replaced as a whole, see `eefast.files`, so an interrupted save leaves the old ones readable.
-        Raises `ValueError` for a network that was built from modules, `WriteError` on a full disk and the like.
+        `eefast.load(folder)` reads them. All are replaced as a whole, see `eefast.files`, so an interrupted save leaves
+        the old ones readable; those of an earlier network that this one does not have are removed.
+        Raises `ValueError` as `check_saving` does, `WriteError` on a full disk and the like.
         """
         from safetensors.torch import save
 
-        if self.config is None:
-            raise ValueError("this network was built from modules; only networks of eefast.zoo know how to be rebuilt")
+        self.check_saving()
         normalization = self.normalization and [[float(v) for v in part] for part in self.normalization]
-        config = {"format": 1, **self.config, "normalization": normalization, "criterion": self.criterion.name}
+        own = {"normalization": normalization, "criterion": self.criterion.name}
+        if self.attached is None:
+            description, name = {"format": 1, **(self.config or {}), **own}, CONFIG_FILE
+        else:
+            shape = {"num_classes": self.num_classes, "input_shape": list(self.input_shape)}
+            description, name = {"format": 1, **self.attached, **shape, **own}, ATTACHED_FILE
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with files.together():
             files.write(folder / WEIGHTS_FILE, save(weights))
-            files.write(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+            files.write(folder / name, json.dumps(description, indent=2) + "\n")
+            if self.record is not None:
+                files.write(folder / RECORD_FILE, self.record.text())
+        for other in {CONFIG_FILE, ATTACHED_FILE, RECORD_FILE} - {name, RECORD_FILE if self.record else ""}:
+            (folder / other).unlink(missing_ok=True)
+
+    def check_saving(self) -> None:
+        """`ValueError` unless `save` knows how `eefast.load` is to rebuild this network."""
+        if self.config is None and self.attached is None:
+            raise ValueError(
+                "this network was built from modules; only those of eefast.zoo and eefast train know how to be rebuilt"
+            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EarlyExitNet:
         # Thresholds decide exits exactly, so .half() must not round them; only their device follows.

@@ -12,7 +12,7 @@ import eefast
 PACKAGE = Path(eefast.__file__).parent
 ROOT = PACKAGE.parent
 
-LEAVES = {"result", "criteria", "heads", "cost", "files", "model", "version"}
+LEAVES = {"result", "criteria", "heads", "cost", "files", "model", "record", "version"}
 BUILDERS = LEAVES | {"zoo", "fold", "watch", "calibrate", "evaluate", "checkpoint", "unpickle", "surgery", "train"}
 # Module → what it may import of the package; everything not named here stands at the top and may import all.
 ALLOWED = {

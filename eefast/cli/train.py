@@ -100,7 +100,10 @@ def train(
         int | None, Option(help="Move training images by up to so many pixels; by default as in the papers.", min=0)
     ] = None,
     flip: Annotated[bool | None, Option(help="Mirror training images; by default as in the papers.")] = None,
-    held_out: Annotated[int, Option(help="Training images kept aside to choose thresholds on.", min=1)] = 5000,
+    held_out: Annotated[
+        int | None,
+        Option(help="Training images kept aside to choose thresholds on; 5000, of small data sets a fifth.", min=1),
+    ] = None,
     max_accuracy_drop: Annotated[
         float, Option(help="Thresholds: cheapest with at most this drop in accuracy.")
     ] = 0.005,

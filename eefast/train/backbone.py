@@ -11,11 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import files
-from ..model import WEIGHTS_FILE, EarlyExitNet
+from ..model import ATTACHED_FILE, WEIGHTS_FILE, EarlyExitNet
 from ..surgery import attach
-
-ATTACHED_FILE = "attached.json"
 
 
 def backbone(name: str, num_classes: int, channels: int = 3, weights: str | Path | None = None) -> nn.Module:
@@ -107,29 +104,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def save_attached(net: EarlyExitNet, folder: str | Path, name: str, exits: Sequence[str], head: str) -> None:
-    """Write model.safetensors and attached.json, which `load_attached` reads.
+    """`EarlyExitNet.save` of a network that was not built by `eefast.zoo`; `load_attached` reads it.
 
     name, exits, head: as given to `backbone` and `eefast.surgery.attach`.
     """
-    from safetensors.torch import save
-
-    description = {
-        "format": 1,
-        "backbone": name,
-        "exits": list(exits),
-        "head": head,
-        "num_classes": net.num_classes,
-        "input_shape": list(net.input_shape),
-        "normalization": net.normalization and [[float(v) for v in part] for part in net.normalization],
-        "criterion": net.criterion.name,
-    }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with files.together():
-        files.write(
-            folder / WEIGHTS_FILE, save({k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()})
-        )
-        files.write(folder / ATTACHED_FILE, json.dumps(description, indent=2) + "\n")
+    net.attached = {"backbone": name, "exits": list(exits), "head": head}
+    net.save(folder)
 
 
 def load_attached(folder: str | Path) -> EarlyExitNet:
@@ -146,4 +126,5 @@ def load_attached(folder: str | Path) -> EarlyExitNet:
         raise ValueError(f"{ATTACHED_FILE} is not what eefast train wrote ({error!r})") from error
     net = attach(backbone(name, classes, shape[0]).eval(), exits, num_classes=classes, input_shape=shape, **more)
     load_weights(net, folder)
+    net.attached = {"backbone": name, "exits": list(exits), "head": description["head"]}
     return net.eval()

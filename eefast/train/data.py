@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..record import TrainingRecord
 from .image_files import class_folders, decode, difference, image_paths, refuse_splits, shown
 
 if TYPE_CHECKING:
@@ -123,6 +124,20 @@ class DatasetInfo:
     flip: bool = False
 
 
+def resize(name: str, size: int) -> int | None:
+    """Pixels of the shorter side of a photograph before its centre is cut out to `size`; None for other images."""
+    return round(size * 256 / 224) if name in ("imagenet", "folder") else None
+
+
+def record(
+    network: str, num_classes: int, input_shape: Sequence[int], name: str, images: Dataset, held_out: int, seed: int
+) -> TrainingRecord:
+    """What is to be known of a training: `images` is the whole training part of the data set `name`."""
+    count = len(images)  # type: ignore[arg-type]
+    known = class_names(images), resize(name, input_shape[1]), count, fingerprint(images)
+    return TrainingRecord(network, num_classes, tuple(input_shape), name, *known, held_out, seed)
+
+
 def dataset(name: str, root: str | Path, split: str, download: bool = False, image_size: int | None = None) -> Dataset:
     """The data set called `name` (see `DATASETS`) from the folder `root`: (uint8 image [C, H, W], label) per sample.
 
@@ -133,7 +148,7 @@ def dataset(name: str, root: str | Path, split: str, download: bool = False, ima
     Raises `ValueError` for unknown names, splits and malformed files, `FileNotFoundError` for missing ones, saying how
     to get them.
     """
-    _check_name(name)
+    check_name(name)
     if split not in SPLITS:
         raise ValueError(f"split={split!r} is unknown; choose one of {', '.join(SPLITS)}")
     root = Path(root).expanduser()
@@ -159,7 +174,7 @@ def info(name: str, root: str | Path | None = None, image_size: int | None = Non
 
 
 def _sized(name: str, image_size: int | None) -> DatasetInfo:
-    _check_name(name)
+    check_name(name)
     if name not in ("imagenet", "folder"):
         if image_size is not None:
             raise ValueError(f"image_size={image_size}: the images of {name} have one size; leave it out")
@@ -170,7 +185,8 @@ def _sized(name: str, image_size: int | None) -> DatasetInfo:
     return replace(DATASETS[name], shape=(3, size, size), load=partial(_image_folder, name, size=size))
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """`ValueError` that lists the names there are, unless `name` is one of them."""
     if name not in DATASETS:
         raise ValueError(f"dataset={name!r} is unknown; choose one of {', '.join(DATASETS)}")
 
@@ -354,7 +370,7 @@ def _centre(image: Any, size: int) -> Tensor:
     if max(image.size) > 20 * shorter:
         # Only the centre is needed, and the whole at this height or width may not fit into memory.
         image = functional.center_crop(image, [min(length, 20 * shorter) for length in (image.height, image.width)])
-    image = functional.resize(image, [round(size * 256 / 224)])
+    image = functional.resize(image, [resize("folder", size)])
     return functional.pil_to_tensor(functional.center_crop(image, [size]))
 
 

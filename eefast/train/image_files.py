@@ -6,7 +6,7 @@ import logging
 import os
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def refuse_splits(root: Path, folders: list[Path]) -> None:
             )
 
 
-def difference(found: list[str], expected: list[str]) -> str:
+def difference(found: Sequence[str], expected: Sequence[str]) -> str:
     """How two lists of classes differ, in words for an error; "" if they do not."""
     few = sorted(set(found) ^ set(expected))
     if not few:

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from .. import files, zoo
-from ..calibrate import THRESHOLDS_FILE, Calibration, calibrate, collect, exits_taken, outcome
+from ..calibrate import THRESHOLDS_FILE, Calibration, calibrate, collect, exits_taken, least_images, outcome
 from ..criteria import CRITERIA, get
-from ..evaluate import batches, split
+from ..evaluate import batches, default_held_out, split
 from ..result import ExitOutput
 from ..surgery import attach
 from . import backbone as backbones
@@ -99,7 +99,7 @@ def train(
     cost_weight: float = 1.0,
     shift: int | None = None,
     flip: bool | None = None,
-    held_out: int = 5000,
+    held_out: int | None = None,
     max_accuracy_drop: float = 0.005,
     max_cost: float | None = None,
     seed: int = 1,
@@ -119,8 +119,9 @@ def train(
     dataset: name of the data set, see `eefast.train.data.DATASETS`.
     data_root: folder with the data set's published files.
     output: folder for config.json, model.safetensors (weights of the epoch with the least held-out loss),
-        thresholds.json (for every criterion), report.json, best.ckpt and last.ckpt (Lightning's checkpoints with the
-        optimiser's state) and logs/version_0/metrics.csv.
+        training.json (which images it was trained on, see `eefast.record`), thresholds.json (for every criterion),
+        report.json, best.ckpt and last.ckpt (Lightning's checkpoints with the optimiser's state) and
+        logs/version_0/metrics.csv.
     download: fetch missing files into `data_root` where torchvision can.
     image_size: height and width of photographs, for "imagenet" and "folder", by default 224.
     num_exits: number of early exits.
@@ -144,7 +145,8 @@ def train(
     cost_weight: λ, the price of cost in all losses that know cost.
     shift: training images are moved at random by at most so many pixels; by default as in the papers: 4 for CIFAR-10.
     flip: training images are mirrored at random; by default as in the papers: not for MNIST, Fashion-MNIST, SVHN.
-    held_out: training images that are not trained on, drawn by the seed; thresholds and accuracies come from them.
+    held_out: training images that are not trained on, drawn by the seed; thresholds and accuracies come from them;
+        by default 5,000, of small data sets a fifth.
     max_accuracy_drop: thresholds give the least cost with at most this drop below the final exit's held-out accuracy.
     max_cost: instead, thresholds give the most accuracy with at most this mean cost.
     seed: of weights, order, held-out images and the first exit tags.
@@ -170,8 +172,8 @@ def train(
     arguments["weights"] = None if weights is None else Path(weights).name
     output = Path(output)
     for name, value, least in (
-        ("epochs", epochs, 1), ("batch_size", batch_size, 2), ("held_out", held_out, 1), ("devices", devices, -1),
-        ("nodes", nodes, 1),
+        ("epochs", epochs, 1), ("batch_size", batch_size, 2), ("held_out", 1 if held_out is None else held_out, 1),
+        ("devices", devices, -1), ("nodes", nodes, 1),
     ):  # fmt: skip
         if value < least or value == 0:
             raise ValueError(f"{name}={value} must be at least {least}")
@@ -188,8 +190,21 @@ def train(
     everything = data.dataset(dataset, data_root, "train", download, image_size)
     found = data.info(dataset, data_root, image_size)
     count = len(everything)  # type: ignore[arg-type]
+    if held_out is None:
+        held_out = default_held_out(count)
+        if held_out < 5000:
+            print(f"{held_out} of {count:,} training images, a fifth, are kept aside for thresholds", file=sys.stderr)
+    if held_out < (least := least_images(max_accuracy_drop if max_cost is None else None)):
+        print(
+            f"held_out={held_out} images are few to choose thresholds on; {least} would tell more: one is "
+            f"{1 / held_out:.4f} of their accuracy",
+            file=sys.stderr,
+        )
     if count - held_out < batch_size:
-        raise ValueError(f"held_out={held_out} of {count} training images leaves no batch of batch_size={batch_size}")
+        raise ValueError(
+            f"held_out={held_out} of {count} training images leaves no batch of batch_size={batch_size}; "
+            "make one of them smaller"
+        )
     test_images = data.dataset(dataset, data_root, "test", download, image_size) if test else None
 
     lightning.seed_everything(seed, workers=True, verbose=False)
@@ -208,6 +223,7 @@ def train(
             if anew:
                 print(f"weights={str(weights)!r} has other heads: exits {anew} start anew", file=sys.stderr)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.record = data.record(backbone or net, network.num_classes, found.shape, dataset, everything, held_out, seed)
     if max_cost is not None and max_cost < network.cost[0]:
         raise ValueError(f"max_cost={max_cost} is less than the first exit costs, {network.cost[0]:.4f}")
     module = EarlyExitModule(
@@ -227,7 +243,7 @@ def train(
     )
     train_batches = training_batches(Subset(changed, unchanged_images.indices), batch_size, seed, workers)
     held_out_batches = batches(held_out_images, 500, workers)
-    lines, writer = _EpochLines(arguments), _Writer()
+    lines, writer = _EpochLines(arguments, network.record.fingerprint), _Writer()
     kept: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
     best = _Checkpoint(output, BEST_FILE.removesuffix(".ckpt"), monitor="held_out_loss", **kept)
     last = _Checkpoint(output, LAST_FILE.removesuffix(".ckpt"), **kept)
@@ -287,7 +303,7 @@ def train(
         }
         test_agreement = {name: _agreement(outputs, c) for name, c in chosen.items()}
     report = TrainReport(
-        arguments,
+        {**arguments, "held_out": held_out},
         saved["epoch"] + 1,
         float(best.best_model_score),
         exit_accuracy,
@@ -440,21 +456,25 @@ def _agreement(outputs: Sequence[ExitOutput], chosen: Calibration) -> float:
 class _EpochLines(Callback):
     """One line on stderr per epoch, so that a log without a terminal shows the progress too.
 
-    Arguments and seconds go into every checkpoint.
+    Arguments, seconds and the fingerprint of the training images go into every checkpoint.
     """
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self.arguments, self.seconds, self.started = arguments, list[float](), False
+    def __init__(self, arguments: dict[str, Any], images: str) -> None:
+        self.arguments, self.images, self.seconds, self.started = arguments, images, list[float](), False
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["format"] = CHECKPOINT_FORMAT
         checkpoint["arguments"], checkpoint["seconds_per_epoch"] = self.arguments, list(self.seconds)
+        checkpoint["images"] = self.images
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        if checkpoint.get("images", self.images) != self.images:
+            # Held-out images would be others, so some of them would have been trained on.
+            raise ValueError("the training images have changed since")
         self.seconds = list(checkpoint["seconds_per_epoch"])
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
