@@ -162,7 +162,19 @@ def test_a_wrong_answer_gets_no_speed_and_exit_code_1(found, shop, monkeypatch, 
 def test_the_command_chooses_measures_and_saves(shop, tmp_path):  # noqa: F811
     net = eefast.load(shop / "net")
     net.save(tmp_path / "net")
-    words = ["bench", tmp_path / "net", "--data-root", shop, "--held-out", 31, "--seed", 5, "--batch-sizes", "4,1"]
+    words = [
+        "bench",
+        tmp_path / "net",
+        "--data-root",
+        shop,
+        "--held-out",
+        31,
+        "--few-images",
+        "--seed",
+        5,
+        "--batch-sizes",
+        "4,1",
+    ]
     more = ["--max-cost", 0.7, "--seconds", 0, "--save", "--images", 20]
     done = run(*words, *more, "--figure", tmp_path / "a.png", "--json", tmp_path / "a.json")
     report = json.loads((tmp_path / "a.json").read_text())
@@ -200,7 +212,7 @@ def test_the_command_chooses_measures_and_saves(shop, tmp_path):  # noqa: F811
 
 
 def test_it_refuses_before_it_works(shop, tmp_path):  # noqa: F811
-    words = ["bench", shop / "net", "--data-root", shop, "--held-out", 31]
+    words = ["bench", shop / "net", "--data-root", shop, "--held-out", 31, "--few-images"]
     for more, error in (
         (["--batch-sizes", "1,x"], r"batch_sizes='1,x' must be numbers from 1 on"),
         (["--batch-sizes", "0,4"], r"batch_sizes='0,4' must be numbers from 1 on"),

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import eefast
 from eefast import zoo
 from eefast.cli.commands import app
+from eefast.record import TrainingRecord
 from eefast.train import data
 
 COMMAND = [sys.executable, "-c", "from eefast.cli import main; main()"]
@@ -29,7 +30,7 @@ def test_train_writes_a_network_that_loads(tmp_path):
     images = torch.randint(256, (200, 28, 28), generator=generator, dtype=torch.uint8)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(images.numpy()))
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(labels.numpy()))
-    words = ["--net", "eenet20", "--placement", "1,4", "--epochs", 1, "--held-out", 40, "--batch-size", 32]
+    words = ["--net", "eenet20", "--placement", "1,4", "--epochs", 1, "--batch-size", 32]
     done = eefast_command(
         "train", *words, "--data-root", tmp_path, "--output", tmp_path / "out", "--max-cost", 0.9, "--json", "-"
     )
@@ -37,7 +38,13 @@ def test_train_writes_a_network_that_loads(tmp_path):
     report = json.loads(done.stdout)
     assert report["held_out"]["learned"]["cost"] <= 0.9
     assert "epoch 1/1" in done.stderr
+    assert "40 of 200 training images, a fifth, are kept aside for thresholds" in done.stderr
+    assert "held_out=40 images are few to choose thresholds on; 100 would tell more" in done.stderr
+    assert report["arguments"]["held_out"] == 40
     net = eefast.load(tmp_path / "out")
+    trained_on = data.fingerprint(data.dataset("mnist", tmp_path, "train"))
+    shape = (1, 28, 28)
+    assert net.record == TrainingRecord("eenet20", 10, shape, "mnist", None, None, 200, trained_on, 40, 1)
     assert net.config["placement"] == [1, 4]
     assert net.thresholds.tolist() == torch.tensor(report["held_out"]["learned"]["thresholds"]).tolist()
     assert eefast.accelerate(net)(images.unsqueeze(1)).logits.shape == (200, 10)
@@ -81,7 +88,7 @@ def shop(tmp_path_factory):
         labels = torch.randint(9, (n,), generator=random, dtype=torch.uint8)
         (folder / f"{stem}-images-idx3-ubyte").write_bytes(idx_bytes(images[stem].numpy()))
         (folder / f"{stem}-labels-idx1-ubyte").write_bytes(idx_bytes(labels.numpy()))
-    net = lived_in(zoo.eenet("eenet8", input_shape=(1, 28, 28), normalization=((0.1,), (0.3,))), 1)
+    net = lived_in(zoo.eenet("eenet8", input_shape=(1, 28, 28), normalization=((0.1307,), (0.3081,))), 1)
     spread_thresholds(net, net.prepare(images["t10k"].unsqueeze(1)), 0.4)
     net.save(folder / "net")
     return folder
@@ -96,7 +103,19 @@ def held_out_of(folder, n, seed):
 def test_calibrate_saves_what_it_says(shop, tmp_path):
     net = eefast.load(shop / "net")
     net.save(tmp_path / "net")
-    words = ["calibrate", tmp_path / "net", "--data-root", shop, "--held-out", 31, "--seed", 5, "--max-cost", 0.7]
+    words = [
+        "calibrate",
+        tmp_path / "net",
+        "--data-root",
+        shop,
+        "--held-out",
+        31,
+        "--few-images",
+        "--seed",
+        5,
+        "--max-cost",
+        0.7,
+    ]
     cache = tmp_path / "held.safetensors"
     done = run(*words, "--criterion", "all", "--save", "--cache", cache, "--json", tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
@@ -121,7 +140,7 @@ def test_calibrate_saves_what_it_says(shop, tmp_path):
 
 
 def test_calibrate_takes_half_a_point_off_the_final_exit_by_default(shop):
-    words = ["calibrate", shop / "net", "--data-root", shop, "--held-out", 31, "--json", "-"]
+    words = ["calibrate", shop / "net", "--data-root", shop, "--held-out", 31, "--few-images", "--json", "-"]
     report = json.loads(run(*words).stdout)
     assert report["bound"] == {"max_accuracy_drop": 0.005}
     assert list(report["chosen"]) == ["learned"]
@@ -133,7 +152,7 @@ def test_calibrate_takes_half_a_point_off_the_final_exit_by_default(shop):
 
 def test_calibrate_scales_what_it_saves(shop, tmp_path):
     eefast.load(shop / "net").save(tmp_path / "net")
-    words = ["--data-root", shop, "--held-out", 31, "--max-cost", 0.7, "--criterion", "entropy"]
+    words = ["--data-root", shop, "--held-out", 31, "--few-images", "--max-cost", 0.7, "--criterion", "entropy"]
     done = run("calibrate", tmp_path / "net", *words, "--scale", "--save", "--json", tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     before, after = eefast.load(shop / "net"), eefast.load(tmp_path / "net")
@@ -149,7 +168,7 @@ def test_calibrate_scales_what_it_saves(shop, tmp_path):
 
 
 def test_calibrate_refuses_before_it_works(shop, tmp_path):
-    words = ["calibrate", shop / "net", "--data-root", shop, "--held-out", 31]
+    words = ["calibrate", shop / "net", "--data-root", shop, "--held-out", 31, "--few-images"]
     with pytest.raises(ValueError, match=r"learned: min_accuracy=1\.0 cannot be kept; the nearest is accuracy"):
         run(*words, "--min-accuracy", 1)
     with pytest.raises(ValueError, match=r"min_accuracy=0.5, max_cost=0.5: give one of them"):
@@ -199,14 +218,16 @@ def test_evaluate_takes_a_checkpoint_of_the_reference(shop, tmp_path):
     model = trained(EENet(20, (2, 4), input_shape=(1, 28, 28)), x)
     save(model.state_dict(), tmp_path / "model.pt")
     exits = answers(model, x)[1]
-    report = json.loads(run("evaluate", tmp_path / "model.pt", "--data-root", shop, "--json", "-").stdout)["evaluation"]
+    report = json.loads(
+        run("evaluate", tmp_path / "model.pt", "--dataset", "mnist", "--data-root", shop, "--json", "-").stdout
+    )["evaluation"]
     assert [r + w for r, w in zip(report["right"], report["wrong"], strict=True)] == exits.bincount(
         minlength=3
     ).tolist()
 
 
 def test_plot_draws_a_picture(shop, tmp_path):
-    words = ["plot", shop / "net", "--data-root", shop, "--held-out", 31]
+    words = ["plot", shop / "net", "--data-root", shop, "--held-out", 31, "--few-images"]
     done = run(*words, "--twin", "ResNet-8=0.98,0.6", "--twin", "a=b=0.5", "--output", tmp_path / "one.png")
     assert "one.png" in done.stdout
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes((shop / "t10k-images-idx3-ubyte").read_bytes())

@@ -17,6 +17,7 @@ from .options import (
     Dataset,
     Device,
     Download,
+    FewImages,
     Figure,
     HeldOut,
     Json,
@@ -24,6 +25,7 @@ from .options import (
     MaxCost,
     MinAccuracy,
     Network,
+    OtherData,
     Seed,
     Workers,
 )
@@ -44,7 +46,7 @@ LEGEND = (
 
 def bench(
     network: Network,
-    dataset: Dataset = "mnist",
+    dataset: Dataset = None,
     data_root: DataRoot = None,
     download: Download = False,
     batch_sizes: Annotated[str, Option(help="Images per call, one after the other.")] = "1,16,256",
@@ -59,8 +61,10 @@ def bench(
         bool, Option("--own-thresholds", help="Keep the network's criterion and thresholds; needs no held-out images.")
     ] = False,
     save: Annotated[bool, Option(help="Write criterion and thresholds into the network's folder.")] = False,
-    held_out: HeldOut = 5000,
-    seed: Seed = 1,
+    held_out: HeldOut = None,
+    seed: Seed = None,
+    other_data: OtherData = False,
+    few_images: FewImages = False,
     cache: Cache = None,
     dtype: Annotated[str, Option(help="Of the arithmetic in all ways: float32, float16, bfloat16.")] = "float32",
     with_compile: Annotated[
@@ -90,9 +94,12 @@ def bench(
     inputs.check_saving(network, save)
     inputs.check_folders(json_path, cache)
     check_figure(figure)
-    source = inputs.Source(dataset, data_root, download, workers)
-    net = inputs.network(network, source, device)
+    net, source = inputs.opened(network, dataset, data_root, download, workers, device, other_data)
     names = inputs.criteria(criterion, net)
+    if save:
+        net.check_saving()
+    least = None if few_images else inputs.least_images(kind, value)
+    aside = None if own_thresholds else inputs.Kept(source, held_out, seed, least)
     whole = inputs.images(net, source, "test")
     # Data sets lie in the order of their classes, or with the easier images first.
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))[:images].tolist()
@@ -103,9 +110,9 @@ def bench(
     impossible: Mapping[str, str] = {}
     others: list[Sequence[float]] = []
     with bars() as progress:
-        if not own_thresholds:
+        if aside is not None:
             try:
-                outputs, kept = inputs.held_out(net, source, held_out, seed, cache, BATCH, progress)
+                outputs, kept = aside.outputs(net, cache, BATCH, progress)
             except FileNotFoundError as error:
                 raise FileNotFoundError(f"{error}; or keep the network's thresholds: --own-thresholds") from error
             chosen, impossible = inputs.thresholds(net, outputs, kept, names, kind, value, progress)
@@ -132,7 +139,7 @@ def bench(
     _draw(found, figure)
     if json_path != "-":
         say(
-            f"\n{words(net)}, {dtype}, {found.early.images:,} test images of {dataset}, "
+            f"\n{words(net)}, {dtype}, {found.early.images:,} test images of {source.dataset}, "
             f"{found.rows[0].images:,} of them timed\n"
         )
         say(_criteria(found, chosen))
@@ -159,7 +166,7 @@ def bench(
         say(f"figure: {figure}")
     figures = {
         "network": str(network),
-        "dataset": dataset,
+        "dataset": source.dataset,
         "device": str(net.cost.device),
         "dtype": dtype,
         "bound": None if own_thresholds else {kind: value},

@@ -16,12 +16,14 @@ from .options import (
     Dataset,
     Device,
     Download,
+    FewImages,
     HeldOut,
     Json,
     MaxAccuracyDrop,
     MaxCost,
     MinAccuracy,
     Network,
+    OtherData,
     Seed,
     Workers,
 )
@@ -30,7 +32,7 @@ from .output import ECE_WORDS, bars, counts, quality_table, say, table, words, w
 
 def calibrate(
     network: Network,
-    dataset: Dataset = "mnist",
+    dataset: Dataset = None,
     data_root: DataRoot = None,
     download: Download = False,
     min_accuracy: MinAccuracy = None,
@@ -41,8 +43,10 @@ def calibrate(
         bool, Option(help="First fit temperatures per exit, and the confidence row; part of what is saved.")
     ] = False,
     save: Annotated[bool, Option(help="Write the thresholds into the network's folder.")] = False,
-    held_out: HeldOut = 5000,
-    seed: Seed = 1,
+    held_out: HeldOut = None,
+    seed: Seed = None,
+    other_data: OtherData = False,
+    few_images: FewImages = False,
     cache: Cache = None,
     batch_size: BatchSize = 256,
     workers: Workers = 0,
@@ -57,11 +61,15 @@ def calibrate(
     kind, value = inputs.budget(min_accuracy=min_accuracy, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
     inputs.check_saving(network, save)
     inputs.check_folders(json_path, cache)
-    source = inputs.Source(dataset, data_root, download, workers)
-    net = inputs.network(network, source, device)
+    net, source = inputs.opened(network, dataset, data_root, download, workers, device, other_data)
     names = inputs.criteria(criterion, net)
+    if save:
+        net.check_saving()
+    if scale:
+        calibration.scalable_layers(net)
+    kept = inputs.Kept(source, held_out, seed, None if few_images else inputs.least_images(kind, value))
     with bars() as progress:
-        outputs, labels = inputs.held_out(net, source, held_out, seed, cache, batch_size, progress)
+        outputs, labels = kept.outputs(net, cache, batch_size, progress)
         raw = evaluation.exit_quality(outputs, labels)
         scaling = calibration.fit_scaling(outputs, labels) if scale else None
         if scaling is not None:
@@ -79,7 +87,7 @@ def calibrate(
             calibration.fold_scaling(net, scaling)
         calibration.save_thresholds(net, network, chosen)
     if json_path != "-":
-        say(f"\n{words(net)}, {len(labels):,} held-out images of {dataset}, {kind} {value:g}\n")
+        say(f"\n{words(net)}, {len(labels):,} held-out images of {source.dataset}, {kind} {value:g}\n")
         rows = [[name, f"{c.accuracy:.2%}", f"{c.cost:.4f}", counts(exits[name])] for name, c in chosen.items()]
         say(table(["criterion", "accuracy", "mean cost", "images per exit"], rows))
         for name, why in impossible.items():
@@ -91,9 +99,9 @@ def calibrate(
             say(f"\nsaved: {network}")
     figures = {
         "network": str(network),
-        "dataset": dataset,
+        "dataset": source.dataset,
         "held_out": len(labels),
-        "seed": seed,
+        "seed": kept.seed,
         "bound": {kind: value},
         "chosen": {name: {**asdict(c), "exits": exits[name].tolist()} for name, c in chosen.items()},
         "impossible": impossible,

@@ -17,6 +17,7 @@ from .options import (
     Images,
     Json,
     Network,
+    OtherData,
     Split,
     Workers,
 )
@@ -25,10 +26,11 @@ from .output import ECE_WORDS, bars, counts, quality_table, say, table, words, w
 
 def evaluate(
     network: Network,
-    dataset: Dataset = "mnist",
+    dataset: Dataset = None,
     data_root: DataRoot = None,
     download: Download = False,
     split: Split = "test",
+    other_data: OtherData = False,
     images: Images = None,
     engine: Annotated[str, Option(help="auto, resident, compact, reference.")] = "auto",
     batch_size: BatchSize = 256,
@@ -41,10 +43,10 @@ def evaluate(
     from .. import report
     from ..api import accelerate
     from ..calibrate import collect
+    from ..train.image_files import shown
 
     inputs.check_folders(json_path)
-    source = inputs.Source(dataset, data_root, download, workers)
-    net = inputs.network(network, source, device)
+    net, source = inputs.opened(network, dataset, data_root, download, workers, device, other_data)
     fast = accelerate(net, engine=engine)
     batches = evaluation.batches(inputs.images(net, source, split, images), batch_size, workers)
     where = net.thresholds.device
@@ -56,7 +58,7 @@ def evaluate(
     quality = evaluation.exit_quality(outputs, labels)
     flips = evaluation.flips(result, reference, outputs, net)
     if json_path != "-":
-        say(f"\n{words(net)}, {found.images:,} images of {dataset} ({split})")
+        say(f"\n{words(net)}, {found.images:,} images of {source.dataset} ({split})")
         say(f"criterion {net.criterion.name}, engine {fast.plan.engine}\n")
         furthest = f", at most {flips.distance:.1g} from a threshold" if flips.count else ""
         for what, figure in (
@@ -70,17 +72,23 @@ def evaluate(
         say(quality_table(net, quality, right=found.right, wrong=found.wrong))
         say(f"\n{ECE_WORDS}\n")
         known = [k for k, a in enumerate(found.class_accuracy) if a is not None]
-        shown = known if len(known) <= 20 else sorted(known, key=lambda k: found.class_accuracy[k] or 0.0)[:20]
+        listed = known if len(known) <= 20 else sorted(known, key=lambda k: found.class_accuracy[k] or 0.0)[:20]
+        names = (source.record.classes if source.record is not None else None) or range(net.num_classes)
         rows = [
-            [str(k), f"{sum(found.class_exits[k]):,}", f"{found.class_accuracy[k]:.2%}", counts(found.class_exits[k])]
-            for k in shown
+            [
+                shown(names[k]),
+                f"{sum(found.class_exits[k]):,}",
+                f"{found.class_accuracy[k]:.2%}",
+                counts(found.class_exits[k]),
+            ]
+            for k in listed
         ]
         say(table(["class", "images", "accuracy", "images per exit"], rows))
-        if len(shown) < len(known):
+        if len(listed) < len(known):
             say(f"the 20 least accurate of {len(known)} classes; --json has all")
     figures = {
         "network": str(network),
-        "dataset": dataset,
+        "dataset": source.dataset,
         "split": split,
         "engine": fast.plan.engine,
         "criterion": net.criterion.name,

@@ -8,15 +8,31 @@ from typing import Annotated
 from typer import Argument, Option
 
 Network = Annotated[Path, Argument(help="A folder of net.save(), or a checkpoint of the reference repository.")]
-Dataset = Annotated[str, Option(help="mnist, fashion-mnist, svhn, cifar10, tiny-imagenet, imagenet, folder.")]
+Dataset = Annotated[
+    str | None,
+    Option(
+        help="mnist, fashion-mnist, svhn, cifar10, tiny-imagenet, imagenet, folder; the one that it was trained on.",
+        show_default=False,
+    ),
+]
+OtherData = Annotated[
+    bool,
+    Option("--other-data", help="Take the data set, seed and held-out images named, though training had others."),
+]
+FewImages = Annotated[
+    bool, Option("--few-images", help="Choose thresholds on fewer images than tell the accuracies apart.")
+]
 DataRoot = Annotated[
     Path | None, Option(help="Folder with the data set's published files; data, or for MNIST's test images none.")
 ]
 Download = Annotated[bool, Option(help="Fetch missing files into the data folder, where torchvision can.")]
 Split = Annotated[str, Option(help="test, or train.")]
 Images = Annotated[int | None, Option(help="Use only the first so many images.", min=1)]
-HeldOut = Annotated[int, Option(help="Training images that were kept aside, as in eefast train.", min=1)]
-Seed = Annotated[int, Option(help="Of the held-out images, as in eefast train.")]
+HeldOut = Annotated[
+    int | None,
+    Option(help="Use so many of the training images kept aside; all that eefast train did.", min=1, show_default=False),
+]
+Seed = Annotated[int | None, Option(help="Of the held-out images; that of eefast train.", show_default=False)]
 Cache = Annotated[
     Path | None, Option(help="File (.safetensors) that keeps all exits' outputs on the held-out images for next time.")
 ]

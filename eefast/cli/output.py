@@ -35,6 +35,11 @@ def say(what: str | Table = "") -> None:
         Console().print(what, highlight=False, markup=False, soft_wrap=isinstance(what, str))
 
 
+def note(text: str) -> None:
+    """To stderr: what was taken where nothing was said."""
+    talk.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def _stdout() -> Iterator[None]:
     try:
@@ -101,7 +106,7 @@ def quality_table(
 
 
 def words(net: EarlyExitNet) -> str:
-    return f"{(net.config or {}).get('name', 'network')} with {net.num_exits} early exits"
+    return f"{net.name} with {net.num_exits} early exits"
 
 
 def counts(images: Iterable[Any]) -> str:

@@ -17,10 +17,12 @@ from .options import (
     Dataset,
     Device,
     Download,
+    FewImages,
     Figure,
     HeldOut,
     Images,
     Network,
+    OtherData,
     Seed,
     Split,
     Workers,
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 def plot(
     network: Network,
-    dataset: Dataset = "mnist",
+    dataset: Dataset = None,
     data_root: DataRoot = None,
     download: Download = False,
     split: Split = "test",
@@ -44,8 +46,10 @@ def plot(
         list[str] | None, Option(help="A static network as a point: name=accuracy[,cost], such as ResNet-20=0.991,0.6.")
     ] = None,
     criterion: CriterionName = "all",
-    held_out: HeldOut = 5000,
-    seed: Seed = 1,
+    held_out: HeldOut = None,
+    seed: Seed = None,
+    other_data: OtherData = False,
+    few_images: FewImages = False,
     cache: Cache = None,
     same_images: Annotated[
         bool, Option(help="Choose the curves' thresholds on the images that are measured: optimistic, needs no others.")
@@ -66,14 +70,13 @@ def plot(
     points = dict(map(_twin, twin or []))
     inputs.check_folders(cache)
     check_figure(output)
-    source = inputs.Source(dataset, data_root, download, workers)
-    net = inputs.network(network, source, device)
+    net, source = inputs.opened(network, dataset, data_root, download, workers, device, other_data)
     names = inputs.criteria(criterion, net)
     measured = evaluation.batches(inputs.images(net, source, split, images), batch_size, workers)
+    least = None if few_images else inputs.least_images()
+    aside = None if same_images else inputs.Kept(source, held_out, seed, least)
     with bars() as progress:
-        kept = None
-        if not same_images:
-            kept = inputs.held_out(net, source, held_out, seed, cache, batch_size, progress)
+        kept = None if aside is None else aside.outputs(net, cache, batch_size, progress)
         pixels: list[Tensor] = []
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -100,7 +103,8 @@ def plot(
     }
     kept_words = "the same images: optimistic" if kept is None else f"{len(kept[1]):,} held-out training images"
     title = (
-        f"{words(net)}, {len(labels):,} images of {dataset} ({split})\nthresholds of the curves chosen on {kept_words}"
+        f"{words(net)}, {len(labels):,} images of {source.dataset} ({split})\n"
+        f"thresholds of the curves chosen on {kept_words}"
     )
     costs = net.cost.tolist()
     with canvas(output, 15, max(7.5, len(costs) + 1.5)) as drawn:
