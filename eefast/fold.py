@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,6 +10,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn.utils import fuse_conv_bn_eval
 
 from .heads import ExitHead
+from .tracing import Tracer, attributes
 
 
 def fold_stage(stage: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, str]:
@@ -28,33 +27,9 @@ def fold_stage(stage: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, str]:
     return folded.to(dtype, memory_format=torch.channels_last), what  # type: ignore[call-overload]
 
 
-class _Proxy(fx.Proxy):
-    """Records `x += y` as what it is; torch.fx would make `x = x + y` of it, and other names of x would miss that."""
-
-    def __iadd__(self, other: object) -> fx.Proxy:
-        return self._in_place(operator.iadd, other)
-
-    def __isub__(self, other: object) -> fx.Proxy:
-        return self._in_place(operator.isub, other)
-
-    def __imul__(self, other: object) -> fx.Proxy:
-        return self._in_place(operator.imul, other)
-
-    def __itruediv__(self, other: object) -> fx.Proxy:
-        return self._in_place(operator.itruediv, other)
-
-    def _in_place(self, function: Callable[..., object], other: object) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-
-class _Tracer(fx.Tracer):
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-
 def _traced(module: nn.Module) -> fx.GraphModule:
-    tracer = _Tracer()
-    return fx.GraphModule(module, tracer.trace(module))
+    graph = Tracer().trace(module)
+    return fx.GraphModule(attributes(module, graph), graph)
 
 
 def pack_conv(block: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:

@@ -9,15 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import accumulate, chain, pairwise
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from .fold import _Tracer
 from .heads import ExitHead
 from .model import EarlyExitNet
+from .tracing import Tracer, attributes
 
 _TRAINING = "training_mode"
 
@@ -201,7 +200,7 @@ class _TrainingMode(nn.Module):
         return self.training
 
 
-class _CoarseTracer(_Tracer):
+class _CoarseTracer(Tracer):
     """Looks only into modules that a cut goes through; all others stay whole, with their names, hooks and flags."""
 
     def __init__(self, opened: set[str]) -> None:
@@ -371,8 +370,7 @@ def _follow_training_flag(trained: fx.Graph, graph: fx.Graph) -> None:
 
 def _attributes(backbone: nn.Module, graph: fx.Graph) -> dict[str, Any]:
     """The modules and parameters that the graph names."""
-    names = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
-    return {name: _TrainingMode() if name == _TRAINING else attrgetter(name)(backbone) for name in names}
+    return attributes(backbone, graph, {_TRAINING: _TrainingMode()})
 
 
 def _cuts(trace: _Trace, exits: Sequence[str]) -> list[fx.Node]:
@@ -407,7 +405,7 @@ def _stage(
     trace: _Trace, source: fx.Node, nodes: Sequence[fx.Node], result: fx.Node, as_map: bool = False
 ) -> fx.GraphModule:
     """The nodes as a module from `source` to `result`; as_map: [N, F] is returned as [N, F, 1, 1]."""
-    graph = fx.Graph(tracer_cls=_Tracer)
+    graph = fx.Graph(tracer_cls=Tracer)
     features = graph.placeholder("features")
     copies = {source: features}
 
