@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from . import criteria, files
 from .model import EarlyExitNet
 from .result import ExitOutput
+from .twin import mode
 
 # Steps that may be taken to try all combinations of cuts: about a second on two cores.
 EVERYTHING = 8_000_000
@@ -47,17 +48,14 @@ def collect(net: EarlyExitNet, batches: Iterable[tuple[Tensor, Tensor]]) -> tupl
 
     batches: (images as the network takes them, labels [N]); the network runs in eval mode and is left as it was.
     """
-    device, training = next(net.parameters()).device, net.training
-    net.eval()
+    device = next(net.parameters()).device
     seen: list[list[ExitOutput]] = [[] for _ in net.heads]
     labels = [torch.empty(0, dtype=torch.int64)]
-    try:
+    with mode(net, training=False):
         for images, target in batches:
             for column, out in zip(seen, net.all_exits(net.prepare(images.to(device))), strict=True):
                 column.append(ExitOutput(*(part.float().cpu() for part in out)))
             labels.append(target.cpu())
-    finally:
-        net.train(training)
     if not seen[0]:
         raise ValueError("batches is empty; thresholds need held-out data")
     return [ExitOutput(*(torch.cat(part) for part in zip(*column, strict=True))) for column in seen], torch.cat(labels)

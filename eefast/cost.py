@@ -1,15 +1,17 @@
-"""MACs of stages, heads and paths, counted by torch's FLOP counter on the meta device."""
+"""MACs of stages, heads and paths, counted by torch's FLOP formulas on copies on the meta device."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .twin import aside, mode, same_randomness, special_kind, twin
 
 
 @dataclass(frozen=True)
@@ -30,54 +32,85 @@ class StageCost:
 def macs(module: nn.Module, shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
     """Multiply-accumulates of `module` for one sample and the shape that it hands on.
 
-    module: maps [1, *shape] to a tensor (or to a tuple, whose first entry then gives the shape).
+    module: maps [1, *shape] to a tensor (or to a tuple, whose first entry then gives the shape); a copy of it runs.
     shape: of one sample, without the batch dimension.
-    Counted as EENets does, see `_counter`; torch counts a MAC as two FLOPs, which is undone here.
+    Counted as EENets does, see `_Counter`; torch counts a MAC as two FLOPs, which is undone here.
     """
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    meta = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
     dtype = next((value.dtype for value in module.parameters()), torch.float32)
-    training = [m for m in module.modules() if m.training]
-    module.eval()
     try:
-        with torch.no_grad(), _counter() as counter:
-            out = functional_call(module, meta, torch.empty(1, *shape, dtype=dtype, device="meta"))
-    finally:
-        for m in training:
-            m.training = True
+        out, flops = _counted(module, shape, dtype)
+    except Exception as error:
+        special = next(filter(None, map(special_kind, module.parameters())), "")
+        if special:
+            raise ValueError(f"a parameter is a {special}; build the network of plain tensors first") from error
+        raise
     out = out if isinstance(out, Tensor) else out[0]
-    return counter.get_total_flops() // 2, tuple(out.shape[1:])
+    return flops // 2, tuple(out.shape[1:])
 
 
-def _counter() -> Any:
-    """Torch's FLOP counter with the formulas that EENets adds to convolutions and linear layers.
+def _counted(module: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> tuple[Any, int]:
+    try:
+        return _run(twin(module, "meta"), torch.empty(1, *shape, dtype=dtype, device="meta"))
+    except (RuntimeError, NotImplementedError):
+        # What makes tensors on a device of its choice, or looks at values, runs only where there are some.
+        device = next((value.device for value in module.parameters()), torch.device("cpu"))
+        return _run(twin(module), torch.zeros(1, *shape, dtype=dtype, device=device))
+
+
+def _run(copied: nn.Module, x: Tensor) -> tuple[Any, int]:
+    """What a copy returns in eval mode, and the FLOPs that it took."""
+    with aside(x.device), same_randomness(x.device), mode(copied, training=False), _Counter() as counter:
+        return copied(x), counter.flops
+
+
+class _Counter(TorchDispatchMode):
+    """FLOPs of this thread by torch's formulas and those that EENets adds to convolutions and linear layers.
 
     EENets count a MAC per element of a ReLU, a pooling input or a convolution's bias, and two per element of an affine
-    BatchNorm; its placements and published costs rest on that.
+    BatchNorm; its placements and published costs rest on that. Torch's own counter hooks into all modules of the
+    process, also those that other threads run.
     """
-    from torch.utils.flop_counter import FlopCounterMode, conv_flop_count  # here, since it imports triton
 
-    def convolution(x: Any, weight: Any, bias: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        return conv_flop_count(x, weight, out_shape, transposed=args[3]) + (2 * prod(out_shape) if bias else 0)
+    def __init__(self) -> None:
+        super().__init__()
+        from torch.utils.flop_counter import flop_registry  # here, since it imports triton
 
-    def batch_norm(x: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
-        return 2 * prod(x) * (2 if weight else 1)
+        self.flops, self.formulas = 0, {**flop_registry, **_formulas()}
 
-    def element_wise(x: Any, *args: Any, **kwargs: Any) -> int:
-        return 2 * prod(x)
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        formula = self.formulas.get(getattr(func, "overloadpacket", None))
+        if formula is None and isinstance(func, torch._ops.OpOverload) and func is not torch.ops.prim.device.default:
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
+        return out
+
+
+def _formulas() -> dict[Any, Callable[..., int]]:
+    from torch.utils.flop_counter import conv_flop_count
+
+    def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, out_val: Tensor, **kwargs: Any) -> int:
+        flops = conv_flop_count([*x.shape], [*weight.shape], [*out_val.shape], transposed=args[3])
+        return flops + (0 if bias is None else 2 * prod(out_val.shape))
+
+    def batch_norm(x: Tensor, weight: Tensor | None, *args: Any, **kwargs: Any) -> int:
+        return 2 * prod(x.shape) * (1 if weight is None else 2)
+
+    def element_wise(x: Tensor, *args: Any, **kwargs: Any) -> int:
+        return 2 * prod(x.shape)
 
     aten = torch.ops.aten
-    formulas = {
+    per_element = (aten.relu, aten.relu_, aten.mean, aten.max_pool2d_with_indices)
+    return {
         aten.convolution: convolution,
         aten.native_batch_norm: batch_norm,
-        # Up to torch 2.11 the counter takes an op apart unless it knows this very overload.
-        aten.native_batch_norm.default: batch_norm,
-        aten.relu: element_wise,
-        aten.relu_: element_wise,
-        aten.mean: element_wise,
-        aten.max_pool2d_with_indices: element_wise,
+        **dict.fromkeys(per_element, element_wise),
     }
-    return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
 def stage_costs(
@@ -107,4 +140,6 @@ def path_costs(costs: Sequence[StageCost]) -> tuple[Tensor, Tensor]:
         on_path.append(trunk + met)
     # The plain network ends in the same pooling and linear, without the confidence row.
     plain = to_exit[-1] = trunk + c.head_macs - c.num_features
-    return torch.tensor(to_exit) / plain, torch.tensor(on_path) / plain
+    counts = torch.tensor([to_exit, on_path], dtype=torch.float32, device="cpu")
+    cost, path_cost = counts / plain
+    return cost.clone(), path_cost.clone()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..model import EarlyExitNet
 from ..result import ExitOutput
+from ..twin import mode
 
 
 def exit_tags(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor) -> Tensor:
@@ -40,15 +41,10 @@ def refreshed(
     targets: (outputs, labels) → what each image should be taken for.
     """
     device = next(net.parameters()).device
-    flags = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        found = []
+    found = []
+    # A frozen backbone stays in eval mode while its heads train, so every module gets its own flag back.
+    with mode(net, training=False):
         for images, labels in batches:
             outputs = net.all_exits(net.prepare(images.to(device)))
             found.append(exit_tags(outputs, targets(outputs, labels.to(device)), cost.to(device)))
-    finally:
-        # A frozen backbone stays in eval mode while its heads train, so every module gets its own flag back.
-        for module, training in flags:
-            module.training = training
     return torch.cat(found)
