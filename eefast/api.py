@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .engines import RUN, compact, graphs
-from .model import EarlyExitNet
+from .model import TRACED, EarlyExitNet, check_not_traced, is_property
 from .plan import Plan
 from .plan import plan as make_plan
 from .result import ExitResult
 from .stream import Answer, stream, stream_merging, stream_on_cuda
+from .twin import aside
 from .watch import WeightWatch
 
 
@@ -47,7 +48,10 @@ def accelerate(
     if isinstance(net, Accelerated):
         net = net.net
     if not isinstance(net, EarlyExitNet):
-        raise TypeError(f"net is a {type(net).__name__}; give an eefast.EarlyExitNet, for instance of eefast.zoo")
+        raise TypeError(
+            f"net is a {type(net).__name__}; give an eefast.EarlyExitNet: of eefast.zoo, or eefast.surgery.attach(net, "
+            "exits), which puts exits into a backbone"
+        )
     return Accelerated(net, engine, dtype, example, frozen, max_batch)
 
 
@@ -85,7 +89,8 @@ class Accelerated(nn.Module):
         if self.frozen and plan is not None:
             return plan
         if plan is None or watch is None or watch.changed() or plan.criterion != self.net.criterion.name:
-            with torch.no_grad():
+            # What is made in inference mode or under autocast would serve other calls badly.
+            with aside(self.net.cost.device):
                 # Graphs of an old plan would hold on to their memory while those of the new one are captured.
                 plan = self._plan = None
                 wishes = self.engine, self.dtype, self._example, RUN, graphs.capture, self.max_batch
@@ -132,6 +137,7 @@ class Accelerated(nn.Module):
 
     def _prepared(self, x: Tensor) -> tuple[Plan, Tensor]:
         """The plan and checked images."""
+        check_not_traced()
         if self.training:
             raise RuntimeError(
                 "an accelerated network answers in eval mode only; call .eval(), or train the net itself"
@@ -173,7 +179,11 @@ class Accelerated(nn.Module):
         except AttributeError:
             if "net" not in self.__dict__:
                 raise
-            return getattr(self.net, name)
+        # Not in the handler: the true error should not seem to follow from one that says nothing.
+        return getattr(type(self), name).__get__(self) if is_property(self, name) else getattr(self.net, name)
+
+    def __prepare_scriptable__(self) -> Accelerated:
+        raise RuntimeError(TRACED)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plan": None, "_watch": None, "_weight": None, "_checked": None}

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from math import isnan
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from . import criteria, files
 from .cost import path_costs, stage_costs
+from .heads import ExitHead
 from .record import RECORD_FILE, TrainingRecord
 from .result import ExitOutput, ExitResult
 
 CONFIG_FILE, ATTACHED_FILE, WEIGHTS_FILE = "config.json", "attached.json", "model.safetensors"
+
+log = logging.getLogger("eefast")
 
 
 class EarlyExitNet(nn.Module):
@@ -74,12 +78,19 @@ class EarlyExitNet(nn.Module):
         self.num_classes, self.num_exits = costs[-1].num_classes, len(stages) - 1
         cost, path_cost = path_costs(costs)
         values = [self.criterion.default_threshold] * self.num_exits if thresholds is None else thresholds
-        self.register_buffer("thresholds", torch.as_tensor(values, dtype=torch.float32))
-        self.register_buffer("cost", cost, persistent=False)
-        self.register_buffer("path_cost", path_cost, persistent=False)
+        weight = next(self.parameters(), cost)
+        # A network that is built without memory still has its costs.
+        device = torch.device("cpu") if weight.is_meta else weight.device
+        # What is made in inference mode nothing outside of it may write to.
+        with torch.inference_mode(False):
+            given = torch.as_tensor(values, dtype=torch.float32, device=device)
+            self.register_buffer("thresholds", given.detach().clone())
+            self.register_buffer("cost", cost.to(device, copy=True), persistent=False)
+            self.register_buffer("path_cost", path_cost.to(device, copy=True), persistent=False)
         if normalization is not None and {len(part) for part in normalization} != {self.input_shape[0]}:
             raise ValueError(f"normalization={normalization} needs {self.input_shape[0]} means and as many deviations")
         self.normalization = normalization
+        self._pixels = PixelCheck()
         self.check_thresholds()
 
     @property
@@ -101,6 +112,7 @@ class EarlyExitNet(nn.Module):
 
     def first_exits(self, x: Tensor) -> ExitResult:
         """Stage by stage, the samples that leave written to their rows, the survivors carried on."""
+        check_not_traced()
         self.check_thresholds()
         n = len(x)
         logits = torch.empty(n, self.num_classes, dtype=torch.float32, device=x.device)
@@ -123,9 +135,19 @@ class EarlyExitNet(nn.Module):
         return ExitResult(logits, exit_index, confidence, self.cost[exit_index])
 
     def plain(self) -> nn.Sequential:
-        """The same network without early exits, sharing its modules: images → logits [N, K] of the final classifier."""
-        head: Any = self.heads[-1]
-        return nn.Sequential(*self.stages, head.pool, head.classifier)
+        """The same network without early exits, sharing its modules: images → logits [N, K] of the final classifier.
+
+        Raises `ValueError` for a final head that is no `eefast.heads.ExitHead`.
+        """
+        head = self.heads[-1]
+        if not isinstance(head, ExitHead):
+            raise ValueError(
+                f"the final head is a {type(head).__name__}, not an eefast.heads.ExitHead with a classifier"
+            )
+        before = [m for m in (head.convs, head.norm) if not _does_nothing(m)]
+        made = nn.Sequential(*self.stages, *before, head.pool, head.classifier)
+        made.training = self.training
+        return made
 
     def with_criterion(self, criterion: str, thresholds: Sequence[float] | None = None) -> EarlyExitNet:
         """The same network, sharing its modules, under another exit rule with thresholds of its own."""
@@ -138,7 +160,8 @@ class EarlyExitNet(nn.Module):
             normalization=self.normalization,
             config=self.config,
         )
-        net.training = self.training
+        for made in (net, net.stages, net.heads):
+            made.training = self.training
         net.attached, net.record = self.attached, self.record
         return net
 
@@ -149,8 +172,12 @@ class EarlyExitNet(nn.Module):
         """
         self.check_images(x, dtype, weight)
         if x.dtype != torch.uint8 or self.normalization is None:
+            if self._pixels.left and self.normalization is not None and not x.is_cuda:
+                self._pixels.look(x, self.normalization)
             return x
-        mean, std = (torch.tensor(part, device=x.device).view(1, -1, 1, 1) for part in self.normalization)
+        mean, std = (
+            torch.tensor(part, dtype=torch.float32, device=x.device).view(1, -1, 1, 1) for part in self.normalization
+        )
         weight = next(self.parameters()) if weight is None else weight
         return ((x.float() / 255 - mean) / std).to(weight.dtype)
 
@@ -161,9 +188,14 @@ class EarlyExitNet(nn.Module):
         Raises `TypeError` or `ValueError` naming the rank, channels, size, dtype or device that does not fit.
         """
         if not isinstance(x, Tensor):
+            if isinstance(x, fx.Proxy):
+                raise RuntimeError(TRACED)
             raise TypeError(f"x is a {type(x).__name__}; give a tensor of images [N, C, H, W]")
-        if x.dim() != 4 or x.shape[1] != self.input_shape[0]:
-            raise ValueError(f"x has shape {tuple(x.shape)}; expected [N, {self.input_shape[0]}, H, W]")
+        channels = self.input_shape[0]
+        if x.dim() != 4 or x.shape[1] != channels:
+            single = x.dim() == 3 and x.shape[0] == channels
+            advice = "; x[None] makes a batch of one image" if single else ""
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected [N, {channels}, H, W]{advice}")
         other_size = tuple(x.shape[2:]) != self.input_shape[1:]
         if other_size and any(getattr(head, "kind", None) == "plain" for head in self.heads):
             raise ValueError(
@@ -175,6 +207,10 @@ class EarlyExitNet(nn.Module):
         if x.dtype == torch.uint8:
             if self.normalization is None:
                 raise ValueError("x is uint8, but this network has no normalization; build it with one, (mean, std)")
+        elif not x.is_floating_point():
+            uint8 = "pixels 0 … 255 as uint8, by x.to(torch.uint8)" if self.normalization is not None else ""
+            floats = f"normalised images as {weight.dtype}"
+            raise TypeError(f"x is {x.dtype}; give {' or '.join(filter(None, (uint8, floats)))}")
         elif x.dtype not in (weight.dtype, dtype) and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x is {x.dtype}, the network {weight.dtype}; convert one of them with .to(dtype)")
 
@@ -183,7 +219,8 @@ class EarlyExitNet(nn.Module):
         t = self.thresholds
         if t.shape != (self.num_exits,) or t.dtype != torch.float32 or any(map(isnan, t.tolist())):
             raise ValueError(
-                f"thresholds={t.tolist()} ({t.dtype}) must be {self.num_exits} float32 numbers, none of them NaN"
+                f"thresholds={t.tolist()}, {t.numel()} of {t.dtype}, must be {self.num_exits} float32 numbers, none of "
+                "them NaN"
             )
 
     def save(self, folder: str | Path) -> None:
@@ -229,6 +266,71 @@ class EarlyExitNet(nn.Module):
             self._buffers[name] = value.to(getattr(self, name).device)
         return self
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if not is_property(self, name):
+                raise
+        return getattr(type(self), name).__get__(self)
+
+    def __prepare_scriptable__(self) -> EarlyExitNet:
+        raise RuntimeError(TRACED)
+
     def extra_repr(self) -> str:
         thresholds = ", ".join(f"{t:.4g}" for t in self.thresholds.tolist())
         return f"criterion={self.criterion.name!r}, thresholds=[{thresholds}], input_shape={self.input_shape}"
+
+
+TRACED = (
+    "torch.jit, torch.export, ONNX and torch.fx would keep the exits that one example takes, so a network that answers "
+    "image by image cannot be traced; take net.plain(), the network without early exits, or a module around "
+    "net.all_exits, what every exit says; to run it, torch.compile"
+)
+
+
+def is_property(module: nn.Module, name: str) -> bool:
+    """Whether Python asks `__getattr__` only since a property raised `AttributeError`; asked again, it says why."""
+    return isinstance(getattr(type(module), name, None), property)
+
+
+def _does_nothing(module: nn.Module) -> bool:
+    return isinstance(module, nn.Identity) or (isinstance(module, nn.Sequential) and not len(module))
+
+
+def check_not_traced() -> None:
+    """`RuntimeError` where the calling code is being traced, other than by torch.compile."""
+    if torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and _is_traced()):
+        raise RuntimeError(TRACED)
+
+
+def _is_traced() -> bool:
+    proxy = torch._C._TorchDispatchModeKey.PROXY  # of make_fx
+    return torch._C._is_tracing() or torch._C._get_dispatch_mode(proxy) is not None
+
+
+class PixelCheck:
+    """Looks at the first float images on the CPU; logs once if they are on another scale than the normalization's."""
+
+    def __init__(self) -> None:
+        self.left = 3
+
+    def look(self, x: Tensor, normalization: tuple[Sequence[float], Sequence[float]]) -> None:
+        """x: floats [N, C, H, W]; normalization: (mean, std), of which black and white pixels follow."""
+        if torch.compiler.is_compiling() or not x.numel() or x.is_meta or not all(normalization[1]):
+            return
+        self.left -= 1
+        low, high = (float(v) for v in torch.aminmax(x.detach()[:4].float()))
+        ends = [(v - m) / s for m, s in zip(*normalization, strict=True) for v in (0, 1)]
+        black, white = min(ends), max(ends)
+        far = 4 * (white - black)
+        outside = isfinite(low) and isfinite(high) and (low < black - far or high > white + far)
+        # One value in all pixels says nothing, and a network that was trained on 0 … 1 nearly as it stands is right.
+        unscaled = 0 <= low < high - 0.5 and high <= 1 and black < -0.2
+        if outside or unscaled:
+            self.left = 0
+            log.warning(
+                "images reach from %.4g to %.4g, but normalised ones from %.4g to %.4g; give pixels 0 … 255 as uint8, "
+                "or floats (pixel / 255 - mean) / std with this network's normalization",
+                low, high, black, white,
+            )  # fmt: skip

@@ -127,12 +127,16 @@ class TestEngines:
     @pytest.mark.parametrize(
         ("spoil", "error", "message"),
         [
-            (lambda x: x[0], ValueError, r"x has shape \(3, 16, 16\); expected \[N, 3, H, W\]"),
+            (lambda x: x[0], ValueError, r"x has shape \(3, 16, 16\); expected \[N, 3, H, W\]; x\[None\] makes a b"),
+            (lambda x: x[0, 0], ValueError, r"x has shape \(16, 16\); expected \[N, 3, H, W\]$"),
             (lambda x: x[:, :1], ValueError, r"x has shape \(33, 1, 16, 16\); expected \[N, 3, H, W\]"),
             (lambda x: x.double(), TypeError, r"x is torch.float64, the network torch.float32"),
             (lambda x: x.to("meta"), ValueError, "x is on meta, the network on cpu"),
             (lambda x: x.byte(), ValueError, "x is uint8, but this network has no normalization"),
             (lambda x: x.tolist(), TypeError, "x is a list; give a tensor"),
+            (lambda x: x.long(), TypeError, "x is torch.int64; give normalised images as torch.float32$"),
+            (lambda x: x > 0, TypeError, "x is torch.bool; give normalised images as torch.float32$"),
+            (lambda x: x.cfloat(), TypeError, "x is torch.complex64; give normalised images as torch.float32$"),
         ],
     )
     def test_bad_images_are_refused_before_work_starts(self, small, engine, spoil, error, message):
@@ -152,7 +156,8 @@ class TestEngines:
         net = small[0].with_criterion("learned")
         fast = eefast.accelerate(net, engine=engine)
         net.thresholds = thresholds
-        with pytest.raises(ValueError, match=r"thresholds=.* must be 2 float32 numbers"):
+        count = rf"thresholds=.*, {thresholds.numel()} of {thresholds.dtype}, must be 2 float32 numbers"
+        with pytest.raises(ValueError, match=count):
             fast(small[1])
 
     def test_uint8_images_are_normalised(self, engine):
@@ -203,3 +208,124 @@ def test_gradients_reach_every_parameter():
         outs = net.train()(images(4, (1, 8, 8)))
         sum(o.logits.square().sum() + o.confidence.sum() for o in outs).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture
+def normalised():
+    return lived_in(zoo.eenet("eenet8", input_shape=(3, 8, 8), normalization=(MEAN, STD)), 4)
+
+
+def pixels(n=6):
+    return torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def scaled(p):
+    return (p / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int8, torch.bool])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_integer_pixels_are_told_to_be_uint8(normalised, dtype, autocast):
+    message = (
+        rf"x is {dtype}; give pixels 0 … 255 as uint8, by x.to\(torch.uint8\) or normalised images as torch.float32"
+    )
+    for module in (normalised, eefast.accelerate(normalised)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast), pytest.raises(TypeError, match=message):
+            module(pixels().to(dtype))
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize(
+    ("images_of", "told"),
+    [
+        (lambda p: p.float(), True),
+        (lambda p: p / 255, True),
+        (lambda p: p.float() - 128, True),
+        (scaled, False),
+        (lambda p: scaled(p) + 0.3, False),
+        (lambda p: torch.randn(p.shape, generator=torch.Generator().manual_seed(0)) * 2, False),
+        (lambda p: torch.zeros(p.shape), False),
+        (lambda p: torch.full(p.shape, torch.nan), False),
+        (lambda p: torch.full(p.shape, torch.inf), False),
+        (lambda p: p, False),
+        (lambda p: p[:0].float(), False),
+    ],
+    ids=["0 … 255", "0 … 1", "-128 … 127", "right", "brighter", "noise", "zeros", "NaN", "inf", "uint8", "none"],
+)
+def test_floats_on_another_scale_are_told_once(normalised, caplog, images_of, told, accelerated):
+    x = images_of(pixels())
+    other = zoo.eenet("eenet8", input_shape=(3, 8, 8)).eval()
+    other.load_state_dict(normalised.state_dict())
+    expected = other(images_of(pixels())) if x.dtype != torch.uint8 else other(scaled(x))
+    module = eefast.accelerate(normalised) if accelerated else normalised
+    caplog.clear()
+    for _ in range(5):
+        got = module(x)
+    assert_same_answers(
+        eefast.ExitResult(*(p.nan_to_num() for p in got)), eefast.ExitResult(*(p.nan_to_num() for p in expected)), other
+    )
+    messages = [r.message for r in caplog.records if "give pixels 0 … 255 as uint8" in r.message]
+    assert len(messages) == told
+    other(pixels().float())  # without a normalization nothing is known of the scale
+    assert len([r for r in caplog.records if "give pixels" in r.message]) == told
+
+
+def test_only_the_first_images_are_looked_at(normalised, caplog):
+    for _ in range(3):
+        normalised(scaled(pixels()))
+    normalised(pixels().float())
+    assert not caplog.records
+
+
+def test_a_normalization_to_pixels_takes_them(caplog):
+    net = lived_in(zoo.eenet("eenet8", input_shape=(3, 8, 8), normalization=((0,) * 3, (1 / 255,) * 3)), 4)
+    net(pixels().float())
+    assert not caplog.records
+
+
+class Failing(eefast.EarlyExitNet):
+    @property
+    def answer(self):
+        return self.no_such_thing
+
+    @property
+    def fine(self):
+        return self.num_exits
+
+
+def test_an_attribute_error_in_a_property_is_seen(normalised, monkeypatch):
+    net = Failing(list(normalised.stages), list(normalised.heads), input_shape=(3, 8, 8)).eval()
+    fast = eefast.accelerate(net, engine="reference")
+    for module in (net, fast):
+        with pytest.raises(AttributeError, match="'Failing' object has no attribute 'no_such_thing'"):
+            module.answer
+        with pytest.raises(AttributeError, match="no attribute 'other'"):
+            module.other
+        assert module.fine == 2
+        assert not hasattr(module, "other")
+
+    def broken(*_):
+        raise AttributeError("'Sequential' object has no attribute 'weight'")
+
+    monkeypatch.setattr("eefast.api.make_plan", broken)
+    with torch.no_grad():
+        next(net.parameters()).mul_(2)  # so that it is planned anew
+    for use in (lambda: fast.plan, lambda: fast(images(1, (3, 8, 8))), lambda: eefast.accelerate(net)):
+        with pytest.raises(AttributeError, match=r"^'Sequential' object has no attribute 'weight'$"):
+            use()
+
+
+@torch.no_grad()
+def test_the_plain_network_ends_as_the_final_head():
+    shape = (3, 8, 8)
+    heads = [eefast.heads.ExitHead(kind, (4, 8, 8), 5, shape) for kind in ("pool", "bnpool")]
+    net = lived_in(eefast.EarlyExitNet([nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)], heads, input_shape=shape), 3)
+    x = images(3, shape)
+    assert torch.equal(net.plain()(x), net.all_exits(x)[-1].logits)
+    assert not net.plain().training
+    net.heads[1] = nn.Linear(4, 5)
+    with pytest.raises(ValueError, match=r"the final head is a Linear, not an eefast\.heads\.ExitHead"):
+        net.plain()
