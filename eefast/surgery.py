@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import accumulate, chain, pairwise
@@ -13,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from .heads import ExitHead
 from .model import EarlyExitNet
 from .tracing import Tracer, attributes
+from .twin import aside, mode, same_randomness, special_kind, twin
 
 _TRAINING = "training_mode"
 
@@ -43,32 +43,80 @@ def attach(
     criterion, thresholds, normalization: see `EarlyExitNet`.
 
     The backbone's own pooling and last linear are the final exit, so that without early exits the answers are the
-    backbone's. Two images run through the backbone in eval mode; its statistics and training flags stay as they are.
-    The network is in training mode if the backbone is.
+    backbone's, at every image size that it takes. All trials run on a copy of it, for which memory must be there; the
+    backbone's tensors, flags and hooks stay as they are. The network is in training mode if the backbone is.
     Raises `ValueError` for names, cuts and backbones that do not fit, saying which would.
     """
-    _check_names(backbone, exits)
-    images = _images(backbone, input_shape)
-    calls = _watch(backbone, images)
-    name, classifier = _classifier(calls, num_classes)
-    _check_maps(exits, calls, images)
-    trace = _trace(backbone, calls, images, [*exits, name])
-    cuts = _cuts(trace, exits)
-    stages, heads = [], []
-    for source, cut in pairwise([trace.nodes[0], *cuts]):
-        stages.append(_stage(trace, source, trace.between(source, cut), cut))
-        heads.append(ExitHead(head, trace.values[cut].shape[1:], classifier.out_features, input_shape))
-    stage, final = _final(trace, cuts, classifier, input_shape)
-    net = EarlyExitNet(
-        _separate([*stages, stage], images),
-        [h.to(images) for h in [*heads, final]],
-        input_shape=input_shape,
-        criterion=criterion,
-        thresholds=thresholds,
-        normalization=normalization,
-    ).to(images.device)
-    _check_answers(net, images, calls[-1].returned)
-    return net if backbone.training else net.eval()
+    _check_backbone(backbone)
+    exits = _check_names(backbone, exits)
+    cut = _cut(backbone, exits, num_classes, input_shape)
+    # Layers that are made in inference mode could not be trained, those on another default device not used.
+    with torch.inference_mode(False), torch.device("cpu"):
+        stages = [_module(backbone, graph) for graph in cut.stages]
+        linear = backbone.get_submodule(cut.classifier)
+        assert isinstance(linear, nn.Linear)
+        heads = []
+        for i, features in enumerate(cut.features):
+            kind, like = (head, features) if i < len(exits) else ("pool", linear.weight)
+            heads.append(ExitHead(kind, features.shape[1:], linear.out_features, input_shape).to(like))
+        heads[-1].classifier = linear
+        if cut.pool is not None:
+            heads[-1].pool = nn.Sequential(_module(backbone, cut.pool))
+        net = EarlyExitNet(
+            stages,
+            heads,
+            input_shape=input_shape,
+            criterion=criterion,
+            thresholds=thresholds,
+            normalization=normalization,
+        )
+    name, first = next(net.named_parameters())
+    if not first.is_floating_point():
+        raise ValueError(
+            f"{name} is {first.dtype}; the network's first parameter says what images are, so make it real"
+        )
+    theirs = set(backbone.modules())
+    for made in net.modules():
+        if made not in theirs:
+            made.training = backbone.training
+    return net
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The backbone as graphs, which name modules and parameters by their path in it.
+
+    stages: one per exit, from features to features. features: what each returned for the images of the trial.
+    pool: of the final exit, where that is an average. classifier: path of the last linear.
+    """
+
+    stages: list[fx.Graph]
+    features: list[Tensor]
+    pool: fx.Graph | None
+    classifier: str
+
+
+def _cut(backbone: nn.Module, exits: Sequence[str], num_classes: int | None, input_shape: Sequence[int]) -> _Cut:
+    """Everything is tried on a copy: hooks are set there, and modes switched."""
+    copied = twin(backbone)
+    images = _images(copied, input_shape)
+    with aside(images.device), same_randomness(images.device):
+        calls = _watch(copied, images)
+        name, classifier = _classifier(calls, num_classes)
+        _check_maps(exits, calls, images)
+        others = _other_sizes(copied, images)
+        trace = _trace(copied, calls, [images, *(x for x, _ in others)], [*exits, name])
+        cuts = _cuts(trace, exits)
+        stages = [
+            _stage(trace, source, trace.between(source, cut), cut) for source, cut in pairwise([trace.nodes[0], *cuts])
+        ]
+        stage, pool = _final(trace, cuts, classifier)
+        cut = _Cut([*stages, stage], [], pool, name)
+        modules = [_module(copied, graph) for graph in cut.stages]
+        cut.features.extend(_separate(modules, images))
+        tail = nn.Flatten() if pool is None else _module(copied, pool)
+        _check_answers(nn.Sequential(*modules, tail, classifier), copied, [(images, calls[-1].returned), *others])
+    return cut
 
 
 def new_parameters(net: EarlyExitNet) -> list[tuple[str, nn.Parameter]]:
@@ -78,39 +126,98 @@ def new_parameters(net: EarlyExitNet) -> list[tuple[str, nn.Parameter]]:
     return [(name, value) for name, value in net.named_parameters() if name.startswith((*early, confidence))]
 
 
-def _check_names(backbone: nn.Module, exits: Sequence[str]) -> None:
+def _check_backbone(backbone: nn.Module) -> None:
+    """`ValueError`, before any work, for what cannot be cut, with the way out."""
+    if not isinstance(backbone, nn.Module):
+        raise ValueError(
+            f"backbone is a {type(backbone).__name__}; give an nn.Module that maps images to logits [N, K]"
+        )
+    for name, m in backbone.named_modules():
+        where = f"backbone.{name}" if name else "the backbone"
+        kinds = {kind.__name__ for kind in type(m).__mro__}
+        if isinstance(m, torch.jit.ScriptModule):
+            raise ValueError(f"{where} is a ScriptModule, which cannot be cut; give the module that it was made from")
+        if kinds & {"EarlyExitNet", "Accelerated"}:
+            raise ValueError(f"{where} has exits already ({type(m).__name__}); give one without, such as net.plain()")
+        if kinds & {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}:
+            raise ValueError(f"{where} is a {type(m).__name__}; attach exits to its module first, then wrap the result")
+        if ".quantized" in type(m).__module__:
+            raise ValueError(f"{where} is a quantized {type(m).__name__}; attach exits first, then quantize the result")
+        for key, t in chain(m.named_parameters(recurse=False), m.named_buffers(recurse=False)):
+            why = _obstacle(t)
+            if why:
+                raise ValueError(f"{'.'.join(filter(None, ('backbone', name, key)))} {why}")
+
+
+def _obstacle(t: Tensor) -> str:
+    if is_lazy(t):
+        return "has no shape yet; run the backbone on one image first"
+    special = special_kind(t)
+    if special:
+        return f"is a {special}; attach exits to the backbone with plain tensors first"
+    if t.is_meta:
+        return "is on the meta device, without values; give it some, by .to_empty(device=...) and load_state_dict"
+    if t.is_quantized:
+        return "is quantized; attach exits first, then quantize the result"
+    if t.layout != torch.strided:
+        return f"has layout {t.layout}; make it dense by .to_dense()"
+    return ""
+
+
+def _check_names(backbone: nn.Module, exits: Sequence[str]) -> list[str]:
+    """The names under which `named_modules` lists the exits, where a module has several."""
     if isinstance(exits, str):
         raise ValueError(f"exits={exits!r} must be a list of names: exits=[{exits!r}]")
-    names = [name for name, _ in backbone.named_modules() if name]
+    listed = {m: name for name, m in backbone.named_modules()}
+    modules = {name: m for name, m in backbone.named_modules(remove_duplicate=False) if name}
     for name in exits:
-        if name not in names:
-            close = " or ".join(map(repr, get_close_matches(name, names))) or "one of backbone.named_modules()"
+        if name not in modules:
+            inside = [other for other in modules if other.endswith(f".{name}")]
+            close = " or ".join(map(repr, (inside or get_close_matches(name, modules))[:3]))
+            close = close or "one of backbone.named_modules()"
             raise ValueError(f"exits={list(exits)}: the backbone has no module {name!r}; take {close}")
+    return [listed[modules[name]] for name in exits]
 
 
 def _images(backbone: nn.Module, input_shape: Sequence[int]) -> Tensor:
     """Two images of noise, where the weights are and in their dtype."""
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise ValueError(f"input_shape={tuple(input_shape)} must be (C, H, W), each at least 1")
-    weight = next(backbone.parameters(), torch.empty(0))
-    return torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(weight)
+    weights = (p for p in backbone.parameters() if p.is_floating_point())
+    x = _noise(2, input_shape)
+    return x.to(next(weights, x))
 
 
-@contextmanager
-def _mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Every module's own flag comes back afterwards, since a user may have frozen some of them."""
-    flags = [(m, m.training) for m in module.modules()]
-    for m, _ in flags:
-        m.training = training
-    try:
-        yield
-    finally:
-        for m, flag in flags:
-            m.training = flag
+def _noise(n: int, shape: Sequence[int]) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randn(n, *shape, generator=generator, device="cpu", dtype=torch.float32)
+
+
+def _other_sizes(backbone: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """One larger and three smaller images, none of them square, and what the backbone answers.
+
+    Where it takes no such images, they are of the size that it was given.
+    """
+    channels, h, w = images.shape[1:]
+    found = []
+    for n, sizes in (
+        (1, [(h + h // 2 + 1, w + w // 4 + 2), (2 * h, 3 * w), (h, w)]),
+        (3, [(h - h // 4, w // 2 + 1), (h, max(w // 2, 1)), (h, w)]),
+    ):
+        for size in sizes:
+            x = _noise(n, (channels, *size)).to(images)
+            try:
+                found.append((x, _run(backbone, x.clone())))
+                break
+            except Exception as error:  # whatever the backbone raises
+                failed = error
+        else:
+            raise ValueError(f"the backbone takes a batch of 2 images, but not of {n} ({failed})")
+    return found
 
 
 def _run(module: nn.Module, x: Tensor, training: bool = False) -> Any:
-    with torch.no_grad(), _mode(module, training):
+    with mode(module, training):
         return module(x)
 
 
@@ -162,6 +269,8 @@ def _classifier(calls: Sequence[_Call], num_classes: int | None) -> tuple[str, n
             f"the backbone's last layer {name!r} has no bias; give it one: "
             f"backbone.{name}.bias = nn.Parameter(torch.zeros({linear.out_features}))"
         )
+    if len(logits) != len(calls[-1].received[0]):
+        raise ValueError(f"the backbone returns {len(logits)} rows for 2 images; it must return logits [N, K]")
     if num_classes not in (None, linear.out_features):
         raise ValueError(
             f"num_classes={num_classes}, but the backbone answers with {linear.out_features}; first replace its last "
@@ -250,15 +359,18 @@ class _Trace:
         return isinstance(value, Tensor) and value.dim() == 4
 
 
-def _trace(backbone: nn.Module, calls: Sequence[_Call], images: Tensor, names: Sequence[str]) -> _Trace:
-    """Traced by torch.fx, or followed from module to module where that is impossible; the last name ends it."""
+def _trace(backbone: nn.Module, calls: Sequence[_Call], inputs: Sequence[Tensor], names: Sequence[str]) -> _Trace:
+    """Traced by torch.fx, or followed from module to module where that is impossible; the last name ends it.
+
+    inputs: batches of different sizes; the backbone was called with the first.
+    """
     opened = {"", *(parent for name in names for parent in accumulate(name.split(".")[:-1], "{}.{}".format))}
     try:
         (trained, _), (graph, returned) = (_symbolic(backbone, opened, training) for training in (True, False))
     except Exception as error:  # torch.fx raises whatever the traced code does
         try:
             # A copy, since in training mode the statistics change.
-            (trained, _) = _chain(_watch(copy.deepcopy(backbone), images, training=True), opened)
+            (trained, _) = _chain(_watch(twin(backbone), inputs[0], training=True), opened)
             (graph, returned) = _chain(calls, opened)
         except ValueError as why:
             raise ValueError(
@@ -270,25 +382,33 @@ def _trace(backbone: nn.Module, calls: Sequence[_Call], images: Tensor, names: S
     whole = fx.Graph()
     whole.graph_copy(graph, copies)
     whole.output(tuple(copies.values()))
-    values = _run(fx.GraphModule(_attributes(backbone, graph), whole), images.clone())
-    value_of = dict(zip(copies, values, strict=True))
-    batch_size = _shared_batch_size(graph, value_of)
+    runnable = _module(backbone, whole)
+    values = dict(zip(copies, _run(runnable, inputs[0].clone()), strict=True))
+    sizes = {node for node, value in values.items() if isinstance(value, int) and _is_first_size(node)}
+    for x in inputs:
+        found = zip(copies, _run(runnable, x.clone()), strict=True) if sizes else ()
+        sizes -= {node for node, value in found if not isinstance(value, int) or value != len(x)}
+    batch_size = _shared_batch_size(graph, sizes)
     nodes = list(graph.nodes)
-    return _Trace(backbone, tuple(nodes[: nodes.index(returned[names[-1]]) + 1]), returned, value_of, batch_size)
+    nodes = nodes[: nodes.index(returned[names[-1]]) + 1]
+    return _Trace(backbone, tuple(nodes), returned, values, batch_size)
 
 
-def _shared_batch_size(graph: fx.Graph, values: dict[fx.Node, Any]) -> fx.Node:
+def _is_first_size(node: fx.Node) -> bool:
+    return node.args[1:] == (0,) and len(node.all_input_nodes) == 1
+
+
+def _shared_batch_size(graph: fx.Graph, sizes: set[fx.Node]) -> fx.Node:
     """One node for all of `x.size(0)` and `x.shape[0]`, which every stage can read from its own features."""
     images, *others = graph.nodes
     with graph.inserting_after(images):
         batch_size = graph.call_method("size", (images, 0))
     for node in others:
-        value = values.get(node)
-        if isinstance(value, int) and value == len(values[images]) and node.args[1:] == (0,):
+        if node in sizes:
             (source,) = node.all_input_nodes
             node.replace_all_uses_with(batch_size)
             graph.erase_node(node)
-            if not source.users and isinstance(values[source], torch.Size):
+            if not source.users and source.op != "placeholder":
                 graph.erase_node(source)
     return batch_size
 
@@ -297,7 +417,7 @@ def _symbolic(backbone: nn.Module, opened: set[str], training: bool) -> tuple[fx
     others = list(inspect.signature(backbone.forward).parameters.values())[1:]
     defaults = {other.name: other.default for other in others if other.default is not other.empty}
     tracer = _CoarseTracer(opened)
-    with _mode(backbone, training):
+    with mode(backbone, training):
         graph = tracer.trace(backbone, defaults or None)
     # Of arguments with a default, torch.fx leaves placeholders and checks that nobody gave another value.
     for unused in [node for node in graph.nodes if node.op == "placeholder"][1:]:
@@ -368,9 +488,9 @@ def _follow_training_flag(trained: fx.Graph, graph: fx.Graph) -> None:
             node.kwargs = {key: same(other.kwargs[key], value) for key, value in node.kwargs.items()}
 
 
-def _attributes(backbone: nn.Module, graph: fx.Graph) -> dict[str, Any]:
-    """The modules and parameters that the graph names."""
-    return attributes(backbone, graph, {_TRAINING: _TrainingMode()})
+def _module(backbone: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """The graph with the modules and parameters that it names."""
+    return fx.GraphModule(attributes(backbone, graph, {_TRAINING: _TrainingMode()}), graph)
 
 
 def _cuts(trace: _Trace, exits: Sequence[str]) -> list[fx.Node]:
@@ -402,9 +522,9 @@ def _name(trace: _Trace, node: fx.Node) -> str:
 
 
 def _stage(
-    trace: _Trace, source: fx.Node, nodes: Sequence[fx.Node], result: fx.Node, as_map: bool = False
-) -> fx.GraphModule:
-    """The nodes as a module from `source` to `result`; as_map: [N, F] is returned as [N, F, 1, 1]."""
+    trace: _Trace, source: fx.Node, nodes: Sequence[fx.Node], result: fx.Node, width: int | None = None
+) -> fx.Graph:
+    """The nodes from `source` to `result`; with a width, [N, width] is returned as [N, width, 1, 1]."""
     graph = fx.Graph(tracer_cls=Tracer)
     features = graph.placeholder("features")
     copies = {source: features}
@@ -422,8 +542,9 @@ def _stage(
         if copied(node).op == "call_method" and node.target == "view":
             copied(node).target = "reshape"
     out = copied(result)
-    graph.output(graph.call_method("unflatten", (out, 1, (-1, 1, 1))) if as_map else out)
-    return fx.GraphModule(_attributes(trace.backbone, graph), graph)
+    # A backbone may have squeezed a single image to [width].
+    graph.output(out if width is None else graph.call_method("reshape", (out, -1, width, 1, 1)))
+    return graph
 
 
 def _has_weights(trace: _Trace, node: fx.Node) -> bool:
@@ -433,10 +554,8 @@ def _has_weights(trace: _Trace, node: fx.Node) -> bool:
     return node.op == "get_attr"
 
 
-def _final(
-    trace: _Trace, cuts: Sequence[fx.Node], classifier: nn.Linear, input_shape: Sequence[int]
-) -> tuple[fx.GraphModule, ExitHead]:
-    """Last stage and final exit, which has the backbone's own pooling, if it is an average, and its own linear.
+def _final(trace: _Trace, cuts: Sequence[fx.Node], classifier: nn.Linear) -> tuple[fx.Graph, fx.Graph | None]:
+    """Last stage, and the pooling of the final exit: the backbone's own, if it is an average at every size.
 
     Any other end of the backbone goes into the stage, whose maps then have one pixel.
     """
@@ -450,32 +569,39 @@ def _final(
         if any(_has_weights(trace, later) for later in tail):
             break
         if trace.is_map(node) and not trace.also_needed(node):
-            pool, (channels, *size) = _stage(trace, node, tail, read), trace.values[node].shape[1:]
-            if channels == classifier.in_features and _averages(pool, trace.values[node]):
-                head = ExitHead("pool", (channels, *size), classifier.out_features, input_shape)
-                head.pool, head.classifier = nn.Sequential(pool), classifier
-                return _stage(trace, source, trace.between(source, node), node), head
-    head = ExitHead("pool", (classifier.in_features, 1, 1), classifier.out_features, input_shape)
-    head.classifier = classifier
-    return _stage(trace, source, rest, read, as_map=True), head
+            pool, channels = _stage(trace, node, tail, read), trace.values[node].shape[1]
+            runnable = _module(trace.backbone, pool)
+            if channels == classifier.in_features and _averages(runnable, trace.values[node]):
+                return _stage(trace, source, trace.between(source, node), node), pool
+    return _stage(trace, source, rest, read, width=classifier.in_features), None
 
 
 def _averages(pool: nn.Module, like: Tensor) -> bool:
-    """Whether `pool` maps [N, C, H, W] to the mean [N, C]; tried, since there are many ways to write it."""
-    n, channels, *size = like.shape
-    shape = (n, channels, *size) if size != [1, 1] else (n, channels, 5, 3)
-    # Large, so that an activation behind the pooling shows, and float64, so that rounding does not.
-    x = 100 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(like.device)
-    try:
-        out = _run(pool, x.clone())
-    except Exception:  # a pooling with a window of fixed size, for instance
-        return False
-    return out.shape == (n, channels) and torch.allclose(out.double(), x.mean((2, 3)), rtol=0, atol=1e-3)
+    """Whether `pool` maps [N, C, H, W] to the mean [N, C]; tried, since there are many ways to write it.
+
+    A window of fixed size averages the maps of one size only, and a squeeze drops the dimension of a single image.
+    """
+    n, channels, h, w = like.shape
+    for shape in ((n, h, w), (1, 2 * h + 1, w + 3), (3, 1, 1), (2, 41, 37)):
+        # Large, so that an activation behind the pooling shows, and float64, so that rounding does not.
+        generator = torch.Generator("cpu").manual_seed(0)
+        x = torch.randn(shape[0], channels, *shape[1:], dtype=torch.float64, generator=generator, device="cpu")
+        x = 100 * x.to(like.device)
+        try:
+            out = _run(pool, x.clone())
+        except Exception:  # whatever the backbone raises for maps of another size
+            return False
+        if out.shape != x.shape[:2] or not torch.allclose(out.double(), x.mean((2, 3)), rtol=0, atol=1e-3):
+            return False
+    return True
 
 
-def _separate(stages: list[fx.GraphModule], images: Tensor) -> list[fx.GraphModule]:
-    """Let stages that would overwrite their features copy them: for its gradients the head before still needs them."""
-    features = images.clone()
+def _separate(stages: list[fx.GraphModule], images: Tensor) -> list[Tensor]:
+    """Let stages that would overwrite their features copy them: for its gradients the head before still needs them.
+
+    Returns each stage's features.
+    """
+    features, found = images.clone(), []
     for i, stage in enumerate(stages):
         before = features._version
         result = _run(stage, features)
@@ -485,15 +611,47 @@ def _separate(stages: list[fx.GraphModule], images: Tensor) -> list[fx.GraphModu
                 own = stage.graph.call_method("clone", (source,))
             source.replace_all_uses_with(own, lambda user, own=own: user is not own)
             stage.recompile()
+        found.append(result)
         features = result
-    return stages
+    return found
 
 
-def _check_answers(net: EarlyExitNet, images: Tensor, expected: Tensor) -> None:
-    """What tracing cannot see, a branch on the images for instance, shows here."""
-    got = _run(net.plain(), images.clone())
-    if not torch.allclose(got, expected, rtol=0.01, atol=0.01 * float(expected.abs().max()), equal_nan=True):
-        raise ValueError(
-            f"the cut backbone answers {(got - expected).abs().max():.3g} off the whole one, so it computes something "
-            "that torch.fx does not see; build eefast.EarlyExitNet(stages, heads, ...) from its modules"
-        )
+def _check_answers(cut: nn.Module, backbone: nn.Module, answers: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """What tracing cannot see, a branch on the images or their size for instance, shows here.
+
+    answers: of the backbone, to batches of different sizes. Both share their weights, which are changed at last: what
+    was computed from them while tracing does not follow.
+    """
+
+    def check(images: Tensor, expected: Tensor, when: str) -> None:
+        try:
+            got = _run(cut, images.clone())
+        except Exception as error:  # whatever shapes that do not fit raise
+            raise ValueError(f"the cut backbone {when} fails ({error}), and the whole one does not; {_SEEN}") from error
+        expected = expected.view_as(got) if expected.numel() == got.numel() else expected
+        scale = float(expected.abs().nan_to_num(0, 0).max())
+        if got.shape != expected.shape or not torch.allclose(
+            got, expected, rtol=0.01, atol=0.01 * scale, equal_nan=True
+        ):
+            off = (
+                f"{(got - expected).abs().max():.3g} off"
+                if got.shape == expected.shape
+                else f"{tuple(got.shape)} beside"
+            )
+            raise ValueError(f"the cut backbone answers {when} {off} the whole one, {_SEEN}")
+
+    for images, expected in answers:
+        check(images, expected, f"to images of {tuple(images.shape[2:])}")
+    generator = torch.Generator("cpu").manual_seed(0)
+    for t in chain(backbone.parameters(), backbone.buffers()):
+        if t.is_floating_point():
+            factor = 0.5 + torch.rand(t.shape, generator=generator, device="cpu", dtype=torch.float32).to(t)
+            t.copy_(torch.where(t == 0, 0.1 * factor, t * factor))
+    images = answers[0][0]
+    check(images, _run(backbone, images.clone()), "with other weights")
+
+
+_SEEN = (
+    "so it computes something that torch.fx does not see; build eefast.EarlyExitNet(stages, heads, ...) from its "
+    "modules"
+)

@@ -11,7 +11,9 @@ import torch
 import torchvision
 from networks import assert_same_answers, images, lived_in, one_by_one, spread_thresholds
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
+from torch.testing._internal.two_tensor import TwoTensor
 from torchvision.models import vgg
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -204,7 +206,7 @@ def test_every_end_is_kept(end):
     net = attach(backbone, ["first"], input_shape=SMALL)
     x = images(33, SMALL)
     assert_answers_of(net, backbone, x)
-    assert (net.heads[-1].feature_shape == (8, 8, 7)) == (end in ("fixed window", "batch size from its shape", "mean"))
+    assert (net.heads[-1].feature_shape == (8, 8, 7)) == (end in ("batch size from its shape", "mean"))
     spread_thresholds(net, x, 0.4)
     assert_same_answers(eefast.accelerate(net, engine="compact")(x), one_by_one(net, x), net)
 
@@ -413,7 +415,141 @@ def test_what_tracing_does_not_see_is_noticed():
             return super().forward(x * self.calls)
 
     backbone = lived_in(Counting(), 1).eval()
-    with pytest.raises(
-        ValueError, match=r"1.25 off the whole one, so it computes something that torch.fx does not see"
-    ):
+    with pytest.raises(ValueError, match=r"off the whole one, so it computes something that torch.fx does not see"):
         attach(backbone, ["first"], input_shape=SMALL)
+
+
+def lazy(m: Custom) -> nn.Module:
+    m.second = nn.LazyConv2d(8, 3)
+    return m
+
+
+def on_meta(m: Custom) -> nn.Module:
+    m.second.to("meta")
+    return m
+
+
+def sparse(m: Custom) -> nn.Module:
+    m.fc.weight = nn.Parameter(m.fc.weight.detach().to_sparse())
+    return m
+
+
+def complex_weights(m: Custom) -> nn.Module:
+    m.first = nn.Conv2d(3, 8, 3, dtype=torch.complex64)
+    return m
+
+
+def fake(m: Custom) -> nn.Module:
+    with FakeTensorMode():
+        m.second = nn.Conv2d(8, 8, 3)
+    return m
+
+
+def subclassed(m: Custom) -> nn.Module:
+    m.second.weight = nn.Parameter(TwoTensor(m.second.weight.detach(), m.second.weight.detach()))
+    return m
+
+
+def quantized_buffer(m: Custom) -> nn.Module:
+    m.register_buffer("table", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8))
+    return m
+
+
+def scripted_inside(m: Custom) -> nn.Module:
+    m.second = torch.jit.script(m.second)
+    return m
+
+
+def accelerated(m: Custom) -> nn.Module:
+    return eefast.accelerate(attach(m, ["first"], input_shape=SMALL))
+
+
+def dynamically_quantized(m: Custom) -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(m, {nn.Linear})
+
+
+class DistributedDataParallel(nn.Module):
+    """Stands for PyTorch's, which wants other processes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lazy, "backbone.second.weight has no shape yet; run the backbone on one image first"),
+        (on_meta, r"backbone.second.weight is on the meta device, without values; give it some, by .to_empty"),
+        (sparse, r"backbone.fc.weight has layout torch.sparse_coo; make it dense by .to_dense\(\)"),
+        (complex_weights, "the backbone cannot take such images"),
+        (fake, "backbone.second.weight is a FakeTensor; attach exits to the backbone with plain tensors first"),
+        (subclassed, "backbone.second.weight is a TwoTensor; attach exits to the backbone with plain tensors first"),
+        (quantized_buffer, "backbone.table is quantized; attach exits first, then quantize the result"),
+        (dynamically_quantized, "backbone.fc is a quantized Linear; attach exits first"),
+        (scripted_inside, "backbone.second is a ScriptModule, which cannot be cut; give the module that it was made"),
+        (lambda m: torch.jit.trace(m, images(2, SMALL)), "the backbone is a ScriptModule, which cannot be cut"),
+        (lambda m: attach(m, ["first"], input_shape=SMALL), r"has exits already \(EarlyExitNet\); give one without"),
+        (accelerated, r"the backbone has exits already \(Accelerated\); give one without, such as net.plain\(\)"),
+        (lambda m: nn.Sequential(attach(m, [], input_shape=SMALL)), "backbone.0 has exits already"),
+        (DistributedDataParallel, "the backbone is a DistributedDataParallel; attach exits to its module first"),
+        (lambda m: m.forward, "backbone is a method; give an nn.Module that maps images to logits"),
+    ],
+)
+def test_what_is_no_plain_module_of_plain_tensors_is_refused_before_any_work(change, message):
+    backbone = change(make())
+    if isinstance(backbone, nn.Module):
+        backbone.register_forward_pre_hook(lambda *_: pytest.fail("it ran")) if change is lazy else None
+    with pytest.raises(ValueError, match=message):
+        attach(backbone, ["first"], input_shape=SMALL)
+
+
+@pytest.mark.parametrize("change", [fake, lazy])
+def test_a_network_of_odd_tensors_is_refused_as_well(change):
+    stage = change(make()).second
+    with pytest.raises(ValueError, match=r"a parameter is a FakeTensor; build the|has no shape yet"):
+        eefast.EarlyExitNet([stage], [ExitHead("pool", (8, 6, 6), 5, SMALL)], input_shape=(8, 9, 9))
+
+
+@torch.no_grad()
+def test_data_parallel_backbones_and_second_names_are_cut():
+    backbone = make(residual)
+    x = images(3, SMALL)
+    net = attach(nn.DataParallel(backbone), ["module.first"], input_shape=SMALL)
+    assert torch.equal(net.plain()(x), backbone(x))
+    backbone.layers = nn.ModuleList([backbone.first, backbone.second])
+    net = attach(backbone, ["layers.0", "layers.1"], input_shape=SMALL)
+    assert net.num_exits == 2
+    assert torch.equal(net.plain()(x), backbone(x))
+    with pytest.raises(ValueError, match=r"no module 'first.0'; take 'module\.first\.0'"):
+        attach(nn.DataParallel(make(residual, first=nn.Sequential(nn.Conv2d(3, 8, 3)))), ["first.0"], input_shape=SMALL)
+
+
+@torch.no_grad()
+def test_parts_of_other_dtypes_stay_what_they_are():
+    class Mixed(Custom):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.pool(self.third(self.second(self.first(x).bfloat16()))).flatten(1).double())
+
+    backbone = lived_in(Mixed(), 1)
+    backbone.second.bfloat16(), backbone.third.bfloat16(), backbone.fc.double()
+    net = attach(backbone, ["second"], input_shape=SMALL)
+    assert [m.weight.dtype for m in (backbone.first, backbone.second, backbone.fc)] == [
+        torch.float32, torch.bfloat16, torch.float64,
+    ]  # fmt: skip
+    assert net.heads[0].classifier.weight.dtype == torch.bfloat16
+    assert len(net(images(3, SMALL)).logits) == 3
+
+
+@torch.no_grad()
+def test_what_the_caller_has_set_does_not_reach_the_network():
+    backbone = make()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.autocast("cpu", torch.bfloat16):
+            net = attach(backbone, ["first"], input_shape=SMALL)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {(t.device.type, t.dtype) for t in [*net.parameters(), net.cost, net.thresholds]} == {("cpu", torch.float32)}
+    assert_answers_of(net, backbone, images(3, SMALL))
