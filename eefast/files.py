@@ -89,11 +89,12 @@ def check(path: str | Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what writers that were killed left in a folder which no one else writes to."""
-    for partial in folder.glob(f"*{PARTIAL}"):
-        with suppress(OSError):
-            partial.unlink()
+def remove_partial(folder: Path, *names: str) -> None:
+    """Remove what `write` left of files with these names (patterns) when its process was killed."""
+    for name in names:
+        for partial in folder.glob(f"{name}.{'[0-9a-f]' * 8}{PARTIAL}"):
+            with suppress(OSError):
+                partial.unlink()
 
 
 def _names(path: str | Path) -> tuple[Path, Path]:

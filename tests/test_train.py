@@ -4,10 +4,10 @@ import copy
 import csv
 import gzip
 import inspect
+import io
 import json
 import math
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kill_and_resume import same_run
 from test_data import idx_bytes
 from torch.utils.data import random_split
 from typer.testing import CliRunner
@@ -183,43 +184,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def same_run(first: Path, second: Path) -> None:
-    """Bit for bit the same network, in the best and in the last epoch, and the same report but for the clock."""
-    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
-    last = [torch.load(folder / "last.ckpt", weights_only=True) for folder in (first, second)]
-    assert last[0]["epoch"] == last[1]["epoch"] == RESUMABLE["epochs"] - 1
-    assert all(torch.equal(value, last[1]["state_dict"][name]) for name, value in last[0]["state_dict"].items())
-    reports = [json.loads((folder / "report.json").read_text()) for folder in (first, second)]
-    assert [len(report.pop("seconds_per_epoch")) for report in reports] == [4, 4]
-    assert [report["arguments"].pop("resume") for report in reports] == [False, True]
-    assert reports[0] == reports[1]
-
-
-def test_killed_run_goes_on_as_if_nothing_had_happened(colours: Path, tmp_path: Path) -> None:
+def test_killed_runs_go_on_as_if_nothing_had_happened(colours: Path, tmp_path: Path) -> None:
     """Order, tags, augmentation and the crops made by worker processes included."""
-    own = {"net": "eenet20", "dataset": "folder", "image_size": 16, "held_out": 90, "batch_size": 16, "workers": 1}
-    options = {**RESUMABLE, **own, "data_root": str(colours)}
-    code = (
-        "import sys, json, torch; torch.set_num_threads(1); from eefast.train.run import train; "
-        "train(output=sys.argv[1], **json.loads(sys.argv[2]))"
-    )
-
-    def command(folder: str, **more: object) -> list[str]:
-        # In a process of its own: worker processes forked from one that has many threads may hang or crash.
-        return [sys.executable, "-c", code, str(tmp_path / folder), json.dumps({**options, **more})]
-
-    with subprocess.Popen(command("killed"), stderr=subprocess.PIPE, text=True) as running:
-        for line in running.stderr:
-            # The checkpoint of the first epoch is there, that of the second perhaps half written.
-            if line.startswith("epoch 2/4"):
-                break
-        running.send_signal(signal.SIGKILL)
-    assert running.returncode == -signal.SIGKILL
-    assert torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["epoch"] in (0, 1, 2)
-    assert not (tmp_path / "killed" / "model.safetensors").exists()
-    subprocess.run(command("whole"), check=True, capture_output=True)
-    subprocess.run(command("killed", resume=True), check=True, capture_output=True)
-    same_run(tmp_path / "whole", tmp_path / "killed")
+    own = {"dataset": "folder", "image_size": 16, "held_out": 90, "batch_size": 16, "workers": 1}
+    words = [tmp_path, colours, json.dumps({**RESUMABLE, **own}), "random", 2]
+    # In a process of its own: worker processes forked from one that has many threads may hang or crash.
+    script = Path(__file__).with_name("kill_and_resume.py")
+    done = subprocess.run([sys.executable, script, *map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the same bits") == 2, done.stdout
+    for killed in ("killed0", "killed1"):
+        same_run(tmp_path / "whole", tmp_path / killed)
+        assert len(torch.load(tmp_path / killed / "last.ckpt", weights_only=True)["seconds_per_epoch"]) == 4
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -248,16 +224,202 @@ def test_broken_run_goes_on_as_if_nothing_had_happened(
     same_run(tmp_path / "whole", tmp_path / "broken")
 
 
-def test_divergence_is_said(small_mnist: Path, tmp_path: Path) -> None:
-    options = {**RESUMABLE, "data_root": small_mnist, "optimizer": "sgd", "schedule": "constant", "epochs": 2}
-    with pytest.raises(RuntimeError, match=r"training diverged: .*lower learning_rate=1e\+30"):
-        train(output=tmp_path, learning_rate=1e30, **options)
-    assert not (tmp_path / "model.safetensors").exists()
+@pytest.mark.usefixtures("one_thread")
+def test_a_moved_run_knows_its_best_epoch(small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first epoch is made the best; after the move nothing is better, and the old folder is gone."""
+    options = {**RESUMABLE, "data_root": small_mnist, "loss": "v0", "two_stage": 0, "epochs": 3}
+    step = EarlyExitModule.training_step
+
+    def worse(module, batch, index):
+        if module.current_epoch == 1 and index == 0:
+            for head in module.net.heads:
+                head.classifier.weight.data.mul_(-30)
+        if (module.current_epoch, index) == (stop, 3):
+            raise ArithmeticError
+        return step(module, batch, index)
+
+    monkeypatch.setattr(EarlyExitModule, "training_step", worse)
+    stop = None
+    train(output=tmp_path / "whole", **options)
+    stop = 2
+    with pytest.raises(ArithmeticError):
+        train(output=tmp_path / "before", **options)
+    (tmp_path / "before").rename(tmp_path / "after")
+    stop = None
+    report = train(output=tmp_path / "after", resume=True, **options)
+    assert report.best_epoch == 1
+    same_run(tmp_path / "whole", tmp_path / "after")
+    assert not (tmp_path / "before").exists()
 
 
-def test_resume_without_a_checkpoint(small_mnist: Path, tmp_path: Path) -> None:
+def test_divergence_stops_at_once_and_keeps_the_last_good_epoch(
+    small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**RESUMABLE, "data_root": small_mnist, "optimizer": "sgd", "schedule": "constant"}
+    message = r"training diverged: the loss is no number in step \d+ of epoch 1; lower learning_rate=1e\+30$"
+    with pytest.raises(RuntimeError, match=message):
+        train(output=tmp_path / "first", learning_rate=1e30, **options)
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["logs", "started.json"]
+    step = EarlyExitModule.training_step
+
+    def spoilt(module, batch, index):
+        loss = step(module, batch, index)
+        if (module.current_epoch, index) == (2, 4):
+            module._check(loss * math.nan, index)
+        if (module.current_epoch, index) == (1, 11) and only_weights:
+            module.net.heads[0].classifier.bias.data[0] = math.inf
+        return loss
+
+    monkeypatch.setattr(EarlyExitModule, "training_step", spoilt)
+    only_weights = False
+    with pytest.raises(RuntimeError, match=r"the loss is no number in step 5 of epoch 3; .*; last\.ckpt has epoch 2$"):
+        train(output=tmp_path / "later", **options)
+    for name in ("best.ckpt", "last.ckpt"):
+        state = torch.load(tmp_path / "later" / name, weights_only=True)["state_dict"]
+        assert all(value.isfinite().all() for value in state.values())
+    assert not (tmp_path / "later" / "model.safetensors").exists()
+    # The last step of an epoch breaks the weights: no loss has shown it when the checkpoints are due.
+    only_weights = True
+    with pytest.raises(
+        RuntimeError, match=r"weights are no numbers at the end of epoch 2; .*; last\.ckpt has epoch 1$"
+    ):
+        train(output=tmp_path / "weights", **options)
+    assert torch.load(tmp_path / "weights" / "last.ckpt", weights_only=True)["epoch"] == 0
+
+
+def test_resume_without_a_checkpoint(small_mnist: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A wrong folder is told; a run that was broken off in its first epoch starts again."""
     with pytest.raises(FileNotFoundError, match=r"resume=True: there is no .*last\.ckpt"):
         train(data_root=small_mnist, output=tmp_path, resume=True, **RESUMABLE)
+    options = {**RESUMABLE, "data_root": small_mnist, "loss": "v0", "two_stage": 0, "epochs": 1}
+    arguments = train(output=tmp_path, **options).arguments
+    report = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "last.ckpt").unlink()
+    (tmp_path / "started.json").write_text(json.dumps({"arguments": arguments}))
+    with pytest.raises(ValueError, match=r"seed=2, but the run to resume has 1"):
+        train(output=tmp_path, resume=True, **{**options, "seed": 2})
+    capfd.readouterr()
+    train(output=tmp_path, resume=True, **options)
+    assert f"resume: no epoch of the run in {tmp_path} was finished, it starts again\n" in capfd.readouterr().err
+    assert (tmp_path / "model.safetensors").read_bytes() == report
+    # last.ckpt is of an earlier run in the same folder.
+    (tmp_path / "started.json").write_text(json.dumps({"arguments": {**arguments, "seed": 2}}))
+    train(output=tmp_path, resume=True, **{**options, "seed": 2})
+    assert "it starts again" in capfd.readouterr().err
+    assert (tmp_path / "model.safetensors").read_bytes() != report
+    (tmp_path / "started.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"started\.json is damaged; delete it"):
+        train(output=tmp_path, resume=True, **options)
+
+
+class Hostile:
+    def __reduce__(self):
+        return Path.touch, (Path(self.target),)
+
+
+@pytest.fixture(scope="module")
+def finished(small_mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("finished")
+    options = {**RESUMABLE, "data_root": small_mnist, "loss": "v0", "two_stage": 0, "epochs": 1}
+    train(output=folder, **options)
+    return folder, options
+
+
+def changed_file(content: bytes, kind: str, folder: Path) -> bytes | None:
+    """The checkpoint's bytes after some mishap; None for what is no file at all."""
+    if kind == "a folder":
+        return None
+    if kind == "empty":
+        return b""
+    if kind == "text":
+        return b"# nothing\n" * 50
+    if kind == "zeros":
+        return bytes(len(content))
+    if kind.startswith("cut"):
+        return content[: int(float(kind[4:]) * len(content))]
+    if kind == "a flipped bit":
+        # In the first weights, which fill a good part of the file.
+        where = content.index(
+            torch.load(io.BytesIO(content))["state_dict"]["net.stages.0.0.0.weight"].numpy().tobytes()
+        )
+        return content[:where] + bytes([content[where] ^ 64]) + content[where + 1 :]
+    found = torch.load(io.BytesIO(content), weights_only=True)
+    if kind == "code":
+        found["code"] = Hostile()
+        found["code"].target = str(folder / "executed")
+    elif kind == "another program's":
+        found = {"model": found["state_dict"]}
+    elif kind == "a list":
+        found = [1, 2]
+    elif kind == "newer":
+        found["format"] = 2
+    elif kind == "lacks a weight":
+        del found["state_dict"]["net.heads.0.classifier.weight"]
+    elif kind == "lacks the optimiser":
+        del found["optimizer_states"]
+    elif kind == "odd epochs":
+        found["seconds_per_epoch"], found["epoch"] = 3, "one"
+    elif kind == "odd loops":
+        found["loops"] = {"fit_loop": None}
+    elif kind == "odd callbacks":
+        found["callbacks"] = dict.fromkeys(found["callbacks"], 3)
+    file = io.BytesIO()
+    torch.save(found, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("a folder", "is no intact checkpoint: it is no regular file"),
+        ("empty", "is no intact checkpoint: it is empty"),
+        ("text", "is no checkpoint of eefast train: it is damaged"),
+        ("zeros", "is no"),
+        ("cut 0.01", "is no"),
+        ("cut 0.5", "is no"),
+        ("cut 0.999", "is no"),
+        ("a flipped bit", "is no intact checkpoint"),
+        ("code", "is no checkpoint of eefast train: it is damaged, or holds code"),
+        ("another program's", "is no checkpoint of eefast train"),
+        ("a list", "is no checkpoint of eefast train"),
+        ("newer", "was written by a newer eefast; install that"),
+        ("lacks a weight", "does not fit this run"),
+        ("lacks the optimiser", "does not fit this run"),
+        ("odd epochs", "is no checkpoint of eefast train"),
+        ("odd loops", "does not fit this run"),
+        ("odd callbacks", "does not fit this run"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_resumed_is_named(
+    finished: tuple[Path, dict], tmp_path: Path, kind: str, message: str
+) -> None:
+    folder, options = finished
+    content = changed_file((folder / "last.ckpt").read_bytes(), kind, tmp_path)
+    output = tmp_path / "run"
+    output.mkdir()
+    if content is None:
+        (output / "last.ckpt").mkdir()
+    else:
+        (output / "last.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"last\.ckpt") as raised:
+        train(output=output, resume=True, **options)
+    text = str(raised.value)
+    assert message in text
+    assert "start again without --resume" in text
+    assert "\n" not in text
+    assert not (tmp_path / "executed").exists()
+    if "does not fit" in message:
+        return
+    assert [path.name for path in output.iterdir()] == ["last.ckpt"]
+    # An intact one beside it is offered, and works.
+    if kind in ("empty", "cut 0.5"):
+        (output / "best.ckpt").write_bytes((folder / "best.ckpt").read_bytes())
+        with pytest.raises(ValueError, match=r"copy .*best\.ckpt, of epoch 1, over it"):
+            train(output=output, resume=True, **options)
+        (output / "last.ckpt").write_bytes((folder / "best.ckpt").read_bytes())
+        train(output=output, resume=True, **options)
+        same_run(folder, output)
 
 
 def test_the_best_epoch_is_saved(small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

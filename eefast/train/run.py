@@ -30,6 +30,7 @@ from .. import files, zoo
 from ..calibrate import THRESHOLDS_FILE, Calibration, calibrate, collect, exits_taken, least_images, outcome
 from ..criteria import CRITERIA, get
 from ..evaluate import batches, default_held_out, split
+from ..model import CONFIG_FILE, WEIGHTS_FILE
 from ..result import ExitOutput
 from ..surgery import attach
 from . import backbone as backbones
@@ -42,6 +43,10 @@ BEST_FILE, LAST_FILE = "best.ckpt", "last.ckpt"
 # The arguments of a run that is not done; the report has them afterwards.
 STARTED_FILE = "started.json"
 CHECKPOINT_FORMAT = 1
+_WRITTEN = (
+    BEST_FILE, LAST_FILE, STARTED_FILE, WEIGHTS_FILE, CONFIG_FILE, backbones.ATTACHED_FILE, THRESHOLDS_FILE,
+    REPORT_FILE, f"{LOGS_FOLDER}/*/metrics.csv",
+)  # fmt: skip
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 # Where and how fast a run goes on may change when it is resumed; what it learns may not.
 _FREE_TO_CHANGE = ("download", "device", "devices", "nodes", "strategy", "workers", "tensorboard", "resume", "test")
@@ -410,7 +415,7 @@ def _start(output: Path, arguments: dict[str, Any]) -> None:
     except OSError as error:
         raise ValueError(f"output={str(output)!r} cannot be made: {error.strerror}; name another folder") from error
     files.check(output / LAST_FILE)
-    files.remove_partial(output)
+    files.remove_partial(output, *_WRITTEN)
     _write(output / STARTED_FILE, {"arguments": arguments})
 
 
