@@ -1,4 +1,4 @@
-"""Training runs killed at random moments, or at every write, and resumed → folders that must equal an undisturbed run's.
+"""Training runs killed at random moments, or at every write, and resumed → folders that must equal an undisturbed one.
 
 By hand: python tests/kill_and_resume.py FOLDER DATA '{"net": "eenet8", …}' random 10, or … writes 0 to kill at every
 write of a file, before and after it takes its name.

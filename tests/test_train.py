@@ -255,7 +255,7 @@ def test_a_moved_run_knows_its_best_epoch(small_mnist: Path, tmp_path: Path, mon
 def test_divergence_stops_at_once_and_keeps_the_last_good_epoch(
     small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {**RESUMABLE, "data_root": small_mnist, "optimizer": "sgd", "schedule": "constant"}
+    options = {**RESUMABLE, "data_root": small_mnist, "optimizer": "sgd", "schedule": "constant", "epochs": 3}
     message = r"training diverged: the loss is no number in step \d+ of epoch 1; lower learning_rate=1e\+30$"
     with pytest.raises(RuntimeError, match=message):
         train(output=tmp_path / "first", learning_rate=1e30, **options)
@@ -374,7 +374,7 @@ def changed_file(content: bytes, kind: str, folder: Path) -> bytes | None:
     [
         ("a folder", "is no intact checkpoint: it is no regular file"),
         ("empty", "is no intact checkpoint: it is empty"),
-        ("text", "is no checkpoint of eefast train: it is damaged"),
+        ("text", "is no intact checkpoint: File is not a zip file"),
         ("zeros", "is no"),
         ("cut 0.01", "is no"),
         ("cut 0.5", "is no"),
@@ -402,6 +402,8 @@ def test_a_checkpoint_that_cannot_be_resumed_is_named(
         (output / "last.ckpt").mkdir()
     else:
         (output / "last.ckpt").write_bytes(content)
+    if "does not fit" in message:
+        (output / "best.ckpt").write_bytes((folder / "best.ckpt").read_bytes())
     with pytest.raises(ValueError, match=r"last\.ckpt") as raised:
         train(output=output, resume=True, **options)
     text = str(raised.value)
@@ -410,6 +412,9 @@ def test_a_checkpoint_that_cannot_be_resumed_is_named(
     assert "\n" not in text
     assert not (tmp_path / "executed").exists()
     if "does not fit" in message:
+        (output / "best.ckpt").write_bytes(b"")
+        with pytest.raises(ValueError, match=r"best\.ckpt is no intact checkpoint: it is empty; start again"):
+            train(output=output, resume=True, **options)
         return
     assert [path.name for path in output.iterdir()] == ["last.ckpt"]
     # An intact one beside it is offered, and works.

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, ZipFile
 
 import lightning
 import torch
@@ -351,11 +352,16 @@ def _to_resume(output: Path, arguments: dict[str, Any]) -> Path | None:
             raise ValueError(f"resume=True: {path} was written by a newer eefast; install that, or {way_out}")
         try:
             _same(found["arguments"], arguments)
-            return path
         except ValueError:
             # What an earlier run left here, unless this one has written it.
             if not of_this_run:
                 raise
+        else:
+            try:
+                _read(output / BEST_FILE)
+            except ValueError as error:
+                raise ValueError(f"resume=True: {error}; start again without --resume (resume=False)") from error
+            return path
     if not of_this_run:
         raise FileNotFoundError(f"resume=True: there is no {path}; name the folder of the broken run, or start anew")
     print(f"resume: no epoch of the run in {output} was finished, it starts again", file=sys.stderr, flush=True)
@@ -369,6 +375,10 @@ def _read(path: Path) -> dict[str, Any]:
             raise ValueError("it is no regular file" if path.exists() else "it is gone")
         if path.stat().st_size == 0:
             raise ValueError("it is empty")
+        with ZipFile(path) as archive:
+            # PyTorch does not look at the check sums, and never compresses.
+            if any(part.compress_type != ZIP_STORED for part in archive.infolist()) or archive.testzip():
+                raise ValueError("its check sums are wrong")
         found = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
