@@ -87,6 +87,7 @@ class _Stops:
         self.first: signal.Signals | None = None
         self.over, self.since, self.process = False, 0.0, os.getpid()
         self.before: dict[signal.Signals, Any] = {}
+        self.hook = sys.unraisablehook
 
     def install(self) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -95,9 +96,11 @@ class _Stops:
             # What a parent has told this process to ignore, such as nohup, it ignores.
             if signal.getsignal(number) != signal.SIG_IGN:
                 self.before[number] = signal.signal(number, self._stop)
+        sys.unraisablehook = self._unraisable
 
     def restore(self) -> None:
         """After a signal the process is about to end, which no second one should break into."""
+        sys.unraisablehook = self.hook
         for number, handler in self.before.items() if self.first is None else ():
             signal.signal(number, handler)
 
@@ -110,8 +113,19 @@ class _Stops:
                 os._exit(128 + number)
             return
         self.first, self.since = signal.Signals(number), time.monotonic()
+        self._raise()
+
+    def _raise(self, *_: Any) -> None:
         if not self.over:
             raise KeyboardInterrupt
+
+    def _unraisable(self, what: Any) -> None:
+        if self.first is None or not issubclass(what.exc_type, KeyboardInterrupt):
+            self.hook(what)
+        elif not self.over and hasattr(signal, "setitimer"):
+            # It was raised in a destructor or after a fork, where Python lets nothing out: again, once that is over.
+            signal.signal(signal.SIGALRM, self._raise)
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
 
 
 def _missing(error: ModuleNotFoundError) -> str:

@@ -1,0 +1,69 @@
+"""Jobs as JSON → commands in forks of one process that has imported everything, so that each costs no start of Python.
+
+A job: words; and what happens to it. signal: a number, sent once stderr has the text `seen`, `after` so many seconds,
+to its process, or with `group` to its worker processes too. missing: modules. limit: bytes that a file may have.
+Results, a line each: code, out, err, left: processes of the command that are there half a second after its end.
+"""
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+
+
+def ended(words, signal=None, seen="", after=0.0, group=False, missing=(), limit=None):
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = os.fork()
+        if process == 0:
+            os.setsid()
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            if limit is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            for module in missing:
+                for name in [n for n in sys.modules if n.split(".")[0] == module or n.startswith("eefast.cli")]:
+                    del sys.modules[name]
+                for name in [n for n in sys.modules if n.startswith("eefast.train.")]:
+                    del sys.modules[name]
+                sys.modules[module] = None
+            sys.argv = ["eefast", *words]
+            from eefast.cli import main
+
+            main()
+        if signal is not None:
+            while seen not in text(err) and not os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                time.sleep(0.02)
+            time.sleep(after)
+            (os.killpg if group else os.kill)(process, signal)
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        left = True
+        for _ in range(50):
+            try:
+                os.killpg(process, 0)
+            except ProcessLookupError:
+                left = False
+                break
+            time.sleep(0.01)
+        return {"code": code, "out": text(out), "err": text(err), "left": left}
+
+
+def text(file):
+    return os.pread(file.fileno(), 1 << 20, 0).decode()
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    # Everything that a command imports, so that forks do not.
+    import matplotlib.pyplot  # noqa: F401
+
+    import eefast.bench
+    import eefast.cli.commands
+    import eefast.demo
+    import eefast.train.run  # noqa: F401
+
+    for job in json.loads(sys.argv[1]):
+        print(json.dumps(ended(**job)), flush=True)
