@@ -180,9 +180,9 @@ def shop(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("shop")
     images, labels = data.mnist_test()
-    for stem in ("train", "t10k"):
-        (folder / f"{stem}-images-idx3-ubyte").write_bytes(idx_bytes(images[:, 0].numpy()))
-        (folder / f"{stem}-labels-idx1-ubyte").write_bytes(idx_bytes(labels.to(torch.uint8).numpy()))
+    for stem, n in (("train", 1500), ("t10k", 10_000)):
+        (folder / f"{stem}-images-idx3-ubyte").write_bytes(idx_bytes(images[:n, 0].numpy()))
+        (folder / f"{stem}-labels-idx1-ubyte").write_bytes(idx_bytes(labels[:n].to(torch.uint8).numpy()))
     lived_in(zoo.eenet("eenet8", input_shape=(1, 28, 28), normalization=((0.1,), (0.3,))), 1).save(folder / "net")
     random = np.random.default_rng(0)
     for name in ("blue", "red"):
@@ -207,10 +207,10 @@ def test_every_command_stops_at_a_signal(shop, tmp_path):
     """Ctrl-C, which goes to the worker processes too, and SIGTERM, which does not."""
     eenet, mnist = str(shop / "net"), ["--data-root", str(shop)]
     slow, to = [*mnist, "--batch-size", "1", "--workers", "2"], str(tmp_path / "written")
-    train = ["train", "--net", "eenet8", "--num-exits", "2", "--epochs", "1000", "--workers", "2", "--held-out", "500"]
+    train = ["train", "--net", "eenet8", "--num-exits", "2", "--epochs", "1000", "--workers", "2", "--held-out", "1000"]
     commands = [
         ([*train, *mnist, "--output", str(tmp_path / "run"), "--device", "cpu"], 0.2),
-        (["calibrate", eenet, *slow, "--save", "--cache", to, "--json", f"{to}.json"], 0.5),
+        (["calibrate", eenet, *slow, "--held-out", "1500", "--save", "--cache", to, "--json", f"{to}.json"], 0.5),
         (["evaluate", eenet, *slow, "--json", f"{to}.json"], 0.5),
         (["plot", eenet, *slow, "--same-images", "--output", f"{to}.png"], 0.5),
         (["bench", eenet, *mnist, "--own-thresholds", "--seconds", "60", "--figure", f"{to}.png"], 1.0),
@@ -257,7 +257,7 @@ def test_faults_while_commands_work(shop, tmp_path):
         ([*small, str(tmp_path / "a")], {}, 1, "images could not be read"),
         ([*small, str(tmp_path / "b"), "--workers", "2"], {}, 1, "images could not be read"),
         ([*small, str(tmp_path / "file" / "run")], {}, 2, "cannot be made: not a directory|cannot be made: Not a"),
-        ([*train, *mnist, "--held-out", "9000", "--output", str(tmp_path / "c")], {"limit": 3000}, 1,
+        ([*train, *mnist, "--held-out", "1400", "--output", str(tmp_path / "c")], {"limit": 3000}, 1,
          r"best\.ckpt cannot be written: file too large; .*; no epoch was finished"),
         (["evaluate", eenet, "--images", "9", "--json", report], {"limit": 99}, 1,
          r"report\.json cannot be written: file too large"),
@@ -267,7 +267,7 @@ def test_faults_while_commands_work(shop, tmp_path):
         (["evaluate", eenet, "--json", str(tmp_path)], {}, 2, "it is a folder; name a file"),
         (["plot", eenet, "--output", str(tmp_path / "x.gif2")], {}, 2, r"ending must be one of .*png"),
         (["demo", "--figure", "/proc/x.png"], {}, 2, "/proc/x.png cannot be written"),
-        (["calibrate", eenet, *mnist, "--save", "--max-cost", "0.7"], {"limit": 3000}, 1,
+        (["calibrate", eenet, *mnist, "--held-out", "500", "--save", "--max-cost", "0.7"], {"limit": 3000}, 1,
          r"model\.safetensors cannot be written: file too large; .* unchanged"),
         (["train", "--num-exits", "99", *mnist], {}, 2, "does not fit: 9 exits fit into 9 blocks"),
         (["train", "--resume", "--output", str(tmp_path / "nothing"), *mnist], {}, 2, "there is no .*last.ckpt"),

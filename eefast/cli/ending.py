@@ -106,8 +106,9 @@ class _Stops:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
-            # A worker process that was forked from here and got the signal with the whole group.
-            os._exit(128 + number)
+            # A worker process that was forked from here and got the signal with the whole group. PyTorch would tell
+            # of any other exit code, in the middle of the cleaning up.
+            os._exit(0)
         if self.first is not None:
             if time.monotonic() - self.since > GRACE_SECONDS:
                 os._exit(128 + number)
@@ -120,9 +121,9 @@ class _Stops:
             raise KeyboardInterrupt
 
     def _unraisable(self, what: Any) -> None:
-        if self.first is None or not issubclass(what.exc_type, KeyboardInterrupt):
+        if self.first is None:
             self.hook(what)
-        elif not self.over and hasattr(signal, "setitimer"):
+        elif issubclass(what.exc_type, KeyboardInterrupt) and not self.over and hasattr(signal, "setitimer"):
             # It was raised in a destructor or after a fork, where Python lets nothing out: again, once that is over.
             signal.signal(signal.SIGALRM, self._raise)
             signal.setitimer(signal.ITIMER_REAL, 0.01)
