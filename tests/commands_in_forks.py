@@ -5,6 +5,7 @@ to its process, or with `group` to its worker processes too. missing: modules. l
 Results, a line each: code, out, err, left: processes of the command that are there half a second after its end.
 """
 
+import gc
 import json
 import os
 import resource
@@ -65,5 +66,7 @@ if __name__ == "__main__":
     import eefast.demo
     import eefast.train.run  # noqa: F401
 
+    # The collector must not touch, and so copy, what all forks share.
+    gc.freeze()
     for job in json.loads(sys.argv[1]):
         print(json.dumps(ended(**job)), flush=True)

@@ -11,6 +11,7 @@ from .bench import bench
 from .calibrate import calibrate
 from .calibrate_device import calibrate_device
 from .demo import demo
+from .ending import Stopped
 from .evaluate import evaluate
 from .plot import plot
 from .train import train
@@ -20,6 +21,8 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise Stopped(*stop.args) from stop
         except EOFError as error:
             # Typer would take it for Ctrl-D and say "Aborted.", nothing else.
             raise RuntimeError(f"a file ended too early: {error}") from error

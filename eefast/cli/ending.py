@@ -28,6 +28,10 @@ if hasattr(signal, "SIGHUP"):
 GRACE_SECONDS = 3.0
 
 
+class Stopped(BaseException):
+    """A KeyboardInterrupt on its way through Typer, which would drop its words."""
+
+
 def main() -> None:
     """Entry point of the `eefast` command, see `run`."""
 
@@ -56,7 +60,7 @@ def run(command: Callable[[], object]) -> int:
             sys.stdout.flush()
     except SystemExit as end:
         code, why = (end.code or 0, "") if end.code is None or isinstance(end.code, int) else (FAILED, str(end.code))
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, Stopped) as stop:
         code, why, more = 128 + signal.SIGINT, STOPS[signal.SIGINT], str(stop)
     except BrokenPipeError:
         # Who read stdout has seen enough.
