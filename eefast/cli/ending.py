@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 from ..files import WriteError
@@ -91,7 +91,7 @@ class _Stops:
         self.first: signal.Signals | None = None
         self.over, self.since, self.process = False, 0.0, os.getpid()
         self.before: dict[signal.Signals, Any] = {}
-        self.hook = sys.unraisablehook
+        self.hooks = sys.unraisablehook, sys.excepthook
 
     def install(self) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -100,11 +100,11 @@ class _Stops:
             # What a parent has told this process to ignore, such as nohup, it ignores.
             if signal.getsignal(number) != signal.SIG_IGN:
                 self.before[number] = signal.signal(number, self._stop)
-        sys.unraisablehook = self._unraisable
+        sys.unraisablehook, sys.excepthook = self._unraisable, self._uncaught
 
     def restore(self) -> None:
         """After a signal the process is about to end, which no second one should break into."""
-        sys.unraisablehook = self.hook
+        sys.unraisablehook, sys.excepthook = self.hooks
         for number, handler in self.before.items() if self.first is None else ():
             signal.signal(number, handler)
 
@@ -126,11 +126,16 @@ class _Stops:
 
     def _unraisable(self, what: Any) -> None:
         if self.first is None:
-            self.hook(what)
+            self.hooks[0](what)
         elif issubclass(what.exc_type, KeyboardInterrupt) and not self.over and hasattr(signal, "setitimer"):
             # It was raised in a destructor or after a fork, where Python lets nothing out: again, once that is over.
             signal.signal(signal.SIGALRM, self._raise)
             signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+    def _uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        # Worker processes inherit this, and talk to a parent that has gone.
+        if os.getpid() == self.process or not issubclass(kind, (ConnectionError, EOFError)):
+            self.hooks[1](kind, error, trace)
 
 
 def _missing(error: ModuleNotFoundError) -> str:
