@@ -1,7 +1,7 @@
 """Training runs killed at random moments, or at every write, and resumed → folders that must equal an undisturbed one.
 
-By hand: python tests/kill_and_resume.py FOLDER DATA '{"net": "eenet8", …}' random 10, or … writes 0 to kill at every
-write of a file, before and after it takes its name.
+By hand: python tests/kill_and_resume.py FOLDER DATA '{"net": "eenet8", …}' random 10, or … writes 1 to kill at every
+write of a file from the first on, before and after it takes its name.
 """
 
 import json
@@ -98,7 +98,7 @@ def broken_runs(folder, options, kind, kills, seed=1):
     draw = random.Random(seed)
     # The first run is slower than those after it.
     moments = [draw.uniform(0, 0.7 * seconds) for _ in range(kills)]
-    number = 0
+    number = 0 if kind == "random" else 2 * kills - 2
     while True:
         output = folder / f"killed{number}"
         if kind == "random":
