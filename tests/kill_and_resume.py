@@ -4,6 +4,7 @@ By hand: python tests/kill_and_resume.py FOLDER DATA '{"net": "eenet8", …}' ra
 write of a file from the first on, before and after it takes its name.
 """
 
+import gc
 import json
 import os
 import random
@@ -92,6 +93,8 @@ def broken_runs(folder, options, kind, kills, seed=1):
     """The undisturbed run and those that were killed; each is compared, and says when it was killed."""
     import eefast.train.run  # noqa: F401  once, for all forks
 
+    # The collector must not touch, and so copy, what all forks share.
+    gc.freeze()
     begin = time.perf_counter()
     assert in_a_process(options, folder / "whole", False) == 0, (folder / "whole.log").read_text()
     seconds = time.perf_counter() - begin

@@ -442,8 +442,10 @@ def _explained(lines: _EpochLines, writer: _Writer, checkpoint: Path | None) -> 
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
-        # Lightning makes a SystemExit of Ctrl-C.
-        raise KeyboardInterrupt(more()) from stop
+        # Lightning makes a SystemExit of Ctrl-C, and another one of SIGTERM, which stays.
+        if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt(more()) from stop
+        raise
     except DivergedError as error:
         raise DivergedError(f"{error}; {LAST_FILE} has epoch {finished()}" if finished() else str(error)) from error
     except files.WriteError as error:
