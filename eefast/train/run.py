@@ -31,7 +31,8 @@ from .. import files, zoo
 from ..calibrate import THRESHOLDS_FILE, Calibration, calibrate, collect, exits_taken, least_images, outcome
 from ..criteria import CRITERIA, get
 from ..evaluate import batches, default_held_out, split
-from ..model import CONFIG_FILE, WEIGHTS_FILE
+from ..model import ATTACHED_FILE, CONFIG_FILE, WEIGHTS_FILE
+from ..record import RECORD_FILE
 from ..result import ExitOutput
 from ..surgery import attach
 from . import backbone as backbones
@@ -45,8 +46,8 @@ BEST_FILE, LAST_FILE = "best.ckpt", "last.ckpt"
 STARTED_FILE = "started.json"
 CHECKPOINT_FORMAT = 1
 _WRITTEN = (
-    BEST_FILE, LAST_FILE, STARTED_FILE, WEIGHTS_FILE, CONFIG_FILE, backbones.ATTACHED_FILE, THRESHOLDS_FILE,
-    REPORT_FILE, f"{LOGS_FOLDER}/*/metrics.csv",
+    BEST_FILE, LAST_FILE, STARTED_FILE, WEIGHTS_FILE, CONFIG_FILE, ATTACHED_FILE, RECORD_FILE,
+    THRESHOLDS_FILE, REPORT_FILE, f"{LOGS_FOLDER}/*/metrics.csv",
 )  # fmt: skip
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 # Where and how fast a run goes on may change when it is resumed; what it learns may not.
