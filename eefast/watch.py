@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from itertools import chain
 from operator import attrgetter, is_
+from threading import RLock
 from typing import Any
-from weakref import WeakSet
+from weakref import ref
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -36,7 +36,7 @@ class WeightWatch:
         self._old_versions = list(map(_versions, self._tracked))
         self._stepped = False
         _listen_to_optimisers()
-        _watches.add(self)
+        _watches[ref(self, _forget)] = None
 
     def changed(self) -> bool:
         """Whether anything is different from when the watch began."""
@@ -52,15 +52,25 @@ class WeightWatch:
         return list(chain.from_iterable(d.values() for d in self._dicts))
 
 
-_watches: WeakSet[WeightWatch] = WeakSet()
+# Entries come and go in any thread, also while the garbage collector runs. Single operations on a dictionary are safe.
+_watches: dict[ref[WeightWatch], None] = {}
+_lock, _listening = RLock(), False
 
 
-@cache
+def _forget(watch: ref[WeightWatch]) -> None:
+    _watches.pop(watch, None)
+
+
 def _listen_to_optimisers() -> None:
-    register_optimizer_step_post_hook(_after_step)
+    global _listening
+    with _lock:
+        if not _listening:
+            register_optimizer_step_post_hook(_after_step)
+            _listening = True
 
 
 def _after_step(optimiser: Optimizer, args: Any, kwargs: Any) -> None:
     stepped = {id(p) for group in optimiser.param_groups for p in group["params"]}
-    for watch in _watches:
-        watch._stepped |= any(id(t) in stepped for t in watch._tensors)
+    for watch in [reference() for reference in _watches.copy()]:
+        if watch is not None and any(id(t) in stepped for t in watch._tensors):
+            watch._stepped = True
