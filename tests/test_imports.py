@@ -24,11 +24,12 @@ ALLOWED = {
     "fuse": LEAVES | {"fold", "ops", "tracing"},
     "tune": LEAVES | {"ops", "lower"},
     "stream": LEAVES,
+    "forked": set(),
     "ways": set(),
     "device_table": {"files"},
     "plan": LEAVES | {"fold", "fuse", "ops", "lower", "tune", "tracing"},
     "engines": LEAVES | {"ops", "plan", "engines", "ways", "device_table"},
-    "api": LEAVES | {"plan", "engines", "stream", "watch"},
+    "api": LEAVES | {"plan", "engines", "stream", "watch", "forked"},
     "kernels": {"kernels"},
 }
 TOP = {"cli", "bench", "demo", "contest", "rivals", "report", "plot", "__init__", "__main__"}
