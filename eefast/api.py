@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator
+from threading import RLock
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from . import forked
 from .engines import RUN, compact, graphs
 from .model import TRACED, EarlyExitNet, check_not_traced, is_property
 from .plan import Plan
 from .plan import plan as make_plan
 from .result import ExitResult
-from .stream import Answer, stream, stream_merging, stream_on_cuda
+from .stream import Batch, stream, stream_merging, stream_on_cuda
 from .twin import aside
 from .watch import WeightWatch
+
+_planning = RLock()
+"""One plan is made at a time: plans measure speed, and whoever waits for one of the same module then has it."""
+
+
+def _no_planning_goes_on() -> None:
+    global _planning
+    _planning = RLock()
+
+
+forked.in_child(_no_planning_goes_on)
+
+
+class _Planned(NamedTuple):
+    """A plan, what notices that it no longer holds, and one of the parameters."""
+
+    plan: Plan
+    watch: WeightWatch
+    weight: Tensor
 
 
 def accelerate(
@@ -76,33 +96,52 @@ class Accelerated(nn.Module):
         self.__dict__.update({name: net.__dict__[name] for name in shared}, net=net)
         self.engine, self.dtype, self.frozen, self.max_batch = engine, dtype, frozen, max_batch
         self._example = None if example is None else net.prepare(example, dtype).detach()
-        self._plan: Plan | None = None
-        self._watch: WeightWatch | None = None
-        self._weight: Tensor | None = None
-        self._checked: tuple[Tensor, int] | None = None
+        self._planned: _Planned | None = None
         _ = self.plan  # whatever cannot run is said here, not at the first image
 
     @property
     def plan(self) -> Plan:
         """How the network runs now; made anew where weights, criterion, device or dtype have changed."""
-        plan, watch = self._plan, self._watch
-        if self.frozen and plan is not None:
-            return plan
-        if plan is None or watch is None or watch.changed() or plan.criterion != self.net.criterion.name:
+        return self._now().plan
+
+    def _now(self) -> _Planned:
+        planned = self._planned
+        if planned is not None and self._holds(planned):
+            return planned
+        del planned
+        forked.check()
+        with _planning:
+            planned = self._planned
+            if planned is None or not self._holds(planned):
+                # Graphs of an old plan would hold on to their memory while those of the new one are captured.
+                planned = self._planned = None
+                planned = self._planned = self._plan_anew()
+            return planned
+
+    def _holds(self, planned: _Planned) -> bool:
+        if self.frozen:
+            return True
+        return not planned.watch.changed() and planned.plan.criterion == self.net.criterion.name
+
+    @torch.no_grad()
+    def _plan_anew(self) -> _Planned:
+        wishes = self.engine, self.dtype, self._example, RUN, graphs.capture, self.max_batch
+        # What another thread changes meanwhile must not go unnoticed; a network that changes as it runs always does.
+        for _ in range(2):
+            watch = WeightWatch(self.net.stages, self.net.heads)
             # What is made in inference mode or under autocast would serve other calls badly.
             with aside(self.net.cost.device):
-                # Graphs of an old plan would hold on to their memory while those of the new one are captured.
-                plan = self._plan = None
-                wishes = self.engine, self.dtype, self._example, RUN, graphs.capture, self.max_batch
-                plan = self._plan = make_plan(self.net, *wishes)
-            self._watch = WeightWatch(self.net.stages, self.net.heads)
-            self._weight = next(self.net.parameters()).detach()
-        return plan
+                plan = make_plan(self.net, *wishes)
+            if not watch.changed():
+                break
+        else:
+            watch = WeightWatch(self.net.stages, self.net.heads)
+        return _Planned(plan, watch, next(self.net.parameters()).detach())
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> ExitResult:
-        plan, x = self._prepared(x)
-        return RUN[plan.engine](plan, self.net, x)
+        batch = self._prepared(x)
+        return RUN[batch.plan.engine](batch.plan, self.net, batch.images, batch.limits)
 
     def warmup(self) -> Plan:
         """Do now what the first call would do besides its own work, such as planning anew and loading kernels."""
@@ -114,50 +153,67 @@ class Accelerated(nn.Module):
     def stream(self, batches: Iterable[Tensor]) -> Iterator[ExitResult]:
         """The results of many batches, in their order, one by one.
 
-        batches: images as the module takes them. The resident engine reads a few batches ahead and keeps all threads,
-        or the whole GPU, busy across the batches' borders. The compact engine lets survivors wait for those of up to
-        four more batches, so that deep stages run on full batches. The reference engine answers one batch after the
-        other. An error in a batch, or in the iterable, comes after the results of all batches before it.
+        batches: images as the module takes them. A batch is what its tensor holds when the iterable hands it out, and
+        is answered by the thresholds of that moment; its memory may be written to as soon as the next one is asked for.
+        The resident engine reads a few batches ahead and keeps all threads, or the whole GPU, busy across the batches'
+        borders. The compact engine lets survivors wait for those of up to four more batches, so that deep stages run on
+        full batches; with new thresholds it begins anew. The reference engine answers one batch after the other. An
+        error in a batch, or in the iterable, comes after the results of all batches before it. Closing the iterator, or
+        dropping it, waits for nothing: a piece of work of up to 16 images in each thread may still end afterwards.
         """
         plan = self.plan
         if plan.engine == "reference":
-            return map(self, batches)
+            return (self(x) for x in batches)
         if plan.engine == "compact":
-            merged = partial(compact.stream, self.net)
-            return torch.no_grad()(stream_merging)(batches, self._prepared, compact.chunk, merged)
+            return torch.no_grad()(stream_merging)(batches, self._read, compact.chunk, self._merging)
         if plan.device.type == "cuda":
-            return stream_on_cuda(batches, self, plan.device)
+            return stream_on_cuda(batches, self._read, self._answer, plan.device)
+        return stream(batches, self._read, self._answer)
 
-        def prepare(x: Tensor) -> tuple[Answer, Tensor]:
-            with torch.no_grad():
-                plan, x = self._prepared(x)
-            return partial(RUN[plan.engine], plan, self.net, threads=1), x
+    @torch.no_grad()
+    def _read(self, x: Tensor) -> Batch:
+        """A checked batch in memory that its source does not write to."""
+        batch = self._prepared(x)
+        if batch.images.untyped_storage().data_ptr() != x.untyped_storage().data_ptr():
+            return batch
+        return batch._replace(images=batch.images.clone())
 
-        return stream(batches, prepare)
+    @torch.no_grad()
+    def _answer(self, batch: Batch) -> ExitResult:
+        """Part of a batch of a stream, on the CPU on the calling thread alone."""
+        plan, net, images, limits = batch.plan, self.net, batch.images, batch.limits
+        if plan.engine == "resident":
+            return RUN["resident"](plan, net, images, limits, threads=1)
+        return RUN[plan.engine](plan, net, images, limits)
 
-    def _prepared(self, x: Tensor) -> tuple[Plan, Tensor]:
-        """The plan and checked images."""
+    def _merging(
+        self, plan: Plan, chunks: Iterator[Tensor], size: int, limits: Tensor
+    ) -> Generator[ExitResult, None, None]:
+        """Chunks of a stream that began with the compact engine; another one may be planned on the way."""
+        if plan.engine == "compact":
+            return compact.stream(self.net, plan, chunks, size, limits)
+        return (RUN[plan.engine](plan, self.net, x, limits) for x in chunks)
+
+    def _prepared(self, x: Tensor) -> Batch:
+        """Checked images, and by what they are to be answered."""
         check_not_traced()
         if self.training:
             raise RuntimeError(
                 "an accelerated network answers in eval mode only; call .eval(), or train the net itself"
             )
-        self._check_thresholds()
-        plan = self.plan
+        forked.check()
+        while True:
+            planned = self._now()
+            plan, weight = planned.plan, planned.weight
+            limits, since = self.net.limits()
+            # Thresholds belong to a criterion, and another thread may change both.
+            if self.frozen or plan.criterion == self.net.criterion.name:
+                break
         if plan.program is not None and plan.program.normalization is not None:
-            self.net.check_images(x, plan.dtype, self._weight)
-            return plan, x
-        return plan, self.net.prepare(x, plan.dtype, self._weight)
-
-    def _check_thresholds(self) -> None:
-        """On a GPU only where they have changed: to look at them there waits for all work before."""
-        thresholds = self.net.thresholds
-        known = self._checked
-        if known is not None and known[0] is thresholds and known[1] == thresholds._version:
-            return
-        self.net.check_thresholds()
-        if thresholds.is_cuda:
-            self._checked = thresholds, thresholds._version
+            self.net.check_images(x, plan.dtype, weight)
+        else:
+            x = self.net.prepare(x, plan.dtype, weight)
+        return Batch(plan, x, limits, since)
 
     @property
     def training(self) -> bool:  # type: ignore[override]
@@ -186,7 +242,7 @@ class Accelerated(nn.Module):
         raise RuntimeError(TRACED)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None, "_watch": None, "_weight": None, "_checked": None}
+        return {**self.__dict__, "_planned": None}
 
     def extra_repr(self) -> str:
         return f"engine={self.plan.engine!r}, {self.net.extra_repr()}"

@@ -39,7 +39,8 @@ class EarlyExitNet(nn.Module):
     record: what it was trained on, see `eefast.record`; None is right for what you trained on other images yourself.
 
     Buffers, always float32 whatever the parameters' dtype:
-    thresholds: [n], may change at any time.
+    thresholds: [n], may change at any time, also from another thread: a batch is answered by those of one moment.
+        Several change together by one assignment of a new tensor or by one in-place operation, such as `copy_`.
     cost, path_cost: [n + 1], see `eefast.cost.path_costs`.
 
     In training mode `net(x)` returns all exits, a list of n + 1 `ExitOutput`; in eval mode an `ExitResult`: every
@@ -51,6 +52,8 @@ class EarlyExitNet(nn.Module):
     path_cost: Tensor
     attached: dict[str, Any] | None = None
     record: TrainingRecord | None = None
+    _limits: tuple[list[float], Tensor] | None = None
+    _checked: tuple[Tensor, int] | None = None
 
     def __init__(
         self,
@@ -110,10 +113,18 @@ class EarlyExitNet(nn.Module):
             outputs.append(head(x))
         return outputs
 
-    def first_exits(self, x: Tensor) -> ExitResult:
-        """Stage by stage, the samples that leave written to their rows, the survivors carried on."""
+    def first_exits(
+        self, x: Tensor, limits: Tensor | None = None, criterion: criteria.Criterion | None = None
+    ) -> ExitResult:
+        """Stage by stage, the samples that leave written to their rows, the survivors carried on.
+
+        limits: [n] float32 thresholds of a criterion, by default both as they are at this moment.
+        """
         check_not_traced()
-        self.check_thresholds()
+        if limits is None or criterion is None:
+            criterion, limits = self.criterion, self.limits()[0]
+            while criterion is not self.criterion:  # another thread changes both
+                criterion, limits = self.criterion, self.limits()[0]
         n = len(x)
         logits = torch.empty(n, self.num_classes, dtype=torch.float32, device=x.device)
         confidence = torch.empty(n, dtype=torch.float32, device=x.device)
@@ -124,9 +135,9 @@ class EarlyExitNet(nn.Module):
                 break
             x = stage(x)
             out = head(x)
-            value = self.criterion.confidence(out.logits, out.confidence_logit)
+            value = criterion.confidence(out.logits, out.confidence_logit)
             if i < self.num_exits:
-                leaves = self.criterion.leaves(value, self.thresholds[i])
+                leaves = criterion.leaves(value, limits[i])
             else:
                 leaves = torch.ones_like(value, dtype=torch.bool)
             left = position[leaves]
@@ -214,9 +225,38 @@ class EarlyExitNet(nn.Module):
         elif x.dtype not in (weight.dtype, dtype) and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x is {x.dtype}, the network {weight.dtype}; convert one of them with .to(dtype)")
 
-    def check_thresholds(self) -> None:
-        """`ValueError` unless `thresholds` holds n float32 numbers, none of them NaN."""
-        t = self.thresholds
+    def limits(self) -> tuple[Tensor, object]:
+        """The thresholds of this moment [n] float32, checked, and an object that stays the same for as long as they do.
+
+        Later changes do not reach them. On the CPU they are never half of an in-place change. On a GPU they are copied
+        in the order of the current stream, and looked at only where they have changed: that waits for all work before.
+        Raises `ValueError` as `check_thresholds`.
+        """
+        while True:
+            t = self.thresholds
+            if t.device.type != "cpu":
+                values = t.clone()
+                version = 0 if t.is_inference() else t._version
+                known = self._checked
+                if known is None or known[0] is not t or known[1] != version:
+                    self.check_thresholds(values)
+                    known = self._checked = t, version
+                return values, known
+            numbers, limits = t.tolist(), self._limits
+            if limits is None or limits[0] != numbers or t.dtype != torch.float32:
+                self.check_thresholds(t)
+                # Made in inference mode it could not be used outside of it.
+                with torch.inference_mode(False):
+                    limits = numbers, torch.tensor(numbers, dtype=torch.float32, device="cpu")
+            # What another thread was writing meanwhile reads differently the second time.
+            if t.tolist() == numbers:
+                if limits is not self._limits:
+                    self._limits = limits
+                return limits[1], limits[1]
+
+    def check_thresholds(self, t: Tensor | None = None) -> None:
+        """`ValueError` unless `thresholds`, or another tensor, holds n float32 numbers, none of them NaN."""
+        t = self.thresholds if t is None else t
         if t.shape != (self.num_exits,) or t.dtype != torch.float32 or any(map(isnan, t.tolist())):
             raise ValueError(
                 f"thresholds={t.tolist()}, {t.numel()} of {t.dtype}, must be {self.num_exits} float32 numbers, none of "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,35 +20,53 @@ PIECE = 16
 OVERLAPPING = 3
 """CUDA streams with a batch each."""
 
-Answer = Callable[[Tensor], ExitResult]
-P = TypeVar("P")
+
+class Batch(NamedTuple):
+    """A checked batch and by what it is to be answered.
+
+    plan: how. images: [N, C, H, W]. limits: [n] float32 thresholds; since: the same object as long as they stay.
+    """
+
+    plan: Any
+    images: Tensor
+    limits: Tensor
+    since: object
 
 
-def stream(batches: Iterable[Tensor], prepare: Callable[[Tensor], tuple[Answer, Tensor]]) -> Iterator[ExitResult]:
+Read = Callable[[Tensor], Batch]
+"""Checks a batch that was handed out and takes its images to memory that nothing else writes to."""
+
+Answer = Callable[[Batch], ExitResult]
+
+
+def stream(batches: Iterable[Tensor], read: Read, answer: Answer) -> Iterator[ExitResult]:
     """Results of all batches, in their order.
 
-    prepare: checks a batch; returns who answers pieces of it, on one thread, and the images.
+    answer: answers a piece of a batch, on the calling thread alone.
 
     Reads ahead until every worker has four pieces to do, and never more than eight pieces for each. Where `batches` or
-    `prepare` raises, the results of all batches before come first. Closing the iterator drops what has not begun and
-    waits for what has.
+    `read` raises, the results of all batches before come first. Closing the iterator drops what has not begun.
     """
-    workers = torch.get_num_threads()
-    source, error = iter(batches), None
+    workers, process = torch.get_num_threads(), os.getpid()
+    source, failed = iter(batches), list[Exception]()
     ahead: deque[list[Future[ExitResult]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="eefast-stream")
     try:
         more = True
         while True:
+            if os.getpid() != process:
+                raise RuntimeError("this stream began in the process that this one was forked from; begin another here")
             while more and _short_of_work(ahead, workers):
                 try:
-                    answer, x = prepare(next(source))
+                    batch = read(next(source))
                 except StopIteration:
                     more = False
                 except Exception as reason:
-                    more, error = False, reason
+                    more = False
+                    failed.append(reason)
                 else:
-                    ahead.append([pool.submit(_answer, answer, part) for part in x.split(PIECE)])
+                    parts = batch.images.split(PIECE)
+                    ahead.append([pool.submit(answer, batch._replace(images=part)) for part in parts])
             if not ahead:
                 break
             unfinished = next((f for f in ahead[0] if not f.done()), None)
@@ -55,38 +74,41 @@ def stream(batches: Iterable[Tensor], prepare: Callable[[Tensor], tuple[Answer, 
                 unfinished.exception()  # waits; what it raised comes with the result
             else:
                 yield concatenated([f.result() for f in ahead.popleft()])
-        if error is not None:
-            raise error
+        if failed:
+            raise failed.pop()  # kept nowhere: its traceback knows this frame
     finally:
-        pool.shutdown(cancel_futures=True)
+        # The garbage collector may close a dropped stream in any thread, at any time, also within the start or the end
+        # of a thread: waiting for another one could then last for ever.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-def stream_on_cuda(
-    batches: Iterable[Tensor], answer: Callable[[Tensor], ExitResult], device: torch.device
-) -> Iterator[ExitResult]:
+def stream_on_cuda(batches: Iterable[Tensor], read: Read, answer: Answer, device: torch.device) -> Iterator[ExitResult]:
     """Results of all batches, in their order, from kernels that overlap: one in each of a few CUDA streams.
+
+    read: in the order of the current stream, in which the iterable writes as well. answer: in the order of another one.
 
     As soon as a kernel has no more images to start, its finished blocks make room for those of the next one, while
     others still carry their last images. The host never waits; results belong to the current stream. Where `batches` or
-    `answer` raises, the results of all batches before come first.
+    `read` raises, the results of all batches before come first.
     """
     sides = [torch.cuda.Stream(device) for _ in range(OVERLAPPING)]
     ahead: deque[tuple[ExitResult, torch.cuda.Event]] = deque()
-    source, error, count = iter(batches), None, 0
+    source, failed, count = iter(batches), list[Exception](), 0
     while True:
         try:
-            x = next(source)
+            batch = read(next(source))
             side, current = sides[count % OVERLAPPING], torch.cuda.current_stream(device)
             side.wait_stream(current)
             with torch.cuda.stream(side):
-                result = answer(x)
+                result = answer(batch)
                 done = side.record_event()
             # Memory is handed on in the order of the stream that it was made in.
-            x.record_stream(side)
+            for part in (batch.images, batch.limits):
+                part.record_stream(side)
         except StopIteration:
             break
         except Exception as reason:
-            error = reason
+            failed.append(reason)
             break
         ahead.append((result, done))
         count += 1
@@ -94,42 +116,42 @@ def stream_on_cuda(
             yield _received(*ahead.popleft(), device)
     while ahead:
         yield _received(*ahead.popleft(), device)
-    if error is not None:
-        raise error
+    if failed:
+        raise failed.pop()
 
 
 def stream_merging(
     batches: Iterable[Tensor],
-    prepare: Callable[[Tensor], tuple[P, Tensor]],
-    chunk: Callable[[P], int],
-    run: Callable[[P, Iterator[Tensor], int], Generator[ExitResult, None, None]],
+    read: Read,
+    chunk: Callable[[Any], int],
+    run: Callable[[Any, Iterator[Tensor], int, Tensor], Generator[ExitResult, None, None]],
 ) -> Iterator[ExitResult]:
     """Results of all batches, in their order, from an engine that merges survivors of successive chunks of images.
 
-    prepare: checks a batch; returns the plan and the images. chunk: how many images a plan begins together at most.
-    run: (plan, chunks, images of the largest chunk) → results of the chunks. A new plan, or another image size, begins
-    only when all before is answered. Where `batches` or `prepare` raises, the results of all batches before come first.
+    chunk: how many images a plan begins together at most. run: (plan, chunks, images of the largest chunk, thresholds)
+    → results of the chunks. A new plan, new thresholds or another image size begin only when all before is answered.
+    Where `batches` or `read` raises, the results of all batches before come first.
     """
     source = iter(batches)
     chunks_of: deque[int] = deque()
-    ahead: list[tuple[P, Tensor]] = []
+    ahead: list[Batch] = []
 
     def next_batch() -> bool:
         for batch in source:
-            ahead.append(prepare(batch))
+            ahead.append(read(batch))
             return True
         return False
 
-    def chunks(plan: P, shape: torch.Size, size: int) -> Iterator[Tensor]:
-        while (ahead or next_batch()) and ahead[0][0] is plan and ahead[0][1].shape[1:] == shape:
-            parts = ahead.pop()[1].split(size)
+    def chunks(first: Batch, size: int) -> Iterator[Tensor]:
+        while (ahead or next_batch()) and _alike(ahead[0], first):
+            parts = ahead.pop().images.split(size)
             chunks_of.append(len(parts))
             yield from parts
 
     while ahead or next_batch():
-        plan, x = ahead[0]
-        size = min(max(len(x), 1), chunk(plan))
-        results = run(plan, chunks(plan, x.shape[1:], size), size)
+        first = ahead[0]
+        size = min(max(len(first.images), 1), chunk(first.plan))
+        results = run(first.plan, chunks(first, size), size, first.limits)
         parts: list[ExitResult] = []
         with closing(results):
             for result in results:
@@ -138,6 +160,11 @@ def stream_merging(
                     chunks_of.popleft()
                     yield concatenated(parts)
                     parts = []
+
+
+def _alike(a: Batch, b: Batch) -> bool:
+    """Whether images of both may run together."""
+    return a.plan is b.plan and a.since is b.since and a.images.shape[1:] == b.images.shape[1:]
 
 
 def _received(result: ExitResult, done: torch.cuda.Event, device: torch.device) -> ExitResult:
@@ -152,8 +179,3 @@ def _short_of_work(ahead: deque[list[Future[ExitResult]]], workers: int) -> bool
     """Whether to read on: workers might wait, and finished results do not pile up."""
     pieces = [f for batch in ahead for f in batch]
     return len(pieces) < 8 * workers and sum(not f.done() for f in pieces) < 4 * workers
-
-
-@torch.no_grad()
-def _answer(answer: Answer, x: Tensor) -> ExitResult:
-    return answer(x)

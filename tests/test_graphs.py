@@ -205,6 +205,69 @@ class TestOnTheCpu:
             assert_same(compact.run(p, net, part), net(part))
         assert not p.graphs.busy.locked()
 
+    def test_streams_of_other_thresholds_do_not_mix(self, net: Any) -> None:
+        own = net.with_criterion("learned", net.thresholds.tolist()).eval()
+        fast, x = eefast.accelerate(own, engine="compact", max_batch=16), images(8, SHAPE)
+        settings = [net.thresholds.clone(), torch.tensor([0.3, 0.5, 0.4]), torch.tensor([0.9, 0.2, 0.1])]
+        expected = []
+        for setting in settings:
+            own.thresholds.copy_(setting)
+            expected.append(one_by_one(own, x))
+        order = [0, 1, 1, 2, 0, 0, 2]
+
+        def batches() -> Iterator[torch.Tensor]:
+            for i in order:
+                own.thresholds.copy_(settings[i])
+                yield x
+
+        for i, result in zip(order, fast.stream(batches()), strict=True):
+            assert fast.plan.graphs.busy.locked()
+            assert_same(result, expected[i])
+        assert not fast.plan.graphs.busy.locked()
+
+    def test_a_dropped_stream_lets_go_when_it_is_collected(self, net: Any) -> None:
+        """Calls meanwhile run without graphs, and what waited in it is gone."""
+        p, x = planned(net, 8), images(12, SHAPE)
+        gc.disable()
+        try:
+            results = compact.stream(net, p, iter(x.split(4)), 4)
+            next(results)
+            cycle: list[Any] = [results]
+            cycle.append(cycle)
+            del results, cycle
+            assert p.graphs.busy.locked()
+            assert_same(compact.run(p, net, x), one_by_one(net, x))
+            collector = threading.Thread(target=gc.collect)
+            collector.start()
+            collector.join()
+        finally:
+            gc.enable()
+        assert not p.graphs.busy.locked()
+        assert not any(w.count.any() for lane in p.graphs._waiting for w in lane)
+        assert_same(compact.run(p, net, x), one_by_one(net, x))
+
+    def test_whoever_goes_on_may_do_so_in_another_cuda_stream(self, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Between two results, and before it is closed elsewhere, the work queued so far is what others wait for."""
+        order: list[str] = []
+        p, x = planned(net, 8), images(12, SHAPE)
+        monkeypatch.setattr(p.graphs.finished, "record", lambda: order.append("record"), raising=False)
+        monkeypatch.setattr(p.graphs.finished, "wait", lambda: order.append("wait"), raising=False)
+        replays = {
+            key: lambda replay=replay: (order.append("work"), replay()) for key, replay in p.graphs.replays.items()
+        }
+        monkeypatch.setattr(p.graphs, "replays", replays)
+        clear = p.graphs.clear
+        monkeypatch.setattr(p.graphs, "clear", lambda: (order.append("work"), clear()))
+        results = compact.stream(net, p, iter(x.split(4)), 4)
+        for _ in range(2):
+            next(results)
+            assert order[-1] == "record"
+        results.close()
+        for before, now in itertools.pairwise(order):
+            # Work follows a wait or work; what follows a record waits.
+            assert now != "work" or before != "record"
+        assert order[-1] == "record"
+
     def test_threads(self, net: Any) -> None:
         p, batches = planned(net, 8), [images(n, SHAPE, seed=n) for n in (3, 8, 20, 1)]
         expected, failed = [net(x) for x in batches], []
@@ -338,6 +401,22 @@ class TestOnTheGpu:
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 self.answered(fast, net, x[:64])
+
+    def test_a_buffer_that_is_written_to_again(self, net: Any, on_gpu: Any) -> None:
+        fast = eefast.accelerate(on_gpu, engine="compact", max_batch=64)
+        data, buffer = [images(30, SHAPE, seed=s) for s in range(9)], torch.empty(30, *SHAPE, device="cuda")
+        for result, d in zip(fast.stream(buffer.copy_(d) for d in data), data, strict=True):
+            assert_same(type(result)(*(p.cpu() for p in result)), net(d))
+
+    def test_a_stream_goes_on_in_another_cuda_stream(self, net: Any, on_gpu: Any) -> None:
+        fast, data = eefast.accelerate(on_gpu, engine="compact", max_batch=64), images(300, SHAPE).split(30)
+        there = [d.cuda() for d in data]
+        torch.cuda.synchronize()
+        results = fast.stream(there)
+        for d in data:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                result = next(results)
+                assert_same(type(result)(*(p.cpu() for p in result)), net(d))
 
     def test_changed_weights_renew_the_graphs(self, on_gpu: Any) -> None:
         own = lived_in(zoo.eenet("eenet20", 3, "fine", "pool", input_shape=SHAPE), 3)

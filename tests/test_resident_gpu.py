@@ -188,6 +188,27 @@ def test_stream(fast: Accelerated, sizes: tuple[int, ...]) -> None:
     assert all(same_bits(result, fast(x)) for result, x in zip(results, batches, strict=True))
 
 
+def test_a_buffer_that_is_written_to_again(net: EarlyExitNet, fast: Accelerated) -> None:
+    """On the current stream, while the kernels of the batches before have not begun."""
+    data = [images(257, SHAPE, 30 + i).cuda().half() for i in range(9)]
+    buffer, before = torch.empty_like(data[0]), net.thresholds.clone()
+    expected = [fast(x) for x in data]
+    torch.cuda.synchronize()
+
+    def refilled() -> Iterator[Tensor]:
+        for x in data:
+            net.thresholds.copy_(before)
+            yield buffer.copy_(x)
+            buffer.zero_()
+            net.thresholds.copy_(never(net))
+
+    try:
+        results = list(fast.stream(refilled()))
+    finally:
+        net.thresholds.copy_(before)
+    assert all(same_bits(result, wanted) for result, wanted in zip(results, expected, strict=True))
+
+
 def test_an_error_in_a_stream_comes_after_the_results_before_it(fast: Accelerated) -> None:
     x = images(33, SHAPE, 17).cuda().half()
 

@@ -22,15 +22,17 @@ LEAST = 8
 """Images of the largest chunk from which on merging survivors pays there; single images gain nothing from company."""
 
 
-def run(plan: Plan, net: EarlyExitNet, x: Tensor) -> ExitResult:
-    """Prepared images [N, C, H, W] → `ExitResult`."""
-    result = None if plan.graphs is None else plan.graphs.run(net, x)
-    return run_eagerly(plan, net, x) if result is None else result
+def run(plan: Plan, net: EarlyExitNet, x: Tensor, limits: Tensor | None = None) -> ExitResult:
+    """Prepared images [N, C, H, W] → `ExitResult`; limits: thresholds, by default those of this moment."""
+    limits = net.limits()[0] if limits is None else limits
+    result = None if plan.graphs is None else plan.graphs.run(net, x, limits)
+    return run_eagerly(plan, net, x, limits) if result is None else result
 
 
-def run_eagerly(plan: Plan, net: EarlyExitNet, x: Tensor) -> ExitResult:
-    """Stage by stage; the host waits at every exit."""
+def run_eagerly(plan: Plan, net: EarlyExitNet, x: Tensor, limits: Tensor | None = None) -> ExitResult:
+    """Stage by stage; the host waits at every exit. limits as in `run`."""
     n, device = len(x), x.device
+    limits = net.limits()[0] if limits is None else limits
     results = Results.empty(n, net)
     order = torch.arange(n, dtype=torch.int32, device=device)
     entries, survivors = (order, order, torch.full((1,), n, dtype=torch.int32, device=device)), n
@@ -39,7 +41,7 @@ def run_eagerly(plan: Plan, net: EarlyExitNet, x: Tensor) -> ExitResult:
         if survivors == 0:
             break
         features = step.stage(features)
-        threshold = net.thresholds[i] if i < net.num_exits else None
+        threshold = limits[i] if i < net.num_exits else None
         rows, positions, live = leave(step, i, plan.criterion, threshold, features, entries, results)
         remaining = int(live)  # the one place where the host reads a count
         if 0 < remaining < survivors:
@@ -108,13 +110,16 @@ class Waiting:
 
 
 class Stores:
-    """The rows before every stage of every lane, and the answers of all slots; see `lanes.Device`."""
+    """The rows before every stage of every lane, and the answers of all slots; see `lanes.Device`.
 
-    def __init__(self, plan: Plan, net: EarlyExitNet, lanes: int, capacity: int) -> None:
+    thresholds: [n] float32, by which rows leave; they change only while no rows are there.
+    """
+
+    def __init__(self, plan: Plan, net: EarlyExitNet, lanes: int, capacity: int, limits: Tensor) -> None:
         self.plan, self.net, self.capacity, self.stages = plan, net, capacity, len(plan.steps)
         self.order = torch.arange(capacity, dtype=torch.int32, device=net.cost.device)
         self.results = Results.empty(SLOTS * capacity, net)
-        self.thresholds = net.thresholds.clone()
+        self.thresholds = limits.clone()
         self._waiting: list[list[Waiting | None]] = [[None] * self.stages for _ in range(lanes)]
 
     def _before(self, lane: int, stage: int, features: Tensor) -> Waiting:
@@ -129,7 +134,6 @@ class Stores:
 
     def put(self, lane: int, images: Tensor, slot: int) -> None:
         first, n = self._before(lane, 0, images), len(images)
-        self.thresholds.copy_(self.net.thresholds)
         first.features[:n].copy_(images)
         torch.add(self.order[:n], slot * self.capacity, out=first.positions[:n].view(-1))
         first.count.fill_(n)
@@ -181,16 +185,21 @@ def chunk(plan: Plan) -> int:
     return CHUNK if plan.graphs is None else max(1, plan.graphs.capacity // 2)
 
 
-def stream(net: EarlyExitNet, plan: Plan, chunks: Iterator[Tensor], size: int) -> Generator[ExitResult, None, None]:
-    """Results of chunks of prepared images, at most `size` each, in order; survivors of several chunks merge."""
-    first = next(chunks)
+def stream(
+    net: EarlyExitNet, plan: Plan, chunks: Iterator[Tensor], size: int, limits: Tensor | None = None
+) -> Generator[ExitResult, None, None]:
+    """Results of chunks of prepared images, at most `size` each, in order; survivors of several chunks merge.
+
+    limits as in `run`, for all chunks.
+    """
+    limits, first = net.limits()[0] if limits is None else limits, next(chunks)
     chunks = chain([first], chunks)
-    if plan.graphs is not None and plan.graphs.take_hold(net, first):
+    if plan.graphs is not None and plan.graphs.take_hold(net, first, limits):
         yield from plan.graphs.stream(chunks)
         return
     if size < LEAST:
-        yield from (run_eagerly(plan, net, x) for x in chunks)
+        yield from (run_eagerly(plan, net, x, limits) for x in chunks)
         return
     with torch.inference_mode(False):
-        stores = Eager(plan, net, 1, 2 * size)
+        stores = Eager(plan, net, 1, 2 * size, limits)
     yield from answers(stores, chunks, lambda stage, most, expected: (True, expected))

@@ -53,7 +53,8 @@ class Graphs(Stores):
     """
 
     def __init__(self, plan: Plan, net: EarlyExitNet, capacity: int, lanes: int, step: float) -> None:
-        super().__init__(plan, net, lanes, capacity)
+        super().__init__(plan, net, lanes, capacity, net.thresholds)
+        self.limits = self.thresholds
         self.sizes, self.lanes, self.waits = sizes(capacity, step), lanes, 0
         self.device, self.busy = net.cost.device, threading.Lock()
         self.counts = torch.zeros(lanes, self.stages, dtype=torch.int32, pin_memory=self.device.type == "cuda")
@@ -149,16 +150,19 @@ class Graphs(Stores):
         pieces = ceil(n / max(1, self.capacity // 2))
         return x.split(ceil(n / pieces)), self.lanes
 
-    def take_hold(self, net: EarlyExitNet, x: Tensor) -> bool:
-        """Whether the graphs are for images of this size and nobody else uses them; then they are the caller's."""
+    def take_hold(self, net: EarlyExitNet, x: Tensor, limits: Tensor) -> bool:
+        """Whether the graphs are for images of this size and nobody else uses them; then they are the caller's.
+
+        A stream that was dropped holds them until it is collected; calls run without them meanwhile.
+        """
         if x.shape[1:] != self.net.input_shape or not self.busy.acquire(blocking=False):
             return False
-        self.net = net
+        self.net, self.limits = net, limits
         return True
 
-    def run(self, net: EarlyExitNet, x: Tensor) -> ExitResult | None:
-        """Prepared images → their answers; None where the graphs cannot be had."""
-        if not self.take_hold(net, x):
+    def run(self, net: EarlyExitNet, x: Tensor, limits: Tensor | None = None) -> ExitResult | None:
+        """Prepared images → their answers; None where the graphs cannot be had. limits: as in `compact.run`."""
+        if not self.take_hold(net, x, net.limits()[0] if limits is None else limits):
             return None
         try:
             return concatenated(list(self._answers(*self.chunks(x))))
@@ -173,14 +177,28 @@ class Graphs(Stores):
             self.busy.release()
 
     def _answers(self, chunks: Iterable[Tensor], lanes: int) -> Iterator[ExitResult]:
-        with _on(self.device):
-            # What another stream has queued on the same memory comes first.
-            self.finished.wait()
+        # Whoever goes on, or closes the iterator, may do so in another thread and on another CUDA stream.
+        self._wait()
+        results = answers(self, chunks, self.ways[lanes - 1], lanes)
         try:
-            yield from answers(self, chunks, self.ways[lanes - 1], lanes)
+            self.thresholds.copy_(self.limits)
+            for result in results:
+                self._record()
+                yield result
+                self._wait()
         finally:
-            with _on(self.device):
-                self.finished.record()
+            self._wait()
+            results.close()
+            self._record()
+
+    def _wait(self) -> None:
+        """What another CUDA stream has queued on the same memory comes first."""
+        with _on(self.device):
+            self.finished.wait()
+
+    def _record(self) -> None:
+        with _on(self.device):
+            self.finished.record()
 
 
 def capture(plan: Plan, net: EarlyExitNet, example: Tensor | None) -> Plan:

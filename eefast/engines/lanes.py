@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -48,12 +48,12 @@ class Device(Protocol):
 
 @dataclass
 class _Chunks:
-    """What the lanes share: the source of chunks, numbered, and the first error of it."""
+    """What the lanes share: the source of chunks, numbered, and what it raised."""
 
     source: Iterator[Tensor]
     sizes: list[int] = field(default_factory=list)
     taken: int = 0
-    error: Exception | None = None
+    failed: list[Exception] = field(default_factory=list)
     _next: Tensor | None = None
     _ended: bool = False
 
@@ -65,7 +65,8 @@ class _Chunks:
             except StopIteration:
                 self._ended = True
             except Exception as error:
-                self._ended, self.error = True, error
+                self._ended = True
+                self.failed.append(error)
         return self._next
 
     def pop(self) -> tuple[int, Tensor]:
@@ -99,7 +100,9 @@ class _Waiting:
         self.oldest = oldest if self.oldest is None else min(self.oldest, oldest)
 
 
-def answers(device: Device, chunks: Iterable[Tensor], policy: Policy, lanes: int = 1) -> Iterator[ExitResult]:
+def answers(
+    device: Device, chunks: Iterable[Tensor], policy: Policy, lanes: int = 1
+) -> Generator[ExitResult, None, None]:
     """Results of all chunks, in their order.
 
     Each lane is a queue of work of its own; they take turns, so that while one waits for a count the device still has
@@ -124,8 +127,8 @@ def answers(device: Device, chunks: Iterable[Tensor], policy: Policy, lanes: int
     finally:
         if not finished:
             device.clear()
-    if work.error is not None:
-        raise work.error
+    if work.failed:
+        raise work.failed.pop()  # kept nowhere: its traceback knows this frame
 
 
 def _lane(
