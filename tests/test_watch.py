@@ -137,7 +137,7 @@ class TestPlanning:
         monkeypatch.setattr("eefast.api.make_plan", counted)
         change(net)
         expected = one_by_one(net, x)
-        threads = [threading.Thread(target=lambda: answers.append(fast(x))) for _ in range(4)]
+        threads = [threading.Thread(target=lambda: answers.append(fast.forward(x))) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
