@@ -15,7 +15,7 @@ from .model import TRACED, EarlyExitNet, check_not_traced, is_property
 from .plan import Plan
 from .plan import plan as make_plan
 from .result import ExitResult
-from .stream import Batch, stream, stream_merging, stream_on_cuda
+from .stream import Batch, copied, stream, stream_merging, stream_on_cuda
 from .twin import aside
 from .watch import WeightWatch
 
@@ -176,7 +176,7 @@ class Accelerated(nn.Module):
         batch = self._prepared(x)
         if batch.images.untyped_storage().data_ptr() != x.untyped_storage().data_ptr():
             return batch
-        return batch._replace(images=batch.images.clone())
+        return batch._replace(images=copied(batch.images))
 
     @torch.no_grad()
     def _answer(self, batch: Batch) -> ExitResult:
