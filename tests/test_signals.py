@@ -205,7 +205,7 @@ def results(jobs):
 
 def test_every_command_stops_at_a_signal(shop, tmp_path):
     """Ctrl-C, which goes to the worker processes too, and SIGTERM, which does not."""
-    eenet, mnist = str(shop / "net"), ["--data-root", str(shop)]
+    eenet, mnist = str(shop / "net"), ["--dataset", "mnist", "--data-root", str(shop)]
     slow, to = [*mnist, "--batch-size", "1", "--workers", "2"], str(tmp_path / "written")
     train = ["train", "--net", "eenet8", "--num-exits", "2", "--epochs", "1000", "--workers", "2", "--held-out", "1000"]
     commands = [
@@ -248,7 +248,8 @@ def test_every_command_stops_at_a_signal(shop, tmp_path):
 def test_faults_while_commands_work(shop, tmp_path):
     """What fails in the middle, and what is not installed: one line, and the exit code that the help tells."""
     (tmp_path / "file").write_text("text")
-    eenet, mnist, photos = str(shop / "net"), ["--data-root", str(shop)], ["--dataset", "folder", "--data-root"]
+    eenet, mnist = str(shop / "net"), ["--dataset", "mnist", "--data-root", str(shop)]
+    photos = ["--dataset", "folder", "--data-root"]
     train = ["train", "--net", "eenet8", "--num-exits", "2", "--epochs", "2", "--batch-size", "16", "--device", "cpu"]
     small = [*train, "--held-out", "16", "--image-size", "16", *photos, str(shop / "photos"), "--output"]
     report = str(tmp_path / "report.json")
@@ -259,11 +260,11 @@ def test_faults_while_commands_work(shop, tmp_path):
         ([*small, str(tmp_path / "file" / "run")], {}, 2, "cannot be made: not a directory|cannot be made: Not a"),
         ([*train, *mnist, "--held-out", "1400", "--output", str(tmp_path / "c")], {"limit": 3000}, 1,
          r"best\.ckpt cannot be written: file too large; .*; no epoch was finished"),
-        (["evaluate", eenet, "--images", "9", "--json", report], {"limit": 1200}, 1,
+        (["evaluate", eenet, "--dataset", "mnist", "--images", "9", "--json", report], {"limit": 1200}, 1,
          r"report\.json cannot be written: file too large"),
-        (["evaluate", eenet, "--images", "9", "--json", "/dev/full"], {}, 1,
+        (["evaluate", eenet, "--dataset", "mnist", "--images", "9", "--json", "/dev/full"], {}, 1,
          "/dev/full cannot be written: no space left on device"),
-        (["evaluate", eenet, "--json", str(tmp_path / "file" / "x")], {}, 2, "cannot be written: there is no folder"),
+        (["evaluate", eenet, "--dataset", "mnist", "--json", str(tmp_path / "file" / "x")], {}, 2, "cannot be written: there is no folder"),
         (["plot", eenet, "--output", str(tmp_path / "x.gif2")], {}, 2, r"ending must be one of .*png"),
         (["demo", "--figure", "/proc/x.png"], {}, 2, "/proc/x.png cannot be written"),
         (["calibrate", eenet, *mnist, "--held-out", "500", "--save", "--max-cost", "0.7"], {"limit": 3000}, 1,
@@ -274,7 +275,7 @@ def test_faults_while_commands_work(shop, tmp_path):
         (["train", *mnist], {"missing": ["lightning"]}, 2, r'lightning .* "eefast\[train\]"'),
         (["bench", eenet], {"missing": ["matplotlib"]}, 2, r'matplotlib .* "eefast\[plot\]"'),
         ([*small, str(tmp_path / "d")], {"missing": ["torchvision"]}, 2, r'torchvision .* "eefast\[train\]"'),
-        (["train", "--dataset", "svhn", *mnist], {"missing": ["scipy"]}, 2, "pip install"),
+        (["train", "--dataset", "svhn", "--data-root", str(shop)], {"missing": ["scipy"]}, 2, "pip install"),
     ]  # fmt: skip
     network = {path.name: path.read_bytes() for path in (shop / "net").iterdir()}
     jobs = [{"words": list(words), **how} for words, how, _, _ in cases]
