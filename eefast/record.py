@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .stored import parse_json
+from .stored import read as read_bytes
+
 RECORD_FILE = "training.json"
 MOST_BYTES = 4 << 20
 
@@ -56,13 +59,11 @@ def read(folder: Path, network: str, num_classes: int, input_shape: Sequence[int
     path = folder / RECORD_FILE
     if not path.exists():
         return None
-    if not path.is_file() or path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{RECORD_FILE} is no file of at most {MOST_BYTES} bytes; delete it")
     try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{RECORD_FILE} is not JSON ({error}); delete it, or train again") from error
-    if not isinstance(found, dict) or found.keys() != _FIELDS.keys():
+        found = parse_json(read_bytes(path, MOST_BYTES), RECORD_FILE)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it, or train again") from error
+    if found.keys() != _FIELDS.keys():
         raise ValueError(f"{RECORD_FILE} must be an object of {', '.join(_FIELDS)}; delete it, or train again")
     for key, (check, wanted) in _FIELDS.items():
         if not check(found[key]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import accumulate, chain, pairwise
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from .heads import ExitHead
 from .model import EarlyExitNet
@@ -48,6 +50,30 @@ def attach(
     Raises `ValueError` for names, cuts and backbones that do not fit, saying which would.
     """
     _check_backbone(backbone)
+    return rebuild(
+        backbone,
+        exits,
+        head=head,
+        num_classes=num_classes,
+        input_shape=input_shape,
+        criterion=criterion,
+        thresholds=thresholds,
+        normalization=normalization,
+    )
+
+
+def rebuild(
+    backbone: nn.Module,
+    exits: Sequence[str],
+    *,
+    head: str,
+    num_classes: int | None,
+    input_shape: Sequence[int],
+    criterion: str,
+    normalization: tuple[Sequence[float], Sequence[float]] | None,
+    thresholds: Sequence[float] | None = None,
+) -> EarlyExitNet:
+    """As `attach`, which made the network once; on the meta device it takes no memory, and no answers are compared."""
     exits = _check_names(backbone, exits)
     cut = _cut(backbone, exits, num_classes, input_shape)
     # Layers that are made in inference mode could not be trained, those on another default device not used.
@@ -58,7 +84,8 @@ def attach(
         heads = []
         for i, features in enumerate(cut.features):
             kind, like = (head, features) if i < len(exits) else ("pool", linear.weight)
-            heads.append(ExitHead(kind, features.shape[1:], linear.out_features, input_shape).to(like))
+            with features.device if features.is_meta else nullcontext():
+                heads.append(ExitHead(kind, features.shape[1:], linear.out_features, input_shape).to(like))
         heads[-1].classifier = linear
         if cut.pool is not None:
             heads[-1].pool = nn.Sequential(_module(backbone, cut.pool))
@@ -82,6 +109,15 @@ def attach(
     return net
 
 
+class _QuickNorms(TorchFunctionMode):
+    """A BatchNorm on the meta device says its shape at once; torch would compute in Python for milliseconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.batch_norm and isinstance(args[0], Tensor) and args[0].is_meta:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
 @dataclass(frozen=True)
 class _Cut:
     """The backbone as graphs, which name modules and parameters by their path in it.
@@ -100,11 +136,12 @@ def _cut(backbone: nn.Module, exits: Sequence[str], num_classes: int | None, inp
     """Everything is tried on a copy: hooks are set there, and modes switched."""
     copied = twin(backbone)
     images = _images(copied, input_shape)
-    with aside(images.device), same_randomness(images.device):
+    quick = _QuickNorms() if images.is_meta else nullcontext()
+    with aside(images.device), same_randomness(images.device), quick:
         calls = _watch(copied, images)
         name, classifier = _classifier(calls, num_classes)
         _check_maps(exits, calls, images)
-        others = _other_sizes(copied, images)
+        others = [] if images.is_meta else _other_sizes(copied, images)
         trace = _trace(copied, calls, [images, *(x for x, _ in others)], [*exits, name])
         cuts = _cuts(trace, exits)
         stages = [
@@ -115,7 +152,8 @@ def _cut(backbone: nn.Module, exits: Sequence[str], num_classes: int | None, inp
         modules = [_module(copied, graph) for graph in cut.stages]
         cut.features.extend(_separate(modules, images))
         tail = nn.Flatten() if pool is None else _module(copied, pool)
-        _check_answers(nn.Sequential(*modules, tail, classifier), copied, [(images, calls[-1].returned), *others])
+        if not images.is_meta:
+            _check_answers(nn.Sequential(*modules, tail, classifier), copied, [(images, calls[-1].returned), *others])
     return cut
 
 
@@ -184,13 +222,16 @@ def _images(backbone: nn.Module, input_shape: Sequence[int]) -> Tensor:
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise ValueError(f"input_shape={tuple(input_shape)} must be (C, H, W), each at least 1")
     weights = (p for p in backbone.parameters() if p.is_floating_point())
-    x = _noise(2, input_shape)
-    return x.to(next(weights, x))
+    like = next(weights, torch.empty(0, device="cpu"))
+    # Where no values tell sizes apart, a batch of a number that nothing else has.
+    return _noise(17 if like.is_meta else 2, input_shape, like)
 
 
-def _noise(n: int, shape: Sequence[int]) -> Tensor:
+def _noise(n: int, shape: Sequence[int], like: Tensor) -> Tensor:
+    if like.is_meta:
+        return like.new_empty(n, *shape)
     generator = torch.Generator("cpu").manual_seed(0)
-    return torch.randn(n, *shape, generator=generator, device="cpu", dtype=torch.float32)
+    return torch.randn(n, *shape, generator=generator, device="cpu", dtype=torch.float32).to(like)
 
 
 def _other_sizes(backbone: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -205,7 +246,7 @@ def _other_sizes(backbone: nn.Module, images: Tensor) -> list[tuple[Tensor, Tens
         (3, [(h - h // 4, w // 2 + 1), (h, max(w // 2, 1)), (h, w)]),
     ):
         for size in sizes:
-            x = _noise(n, (channels, *size)).to(images)
+            x = _noise(n, (channels, *size), images)
             try:
                 found.append((x, _run(backbone, x.clone())))
                 break
@@ -582,11 +623,13 @@ def _averages(pool: nn.Module, like: Tensor) -> bool:
     A window of fixed size averages the maps of one size only, and a squeeze drops the dimension of a single image.
     """
     n, channels, h, w = like.shape
+    if like.is_meta:  # tried on the CPU, on maps that take little memory
+        h, w = min(h, 16), min(w, 16)
     for shape in ((n, h, w), (1, 2 * h + 1, w + 3), (3, 1, 1), (2, 41, 37)):
         # Large, so that an activation behind the pooling shows, and float64, so that rounding does not.
         generator = torch.Generator("cpu").manual_seed(0)
         x = torch.randn(shape[0], channels, *shape[1:], dtype=torch.float64, generator=generator, device="cpu")
-        x = 100 * x.to(like.device)
+        x = 100 * (x if like.is_meta else x.to(like.device))
         try:
             out = _run(pool, x.clone())
         except Exception:  # whatever the backbone raises for maps of another size

@@ -12,8 +12,9 @@ import eefast
 PACKAGE = Path(eefast.__file__).parent
 ROOT = PACKAGE.parent
 
-LEAVES = {"result", "criteria", "heads", "cost", "files", "model", "record", "version", "tracing", "twin"}
+LEAVES = {"result", "criteria", "heads", "cost", "files", "model", "record", "version", "stored", "tracing", "twin"}
 BUILDERS = LEAVES | {"zoo", "fold", "watch", "calibrate", "evaluate", "checkpoint", "unpickle", "surgery", "train"}
+BUILDERS |= {"archive", "unpickle", "state_dict", "reference_file"}
 # Module → what it may import of the package; everything not named here stands at the top and may import all.
 ALLOWED = {
     **dict.fromkeys(LEAVES, LEAVES),

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from .. import unpickle
+from ..criteria import CRITERIA
+from ..heads import HEADS
 from ..model import ATTACHED_FILE, WEIGHTS_FILE, EarlyExitNet
-from ..surgery import attach
+from ..state_dict import put, without_prefix
+from ..state_dict import weights as weights_in
+from ..stored import (
+    Field,
+    check_channels,
+    check_fields,
+    check_finite,
+    is_int,
+    is_normalization,
+    is_shape,
+    quoted,
+    read,
+    read_json,
+    read_safetensors,
+)
+from ..surgery import rebuild
+
+MOST_EXITS = 64
 
 
 def backbone(name: str, num_classes: int, channels: int = 3, weights: str | Path | None = None) -> nn.Module:
@@ -26,7 +47,8 @@ def backbone(name: str, num_classes: int, channels: int = 3, weights: str | Path
     if library == "torchvision":
         from torchvision import models
 
-        _check_name(name, model, models.list_models())
+        # Those of torchvision.models itself answer with classes; detectors would download weights unasked.
+        _check_name(name, model, models.list_models(module=models))
         network = models.get_model(model, weights=None, num_classes=num_classes)
     elif library == "timm":
         try:
@@ -51,7 +73,7 @@ def _check_name(name: str, model: str, known: Sequence[str]) -> None:
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
     """Put the state_dict in `path` into `network`; `ValueError` unless every name and shape fits."""
-    _load(network, read_weights(path), path)
+    _load(network, without_prefix(read_weights(path), network.state_dict()), path)
 
 
 def load_network(network: EarlyExitNet, path: str | Path) -> list[int]:
@@ -59,7 +81,8 @@ def load_network(network: EarlyExitNet, path: str | Path) -> list[int]:
 
     Returns the exits that did.
     """
-    found, own = read_weights(path), network.state_dict()
+    own = network.state_dict()
+    found = without_prefix(read_weights(path), {name for name in own if not name.startswith("heads.")})
     anew = []
     for i in range(network.num_exits):
         prefix = f"heads.{i}."
@@ -81,26 +104,29 @@ def _load(network: nn.Module, weights: dict[str, Tensor], path: str | Path) -> N
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state_dict in a .safetensors file, in a folder with model.safetensors, or in a file of `torch.save`.
 
-    The latter may hold it under "state_dict" or "model" and with "module." before the names; no code in it is run.
-    Raises `FileNotFoundError`, or `ValueError` for what is no state_dict.
+    The latter may be a checkpoint that holds more, see `eefast.state_dict.weights`; no code in it is run. What all
+    names begin with, such as "module.", stays, see `eefast.state_dict.without_prefix`.
+    Raises `FileNotFoundError`, or `ValueError` for what is no state_dict, and for weights that are NaN or infinite.
     """
     path = Path(path).expanduser()
     path = path / WEIGHTS_FILE if path.is_dir() else path
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"weights={str(path)!r}: there is no such file")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling raises whatever the bytes lead to
-        raise ValueError(f"weights={str(path)!r} is no file of torch.save(model.state_dict()) ({error})") from error
-    for key in ("state_dict", "model"):
-        found = found.get(key, found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ValueError(f"weights={str(path)!r} holds no state_dict; save one with torch.save(model.state_dict(), …)")
-    return {key.removeprefix("module."): value for key, value in found.items()}
+        if path.suffix == ".safetensors":
+            found, _ = read_safetensors(path)
+        else:
+            data = read(path, check=unpickle.check_start)
+            found, _, _ = weights_in(unpickle.read(data), data)
+            if not found:
+                raise ValueError("it holds no tensors")
+        check_finite(found)
+    except ValueError as error:
+        raise ValueError(
+            f"weights={str(path)!r} holds no state_dict of a network ({error}); "
+            "save one with torch.save(model.state_dict(), …)"
+        ) from error
+    return found
 
 
 def save_attached(net: EarlyExitNet, folder: str | Path, name: str, exits: Sequence[str], head: str) -> None:
@@ -112,19 +138,105 @@ def save_attached(net: EarlyExitNet, folder: str | Path, name: str, exits: Seque
     net.save(folder)
 
 
+_ATTACHED: dict[str, Field] = {
+    "format": (lambda v: type(v) is int and v == 1, "1, the format that this eefast reads; a newer eefast may read it"),
+    "backbone": (lambda v: _is_name(v) and v.startswith(("torchvision:", "timm:")), "torchvision:NAME or timm:NAME"),
+    "exits": (
+        lambda v: isinstance(v, list) and len(v) <= MOST_EXITS and all(map(_is_name, v)) and len({*v}) == len(v),
+        f"a list of at most {MOST_EXITS} names of modules, none of them twice",
+    ),
+    "head": (lambda v: isinstance(v, str) and v in HEADS, f"one of {', '.join(HEADS)}"),
+    "num_classes": (lambda v: is_int(v, 2**31 - 1), "a number of classes"),
+    "input_shape": (is_shape, "[channels, height, width], each 1 … 65535"),
+    "normalization": (is_normalization, "null or [means, deviations], finite, deviations above 0"),
+    "criterion": (lambda v: isinstance(v, str) and v in CRITERIA, f"one of {', '.join(CRITERIA)}"),
+}
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 200
+
+
 def load_attached(folder: str | Path) -> EarlyExitNet:
-    """The network that `save_attached` wrote, on the CPU, in eval mode."""
+    """The network that `save_attached` wrote, on the CPU, in eval mode, in the dtype that it was saved in.
+
+    Shapes are compared before there is memory for them: the backbone is built and cut on the meta device.
+    Raises `FileNotFoundError`, or `ValueError` for a description or weights that are not in order or do not fit.
+    """
     folder = Path(folder)
-    if not (folder / ATTACHED_FILE).is_file():
+    if not (folder / ATTACHED_FILE).exists():
         raise FileNotFoundError(f"{folder} has no {ATTACHED_FILE}; eefast.load reads folders of EENets")
-    try:
-        description = json.loads((folder / ATTACHED_FILE).read_text())
-        shape, classes = description["input_shape"], description["num_classes"]
-        name, exits = description["backbone"], description["exits"]
-        more = {key: description[key] for key in ("head", "criterion", "normalization")}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{ATTACHED_FILE} is not what eefast train wrote ({error!r})") from error
-    net = attach(backbone(name, classes, shape[0]).eval(), exits, num_classes=classes, input_shape=shape, **more)
-    load_weights(net, folder)
+    if not (folder / WEIGHTS_FILE).exists():
+        raise ValueError(f"{WEIGHTS_FILE} is missing; give the folder that eefast train wrote")
+    description = read_json(folder / ATTACHED_FILE)
+    check_fields(description, _ATTACHED, ATTACHED_FILE)
+    check_channels(description["normalization"], description["input_shape"])
+    weights, size = read_safetensors(folder / WEIGHTS_FILE)
+    del description["format"]
+    name, exits, shape = description.pop("backbone"), description.pop("exits"), description["input_shape"]
+
+    def made() -> nn.Module:
+        return backbone(name, description["num_classes"], shape[0]).eval()
+
+    with _Shapes():
+        empty = made()
+    _check_against(weights, size, empty, name, len(exits))
+    net = rebuild(empty, exits, **description)
+    put(net, weights, size, name)
+    _fill(net, made)
+    net.check_thresholds()
     net.attached = {"backbone": name, "exits": list(exits), "head": description["head"]}
     return net.eval()
+
+
+def _check_against(weights: dict[str, Tensor], size: int, empty: nn.Module, name: str, exits: int) -> None:
+    """`ValueError` where `weights` cannot be those of the backbone `empty` with so many exits, before it is cut.
+
+    Its linear and what its answers do not need is not under its names; that may not be most of it.
+    """
+    theirs = empty.state_dict()
+    found = {key.split(".", 2)[2]: value for key, value in weights.items() if re.match(r"stages\.\d+\.", key)}
+    for key, value in found.items():
+        if key in theirs and value.shape != theirs[key].shape:
+            has, needs = (tuple(t.shape) for t in (value, theirs[key]))
+            raise ValueError(f"{quoted(key)} is {has} in {WEIGHTS_FILE}, but {name} needs {needs}")
+    if sum(value.numel() * value.element_size() for key, value in theirs.items() if key not in found) > size:
+        missing = ", ".join(sorted(theirs.keys() - found.keys())[:4])
+        raise ValueError(f"{WEIGHTS_FILE} has no weights of {name}, or of another number of classes: {missing} …")
+    for i in range(exits + 1):
+        if f"heads.{i}.classifier.weight" not in weights:
+            raise ValueError(f"{ATTACHED_FILE} says {exits} exits, but {WEIGHTS_FILE} has no weights of heads.{i}")
+
+
+class _Shapes(TorchFunctionMode):
+    """Parameters made inside have shapes, but no memory; the numbers that sizes are computed from are there."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.empty, torch.zeros, torch.ones, torch.full, torch.randn, torch.rand):
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
+class _Unset(TorchFunctionMode):
+    """Parameters made inside are not filled with random numbers, which takes long and would be overwritten."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_", "erfinv_", "kaiming_normal_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def _fill(net: EarlyExitNet, made: Callable[[], nn.Module]) -> None:
+    """Give `net` the tables that its backbone computes and does not save, such as the positions in a window."""
+    empty = [name for name, value in net.named_buffers() if value.is_meta]
+    if not empty:
+        return
+    with torch.random.fork_rng(devices=[]), _Unset():
+        whole = made()
+    dtype = next(net.parameters()).dtype
+    for name in empty:
+        path, _, last = name.rpartition(".")
+        value = whole.get_buffer(name.split(".", 2)[2])
+        net.get_submodule(path)._buffers[last] = value.to(dtype) if value.is_floating_point() else value

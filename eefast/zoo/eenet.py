@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 
+import torch
 from torch import nn
 
 from ..cost import macs
@@ -29,6 +31,7 @@ def eenet(
     thresholds: Sequence[float] | None = None,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
     filters: int = 2,
+    device: torch.device | str | None = None,
 ) -> EarlyExitNet:
     """The early-exit network called `name`, "eenet8" … "eenet152" (Demir & Akbas 2024), freshly initialised.
 
@@ -39,23 +42,25 @@ def eenet(
     input_shape: (C, H, W) of the images.
     criterion, thresholds, normalization: see `EarlyExitNet`.
     filters: channels of EENet-8's first block; the other networks ignore it.
+    device: where the parameters are made, torch's default without it; on "meta" they have shapes, but no memory.
     Raises `ValueError` for unknown names and for exits that do not fit, saying how many do.
     """
     if name not in NAMES:
         raise ValueError(f"name={name!r} is unknown; choose one of {', '.join(NAMES)}")
     if len(input_shape) != 3 or min(input_shape) < 1 or num_classes < 1:
         raise ValueError(f"input_shape={input_shape} must be (C, H, W) and num_classes={num_classes} at least 1")
-    if name == "eenet8":
-        if num_exits != 2:
-            raise ValueError(f"num_exits={num_exits}: EENet-8 has exactly 2 early exits")
-        positions: tuple[int, ...] = (1, 2)
-        stages = eenet8.stages(filters, input_shape)
-    else:
-        positions, stages = _cut(int(name[5:]), num_exits, placement, num_classes, input_shape)
-    shape, heads = tuple(input_shape), []
-    for i, stage in enumerate(stages):
-        _, shape = macs(stage, shape)
-        heads.append(ExitHead(head if i < len(positions) else "pool", shape, num_classes, input_shape))
+    with nullcontext() if device is None else torch.device(device):
+        if name == "eenet8":
+            if num_exits != 2:
+                raise ValueError(f"num_exits={num_exits}: EENet-8 has exactly 2 early exits")
+            positions: tuple[int, ...] = (1, 2)
+            stages = eenet8.stages(filters, input_shape)
+        else:
+            positions, stages = _cut(int(name[5:]), num_exits, placement, num_classes, input_shape)
+        shape, heads = tuple(input_shape), []
+        for i, stage in enumerate(stages):
+            _, shape = macs(stage, shape)
+            heads.append(ExitHead(head if i < len(positions) else "pool", shape, num_classes, input_shape))
     config = {
         "name": name,
         "num_exits": len(positions),
