@@ -123,7 +123,7 @@ def attempts(pairs: Mapping[str, Pair], committed: Ratios) -> Iterator[tuple[int
             time.sleep(PAUSE_BETWEEN_ATTEMPTS_SECONDS)
         found = {name: ratio(pairs[name]) for name in left}
         yield from ((attempt, name, value) for name, value in found.items())
-        left = [name for name in left if found[name] < allowed(committed, name)]
+        left = [name for name in left if not found[name] >= allowed(committed, name)]
 
 
 def allowed(committed: Ratios, name: str) -> float:
@@ -139,7 +139,7 @@ def verdict(pairs: Mapping[str, Pair], committed: Ratios, say: Callable[[str], o
         if known is None:
             say(f"{name}: {value:.2f} × the masked loop; no committed ratio, add one with --write")
         else:
-            slow = f"; too slow, attempt {attempt} of {ATTEMPTS}" * (value < allowed(committed, name))
+            slow = f"; too slow, attempt {attempt} of {ATTEMPTS}" * (not value >= allowed(committed, name))
             say(f"{name}: now {value:.2f}, committed {known:.2f}, allowed {allowed(committed, name):.2f}{slow}")
     return all(value >= allowed(committed, name) for name, value in last.items())
 

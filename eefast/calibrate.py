@@ -425,9 +425,9 @@ class _Cuts:
         while True:
             before = best
             best = self._one_by_one(objective, picks, best)
-            if pairs and best <= before + 1e-12:
+            if pairs and not best > before + 1e-12:
                 best = self._two_by_two(objective, picks, best)
-            if best <= before + 1e-12:
+            if not best > before + 1e-12:
                 return picks
 
     def _one_by_one(self, objective: Callable[[Tensor], Tensor], picks: list[int], best: float) -> float:

@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from . import ops
-from .fold import fold_stage
+from .fold import computes_as, fold_stage, inference_copy
+from .tracing import graph_module, recompile
 
 ROUNDS = 5
 
@@ -80,7 +81,7 @@ def fuse_convolutions(folded: nn.Module) -> tuple[nn.Module, int, int]:
     """
     if not isinstance(folded, fx.GraphModule):
         return folded, 0, sum(isinstance(m, nn.Conv2d) for m in folded.modules())
-    module = fx.GraphModule(folded, copy.deepcopy(folded.graph))
+    module = graph_module(folded, copy.deepcopy(folded.graph))
     _drop_identities(module)
     found = [node for node in module.graph.nodes if _is_convolution(module, node)]
     # From the end: of two convolutions that get added the later one takes the addition, the other one's result is there
@@ -90,7 +91,7 @@ def fuse_convolutions(folded: nn.Module) -> tuple[nn.Module, int, int]:
             _fuse(module, node)
     module.delete_all_unused_submodules()
     module.graph.lint()
-    module.recompile()
+    recompile(module)
     fused = [node for node in module.graph.nodes if isinstance(_called(module, node), FusedConv)]
     whole = [n for n in fused if _called(module, n).relu or all(u.op == "output" or u in fused for u in n.users)]
     for node in fused:
@@ -108,7 +109,7 @@ def _called(module: fx.GraphModule, node: fx.Node) -> Any:
 def _drop_identities(module: fx.GraphModule) -> None:
     for node in module.graph.nodes:
         called = _called(module, node)
-        if isinstance(called, nn.Identity | nn.Dropout | nn.Dropout2d) and len(node.args) == 1:
+        if any(computes_as(called, kind) for kind in _IDENTITIES) and len(node.args) == 1:
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
 
@@ -120,7 +121,7 @@ def _is_convolution(module: fx.GraphModule, node: fx.Node) -> bool:
 
 def _fusible(module: fx.GraphModule, node: fx.Node) -> bool:
     conv = _called(module, node)
-    plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    plain = computes_as(conv, nn.Conv2d) and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
     return plain and len(node.args) == 1
 
 
@@ -161,7 +162,9 @@ def _follower(module: fx.GraphModule, chain: Sequence[fx.Node]) -> fx.Node | Non
 
 def _is_private(module: fx.GraphModule, value: Any) -> bool:
     """Whether a value lies in memory of its own and is read once, so that nobody notices what becomes of it."""
-    return isinstance(value, fx.Node) and len(value.users) == 1 and isinstance(_called(module, value), _CONVOLUTIONS)
+    if not isinstance(value, fx.Node) or len(value.users) != 1:
+        return False
+    return any(computes_as(_called(module, value), kind) for kind in _CONVOLUTIONS)
 
 
 def _addend(module: fx.GraphModule, node: fx.Node, summand: fx.Node) -> fx.Node | None:
@@ -178,7 +181,7 @@ def _addend(module: fx.GraphModule, node: fx.Node, summand: fx.Node) -> fx.Node 
 
 def _is_relu(module: fx.GraphModule, node: fx.Node) -> bool:
     called = _called(module, node)
-    return type(called) is nn.ReLU or (not isinstance(called, nn.Module) and called in _RELUS)
+    return computes_as(called, nn.ReLU) or (not isinstance(called, nn.Module) and called in _RELUS)
 
 
 def _in_place(module: fx.GraphModule, node: fx.Node) -> bool:
@@ -190,6 +193,7 @@ def _in_place(module: fx.GraphModule, node: fx.Node) -> bool:
     return bool(asked) or called in _IN_PLACE_OPERATORS or name.endswith("_")
 
 
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _CONVOLUTIONS = (nn.Conv2d, FusedConv)
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELUS = (torch.relu, torch.relu_, F.relu, "relu", "relu_")
@@ -253,7 +257,7 @@ def indexed_stage(module: nn.Module) -> tuple[IndexedStage | None, str]:
     if obstacle:
         return None, f"{obstacle}; gather the survivors with eefast.ops.compact and run the stage on them"
     assert isinstance(module, fx.GraphModule)
-    indexed = fx.GraphModule(module, copy.deepcopy(module.graph))
+    indexed = graph_module(module, copy.deepcopy(module.graph))
     graph = indexed.graph
     (features,) = graph.find_nodes(op="placeholder")
     convs = [(node, *node.args, None)[:3] for node in graph.find_nodes(op="call_module")]
@@ -269,13 +273,13 @@ def indexed_stage(module: nn.Module) -> tuple[IndexedStage | None, str]:
         source, residual = (*node.args, None)[:2]
         indexed.add_submodule(cast(str, node.target), _IndexedConv(_called(indexed, node)))
         node.args = (source, residual, rows if source is features else None, residual is features, live)
-    indexed.recompile()
+    recompile(indexed)
     return IndexedStage(indexed), ""
 
 
 def device_counted(stage: nn.Module, dtype: torch.dtype) -> IndexedStage | None:
     """An inference copy of `stage` that reads the number of its rows on the device; None where that is impossible."""
-    fused, _, _ = fuse_convolutions(fold_stage(nn.Sequential(stage), dtype)[0])
+    fused, _, _ = fuse_convolutions(fold_stage(stage, dtype)[0])
     return indexed_stage(fused)[0]
 
 
@@ -331,8 +335,7 @@ def fastest_stage(stage: nn.Module, dtype: torch.dtype, example: Tensor) -> tupl
     """
     if len(example) == 0:
         raise ValueError(f"example has shape {list(example.shape)}; pass at least one row of features to measure on")
-    # In a Sequential, since torch.fx would look into a module of PyTorch's own that is traced itself.
-    folded, what = fold_stage(nn.Sequential(stage), dtype)
+    folded, what = fold_stage(stage, dtype)
     if not _on_cuda(example):
         return folded, what
     fused, count, total = fuse_convolutions(folded)
@@ -342,7 +345,7 @@ def fastest_stage(stage: nn.Module, dtype: torch.dtype, example: Tensor) -> tupl
     if count < total:
         log.warning("planning tries torch.compile for a stage, %d of whose %d convolutions fuse", count, total)
         candidates["torch.compile"] = cast(nn.Module, torch.compile(folded, dynamic=True))
-    exact, _ = fold_stage(nn.Sequential(stage), torch.float64)
+    exact = inference_copy(stage).to(torch.float64)
     # A copy, since a stage may change its input in place.
     return _fastest(candidates, exact, example.to(dtype, copy=True, memory_format=torch.channels_last))
 

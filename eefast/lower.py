@@ -16,14 +16,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from . import pack
-from .fold import fold_stage, pack_head
+from .fold import UnsupportedError, affine, computes_as, fold_stage, head_obstacle, pack_head
 from .heads import ExitHead
 from .model import EarlyExitNet
 from .ops import Kind
-
-
-class UnsupportedError(ValueError):
-    """The resident engine has no step for something in the network; the message names it."""
 
 
 @dataclass
@@ -96,18 +92,43 @@ def lower(net: EarlyExitNet) -> Lowered:
     graph = _Graph(net.input_shape[0])
     value = 0
     for i, (stage, head) in enumerate(zip(net.stages, net.heads, strict=True)):
-        if type(head) is not ExitHead:
-            raise UnsupportedError(f"the head of exit {i} is a {type(head).__name__}, not an eefast.heads.ExitHead")
+        if obstacle := head_obstacle(head, i):
+            raise UnsupportedError(obstacle)
+        assert isinstance(head, ExitHead)
         value = graph.trace(stage, value, f"stage {i}")
         seen = graph.trace(head.convs, value, f"the head of exit {i}") if len(head.convs) else value
         if seen == 0:
             raise UnsupportedError(f"exit {i} reads the image itself")
-        weight, bias = pack_head(head)
+        weight, bias = (part.cpu() for part in pack_head(head))
         if head.kind == "plain":
             channels, height, width = head.feature_shape
             weight = weight.view(-1, height, width, channels).permute(0, 3, 1, 2)
         graph.layers.append(Layer(Kind.EXIT, seen, i, kernel=int(head.kind == "plain"), weight=weight, bias=bias))
     return _place(_sectioned(_fused(graph.layers)), graph.channels, net.input_shape[1:])
+
+
+@torch.no_grad()
+def answers(lowered: Lowered, images: Tensor) -> list[Tensor]:
+    """[N, K + 1] logits and confidence row of every exit for images [N, C, H, W] on the CPU, layer by layer in PyTorch.
+
+    For a check of the layers that shares nothing with the kernels.
+    """
+    maps, exits = {0: images}, dict[int, Tensor]()
+    for layer in lowered.layers:
+        x, weight, bias = maps[layer.source], layer.weight.to(images), layer.bias.to(images)
+        if layer.kind == Kind.EXIT:
+            pooled = x.flatten(1) if weight.dim() == 4 else x.mean((2, 3))
+            exits[layer.target] = F.linear(pooled, weight.flatten(1), bias)
+            continue
+        if layer.kind == Kind.CONVOLUTION:
+            y = F.conv2d(x, weight, bias, layer.stride, layer.padding)
+        elif layer.kind == Kind.MAX_POOL:
+            y = F.max_pool2d(x, layer.kernel, layer.stride, layer.padding)
+        else:
+            y = x * weight[:, None, None] + bias[:, None, None]
+        y = y + maps[layer.residual] if layer.residual >= 0 else y
+        maps[layer.target] = y.relu() if layer.relu else y
+    return [exits[i] for i in sorted(exits)]
 
 
 class _Graph:
@@ -118,8 +139,8 @@ class _Graph:
         self.channels = [channels]
 
     def trace(self, module: nn.Module, source: int, where: str) -> int:
-        # In a Sequential, since torch.fx would look into a module of PyTorch's own that is traced itself.
-        folded, what = fold_stage(nn.Sequential(module), torch.float32)
+        folded, what = fold_stage(module, torch.float32)
+        folded = folded.cpu()
         if not isinstance(folded, fx.GraphModule):
             raise UnsupportedError(f"{where} is {what}")
         modules, values = dict(folded.named_modules()), {}
@@ -130,6 +151,10 @@ class _Graph:
                 if not isinstance(node.args[0], fx.Node):
                     raise UnsupportedError(f"{where} returns more than one map")
                 return values[node.args[0]]
+            elif node.op == "get_attr":
+                raise UnsupportedError(
+                    f"{where} computes with {node.target}, which the resident engine has no step for"
+                )
             else:
                 called = modules[node.target] if node.op == "call_module" else node.target
                 if set(node.kwargs) - {"inplace"}:
@@ -147,29 +172,27 @@ class _Graph:
             if self.channels[known[0]] != self.channels[known[1]]:
                 raise UnsupportedError(f"{where} adds maps of different channels")
             return self._value(Layer(_ADD, known[0], -1, residual=known[1]), self.channels[known[0]])
-        if len(known) != 1 or (known[0] == 0 and isinstance(called, nn.ReLU | nn.BatchNorm2d)):
+        same = computes_as(called, nn.Identity) or computes_as(called, nn.Dropout)
+        if len(known) != 1 or (known[0] == 0 and not (same or computes_as(called, nn.Conv2d))):
             raise UnsupportedError(f"{where} has {_name(called)}, which the resident engine has no step for")
         (source,) = known
-        if isinstance(called, nn.Identity | nn.Dropout):
+        if same:
             return source
         channels = self.channels[source]
-        if isinstance(called, nn.ReLU) or called in (torch.relu, F.relu, "relu", "relu_"):
+        if computes_as(called, nn.ReLU) or called in (torch.relu, F.relu, "relu", "relu_"):
             one = torch.ones(channels)
             return self._value(Layer(Kind.AFFINE, source, -1, relu=True, weight=one, bias=one * 0), channels)
-        if isinstance(called, nn.BatchNorm2d) and called.running_var is not None:
-            assert called.running_mean is not None
-            deviation = torch.sqrt(called.running_var.double() + called.eps)
-            scale = (called.weight.double() if called.affine else 1.0) / deviation
-            shift = (called.bias.double() if called.affine else 0.0) - called.running_mean.double() * scale
+        if computes_as(called, nn.BatchNorm2d) and called.running_var is not None:
+            scale, shift = affine(called)
             layer = Layer(Kind.AFFINE, source, -1, weight=scale.float(), bias=shift.float())
             return self._value(layer, channels)
-        if isinstance(called, nn.Conv2d):
+        if computes_as(called, nn.Conv2d):
             return self._convolution(called, source, where)
-        if isinstance(called, nn.MaxPool2d) and source != 0:
+        if computes_as(called, nn.MaxPool2d) and not called.return_indices:
             stride = called.stride if called.stride is not None else called.kernel_size
-            same = [_both(v) for v in (called.kernel_size, stride, called.padding)]
-            if None not in same and _both(called.dilation) == 1 and not called.ceil_mode:
-                kernel, stride, padding = same
+            sides = [_both(v) for v in (called.kernel_size, stride, called.padding)]
+            if None not in sides and _both(called.dilation) == 1 and not called.ceil_mode:
+                kernel, stride, padding = sides
                 return self._value(
                     Layer(Kind.MAX_POOL, source, -1, kernel=kernel, stride=stride, padding=padding), channels
                 )

@@ -135,6 +135,7 @@ class EarlyExitNet(nn.Module):
                 break
             x = stage(x)
             out = head(x)
+            self.check_classes(i, out.logits.shape[1])
             value = criterion.confidence(out.logits, out.confidence_logit)
             if i < self.num_exits:
                 leaves = criterion.leaves(value, limits[i])
@@ -144,6 +145,15 @@ class EarlyExitNet(nn.Module):
             logits[left], confidence[left], exit_index[left] = out.logits[leaves].float(), value[leaves], i
             x, position = x[~leaves], position[~leaves]
         return ExitResult(logits, exit_index, confidence, self.cost[exit_index])
+
+    def check_classes(self, exit_index: int, found: int) -> None:
+        """`ValueError` where a head was given another number of classes than the network was built for."""
+        if found != self.num_classes:
+            raise ValueError(
+                f"the head of exit {exit_index} answers with {found} classes, the network was built for "
+                f"{self.num_classes}; give all heads the same number and build the network anew: "
+                "net.with_criterion(net.criterion.name)"
+            )
 
     def plain(self) -> nn.Sequential:
         """The same network without early exits, sharing its modules: images → logits [N, K] of the final classifier.

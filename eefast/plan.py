@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import ops, tune
-from .fold import fold_stage, pack_conv, pack_head
+from . import lower as lowering
+from . import ops, trial, tune
+from .fold import UnsupportedError, channels_last, fold_stage, inference_copy, pack_conv, pack_head
 from .fuse import IndexedStage, device_counted, fastest_stage
 from .heads import ExitHead
-from .lower import Lowered, ResidentProgram, UnsupportedError, cuda_program, lower
+from .lower import Lowered, ResidentProgram, cuda_program, lower
 from .model import EarlyExitNet
 
 ENGINES = ("auto", "reference", "compact", "resident")
@@ -116,89 +118,152 @@ def plan(
     example: prepared images to measure on, by default noise. run: the engines, to be measured where more than one can
     run; without them "auto" takes the first that can. capture: adds CUDA graphs, for up to `max_batch` images, to a
     plan of the compact engine.
+    Whatever an engine would run is first tried on a few images against the network's own answers, see `eefast.trial`.
     An engine asked for by name raises `ValueError` if it cannot run; "auto" falls back and logs once why.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r} is unknown; choose one of {', '.join(ENGINES)}")
+    # Tensors made in inference mode could not be used outside of it.
+    with torch.inference_mode(False), torch.no_grad():
+        return _plan(net, engine, dtype, example, run, capture, max_batch)
+
+
+def _plan(
+    net: EarlyExitNet,
+    engine: str,
+    dtype: torch.dtype | None,
+    example: Tensor | None,
+    run: Mapping[str, Run] | None,
+    capture: Capture | None,
+    max_batch: int,
+) -> Plan:
     ops.register_flops()
     weight = next(net.parameters())
     wanted = dtype or weight.dtype
+    _check_classes(net)
     if engine == "reference":
         return _reference(net, weight, dtype, "asked for by name")
-    if engine in ("auto", "resident"):
-        lowered, why_not = _lowered(net, weight, wanted)
-        if engine == "resident":
-            if lowered is None:
-                raise ValueError(f"engine='resident' cannot run: {why_not}; use engine='compact' or 'auto'")
-            return _resident(net, weight.device, lowered, wanted, example, "asked for by name")
-    obstacle = _compact_obstacle(net, weight.device)
+    # Noise, since images that are alike would not show what depends on the batch.
+    noise = tune.example(net, None)
+    trial.check_modes(net, noise)
+    try:
+        expected = _expected(net, weight.device, noise)
+    except UnsupportedError as obstacle:
+        if engine != "auto":
+            raise _refused(engine, obstacle, "reference") from obstacle
+        return _fallen_back(net, weight, dtype, obstacle)
 
     def compact(reason: str) -> Plan:
-        made = replace(_compact(net, weight.device, wanted, example, reason), max_batch=max_batch)
+        obstacle = _compact_obstacle(net, weight.device)
+        if obstacle:
+            raise UnsupportedError(obstacle)
+        with _exceptions_as_obstacles():
+            made = replace(_compact(net, weight.device, wanted, example, expected, reason), max_batch=max_batch)
         return made if capture is None else capture(made, net, example)
 
     if engine == "compact":
-        if obstacle:
-            raise ValueError(f"engine='compact' cannot run: {obstacle}; use engine='reference' or 'auto'")
-        return compact("asked for by name")
-    if lowered is None and obstacle:
-        _log_once(f"engine='auto' runs the reference engine: {obstacle}")
-        return _reference(net, weight, dtype, obstacle)
-    if lowered is None:
-        return compact(f"the resident engine cannot run: {why_not}")
-    megabytes = lowered.weights.nbytes / 1e6
-    if not obstacle and megabytes > CACHEABLE_MEGABYTES:
-        why_not = f"weights of {megabytes:.0f} MB are more than what caches hold, so the resident engine was not tried"
-        return compact(why_not)
-    resident = _resident(net, weight.device, lowered, wanted, example, "the first choice")
-    return resident if obstacle or run is None else _faster(net, lowered, resident, compact, example, run)
+        try:
+            return compact("asked for by name")
+        except UnsupportedError as obstacle:
+            raise _refused(engine, obstacle, "reference") from obstacle
+    reason = "asked for by name" if engine == "resident" else "the first choice"
+    try:
+        with _exceptions_as_obstacles():
+            lowered = _lowered(net, weight, wanted, expected)
+            megabytes = lowered.weights.nbytes / 1e6
+            if engine == "auto" and not _compact_obstacle(net, weight.device) and megabytes > CACHEABLE_MEGABYTES:
+                raise _TooLargeError(megabytes)
+            resident = _resident(net, weight.device, lowered, wanted, example, expected, reason)
+    except UnsupportedError as why_not:
+        if engine == "resident":
+            raise _refused(engine, why_not, "compact") from why_not
+        try:
+            return compact(
+                str(why_not) if isinstance(why_not, _TooLargeError) else f"the resident engine cannot run: {why_not}"
+            )
+        except UnsupportedError as obstacle:
+            return _fallen_back(net, weight, dtype, obstacle)
+    return resident if engine == "resident" or run is None else _faster(net, lowered, resident, compact, example, run)
+
+
+@contextmanager
+def _exceptions_as_obstacles() -> Iterator[None]:
+    """Errors in arguments and settings, which are ValueErrors, come through."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:  # a first run raises whatever it does
+        raise UnsupportedError(trial.brief(error)) from error
+
+
+class _TooLargeError(UnsupportedError):
+    def __init__(self, megabytes: float) -> None:
+        what = f"weights of {megabytes:.0f} MB are more than what caches hold"
+        super().__init__(f"{what}, so the resident engine was not tried")
+
+
+def _refused(engine: str, obstacle: Exception, other: str) -> ValueError:
+    return ValueError(f"engine={engine!r} cannot run: {obstacle}; use engine={other!r} or 'auto'")
+
+
+def _fallen_back(net: EarlyExitNet, weight: Tensor, dtype: torch.dtype | None, obstacle: Exception) -> Plan:
+    _log_once(f"engine='auto' runs the reference engine: {obstacle}")
+    return _reference(net, weight, dtype, str(obstacle))
+
+
+def _check_classes(net: EarlyExitNet) -> None:
+    for i, head in enumerate(net.heads):
+        net.check_classes(i, getattr(getattr(head, "classifier", None), "out_features", net.num_classes))
+
+
+def _expected(net: EarlyExitNet, device: torch.device, noise: Tensor) -> tuple[trial.Expected, ...]:
+    if device.type not in ("cpu", "cuda"):
+        raise UnsupportedError(f"engines run on the CPU and on CUDA devices, the network is on {device}")
+    return trial.expected(net, noise)
 
 
 def _compact_obstacle(net: EarlyExitNet, device: torch.device) -> str:
-    if device.type not in ("cpu", "cuda"):
-        return f"the compact engine runs on the CPU and on CUDA devices, the network is on {device}"
     if device.type == "cuda" and not ops.exit_kernels():
         return f"{ops.TRITON_MISSING}, and the CUDA kernels are {ops.CUDA_MISSING}"
     if device.type == "cuda" and net.num_classes > ops.MAX_CLASSES_ON_CUDA:
         return f"the Triton exit heads go to {ops.MAX_CLASSES_ON_CUDA} classes, the network has {net.num_classes}"
-    for i, head in enumerate(net.heads):
-        # A subclass may compute something else than what gets packed.
-        if type(head) is not ExitHead:
-            return f"the head of exit {i} is a {type(head).__name__}, not an eefast.heads.ExitHead"
     return ""
 
 
-def _lowered(net: EarlyExitNet, weight: Tensor, dtype: torch.dtype) -> tuple[Lowered | None, str]:
-    """The network as the resident engine's layers, or None and why that is impossible."""
+def _lowered(net: EarlyExitNet, weight: Tensor, dtype: torch.dtype, expected: Sequence[trial.Expected]) -> Lowered:
+    """The network as the resident engine's layers; `UnsupportedError` says why that is impossible."""
     if weight.device.type == "cuda":
-        return _lowered_for_cuda(net, dtype)
-    if weight.device.type != "cpu":
-        return None, f"it runs on the CPU and on CUDA devices, the network is on {weight.device}"
-    if ops.CPP_MISSING:
-        return None, f"its C++ kernels are {ops.CPP_MISSING}"
-    if dtype == torch.bfloat16 and ops.instruction_set() != "avx512_bf16":
-        return None, f"in bfloat16 it needs AVX512-BF16, but the instruction set is {ops.instruction_set()}"
-    if dtype not in (torch.float32, torch.bfloat16):
-        return None, f"it computes in float32 or bfloat16, not in {dtype}"
-    try:
-        return lower(net), ""
-    except UnsupportedError as error:
-        return None, str(error)
+        lowered = _lowered_for_cuda(net, dtype)
+    elif ops.CPP_MISSING:
+        raise UnsupportedError(f"its C++ kernels are {ops.CPP_MISSING}")
+    elif dtype == torch.bfloat16 and ops.instruction_set() != "avx512_bf16":
+        raise UnsupportedError(f"in bfloat16 it needs AVX512-BF16, but the instruction set is {ops.instruction_set()}")
+    elif dtype not in (torch.float32, torch.bfloat16):
+        raise UnsupportedError(f"it computes in float32 or bfloat16, not in {dtype}")
+    else:
+        lowered = lower(net)
+    found = lowering.answers(lowered, expected[0].seen.cpu())
+    for i, (rows, wanted) in enumerate(zip(found, expected, strict=True)):
+        if reason := trial.difference(rows, wanted.rows.cpu(), trial.tolerance(torch.float32, weight.device)):
+            raise UnsupportedError(f"as its steps, the network's {reason} at exit {i}")
+    return lowered
 
 
-def _lowered_for_cuda(net: EarlyExitNet, dtype: torch.dtype) -> tuple[Lowered | None, str]:
+def _lowered_for_cuda(net: EarlyExitNet, dtype: torch.dtype) -> Lowered:
     if ops.CUDA_MISSING:
-        return None, f"its CUDA kernels are {ops.CUDA_MISSING}"
+        raise UnsupportedError(f"its CUDA kernels are {ops.CUDA_MISSING}")
     if dtype not in (torch.float16, torch.bfloat16):
-        return None, f"on CUDA it computes in float16 or bfloat16, not in {dtype}; pass dtype=torch.float16"
+        raise UnsupportedError(f"on CUDA it computes in float16 or bfloat16, not in {dtype}; pass dtype=torch.float16")
     if max(net.input_shape[1:]) > 32:
-        return None, f"its CUDA kernel takes images of up to 32×32, not {net.input_shape[1]}×{net.input_shape[2]}"
+        height, width = net.input_shape[1:]
+        raise UnsupportedError(f"its CUDA kernel takes images of up to 32×32, not {height}×{width}")
+    lowered = lower(net)
     try:
-        lowered = lower(copy.deepcopy(net).cpu())
         _shared_memory(net, cuda_program(lowered, dtype, torch.device("cpu")))
-    except (UnsupportedError, RuntimeError) as error:
-        return None, str(error)
-    return lowered, ""
+    except RuntimeError as error:
+        raise UnsupportedError(str(error)) from error
+    return lowered
 
 
 def _shared_memory(net: EarlyExitNet, p: ResidentProgram) -> int:
@@ -209,11 +274,22 @@ def _shared_memory(net: EarlyExitNet, p: ResidentProgram) -> int:
 
 
 def _resident(
-    net: EarlyExitNet, device: torch.device, lowered: Lowered, dtype: torch.dtype, example: Tensor | None, reason: str
+    net: EarlyExitNet,
+    device: torch.device,
+    lowered: Lowered,
+    dtype: torch.dtype,
+    example: Tensor | None,
+    expected: Sequence[trial.Expected],
+    reason: str,
 ) -> Plan:
     if device.type == "cuda":
         return _resident_on_cuda(net, device, lowered, dtype, reason)
     program, note = tune.tune(net, lowered, dtype == torch.bfloat16, tune.example(net, example))
+    allowed = trial.tolerance(dtype, device)
+    found = tune.all_logits(net, program, expected[0].seen.float())
+    for i, (logits, wanted) in enumerate(zip(found, expected, strict=True)):
+        if different := trial.difference(logits, wanted.rows[:, :-1], allowed):
+            raise UnsupportedError(f"its {different} at exit {i}")
     kernel = f"C++, {ops.instruction_set().replace('_', '-')}"
     rows, begin = [], 0
     for cost, share, end in zip(net.stage_costs, _shares(net), lowered.exit_sections, strict=True):
@@ -270,8 +346,14 @@ def _faster(
     # A GPU needs more to be busy.
     images = torch.cat([tune.example(net, example)] * (32 if device.type == "cuda" else 2)).to(device)
     compact: Plan | None = None
+    try:
+        if key not in _speeds or _speeds[key][0] > _speeds[key][1]:
+            compact = make_compact("the first choice")
+    except UnsupportedError as error:
+        why = f"the compact engine cannot run: {error}"
+        return replace(resident, reason=resident.reason.replace("the first choice", why))
     if key not in _speeds:
-        compact = make_compact("the first choice")
+        assert compact is not None
         probe = copy.copy(net)
         probe._buffers = {**net._buffers, "thresholds": tune.thresholds(net, net.num_exits).to(device)}
 
@@ -299,7 +381,14 @@ def _reference(net: EarlyExitNet, weight: Tensor, dtype: torch.dtype | None, rea
     return Plan("reference", weight.device, weight.dtype, net.criterion.name, reason, tuple(rows))
 
 
-def _compact(net: EarlyExitNet, device: torch.device, dtype: torch.dtype, example: Tensor | None, reason: str) -> Plan:
+def _compact(
+    net: EarlyExitNet,
+    device: torch.device,
+    dtype: torch.dtype,
+    example: Tensor | None,
+    expected: Sequence[trial.Expected],
+    reason: str,
+) -> Plan:
     on_cuda = device.type == "cuda"
     triton = on_cuda and ops.exit_kernels() == "triton"
     kernel = "Triton" if triton else "CUDA" if on_cuda else "C++" if ops.CPP_MISSING is None else "PyTorch"
@@ -309,22 +398,47 @@ def _compact(net: EarlyExitNet, device: torch.device, dtype: torch.dtype, exampl
     # The network's own device: tests plan for a GPU that is not there.
     example = torch.cat([tune.example(net, example)] * 4).to(next(net.parameters()).device, dtype)
     features = example if on_cuda else None
-    for stage, head, cost, share in zip(net.stages, net.heads, net.stage_costs, _shares(net), strict=True):
+    parts = zip(net.stages, net.heads, net.stage_costs, _shares(net), expected, strict=True)
+    for i, (stage, head, cost, share, wanted) in enumerate(parts):
         assert isinstance(head, ExitHead)
         counted = None
-        if features is None:
-            folded, note = fold_stage(stage, dtype)
-        else:
-            folded, note = fastest_stage(stage, dtype, features)
+        folded, note = fold_stage(stage, dtype) if features is None else fastest_stage(stage, dtype, features)
+        if reason_against := trial.mismatch(folded, wanted.seen, wanted.features, dtype):
+            folded, note = channels_last(inference_copy(stage), dtype), f"not folded: {reason_against}"
+            if different := trial.mismatch(folded, wanted.seen, wanted.features, dtype):
+                raise UnsupportedError(f"stage {i}: {different}")
+        if features is not None:
             features = folded(features)
             # Convolutions of a head would run on the dead rows, too.
-            counted = device_counted(stage, dtype) if triton and len(head.convs) < 2 else None
+            counted = _counted(stage, dtype, wanted) if triton and len(head.convs) < 2 else None
         # On the CPU PyTorch's convolution is the faster one; in CUDA C++ there is none.
         conv = pack_conv(head.convs[-1], dtype) if len(head.convs) and triton else None
         convs, _ = fold_stage(head.convs[:-1] if conv else head.convs, dtype)
         rows.append(StagePlan(cost.feature_shape, share, kernel + " with conv" * (conv is not None), note))
-        steps.append(CompactStep(folded, convs, conv, *pack_head(head), head.kind == "plain", counted))
+        step = CompactStep(folded, convs, conv, *pack_head(head), head.kind == "plain", counted)
+        if different := trial.mismatch(partial(_exit_rows, step), wanted.features, wanted.rows, dtype):
+            raise UnsupportedError(f"the head of exit {i}: {different}")
+        steps.append(step)
     return Plan("compact", device, dtype, net.criterion.name, reason, tuple(rows), tuple(steps))
+
+
+def _counted(stage: nn.Module, dtype: torch.dtype, wanted: trial.Expected) -> IndexedStage | None:
+    """The device-counted form, where there is one that gives the stage's answers."""
+    counted = device_counted(stage, dtype)
+    if counted is None:
+        return None
+    live = torch.full((1,), len(wanted.seen), dtype=torch.int32, device=wanted.seen.device)
+    return None if trial.mismatch(lambda x: counted(x, None, live), wanted.seen, wanted.features, dtype) else counted
+
+
+def _exit_rows(step: CompactStep, features: Tensor) -> Tensor:
+    """[N, K + 1] float32 logits and confidence row of an exit, as the packed weights give them."""
+    seen = step.head_convs(features)
+    if step.conv is not None:
+        weight, bias = step.conv
+        seen = nn.functional.conv2d(seen, weight, bias.to(seen), padding=1).relu()
+    pooled = seen.permute(0, 2, 3, 1).flatten(1) if step.flatten else seen.mean((2, 3))
+    return nn.functional.linear(pooled.float(), step.weight, step.bias)
 
 
 def _shares(net: EarlyExitNet) -> Sequence[float]:

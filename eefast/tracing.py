@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import linecache
 import math
 import operator
+import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +33,7 @@ class Twins:
         self._copies: dict[int, tuple[Any, Any]] = {}
         modules = list(root.modules())
         for module in modules:
-            self._keep(module, _ScriptTwin(module) if _is_script(module) else object.__new__(type(module)))
+            self._keep(module, self._script(module) if _is_script(module) else object.__new__(type(module)))
         for module in modules:
             if not _is_script(module):
                 self._fill(module, self.of(module))
@@ -60,6 +63,9 @@ class Twins:
     def _keep(self, value: Any, copied: Any) -> Any:
         self._copies[id(value)] = value, copied
         return copied
+
+    def _script(self, module: nn.Module) -> nn.Module:
+        return _ScriptTwin(module) if self._new is None else copy.deepcopy(module)
 
     def _container(self, value: Any, whole: bool) -> Any:
         copied = self._keep(value, value.copy())
@@ -200,6 +206,30 @@ def attributes(root: nn.Module, graph: fx.Graph, known: Mapping[str, Any] | None
                 others[name] = node.meta["constant"]
             found[name] = others[name] if name in others else operator.attrgetter(name)(root)
     return found
+
+
+def graph_module(root: nn.Module | dict[str, Any], graph: fx.Graph) -> fx.GraphModule:
+    """A module that runs the graph on what `attributes` found."""
+    module = fx.GraphModule(root, graph)
+    _forget_with(module)
+    return module
+
+
+def recompile(module: fx.GraphModule) -> None:
+    """Make the module run its graph as it is now."""
+    module.recompile()
+    _forget_with(module)
+
+
+def _forget_with(module: fx.GraphModule) -> None:
+    """Without this, torch.fx keeps the source of every module that it ever made."""
+    name = type(module).forward.__code__.co_filename
+    weakref.finalize(module, _forget, name).atexit = False
+
+
+def _forget(name: str) -> None:
+    fx.graph_module._loader.eval_cache.pop(name, None)
+    linecache.cache.pop(name, None)
 
 
 @contextmanager

@@ -49,10 +49,10 @@ def tune(net: EarlyExitNet, lowered: Lowered, bfloat16: bool, images: Tensor) ->
     algorithms, groups = _choices[key]
     if not any(algorithms):
         return pack(algorithms, groups), ""
-    exact = _all_logits(net, pack((0,) * len(groups), groups), images)
+    exact = all_logits(net, pack((0,) * len(groups), groups), images)
 
     def error(chosen: tuple[int, ...]) -> float:
-        logits = _all_logits(net, pack(chosen, groups), images)
+        logits = all_logits(net, pack(chosen, groups), images)
         return float((logits - exact).abs().max() / exact.abs().max().clamp_min(1e-30))
 
     while not error(algorithms) <= WINOGRAD_BOUND and any(algorithms):
@@ -120,7 +120,7 @@ def _fastest(
     return chosen, groups
 
 
-def _all_logits(net: EarlyExitNet, p: ResidentProgram, images: Tensor) -> Tensor:
+def all_logits(net: EarlyExitNet, p: ResidentProgram, images: Tensor) -> Tensor:
     """[exits, N, K]: what every exit says."""
     return torch.stack([_run(net, p, images, thresholds(net, i)) for i in range(net.num_exits + 1)])
 

@@ -17,7 +17,7 @@ _versions = attrgetter("_version")
 
 
 class WeightWatch:
-    """Remembers every parameter, buffer and submodule of some modules as they were.
+    """Remembers every parameter, buffer and submodule of some modules as they were, and how many hooks there are.
 
     Every in-place change through PyTorch raises a tensor's version, every exchange changes the tensor or its memory;
     fused optimisers raise no version, so their steps are listened to. Only writes that go round all bookkeeping
@@ -27,6 +27,8 @@ class WeightWatch:
     def __init__(self, *roots: nn.Module) -> None:
         modules = [m for root in roots for m in root.modules()]
         self._dicts = [d for m in modules for d in (m._parameters, m._buffers, m._modules) if d]
+        self._hooks = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks)]
+        self._hooked = sum(map(len, self._hooks))
         self._entries = self._current()
         self._tensors = [t for t in self._entries if isinstance(t, Tensor)]
         self._tracked = [t for t in self._tensors if not t.is_inference()]
@@ -43,6 +45,7 @@ class WeightWatch:
         current = self._current()
         return self._stepped or not (
             len(current) == len(self._entries)
+            and sum(map(len, self._hooks)) == self._hooked
             and all(map(is_, current, self._entries))
             and list(map(_pointers, self._tensors)) == self._old_pointers
             and list(map(_versions, self._tracked)) == self._old_versions

@@ -178,6 +178,23 @@ class TestOnTheCpu:
         assert "without CUDA graphs: RuntimeError: operation not permitted" in str(p)
         assert_same(compact.run(p, net, x), net(x))
 
+    @pytest.mark.parametrize("part", ["logits", "confidence"])
+    def test_answers_that_are_no_numbers_mean_no_graphs(
+        self, net: Any, part: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        take = compact.Stores.take
+
+        def poisoned(self: Any, slot: int, size: int) -> Any:
+            result = take(self, slot, size)
+            getattr(result, part)[-1] = torch.nan
+            return result
+
+        monkeypatch.setattr(compact.Stores, "take", poisoned)
+        p, x = planned(net, 8), images(5, SHAPE)
+        assert f"without CUDA graphs: RuntimeError: their answers differ by nan of the largest ({part})" in str(p)
+        assert p.graphs is None
+        assert_same(compact.run(p, net, x), net(x))
+
     def test_wrong_answers_mean_no_graphs(self, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         advance = compact.Stores.advance
 

@@ -125,7 +125,7 @@ def _twin(text: str) -> tuple[str, tuple[float, float]]:
         accuracy, cost = map(float, numbers.split(",") if "," in numbers else (numbers, "1"))
     except ValueError:
         accuracy = cost = -1
-    if not name or not 0 <= accuracy <= 1 or cost < 0:
+    if not name or not (0 <= accuracy <= 1 and cost >= 0):
         raise ValueError(
             f"twin={text!r} must be name=accuracy[,cost] with an accuracy in 0 … 1, such as ResNet-20=0.991"
         )

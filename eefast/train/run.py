@@ -231,7 +231,7 @@ def train(
                 print(f"weights={str(weights)!r} has other heads: exits {anew} start anew", file=sys.stderr)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.record = data.record(backbone or net, network.num_classes, found.shape, dataset, everything, held_out, seed)
-    if max_cost is not None and max_cost < network.cost[0]:
+    if max_cost is not None and not max_cost >= network.cost[0]:
         raise ValueError(f"max_cost={max_cost} is less than the first exit costs, {network.cost[0]:.4f}")
     module = EarlyExitModule(
         network,
