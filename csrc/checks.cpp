@@ -1,7 +1,10 @@
 // The ops' checks of shapes, dtypes and memory.
 #include "checks.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "tensors.h"
@@ -32,6 +35,7 @@ void check_device(const char* name, const Tensor& tensor, const char* owner_name
 
 // Two elements of a tensor that gets written must not share memory.
 void check_written(const char* name, const Tensor& tensor) {
+  if (tensor.numel() == 0) return;
   std::vector<std::pair<int64_t, int64_t>> dimensions;
   for (int64_t d = 0; d < tensor.dim(); ++d) {
     if (tensor.size(d) > 1) dimensions.emplace_back(tensor.stride(d), tensor.size(d));
@@ -44,6 +48,76 @@ void check_written(const char* name, const Tensor& tensor) {
     }
     reach += stride * (size - 1);
   }
+}
+
+namespace {
+
+// The memory from a tensor's first element to its last. Its rows may leave gaps, where another's may lie.
+struct Span {
+  const char* name;
+  uintptr_t begin, end;
+  uintptr_t pitch = 0, row = 0;  // bytes from one row to the next, bytes that a row spans
+
+  // Fails where the storage, which may have been made smaller or freed since, ends before.
+  Span(const char* own_name, const Tensor& tensor) : name(own_name) {
+    begin = end = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+    if (tensor.numel() == 0) return;
+    const auto sizes = tensor.sizes(), strides = tensor.strides();
+    const auto element = static_cast<int64_t>(tensor.element_size());
+    int64_t last = 0;
+    for (std::size_t d = sizes.size(); d-- > 0;) {
+      if (d == 0) row = (last + 1) * element;
+      if (sizes[d] > 1) last += (sizes[d] - 1) * strides[d];
+      if (d == 0 && sizes[d] > 1) pitch = strides[d] * element;
+    }
+    int64_t stored = 0;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &stored));
+    const int64_t needed = (tensor.storage_offset() + last + 1) * element;
+    if (needed > stored) {
+      fail(name, " needs ", needed, " bytes of its storage, which has ", stored, "; it has been freed or resized");
+    }
+    end += (last + 1) * element;
+  }
+
+  bool meets(const Span& other) const {
+    if (std::max(begin, other.begin) >= std::min(end, other.end)) return false;
+    if (pitch == 0 || pitch != other.pitch) return true;
+    const uintptr_t after =
+        begin <= other.begin ? (other.begin - begin) % pitch : (pitch - (begin - other.begin) % pitch) % pitch;
+    return after < row || after + other.row > pitch;
+  }
+};
+
+}  // namespace
+
+void check_stored(const char* name, const Tensor& tensor) { Span(name, tensor); }
+
+void check_apart(Named written, Named read) {
+  std::vector<Span> spans;
+  spans.reserve(written.size() + read.size());
+  for (const Named& list : {written, read}) {
+    for (const auto& [name, tensor] : list) {
+      if (tensor != nullptr) spans.emplace_back(name, *tensor);
+    }
+  }
+  for (std::size_t i = 0; i < written.size(); ++i) {
+    for (std::size_t j = i + 1; j < spans.size(); ++j) {
+      if (spans[i].meets(spans[j])) {
+        fail(spans[i].name, " shares memory with ", spans[j].name, "; give it memory of its own");
+      }
+    }
+  }
+}
+
+int64_t sample_elements(const Tensor& tensor) {
+  int64_t elements = 1;
+  bool many = false;
+  for (int64_t d = 1; d < tensor.dim(); ++d) {
+    if (tensor.size(d) == 0) return 0;
+    many = many || elements > std::numeric_limits<int64_t>::max() / tensor.size(d);
+    if (!many) elements *= tensor.size(d);
+  }
+  return many ? std::numeric_limits<int64_t>::max() : elements;
 }
 
 cpu::Criterion parse_criterion(const std::string& name) {

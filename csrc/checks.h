@@ -40,6 +40,14 @@ void check_dtype(const char* name, const Tensor& tensor, torch::headeronly::Scal
 void check_device(const char* name, const Tensor& tensor, const char* owner_name, const Tensor& owner);
 // Two elements of a tensor that gets written must not share memory.
 void check_written(const char* name, const Tensor& tensor);
+// All elements lie inside the tensor's storage, which may have been made smaller or freed since.
+void check_stored(const char* name, const Tensor& tensor);
+// What is written lies apart from what is read and from what else is written; all is stored. Null: not there.
+using Named = std::initializer_list<std::pair<const char*, const Tensor*>>;
+void check_apart(Named written, Named read);
+
+// Elements of one sample, [M, …]; the largest number where they are more. Torch bounds their product with M only.
+int64_t sample_elements(const Tensor& tensor);
 
 cpu::Criterion parse_criterion(const std::string& name);
 

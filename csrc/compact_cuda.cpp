@@ -33,24 +33,16 @@ bool rows_are_dense(const Tensor& tensor, const std::array<int, 4>& order) {
   return true;
 }
 
-std::pair<uintptr_t, uintptr_t> span(const Tensor& tensor) {
-  const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
-  if (tensor.numel() == 0) return {begin, begin};
-  int64_t reach = 1;
-  for (int64_t d = 0; d < tensor.dim(); ++d) reach += (tensor.size(d) - 1) * tensor.stride(d);
-  return {begin, begin + reach * tensor.element_size()};
-}
-
 }  // namespace
 
 void compact_cuda(const Tensor& features, const Tensor& rows, const Tensor& live, const Tensor& out,
                   const std::optional<Tensor>& offset) {
   constexpr int64_t kMaxElements = int64_t{1} << 31, kMaxRows = int64_t{1} << 29;
   if (!features.is_cuda()) fail("features is on ", device_name(features), "; move it to a CUDA device");
-  if (features.dim() != 4 || features.size(1) * features.size(2) * features.size(3) == 0) {
+  const int64_t elements = sample_elements(features);
+  if (features.dim() != 4 || elements == 0) {
     fail("features has shape ", shape(features), "; expected [M, C, H, W] with at least one channel and one pixel");
   }
-  const int64_t elements = features.size(1) * features.size(2) * features.size(3);
   if (elements >= kMaxElements) {
     fail("features has shape ", shape(features), ", on CUDA a sample has fewer than 2³¹ elements");
   }
@@ -80,10 +72,8 @@ void compact_cuda(const Tensor& features, const Tensor& rows, const Tensor& live
   check_device("live", live, "features", features);
   check_device("out", out, "features", features);
   check_written("out", out);
-  const auto source = span(features), target = span(out);
-  if (std::max(source.first, target.first) < std::min(source.second, target.second)) {
-    fail("out shares memory with features; give it memory of its own");
-  }
+  check_apart({{"out", &out}},
+              {{"features", &features}, {"rows", &rows}, {"live", &live}, {"offset", offset ? &*offset : nullptr}});
 
   // A copy lives until the launch is queued; its memory is reused by later work of the same stream only.
   const Tensor rows_values = as_contiguous(rows);

@@ -9,6 +9,7 @@
 
 #include "checks.h"
 #include "cpu/exit_head.h"
+#include "cpu/room.h"
 #include "tensors.h"
 
 namespace eefast {
@@ -41,17 +42,22 @@ std::tuple<Tensor, Tensor, Tensor> exit_head(const Tensor& features, const Tenso
                                              const Tensor& positions, const Tensor& live, const std::string& criterion,
                                              int64_t exit_index, const Tensor& logits, const Tensor& confidence,
                                              const Tensor& exits) {
+  constexpr int64_t kMaxElements = int64_t{1} << 48;
   cpu::ExitHead head;
   head.dtype = feature_dtype(features);
   head.criterion = parse_criterion(criterion);
-  if (features.dim() != 4 || features.size(1) * features.size(2) * features.size(3) == 0) {
+  if (features.dim() != 4 || sample_elements(features) == 0) {
     fail("features has shape ", shape(features), "; expected [M, C, H, W] with at least one channel and one pixel");
+  }
+  if (sample_elements(features) >= kMaxElements) {
+    fail("features has shape ", shape(features), "; a sample has fewer than 2⁴⁸ elements");
   }
   check_dtype("weight", weight, ScalarType::Float, "float32");
   if (weight.dim() != 2 || weight.size(0) < 2 || weight.size(1) != features.size(1)) {
     fail("weight has shape ", shape(weight), "; expected [K + 1, C] with at least one class and C = ", features.size(1),
          ", the channels of features");
   }
+  if (weight.numel() >= kMaxElements) fail("weight has shape ", shape(weight), "; expected fewer than 2⁴⁸ elements");
   head.channels = features.size(1);
   head.num_classes = weight.size(0) - 1;
   check_dtype("bias", bias, ScalarType::Float, "float32");
@@ -77,27 +83,43 @@ std::tuple<Tensor, Tensor, Tensor> exit_head(const Tensor& features, const Tenso
   check_written("logits", logits);
   check_written("confidence", confidence);
   check_written("exits", exits);
+  check_apart({{"logits", &logits}, {"confidence", &confidence}, {"exits", &exits}},
+              {{"features", &features},
+               {"weight", &weight},
+               {"bias", &bias},
+               {"threshold", threshold ? &*threshold : nullptr},
+               {"rows", &rows},
+               {"positions", &positions},
+               {"live", &live}});
   const int64_t live_count = *live.const_data_ptr<int32_t>();
   if (live_count < 0 || live_count > size) fail("live = ", live_count, "; expected 0 … ", size, ", the length of rows");
 
   // Kept until the kernel is done: they own what the pointers point to.
   const Tensor weight_values = as_contiguous(weight), bias_values = as_contiguous(bias);
   const Tensor rows_values = as_contiguous(rows), positions_values = as_contiguous(positions);
-  head.rows = rows_values.const_data_ptr<int32_t>();
-  head.positions = positions_values.const_data_ptr<int32_t>();
+  const auto* const all_rows = rows_values.const_data_ptr<int32_t>();
+  const auto* const all_positions = positions_values.const_data_ptr<int32_t>();
+  // Copies: what has been checked must not change while it is used, whatever other threads write.
+  auto list = cpu::room<int32_t>("the live list", 2 * live_count);
+  std::copy_n(all_positions, live_count, std::copy_n(all_rows, live_count, list.begin()));
+  head.rows = list.data();
+  head.positions = list.data() + live_count;
   check_indices("rows", head.rows, live_count, features.size(0), "features");
   check_indices("positions", head.positions, live_count, results, "logits");
 
   head.features = features.const_data_ptr();
   head.height = features.size(2);
   head.width = features.size(3);
-  head.sample_stride = features.stride(0);
-  head.channel_stride = features.stride(1);
-  head.row_stride = features.stride(2);
-  head.pixel_stride = features.stride(3);
+  // Where there is one of something its stride may be any number.
+  const auto stride = [&](int64_t d) { return features.size(d) > 1 ? features.stride(d) : 1; };
+  head.sample_stride = stride(0);
+  head.channel_stride = stride(1);
+  head.row_stride = stride(2);
+  head.pixel_stride = stride(3);
   // Lines that follow each other evenly are one long line.
   if (head.width == 1) head.pixel_stride = head.row_stride;
-  if (head.width == 1 || head.height == 1 || head.row_stride == head.width * head.pixel_stride) {
+  const bool merged = head.row_stride % head.width == 0 && head.row_stride / head.width == head.pixel_stride;
+  if (head.width == 1 || head.height == 1 || merged) {
     head.width *= std::exchange(head.height, 1);
   }
   head.weight = weight_values.const_data_ptr<float>();
@@ -111,20 +133,23 @@ std::tuple<Tensor, Tensor, Tensor> exit_head(const Tensor& features, const Tenso
   head.confidence_stride = confidence.stride(0);
   head.exits = exits.mutable_data_ptr<int64_t>();
   head.exits_stride = exits.stride(0);
-  std::vector<uint8_t> survives(live_count);
+  auto survives = cpu::room<uint8_t>("the live list", live_count);
   head.survives = survives.data();
+
+  const int32_t dtype = aoti_torch_dtype_int32(), cpu = aoti_torch_device_type_cpu();
+  Tensor next_rows = empty("the next rows", {size}, dtype, cpu, 0);
+  Tensor next_positions = empty("the next positions", {size}, dtype, cpu, 0);
+  Tensor next_live = empty("the next live", {1}, dtype, cpu, 0);
 
   // Below this many elements a second thread costs more than it brings.
   constexpr int64_t kThreadWork = 65536;
-  const int64_t work = head.channels * (head.height * head.width + head.num_classes + 1);
-  torch::stable::parallel_for(0, live_count, std::max<int64_t>(1, kThreadWork / work),
-                              [&](int64_t begin, int64_t end) { cpu::exit_head(head, begin, end); });
-
-  Tensor next_rows = empty({size}, aoti_torch_dtype_int32(), aoti_torch_device_type_cpu(), 0);
-  Tensor next_positions = empty({size}, aoti_torch_dtype_int32(), aoti_torch_device_type_cpu(), 0);
-  Tensor next_live = empty({1}, aoti_torch_dtype_int32(), aoti_torch_device_type_cpu(), 0);
+  const int64_t work = sample_elements(features) + weight.numel();
+  if (live_count > 0) {
+    parallel_for(live_count, std::max<int64_t>(1, kThreadWork / work),
+                 [&](int64_t begin, int64_t end) { cpu::exit_head(head, begin, end); });
+  }
   *next_live.mutable_data_ptr<int32_t>() =
-      cpu::partition(head.rows, head.positions, head.survives, live_count, size, next_rows.mutable_data_ptr<int32_t>(),
+      cpu::partition(all_rows, all_positions, head.survives, live_count, size, next_rows.mutable_data_ptr<int32_t>(),
                      next_positions.mutable_data_ptr<int32_t>());
   return {next_rows, next_positions, next_live};
 }

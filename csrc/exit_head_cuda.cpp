@@ -36,10 +36,10 @@ std::tuple<Tensor, Tensor, Tensor> exit_head_cuda(const Tensor& features, const 
   head.criterion = parse_criterion(criterion);
   head.dtype = feature_dtype(features);
   if (!features.is_cuda()) fail("features is on ", device_name(features), "; move it to a CUDA device");
-  if (features.dim() != 4 || features.size(1) * features.size(2) * features.size(3) == 0) {
+  if (features.dim() != 4 || sample_elements(features) == 0) {
     fail("features has shape ", shape(features), "; expected [M, C, H, W] with at least one channel and one pixel");
   }
-  if (features.size(1) * features.size(2) * features.size(3) >= kMaxElements) {
+  if (sample_elements(features) >= kMaxElements) {
     fail("features has shape ", shape(features), ", on CUDA a sample has fewer than 2³⁰ elements");
   }
   check_dtype("weight", weight, ScalarType::Float, "float32");
@@ -88,15 +88,25 @@ std::tuple<Tensor, Tensor, Tensor> exit_head_cuda(const Tensor& features, const 
   check_written("logits", logits);
   check_written("confidence", confidence);
   check_written("exits", exits);
+  check_apart({{"logits", &logits}, {"confidence", &confidence}, {"exits", &exits}},
+              {{"features", &features},
+               {"weight", &weight},
+               {"bias", &bias},
+               {"threshold", threshold ? &*threshold : nullptr},
+               {"rows", &rows},
+               {"positions", &positions},
+               {"live", &live}});
 
   // Copies live until the launch is queued; memory that is freed then is reused by later work of the same stream only.
   const Tensor weight_values = as_contiguous(weight), bias_values = as_contiguous(bias);
   const Tensor rows_values = as_contiguous(rows), positions_values = as_contiguous(positions);
   const int32_t device = features.get_device_index();
-  Tensor next_rows = empty({head.size}, aoti_torch_dtype_int32(), aoti_torch_device_type_cuda(), device),
-         next_positions = empty({head.size}, aoti_torch_dtype_int32(), aoti_torch_device_type_cuda(), device);
-  Tensor next_live = empty({1}, aoti_torch_dtype_int32(), aoti_torch_device_type_cuda(), device);
-  Tensor workspace = empty({cuda::ExitHead::workspace_words(head.size)}, aoti_torch_dtype_int32(),
+  Tensor next_rows =
+             empty("the live list", {head.size}, aoti_torch_dtype_int32(), aoti_torch_device_type_cuda(), device),
+         next_positions =
+             empty("the live list", {head.size}, aoti_torch_dtype_int32(), aoti_torch_device_type_cuda(), device);
+  Tensor next_live = empty("the live list", {1}, aoti_torch_dtype_int32(), aoti_torch_device_type_cuda(), device);
+  Tensor workspace = empty("the workspace", {cuda::ExitHead::workspace_words(head.size)}, aoti_torch_dtype_int32(),
                            aoti_torch_device_type_cuda(), device);
 
   head.features = features.const_data_ptr();

@@ -47,7 +47,7 @@ void point(cpu::Network& network, const ResidentSource& source) {
 }
 
 void parallel(int64_t n, void (*work)(int64_t, void*), void* context) {
-  torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(n, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) work(i, context);
   });
 }
@@ -82,9 +82,10 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward(const Tensor& images, const 
       known_network(read_tables(images, steps, maps, groups, packed, thresholds, criterion, num_classes, bfloat16));
 
   const int64_t samples = images.size(0);
-  Tensor logits = empty({samples, num_classes}, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0);
-  Tensor confidence = empty({samples}, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0);
-  Tensor exits = empty({samples}, aoti_torch_dtype_int64(), aoti_torch_device_type_cpu(), 0);
+  const int32_t cpu = aoti_torch_device_type_cpu();
+  Tensor logits = empty("logits", {samples, num_classes}, aoti_torch_dtype_float32(), cpu, 0);
+  Tensor confidence = empty("confidence", {samples}, aoti_torch_dtype_float32(), cpu, 0);
+  Tensor exits = empty("exits", {samples}, aoti_torch_dtype_int64(), cpu, 0);
   std::vector<float> limits;
   for (int64_t i = 0; i < thresholds.size(0); ++i) {
     limits.push_back(thresholds.const_data_ptr<float>()[i * thresholds.stride(0)]);
@@ -100,6 +101,7 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward(const Tensor& images, const 
   if (threads == 0) threads = torch::stable::get_num_threads();
   if (seconds) {
     check_dtype("seconds", *seconds, ScalarType::Double, "float64");
+    check_stored("seconds", *seconds);
     check_shape("seconds", *seconds, {groups.size(0)}, "[sections]");
     if (!seconds->is_contiguous() || threads != 1)
       fail("seconds are counted with threads=1 only, in contiguous memory");

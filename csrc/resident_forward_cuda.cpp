@@ -136,11 +136,12 @@ cuda::Network on_cuda(const ResidentSource& source) {
   found.criterion = network.criterion;
   found.classes = static_cast<int>(network.num_classes);
   found.steps = static_cast<int>(steps.size());
-  found.map_bytes = static_cast<int>(place_maps(lives(steps, maps), offsets));
+  const int64_t map_bytes = place_maps(lives(steps, maps), offsets);
+  if (map_bytes >= 1 << 20) fail("the maps take ", map_bytes, " bytes; shared memory has far less");
+  found.map_bytes = static_cast<int>(map_bytes);
   found.image = static_cast<int>(offsets[0]);
   found.image_frame = static_cast<uint8_t>(frame(maps[0]));
   found.bfloat16 = source.bfloat16;
-  if (found.map_bytes >= 1 << 20) fail("the maps take ", found.map_bytes, " bytes; shared memory has far less");
   std::vector<bool> written(maps.size());
   for (std::size_t i = 0; i < steps.size(); ++i) {
     const cpu::Step& step = steps[i];
@@ -148,6 +149,7 @@ cuda::Network on_cuda(const ResidentSource& source) {
     own.action = action(source, step);
     const bool exits = step.kind == cpu::Kind::exit;
     const cpu::Map &from = maps[step.source], &to = exits ? from : maps[step.target];
+    if (exits && step.target > std::numeric_limits<int16_t>::max()) refuse(source, step.row, "on CUDA exits are few");
     if (to.channels > cuda::kMaxChannels) refuse(source, step.row, "on CUDA a map has at most 64 channels");
     if (step.winograd != 0) refuse(source, step.row, "there is no Winograd on CUDA");
     own.frame = static_cast<uint8_t>(frame(to));
@@ -172,7 +174,7 @@ cuda::Network on_cuda(const ResidentSource& source) {
       refuse(source, step.row, "its residual has another shape");
     }
     if (step.place < 0 || step.place % 4 != 0 ||
-        packed_bytes(own, found.classes) > (source.packed.numel() - step.place) * 4) {
+        packed_bytes(own, found.classes) / 4 > source.packed.numel() - step.place) {
       refuse(source, step.row, "its weights lie outside of packed");
     }
     own.weight = static_cast<uint32_t>(step.place / 4);
@@ -216,7 +218,7 @@ std::tuple<Tensor, int64_t> resident_network(const Tensor& images, const Tensor&
       on_cuda(read_tables(images, steps, maps, groups, packed, thresholds, criterion, num_classes, bfloat16)),
       thresholds);
   const auto size = static_cast<int64_t>(sizeof network);
-  Tensor bytes = empty({size}, aoti_torch_dtype_uint8(), aoti_torch_device_type_cpu(), 0);
+  Tensor bytes = empty("the network", {size}, aoti_torch_dtype_uint8(), aoti_torch_device_type_cpu(), 0);
   std::memcpy(bytes.mutable_data_ptr(), &network, size);
   return {bytes, static_cast<int64_t>(cuda::shared_bytes(network))};
 }
@@ -228,8 +230,6 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
   if (!images.is_cuda()) fail("images is not on a CUDA device, but another argument is");
   check_device("packed", packed, "images", images);
   check_device("thresholds", thresholds, "images", images);
-  if (steps.is_cuda() || maps.is_cuda() || groups.is_cuda())
-    fail("steps, maps and groups are read on the CPU; move them");
   if (seconds) fail("seconds are counted on the CPU only");
   if (images.dim() == 4 && images.size(0) > std::numeric_limits<int>::max() / 2)
     fail("images has too many rows; split it");
@@ -244,11 +244,11 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
   const cuda::Network network = with_thresholds(known_network(std::move(source)), thresholds);
   const int64_t samples = images.size(0);
   const int32_t device = images.get_device_index(), place = aoti_torch_device_type_cuda();
-  Tensor logits = empty({samples, num_classes}, aoti_torch_dtype_float32(), place, device);
-  Tensor confidence = empty({samples}, aoti_torch_dtype_float32(), place, device);
-  Tensor exits = empty({samples}, aoti_torch_dtype_int64(), place, device);
+  Tensor logits = empty("logits", {samples, num_classes}, aoti_torch_dtype_float32(), place, device);
+  Tensor confidence = empty("confidence", {samples}, aoti_torch_dtype_float32(), place, device);
+  Tensor exits = empty("exits", {samples}, aoti_torch_dtype_int64(), place, device);
   if (samples == 0) return {logits, confidence, exits};
-  Tensor next = empty({1}, aoti_torch_dtype_int32(), place, device);
+  Tensor next = empty("the queue", {1}, aoti_torch_dtype_int32(), place, device);
   const cuda::Batch batch{images.const_data_ptr(),
                           {images.stride(0), images.stride(1), images.stride(2), images.stride(3)},
                           pixel(images),

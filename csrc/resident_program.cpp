@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "checks.h"
+#include "tensors.h"
 
 namespace eefast {
 namespace {
@@ -19,10 +20,11 @@ constexpr int64_t kColumns = section + 1;
 
 // Far beyond all use; within them no product of sizes leaves 64 bits.
 constexpr int64_t kMaxSide = 1 << 14, kMaxChannels = 1 << 15, kMaxClasses = 1 << 18, kMaxKernel = 1 << 7,
-                  kMaxThreads = 1 << 10;
+                  kMaxSections = 1 << 8;
 
 std::vector<int64_t> integers(const char* name, const Tensor& tensor) {
   check_dtype(name, tensor, ScalarType::Long, "int64");
+  if (!tensor.is_cpu()) fail(name, " is on ", device_name(tensor), "; it is read on the CPU, move it there");
   if (!tensor.is_contiguous()) fail(name, " is not contiguous; call .contiguous()");
   const auto* const values = tensor.const_data_ptr<int64_t>();
   return {values, values + tensor.numel()};
@@ -133,8 +135,8 @@ cpu::Network read_network(const ResidentSource& source) {
   if (last.empty() || last.back().kind != cpu::Kind::exit || last.back().target != source.num_exits) {
     fail("steps ends with no final exit");
   }
-  if (!cpu::lay_out(network, source.height, source.width)) {
-    fail("images of ", source.height, "×", source.width, " are too small for the network");
+  if (const char* const problem = cpu::lay_out(network, source.height, source.width)) {
+    fail("images of ", source.height, "×", source.width, " ", problem);
   }
   return network;
 }
@@ -142,6 +144,14 @@ cpu::Network read_network(const ResidentSource& source) {
 ResidentSource read_tables(const Tensor& images, const Tensor& steps, const Tensor& maps, const Tensor& groups,
                            const Tensor& packed, const Tensor& thresholds, const std::string& criterion,
                            int64_t num_classes, bool bfloat16) {
+  for (const auto& [name, tensor] : Named{{"images", &images},
+                                          {"packed", &packed},
+                                          {"thresholds", &thresholds},
+                                          {"steps", &steps},
+                                          {"maps", &maps},
+                                          {"groups", &groups}}) {
+    check_stored(name, *tensor);
+  }
   check_dtype("packed", packed, ScalarType::Float, "float32");
   check_dtype("thresholds", thresholds, ScalarType::Float, "float32");
   if (images.dim() != 4) fail("images has shape ", shape(images), "; expected [N, C, H, W]");
@@ -158,7 +168,10 @@ ResidentSource read_tables(const Tensor& images, const Tensor& steps, const Tens
   }
   if (maps.dim() != 2 || maps.size(1) != 2 || maps.size(0) == 0)
     fail("maps has shape ", shape(maps), "; expected [M, 2]");
-  if (groups.dim() != 1 || groups.size(0) == 0) fail("groups has shape ", shape(groups), "; expected [sections]");
+  // A sample that goes on calls the next section.
+  if (groups.dim() != 1 || groups.size(0) == 0 || groups.size(0) > kMaxSections) {
+    fail("groups has shape ", shape(groups), "; expected [sections], at most ", kMaxSections);
+  }
   return {integers("steps", steps),
           integers("maps", maps),
           integers("groups", groups),

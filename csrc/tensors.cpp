@@ -5,14 +5,19 @@
 
 #include <algorithm>
 
+#include "checks.h"
+
 namespace eefast {
 
-Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype, int32_t device_type, int32_t device) {
+Tensor empty(const char* name, const std::vector<int64_t>& sizes, int32_t dtype, int32_t device_type, int32_t device) {
   std::vector<int64_t> strides(sizes.size(), 1);
   if (sizes.size() == 2) strides[0] = std::max<int64_t>(1, sizes[1]);
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                                                  dtype, device_type, device, &handle));
+  if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype, device_type,
+                               device, &handle) != TORCH_SUCCESS) {
+    fail("no memory could be had for ", name, " of shape ", brackets(sizes), ", ", aoti_torch_dtype_element_size(dtype),
+         " bytes each; give fewer rows at a time");
+  }
   return Tensor(handle);
 }
 

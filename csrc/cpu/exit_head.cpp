@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/instruction_set.h"
+#include "cpu/room.h"
 
 namespace eefast::cpu {
 namespace {

@@ -234,7 +234,8 @@ EEFAST_TARGET static void run_dtype(const ExitHead& head, int64_t begin, int64_t
   const int64_t pooled_stride = whole_lines(head.channels), logits_stride = whole_lines(head.num_classes + 1);
   const int64_t sums_size = whole_lines(3 * pad(group_size(head) * head.channels));
   const int64_t packed_size = head.channels % kLanes == 0 ? 0 : tile_rows(pooled_stride) * pooled_stride;
-  std::vector<CacheLine> buffer((block * (pooled_stride + logits_stride) + sums_size + packed_size) / kLineFloats);
+  auto buffer = room<CacheLine>("an exit's sums",
+                                (block * (pooled_stride + logits_stride) + sums_size + packed_size) / kLineFloats);
   float* const pooled = buffer.data()->values;
   float* const logits = pooled + block * pooled_stride;
   float* const scratch = logits + block * logits_stride;

@@ -6,10 +6,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
-#include <new>
 #include <utility>
 
 #include "cpu/resident_kernels.h"
+#include "cpu/room.h"
 #include "cpu/team.h"
 
 #ifdef __linux__
@@ -20,6 +20,9 @@ namespace eefast::cpu {
 namespace {
 
 constexpr int64_t kLine = 64;
+
+// Far beyond all use; within them no product of sizes leaves 64 bits.
+constexpr int64_t kMaxSide = 1 << 15, kMaxElements = int64_t{1} << 40;
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -46,7 +49,7 @@ struct Arena {
   void allocate(int64_t size) {
     std::free(std::exchange(memory, nullptr));
     memory = static_cast<char*>(std::aligned_alloc(kPage, round_up(size, kPage)));
-    if (memory == nullptr) throw std::bad_alloc();
+    if (memory == nullptr) throw no_memory("a network's maps", size);
 #ifdef MADV_HUGEPAGE
     madvise(memory, round_up(size, kPage), MADV_HUGEPAGE);
 #endif
@@ -109,6 +112,8 @@ Worker make_worker(Job& job, Team& team) {
   worker.team = &team;
   worker.used.resize(net.sections.size());
   worker.live.resize(net.sections.size());
+  // Reserved now: helpers would wait for ever for a leader that runs out of memory on its way.
+  for (std::size_t s = 0; s < net.sections.size(); ++s) worker.live[s].reserve(net.sections[s].group);
   int64_t size = kLine;
   const auto reserve = [&](int64_t bytes) {
     // Memory that different maps have in common modulo 4096 bytes would make loads wait for unrelated stores.
@@ -429,7 +434,8 @@ int64_t packed_size(const Step& step, const std::vector<Map>& maps, int64_t num_
   return step.kernel * step.kernel * (pairs ? (from.channels + 1) / 2 : from.channels) * outputs;
 }
 
-bool lay_out(Network& network, int64_t height, int64_t width) {
+const char* lay_out(Network& network, int64_t height, int64_t width) {
+  constexpr const char* kTooLarge = "make maps that are too large for any memory";
   std::vector<Map>& maps = network.maps;
   for (Map& map : maps) map.halo = map.height = 0;
   maps[0].height = height;
@@ -448,9 +454,11 @@ bool lay_out(Network& network, int64_t height, int64_t width) {
         const bool small = windows && std::min(from.height, from.width) + 2 * step.padding < step.kernel;
         // A map that several steps write must get one size from all of them.
         const bool same = to.height == 0 || (to.height == out(from.height) && to.width == out(from.width));
-        if (from.height < 1 || from.width < 1 || small || !same) return false;
+        if (from.height < 1 || from.width < 1 || small || !same) return "are too small for the network";
         to.height = out(from.height);
         to.width = out(from.width);
+        // Every padded step may make a map larger.
+        if (std::max(to.height, to.width) > kMaxSide) return kTooLarge;
       }
     }
   }
@@ -469,6 +477,7 @@ bool lay_out(Network& network, int64_t height, int64_t width) {
     }
   }
   const int64_t element = network.bfloat16 ? 2 : 4;
+  int64_t total = 0;
   for (Map& map : maps) {
     map.block = &map == maps.data() ? 1 : kBlock;
     map.blocks = (map.channels + map.block - 1) / map.block;
@@ -477,12 +486,14 @@ bool lay_out(Network& network, int64_t height, int64_t width) {
     const int64_t wide = std::max(map.width + 2 * map.halo, map.halo + round_up(map.width, 4) + 1);
     map.row_pitch = wide * map.block;
     map.block_pitch = tall * map.row_pitch;
+    total += map.blocks * map.block_pitch * (map.section < 0 ? 1 : network.sections[map.section].group);
+    if (total > kMaxElements) return kTooLarge;
     if (map.section < 0) continue;
     Section& section = network.sections[map.section];
     map.offset = section.slot_size;
     section.slot_size += round_up(map.blocks * map.block_pitch * element, kLine) + 3 * kLine;
   }
-  return true;
+  return nullptr;
 }
 
 void resident_forward(const Network& network, const Batch& batch, int64_t threads, Parallel parallel) {

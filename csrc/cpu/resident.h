@@ -78,8 +78,8 @@ struct Batch {
   double* seconds;
 };
 
-// Sizes of all maps from those of the image, places of maps in their slots; false where a map would be empty.
-bool lay_out(Network& network, int64_t height, int64_t width);
+// Sizes of all maps from those of the image, places of maps in their slots; null, or what images of this size do wrong.
+const char* lay_out(Network& network, int64_t height, int64_t width);
 
 // Runs work(i) for all i in [0, n), as far as possible at the same time.
 using Parallel = void (*)(int64_t n, void (*work)(int64_t i, void* context), void* context);

@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .library import check_range_on_cuda, check_written, implement_on_cuda, namespace
+from .library import (
+    check_apart,
+    check_dense,
+    check_fake,
+    check_range_on_cuda,
+    check_written,
+    implement_on_cuda,
+    namespace,
+)
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -24,6 +32,7 @@ def reference(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset:
 
 def check(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None) -> None:
     """`RuntimeError` unless the arguments fit."""
+    check_dense(("features", features), ("rows", rows), ("live", live), ("out", out), ("offset", offset))
     if features.dim() != 4 or 0 in features.shape[1:]:
         raise RuntimeError(
             f"features has shape {list(features.shape)}; expected [M, C, H, W] with at least one channel and one pixel"
@@ -48,8 +57,7 @@ def check(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Ten
         if tensor.device != features.device:
             raise RuntimeError(f"{name} is on {tensor.device}; move it to {features.device}, where features is")
     check_written("out", out)
-    if overlap(features, out):
-        raise RuntimeError("out shares memory with features; give it memory of its own")
+    check_apart([("out", out)], (("features", features), ("rows", rows), *given))
     # On a GPU this would wait for the device; there the kernel stops on an index out of range.
     if features.device.type == "cpu":
         count = int(live)
@@ -63,16 +71,6 @@ def check(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Ten
         if bool(outside.any()):
             i = int(outside.to(torch.uint8).argmax())
             raise RuntimeError(f"rows[{i}] = {int(rows[i])} is outside of features, which has {len(features)} rows")
-
-
-def overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors lie in the same stretch of memory, gaps included."""
-    spans = []
-    for tensor in (a, b):
-        reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        begin = tensor.data_ptr()
-        spans.append((begin, begin + (reach + 1) * tensor.element_size() if tensor.numel() else begin))
-    return max(spans[0][0], spans[1][0]) < min(spans[0][1], spans[1][1])
 
 
 namespace.impl("compact", reference, "CompositeExplicitAutograd")
@@ -91,7 +89,7 @@ implement_on_cuda("compact", _triton)
 
 @torch.library.register_fake("eefast::compact")
 def _fake(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
-    return None
+    check_fake(features, ("rows", rows), ("live", live), ("out", out), ("offset", offset))
 
 
 def compact(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from .. import criteria
 from .exit_head import check as check_exit_head
 from .exit_head import check_classes_on_cuda
+from .exit_head import fake as fake_exit_head
 from .exit_head import reference as exit_head_reference
-from .library import check_range_on_cuda, implement_on_cuda, namespace
+from .library import check_apart, check_dense, check_fake, check_range_on_cuda, implement_on_cuda, namespace
 
 namespace.define(
     "exit_conv_head(Tensor features, Tensor conv_weight, Tensor conv_bias, Tensor weight, Tensor bias,"
@@ -44,6 +45,7 @@ def check(
     rows: Tensor, positions: Tensor, live: Tensor, logits: Tensor, confidence: Tensor, exits: Tensor,
 ) -> None:  # fmt: skip
     """`RuntimeError` unless the arguments fit."""
+    check_dense(("features", features), ("conv_weight", conv_weight), ("conv_bias", conv_bias))
     if features.dim() == 4 and (conv_weight.dim() != 4 or list(conv_weight.shape[1:]) != [features.shape[1], 3, 3]):
         raise RuntimeError(
             f"conv_weight has shape {list(conv_weight.shape)}; expected [C, {features.shape[1]}, 3, 3], where "
@@ -64,6 +66,8 @@ def check(
     if features.dim() == 4:
         maps = features.new_empty(()).expand(len(features), len(conv_weight), *features.shape[2:])
     check_exit_head(maps, weight, bias, threshold, rows, positions, live, logits, confidence, exits)
+    read = (("features", features), ("conv_weight", conv_weight), ("conv_bias", conv_bias))
+    check_apart((("logits", logits), ("confidence", confidence), ("exits", exits)), read)
 
 
 namespace.impl("exit_conv_head", reference, "CompositeExplicitAutograd")
@@ -92,9 +96,13 @@ implement_on_cuda("exit_conv_head", _triton)
 @torch.library.register_fake("eefast::exit_conv_head")
 def _fake(
     features: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None,
-    rows: Tensor, *args: Any,
+    rows: Tensor, positions: Tensor, live: Tensor, criterion: str, exit_index: int,
+    logits: Tensor, confidence: Tensor, exits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return torch.empty_like(rows), torch.empty_like(rows), rows.new_empty(1)
+    check_fake(features, ("conv_weight", conv_weight), ("conv_bias", conv_bias))
+    return fake_exit_head(
+        features, weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits
+    )
 
 
 def flops(

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from .. import criteria
-from .library import check_range_on_cuda, check_written, implement_on_cuda, namespace
+from .library import (
+    Named,
+    check_apart,
+    check_dense,
+    check_fake,
+    check_range_on_cuda,
+    check_written,
+    implement_on_cuda,
+    namespace,
+)
 
 MAX_CLASSES_ON_CUDA = 8191
 """What the Triton exit heads keep in registers."""
@@ -51,6 +60,12 @@ def check(
     live: Tensor, logits: Tensor, confidence: Tensor, exits: Tensor,
 ) -> None:  # fmt: skip
     """`RuntimeError`, as from PyTorch's own ops, unless the arguments fit; the C++ kernel has the same checks."""
+    results_given = (("logits", logits), ("confidence", confidence), ("exits", exits))
+    given: tuple[Named, ...] = (
+        *(("features", features), ("weight", weight), ("bias", bias), ("threshold", threshold)),
+        *(("rows", rows), ("positions", positions), ("live", live)),
+    )
+    check_dense(*given, *results_given)
     if features.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise RuntimeError(f"features is {features.dtype}; convert it with .to(torch.float32)")
     if features.dim() != 4 or 0 in features.shape[1:]:
@@ -83,8 +98,9 @@ def check(
             raise RuntimeError(f"{name} has shape {list(tensor.shape)}; expected {shape}")
         if tensor.device != features.device:
             raise RuntimeError(f"{name} is on {tensor.device}; move it to {features.device}, where features is")
-    for name, tensor in (("logits", logits), ("confidence", confidence), ("exits", exits)):
+    for name, tensor in results_given:
         check_written(name, tensor)
+    check_apart(results_given, given)
     # On other devices these checks would wait for the device; there the index kernels catch what is out of range.
     if features.device.type == "cpu":
         count = int(live)
@@ -129,9 +145,14 @@ implement_on_cuda("exit_head", _triton)
 
 
 @torch.library.register_fake("eefast::exit_head")
-def _fake(
-    features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, *args: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def fake(
+    features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
+    live: Tensor, criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    check_fake(
+        features, ("weight", weight), ("bias", bias), ("threshold", threshold), ("rows", rows),
+        ("positions", positions), ("live", live), ("logits", logits), ("confidence", confidence), ("exits", exits),
+    )  # fmt: skip
     return torch.empty_like(rows), torch.empty_like(rows), rows.new_empty(1)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .library import check_range_on_cuda, implement_on_cuda, namespace
+from .library import check_dense, check_fake, check_range_on_cuda, implement_on_cuda, namespace
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -45,6 +45,8 @@ def check(
     residual_through_rows: bool, live: Tensor, stride: int,
 ) -> None:  # fmt: skip
     """`RuntimeError` unless the arguments fit."""
+    given = (("weight", weight), ("bias", bias), ("residual", residual), ("rows", rows), ("live", live))
+    check_dense(("features", features), *given)
     if features.dim() != 4 or 0 in features.shape[1:]:
         raise RuntimeError(
             f"features has shape {list(features.shape)}; expected [M, C_in, H, W] with at least one channel and one "
@@ -82,7 +84,7 @@ def check(
     for name, tensor in (("weight", weight), ("residual", residual)):
         if tensor is not None and tensor.dtype != features.dtype:
             raise RuntimeError(f"{name} is {tensor.dtype}; convert it with .to({features.dtype}), as features")
-    for name, tensor in (("weight", weight), ("bias", bias), ("residual", residual), ("rows", rows), ("live", live)):
+    for name, tensor in given:
         if tensor is not None and tensor.device != features.device:
             raise RuntimeError(f"{name} is on {tensor.device}; move it to {features.device}, where features is")
     for name, tensor in (("features", features), ("weight", weight), ("residual", residual)):
@@ -140,6 +142,7 @@ def _fake(
     features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rows: Tensor | None,
     residual_through_rows: bool, live: Tensor, stride: int, relu: bool,
 ) -> Tensor:  # fmt: skip
+    check_fake(features, ("weight", weight), ("bias", bias), ("residual", residual), ("rows", rows), ("live", live))
     return _empty(features, weight, rows, stride)
 
 

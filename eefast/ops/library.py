@@ -7,7 +7,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,60 @@ def on_device_of_features(launcher: Callable[..., Any]) -> Callable[..., Any]:
 
 def check_written(name: str, tensor: Tensor) -> None:
     """`RuntimeError` where two elements of a tensor that gets written share memory."""
+    if tensor.numel() == 0:
+        return
     reach = 0
     for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
         if stride <= reach:
             raise RuntimeError(f"{name} has overlapping strides {list(tensor.stride())}; give it memory of its own")
         reach += stride * (size - 1)
+
+
+Named = tuple[str, Tensor | None]
+
+
+def check_dense(*given: Named) -> None:
+    """`RuntimeError` where a tensor is not what has strides: sparse, of MKL-DNN, nested."""
+    for name, tensor in given:
+        if tensor is not None and tensor.layout != torch.strided:
+            raise RuntimeError(f"{name} has the layout {tensor.layout}; convert it with .to_dense()")
+
+
+def check_apart(written: Iterable[Named], read: Iterable[Named]) -> None:
+    """`RuntimeError` where what is written shares memory with what is read, or with what else is written."""
+    written = list(written)
+    given = [(name, tensor, *_span(tensor)) for name, tensor in (*written, *read) if tensor is not None]
+    for i, (name, tensor, begin, end) in enumerate(given[: len(written)]):
+        for other_name, other, other_begin, other_end in given[i + 1 :]:
+            if max(begin, other_begin) < min(end, other_end) and not _beside(tensor, begin, other, other_begin):
+                raise RuntimeError(f"{name} shares memory with {other_name}; give it memory of its own")
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Addresses of the first element and behind the last one."""
+    begin = tensor.data_ptr()
+    return begin, begin + _reach(tensor.shape, tensor.stride()) * tensor.element_size() if tensor.numel() else begin
+
+
+def _reach(shape: Sequence[int], strides: Sequence[int]) -> int:
+    return sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
+
+
+def _beside(a: Tensor, a_begin: int, b: Tensor, b_begin: int) -> bool:
+    """Whether rows of one size apart take turns in memory, as columns of one table do."""
+    if a.dim() == 0 or b.dim() == 0 or len(a) < 2 or len(b) < 2:
+        return False
+    pitch, other_pitch = (x.stride(0) * x.element_size() for x in (a, b))
+    row, other_row = (_reach(x.shape[1:], x.stride()[1:]) * x.element_size() for x in (a, b))
+    after = (b_begin - a_begin) % pitch if pitch else 0
+    return 0 < pitch == other_pitch and after >= row and after + other_row <= pitch
+
+
+def check_fake(owner: Tensor, *given: Named) -> None:
+    """`RuntimeError` for tensors of several devices: with one on "meta" the op would do nothing and say nothing."""
+    for name, tensor in given:
+        if tensor is not None and tensor.device != owner.device:
+            raise RuntimeError(f"{name} is on {tensor.device}; move it to {owner.device}, where the others are")
 
 
 def check_range_on_cuda(features: Tensor, rows: Tensor, *weights: tuple[str, Tensor]) -> None:

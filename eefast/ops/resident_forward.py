@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 from typing import Any
 
@@ -10,13 +11,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import criteria
-from .library import namespace
+from .library import check_dense, check_fake, namespace
 
 COLUMNS = (
     *("kind", "source", "target", "residual", "relu", "kernel", "stride", "padding"),
     *("winograd", "weight", "packed", "section"),
 )
 """What a row of `steps` says, see `resident_forward`."""
+
+
+MAX_KERNEL = 128
+"""The largest window of a convolution or a pooling."""
 
 
 class Kind(IntEnum):
@@ -46,15 +51,25 @@ def reference(
     normalization: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`resident_forward` in plain PyTorch: its oracle and its documentation. Everybody goes through everything."""
-    rule, n, images = criteria.get(criterion), len(images), _normalised(images.float(), normalization)
+    rule = criteria.get(criterion)
+    _check(images, steps, maps, weights, thresholds, num_classes)
+    n, images = len(images), _normalised(images.float(), normalization)
     results = images.new_empty(n, num_classes), images.new_empty(n), torch.full((n,), -1, device=images.device)
-    channels, values = maps[:, 0].tolist(), {0: images}
-    for kind, source, target, residual, relu, kernel, stride, padding, _, place, _, _ in steps.tolist():
+    channels, values = dict(enumerate(maps[:, 0].tolist())), {0: images}
+
+    def run(
+        kind: int, source: int, target: int, residual: int, relu: int, kernel: int, stride: int, padding: int,
+        winograd: int, place: int, packed: int, section: int,
+    ) -> None:  # fmt: skip
         x, inputs, outputs = (
             values[source],
             channels[source],
             num_classes + 1 if kind == Kind.EXIT else channels[target],
         )
+        if kind in (Kind.CONVOLUTION, Kind.MAX_POOL) and not (
+            0 < kernel <= MAX_KERNEL and 0 < stride <= MAX_KERNEL and 0 <= padding <= kernel
+        ):
+            raise RuntimeError("there is no kernel for this window")
         if kind == Kind.CONVOLUTION:
             weight, bias = _parts(weights, place, (outputs, inputs, kernel, kernel))
             x = F.conv2d(x, weight, bias, stride, padding) + (values[residual] if residual >= 0 else 0)
@@ -63,17 +78,57 @@ def reference(
             x = x * scale[:, None, None] + shift[:, None, None]
         elif kind == Kind.MAX_POOL:
             x = F.max_pool2d(x, kernel, stride, padding)
-        else:
+        elif kind == Kind.EXIT and 0 <= target <= len(thresholds):
             x = x.flatten(1) if kernel else x.mean((2, 3))
             out = F.linear(x, *_parts(weights, place, (outputs, x.shape[1])))
             confidence, here = rule.confidence(out[:, :-1], out[:, -1]), results[2] < 0
             if target < len(thresholds):
                 here = here & rule.leaves(confidence, thresholds[target])
-            for result, value in zip(results, (out[:, :-1], confidence, target), strict=True):
-                result[here] = value[here] if isinstance(value, Tensor) else value
-            continue
+            results[0][here], results[1][here], results[2][here] = out[here, :-1], confidence[here], target
+            return
+        else:
+            raise RuntimeError("there is no such kind of step or exit")
         values[target] = x.relu() if relu else x
+
+    with torch.autocast(images.device.type, enabled=False):
+        for row, step in enumerate(steps.tolist()):
+            try:
+                run(*step)
+            except KeyError as error:
+                raise RuntimeError(f"steps[{row}] = {step}: there is no map {error}, or not yet") from None
+            except (RuntimeError, ValueError, ArithmeticError) as error:
+                raise RuntimeError(f"steps[{row}] = {step}: {error}") from error
     return results
+
+
+def _check(images: Tensor, steps: Tensor, maps: Tensor, weights: Tensor, thresholds: Tensor, num_classes: int) -> None:
+    """`RuntimeError` unless the reference can read the arguments; the C++ kernel checks more."""
+    given = (("images", images), ("steps", steps), ("maps", maps), ("weights", weights), ("thresholds", thresholds))
+    check_dense(*given)
+    for (name, tensor), fits, shape, dtype in zip(
+        given,
+        (
+            images.dim() == 4,
+            steps.dim() == 2 and steps.shape[1] == len(COLUMNS) and len(steps) > 0,
+            maps.dim() == 2 and maps.shape[1] == 2 and len(maps) > 0,
+            weights.dim() == 1,
+            thresholds.dim() == 1,
+        ),
+        ("[N, C, H, W]", f"[S, {len(COLUMNS)}]", "[M, 2]", "[numbers]", "[exits]"),
+        (images.dtype, torch.int64, torch.int64, torch.float32, torch.float32),
+        strict=True,
+    ):
+        if not fits:
+            raise RuntimeError(f"{name} has shape {list(tensor.shape)}; expected {shape}")
+        if tensor.dtype != dtype:
+            raise RuntimeError(f"{name} is {tensor.dtype}; convert it with .to({dtype})")
+    if images.shape[1] != int(maps[0, 0]):
+        raise RuntimeError(f"images has {images.shape[1]} channels; expected {int(maps[0, 0])}")
+    if num_classes < 1:
+        raise RuntimeError(f"num_classes = {num_classes}; expected 1 or more")
+    last = steps[-1].tolist()
+    if last[0] != Kind.EXIT or last[2] != len(thresholds):
+        raise RuntimeError("steps ends with no final exit")
 
 
 def _normalised(images: Tensor, normalization: Tensor | None) -> Tensor:
@@ -85,7 +140,9 @@ def _normalised(images: Tensor, normalization: Tensor | None) -> Tensor:
 
 def _parts(weights: Tensor, place: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """A weight and the bias behind it."""
-    size = torch.Size(shape).numel()
+    size = math.prod(shape)
+    if place < 0 or place + size + shape[0] > len(weights):
+        raise RuntimeError("its weights lie outside of weights")
     return weights[place : place + size].view(shape), weights[place + size : place + size + shape[0]]
 
 
@@ -93,8 +150,16 @@ namespace.impl("resident_forward", reference, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("eefast::resident_forward")
-def _fake(images: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    n, num_classes = len(images), args[7]
+def _fake(
+    images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
+    criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
+    normalization: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    check_fake(images, ("packed", packed), ("thresholds", thresholds), ("normalization", normalization))
+    # These may stand on the CPU, wherever the images do.
+    others = (("steps", steps), ("maps", maps), ("groups", groups), ("weights", weights), ("seconds", seconds))
+    check_fake(images, *((name, x) for name, x in others if x is not None and x.device.type == "meta"))
+    n = len(images)
     confidence = images.new_empty(n, dtype=torch.float32)
     return confidence.new_empty(n, num_classes), confidence, images.new_empty(n, dtype=torch.int64)
 
