@@ -20,8 +20,16 @@ void check_shape(const char* name, const Tensor& tensor, std::initializer_list<i
   }
 }
 
+void check_there(const char* name, const Tensor& tensor) {
+  if (!tensor.defined()) fail(name, " is None; expected a tensor");
+  int32_t layout = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+  if (layout != aoti_torch_layout_strided()) fail(name, " is sparse or packed; convert it with .to_dense()");
+}
+
 void check_dtype(const char* name, const Tensor& tensor, torch::headeronly::ScalarType expected,
                  const char* expected_name) {
+  check_there(name, tensor);
   if (tensor.scalar_type() != expected) {
     fail(name, " is ", toString(tensor.scalar_type()), "; convert it with .to(torch.", expected_name, ")");
   }
@@ -70,6 +78,7 @@ struct Span {
       if (sizes[d] > 1) last += (sizes[d] - 1) * strides[d];
       if (d == 0 && sizes[d] > 1) pitch = strides[d] * element;
     }
+    if (begin % element != 0) fail(name, " starts at an address that its elements cannot have; call .clone()");
     int64_t stored = 0;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &stored));
     const int64_t needed = (tensor.storage_offset() + last + 1) * element;

@@ -34,6 +34,8 @@ std::string brackets(const Sizes& sizes) {
 
 std::string shape(const Tensor& tensor);
 void check_shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> expected, const char* meaning);
+// A tensor, and one with strides.
+void check_there(const char* name, const Tensor& tensor);
 void check_dtype(const char* name, const Tensor& tensor, torch::headeronly::ScalarType expected,
                  const char* expected_name);
 // On the CUDA device of another one, called `owner_name`.

@@ -38,6 +38,8 @@ bool rows_are_dense(const Tensor& tensor, const std::array<int, 4>& order) {
 void compact_cuda(const Tensor& features, const Tensor& rows, const Tensor& live, const Tensor& out,
                   const std::optional<Tensor>& offset) {
   constexpr int64_t kMaxElements = int64_t{1} << 31, kMaxRows = int64_t{1} << 29;
+  check_there("features", features);
+  check_there("out", out);
   if (!features.is_cuda()) fail("features is on ", device_name(features), "; move it to a CUDA device");
   const int64_t elements = sample_elements(features);
   if (features.dim() != 4 || elements == 0) {
@@ -76,7 +78,7 @@ void compact_cuda(const Tensor& features, const Tensor& rows, const Tensor& live
               {{"features", &features}, {"rows", &rows}, {"live", &live}, {"offset", offset ? &*offset : nullptr}});
 
   // A copy lives until the launch is queued; its memory is reused by later work of the same stream only.
-  const Tensor rows_values = as_contiguous(rows);
+  const Tensor rows_values = as_contiguous("rows", rows);
   const int64_t element = features.element_size();
   cuda::Compact compact{};
   compact.features = features.const_data_ptr();

@@ -18,6 +18,7 @@ namespace {
 using torch::headeronly::ScalarType;
 
 cpu::DType feature_dtype(const Tensor& features) {
+  check_there("features", features);
   switch (features.scalar_type()) {
     case ScalarType::Float: return cpu::DType::float32;
     case ScalarType::Half: return cpu::DType::float16;
@@ -95,8 +96,8 @@ std::tuple<Tensor, Tensor, Tensor> exit_head(const Tensor& features, const Tenso
   if (live_count < 0 || live_count > size) fail("live = ", live_count, "; expected 0 … ", size, ", the length of rows");
 
   // Kept until the kernel is done: they own what the pointers point to.
-  const Tensor weight_values = as_contiguous(weight), bias_values = as_contiguous(bias);
-  const Tensor rows_values = as_contiguous(rows), positions_values = as_contiguous(positions);
+  const Tensor weight_values = as_contiguous("weight", weight), bias_values = as_contiguous("bias", bias);
+  const Tensor rows_values = as_contiguous("rows", rows), positions_values = as_contiguous("positions", positions);
   const auto* const all_rows = rows_values.const_data_ptr<int32_t>();
   const auto* const all_positions = positions_values.const_data_ptr<int32_t>();
   // Copies: what has been checked must not change while it is used, whatever other threads write.

@@ -16,6 +16,7 @@ namespace {
 using torch::headeronly::ScalarType;
 
 cpu::DType feature_dtype(const Tensor& features) {
+  check_there("features", features);
   switch (features.scalar_type()) {
     case ScalarType::Float: return cpu::DType::float32;
     case ScalarType::Half: return cpu::DType::float16;
@@ -98,8 +99,8 @@ std::tuple<Tensor, Tensor, Tensor> exit_head_cuda(const Tensor& features, const 
                {"live", &live}});
 
   // Copies live until the launch is queued; memory that is freed then is reused by later work of the same stream only.
-  const Tensor weight_values = as_contiguous(weight), bias_values = as_contiguous(bias);
-  const Tensor rows_values = as_contiguous(rows), positions_values = as_contiguous(positions);
+  const Tensor weight_values = as_contiguous("weight", weight), bias_values = as_contiguous("bias", bias);
+  const Tensor rows_values = as_contiguous("rows", rows), positions_values = as_contiguous("positions", positions);
   const int32_t device = features.get_device_index();
   Tensor next_rows =
              empty("the live list", {head.size}, aoti_torch_dtype_int32(), aoti_torch_device_type_cuda(), device),

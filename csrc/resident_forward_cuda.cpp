@@ -227,6 +227,9 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
     const Tensor& images, const Tensor& steps, const Tensor& maps, const Tensor& groups, const Tensor& weights,
     const Tensor& packed, const Tensor& thresholds, const std::string& criterion, int64_t num_classes, bool bfloat16,
     int64_t threads, const std::optional<Tensor>& seconds, const std::optional<Tensor>& normalization) {
+  check_there("images", images);
+  check_there("packed", packed);
+  check_there("thresholds", thresholds);
   if (!images.is_cuda()) fail("images is not on a CUDA device, but another argument is");
   check_device("packed", packed, "images", images);
   check_device("thresholds", thresholds, "images", images);

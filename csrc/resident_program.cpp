@@ -150,6 +150,7 @@ ResidentSource read_tables(const Tensor& images, const Tensor& steps, const Tens
                                           {"steps", &steps},
                                           {"maps", &maps},
                                           {"groups", &groups}}) {
+    check_there(name, *tensor);
     check_stored(name, *tensor);
   }
   check_dtype("packed", packed, ScalarType::Float, "float32");

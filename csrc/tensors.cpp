@@ -21,8 +21,13 @@ Tensor empty(const char* name, const std::vector<int64_t>& sizes, int32_t dtype,
   return Tensor(handle);
 }
 
-Tensor as_contiguous(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+Tensor as_contiguous(const char* name, const Tensor& tensor) {
+  if (tensor.is_contiguous()) return tensor;
+  try {
+    return torch::stable::contiguous(tensor);
+  } catch (const std::exception& error) {
+    fail(name, " of shape ", shape(tensor), " cannot be made contiguous: ", error.what());
+  }
 }
 
 std::string device_name(const Tensor& tensor) {

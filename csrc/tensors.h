@@ -17,7 +17,7 @@ using torch::stable::Tensor;
 // Throws where there is no memory for it; `name` says for what.
 Tensor empty(const char* name, const std::vector<int64_t>& sizes, int32_t dtype, int32_t device_type, int32_t device);
 
-Tensor as_contiguous(const Tensor& tensor);
+Tensor as_contiguous(const char* name, const Tensor& tensor);
 
 // work(begin, end) for parts of [0, n). Torch's own turns what a thread throws into another error, prints it and,
 // before 2.13, loses what it said; here the first one arrives as it was thrown, when all threads are done.

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from .library import (
     check_apart,
-    check_dense,
     check_fake,
     check_range_on_cuda,
+    check_stored,
     check_written,
     implement_on_cuda,
     namespace,
@@ -32,7 +32,8 @@ def reference(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset:
 
 def check(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None) -> None:
     """`RuntimeError` unless the arguments fit."""
-    check_dense(("features", features), ("rows", rows), ("live", live), ("out", out), ("offset", offset))
+    read = (("features", features), ("rows", rows), ("live", live), ("offset", offset))
+    check_stored(*read, ("out", out), optional=["offset"])
     if features.dim() != 4 or 0 in features.shape[1:]:
         raise RuntimeError(
             f"features has shape {list(features.shape)}; expected [M, C, H, W] with at least one channel and one pixel"
@@ -57,7 +58,7 @@ def check(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Ten
         if tensor.device != features.device:
             raise RuntimeError(f"{name} is on {tensor.device}; move it to {features.device}, where features is")
     check_written("out", out)
-    check_apart([("out", out)], (("features", features), ("rows", rows), *given))
+    check_apart([("out", out)], read)
     # On a GPU this would wait for the device; there the kernel stops on an index out of range.
     if features.device.type == "cpu":
         count = int(live)

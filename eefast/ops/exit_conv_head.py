@@ -13,7 +13,15 @@ from .exit_head import check as check_exit_head
 from .exit_head import check_classes_on_cuda
 from .exit_head import fake as fake_exit_head
 from .exit_head import reference as exit_head_reference
-from .library import check_apart, check_dense, check_fake, check_range_on_cuda, implement_on_cuda, namespace
+from .library import (
+    check_apart,
+    check_fake,
+    check_range_on_cuda,
+    check_stored,
+    implement_on_cuda,
+    namespace,
+    refuse_gradient,
+)
 
 namespace.define(
     "exit_conv_head(Tensor features, Tensor conv_weight, Tensor conv_bias, Tensor weight, Tensor bias,"
@@ -45,7 +53,7 @@ def check(
     rows: Tensor, positions: Tensor, live: Tensor, logits: Tensor, confidence: Tensor, exits: Tensor,
 ) -> None:  # fmt: skip
     """`RuntimeError` unless the arguments fit."""
-    check_dense(("features", features), ("conv_weight", conv_weight), ("conv_bias", conv_bias))
+    check_stored(("features", features), ("conv_weight", conv_weight), ("conv_bias", conv_bias))
     if features.dim() == 4 and (conv_weight.dim() != 4 or list(conv_weight.shape[1:]) != [features.shape[1], 3, 3]):
         raise RuntimeError(
             f"conv_weight has shape {list(conv_weight.shape)}; expected [C, {features.shape[1]}, 3, 3], where "
@@ -130,8 +138,7 @@ def exit_conv_head(
     map is never rounded nor, on GPUs, written.
     """
     criteria.get(criterion)
-    if features.requires_grad and torch.is_grad_enabled():
-        raise ValueError("features requires grad, but exit_conv_head has no gradient; call it under torch.no_grad()")
+    refuse_gradient("features", features, "exit_conv_head")
     return torch.ops.eefast.exit_conv_head.default(
         features, conv_weight, conv_bias, weight, bias, threshold, rows, positions, live, criterion, exit_index,
         logits, confidence, exits,

@@ -11,12 +11,13 @@ from .. import criteria
 from .library import (
     Named,
     check_apart,
-    check_dense,
     check_fake,
     check_range_on_cuda,
+    check_stored,
     check_written,
     implement_on_cuda,
     namespace,
+    refuse_gradient,
 )
 
 MAX_CLASSES_ON_CUDA = 8191
@@ -65,7 +66,7 @@ def check(
         *(("features", features), ("weight", weight), ("bias", bias), ("threshold", threshold)),
         *(("rows", rows), ("positions", positions), ("live", live)),
     )
-    check_dense(*given, *results_given)
+    check_stored(*given, *results_given, optional=["threshold"])
     if features.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise RuntimeError(f"features is {features.dtype}; convert it with .to(torch.float32)")
     if features.dim() != 4 or 0 in features.shape[1:]:
@@ -187,8 +188,7 @@ def exit_head(
     a shape, dtype or device does not fit, on the CPU also where an index is out of range.
     """
     criteria.get(criterion)
-    if features.requires_grad and torch.is_grad_enabled():
-        raise ValueError("features requires grad, but exit_head has no gradient; call it under torch.no_grad()")
+    refuse_gradient("features", features, "exit_head")
     return torch.ops.eefast.exit_head.default(
         features, weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits
     )

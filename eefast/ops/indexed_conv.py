@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .library import check_dense, check_fake, check_range_on_cuda, implement_on_cuda, namespace
+from .library import check_fake, check_range_on_cuda, check_stored, implement_on_cuda, namespace, refuse_gradient
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -46,7 +46,7 @@ def check(
 ) -> None:  # fmt: skip
     """`RuntimeError` unless the arguments fit."""
     given = (("weight", weight), ("bias", bias), ("residual", residual), ("rows", rows), ("live", live))
-    check_dense(("features", features), *given)
+    check_stored(("features", features), *given, optional=["residual", "rows"])
     if features.dim() != 4 or 0 in features.shape[1:]:
         raise RuntimeError(
             f"features has shape {list(features.shape)}; expected [M, C_in, H, W] with at least one channel and one "
@@ -54,7 +54,7 @@ def check(
         )
     if features.dtype not in DTYPES:
         raise RuntimeError(f"features is {features.dtype}; convert it to one of {', '.join(map(str, DTYPES))}")
-    size, channels = len(features if rows is None else rows), features.shape[1]
+    size, channels = len(features) if rows is None else rows.numel(), features.shape[1]
     if weight.dim() != 4 or 0 in weight.shape or list(weight.shape[1:]) not in ([channels, k, k] for k in (1, 3)):
         raise RuntimeError(
             f"weight has shape {list(weight.shape)}; expected [C_out, {channels}, 1, 1] or [C_out, {channels}, 3, 3], "
@@ -180,8 +180,7 @@ def indexed_conv(
     Raises `RuntimeError` where a shape, dtype, layout or device does not fit, on the CPU also where an index is out of
     range; `ValueError` where `features` requires grad.
     """
-    if features.requires_grad and torch.is_grad_enabled():
-        raise ValueError("features requires grad, but indexed_conv has no gradient; call it under torch.no_grad()")
+    refuse_gradient("features", features, "indexed_conv")
     return torch.ops.eefast.indexed_conv.default(
         features, weight, bias, residual, rows, residual_through_rows, live, stride, relu
     )

@@ -83,6 +83,8 @@ def on_device_of_features(launcher: Callable[..., Any]) -> Callable[..., Any]:
 
 def check_written(name: str, tensor: Tensor) -> None:
     """`RuntimeError` where two elements of a tensor that gets written share memory."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(f"{name} requires grad, but is written without one; give it as .detach()")
     if tensor.numel() == 0:
         return
     reach = 0
@@ -95,11 +97,28 @@ def check_written(name: str, tensor: Tensor) -> None:
 Named = tuple[str, Tensor | None]
 
 
-def check_dense(*given: Named) -> None:
-    """`RuntimeError` where a tensor is not what has strides: sparse, of MKL-DNN, nested."""
+def refuse_gradient(name: str, tensor: Tensor, op: str) -> None:
+    """`ValueError` where a gradient would be needed, which the ops do not have."""
+    if isinstance(tensor, Tensor) and tensor.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name} requires grad, but {op} has no gradient; call it under torch.no_grad()")
+
+
+def check_stored(*given: Named, optional: Sequence[str] = ()) -> None:
+    """`RuntimeError` where a tensor's elements are not all in memory: sparse ones, those of a freed storage, None."""
     for name, tensor in given:
-        if tensor is not None and tensor.layout != torch.strided:
+        if tensor is None:
+            if name in optional:
+                continue
+            raise RuntimeError(f"{name} is None; expected a tensor")
+        if tensor.layout != torch.strided:
             raise RuntimeError(f"{name} has the layout {tensor.layout}; convert it with .to_dense()")
+        stored = tensor.untyped_storage().nbytes()
+        if stored < tensor.nbytes or stored == 0:
+            needed = (tensor.storage_offset() + _reach(tensor.shape, tensor.stride())) * tensor.element_size()
+            if tensor.numel() and needed > stored:
+                raise RuntimeError(
+                    f"{name} needs {needed} bytes of its storage, which has {stored}; it has been freed or resized"
+                )
 
 
 def check_apart(written: Iterable[Named], read: Iterable[Named]) -> None:
@@ -132,9 +151,11 @@ def _beside(a: Tensor, a_begin: int, b: Tensor, b_begin: int) -> bool:
     return 0 < pitch == other_pitch and after >= row and after + other_row <= pitch
 
 
-def check_fake(owner: Tensor, *given: Named) -> None:
+def check_fake(owner: Tensor | None, *given: Named) -> None:
     """`RuntimeError` for tensors of several devices: with one on "meta" the op would do nothing and say nothing."""
     for name, tensor in given:
+        if owner is None:
+            raise RuntimeError(f"{name} is given, but None in the place of the first tensor; expected one")
         if tensor is not None and tensor.device != owner.device:
             raise RuntimeError(f"{name} is on {tensor.device}; move it to {owner.device}, where the others are")
 

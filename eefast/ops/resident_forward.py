@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import criteria
-from .library import check_dense, check_fake, namespace
+from .library import check_fake, check_stored, namespace, refuse_gradient
 
 COLUMNS = (
     *("kind", "source", "target", "residual", "relu", "kernel", "stride", "padding"),
@@ -104,7 +104,7 @@ def reference(
 def _check(images: Tensor, steps: Tensor, maps: Tensor, weights: Tensor, thresholds: Tensor, num_classes: int) -> None:
     """`RuntimeError` unless the reference can read the arguments; the C++ kernel checks more."""
     given = (("images", images), ("steps", steps), ("maps", maps), ("weights", weights), ("thresholds", thresholds))
-    check_dense(*given)
+    check_stored(*given)
     for (name, tensor), fits, shape, dtype in zip(
         given,
         (
@@ -196,8 +196,7 @@ def resident_forward(
     Inference only. Raises `RuntimeError` where shapes, dtypes or steps do not fit. Plain PyTorch runs it where the C++
     kernels are missing, then steps["winograd"], groups, packed, bfloat16, threads and seconds have no effect.
     """
-    if images.requires_grad and torch.is_grad_enabled():
-        raise ValueError("images requires grad, but resident_forward has no gradient; call it under torch.no_grad()")
+    refuse_gradient("images", images, "resident_forward")
     return torch.ops.eefast.resident_forward.default(
         images, steps, maps, groups, weights, packed, thresholds, criterion, num_classes, bfloat16, threads, seconds,
         normalization,

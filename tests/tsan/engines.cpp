@@ -1,0 +1,185 @@
+// The C++ engines under ThreadSanitizer, without torch: several callers at once, each with several threads.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <stdexcept>
+#include <thread>
+
+#include "cpu/exit_head.h"
+#include "cpu/resident.h"
+
+using namespace eefast::cpu;
+
+namespace {
+
+std::vector<float> noise(int64_t n, unsigned seed, float scale) {
+  std::mt19937 generator(seed);
+  std::uniform_real_distribution<float> uniform(-scale, scale);
+  std::vector<float> values(n);
+  for (float& value : values) value = uniform(generator);
+  return values;
+}
+
+// As torch does it: the caller takes a share, the others go to threads.
+void parallel(int64_t n, void (*work)(int64_t, void*), void* context) {
+  std::vector<std::thread> others;
+  for (int64_t i = 1; i < n; ++i) others.emplace_back(work, i, context);
+  work(0, context);
+  for (std::thread& other : others) other.join();
+}
+
+// Two sections: convolutions, a residual, an exit; a strided convolution, a pooling, the final exit.
+struct Made {
+  Network network;
+  std::vector<float> packed;
+
+  Made(int64_t channels, int64_t group, int64_t winograd, int64_t height, int64_t width) {
+    network = {false, 7, Criterion::max_probability, {}, {}};
+    for (const auto& [own, section] : {std::pair<int64_t, int64_t>{3, -1},
+                                       {channels, 0},
+                                       {channels, 0},
+                                       {channels + 4, 1},
+                                       {channels + 4, 1},
+                                       {channels + 4, 1}}) {
+      Map map{};
+      map.channels = own;
+      map.section = section;
+      network.maps.push_back(map);
+    }
+    const auto step = [](Kind kind, int64_t source, int64_t target, int64_t residual, int64_t stride, int64_t tiles) {
+      Step found{};
+      found.kind = kind;
+      found.source = source;
+      found.target = target;
+      found.residual = residual;
+      found.relu = true;
+      found.kernel = 3;
+      found.stride = stride;
+      found.padding = 1;
+      found.winograd = tiles;
+      return found;
+    };
+    network.sections = {{group, 0, {step(Kind::convolution, 0, 1, -1, 1, 0)}, {}},
+                        {group, 0, {step(Kind::convolution, 2, 3, -1, 2, 0)}, {}}};
+    network.sections[0].body = {step(Kind::convolution, 1, 2, 1, 1, winograd), step(Kind::exit, 2, 0, -1, 1, 0)};
+    network.sections[1].body = {step(Kind::convolution, 3, 4, 3, 1, winograd), step(Kind::max_pool, 4, 5, -1, 1, 0),
+                                step(Kind::exit, 5, 1, -1, 1, 0)};
+    if (const char* const problem = lay_out(network, height, width)) throw std::runtime_error(problem);
+    packed = noise(1 << 20, 1, 0.1f);
+    std::size_t place = 0;
+    for (Section& section : network.sections) {
+      for (std::vector<Step>* steps : {&section.entry, &section.body}) {
+        for (Step& own : *steps) {
+          if (own.kind == Kind::max_pool) continue;
+          const int64_t outputs = own.kind == Kind::exit ? kBlock : network.maps[own.target].blocks * kBlock;
+          own.flatten = false;
+          own.bias = packed.data() + place;
+          own.weight = own.bias + outputs;
+          place += outputs + packed_size(own, network.maps, network.num_classes, false);
+        }
+      }
+    }
+    if (place > packed.size()) throw std::runtime_error("too few weights");
+  }
+};
+
+struct Answers {
+  std::vector<float> logits, confidence;
+  std::vector<int64_t> exits;
+  explicit Answers(int64_t n) : logits(n * 7, -7), confidence(n, -7), exits(n, -7) {}
+  bool operator==(const Answers& other) const {
+    return logits == other.logits && confidence == other.confidence && exits == other.exits;
+  }
+};
+
+Answers run(const Made& made, const std::vector<float>& images, int64_t samples, float threshold, int64_t threads) {
+  const Map& map = made.network.maps[0];
+  const int64_t plane = map.height * map.width;
+  Answers found(samples);
+  const Batch batch{images.data(),
+                    samples,
+                    {3 * plane, plane, map.width, 1},
+                    &threshold,
+                    found.logits.data(),
+                    found.confidence.data(),
+                    found.exits.data(),
+                    nullptr};
+  resident_forward(made.network, batch, threads, parallel);
+  return found;
+}
+
+Answers run_head(const std::vector<float>& features, const std::vector<float>& weight, int64_t samples, float threshold,
+                 int64_t threads) {
+  Answers found(samples);
+  std::vector<int32_t> rows(samples);
+  for (int64_t i = 0; i < samples; ++i) rows[i] = static_cast<int32_t>(i);
+  std::vector<uint8_t> survives(samples);
+  ExitHead head{};
+  head.features = features.data();
+  head.dtype = DType::float32;
+  head.channels = 19, head.height = 1, head.width = 35;
+  head.sample_stride = 19 * 35, head.channel_stride = 35, head.row_stride = 35, head.pixel_stride = 1;
+  head.weight = weight.data(), head.bias = weight.data() + 8 * 19, head.num_classes = 7;
+  head.criterion = Criterion::entropy, head.threshold = &threshold, head.exit_index = 3;
+  head.rows = head.positions = rows.data();
+  head.logits = found.logits.data(), head.logits_row_stride = 7, head.logits_column_stride = 1;
+  head.confidence = found.confidence.data(), head.confidence_stride = 1;
+  head.exits = found.exits.data(), head.exits_stride = 1;
+  head.survives = survives.data();
+  struct Part {
+    const ExitHead& head;
+    int64_t samples, threads;
+  } part{head, samples, threads};
+  parallel(
+      threads,
+      [](int64_t i, void* context) {
+        const Part& own = *static_cast<Part*>(context);
+        exit_head(own.head, own.samples * i / own.threads, own.samples * (i + 1) / own.threads);
+      },
+      &part);
+  return found;
+}
+
+}  // namespace
+
+int main() {
+  // Narrow and wide, the latter with weights that workers divide; few samples, which they divide as well, and many.
+  const Made thin(20, 2, 2, 13, 11), wide(64, 4, 4, 16, 15), direct(20, 3, 0, 13, 11);
+  const auto images = noise(40 * 3 * 16 * 15, 2, 1.0f), features = noise(130 * 19 * 35, 3, 1.0f);
+  const auto weight = noise(8 * 19 + 8, 4, 1.0f);
+  struct Case {
+    const Made* made;
+    int64_t samples;
+    float threshold;
+    Answers wanted;
+  };
+  std::vector<Case> cases;
+  for (const Made* made : {&thin, &wide, &direct}) {
+    for (const int64_t samples : {1, 2, 40}) {
+      // The middle one of the confidences at the first exit, so that some leave there and the others go on.
+      auto found = run(*made, images, samples, 0.0f, 1).confidence;
+      std::sort(found.begin(), found.end());
+      const float threshold = found[samples / 2];
+      cases.push_back({made, samples, threshold, run(*made, images, samples, threshold, 1)});
+    }
+  }
+  const Answers wanted_head = run_head(features, weight, 130, 1.9f, 1);
+  const auto& taken = cases[2].wanted.exits;
+  if (std::count(taken.begin(), taken.end(), 0) % 40 == 0) return std::puts("all leave at one exit"), 1;
+  std::atomic<int64_t> wrong{0};
+  std::vector<std::thread> callers;
+  for (int64_t caller = 0; caller < 3; ++caller) {
+    callers.emplace_back([&, caller] {
+      for (std::size_t round = 0; round < 2 * cases.size(); ++round) {
+        const Case& own = cases[(round + 4 * caller) % cases.size()];
+        const auto threads = static_cast<int64_t>(1 + (round + caller) % 4);
+        if (!(run(*own.made, images, own.samples, own.threshold, threads) == own.wanted)) ++wrong;
+        if (!(run_head(features, weight, 130, 1.9f, threads) == wanted_head)) ++wrong;
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  if (wrong != 0) return std::printf("%ld answers differ from those of one thread\n", static_cast<long>(wrong)), 1;
+  return std::puts("the same bits from 3 callers with 1 to 4 threads each"), 0;
+}

@@ -1,0 +1,78 @@
+"""Builds the C++ engines with ThreadSanitizer and runs them; then with a fault in a copy of team.h, which must show."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RELAXED = "memory_order_relaxed"
+SOURCES = ("exit_head", "instruction_set", "resident", "resident_kernels")
+FAULTS = (
+    ("done_.fetch_add(1, std::memory_order_acq_rel)",),
+    (
+        "claims_.store(static_cast<uint64_t>(items) << 2 * kBits, std::memory_order_release)",
+        "std::memory_order_acq_rel, std::memory_order_acquire",
+    ),
+)
+"""Places of team.h that are races in relaxed order: what is done by the leader's wait, what is to do by the claim."""
+
+
+def build(folder: Path, *includes: Path, reuse: tuple[str, ...] = ()) -> Path:
+    """The program; `reuse` names sources whose objects stand in the folder already."""
+    compiler = [*os.environ.get("CXX", "c++").split(), "-std=c++20", "-O1", "-g", "-fsanitize=thread", "-pthread"]
+    paths = [ROOT / "tests" / "tsan" / "engines.cpp", *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in SOURCES)]
+    include = [f"-I{path}" for path in (*includes, ROOT / "csrc")]
+    new = [path for path in paths if path.stem not in reuse]
+    running = [
+        subprocess.Popen([*compiler, *include, "-c", str(path), "-o", str(folder / f"{path.stem}.o")]) for path in new
+    ]
+    if any([process.wait() for process in running]):
+        raise SystemExit("the C++ engines do not compile with -fsanitize=thread")
+    program = folder / "engines"
+    subprocess.run([*compiler, *(str(folder / f"{path.stem}.o") for path in paths), "-o", str(program)], check=True)
+    return program
+
+
+def run(program: Path) -> subprocess.CompletedProcess[str]:
+    """Without random addresses where that can be: some kernels place memory where ThreadSanitizer wants its own."""
+    command = [str(program)]
+    if shutil.which("setarch") and not subprocess.run(["setarch", platform.machine(), "-R", "true"]).returncode:
+        command = ["setarch", platform.machine(), "-R", *command]
+    options = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}
+    return subprocess.run(command, env=options, capture_output=True, text=True, timeout=300)
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory(prefix="eefast_tsan_") as name:
+        folder = Path(name)
+        found = run(build(folder))
+        print(found.stdout + found.stderr[-6000:])
+        if found.returncode:
+            return 1
+        source = (ROOT / "csrc" / "cpu" / "team.h").read_text()
+        (folder / "cpu").mkdir()
+        for places in FAULTS:
+            broken = source
+            for place in places:
+                assert broken.count(place) == 1, f"team.h no longer has {place}"
+                broken = broken.replace(place, re.sub(r"memory_order_(acq_rel|acquire|release)", RELAXED, place))
+            (folder / "cpu" / "team.h").write_text(broken)
+            found = run(build(folder, folder, reuse=("engines", "exit_head", "instruction_set", "resident_kernels")))
+            if found.returncode != 66 or "data race" not in found.stderr:
+                print(
+                    f"ThreadSanitizer does not notice relaxed order in {places}\n{found.stdout}{found.stderr[-2000:]}"
+                )
+                return 1
+            print(f"a race, as it must be, with relaxed order in {', '.join(places)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
