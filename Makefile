@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*'
+CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*' 'tests/tsan/*.cpp'
 SANITIZED := $(CURDIR)/build/sanitized
 
 .PHONY: demo test fuzz sanitize bench latency parity guard training report aot gpu lint format clean
@@ -20,13 +20,20 @@ test: $(VENV)/.ready
 fuzz: $(VENV)/.ready
 	$(BIN)/python tests/fuzz --rows 1000000 $(FUZZ)
 
-# The tests of the C++ ops, on kernels that stop at a wrong address, an overflow or undefined behaviour; with GCC.
+# The tests of the C++ ops and HOSTILE wrong calls of each, on kernels that stop at a wrong address, an overflow or
+# undefined behaviour; then the engines under ThreadSanitizer; with GCC. HOSTILE=10000 takes some minutes more.
+HOSTILE ?= 1000
 sanitize: $(VENV)/.ready
 	SANITIZE=1 $(BIN)/python setup.py --quiet build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)
 	EEFAST_LIBRARY=$(SANITIZED)/eefast/_C.abi3.so OMP_WAIT_POLICY=PASSIVE ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	$(BIN)/pytest tests/test_exit_head.py tests/test_resident_forward.py -p no:cacheprovider \
 		-k "not (other or without or compiles or opcheck or triton or trained or 110 or eenet18 or eenet34 or eenet50)"
+	EEFAST_LIBRARY=$(SANITIZED)/eefast/_C.abi3.so OMP_WAIT_POLICY=PASSIVE \
+	ASAN_OPTIONS=detect_leaks=0,allocator_may_return_null=1,max_allocation_size_mb=1024 \
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+	$(BIN)/python tests/hostile_ops.py 0 $(HOSTILE) > $(SANITIZED)/calls || { tail -n 1 $(SANITIZED)/calls; false; }
+	$(BIN)/python tests/tsan/run.py
 
 # Microbenchmarks and whole networks on this machine's CPU, rows to bench/results/; under 25 minutes, best alone. What no
 # longer fits, and peers that are not installed, are rows that say so: .venv/bin/pip install ".[bench]". In six minutes:

@@ -226,7 +226,12 @@ def corrupt(r: random.Random, arguments: Arguments) -> None:
     for _ in range(r.randint(1, 4)):
         name = r.choice(("steps", "steps", "steps", "steps", "maps", "groups"))
         table = arguments[name]
-        if not isinstance(table, Tensor) or table.dtype != torch.int64 or not table.numel() or table.is_meta:
+        if (
+            not isinstance(table, Tensor)
+            or table.dtype != torch.int64
+            or table.is_meta
+            or not 0 < table.numel() < 10**6
+        ):
             continue
         if r.random() < 0.15 and table.dim() == 2:
             arguments[name] = table[[r.randrange(len(table)) for _ in range(r.choice((1, len(table), len(table) + 3)))]]

@@ -268,6 +268,24 @@ def test_flops_are_those_of_the_linear_layer() -> None:
 
 
 INT32, BAD = torch.int32, torch.tensor
+
+
+def freed(tensor: Tensor) -> Tensor:
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def shared(whole: str, part: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Two arguments of which one begins in the middle of the other's memory."""
+    case = make_case(3, 10, 16, 4, 4)
+    values = dict(zip(NAMES, case.arguments(), strict=True))
+    memory, inside = values[whole].contiguous(), values[part]
+    begin = max(0, memory.nbytes // inside.element_size() // 2 - inside.numel())
+    return {whole: memory, part: memory.view(-1).view(dtype)[begin : begin + inside.numel()].view(inside.shape)}
+
+
+NAMES = ("features", "weight", "bias", "threshold", "rows", "positions", "live", "criterion", "exit_index")
+NAMES += ("logits", "confidence", "exits")
 WRONG = {
     "features rank": ({"features": torch.zeros(6, 16, 4)}, r"features has shape \[6, 16, 4\]; expected \[M, C, H, W\]"),
     "features pixels": ({"features": torch.zeros(6, 16, 0, 4)}, r"features has shape .* at least one .* pixel"),
@@ -300,6 +318,18 @@ WRONG = {
     "logits expanded": ({"logits": torch.zeros(8, 1).expand(8, 10)}, r"logits has overlapping strides \[1, 0\]; give"),
     "logits overlap": ({"logits": torch.zeros(50).as_strided((8, 10), (5, 1))}, r"logits has overlapping strides \[5"),
     "confidence expanded": ({"confidence": torch.zeros(1).expand(8)}, r"confidence has overlapping strides \[0\]"),
+    "features None": ({"features": None}, r"features is None; expected a tensor"),
+    "bias meta": ({"bias": torch.zeros(11, device="meta")}, r"bias is on meta; move it to cpu"),
+    "logits meta": ({"logits": torch.zeros(8, 10, device="meta")}, r"logits is on meta; move it to cpu"),
+    "weight sparse": ({"weight": torch.ones(11, 16).to_sparse()}, r"weight (is sparse|has the layout).*\.to_dense\(\)"),
+    "weight freed": ({"weight": freed(torch.zeros(11, 16))}, r"weight needs 704 bytes of its storage, which has 0"),
+    "rows in exits": (
+        shared("exits", "rows", torch.int32),
+        r"exits shares memory with rows; give it memory of its own",
+    ),
+    "positions in exits": (shared("exits", "positions", torch.int32), r"exits shares memory with positions"),
+    "logits in features": (shared("features", "logits", torch.float32), r"logits shares memory with features"),
+    "confidence in logits": (shared("logits", "confidence", torch.float32), r"logits shares memory with confidence"),
     "exits dtype": ({"exits": torch.zeros(8, dtype=INT32)}, r"exits is .*\.to\(torch\.int64\)"),
 }
 WRONG_VALUES = {f"{name} {how}" for name in ("live", "row", "position") for how in ("too large", "negative")}
@@ -312,13 +342,31 @@ def test_wrong_arguments(run: Any, wrong: str) -> None:
     override, message = WRONG[wrong]
     if GPU and run not in (op, reference) and wrong in WRONG_VALUES:
         pytest.skip("on a GPU these values stay there: to read them would wait for it")
-    names = ("features", "weight", "bias", "threshold", "rows", "positions", "live", "criterion", "exit_index")
-    names += ("logits", "confidence", "exits")
-    arguments = dict(zip(names, make_case(3, 10, 16, 4, 4).arguments(), strict=True)) | override
+    arguments = dict(zip(NAMES, make_case(3, 10, 16, 4, 4).arguments(), strict=True)) | override
     with pytest.raises(RuntimeError, match=message):
         run(*arguments.values())
     for name in {"logits", "confidence", "exits"} - set(override):
         assert (arguments[name] == SENTINEL).all()
+
+
+@every
+def test_columns_of_one_table(run: Any) -> None:
+    """Logits and confidences may take turns in memory, and features leave room between their rows for them."""
+    case = make_case(3, 10, 16, 4, 4)
+    table = torch.full((8, 16 * 16 + 11), SENTINEL)
+    table[:6, : 16 * 16] = case.features.reshape(6, -1)
+    apart, together = case.arguments(), list(replace(case, features=table[:6, :256].view(6, 16, 4, 4)).arguments())
+    together[-3:-1] = table[:, 256:266], table[:, 266]
+    for a, b in zip((*run(*apart), *apart[-3:]), (*run(*together), *together[-3:]), strict=True):
+        assert torch.equal(a, b)
+
+
+@cpp_only
+def test_odd_address() -> None:
+    arguments = list(make_case(3, 10, 16, 4, 4).arguments())
+    arguments[2] = torch.frombuffer(bytearray(45), dtype=torch.float32, offset=1)
+    with pytest.raises(RuntimeError, match="bias starts at an address that its elements cannot have"):
+        op(*arguments)
 
 
 def test_unknown_criterion() -> None:

@@ -267,9 +267,10 @@ def test_threads_of_python_at_once() -> None:
 def test_non_finite_images(criterion: str, algorithm: int) -> None:
     """NaN compares false, so the sample goes to the final exit; its neighbours do not notice."""
     net, x = small_net(criterion=criterion)
-    tables_ = tables(net, algorithm, 4)
+    tables_ = tables(net, algorithm, 4 + 4 * (CRITERIA.index(criterion) % 2))
     wanted = run(net, x, tables_)
-    spoilt, rows = x.clone(), torch.tensor([0, 3, 4, 100, 256])
+    spoilt, rows = x.clone(), torch.tensor([0, 3, 4, 9, 17, 100, 256])
+    spoilt[9, 0, 3:5], spoilt[17] = 3e38, -3e38
     spoilt[0, 2, 12, 10] = spoilt[100] = math.nan
     spoilt[3, 0, 0, 0], spoilt[4, 1, 6, 6], spoilt[256] = math.inf, -math.inf, math.inf
     found = run(net, spoilt, tables_, 2)
@@ -493,6 +494,24 @@ def other_residual() -> dict[str, Any]:
     return {"steps": steps, "maps": torch.cat([maps, torch.tensor([[23, 2]])])}
 
 
+def freed(tensor: Tensor) -> Tensor:
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def at_odd_address(n: int) -> Tensor:
+    return torch.frombuffer(bytearray(4 * n + 1), dtype=torch.float32, offset=1)
+
+
+def padded(n: int, channels: int = 16) -> dict[str, Any]:
+    """Poolings, each of which makes a map larger by 129 pixels: their products would leave 64 bits."""
+    steps = [[0, 0, 1, -1, 0, 3, 1, 1, 0, 0, 0, 0]]
+    steps += [[2, 1 + i, 2 + i, -1, 0, 128, 1, 128, 0, 0, 0, 0] for i in range(n)]
+    steps += [[3, n + 1, 1, -1, 0, 0, 1, 0, 0, 0, 0, 0]]
+    maps = [[3, -1], *([[channels, 0]] * (n + 1))]
+    return {"steps": torch.tensor(steps), "maps": torch.tensor(maps), "groups": torch.tensor([64])}
+
+
 WRONG = {
     "images rank": ({"images": torch.zeros(5, 3, 8)}, r"images has shape \[5, 3, 8\]; expected \[N, C, H, W\]"),
     "images channels": ({"images": torch.zeros(5, 4, 8, 8)}, r"images has 4 channels; expected 3"),
@@ -549,6 +568,14 @@ WRONG = {
     "winograd pool": ({"steps": (8, "winograd", 2)}, r"steps\[8\] = .*: Winograd is for"),
     "packed place": ({"steps": (0, "packed", -1)}, r"steps\[0\] = .*: its weights lie outside of packed"),
     "packed beyond": ({"steps": (10, "packed", 43392)}, r"steps\[10\] = .*: its weights lie outside of packed"),
+    "packed None": ({"packed": None}, r"packed is None; expected a tensor"),
+    "packed freed": ({"packed": freed(torch.zeros(43392))}, r"packed needs 173568 bytes of its storage, which has 0"),
+    "packed meta": ({"packed": torch.zeros(43392, device="meta")}, r"packed is on meta; move it to cpu"),
+    "packed address": ({"packed": at_odd_address(43392)}, r"packed starts at an address that its elements cannot have"),
+    "steps sparse": ({"steps": torch.ones(11, 12).long().to_sparse()}, r"steps (is sparse|has the layout).*\.to_dense"),
+    "groups too many": ({"groups": torch.ones(257).long()}, r"groups has shape \[257\]; .* at most 256"),
+    "padded steps": (padded(300), r"images of 8×8 make maps that are too large for any memory"),
+    "maps too many": (padded(200, 2**15), r"images of 8×8 make maps that are too large for any memory"),
     "packed overflow": ({"steps": (10, "packed", 2**63 - 1)}, r"steps\[10\] = .*: its weights lie outside of packed"),
     "section": ({"steps": (9, "section", 3)}, r"steps\[9\] = .*: there is no such section"),
     "section other": ({"steps": (8, "section", 1)}, r"steps\[8\] = .*: its maps are of other sections"),

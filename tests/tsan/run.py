@@ -33,7 +33,8 @@ def build(folder: Path, *includes: Path, reuse: tuple[str, ...] = ()) -> Path:
     running = [
         subprocess.Popen([*compiler, *include, "-c", str(path), "-o", str(folder / f"{path.stem}.o")]) for path in new
     ]
-    if any([process.wait() for process in running]):
+    codes = [process.wait() for process in running]
+    if any(codes):
         raise SystemExit("the C++ engines do not compile with -fsanitize=thread")
     program = folder / "engines"
     subprocess.run([*compiler, *(str(folder / f"{path.stem}.o") for path in paths), "-o", str(program)], check=True)
