@@ -9,6 +9,7 @@
 
 #include "checks.h"
 #include "cpu/resident.h"
+#include "known_networks.h"
 #include "resident_program.h"
 #include "tensors.h"
 
@@ -52,16 +53,10 @@ void parallel(int64_t n, void (*work)(int64_t, void*), void* context) {
   });
 }
 
-// The thread's last network stays read: for one image that takes as long as a few layers. It keeps its packed weights,
-// so that no others can come to lie at their place.
-const cpu::Network& known_network(ResidentSource source) {
-  static thread_local std::optional<std::pair<ResidentSource, cpu::Network>> known;
-  if (!known || !(known->first == source)) {
-    cpu::Network network = read_network(source);
-    point(network, source);
-    known.emplace(std::move(source), std::move(network));
-  }
-  return known->second;
+cpu::Network pointed(const ResidentSource& source) {
+  cpu::Network network = read_network(source);
+  point(network, source);
+  return network;
 }
 
 }  // namespace
@@ -78,8 +73,9 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward(const Tensor& images, const 
   if (bfloat16 && cpu::instruction_set() != cpu::InstructionSet::avx512_bf16) {
     fail("bfloat16 needs AVX512-BF16, which this processor lacks or a variable holds back; use float32");
   }
-  const cpu::Network& network =
-      known_network(read_tables(images, steps, maps, groups, packed, thresholds, criterion, num_classes, bfloat16));
+  const auto known = known_networks<cpu::Network>().of(
+      read_tables(images, steps, maps, groups, packed, thresholds, criterion, num_classes, bfloat16), pointed);
+  const cpu::Network& network = known->second;
 
   const int64_t samples = images.size(0);
   const int32_t cpu = aoti_torch_device_type_cpu();

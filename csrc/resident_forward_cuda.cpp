@@ -13,6 +13,7 @@
 #include "checks.h"
 #include "cuda/resident.h"
 #include "current_stream.h"
+#include "known_networks.h"
 #include "resident_program.h"
 #include "tensors.h"
 
@@ -182,16 +183,6 @@ cuda::Network on_cuda(const ResidentSource& source) {
   return found;
 }
 
-// As on the CPU, the thread's last network stays read.
-const cuda::Network& known_network(ResidentSource source) {
-  static thread_local std::optional<std::pair<ResidentSource, cuda::Network>> known;
-  if (!known || !(known->first == source)) {
-    cuda::Network network = on_cuda(source);
-    known.emplace(std::move(source), network);
-  }
-  return known->second;
-}
-
 cuda::Pixel pixel(const Tensor& images) {
   switch (images.scalar_type()) {
     case ScalarType::Float: return cuda::Pixel::float32;
@@ -244,7 +235,8 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
     check_shape("normalization", *normalization, {2, images.size(1)}, "[2, C]");
     if (!normalization->is_contiguous()) fail("normalization is not contiguous; call .contiguous()");
   }
-  const cuda::Network network = with_thresholds(known_network(std::move(source)), thresholds);
+  const cuda::Network network =
+      with_thresholds(known_networks<cuda::Network>().of(std::move(source), on_cuda)->second, thresholds);
   const int64_t samples = images.size(0);
   const int32_t device = images.get_device_index(), place = aoti_torch_device_type_cuda();
   Tensor logits = empty("logits", {samples, num_classes}, aoti_torch_dtype_float32(), place, device);

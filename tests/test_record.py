@@ -82,13 +82,13 @@ def test_too_many_names_of_classes_are_left_out(tmp_path: Path, monkeypatch: pyt
         ({"input_shape": [1, 28, 28]}, "says input_shape=[1, 28, 28], the network has [1, 12, 12]"),
         ({"more": 1}, "must be an object of format, network"),
         ({"seed": None}, "it must be a seed"),
-        ("[]", "must be an object of"),
+        ("[]", "holds no JSON object"),
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         ('{"seed": ' + "9" * 5000 + "}", "is not JSON"),
         ("", "is not JSON"),
         (b"\xff", "is not JSON"),
-        (b" " * (5 << 20), "is no file of at most"),
+        (b" " * (5 << 20), "at most 4194304 are read"),
     ],
 )
 def test_a_record_is_not_believed_blindly(tmp_path: Path, changed: dict | str | bytes, message: str) -> None:
@@ -111,7 +111,7 @@ def test_a_record_is_not_believed_blindly(tmp_path: Path, changed: dict | str | 
 def test_a_record_that_is_no_file_is_refused(tmp_path: Path) -> None:
     small().save(tmp_path)
     os.mkfifo(tmp_path / RECORD_FILE)
-    with pytest.raises(eefast.checkpoint.CheckpointError, match="is no file"):
+    with pytest.raises(eefast.checkpoint.CheckpointError, match="only a regular file is read"):
         eefast.load(tmp_path)
 
 

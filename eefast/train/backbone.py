@@ -47,8 +47,7 @@ def backbone(name: str, num_classes: int, channels: int = 3, weights: str | Path
     if library == "torchvision":
         from torchvision import models
 
-        # Those of torchvision.models itself answer with classes; detectors would download weights unasked.
-        _check_name(name, model, models.list_models(module=models))
+        _check_name(name, model, [n for n in models.list_models() if _classifies(models.get_model_builder(n))])
         network = models.get_model(model, weights=None, num_classes=num_classes)
     elif library == "timm":
         try:
@@ -62,6 +61,11 @@ def backbone(name: str, num_classes: int, channels: int = 3, weights: str | Path
     if weights is not None:
         load_weights(network, weights)
     return network
+
+
+def _classifies(builder: Callable[..., nn.Module]) -> bool:
+    """Not those in torchvision.models.detection and the like: these would download weights unasked."""
+    return not re.match(r"torchvision\.models\.\w+\.", builder.__module__)
 
 
 def _check_name(name: str, model: str, known: Sequence[str]) -> None:
