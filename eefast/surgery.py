@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from .heads import ExitHead
 from .model import EarlyExitNet
-from .tracing import Tracer, attributes
+from .tracing import Tracer, attributes, graph_module, recompile
 from .twin import aside, mode, same_randomness, special_kind, twin
 
 _TRAINING = "training_mode"
@@ -531,7 +531,7 @@ def _follow_training_flag(trained: fx.Graph, graph: fx.Graph) -> None:
 
 def _module(backbone: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """The graph with the modules and parameters that it names."""
-    return fx.GraphModule(attributes(backbone, graph, {_TRAINING: _TrainingMode()}), graph)
+    return graph_module(attributes(backbone, graph, {_TRAINING: _TrainingMode()}), graph)
 
 
 def _cuts(trace: _Trace, exits: Sequence[str]) -> list[fx.Node]:
@@ -653,7 +653,7 @@ def _separate(stages: list[fx.GraphModule], images: Tensor) -> list[Tensor]:
             with stage.graph.inserting_after(source):
                 own = stage.graph.call_method("clone", (source,))
             source.replace_all_uses_with(own, lambda user, own=own: user is not own)
-            stage.recompile()
+            recompile(stage)
         found.append(result)
         features = result
     return found

@@ -133,8 +133,9 @@ class _Stops:
             signal.setitimer(signal.ITIMER_REAL, 0.01)
 
     def _uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        # Worker processes inherit this, and talk to a parent that has gone.
-        if os.getpid() == self.process or not issubclass(kind, (ConnectionError, EOFError)):
+        # Worker processes inherit this, and talk to a parent that has gone; threads, after a signal, to gone workers.
+        alone = self.first is not None or os.getpid() != self.process
+        if not (alone and issubclass(kind, (ConnectionError, EOFError))):
             self.hooks[1](kind, error, trace)
 
 
