@@ -26,7 +26,9 @@ class WeightWatch:
 
     def __init__(self, *roots: nn.Module) -> None:
         modules = [m for root in roots for m in root.modules()]
-        self._dicts = [d for m in modules for d in (m._parameters, m._buffers, m._modules) if d]
+        tables = ((m, d) for m in modules for d in (m._parameters, m._buffers, m._modules))
+        # Empty ones stay empty, but for containers, such as the convolutions of a head that has none.
+        self._dicts = [d for m, d in tables if d or (d is m._modules and isinstance(m, nn.Sequential))]
         self._hooks = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks)]
         self._hooked = sum(map(len, self._hooks))
         self._entries = self._current()

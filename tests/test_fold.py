@@ -371,6 +371,7 @@ HEADS: dict[str, tuple[str, Callable[[ExitHead], Any], str]] = {
         lambda head: head.pool[0].register_forward_hook(lambda m, args, out: out * 3),
         "the head of exit 0 has AdaptiveAvgPool2d 'pool.0' with a forward hook",
     ),
+    "convs where none were": ("pool", lambda head: head.convs.append(nn.Conv2d(8, 8, 1)), None),
     "pre-hook inside": (
         "pool",
         lambda head: head.norm.register_forward_pre_hook(lambda m, args: (args[0] * 3,)),
@@ -402,7 +403,15 @@ def test_changed_heads(name):
         assert eefast.accelerate(net).plan.engine == "reference"
 
 
-CHANGED_LATER = ["max pooling", "the mean in other words", "a norm more", "wider conv", "no bias", "hook inside"]
+CHANGED_LATER = [
+    "max pooling",
+    "the mean in other words",
+    "a norm more",
+    "wider conv",
+    "no bias",
+    "hook inside",
+    "convs where none were",
+]
 
 
 @pytest.mark.parametrize("name", CHANGED_LATER)
