@@ -104,13 +104,13 @@ def test_compiled_code_is_not_compiled_again():
 def test_waits_of_whole_networks():
     net, x = lived_in(zoo.eenet("eenet20", 3, input_shape=(3, 12, 12)), 5), images(31, (3, 12, 12))
     spread_thresholds(net, x, 0.3)
-    # Per exit five masks read and one writes; the last exit, and the thresholds that are looked at.
+    # Per exit five masks read and one writes; the last exit, and the thresholds that are looked at, on a CPU twice.
     masked = host_waits(lambda: net(x), "cpu")
     assert masked >= 4 * 5
     fast = eefast.accelerate(net, engine="compact")
     fast(x)
     ours = host_waits(lambda: fast(x), "cpu")
-    assert ours <= 4 + 1 < masked
+    assert ours <= 4 + 2 < masked
 
 
 @pytest.mark.parametrize(
