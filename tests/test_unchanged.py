@@ -239,8 +239,12 @@ def test_running_a_network_changes_nothing(change, entry):
     net = eefast.EarlyExitNet(stages, heads, input_shape=SHAPE).eval()
     b.first[0].weight.requires_grad_(False)
     # Only the reference engine runs these, and says so.
-    refused = entry == "compact" and change in ("hooked", "without_statistics")
-    with unchanged(net, b), torch.no_grad(), pytest.raises(ValueError, match="cannot run") if refused else nullcontext():
+    refused = entry == "compact" and change in (hooked, without_statistics)
+    with (
+        unchanged(net, b),
+        torch.no_grad(),
+        pytest.raises(ValueError, match="cannot run") if refused else nullcontext(),
+    ):
         ENTRIES[entry](net)
 
 
