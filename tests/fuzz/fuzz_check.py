@@ -21,7 +21,7 @@ RUNS = (
     *(("reference", torch.float32), ("compact", torch.float32), ("resident", torch.float32), ("auto", torch.float32)),
     *(("compact", torch.bfloat16), ("resident", torch.bfloat16)),
 )
-FLOOR = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+FLOOR = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
 """Error of logits that is always allowed, as a share of the largest; beyond it, twice that of eager PyTorch."""
 
 
