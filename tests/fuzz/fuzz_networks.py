@@ -149,9 +149,9 @@ def _attached(rng: random.Random) -> tuple[eefast.EarlyExitNet, nn.Module]:
         kind = "conv" if i in (0, depth - 1) else rng.choice([k for k in _PARTS if k != "view"])
         block, channels, size = _PARTS[kind](rng, channels, size)
         blocks.append(block)
-    if rng.random() < 0.15 and len(blocks) > 2:
-        if _keeps(blocks[-2], channels) and any(True for _ in blocks[-2].parameters()):
-            blocks[-1] = blocks[-2]
+    twice = rng.random() < 0.15 and len(blocks) > 2
+    if twice and _keeps(blocks[-2], channels) and any(True for _ in blocks[-2].parameters()):
+        blocks[-1] = blocks[-2]
     tail = rng.choice(("module", "mean", "maximum", "window"))
     backbone = Backbone(blocks, _width(blocks, shape), rng.choice(CLASSES), tail, max(1, min(2, size)))
     lived_in(backbone, rng.randrange(2**31))
