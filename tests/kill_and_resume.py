@@ -96,6 +96,7 @@ def broken_runs(folder, options, kind, kills, seed=1):
     # The collector must not touch, and so copy, what all forks share.
     gc.freeze()
     begin = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
     assert in_a_process(options, folder / "whole", False) == 0, (folder / "whole.log").read_text()
     seconds = time.perf_counter() - begin
     draw = random.Random(seed)
