@@ -442,7 +442,7 @@ def _exit_rows(step: CompactStep, features: Tensor) -> Tensor:
 
 
 def _shares(net: EarlyExitNet) -> Sequence[float]:
-    total = sum(c.stage_macs for c in net.stage_costs)
+    total = max(sum(c.stage_macs for c in net.stage_costs), 1)  # stages may be all identities
     return [c.stage_macs / total for c in net.stage_costs]
 
 

@@ -352,3 +352,11 @@ def test_warmup_plans_anew_and_runs(net, x, monkeypatch):
     own.train()
     with pytest.raises(RuntimeError, match="eval mode"):
         fast.warmup()
+
+
+@pytest.mark.parametrize("name", ["auto", "reference"])
+def test_stages_without_arithmetic(name):
+    heads = [ExitHead("bnpool", (4, 5, 7), 3, (4, 5, 7)) for _ in range(2)]
+    net = lived_in(eefast.EarlyExitNet([nn.Identity(), nn.Identity()], heads, input_shape=(4, 5, 7)), 3)
+    x = images(9, (4, 5, 7))
+    assert_same_answers(eefast.accelerate(net, engine=name)(x), one_by_one(net, x), net)
