@@ -20,7 +20,7 @@ from .twin import aside
 from .watch import WeightWatch
 
 _planning = RLock()
-"""One plan is made at a time: plans measure speed, and whoever waits for one of the same module then has it."""
+"""One plan is made at a time: plans measure speed, and a thread that waited for one of the same module then has it."""
 
 
 def _no_planning_goes_on() -> None:
@@ -157,7 +157,7 @@ class Accelerated(nn.Module):
         is answered by the thresholds of that moment; its memory may be written to as soon as the next one is asked for.
         The resident engine reads a few batches ahead and keeps all threads, or the whole GPU, busy across the batches'
         borders. The compact engine lets survivors wait for those of up to four more batches, so that deep stages run on
-        full batches; with new thresholds it begins anew. The reference engine answers one batch after the other. An
+        full batches; with new thresholds it starts again. The reference engine answers one batch after the other. An
         error in a batch, or in the iterable, comes after the results of all batches before it. Closing the iterator, or
         dropping it, waits for nothing: a piece of work of up to 16 images in each thread may still end afterwards.
         """

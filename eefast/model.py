@@ -151,7 +151,7 @@ class EarlyExitNet(nn.Module):
         if found != self.num_classes:
             raise ValueError(
                 f"the head of exit {exit_index} answers with {found} classes, the network was built for "
-                f"{self.num_classes}; give all heads the same number and build the network anew: "
+                f"{self.num_classes}; give all heads the same number and rebuild the network: "
                 "net.with_criterion(net.criterion.name)"
             )
 

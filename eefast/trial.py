@@ -33,9 +33,9 @@ def tolerance(dtype: torch.dtype, device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a stage and the head behind it compute.
+    """What a stage and the head after it compute.
 
-    seen, features: [IMAGES, C, H, W] before and behind the stage. rows: [IMAGES, K + 1] logits and confidence row.
+    seen, features: [IMAGES, C, H, W] before and after the stage. rows: [IMAGES, K + 1] logits and confidence row.
     """
 
     seen: Tensor

@@ -30,7 +30,9 @@ Split = Annotated[str, Option(help="test, or train.")]
 Images = Annotated[int | None, Option(help="Use only the first so many images.", min=1)]
 HeldOut = Annotated[
     int | None,
-    Option(help="Use so many of the training images kept aside; all that eefast train did.", min=1, show_default=False),
+    Option(
+        help="Number of held-out training images; by default all that training kept aside.", min=1, show_default=False
+    ),
 ]
 Seed = Annotated[int | None, Option(help="Of the held-out images; that of eefast train.", show_default=False)]
 Cache = Annotated[

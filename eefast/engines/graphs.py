@@ -152,7 +152,7 @@ class Graphs(Stores):
         return x.split(ceil(n / pieces)), self.lanes
 
     def take_hold(self, net: EarlyExitNet, x: Tensor, limits: Tensor) -> bool:
-        """Whether the graphs are for images of this size and nobody else uses them; then they are the caller's.
+        """Whether the graphs are for images of this size and no other thread uses them; then they are the caller's.
 
         A stream that was dropped holds them until it is collected; calls run without them meanwhile.
         """

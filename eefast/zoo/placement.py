@@ -48,7 +48,7 @@ def place(block_costs: Sequence[float], num_exits: int, placement: str | Sequenc
 
 
 def _chosen(block_costs: Sequence[float], num_exits: int, placement: str) -> tuple[int, ...]:
-    """What the scheme gives for so many exits; fewer numbers where they do not fit."""
+    """What the scheme gives for this number of exits; fewer positions where they do not fit."""
     chosen: list[int] = []
     for block, cost in enumerate(block_costs, start=1):
         if len(chosen) < num_exits and cost >= PLACEMENTS[placement](len(chosen), num_exits):
