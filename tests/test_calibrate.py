@@ -84,7 +84,8 @@ def costs_of(exits: int) -> torch.Tensor:
     seed=st.integers(0, 10**6),
     criterion=st.sampled_from(list(criteria.CRITERIA)),
     rounded=st.booleans(),
-    bound=st.floats(0.1, 1.0),
+    # Costs that differ from the bound by a rounding keep it.
+    bound=st.floats(0.1, 1.0).map(lambda value: round(value, 6)),
     by_cost=st.booleans(),
 )
 def test_few_samples_are_exact(n, exits, seed, criterion, rounded, bound, by_cost) -> None:
