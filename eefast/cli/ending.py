@@ -133,9 +133,10 @@ class _Stops:
             signal.setitimer(signal.ITIMER_REAL, 0.01)
 
     def _uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        # Worker processes inherit this, and talk to a parent that has gone; threads, after a signal, to gone workers.
-        alone = self.first is not None or os.getpid() != self.process
-        if not (alone and issubclass(kind, (ConnectionError, EOFError))):
+        # Worker processes inherit this. Only multiprocessing's thread that hands out memory calls it there, when the one
+        # who asked for some has gone; in this process, workers may have gone after a signal.
+        gone = os.getpid() != self.process or (self.first is not None and issubclass(kind, (OSError, EOFError)))
+        if not gone:
             self.hooks[1](kind, error, trace)
 
 
