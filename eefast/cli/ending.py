@@ -37,9 +37,12 @@ def main() -> None:
 
     def command() -> None:
         # Here, because it needs packages that may be missing.
+        from typer.main import get_command
+
         from .commands import app
 
-        app()
+        # Called directly, the app would put its own hook for uncaught exceptions in the place of `_Stops`'.
+        get_command(app)()
 
     raise SystemExit(run(command))
 
@@ -133,8 +136,8 @@ class _Stops:
             signal.setitimer(signal.ITIMER_REAL, 0.01)
 
     def _uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        # Worker processes inherit this. Only multiprocessing's thread that hands out memory calls it there, when the one
-        # who asked for some has gone; in this process, workers may have gone after a signal.
+        # Worker processes inherit this. Only multiprocessing's thread that hands out memory calls it there, when the
+        # process that asked for some has gone; in this process, workers may have gone after a signal.
         gone = os.getpid() != self.process or (self.first is not None and issubclass(kind, (OSError, EOFError)))
         if not gone:
             self.hooks[1](kind, error, trace)
