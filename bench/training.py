@@ -185,7 +185,7 @@ def _train_one(run: Run, before: str, device: str, data_root: Path, threads: int
     run.output.mkdir(parents=True, exist_ok=True)
     config, log_file = run.output / "options.yaml", run.output / LOG_FILE
     config.write_text(json.dumps(run.options))  # JSON is YAML
-    command = [sys.executable, "-c", "from eefast.cli import main; main()", "train", "--config", str(config)]
+    command = [sys.executable, "-m", "eefast", "train", "--config", str(config)]
     command += ["--output", str(run.output), "--data-root", str(data_root), "--device", device]
     command += ["--weights", str(run.weights)] if run.weights else []
     command += ["--resume"] if (run.output / LAST_FILE).is_file() else []

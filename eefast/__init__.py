@@ -1,5 +1,13 @@
 """eefast: early-exit networks that answer a whole batch as fast as the arithmetic they save."""
 
+import sys
+
+if sys.argv[:1] == ["-m"] and "eefast" in sys.orig_argv:
+    # `python -m eefast …` imports this file, and PyTorch with it, before its entry point is called.
+    from eefast_command import end_on_signals
+
+    end_on_signals()
+
 from . import criteria, zoo
 from .api import Accelerated, accelerate
 from .checkpoint import load

@@ -2,6 +2,7 @@
 
 A job: words; and what happens to it. signal: a number, sent once stderr has the text `seen`, `after` so many seconds,
 to its process, or with `group` to its worker processes too. missing: modules. limit: bytes that a file may have.
+slow_gpu: there is a CUDA device, which does nothing but make `eefast calibrate-device` wait.
 Results, a line each: code, out, err, left: processes of the command that are there half a second after its end.
 """
 
@@ -14,7 +15,7 @@ import tempfile
 import time
 
 
-def ended(words, signal=None, seen="", after=0.0, group=False, missing=(), limit=None):
+def ended(words, signal=None, seen="", after=0.0, group=False, missing=(), limit=None, slow_gpu=False):
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = os.fork()
         if process == 0:
@@ -29,6 +30,9 @@ def ended(words, signal=None, seen="", after=0.0, group=False, missing=(), limit
                 for name in [n for n in sys.modules if n.startswith("eefast.train.")]:
                     del sys.modules[name]
                 sys.modules[module] = None
+            if slow_gpu:
+                torch.cuda.is_available, torch.cuda.get_device_name = (lambda: True), (lambda device: "slow")
+                eefast.device_table.measure = lambda device: time.sleep(60)
             sys.argv = ["eefast", *words]
             from eefast.cli import main
 
@@ -64,7 +68,8 @@ if __name__ == "__main__":
     import eefast.bench
     import eefast.cli.commands
     import eefast.demo
-    import eefast.train.run  # noqa: F401
+    import eefast.device_table
+    import eefast.train.run
 
     # The collector must not touch, and so copy, what all forks share.
     gc.freeze()

@@ -17,7 +17,7 @@ from eefast.cli.commands import app
 from eefast.record import TrainingRecord
 from eefast.train import data
 
-COMMAND = [sys.executable, "-c", "from eefast.cli import main; main()"]
+COMMAND = [sys.executable, "-m", "eefast"]
 
 
 def eefast_command(*words):

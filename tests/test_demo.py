@@ -11,7 +11,7 @@ from networks import images, lived_in, one_by_one, spread_thresholds
 import eefast
 from eefast import demo, ops, zoo
 
-COMMAND = [sys.executable, "-c", "from eefast.cli import main; main()", "demo", "--images", "300", "--rounds", "2"]
+COMMAND = [sys.executable, "-m", "eefast", "demo", "--images", "300", "--rounds", "2"]
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def test_third_parties_stay_where_they_belong(path, parts):
     core = {"torch", "numpy", *sys.stdlib_module_names}
     for name, at_module_level in imports_of(path, parts):
         first = name.split(".")[0]
-        if first in core or first in ("eefast", "kernels") or not at_module_level:
+        if first in core or first in ("eefast", "eefast_command", "kernels") or not at_module_level:
             continue
         allowed = {"cli": {"typer", "rich"}, "train": {"lightning"}, "kernels": {"triton"}}.get(parts[1], set())
         assert first in allowed, f"{path.name} imports {first} at module level"

@@ -38,7 +38,7 @@ def test_commands_take_the_options_shown():
     assert commands
     for line in commands:
         command, *words = line.split()
-        run = [sys.executable, "-c", "from eefast.cli import main; main()", command, "--help"]
+        run = [sys.executable, "-m", "eefast", command, "--help"]
         help_text = subprocess.run(
             run, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"}
         ).stdout

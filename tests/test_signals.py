@@ -15,6 +15,7 @@ import torch
 from networks import lived_in
 from test_data import idx_bytes
 
+import eefast_command
 from eefast import files, zoo
 from eefast.cli import ending
 from eefast.train import data
@@ -164,6 +165,32 @@ def test_a_signal_while_files_are_written_leaves_old_or_new_ones(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
+def catches(process, number):
+    """Whether a process has a handler for a signal, which Linux tells."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(status.split("SigCgt:")[1].split()[0], 16) >> (number - 1) & 1
+
+
+@pytest.mark.parametrize("way", ["the command", "python -m eefast"])
+def test_signals_while_pytorch_is_imported(way):
+    """As soon as the command has handlers, and while it imports: Python itself would show a traceback, or nothing."""
+    command = (
+        [str(Path(sys.executable).with_name("eefast"))] if way == "the command" else [sys.executable, "-m", "eefast"]
+    )
+    started = [
+        (number, after, subprocess.Popen([*command, "demo"], stderr=subprocess.PIPE, text=True))
+        for number, after in zip((*STOPS, signal.SIGTERM), (0, 0.2, 0, 0.5), strict=True)
+    ]
+    for number, after, process in started:
+        while process.poll() is None and not catches(process, signal.SIGTERM):
+            time.sleep(0.002)
+        time.sleep(after)
+        process.send_signal(number)
+    for number, after, process in started:
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (128 + number, f"error: {eefast_command.STOPS[number]}\n"), after
+
+
 def test_extras_bring_what_they_are_said_to_bring():
     import tomllib
 
@@ -215,6 +242,7 @@ def test_every_command_stops_at_a_signal(shop, tmp_path):
         (["plot", eenet, *slow, "--same-images", "--output", f"{to}.png"], 0.5),
         (["bench", eenet, *mnist, "--own-thresholds", "--seconds", "60", "--figure", f"{to}.png"], 1.0),
         (["demo", "--rounds", "1000", "--figure", f"{to}.png"], 0.5),
+        (["calibrate-device", "--json", f"{to}.json"], 0.3),
     ]
     network = {path.name: path.read_bytes() for path in (shop / "net").iterdir()}
     stops = [(signal.SIGINT, True), (signal.SIGTERM, False)]
@@ -225,6 +253,7 @@ def test_every_command_stops_at_a_signal(shop, tmp_path):
             "group": stops[(i + own) % 2][1],
             "after": after,
             "seen": "epoch 1/" if words[0] == "train" else "",
+            "slow_gpu": words[0] == "calibrate-device",
         }
         for i, (words, after) in enumerate(commands)
         for own in range(2 if words[0] == "train" else 1)

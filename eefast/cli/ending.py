@@ -12,6 +12,8 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
+from eefast_command import STOPS
+
 from ..files import WriteError
 
 FAILED, WRONG_USAGE = 1, 2
@@ -21,9 +23,6 @@ EXTRAS = {
     **dict.fromkeys(("lightning", "yaml", "scipy", "torchvision"), "train"),
     "matplotlib": "plot",
 }
-STOPS = {signal.SIGINT: "interrupted by Ctrl-C", signal.SIGTERM: "ended by SIGTERM"}
-if hasattr(signal, "SIGHUP"):
-    STOPS[signal.SIGHUP] = "ended by SIGHUP"
 # So long the first signal has for removing what is half written and ending worker processes.
 GRACE_SECONDS = 3.0
 
