@@ -27,12 +27,12 @@ sanitize: $(VENV)/.ready
 	SANITIZE=1 $(BIN)/python setup.py --quiet build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)
 	EEFAST_LIBRARY=$(SANITIZED)/eefast/_C.abi3.so OMP_WAIT_POLICY=PASSIVE ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
-	$(BIN)/pytest tests/test_exit_head.py tests/test_resident_forward.py -p no:cacheprovider \
+	$(BIN)/pytest tests/ops/test_exit_head.py tests/ops/test_resident_forward.py -p no:cacheprovider \
 		-k "not (other or without or compiles or opcheck or triton or trained or 110 or eenet18 or eenet34 or eenet50)"
 	EEFAST_LIBRARY=$(SANITIZED)/eefast/_C.abi3.so OMP_WAIT_POLICY=PASSIVE \
 	ASAN_OPTIONS=detect_leaks=0,allocator_may_return_null=1,max_allocation_size_mb=1024 \
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
-	$(BIN)/python tests/hostile_ops.py 0 $(HOSTILE) > $(SANITIZED)/calls || { tail -n 1 $(SANITIZED)/calls; false; }
+	$(BIN)/python tests/helpers/hostile_ops.py 0 $(HOSTILE) > $(SANITIZED)/calls || { tail -n 1 $(SANITIZED)/calls; false; }
 	$(BIN)/python tests/tsan/run.py
 
 # Microbenchmarks and whole networks on this machine's CPU, rows to bench/results/; under 25 minutes, best alone. What no
@@ -68,7 +68,7 @@ report: $(VENV)/.ready
 
 # Compiles every Triton kernel for five generations of GPUs, without one; a table of registers, memory, instructions.
 aot: $(VENV)/.ready
-	$(BIN)/python tests/aot.py
+	$(BIN)/python tests/helpers/aot.py
 
 # On a machine with a GPU and its own PyTorch: no network, no .venv; under twelve minutes. PHASE=tests|compact|...
 gpu:

@@ -64,7 +64,7 @@ else: raise SystemExit("EEFAST_ISA=none was accepted")'
 
 # The options in pyproject.toml ask for plugins of pytest that may be missing here. Started from elsewhere, since in the
 # top folder Python would find eefast/ before the folder of links. Other files need packages that may be missing.
-GPU_TESTS="-m pytest $(grep -lE 'mark\.gpu|runs_triton' tests/test_*.py | sed 's|^|../../|' | tr '\n' ' ')"
+GPU_TESTS="-m pytest $(grep -lE 'mark\.gpu|runs_triton' tests/*/test_*.py | sed 's|^|../../|' | tr '\n' ' ')"
 GPU_TESTS+="-m gpu -o addopts= -o faulthandler_timeout=60 -q -ra -p no:cacheprovider --continue-on-collection-errors"
 
 tests() {

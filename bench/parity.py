@@ -20,12 +20,12 @@ from rows import ParityRow, append, environment, first_line, now, read, results_
 from torch import Tensor
 
 import eefast
-from eefast.calibrate import collect
-from eefast.contest import FLIP_MARGIN, judge
-from eefast.evaluate import answers, evaluate, flip_distances
+from eefast.measure.comparison import FLIP_MARGIN, judge
 from eefast.model import EarlyExitNet
-from eefast.plan import ENGINES
+from eefast.planning.planner import ENGINES
 from eefast.result import ExitOutput, ExitResult
+from eefast.thresholds.calibration import collect
+from eefast.thresholds.evaluation import answers, evaluate, flip_distances
 
 BATCH_SIZES = (1, 31, 256)
 NOISE = Network("eenet20", (3, 32, 32), 10, (0.0, 0.0, 1.0), head="conv1")
@@ -99,7 +99,7 @@ def ways(device: str) -> list[Way]:
 
 def on_mnist(device: str, count: int) -> Iterator[Subject]:
     """The shipped network and real images, under each criterion."""
-    from eefast.train.data import mnist_test
+    from eefast.data.datasets import mnist_test
 
     net, chosen = shipped()
     net = net.to(device)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import eefast
-from eefast.calibrate import collect
-from eefast.contest import judge
 from eefast.criteria import get
+from eefast.measure.comparison import judge
 from eefast.model import EarlyExitNet
 from eefast.result import ExitOutput
+from eefast.thresholds.calibration import collect
 
 MNIST = "eenet32 on MNIST"
 
@@ -105,7 +105,7 @@ def _built(network: Network) -> EarlyExitNet:
         import timm
     except ImportError as error:
         raise ModuleNotFoundError(f"{network.name} is in timm, which is not installed: pip install timm") from error
-    from eefast.surgery import attach
+    from eefast.surgery.attachment import attach
 
     backbone = timm.create_model(network.name, pretrained=False, num_classes=classes)
     return attach(backbone, network.exits, input_shape=shape)
@@ -120,7 +120,7 @@ def shipped() -> tuple[EarlyExitNet, dict[str, list[float]]]:
 @torch.no_grad()
 def network_on_mnist(count: int) -> tuple[EarlyExitNet, Tensor, list[ExitOutput]]:
     """The shipped network with its own thresholds, and `count` real test images in an order without meaning."""
-    from eefast.train.data import mnist_test
+    from eefast.data.datasets import mnist_test
 
     net, thresholds = shipped()
     net.thresholds.copy_(torch.tensor(thresholds[net.criterion.name]))

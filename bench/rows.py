@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from energy import meter
 
-from eefast import report
+from eefast.measure import environment as report
 
 RESULTS = Path(__file__).parent / "results"
 

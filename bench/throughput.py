@@ -30,10 +30,10 @@ from rows import NetworkRow, append, environment, first_line, now, read, results
 from torch import Tensor
 
 import eefast
-from eefast.calibrate import exits_taken
-from eefast.contest import FLIP_MARGIN
-from eefast.fold import fold_stage
+from eefast.measure.comparison import FLIP_MARGIN
+from eefast.planning.folding import fold_stage
 from eefast.result import ExitOutput, ExitResult
+from eefast.thresholds.calibration import exits_taken
 
 ROUNDS = 7
 ROUND_SECONDS, MOST_BATCHES = 0.05, 32

@@ -30,11 +30,11 @@ from rows import RESULTS, TrainedPoint, TrainingRow, append, environment, now, r
 from torch import Tensor
 
 import eefast
-from eefast.calibrate import Calibration, calibrate, collect, exits_taken, outcome, pareto_front
 from eefast.criteria import CRITERIA, get
-from eefast.evaluate import batches, split
+from eefast.data import datasets
 from eefast.result import ExitOutput
-from eefast.train import data
+from eefast.thresholds.calibration import Calibration, calibrate, collect, exits_taken, outcome, pareto_front
+from eefast.thresholds.evaluation import batches, split
 from eefast.train.run import LAST_FILE, REPORT_FILE
 
 ROOT = Path(__file__).parents[1]
@@ -235,8 +235,8 @@ class Seen:
 
 def seen(net: eefast.EarlyExitNet, dataset: str, data_root: Path) -> tuple[Seen, Seen]:
     """On the images held out of training, and on the test images."""
-    _, held_out = split(data.dataset(dataset, data_root, "train"), HELD_OUT, SEED)
-    parts = (held_out, data.dataset(dataset, data_root, "test"))
+    _, held_out = split(datasets.dataset(dataset, data_root, "train"), HELD_OUT, SEED)
+    parts = (held_out, datasets.dataset(dataset, data_root, "test"))
     first, second = (Seen(*collect(net, batches(images, 256, 0))) for images in parts)
     return first, second
 
@@ -317,7 +317,7 @@ def chosen(training: Training, folder: Path, rows: Sequence[TrainingRow]) -> eef
 
 def speeds(training: Training, net: eefast.EarlyExitNet, data_root: Path, around: dict[str, Any]) -> None:
     """Append rows of the ways without exits and eefast on test images, measured as `bench/throughput.py` does it."""
-    test: Any = data.dataset(training.dataset, data_root, "test")
+    test: Any = datasets.dataset(training.dataset, data_root, "test")
     shape, source = net.input_shape, partial(on_images, net, test.images)
     network = Network(str(training), shape, net.num_classes, (), real=source)
     if around["cuda"] is not None:
@@ -356,7 +356,7 @@ def main() -> int:
     if not trainings:
         parser.error(f"--only {asked.only!r} is in none of {', '.join(map(str, TRAININGS[device]))}")
     for name in dict.fromkeys(training.dataset for training in trainings):
-        data.dataset(name, asked.data_root, "train")  # what is missing is said before hours are spent
+        datasets.dataset(name, asked.data_root, "train")  # what is missing is said before hours are spent
     notes = train(trainings, asked.output, device, asked.data_root, asked.seconds)
     around, since = environment(device), now()
     for training in trainings:

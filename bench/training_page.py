@@ -10,7 +10,7 @@ from typing import Any
 from report import OURS, OWN_THRESHOLDS, _newest
 from rows import RESULTS, read
 
-from eefast import plot
+from eefast.measure import figures as plot
 
 Row = dict[str, Any]
 Key = tuple[str, str, str]

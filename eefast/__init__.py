@@ -10,7 +10,7 @@ if sys.argv[:1] == ["-m"] and "eefast" in sys.orig_argv:
 
 from . import criteria, zoo
 from .api import Accelerated, accelerate
-from .checkpoint import load
+from .checkpoint.loading import load
 from .model import EarlyExitNet
 from .result import ExitOutput, ExitResult
 from .version import __version__

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import forked
 from .engines import RUN, compact, graphs
+from .engines.streaming import Batch, copied, stream, stream_merging, stream_on_cuda
+from .engines.weight_watch import WeightWatch
 from .model import TRACED, EarlyExitNet, check_not_traced, is_property
-from .plan import Plan
-from .plan import plan as make_plan
+from .modules.copies import aside
+from .planning.planner import Plan
+from .planning.planner import plan as make_plan
 from .result import ExitResult
-from .stream import Batch, copied, stream, stream_merging, stream_on_cuda
-from .twin import aside
-from .watch import WeightWatch
+from .system import forked
 
 _planning = RLock()
 """One plan is made at a time: plans measure speed, and a thread that waited for one of the same module then has it."""

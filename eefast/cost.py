@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .twin import aside, mode, same_randomness, special_kind, twin
+from .modules.copies import aside, mode, same_randomness, special_kind, twin
 
 
 @dataclass(frozen=True)

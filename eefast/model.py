@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from . import criteria, files
+from . import criteria
+from .checkpoint.record import RECORD_FILE, TrainingRecord
 from .cost import path_costs, stage_costs
 from .heads import ExitHead
-from .record import RECORD_FILE, TrainingRecord
 from .result import ExitOutput, ExitResult
+from .system import files
 
 CONFIG_FILE, ATTACHED_FILE, WEIGHTS_FILE = "config.json", "attached.json", "model.safetensors"
 
@@ -36,7 +37,8 @@ class EarlyExitNet(nn.Module):
 
     Attributes that `save` writes where they are set:
     attached: what rebuilds a network that `eefast train --backbone` made: its "backbone", "exits" and "head".
-    record: what it was trained on, see `eefast.record`; None is right for what you trained on other images yourself.
+    record: what it was trained on, see `checkpoint.record`; None is right for what
+        you trained on other images yourself.
 
     Buffers, always float32 whatever the parameters' dtype:
     thresholds: [n], may change at any time, also from another thread: a batch is answered by those of one moment.
@@ -276,7 +278,7 @@ class EarlyExitNet(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write `model.safetensors`, `config.json` (or `attached.json`) and, with a `record`, `training.json`.
 
-        `eefast.load(folder)` reads them. All are replaced as a whole, see `eefast.files`, so an interrupted save leaves
+        `eefast.load(folder)` reads them. All are replaced as a whole, see `system.files`, so an interrupted save leaves
         the old ones readable; those of an earlier network that this one does not have are removed.
         Raises `ValueError` as `check_saving` does, `WriteError` on a full disk and the like.
         """

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eefast.fold import fold_stage
 from eefast.model import EarlyExitNet
+from eefast.planning.folding import fold_stage
 from eefast.result import ExitResult
 
 from .peer import Run

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from eefast import rivals
+from eefast.measure import baselines
 
 from .peer import Peer, torch_version
 
-prepare = rivals.eager
+prepare = baselines.eager
 PEER = Peer("plain, eager", prepare, torch_version, True, "torch", memory_format=torch.channels_last)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eefast.fold import fold_stage
 from eefast.model import EarlyExitNet
+from eefast.planning.folding import fold_stage
 from eefast.result import ExitResult
 
 from .peer import Peer, Run, torch_version

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eefast.fold import fold_stage
+from eefast.measure.baselines import onnx_model
 from eefast.model import EarlyExitNet
+from eefast.planning.folding import fold_stage
 from eefast.result import ExitResult
-from eefast.rivals import onnx_model
 
 from .peer import Run
 

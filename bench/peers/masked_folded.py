@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from eefast.fold import fold_stage
 from eefast.model import EarlyExitNet
+from eefast.planning.folding import fold_stage
 
 from .peer import Peer, Run, torch_version
 

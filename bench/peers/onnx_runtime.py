@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from eefast.measure.baselines import plain_as_onnx
 from eefast.model import EarlyExitNet
-from eefast.rivals import plain_as_onnx
 
 from . import export
 from .peer import Peer, Run

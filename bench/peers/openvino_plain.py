@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from eefast.measure.baselines import plain_as_onnx
 from eefast.model import EarlyExitNet
-from eefast.rivals import plain_as_onnx
 
 from .openvino_model import NEEDS, PRECISIONS, Call, compiled, version
 from .peer import Peer, Run

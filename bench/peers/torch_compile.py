@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from eefast.fold import fold_stage
 from eefast.model import EarlyExitNet
+from eefast.planning.folding import fold_stage
 
 from .peer import Peer, Run, torch_version
 

@@ -32,9 +32,9 @@ from .options import (
 from .output import bars, canvas, check_figure, counts, say, table, words, write_json
 
 if TYPE_CHECKING:
-    from ..bench import Bench
-    from ..calibrate import Calibration
-    from ..report import Row
+    from ..measure.benchmark import Bench
+    from ..measure.environment import Row
+    from ..thresholds.calibration import Calibration
 
 # Images that go through all exits together.
 BATCH = 64
@@ -80,10 +80,8 @@ def bench(
     import torch
     from torch.utils.data import Subset
 
-    from .. import bench as benchmark
-    from .. import calibrate as calibration
-    from .. import evaluate as evaluation
-    from .. import report
+    from ..measure import benchmark, environment
+    from ..thresholds import calibration, evaluation
 
     kind, value = inputs.budget(min_accuracy=min_accuracy, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
     if own_thresholds and (save or criterion != "all" or {min_accuracy, max_accuracy_drop, max_cost} != {None}):
@@ -177,7 +175,7 @@ def bench(
         "accuracy_change": change,
         **asdict(found),
         "code": lines,
-        "environment": report.environment(),
+        "environment": environment.environment(),
     }
     write_json(json_path, figures)
 
@@ -238,7 +236,7 @@ def _sizes(text: str) -> list[int]:
 
 
 def _draw(found: Bench, figure: Path) -> None:
-    from .. import plot
+    from ..measure import figures as plot
 
     speedups: dict[str, dict[int, float]] = {}
     for row in found.rows:

@@ -54,9 +54,8 @@ def calibrate(
     json_path: Json = "",
 ) -> None:
     """Choose thresholds under a budget on held-out training images, and compare criteria on the same network."""
-    from .. import calibrate as calibration
-    from .. import evaluate as evaluation
-    from .. import report
+    from ..measure import environment
+    from ..thresholds import calibration, evaluation
 
     kind, value = inputs.budget(min_accuracy=min_accuracy, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
     inputs.check_saving(network, save)
@@ -108,6 +107,6 @@ def calibrate(
         "exits": [asdict(q) for q in quality],
         "exits_before_scaling": [asdict(q) for q in raw] if scale else None,
         "scaling": asdict(scaling) if scaling is not None else None,
-        "environment": report.environment(),
+        "environment": environment.environment(),
     }
     write_json(json_path, figures)

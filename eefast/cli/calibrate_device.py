@@ -19,14 +19,14 @@ def calibrate_device(
     """Measure what a GPU takes for launches and waits, and keep it for the plans of all later runs; takes a second."""
     import torch
 
-    from .. import device_table
+    from ..planning import launch_costs
 
     check_folders(json_path)
     if not torch.cuda.is_available():
         raise ValueError(f"device={device!r}: PyTorch finds no CUDA device here; on the CPU nothing needs calibration")
-    table = device_table.calibrate(torch.device(device))
+    table = launch_costs.calibrate(torch.device(device))
     if json_path != "-":
         say(f"launch of a CUDA graph, on the host    {1e6 * table.launch:6.1f} µs")
         say(f"wait for a count, the device idle      {1e6 * table.wait:6.1f} µs")
-        say(f"\nkept in {device_table.path(torch.device(device))}")
+        say(f"\nkept in {launch_costs.path(torch.device(device))}")
     write_json(json_path, asdict(table))

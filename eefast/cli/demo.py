@@ -23,10 +23,11 @@ def demo(
     figure: Figure = Path("eefast-demo.png"),
 ) -> None:
     """Run the shipped network on real MNIST test images in every way, and compare answers and speed."""
-    from .. import demo as demonstration
-    from .. import ops, plot, report
-    from ..checkpoint import load
-    from ..train.data import mnist_test
+    from .. import ops
+    from ..checkpoint.loading import load
+    from ..data.datasets import mnist_test
+    from ..measure import demonstration, environment
+    from ..measure import figures as plot
 
     check_folders(json_path)
     check_figure(figure)
@@ -47,7 +48,7 @@ def demo(
         points = {row.name: (row.mean_cost, row.accuracy) for row in found.rows if row.images == found.rows[0].images}
         plot.accuracy_against_cost(left, found.curves, points)
         plot.exit_histogram(right, found.right, found.wrong, found.costs)
-    figures = {"rows": [asdict(row) for row in found.rows], "environment": report.environment()}
+    figures = {"rows": [asdict(row) for row in found.rows], "environment": environment.environment()}
     more = {"network": found.network, "curves": found.curves, "right": found.right, "wrong": found.wrong}
     write_json(json_path, {**figures, **more})
     if json_path != "-":

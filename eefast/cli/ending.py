@@ -14,7 +14,7 @@ from typing import Any
 
 from eefast_command import STOPS
 
-from ..files import WriteError
+from ..system.files import WriteError
 
 FAILED, WRONG_USAGE = 1, 2
 # Module → the extra of this package that brings it.

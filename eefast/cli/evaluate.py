@@ -8,19 +8,7 @@ from typing import Annotated
 from typer import Option
 
 from . import inputs
-from .options import (
-    BatchSize,
-    DataRoot,
-    Dataset,
-    Device,
-    Download,
-    Images,
-    Json,
-    Network,
-    OtherData,
-    Split,
-    Workers,
-)
+from .options import BatchSize, DataRoot, Dataset, Device, Download, Images, Json, Network, OtherData, Split, Workers
 from .output import ECE_WORDS, bars, counts, quality_table, say, table, words, write_json
 
 
@@ -39,11 +27,11 @@ def evaluate(
     json_path: Json = "",
 ) -> None:
     """Measure accuracy, cost and exits, of the whole and of every class and exit, and compare with the reference."""
-    from .. import evaluate as evaluation
-    from .. import report
     from ..api import accelerate
-    from ..calibrate import collect
-    from ..train.image_files import shown
+    from ..data.image_files import shown
+    from ..measure import environment
+    from ..thresholds import evaluation
+    from ..thresholds.calibration import collect
 
     inputs.check_folders(json_path)
     net, source = inputs.opened(network, dataset, data_root, download, workers, device, other_data)
@@ -96,6 +84,6 @@ def evaluate(
         "evaluation": asdict(found),
         "exits": [asdict(q) for q in quality],
         "flips": asdict(flips),
-        "environment": report.environment(),
+        "environment": environment.environment(),
     }
     write_json(json_path, figures)

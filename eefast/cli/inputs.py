@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import files
+from ..checkpoint.record import RECORD_FILE, TrainingRecord
+from ..data.image_files import difference
 from ..model import WEIGHTS_FILE
-from ..record import RECORD_FILE, TrainingRecord
-from ..train.image_files import difference
+from ..system import files
 from .output import note
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..calibrate import Calibration
     from ..model import EarlyExitNet
     from ..result import ExitOutput
+    from ..thresholds.calibration import Calibration
 
 Progress = Callable[[str, int, int], None]
 
@@ -70,17 +70,17 @@ def opened(
     """
     import torch
 
-    from ..checkpoint import load
-    from ..train import data
+    from ..checkpoint.loading import load
+    from ..data import datasets
 
     if device not in ("auto", "cpu") and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}: PyTorch finds no CUDA device here; take cpu")
     if dataset is not None:
-        data.check_name(dataset)
+        datasets.check_name(dataset)
     if path.is_file():
         if dataset is None:
             raise ValueError(f"{path} does not say what it was trained on; name the data set with --dataset")
-        found = data.info(dataset, data_root or "data")
+        found = datasets.info(dataset, data_root or "data")
         net = load(path, input_shape=found.shape, normalization=(found.mean, found.std))
     else:
         net = load(path)
@@ -96,7 +96,7 @@ def opened(
         record = None
     source = Source(path, dataset, data_root, download, workers, None if other_data else record, other_data)
     if record is None:
-        known = data.info(dataset, data_root or "data")
+        known = datasets.info(dataset, data_root or "data")
         if net.num_classes != known.num_classes or net.input_shape[0] != known.shape[0]:
             raise ValueError(
                 f"{path} takes images of {net.input_shape[0]} channels and knows {net.num_classes} classes, but "
@@ -108,12 +108,12 @@ def opened(
 
 def _by_normalization(path: Path, net: EarlyExitNet) -> str:
     """The one data set whose images a network without a record was made for, told by the normalisation."""
-    from ..train import data
+    from ..data import datasets
 
     own = net.normalization and tuple(tuple(map(float, part)) for part in net.normalization)
     fitting = [
         name
-        for name, info in data.DATASETS.items()
+        for name, info in datasets.DATASETS.items()
         if (info.mean, info.std) == own and info.num_classes == net.num_classes and info.shape == net.input_shape
     ]
     if len(fitting) != 1:
@@ -131,16 +131,16 @@ def images(net: EarlyExitNet, source: Source, split: str, count: int | None = No
     """
     from torch.utils.data import Subset
 
-    from ..train import data
+    from ..data import datasets
 
     if source.data_root is None and (source.dataset, split) == ("mnist", "test"):
-        found: Any = data.ImageTensors(*data.mnist_test())
+        found: Any = datasets.ImageTensors(*datasets.mnist_test())
     else:
         # Photographs come in all sizes; they are brought to the one that the network's costs were counted for.
         size = net.input_shape[1] if source.dataset in ("imagenet", "folder") else None
         root = source.data_root or "data"
-        found = data.dataset(source.dataset, root, split, source.download, image_size=size)
-    own, trained = data.class_names(found), source.record.classes if source.record is not None else None
+        found = datasets.dataset(source.dataset, root, split, source.download, image_size=size)
+    own, trained = datasets.class_names(found), source.record.classes if source.record is not None else None
     if own is not None and trained is not None and own != trained:
         raise ValueError(
             f"the classes in {source.data_root or 'data'} are not those that {source.network} was trained on; they "
@@ -152,9 +152,9 @@ def images(net: EarlyExitNet, source: Source, split: str, count: int | None = No
 
 def least_images(kind: str = "", value: float = 0.0) -> int:
     """How many held-out images a budget asks for."""
-    from .. import calibrate
+    from ..thresholds import calibration
 
-    return calibrate.least_images(value if kind == "max_accuracy_drop" else None)
+    return calibration.least_images(value if kind == "max_accuracy_drop" else None)
 
 
 class Kept:
@@ -183,39 +183,39 @@ class Kept:
         self, net: EarlyExitNet, cache: Path | None, batch_size: int, progress: Progress
     ) -> tuple[list[ExitOutput], Tensor]:
         """All exits' outputs on these images, from the cache if it has them, and the labels."""
-        from .. import calibrate, evaluate
+        from ..thresholds import calibration, evaluation
 
         count = self.count
         if cache is None or not cache.exists() or count is None:
             whole = images(net, self.source, "train")
             self._check_unchanged(whole)
             if count is None:
-                count = evaluate.default_held_out(len(whole))
+                count = evaluation.default_held_out(len(whole))
                 why = "--other-data" if self.source.other_data else f"{self.source.network} has no {RECORD_FILE}"
                 note(
                     f"{why}: the held-out images are the {count:,} that eefast train keeps aside with seed {self.seed} "
                     "unless told; --held-out and --seed name others"
                 )
         made_of = {
-            "network": calibrate.fingerprint(net),
+            "network": calibration.fingerprint(net),
             "images": f"{count} of {self.source.dataset} by seed {self.seed}",
         }
         if cache is not None and cache.exists():
             self._check_enough(count)
-            return calibrate.load_outputs(cache, made_of)
-        kept = evaluate.held_out(whole, count, self.seed)
+            return calibration.load_outputs(cache, made_of)
+        kept = evaluation.held_out(whole, count, self.seed)
         self._check_enough(count)
-        batches = evaluate.batches(kept, batch_size, self.source.workers)
-        found = calibrate.collect(net, evaluate.reported(batches, "held-out images", progress))
+        batches = evaluation.batches(kept, batch_size, self.source.workers)
+        found = calibration.collect(net, evaluation.reported(batches, "held-out images", progress))
         if cache is not None:
-            calibrate.save_outputs(cache, *found, made_of)
+            calibration.save_outputs(cache, *found, made_of)
         return found
 
     def _check_unchanged(self, whole: Any) -> None:
-        from ..train import data
+        from ..data import datasets
 
         record = self.source.record
-        if record is not None and (len(whole), data.fingerprint(whole)) != (record.images, record.fingerprint):
+        if record is not None and (len(whole), datasets.fingerprint(whole)) != (record.images, record.fingerprint):
             raise ValueError(
                 f"the {len(whole):,} training images of {self.source.dataset} in {self.source.data_root or 'data'} are "
                 f"not the {record.images:,} that {self.source.network} was trained on, so it cannot be told which were "
@@ -261,15 +261,15 @@ def thresholds(
     progress: Progress,
 ) -> tuple[dict[str, Calibration], Mapping[str, str]]:
     """The best thresholds of every criterion within the budget, and why others have none; at least one has."""
-    from .. import calibrate, evaluate
+    from ..thresholds import calibration, evaluation
 
-    final = evaluate.exit_quality(outputs[-1:], labels)[0].accuracy
+    final = evaluation.exit_quality(outputs[-1:], labels)[0].accuracy
     bound = {kind: value} if kind != "max_accuracy_drop" else {"min_accuracy": final - value}
     chosen, impossible = {}, {}
     for i, name in enumerate(names):
         progress("choosing thresholds", i, len(names))
         try:
-            chosen[name] = calibrate.calibrate(outputs, labels, net.cost, name, **bound)
+            chosen[name] = calibration.calibrate(outputs, labels, net.cost, name, **bound)
         except ValueError as error:
             impossible[name] = str(error)
     progress("choosing thresholds", len(names), len(names))

@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .. import files
+from ..system import files
 
 if TYPE_CHECKING:
-    from ..calibrate import Scaling
-    from ..evaluate import ExitQuality
     from ..model import EarlyExitNet
+    from ..thresholds.calibration import Scaling
+    from ..thresholds.evaluation import ExitQuality
 
 talk = Console(stderr=True)
 

@@ -32,7 +32,7 @@ from .output import bars, canvas, check_figure, say, words
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..calibrate import Calibration
+    from ..thresholds.calibration import Calibration
 
 
 def plot(
@@ -63,9 +63,8 @@ def plot(
     """Draw accuracy against mean cost beside static networks, images per exit, and examples of who leaves where."""
     import torch
 
-    from .. import calibrate as calibration
-    from .. import evaluate as evaluation
-    from .. import plot as drawing
+    from ..measure import figures as drawing
+    from ..thresholds import calibration, evaluation
 
     points = dict(map(_twin, twin or []))
     inputs.check_folders(cache)

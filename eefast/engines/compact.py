@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .. import ops
 from ..model import EarlyExitNet
-from ..plan import CompactStep, Plan
+from ..planning.planner import CompactStep, Plan
 from ..result import ExitResult
-from .lanes import SLOTS, answers
+from .schedule import SLOTS, answers
 
 CHUNK = 128
 """Images that begin together at most in a stream without CUDA graphs."""

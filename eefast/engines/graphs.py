@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import device_table
 from ..model import EarlyExitNet
-from ..plan import Plan, StagePlan
+from ..planning import launch_costs
+from ..planning.planner import Plan, StagePlan
+from ..planning.trial import difference
 from ..result import ExitResult, concatenated
-from ..trial import difference
-from ..ways import Counted, Times, Ways, lanes_for, sizes
 from .compact import Stores, run_eagerly
-from .lanes import answers
+from .host_reads import Counted, Times, Ways, lanes_for, sizes
+from .schedule import answers
 
 LANES = 2
 
@@ -96,7 +96,7 @@ class Graphs(Stores):
     def measured(self, survivors: Iterable[float]) -> Times:
         """Seconds of all graphs of one lane, all rows going on; what else a device takes is in `device_table`."""
         self.thresholds.fill_(_never(self.net))
-        table = device_table.load(self.device)
+        table = launch_costs.load(self.device)
         stages = tuple(tuple(self._seconds(stage, n, n) for n in self.sizes) for stage in range(self.stages))
         return Times(
             self.sizes,
@@ -122,7 +122,7 @@ class Graphs(Stores):
             here = self._waiting[0][stage]
             assert here is not None
             here.count.fill_(live)
-            found = min(found, device_table.seconds(self.replays[0, stage, key], self.device))
+            found = min(found, launch_costs.seconds(self.replays[0, stage, key], self.device))
         self.clear()
         return found
 

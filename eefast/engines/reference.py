@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import criteria
 from ..model import EarlyExitNet
-from ..plan import Plan
+from ..planning.planner import Plan
 from ..result import ExitResult
 
 

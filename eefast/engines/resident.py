@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import ops
 from ..model import EarlyExitNet
-from ..plan import Plan
+from ..planning.planner import Plan
 from ..result import ExitResult
 
 

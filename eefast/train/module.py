@@ -13,7 +13,7 @@ from torch.optim import Optimizer, lr_scheduler
 
 from ..model import EarlyExitNet
 from ..result import ExitOutput
-from ..surgery import new_parameters
+from ..surgery.attachment import new_parameters
 from .augment import random_flip, random_shift
 from .losses import WeightedSum, parse
 from .tags import random_tags, refreshed

@@ -27,16 +27,26 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from .. import files, zoo
-from ..calibrate import THRESHOLDS_FILE, Calibration, calibrate, collect, exits_taken, least_images, outcome
+from .. import zoo
+from ..checkpoint.record import RECORD_FILE
 from ..criteria import CRITERIA, get
-from ..evaluate import batches, default_held_out, split
+from ..data import datasets
 from ..model import ATTACHED_FILE, CONFIG_FILE, WEIGHTS_FILE
-from ..record import RECORD_FILE
 from ..result import ExitOutput
-from ..surgery import attach
-from . import backbone as backbones
-from . import data, losses
+from ..surgery import backbone as backbones
+from ..surgery.attachment import attach
+from ..system import files
+from ..thresholds.calibration import (
+    THRESHOLDS_FILE,
+    Calibration,
+    calibrate,
+    collect,
+    exits_taken,
+    least_images,
+    outcome,
+)
+from ..thresholds.evaluation import batches, default_held_out, split
+from . import losses
 from .batches import EpochSeeds, training_batches
 from .module import DivergedError, EarlyExitModule
 
@@ -126,7 +136,7 @@ def train(
     dataset: name of the data set, see `eefast.train.data.DATASETS`.
     data_root: folder with the data set's published files.
     output: folder for config.json, model.safetensors (weights of the epoch with the least held-out loss),
-        training.json (which images it was trained on, see `eefast.record`), thresholds.json (for every criterion),
+        training.json (which images it was trained on, see `checkpoint.record`), thresholds.json (for every criterion),
         report.json, best.ckpt and last.ckpt (Lightning's checkpoints with the optimiser's state) and
         logs/version_0/metrics.csv.
     download: fetch missing files into `data_root` where torchvision can.
@@ -167,7 +177,7 @@ def train(
     test: measure the test split once at the end.
     Raises `ValueError` for arguments and checkpoints that do not fit and `FileNotFoundError` for missing files, before
     anything is written; `RuntimeError` if the loss is no number or if images cannot be read any more;
-    `eefast.files.WriteError` on a full disk and the like. What these, `KeyboardInterrupt` or a killed process break
+    `system.files.WriteError` on a full disk and the like. What these, `KeyboardInterrupt` or a killed process break
     off, `resume` takes up.
     """
     # Where the files lie is no part of what made the network.
@@ -194,8 +204,8 @@ def train(
         raise ValueError(f"backbone={backbone!r}, exits={list(exits)}: give both, or none of them with net")
     criterion_loss = losses.parse(loss, cost_weight)
     checkpoint = _to_resume(output, arguments) if resume else None
-    everything = data.dataset(dataset, data_root, "train", download, image_size)
-    found = data.info(dataset, data_root, image_size)
+    everything = datasets.dataset(dataset, data_root, "train", download, image_size)
+    found = datasets.info(dataset, data_root, image_size)
     count = len(everything)  # type: ignore[arg-type]
     if held_out is None:
         held_out = default_held_out(count)
@@ -212,11 +222,11 @@ def train(
             f"held_out={held_out} of {count} training images leaves no batch of batch_size={batch_size}; "
             "make one of them smaller"
         )
-    test_images = data.dataset(dataset, data_root, "test", download, image_size) if test else None
+    test_images = datasets.dataset(dataset, data_root, "test", download, image_size) if test else None
 
     lightning.seed_everything(seed, workers=True, verbose=False)
     unchanged_images, held_out_images = split(everything, held_out, seed)
-    changed = everything.for_training() if isinstance(everything, data.ImageFiles) else everything
+    changed = everything.for_training() if isinstance(everything, datasets.ImageFiles) else everything
     normalization = (list(found.mean), list(found.std))
     if backbone:
         body = backbones.backbone(backbone, found.num_classes, found.shape[0], weights)
@@ -230,7 +240,9 @@ def train(
             if anew:
                 print(f"weights={str(weights)!r} has other heads: exits {anew} start anew", file=sys.stderr)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network.record = data.record(backbone or net, network.num_classes, found.shape, dataset, everything, held_out, seed)
+    network.record = datasets.record(
+        backbone or net, network.num_classes, found.shape, dataset, everything, held_out, seed
+    )
     if max_cost is not None and not max_cost >= network.cost[0]:
         raise ValueError(f"max_cost={max_cost} is less than the first exit costs, {network.cost[0]:.4f}")
     module = EarlyExitModule(
@@ -531,7 +543,7 @@ class _Checkpoint(ModelCheckpoint):
 
 
 class _Writer(TorchCheckpointIO):
-    """Writes checkpoints as `eefast.files` does; `epochs`: how many are in the last one."""
+    """Writes checkpoints as `eefast.system.files` does; `epochs`: how many are in the last one."""
 
     epochs = 0
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model import EarlyExitNet
+from ..modules.copies import mode
 from ..result import ExitOutput
-from ..twin import mode
 
 
 def exit_tags(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor) -> Tensor:

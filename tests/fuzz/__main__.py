@@ -13,7 +13,7 @@ from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 # Threads that spin while they wait take the time of the other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -13,7 +13,7 @@ from fuzz_networks import network
 from torch import Tensor, nn
 
 import eefast
-from eefast.contest import FLIP_MARGIN
+from eefast.measure.comparison import FLIP_MARGIN
 
 CALLS = 24
 SIZES = (0, 1, 2, 3, 7, 16, 17, 31, 64, 97)

@@ -14,7 +14,7 @@ import eefast
 from eefast.criteria import CRITERIA
 from eefast.heads import ExitHead
 from eefast.result import ExitOutput
-from eefast.surgery import attach
+from eefast.surgery.attachment import attach
 
 HEADS = ("pool", "bnpool", "plain", "conv1", "conv2")
 CLASSES = (1, 2, 3, 10, 31)

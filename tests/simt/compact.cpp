@@ -1,4 +1,4 @@
-// The CUDA gather of survivors' maps on the CPU, with a C interface for tests/test_exit_head_simt.py.
+// The CUDA gather of survivors' maps on the CPU, with a C interface for tests/ops/test_exit_head_simt.py.
 #include "cuda/compact.cuh"
 
 extern "C" int struct_bytes() { return sizeof(eefast::cuda::Compact); }

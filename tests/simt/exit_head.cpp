@@ -1,4 +1,4 @@
-// The CUDA exit head on the CPU, with a C interface for tests/test_exit_head_simt.py.
+// The CUDA exit head on the CPU, with a C interface for tests/ops/test_exit_head_simt.py.
 #include "cuda/exit_head.cuh"
 
 namespace eefast::cuda {

@@ -1,4 +1,4 @@
-// The resident kernel on the CPU, with a C interface for tests/test_resident_simt.py.
+// The resident kernel on the CPU, with a C interface for tests/ops/test_resident_simt.py.
 #include "cuda/resident.cuh"
 
 extern "C" const char* resident(const eefast::cuda::Network* network, const eefast::cuda::Batch* batch, int grid,

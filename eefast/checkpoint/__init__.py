@@ -1,0 +1,1 @@
+"""Files of unknown origin ↔ networks: read within limits, checked, built; written whole."""

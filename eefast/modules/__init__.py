@@ -1,0 +1,1 @@
+"""Modules of any origin → graphs of what they compute, and copies to try things on."""

@@ -1,0 +1,1 @@
+"""Network, device and options → how the network runs."""

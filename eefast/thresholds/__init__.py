@@ -1,0 +1,1 @@
+"""Outputs of all exits → thresholds, and what they are worth: accuracy, cost, exits."""

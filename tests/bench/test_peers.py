@@ -1,0 +1,265 @@
+"""The peers that are more than a call of a library, on small networks: right answers at 1, 3 and 31 images."""
+
+import math
+import os
+import platform
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import peers
+import pytest
+import throughput_cpu
+import torch
+from networks import assert_same_answers, images, lived_in, one_by_one, spread_thresholds
+from peers import batch_condition_cpu, eager_nchw, memory_kept, one_graph, openvino_plain, smaller, torch_compile_early
+from peers import one_by_one as loop
+from prepared import Network, check
+from torch import nn
+from worker import Setting
+
+import eefast
+from eefast.cost import macs
+
+SHAPE = (3, 12, 12)
+COMPILED = torch_compile_early.PEERS
+ON_ONNX_RUNTIME, ON_OPENVINO = one_graph.PEERS
+
+
+def ready(peer):
+    missing = [name for name in peer.needs if not find_spec(name)]
+    skip = pytest.mark.skipif(bool(missing), reason=f"needs {missing}: pip install 'eefast[bench]'")
+    return pytest.param(peer, id=peer.name, marks=skip)
+
+
+def network(criterion="learned"):
+    return lived_in(eefast.zoo.eenet("eenet20", 2, input_shape=SHAPE, criterion=criterion), 7)
+
+
+@pytest.fixture(scope="module", params=["learned", "entropy"])
+def answered(request):
+    """A network whose images leave at all exits, the images, the answers."""
+    net, x = network(request.param), images(31, SHAPE)
+    spread_thresholds(net, x, 0.4)
+    return net, x, one_by_one(net, x)
+
+
+@pytest.mark.parametrize("peer", [ready(p) for p in (loop.PEER, *batch_condition_cpu.PEERS, ON_OPENVINO)])
+@torch.no_grad()
+def test_early_exits_answer_as_one_image_at_a_time(peer, answered):
+    net, x, expected = answered
+    run = peer.prepare(net)
+    assert set(expected.exit_index.tolist()) == {0, 1, 2}
+    for n in (31, 1):
+        part = x[:n].contiguous(memory_format=peer.memory_format)
+        assert_same_answers(run(part), eefast.ExitResult(*(values[:n] for values in expected)), net)
+
+
+@pytest.mark.parametrize("peer", [ready(p) for p in (loop.PEER, batch_condition_cpu.PEERS[0], ON_OPENVINO)])
+@torch.no_grad()
+def test_thresholds_may_change_and_nobody_need_go_on(peer):
+    net, x = network(), images(3, SHAPE)
+    run = peer.prepare(net)
+    for thresholds, expected in (([-1, -1], 0), ([2, -1], 1), ([2, 2], 2), ([float("inf"), -1], 1)):
+        net.thresholds.copy_(torch.tensor(thresholds))
+        assert run(x).exit_index.tolist() == [expected] * 3
+
+
+@pytest.mark.parametrize("peer", [ready(ON_ONNX_RUNTIME)])
+def test_one_graph_answers_in_a_process_of_its_own(peer, answered):
+    """Another peer makes threads for all sessions of a process, after which ONNX Runtime takes no session like this."""
+    net, x, expected = answered
+    subject = throughput_cpu.Subject(net, x, [])
+    with throughput_cpu.started([peer]) as workers, throughput_cpu.saved(subject) as folder:
+        throughput_cpu.open_everywhere(workers, folder)
+        for batch_size in (31, 3, 1):
+            setting = Setting(tuple(net.thresholds.tolist()), batch_size, -(-31 // batch_size))
+            found = workers[peer.family].answer(peer, setting)
+            assert torch.equal(found.exits, expected.exit_index)
+            torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-4)
+        # Nobody need go on, and nobody leave, under thresholds that come after the graph was made.
+        all_leave, none_leaves = (-math.inf, math.inf) if net.criterion.comparison == ">" else (math.inf, -math.inf)
+        for thresholds, taken in (
+            ((all_leave, all_leave), 0),
+            ((none_leaves, all_leave), 1),
+            ((none_leaves, none_leaves), 2),
+        ):
+            found = workers[peer.family].answer(peer, Setting(thresholds, 31, 1))
+            assert found.exits.tolist() == [taken] * 31
+
+
+@pytest.mark.parametrize("peer", COMPILED, ids=lambda peer: peer.name)
+@torch.no_grad()
+def test_what_torch_compile_gets_answers_as_one_image_at_a_time(peer, monkeypatch):
+    """Traced and run without code being generated, which takes a minute and is checked before it is timed."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *args, **more: compile_(*args, backend="eager", **more))
+    torch._dynamo.reset()
+    # What a peer sets for its process goes back to what it was.
+    with torch._dynamo.config.patch(recompile_limit=8, capture_dynamic_output_shape_ops=False):
+        net, x = network(), images(31, SHAPE).contiguous(memory_format=torch.channels_last)
+        spread_thresholds(net, x, 0.4)
+        run, expected = peer.prepare(net), one_by_one(net, x)
+        for n in (31, 3):  # the second size makes sizes dynamic
+            assert_same_answers(run(x[:n]), eefast.ExitResult(*(values[:n] for values in expected)), net)
+        net.thresholds.fill_(-1)
+        assert run(x).exit_index.tolist() == [0] * 31
+        graphs = [int(word) for word in peer.describe().split() if word.isdigit()]
+    # One graph, or several where the loop is cut at its exits; the last number counts the cuts.
+    whole = peer.name.endswith("full graph")
+    assert (graphs[0] <= 3) if whole else (graphs[0] >= 3)
+    assert (graphs[-1] > 0) == peer.name.endswith("on the loop")
+
+
+@torch.no_grad()
+def test_pytorchs_own_layout_changes_no_answer():
+    net, x = network(), images(31, SHAPE)
+    exact = net.double().plain()(x.double())
+    eager = net.float().plain()(x)
+    error = float((eager - exact).abs().max())
+    found = eager_nchw.prepare(net)(x)
+    # Folding rounds the weights once more.
+    assert float((found - exact).abs().max()) <= 4 * error
+
+
+@pytest.mark.skipif(not find_spec("openvino"), reason="needs openvino: pip install 'eefast[bench]'")
+def test_openvino_in_bfloat16_is_not_float32_under_another_name():
+    import openvino
+
+    net, x = network(), images(31, SHAPE)
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(ValueError, match="bfloat16 needs a CPU with"):
+            openvino_plain.BFLOAT16.prepare(net)
+        return
+    with torch.no_grad():
+        exact = net.plain()(x)
+    error = (openvino_plain.BFLOAT16.prepare(net)(x) - exact).square().mean().sqrt() / exact.std()
+    assert 1e-4 < error < 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "exits", "shape"), [("eenet20", 2, SHAPE), ("eenet110", 8, SHAPE), ("eenet50", 3, (3, 32, 32))]
+)
+def test_fewer_blocks_cost_a_quarter(name, exits, shape):
+    net = eefast.zoo.eenet(name, exits, input_shape=shape)
+    other = smaller.smaller(net)
+    share = macs(other.plain(), shape)[0] / macs(net.plain(), shape)[0]
+    # EENet-50's blocks that change the channels already cost more.
+    assert share <= (0.45 if name == "eenet50" else smaller.COST)
+    assert share > 0.15
+    assert other.num_exits == 0
+    with torch.no_grad():
+        assert other(torch.zeros(1, *shape)).logits.shape == (1, 10)
+    assert len(net.stages) == exits + 1
+    assert not any(isinstance(m, nn.Identity) for m in net.stages.modules()), "the network itself stays as it is"
+
+
+def test_fewer_blocks_need_blocks():
+    net = eefast.zoo.eenet("eenet8", 2, input_shape=(1, 28, 28))
+    with pytest.raises(ValueError, match="no residual blocks"):
+        smaller.smaller(net)
+
+
+@pytest.mark.parametrize("peer", [ready(p) for p in peers.STAND_INS])
+def test_a_stand_in_is_checked_against_its_own_network_and_is_nobodys_yardstick(peer, monkeypatch):
+    monkeypatch.setattr(throughput_cpu, "ROUNDS", 2)
+    monkeypatch.setattr(throughput_cpu, "TURN_SECONDS", 0.001)
+    net, x = network(), images(16, SHAPE)
+    outputs, _ = eefast.thresholds.calibration.collect(net, [(x, torch.zeros(len(x)))])
+    subject = throughput_cpu.Subject(net, x, outputs)
+    ways = (eager_nchw.PEER, peer, loop.PEER)
+    work = throughput_cpu.Work(Network("eenet20", SHAPE, 10, ()), 8, (0.3,))
+    large = throughput_cpu.Work(work.network, 32, (0.3,))
+    with throughput_cpu.started(ways) as workers, throughput_cpu.saved(subject) as folder:
+        throughput_cpu.open_everywhere(workers, folder)
+        rows = {row.provider: row for row in throughput_cpu.measure(work, subject, workers, ways)}
+    assert rows[peer.name].images_per_s is not None, rows[peer.name].note
+    assert 0.15 < rows[peer.name].mean_cost < 0.3
+    assert {row.best_static for row in rows.values()} == {eager_nchw.PEER.name}
+    # Larger batches tell nothing new about a loop over images.
+    assert [p.name for p, _ in throughput_cpu._pairs(large, subject, ways)] == [eager_nchw.PEER.name, peer.name]
+
+
+def first_sure(net, x):
+    """The answers of the first exit at which the least sure image is above the threshold, or of the final one."""
+    features = x
+    for i, (stage, head) in enumerate(zip(net.stages, net.heads, strict=True)):
+        features = stage(features)
+        logits = head(features).logits
+        sure = logits.softmax(1).max(1).values
+        if i == net.num_exits or float(sure.min()) >= float(net.thresholds[i]):
+            return i, logits, sure
+
+
+@pytest.mark.parametrize("peer", [ready(p) for p in peers.WHOLE_BATCH])
+@torch.no_grad()
+def test_a_batch_leaves_as_a_whole_where_all_its_images_are_sure(peer):
+    net, x = network(), images(32, SHAPE)
+    subject = throughput_cpu.Subject(net, x, eefast.thresholds.calibration.collect(net, [(x, torch.zeros(32))])[0])
+    run, seen = peer.prepare(net), set()
+    for n, cost in ((1, 0.4), (2, 0.3), (16, 0.2), (3, 0.9), (32, 1)):
+        prepared = throughput_cpu.make_case(subject, n, cost, peer.whole_batch).prepared
+        net.thresholds.copy_(prepared.net.thresholds)
+        found = [run(batch.contiguous(memory_format=torch.channels_last)) for batch in prepared.batches]
+        for batch, result in zip(prepared.batches, found, strict=True):
+            exit_index, logits, sure = first_sure(net, batch)
+            assert result.exit_index.tolist() == [exit_index] * len(batch)
+            torch.testing.assert_close(result.logits, logits, rtol=0, atol=1e-4)
+            torch.testing.assert_close(result.confidence, sure, rtol=0, atol=1e-4)
+            seen.add((len(batch) > 1, exit_index))
+        # What the bench says of them: right as they are, wrong where one image left by itself.
+        logits, taken = (torch.cat([getattr(result, name) for result in found]) for name in ("logits", "exit_index"))
+        checked, note = check(prepared, peer.static, logits, taken, peer.dtype)
+        assert checked, note
+        means = [float(net.cost[result.exit_index].mean()) for result in found]
+        assert checked.costs == pytest.approx(means)
+        taken[0] = (taken[0] + 1) % 3
+        assert check(prepared, peer.static, logits, taken, peer.dtype)[1].startswith("WRONG")
+    assert seen >= {(False, 0), (False, 1), (False, 2), (True, 0), (True, 1), (True, 2)}
+
+
+@pytest.mark.parametrize("peer", [ready(p) for p in peers.WHOLE_BATCH])
+@torch.no_grad()
+def test_as_many_images_are_sure_as_would_leave(peer):
+    net, x = network(), images(64, SHAPE)
+    subject = throughput_cpu.Subject(net, x, eefast.thresholds.calibration.collect(net, [(x, torch.zeros(64))])[0])
+    usual = throughput_cpu.make_case(subject, 1, 0.4)
+    alone = throughput_cpu.make_case(subject, 1, 0.4, peer.whole_batch)
+    assert alone.mix == usual.mix
+    seen = usual.prepared.batches
+    assert len(seen) == 64
+    by_itself = net.with_criterion(peer.whole_batch, alone.setting.thresholds)(x).exit_index
+    expected = usual.prepared.net(x).exit_index
+    assert by_itself.bincount().tolist() == expected.bincount().tolist()
+
+
+def test_names_are_unique():
+    names = [peer.name for peer in peers.ALL_PEERS]
+    assert len(set(names)) == len(names)
+
+
+FAULTS = """
+import resource
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(2):
+    before, _ = faults(), bytearray(2**26)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the variables are glibc's")
+@pytest.mark.parametrize(("variables", "most"), [((), math.inf), (memory_kept.VARIABLES, 100)])
+def test_kept_memory_needs_no_page_faults(variables, most):
+    """64 MiB are 16,384 pages, or 32 large ones."""
+    environment = {name: value for name, value in os.environ.items() if name not in dict(memory_kept.VARIABLES)}
+    command = [sys.executable, "-c", FAULTS]
+    faults = int(subprocess.check_output(command, env={**environment, **dict(variables)}))
+    assert faults <= most
+    assert variables or faults > 30
+
+
+def test_texts_name_the_variables_that_are_measured():
+    named = " ".join("=".join(variable) for variable in memory_kept.VARIABLES)
+    for text in ("README.md", "docs/benchmarks.md"):
+        assert named in (Path(__file__).parents[2] / text).read_text()

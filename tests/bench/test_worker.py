@@ -1,0 +1,147 @@
+"""Processes of peers that crash, raise or hang: that is said of the one, and the others are measured."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import Connection
+from types import SimpleNamespace
+
+import pytest
+
+# At the end, where none of its modules hides one of the tests'.
+import throughput_cpu
+import torch
+import worker
+from networks import images, lived_in
+from peers import eager
+from prepared import Network
+from worker import ANSWER_SECONDS, TURN_SECONDS, PeerError, Setting, Worker
+
+from eefast import zoo
+from eefast.thresholds.calibration import collect
+
+SHAPE = (1, 12, 12)
+WORK = throughput_cpu.Work(Network("eenet20", SHAPE, 10, ()), 8, (1.0,), 1)
+SETTING = Setting((float("inf"),) * 2, 8, 2)
+
+
+def raises(net):
+    raise RuntimeError("no such kernel")
+
+
+def killed(net):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleeps(net, sign):
+    sign.touch()
+    time.sleep(1000)
+
+
+def sleeps_when_timed(net, sign):
+    run, seen = eager.prepare(net), []
+
+    def answered_then_asleep(x):
+        seen.append(x)
+        if len(seen) > 2:
+            sleeps(net, sign)
+        return run(x)
+
+    return answered_then_asleep
+
+
+def peer(name, prepare=eager.prepare, family="here"):
+    return replace(eager.PEER, name=name, prepare=prepare, family=family)
+
+
+@pytest.fixture
+def waits(monkeypatch, tmp_path):
+    """A file that a peer makes before it falls asleep, and the limits until when the parent would wait for others.
+
+    Until there is such a file there is time, however busy the machine is.
+    """
+    found, poll = SimpleNamespace(sign=tmp_path / "asleep", limits=set()), Connection.poll
+
+    def poll_until_asleep(connection, limit):
+        found.limits.add(limit)
+        while not poll(connection, 0.05):
+            if found.sign.exists():
+                found.sign.unlink()
+                return False
+        return True
+
+    monkeypatch.setattr(Connection, "poll", poll_until_asleep)
+    return found
+
+
+@pytest.fixture(scope="module")
+def subject():
+    net, x = lived_in(zoo.eenet("eenet20", 2, input_shape=SHAPE), 5), images(16, SHAPE)
+    return throughput_cpu.Subject(net, x, collect(net, [(x, torch.zeros(len(x)))])[0])
+
+
+@pytest.mark.usefixtures("waits")
+def test_a_process_is_started_anew_for_all_but_who_ended_it(subject, tmp_path):
+    right, wrong, ends = peer("right"), peer("raises", raises), peer("killed", killed)
+    with torch.no_grad():
+        expected = subject.net.plain()(subject.images)
+    own = Worker((right, wrong, ends), 1)
+    try:
+        worker.save(tmp_path, subject.net, subject.images)
+        own.open(tmp_path)
+        own.answer(right, SETTING)
+        with pytest.raises(PeerError, match="RuntimeError: no such kernel"):
+            own.answer(wrong, SETTING)
+        assert own.ends == 0, "an exception is no reason to start anew"
+        with pytest.raises(PeerError, match="its process has ended, exit code -9"):
+            own.answer(ends, SETTING)
+        assert own.ends == 1
+        with pytest.raises(PeerError, match=r"lost its process to killed \(its process has ended, exit code -9\)"):
+            own.seconds(right, SETTING, [0], 0.001)
+        with pytest.raises(PeerError, match="not asked again: its process has ended"):
+            own.answer(ends, SETTING)
+        torch.testing.assert_close(own.answer(right, SETTING).logits, expected, rtol=0, atol=1e-4)
+        assert own.seconds(right, SETTING, [0], 0.001) > 0
+
+        with pytest.raises(PeerError, match="missing"):
+            own.open(tmp_path / "missing")
+        with pytest.raises(PeerError, match="could not open the network"):
+            own.answer(right, SETTING)  # nobody answers with the network before
+        own.open(tmp_path)  # with the next network it may try again
+        with pytest.raises(PeerError, match=r"^its process has ended, exit code -9$"):
+            own.answer(ends, SETTING)
+        assert own.ends == 2
+    finally:
+        own.close()
+
+
+def test_the_others_are_measured_where_one_hangs(subject, waits, monkeypatch):
+    monkeypatch.setattr(throughput_cpu, "ROUNDS", 2)
+    monkeypatch.setattr(throughput_cpu, "TURN_IMAGES", 8)
+    monkeypatch.setattr(throughput_cpu, "TURN_SECONDS", 0.001)
+    late = partial(sleeps_when_timed, sign=waits.sign)
+    peers = (
+        *(peer("right"), peer("raises", raises), peer("sleeps", partial(sleeps, sign=waits.sign))),
+        *(peer("sleeps when timed", late, "elsewhere"), peer("beside it", family="elsewhere")),
+    )
+    with throughput_cpu.started(peers) as workers, throughput_cpu.saved(subject) as folder:
+        throughput_cpu.open_everywhere(workers, folder)
+        lost = workers["here"]._process
+        rows = {row.provider: row for row in throughput_cpu.measure(WORK, subject, workers, peers)}
+        # Asked again by the next process, since the first one was lost to who hung.
+        assert workers["here"].ends == 1
+        assert lost.exitcode == -signal.SIGKILL
+
+        workers["here"].open(folder)
+        with pytest.raises(PeerError, match="not asked again: no answer within 180 s"):
+            workers["here"].answer(peers[2], SETTING)
+    assert waits.limits == {ANSWER_SECONDS, TURN_SECONDS + 10 * throughput_cpu.TURN_SECONDS}
+    assert rows["right"].images_per_s[1] > 0
+    assert rows["right"].best_static == "right"
+    assert rows["raises"].note == "RuntimeError: no such kernel"
+    assert rows["sleeps"].note == "no answer within 180 s, so its process was killed"
+    assert rows["sleeps when timed"].note == "no answer within 60 s, so its process was killed"
+    assert rows["beside it"].note.startswith("it lost its process to sleeps when timed (no answer within 60 s")
+    assert not any(row.images_per_s for name, row in rows.items() if name != "right")

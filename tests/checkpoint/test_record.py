@@ -1,0 +1,351 @@
+"""What training knew of its images is saved with a network, checked when it is loaded, and the default of commands."""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import run
+from idx_files import idx_bytes
+from networks import lived_in, spread_thresholds
+from PIL import Image
+from reference_nets import EENet, save
+from torch import nn
+from torchvision.models._api import BUILTIN_MODELS
+
+import eefast
+from eefast import zoo
+from eefast.checkpoint.record import RECORD_FILE, TrainingRecord
+from eefast.data import datasets
+from eefast.surgery import backbone
+from eefast.surgery.attachment import attach
+from eefast.thresholds import calibration, evaluation
+from eefast.train.run import train
+
+RECORD = TrainingRecord("eenet8", 10, (1, 12, 12), "fashion-mnist", None, None, 70, "0123456789abcdef", 31, 5)
+
+
+def small(**options: object) -> eefast.EarlyExitNet:
+    return lived_in(zoo.eenet("eenet8", input_shape=(1, 12, 12), **options), 1)
+
+
+def test_the_record_goes_where_the_network_goes(tmp_path: Path) -> None:
+    net = small()
+    net.record = replace(RECORD, classes=("é", "a\nb", os.fsdecode(b"\xff"), *"cdefghi"))
+    net.with_criterion("margin").save(tmp_path)
+    loaded = eefast.load(tmp_path)
+    assert loaded.record == net.record
+    loaded.save(tmp_path / "again")
+    assert (tmp_path / "again" / RECORD_FILE).read_text() == (tmp_path / RECORD_FILE).read_text()
+    # Another network's record would be a wrong one.
+    small().save(tmp_path)
+    assert eefast.load(tmp_path).record is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "config.json", "model.safetensors"]
+
+
+def test_too_many_names_of_classes_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eefast.checkpoint.record.MOST_BYTES", 800)
+    net = small()
+    for length, kept in ((9, True), (200, False)):
+        net.record = replace(RECORD, classes=tuple(letter * length for letter in "abcdefghij"))
+        net.save(tmp_path)
+        assert eefast.load(tmp_path).record.classes == (net.record.classes if kept else None)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"format": 2}, "says format=2; it must be 1"),
+        ({"format": True}, "says format=True; it must be 1"),
+        ({"dataset": "../../etc"}, "it must be the name of a data set"),
+        ({"dataset": ["mnist"]}, "it must be the name of a data set"),
+        ({"seed": -1}, "says seed=-1; it must be a seed"),
+        ({"seed": 1.0}, "it must be a seed"),
+        ({"seed": 10**30}, "it must be a seed"),
+        ({"held_out": 0}, "it must be a number of images"),
+        ({"held_out": 71}, "says held_out=71 of images=70"),
+        ({"images": 10**300}, "it must be a number of images"),
+        ({"classes": ["a", "a"]}, "it must be null or a list of different names"),
+        ({"classes": ["a", 1]}, "it must be null or a list of different names"),
+        ({"classes": ["a" * 256]}, "it must be null or a list of different names"),
+        ({"classes": [str(i) for i in range(11)]}, "names 11 classes, the network has 10"),
+        ({"classes": ["a"]}, "names 1 classes, the network has 10"),
+        ({"fingerprint": "0123"}, "it must be 16 hexadecimal digits"),
+        ({"resize": 0}, "it must be null or a number of pixels"),
+        ({"input_shape": [1, 12]}, "it must be [channels, height, width]"),
+        ({"network": "eenet20"}, "says network='eenet20', the network has 'eenet8'; delete it"),
+        ({"num_classes": 9}, "says num_classes=9, the network has 10"),
+        ({"input_shape": [1, 28, 28]}, "says input_shape=[1, 28, 28], the network has [1, 12, 12]"),
+        ({"more": 1}, "must be an object of format, network"),
+        ({"seed": None}, "it must be a seed"),
+        ("[]", "holds no JSON object"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"seed": ' + "9" * 5000 + "}", "is not JSON"),
+        ("", "is not JSON"),
+        (b"\xff", "is not JSON"),
+        (b" " * (5 << 20), "at most 4194304 are read"),
+    ],
+)
+def test_a_record_is_not_believed_blindly(tmp_path: Path, changed: dict | str | bytes, message: str) -> None:
+    net = small()
+    net.record = RECORD
+    net.save(tmp_path)
+    path = tmp_path / RECORD_FILE
+    if isinstance(changed, dict):
+        changed = json.dumps({**json.loads(path.read_text()), **changed})
+    path.write_bytes(changed.encode() if isinstance(changed, str) else changed)
+    with pytest.raises(eefast.checkpoint.loading.CheckpointError, match=re.escape(message)) as raised:
+        eefast.load(tmp_path)
+    assert RECORD_FILE in str(raised.value)
+    assert "delete it" in str(raised.value)
+    assert len(str(raised.value)) < 600
+    path.unlink()
+    assert eefast.load(tmp_path).record is None
+
+
+def test_a_record_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    small().save(tmp_path)
+    os.mkfifo(tmp_path / RECORD_FILE)
+    with pytest.raises(eefast.checkpoint.loading.CheckpointError, match="only a regular file is read"):
+        eefast.load(tmp_path)
+
+
+def test_the_shipped_network_says_what_it_was_trained_on() -> None:
+    net = eefast.load(resources.files("eefast") / "assets" / "eenet-mnist")
+    assert (net.record.dataset, net.record.images, net.record.held_out, net.record.seed) == ("mnist", 60_000, 5_000, 1)
+    assert datasets.PUBLISHED_LABELS[net.record.fingerprint] == "mnist"
+
+
+def test_how_many_images_are_enough() -> None:
+    assert [calibration.least_images(drop) for drop in (None, 0.05, 0.01, 0.005, 0.003, 0.001, 1e-9, 0.0)] == [
+        100, 100, 100, 200, 334, 1000, 1000, 1000,
+    ]  # fmt: skip
+    assert [evaluation.default_held_out(n) for n in (1, 7, 100, 24_999, 25_000, 60_000)] == [1, 1, 20, 4999, 5000, 5000]
+
+
+@pytest.mark.parametrize("seed", [1, 7])
+def test_fewer_held_out_images_are_some_of_the_same(seed: int) -> None:
+    """What lets --held-out be smaller than it was in training."""
+    images = datasets.ImageTensors(torch.zeros(97, 1, 1, 1, dtype=torch.uint8), torch.arange(97))
+    trained, kept = evaluation.split(images, 40, seed)
+    fewer = evaluation.held_out(images, 11, seed)
+    assert set(fewer.indices) < set(kept.indices)
+    assert not set(fewer.indices) & set(trained.indices)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders "mnist" and "fashion-mnist" of noise, and "net", whose record says the latter, seed 5, 31 of 70."""
+    root = tmp_path_factory.mktemp("trained")
+    random = np.random.default_rng(0)
+    for name in ("mnist", "fashion-mnist"):
+        (root / name).mkdir()
+        for stem, count in (("train", 70), ("t10k", 17)):
+            images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+            labels = random.integers(0, 10, count, dtype=np.uint8)
+            (root / name / f"{stem}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+            (root / name / f"{stem}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+    info = datasets.DATASETS["fashion-mnist"]
+    net = lived_in(zoo.eenet("eenet8", input_shape=info.shape, normalization=(info.mean, info.std)), 1)
+    whole = datasets.dataset("fashion-mnist", root / "fashion-mnist", "train")
+    spread_thresholds(net, net.prepare(whole.images), 0.4)
+    net.record = datasets.record("eenet8", 10, info.shape, "fashion-mnist", whole, 31, 5)
+    net.save(root / "net")
+    return root
+
+
+def test_commands_take_what_training_had(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "net", tmp_path / "net")
+    own = [tmp_path / "net", "--data-root", trained / "fashion-mnist", "--json", "-"]
+    report = json.loads(run("calibrate", *own, "--max-cost", 0.7, "--few-images", "--save").stdout)
+    assert (report["dataset"], report["held_out"], report["seed"]) == ("fashion-mnist", 31, 5)
+    # The same as from images that are drawn here.
+    net, whole = eefast.load(trained / "net"), datasets.dataset("fashion-mnist", trained / "fashion-mnist", "train")
+    _, kept = torch.utils.data.random_split(range(70), [39, 31], generator=torch.Generator().manual_seed(5))
+    outputs, labels = calibration.collect(net, [whole[kept.indices]])
+    expected = calibration.calibrate(outputs, labels, net.cost, "learned", max_cost=0.7)
+    assert report["chosen"]["learned"]["thresholds"] == list(expected.thresholds)
+    saved = eefast.load(tmp_path / "net")
+    assert saved.record == net.record
+    assert saved.thresholds.tolist() == list(expected.thresholds)
+    report = json.loads(run("evaluate", *own, "--engine", "reference").stdout)
+    test = datasets.dataset("fashion-mnist", trained / "fashion-mnist", "test")
+    assert report["dataset"] == "fashion-mnist"
+    assert report["evaluation"]["accuracy"] == float((saved(test.images).labels == test.labels).double().mean())
+    fewer = run("calibrate", *own, "--max-cost", 0.7, "--few-images", "--held-out", 7)
+    assert json.loads(fewer.stdout)["held_out"] == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("evaluate --dataset mnist", r"net was trained on fashion-mnist, and --dataset mnist is another data set"),
+        ("calibrate --dataset mnist --save", "net was trained on fashion-mnist"),
+        ("plot --dataset mnist", "net was trained on fashion-mnist"),
+        ("bench --dataset mnist", "net was trained on fashion-mnist"),
+        ("calibrate --seed 1 --save", "--seed 1: .*net was trained with 5, so images that it was trained on would be"),
+        ("calibrate --held-out 32", "--held-out 32: .*net was trained with 31, so images that it was trained on"),
+        ("plot --seed 6", "--seed 6: .*net was trained with 5"),
+        ("bench --held-out 69", "--held-out 69: .*net was trained with 31"),
+        (
+            "calibrate",
+            r"31 held-out images are too few: one of them is 0\.0323 .* 200 are needed .*; train with more",
+        ),
+        ("calibrate --max-accuracy-drop 0.05", "so 100 are needed for this budget"),
+        (
+            "calibrate --held-out 3 --max-cost 0.7",
+            "3 held-out images are too few: .* so 100 are needed .*; take more with --held-out",
+        ),
+        ("plot", "31 held-out images are too few"),
+        ("bench --batch-sizes 4", "31 held-out images are too few: .* so 200 are needed"),
+        ("evaluate --dataset minst", "dataset='minst' is unknown"),
+    ],
+)
+def test_what_training_did_not_have_is_refused(trained: Path, tmp_path: Path, words: str, message: str) -> None:
+    before = {path.name: path.read_bytes() for path in (trained / "net").iterdir()}
+    command, *more = words.split()
+    place = {"plot": ["--output", tmp_path / "x.png"], "bench": ["--figure", tmp_path / "x.png"]}.get(command, [])
+    with pytest.raises(ValueError, match=message):
+        run(command, trained / "net", "--data-root", trained / "fashion-mnist", *more, *place)
+    assert {path.name: path.read_bytes() for path in (trained / "net").iterdir()} == before
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_other_images_under_the_same_name_are_refused(trained: Path, tmp_path: Path) -> None:
+    words = ["calibrate", trained / "net", "--max-cost", 0.7, "--few-images", "--json", "-"]
+    with pytest.raises(ValueError, match=r"the 70 training images of fashion-mnist in .*mnist are not the 70 that"):
+        run(*words, "--data-root", trained / "mnist")
+    for command in ("calibrate", "evaluate"):
+        own = [command, trained / "net", "--dataset", "mnist", "--data-root", trained / "mnist", "--other-data"]
+        done = run(*own, *words[2:] if command == "calibrate" else ["--engine", "reference", "--json", "-"])
+        assert json.loads(done.stdout)["dataset"] == "mnist"
+    done = run(*words, "--data-root", trained / "fashion-mnist", "--other-data", "--held-out", 40, "--seed", 6)
+    assert [json.loads(done.stdout)[key] for key in ("held_out", "seed")] == [40, 6]
+    done = run(*words, "--data-root", trained / "fashion-mnist", "--other-data")
+    assert "--other-data: the held-out images are the 14 that eefast train keeps aside with seed 1" in done.stderr
+
+
+def test_networks_without_a_record(trained: Path, tmp_path: Path) -> None:
+    net = eefast.load(trained / "net")
+    net.record = None
+    net.save(tmp_path / "old")
+    root = ["--data-root", trained / "fashion-mnist", "--json", "-"]
+    done = run("evaluate", tmp_path / "old", *root, "--engine", "reference")
+    assert json.loads(done.stdout)["dataset"] == "fashion-mnist"
+    assert "old has no training.json; its normalisation is that of fashion-mnist, which is taken" in done.stderr
+    done = run("calibrate", tmp_path / "old", *root, "--max-cost", 0.7, "--few-images")
+    assert "old has no training.json: the held-out images are the 14 that eefast train keeps aside" in done.stderr
+    assert json.loads(done.stdout)["held_out"] == 14
+    net.normalization = ((0.5,), (0.5,))
+    net.save(tmp_path / "unknown")
+    save(EENet(20, (2, 4), input_shape=(1, 28, 28)).state_dict(), tmp_path / "reference.pt")
+    for name in ("unknown", "reference.pt"):
+        for command in ("calibrate", "evaluate", "plot", "bench"):
+            with pytest.raises(
+                ValueError, match=r"does not say what it was trained on; name the data set with --dataset"
+            ):
+                run(command, tmp_path / name, *root[:2])
+
+
+def write_classes(root: Path, names: str, count: int) -> Path:
+    random = np.random.default_rng(1)
+    for part in ("train", "val"):
+        for name in names:
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 256, (33, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
+    return root
+
+
+class Tiny(nn.Module):
+    """Smaller than any network in torchvision."""
+
+    def __init__(self, weights: None = None, num_classes: int = 1000) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(6, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU())
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(8, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.flatten(self.pool(self.second(self.first(x))), 1))
+
+
+def test_thresholds_of_a_backbone_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_classes(tmp_path / "ab", "ab", 6)
+    torch.manual_seed(0)
+    monkeypatch.setitem(BUILTIN_MODELS, "tiny", Tiny)
+    name, exits = "torchvision:tiny", ["first"]
+    info, whole = datasets.info("folder", root, 32), datasets.dataset("folder", root, "train", image_size=32)
+    body = lived_in(backbone.backbone(name, 2), 0)
+    net = attach(body, exits, input_shape=info.shape, normalization=(info.mean, info.std))
+    with pytest.raises(ValueError, match=r"built from modules; only those of eefast\.zoo and eefast train know"):
+        net.save(tmp_path / "net")
+    net.record = datasets.record(name, 2, info.shape, "folder", whole, 5, 3)
+    backbone.save_attached(net, tmp_path / "net", name, exits, "pool")
+    found = eefast.load(tmp_path / "net")
+    assert (found.record.classes, found.record.resize, found.name) == (("a", "b"), 37, name)
+
+    words = [tmp_path / "net", "--few-images", "--max-cost", 0.9, "--criterion", "entropy", "--save"]
+    done = run("calibrate", *words, "--data-root", root, "--scale", "--json", tmp_path / "report.json")
+    assert f"{name} with 1 early exits, 5 held-out images of folder" in done.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    again = eefast.load(tmp_path / "net")
+    assert again.criterion.name == "entropy"
+    assert again.thresholds.tolist() == report["chosen"]["entropy"]["thresholds"]
+    assert (again.record, again.attached) == (found.record, found.attached)
+    temperature = report["scaling"]["temperature"][0]
+    torch.testing.assert_close(again.heads[0].classifier.weight * temperature, found.heads[0].classifier.weight)
+    again.with_criterion("margin").save(tmp_path / "copy")
+    assert eefast.load(tmp_path / "copy").criterion.name == "margin"
+    written = sorted(path.name for path in (tmp_path / "copy").iterdir())
+    assert written == ["attached.json", "model.safetensors", "training.json"]
+
+    # Folders of other classes, of which there are as many.
+    other = write_classes(tmp_path / "ac", "ac", 6)
+    for command, more in (("calibrate", words[1:4]), ("evaluate", ["--engine", "reference"])):
+        with pytest.raises(ValueError, match=r"the classes in .*ac are not those .* differ in b, c; .*--other-data"):
+            run(command, tmp_path / "net", *more, "--data-root", other)
+    words = ["evaluate", tmp_path / "net", "--engine", "reference", "--json", "-", "--data-root"]
+    assert json.loads(run(*words, other, "--other-data").stdout)["evaluation"]["images"] == 12
+    # The training images are not needed to measure others, and none may come or go.
+    shutil.rmtree(other / "train")
+    (other / "val" / "c").rename(other / "val" / "b")
+    done = run(*words[:4], "--data-root", other)
+    assert re.search(r"^class +images .*\na +6 .*\nb +6 ", done.stdout, re.MULTILINE)
+    (root / "train" / "b" / "0.png").rename(root / "train" / "a" / "new.png")
+    with pytest.raises(ValueError, match=r"the 12 training images .* are not the 12 that"):
+        run("calibrate", tmp_path / "net", "--few-images", "--data-root", root)
+
+
+def test_saving_that_must_fail_fails_before_the_work(trained: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(calibration, "collect", lambda *a: pytest.fail("work was done"))
+    monkeypatch.setattr(eefast.EarlyExitNet, "check_saving", lambda net: (_ for _ in ()).throw(ValueError("no saving")))
+    words = ["--data-root", trained / "fashion-mnist", "--few-images", "--save"]
+    with pytest.raises(ValueError, match="no saving"):
+        run("calibrate", trained / "net", *words)
+    with pytest.raises(ValueError, match="no saving"):
+        run("bench", trained / "net", *words, "--figure", tmp_path / "x.png")
+
+
+def test_a_run_goes_on_with_the_same_images_only(trained: Path, tmp_path: Path) -> None:
+    for stem in ("images-idx3-ubyte", "labels-idx1-ubyte"):
+        shutil.copy(trained / "mnist" / f"train-{stem}", tmp_path)
+    options = {"data_root": tmp_path, "output": tmp_path / "out", "num_exits": 2, "epochs": 1, "batch_size": 16}
+    report = train("eenet8", **options, device="cpu")
+    assert report.arguments["held_out"] == 14
+    whole = datasets.dataset("mnist", tmp_path, "train")
+    expected = datasets.record("eenet8", 10, (1, 28, 28), "mnist", whole, 14, 1)
+    assert eefast.load(tmp_path / "out").record == expected
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(whole.labels.flip(0).numpy()))
+    with pytest.raises(
+        ValueError, match=r"last\.ckpt does not fit this run \(the training images have changed since\)"
+    ):
+        train("eenet8", **options, device="cpu", resume=True)

@@ -1,0 +1,131 @@
+"""The planner of ways through the exits against an exhaustive search on a simulated device."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from math import ceil
+
+import pytest
+import torch
+from device_clock import Clock
+
+from eefast.engines.host_reads import Counted, Times, Ways, lanes_for, sizes
+from eefast.engines.schedule import answers
+
+MICRO = 1e-6
+
+
+def times_of(
+    rows: tuple[float, ...], survivors: tuple[float, ...], *, fixed: float = 20, wait: float = 15, launch: float = 6,
+    counted: float | None = None, largest: int = 256,
+) -> Times:  # fmt: skip
+    """rows: µs of each stage for a row, on top of `fixed`; counted: how much slower a device-counted row is."""
+    steps = sizes(largest)
+    return Times(
+        steps,
+        tuple(tuple(MICRO * (fixed + row * n) for n in steps) for row in rows),
+        (None, *(None if counted is None else Counted(MICRO * 10, MICRO * row * counted) for row in rows[1:])),
+        MICRO * wait,
+        MICRO * launch,
+        survivors,
+    )  # fmt: skip
+
+
+LARGE, MEDIUM, SMALL = (8.0, 9.0, 10.0, 6.0), (0.6, 0.5, 0.5, 0.4), (0.02, 0.02, 0.02, 0.02)
+CASES = [
+    pytest.param(times_of(rows, survivors, wait=wait, counted=counted), id=f"{rows[0]}-{survivors[0]}-{wait}-{counted}")
+    for rows in (LARGE, MEDIUM, SMALL)
+    for survivors in ((0.5, 0.5, 0.5), (0.9, 0.8, 0.95), (0.2, 0.9, 0.5), (0.97, 0.97, 0.05))
+    for wait, counted in ((8, None), (40, None), (40, 1.3))
+]
+
+
+def simulated(
+    times: Times, n: int, lanes: int, policy: Callable[..., tuple[bool, float]], counted: Callable[..., bool]
+) -> float:
+    """Mean seconds of a batch cut into one chunk for each lane."""
+    total, seeds = 0.0, range(8 if n > 8 else 40)
+    for seed in seeds:
+        device = Clock(times, lanes, counted, seed, times.sizes[-1])
+        list(answers(device, torch.empty(n, 1, 1, 1).split(ceil(n / lanes)), policy, lanes))
+        assert device.answered == n
+        total += device.seconds
+    return total / len(seeds)
+
+
+@pytest.mark.parametrize("times", CASES)
+def test_within_five_percent_of_the_best_way(times: Times) -> None:
+    exits, ways = len(times.survivors), [Ways(times, lanes) for lanes in (1, 2)]
+    for n in (1, 8, 200):
+        lanes = lanes_for(times, n, ways)
+        ours = simulated(times, n, lanes, ways[lanes - 1], ways[lanes - 1].counted)
+        best = min(
+            simulated(times, n, lanes, fixed(times, reads), lambda stage, most, expected, forms=forms: forms[stage])
+            for lanes in (1, 2)
+            if lanes <= n
+            for reads in itertools.product((False, True), repeat=exits)
+            for forms in itertools.product((False, True), repeat=exits + 1)
+            if not any(form and times.counted[i] is None for i, form in enumerate(forms))
+        )
+        assert ours <= 1.05 * best, f"batch {n}: {1e6 * ours:.1f} µs, the best way takes {1e6 * best:.1f}"
+
+
+def fixed(times: Times, reads: tuple[bool, ...]) -> Callable[..., tuple[bool, float]]:
+    return lambda stage, most, expected: (reads[stage], expected * times.survivors[stage])
+
+
+def test_it_matters_which_way() -> None:
+    """Neither reading everywhere nor nowhere is within 5 % in all cases, so the test above can fail."""
+    for reads in (False, True):
+        worst = 0.0
+        for times in (times_of(LARGE, (0.5, 0.5, 0.5)), times_of(SMALL, (0.9, 0.9, 0.9), wait=40)):
+            ways = Ways(times)
+            ours = simulated(times, 64, 1, ways, ways.counted)
+            worst = max(worst, simulated(times, 64, 1, fixed(times, (reads,) * 3), ways.counted) / ours)
+        assert worst > 1.05
+
+
+def test_device_counted_stages_need_no_wait() -> None:
+    times = times_of(MEDIUM, (0.5, 0.5, 0.5), counted=1.0)
+    ways = Ways(times)
+    device = Clock(times, 1, ways.counted, 0, 256)
+    list(answers(device, [torch.empty(64, 1, 1, 1)], ways))
+    assert device.waits == 0
+    assert device.answered == 64
+
+
+def test_no_wait_is_exposed_in_a_steady_stream_of_large_batches() -> None:
+    times = times_of(LARGE, (0.5, 0.5, 0.5))
+    device = Clock(times, 2, lambda *_: False, 0, 256)
+    list(answers(device, (torch.empty(128, 1, 1, 1) for _ in range(60)), Ways(times, 2), 2))
+    assert device.waits > 60
+    assert device.answered == 60 * 128
+    assert device.exposed <= 0.1 * device.waits
+    assert device.idle < 0.01 * device.seconds
+
+
+def test_merging_survivors_makes_a_stream_faster() -> None:
+    times = times_of((0.05,) * 4, (0.3, 0.3, 0.5), fixed=200)
+    together, alone = Clock(times, 1, lambda *_: False, 0, 256), Clock(times, 1, lambda *_: False, 0, 256)
+    chunks = [torch.empty(64, 1, 1, 1)] * 40
+    list(answers(together, chunks, Ways(times)))
+    for chunk in chunks:
+        list(answers(alone, [chunk], Ways(times)))
+    assert together.answered == alone.answered == 40 * 64
+    assert together.seconds < 0.8 * alone.seconds
+
+
+def test_sizes() -> None:
+    for largest in (1, 2, 3, 31, 256, 1024):
+        steps = sizes(largest)
+        assert steps[0] == 1
+        assert steps[-1] == largest
+        assert list(steps) == sorted(set(steps))
+        assert all(b <= max(a + 1, 1.34 * a) for a, b in itertools.pairwise(steps))
+    assert len(sizes(256)) < 25
+
+
+def test_deep_networks_are_planned_quickly() -> None:
+    times = times_of((1.0,) * 17, (0.9,) * 16)
+    assert Ways(times).seconds(256) > 0

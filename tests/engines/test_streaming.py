@@ -1,0 +1,439 @@
+"""Streams in every engine: buffers written to again, streams that are dropped, thresholds and dtypes that change."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import assert_same_answers, images, lived_in, one_by_one, spread_thresholds
+from torch import Tensor
+
+import eefast
+from eefast import ops, zoo
+from eefast.engines.streaming import Batch, stream_on_cuda
+from eefast.result import ExitResult
+
+SHAPE = (1, 6, 7)
+NORMALIZATION = ([0.4], [0.3])
+
+
+def small(seed: int = 1) -> Any:
+    net = lived_in(zoo.eenet("eenet8", 2, num_classes=3, input_shape=SHAPE, filters=2), seed)
+    net.normalization = NORMALIZATION
+    spread_thresholds(net, images(64, SHAPE), 0.4)
+    return net
+
+
+@pytest.fixture(scope="module")
+def net() -> Any:
+    return small()
+
+
+@pytest.fixture(params=["reference", "compact", "resident"])
+def engine(request: Any) -> str:
+    if request.param == "resident" and ops.CPP_MISSING:
+        pytest.skip(f"the C++ kernels are {ops.CPP_MISSING}")
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def fast(net: Any, engine: str) -> Any:
+    return eefast.accelerate(net, engine=engine)
+
+
+def wait_for(condition: Callable[[], bool]) -> bool:
+    """Threads end a moment after they were told to."""
+    end = time.monotonic() + 30
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+def no_threads_are_left() -> bool:
+    return wait_for(lambda: not any(t.name.startswith("eefast-stream") for t in threading.enumerate()))
+
+
+def of_any_layout(buffer: Tensor) -> Callable[[list[Tensor]], Iterator[Tensor]]:
+    def refilled(data: list[Tensor]) -> Iterator[Tensor]:
+        for d in data:
+            buffer.copy_(d)
+            yield buffer
+            buffer.fill_(7)
+
+    return refilled
+
+
+def other_tensors(data: list[Tensor]) -> Iterator[Tensor]:
+    memory = torch.empty(20, *SHAPE)
+    for i, d in enumerate(data):
+        part = memory[i % 3 : i % 3 + len(d)]
+        part.copy_(d)
+        yield part
+
+
+def ring(data: list[Tensor]) -> Iterator[Tensor]:
+    memory = torch.empty(2, *data[0].shape)
+    for i, d in enumerate(data):
+        yield memory[i % 2].copy_(d)
+
+
+def numpy_backed(data: list[Tensor]) -> Iterator[Tensor]:
+    memory = data[0].numpy().copy()
+    for d in data:
+        memory[:] = d.numpy()
+        yield torch.from_numpy(memory)
+
+
+def by_a_list_of_one_tensor(data: list[Tensor]) -> Iterator[Tensor]:
+    """Written to by whoever hands it out, as an iterator that is not a generator does."""
+    memory, left = torch.empty_like(data[0]), iter(data)
+
+    def following() -> Tensor | None:
+        d = next(left, None)
+        return None if d is None else memory.copy_(d)
+
+    return iter(following, None)
+
+
+def wide(n: int) -> Tensor:
+    return torch.empty(n, 1, 12, 20)[:, :, 3:9, 2:16:2]
+
+
+KINDS: dict[str, Callable[[list[Tensor]], Iterator[Tensor]]] = {
+    "the same tensor": of_any_layout(torch.empty(17, *SHAPE)),
+    "channels-last": of_any_layout(torch.empty(17, *SHAPE).to(memory_format=torch.channels_last)),
+    "every second pixel": of_any_layout(wide(17)),
+    "other tensors in the same memory": other_tensors,
+    "a ring": ring,
+    "numpy": numpy_backed,
+    "no generator": by_a_list_of_one_tensor,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_is_what_it_was_when_it_was_handed_out(net: Any, fast: Any, kind: str) -> None:
+    data = [images(17, SHAPE, seed) for seed in range(7)]
+    expected = [one_by_one(net, d) for d in data]
+    got = list(fast.stream(KINDS[kind](data)))
+    assert len(got) == len(data)
+    for result, wanted in zip(got, expected, strict=True):
+        assert_same_answers(result, wanted, net)
+
+
+def test_one_image_expanded_and_refilled(net: Any, fast: Any) -> None:
+    one, data = torch.empty(1, *SHAPE), [images(1, SHAPE, seed) for seed in range(6)]
+    got = list(fast.stream(one.copy_(d).expand(9, -1, -1, -1) for d in data))
+    for result, d in zip(got, data, strict=True):
+        assert_same_answers(result, one_by_one(net, d.expand(9, -1, -1, -1)), net)
+
+
+@pytest.mark.parametrize("sizes", [(17,) * 6, (1,) * 40, (300, 2, 300)], ids=str)
+def test_a_refilled_buffer_of_uint8_images(net: Any, fast: Any, sizes: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(2)
+    data = [torch.randint(0, 256, (n, *SHAPE), dtype=torch.uint8, generator=generator) for n in sizes]
+    expected = [one_by_one(net, net.prepare(d)) for d in data]
+    buffer = torch.empty(max(sizes), *SHAPE, dtype=torch.uint8)
+    for result, wanted in zip(fast.stream(buffer[: len(d)].copy_(d) for d in data), expected, strict=True):
+        assert_same_answers(result, wanted, net)
+
+
+def test_a_refilled_buffer_in_half_precision(engine: str) -> None:
+    if engine == "reference":
+        pytest.skip("the reference engine runs in the network's dtype alone")
+    net = small(3).to(torch.bfloat16)
+    fast = eefast.accelerate(net, engine=engine, dtype=torch.float32)
+    buffer, data = torch.empty(17, *SHAPE, dtype=torch.bfloat16), [images(17, SHAPE, s).bfloat16() for s in range(6)]
+    expected = [fast(d) for d in data]
+    for result, wanted in zip(fast.stream(buffer.copy_(d) for d in data), expected, strict=True):
+        assert_same_answers(result, wanted, net)
+
+
+def test_results_lie_in_memory_of_their_own(fast: Any) -> None:
+    x = images(17, SHAPE)
+    results = [fast(x), fast(x), *fast.stream([x] * 9), fast(x)]
+    parts = [part for result in results for part in result]
+    assert len({part.untyped_storage().data_ptr() for part in parts}) == len(parts)
+
+
+class Late:
+    """A CUDA stream, or an event in it, at its slowest: work waits until somebody must have it."""
+
+    current: Any = None
+
+    def __init__(self, *args: Any) -> None:
+        self.work: list[Callable[[], None]] = []
+
+    def wait_stream(self, other: Any) -> None:
+        other.wait_event(other)
+
+    def record_event(self) -> Any:
+        return self
+
+    def wait_event(self, event: Any) -> None:
+        while event.work:
+            event.work.pop(0)()
+
+
+def test_kernels_that_start_late_read_what_was_handed_out(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: a kernel may start only after the iterable has written to its buffer again on the current stream."""
+    here = Late.current = Late()
+
+    @contextmanager
+    def on(side: Any) -> Iterator[None]:
+        Late.current = side
+        yield
+        Late.current = here
+
+    monkeypatch.setattr(torch.cuda, "Stream", Late)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Late.current)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(Tensor, "record_stream", lambda self, side: None)
+    fast = eefast.accelerate(net, engine="compact")
+
+    def answer(batch: Batch) -> ExitResult:
+        n = len(batch.images)
+        result = ExitResult(torch.empty(n, 3), torch.empty(n, dtype=torch.int64), torch.empty(n), torch.empty(n))
+        assert Late.current is not here
+
+        def work() -> None:
+            for to, source in zip(result, fast._answer(batch), strict=True):
+                to.copy_(source)
+
+        Late.current.work.append(work)
+        return result
+
+    buffer, data = torch.empty(17, *SHAPE), [images(17, SHAPE, seed) for seed in range(8)]
+    limits, changed = [net.thresholds.clone() * f for f in (1.0, 0.9)], itertools.cycle((1, 0))
+
+    def refilled() -> Iterator[Tensor]:
+        for d in data:
+            yield buffer.copy_(d)
+            net.thresholds.copy_(limits[next(changed)])
+
+    expected = []
+    for d, i in zip(data, itertools.cycle((0, 1)), strict=False):
+        net.thresholds.copy_(limits[i])
+        expected.append(one_by_one(net, d))
+    net.thresholds.copy_(limits[0])
+    got = list(stream_on_cuda(refilled(), fast._read, answer, torch.device("cuda")))
+    net.thresholds.copy_(limits[0])
+    for result, wanted in zip(got, expected, strict=True):
+        assert_same_answers(result, wanted, net)
+
+
+class TestThresholdsOnTheWay:
+    @pytest.mark.parametrize("how", ["copy_", "a new tensor", "one by one", "through numpy"])
+    def test_a_batch_is_answered_by_those_of_the_moment_it_was_handed_out(self, engine: str, how: str) -> None:
+        net = small()
+        fast, x = eefast.accelerate(net, engine=engine), images(40, SHAPE)
+        settings = [net.thresholds.clone() * f for f in (1.0, 0.8, 1.2)]
+        order = [0, 0, 1, 2, 2, 2, 0, 1]
+
+        def change(i: int) -> None:
+            if how == "copy_":
+                net.thresholds.copy_(settings[i])
+            elif how == "a new tensor":
+                net.thresholds = settings[i].clone()
+            elif how == "one by one":
+                for k in range(net.num_exits):
+                    net.thresholds[k] = settings[i][k]
+            else:
+                net.thresholds.numpy()[:] = settings[i].numpy()
+
+        def batches() -> Iterator[Tensor]:
+            for i in order:
+                change(i)
+                yield x
+
+        expected = []
+        for setting in settings:
+            net.thresholds.copy_(setting)
+            expected.append(one_by_one(net, x))
+        assert len({tuple(e.exit_index.tolist()) for e in expected}) == 3
+        for i, result in zip(order, fast.stream(batches()), strict=True):
+            assert_same_answers(result, expected[i], net)
+
+    def test_nan_is_refused_in_its_turn(self, engine: str) -> None:
+        net = small()
+        fast, x = eefast.accelerate(net, engine=engine), images(5, SHAPE)
+
+        def batches() -> Iterator[Tensor]:
+            yield x
+            net.thresholds[0] = torch.nan
+            yield x
+
+        results = fast.stream(batches())
+        assert len(next(results).labels) == 5
+        with pytest.raises(ValueError, match="none of them NaN"):
+            next(results)
+
+    @pytest.mark.parametrize("how", ["copy_", "a new tensor"])
+    def test_changed_by_another_thread(self, engine: str, how: str) -> None:
+        """All leave at the first exit or all at the last; whatever else shows that two settings were mixed."""
+        net = small()
+        fast, x, done = eefast.accelerate(net, engine=engine), images(37, SHAPE), threading.Event()
+        first, last = torch.full((2,), -1.0), torch.full((2,), 2.0)
+        seen: list[list[int]] = []
+
+        def changing() -> None:
+            for setting in itertools.cycle((first, last)):
+                if how == "copy_":
+                    net.thresholds.copy_(setting)
+                else:
+                    net.thresholds = setting.clone()
+                if done.is_set():
+                    break
+
+        def calling() -> None:
+            end = time.monotonic() + 20
+            while time.monotonic() < end:
+                seen.extend(sorted(set(r.exit_index.tolist())) for r in [fast(x), net(x), *fast.stream([x] * 4)])
+                if len(seen) > 120 and [0] in seen and [2] in seen:
+                    break
+
+        changer, callers = threading.Thread(target=changing), [threading.Thread(target=calling) for _ in range(2)]
+        net.thresholds.copy_(first)
+        for thread in (changer, *callers):
+            thread.start()
+        for thread in callers:
+            thread.join()
+        done.set()
+        changer.join()
+        assert {tuple(exits) for exits in seen} == {(0,), (2,)}
+
+
+@pytest.mark.parametrize("first", ["net", "compact", "reference"])
+def test_a_criterion_and_its_thresholds_belong_together(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread changes both just when one of them has been read."""
+    own, x = small(), images(33, SHAPE)
+    fast = own if first == "net" else eefast.accelerate(own, engine=first)
+    other = own.with_criterion("margin").eval()
+    spread_thresholds(other, x, 0.5)
+    limits = own.limits
+
+    def late() -> Any:
+        if own.criterion.name == "learned":
+            own.criterion, own.thresholds = other.criterion, other.thresholds.clone()
+        return limits()
+
+    monkeypatch.setattr(own, "limits", late)
+    assert_same_answers(fast(x), one_by_one(other, x), other)
+
+
+@pytest.mark.parametrize("first", [torch.float32, torch.float64])
+def test_another_engine_may_be_planned_on_the_way(first: torch.dtype) -> None:
+    """The resident engine runs in float32, the compact one in any dtype."""
+    net, x = small(), images(33, SHAPE)
+    expected = one_by_one(net, x)
+    fast = eefast.accelerate(net.to(first), engine="auto")
+    then = torch.float64 if first == torch.float32 else torch.float32
+
+    def batches() -> Iterator[Tensor]:
+        yield x.to(first)
+        yield x.to(first)
+        net.to(then)
+        yield x.to(then)
+        yield x.to(then)
+
+    for result in fast.stream(batches()):
+        assert_same_answers(result, expected, net)
+
+
+def test_many_streams_and_calls_leave_nothing() -> None:
+    """The short form of `tests/helpers/soak.py`; there, three threads at a time, memory is what the long form shows."""
+    soak = Path(__file__).parents[1] / "helpers" / "soak.py"
+    asked = ("--streams", "100", "--calls", "300", "--plans", "0", "--growth", "40")
+    done = subprocess.run([sys.executable, soak, *asked], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("done\n")
+
+
+class TestDroppedStreams:
+    def test_the_garbage_collector_waits_for_nobody(self, fast: Any, net: Any, engine: str) -> None:
+        """In cycles, collected now and then, within the start and the end of other streams' threads."""
+        x = images(40, SHAPE)
+        expected = net(x)
+        thresholds = gc.get_threshold()
+        gc.set_threshold(20, 2, 2)
+        try:
+            for _ in range(60):
+                results = fast.stream([x] * 4)
+                assert torch.equal(next(results).exit_index, expected.exit_index)
+                cycle: list[Any] = [results]
+                cycle.append(cycle)
+                del results, cycle
+        finally:
+            gc.set_threshold(*thresholds)
+        gc.collect()
+        assert no_threads_are_left()
+
+    def test_closing_ends_what_has_not_begun(self, fast: Any) -> None:
+        x, read = images(33, SHAPE), []
+        results = fast.stream(read.append(1) or x for _ in itertools.count())
+        next(results)
+        results.close()
+        before = len(read)
+        with pytest.raises(StopIteration):
+            next(results)
+        assert no_threads_are_left()
+        assert len(read) == before
+
+    def test_within_a_worker(self, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The garbage collector closes streams on the thread of another one, and on their own."""
+        if ops.CPP_MISSING:
+            pytest.skip(f"the C++ kernels are {ops.CPP_MISSING}")
+        fast, x, collected = eefast.accelerate(net, engine="resident"), images(33, SHAPE), []
+        answer = fast._answer
+
+        def collecting(batch: Batch) -> ExitResult:
+            collected.append(gc.collect())
+            return answer(batch)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(fast, "_answer", collecting)
+        gc.disable()
+        try:
+            for _ in range(5):
+                results = fast.stream([x] * 9)
+                next(results)
+                cycle: list[Any] = [results]
+                cycle.append(cycle)
+                del results, cycle
+            assert [len(r.labels) for r in fast.stream([x] * 3)] == [33] * 3
+        finally:
+            gc.enable()
+        # Of two collections at a time the second one does nothing, so the last cycles may still be there.
+        collected.append(gc.collect())
+        assert sum(collected) > 0
+        assert no_threads_are_left()
+
+    def test_a_failed_stream_keeps_nothing_alive(self, fast: Any) -> None:
+        """Without the garbage collector: what was raised does not hold on to the frame that raised it."""
+        alive: list[Any] = []
+
+        def failing() -> Iterator[Tensor]:
+            for _ in range(2):
+                x = images(17, SHAPE)
+                alive.append(weakref.ref(x))
+                yield x
+            raise OSError("the camera is gone")
+
+        gc.collect()
+        gc.disable()
+        try:
+            with pytest.raises(OSError, match="the camera is gone"):
+                list(fast.stream(failing()))
+            del failing
+            assert wait_for(lambda: not any(r() is not None for r in alive))
+        finally:
+            gc.enable()

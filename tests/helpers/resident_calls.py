@@ -1,0 +1,70 @@
+"""Networks as arguments of `eefast::resident_forward`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from networks import images, lived_in, spread_thresholds
+from torch import Tensor, nn
+
+import eefast
+from eefast import zoo
+from eefast.heads import ExitHead
+from eefast.planning.lowering import Lowered, lower, program
+from eefast.zoo.eenet8 import PreActivationBlock
+
+op = torch.ops.eefast.resident_forward.default
+
+
+@lru_cache(maxsize=3)
+def lowered(net: eefast.EarlyExitNet) -> tuple[Lowered, tuple[dict, dict]]:
+    return lower(net), ({}, {})
+
+
+def tables(net: eefast.EarlyExitNet, algorithm: int = 0, group: int = 1, bfloat16: bool = False) -> tuple[Tensor, ...]:
+    """The op's arguments between the images and the thresholds."""
+    layers, packed = lowered(net)
+    n = len(layers.sizes)
+    p = program(layers, (algorithm,) * n, (group,) * n, bfloat16, packed[bfloat16])
+    return p.steps, p.maps, p.groups, p.weights, p.packed
+
+
+@torch.no_grad()
+def network(
+    name: str, seed: int, n: int, share: float = 0.4, criterion: str = "learned", **arguments: Any
+) -> tuple[eefast.EarlyExitNet, Tensor]:
+    """A random network, n images for it, and thresholds at which about `share` of them leave at each early exit."""
+    net = lived_in(zoo.eenet(name, **{"num_exits": 2, **arguments}), seed).with_criterion(criterion)
+    x = images(n, net.input_shape, seed)
+    y = x
+    for stage, head in zip(net.stages, net.heads, strict=True):
+        # Deep random networks say large numbers, of which every confidence would be 0 or 1.
+        y = stage(y)
+        logits, _, row = head(y)
+        for linear, out in ((head.classifier, logits), (head.confidence, row)):
+            linear.weight /= out.std()
+    spread_thresholds(net, x, share)
+    return net, x
+
+
+NAMES = ("images", "steps", "maps", "groups", "weights", "packed", "thresholds", "criterion", "num_classes")
+NAMES += ("bfloat16", "threads", "seconds")
+
+
+@lru_cache(maxsize=1)
+def _victim() -> dict[str, Any]:
+    """Arguments of a network with every kind of step: its first steps are convolutions, the image's and a Winograd."""
+    stage = nn.Sequential(nn.Conv2d(3, 20, 3, padding=1), nn.ReLU(), nn.Conv2d(20, 20, 3, padding=1), nn.MaxPool2d(2))
+    second = nn.Sequential(PreActivationBlock(20, 24, 2, first=False), nn.MaxPool2d(3, 1, 1))
+    heads = [ExitHead("pool", (20, 4, 4), 7, (3, 8, 8)), ExitHead("conv1", (24, 2, 2), 7, (3, 8, 8))]
+    net = lived_in(eefast.EarlyExitNet([stage, second], heads, input_shape=(3, 8, 8)), 1)
+    x = images(5, (3, 8, 8))
+    spread_thresholds(net, x, 0.5)
+    values = (x, *tables(net, 2, 2), net.thresholds, "learned", 7, False, 2, None)
+    return dict(zip(NAMES, values, strict=True))
+
+
+def victim() -> dict[str, Any]:
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in _victim().items()}

@@ -1,0 +1,120 @@
+"""The demonstration: its rows are true, its pictures are drawn, and a wrong answer gets no speed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from networks import images, lived_in, one_by_one, spread_thresholds
+
+import eefast
+from eefast import ops, zoo
+from eefast.measure import demonstration
+
+COMMAND = [sys.executable, "-m", "eefast", "demo", "--images", "300", "--rounds", "2"]
+
+
+@pytest.fixture
+def found():
+    net = lived_in(zoo.eenet("eenet20", 2, "linear", input_shape=(1, 12, 12)), 3)
+    x = images(70, (1, 12, 12))
+    spread_thresholds(net, x, 0.4)
+    other = net.with_criterion("margin")
+    spread_thresholds(other, x, 0.3)
+    labels = torch.arange(70) % 10
+    steps = []
+    result = demonstration.run(
+        net,
+        {"margin": other.thresholds.tolist()},
+        x,
+        labels,
+        batch_size=16,
+        loop_images=20,
+        rounds=3,
+        progress=lambda what, done, total: steps.append((what, done, total)),
+    )
+    return net, other, x, labels, result, steps
+
+
+def test_rows_tell_the_truth(found):
+    net, other, x, labels, result, steps = found
+    plain, loop, masked, compact, *resident, margin = result.rows
+    assert len(resident) == (ops.CPP_MISSING is None)
+    order = torch.randperm(70, generator=torch.Generator().manual_seed(0))
+    for row, answer, n in ((loop, one_by_one(net, x[order[:20]]), 20), (masked, one_by_one(net, x), 70)):
+        wanted = labels[order[:20]] if n == 20 else labels
+        assert row.images == n
+        assert row.mean_cost == pytest.approx(float(answer.cost.mean()), rel=1e-5)
+        assert row.accuracy == pytest.approx(float((answer.labels == wanted).float().mean()))
+        assert list(row.exits) == answer.exit_index.bincount().tolist()
+    for twin in (masked, compact, *resident):
+        assert (twin.mean_cost, twin.accuracy, twin.exits) == (masked.mean_cost, masked.accuracy, masked.exits)
+    assert margin.mean_cost == pytest.approx(float(one_by_one(other, x).cost.mean()), rel=1e-5)
+    assert (plain.mean_cost, plain.realised_ratio, plain.criterion) == (1.0, 1.0, None)
+    for row in result.rows:
+        low, high = row.images_per_s_quantiles
+        assert 0 < low <= row.images_per_s <= high
+        assert row.realised_ratio > 0
+    assert [a + b for a, b in zip(result.right, result.wrong, strict=True)] == list(masked.exits)
+    assert {what for what, done, total in steps if done == total} == {"asking every exit", "checking answers", "timing"}
+
+
+def test_the_sweep_goes_from_the_first_exit_to_the_last(found):
+    net, _, _, _, result, _ = found
+    for costs, accuracies in result.curves.values():
+        assert costs[0] == pytest.approx(float(net.cost[0]), abs=0.05)
+        assert costs[-1] == pytest.approx(1.0, abs=0.05)
+        assert costs == sorted(costs)
+        assert all(0 <= a <= 1 for a in accuracies)
+
+
+@pytest.mark.parametrize("wrong", ["exits", "logits"])
+def test_a_way_that_disagrees_gets_no_speed(found, monkeypatch, wrong):
+    net, _, x, labels, *_ = found
+
+    def accelerate(net, **_):
+        def run(x):
+            got = net(x)
+            if wrong == "exits":
+                return got._replace(exit_index=(got.exit_index + 1) % 3)
+            return got._replace(logits=got.logits + 0.01)
+
+        return run
+
+    monkeypatch.setattr(demonstration, "accelerate", accelerate)
+    with pytest.raises(RuntimeError, match=r"'eefast compact, learned' disagrees.*its speed is not measured"):
+        demonstration.run(net, {}, x, labels, batch_size=16, loop_images=20, rounds=2)
+
+
+def test_the_command_prints_a_table_and_draws_a_picture(tmp_path):
+    figure = tmp_path / "figure.png"
+    file = tmp_path / "rows.json"
+    command = [*COMMAND, "--figure", str(figure), "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = json.loads(file.read_text())["rows"]
+    assert len(rows) == 5 + (ops.CPP_MISSING is None)
+    for row in rows:
+        assert row["name"] in done.stdout
+        assert f"{row['accuracy']:.2%}" in done.stdout
+    assert "realised ratio" in done.stdout
+    assert "exit 0" in done.stdout
+    assert figure.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_json_on_stdout_is_nothing_but_json(tmp_path):
+    command = [*COMMAND, "--figure", str(tmp_path / "figure.png"), "--json", "-"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    data = json.loads(done.stdout)
+    assert {"name", "images_per_s", "mean_cost", "accuracy", "realised_ratio"} <= set(data["rows"][0])
+    assert {"torch", "processor", "threads", "commit", "cpp_kernels"} <= set(data["environment"])
+    assert data["environment"]["eefast"] == eefast.__version__
+    assert "timing" in done.stderr
+
+
+def test_wrong_usage_is_one_line_and_exit_code_2(tmp_path):
+    done = subprocess.run([*COMMAND, "--figure", str(tmp_path / "no" / "folder.png")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "folder.png cannot be written: there is no folder" in done.stderr
+    assert "timing" not in done.stderr

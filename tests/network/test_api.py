@@ -1,0 +1,363 @@
+"""The accelerated module as a drop-in: what it shares, what it notices, what it refuses."""
+
+import copy
+import logging
+import pickle
+import threading
+
+import pytest
+import torch
+from networks import assert_same_answers, images, lived_in, one_by_one, spread_thresholds
+from torch import nn
+
+import eefast
+from eefast import ops, zoo
+from eefast.heads import ExitHead
+from eefast.planning import planner
+from eefast.planning.folding import fold_stage
+
+
+@pytest.fixture
+def net():
+    made = lived_in(zoo.eenet("eenet20", 2, "linear", "bnpool", input_shape=(3, 16, 16)), 1)
+    spread_thresholds(made, images(33, (3, 16, 16)), 0.4)
+    return made
+
+
+@pytest.fixture(params=["compact", "resident"])
+def engine(request):
+    if request.param == "resident" and ops.CPP_MISSING:
+        pytest.skip(f"the C++ kernels are {ops.CPP_MISSING}")
+    return request.param
+
+
+@pytest.fixture
+def x():
+    return images(33, (3, 16, 16))
+
+
+def test_it_shares_parameters_and_state_dict_keys(net, x, engine):
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    fast = eefast.accelerate(net, engine=engine)
+    fast(x)
+    assert list(fast.state_dict()) == list(net.state_dict()) == list(before)
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
+    assert {id(p) for p in fast.parameters()} == {id(p) for p in net.parameters()}
+    assert fast.num_classes == net.num_classes
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = fast.no_such_thing
+
+
+def by_load_state_dict(net):
+    net.load_state_dict(lived_in(copy.deepcopy(net), 7).state_dict())
+
+
+def by_assignment(net):
+    net.load_state_dict(lived_in(copy.deepcopy(net), 7).state_dict(), assign=True)
+
+
+def by_optimiser(net):
+    optimiser = torch.optim.AdamW(net.parameters(), lr=0.05)
+    sum(p.square().sum() for p in net.parameters()).backward()
+    optimiser.step()
+
+
+def by_fused_optimiser(net):
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.05, fused=True)
+    sum(p.square().sum() for p in net.parameters()).backward()
+    optimiser.step()
+
+
+def by_batch_norm(net):
+    net.train()
+    with torch.no_grad():
+        net(images(8, (3, 16, 16), 9))
+    net.eval()
+
+
+def by_new_parameter(net):
+    net.heads[0].classifier.weight = nn.Parameter(torch.randn_like(net.heads[0].classifier.weight))
+
+
+def by_new_head(net):
+    net.heads[0] = lived_in(ExitHead("conv1", net.stage_costs[0].feature_shape, 10, net.input_shape), 7)
+
+
+def by_new_memory(net):
+    weight = net.stages[0][0][0].weight
+    weight.data = weight.data * 1.5
+
+
+def in_inference_mode(net):
+    with torch.inference_mode():
+        net.stages[0][0][0].weight.mul_(1.5)
+
+
+CHANGES = [
+    by_load_state_dict, by_assignment, by_optimiser, by_fused_optimiser,
+    by_batch_norm, by_new_parameter, by_new_head, by_new_memory, in_inference_mode,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_weights_are_noticed(net, x, change, engine):
+    fast = eefast.accelerate(net, engine=engine)
+    old = fast(x)
+    change(net)
+    expected = one_by_one(net, x)
+    assert not torch.equal(expected.logits, old.logits)
+    got = fast(x)
+    torch.testing.assert_close(got.logits, expected.logits, rtol=1e-4, atol=1e-4 * float(expected.logits.abs().max()))
+
+
+def test_unchanged_weights_are_planned_once(net, x, engine):
+    fast = eefast.accelerate(net, engine=engine)
+    first = fast.plan
+    net.thresholds[0] = 0.3
+    fast(x)
+    net.thresholds = torch.tensor([0.2, 0.9])
+    fast(x)
+    assert fast.plan is first
+
+
+def test_thresholds_may_change_at_any_time(net, x, engine):
+    fast = eefast.accelerate(net, engine=engine)
+    for share in (0.1, 0.6):
+        spread_thresholds(net, x, share)
+        assert_same_answers(fast(x), one_by_one(net, x), net)
+    fast.thresholds = torch.tensor([1.0, 1.0])
+    assert net.thresholds.tolist() == [1.0, 1.0]
+    assert fast(x).exit_index.tolist() == [2] * 33
+
+
+def test_a_new_criterion_is_planned(net, x, engine):
+    fast = eefast.accelerate(net, engine=engine)
+    net.criterion = eefast.criteria.get("margin")
+    spread_thresholds(net, x, 0.4)
+    assert_same_answers(fast(x), one_by_one(net, x), net)
+    assert fast.plan.criterion == "margin"
+
+
+def test_training_mode_is_refused_and_shared(net, x, engine):
+    fast = eefast.accelerate(net, engine=engine)
+    fast.train()
+    assert net.training
+    assert net.stages.training
+    with pytest.raises(RuntimeError, match=r"eval mode only; call \.eval\(\)"):
+        fast(x)
+    fast.eval()
+    assert not net.training
+    fast(x)
+
+
+def test_moving_to_another_dtype_plans_anew(net, x):
+    fast = eefast.accelerate(net)
+    fast.to(torch.float64)
+    assert fast.plan.dtype == torch.float64
+    assert net.thresholds.dtype == torch.float32
+    assert_same_answers(fast(x.double()), one_by_one(net, x.double()), net)
+    with pytest.raises(TypeError, match=r"x is torch\.float32, the network torch\.float64"):
+        fast(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_lower_dtype_errs_no_more_than_eager(net, x, dtype):
+    exact = copy.deepcopy(net).double().all_exits(x.double())
+    eager = copy.deepcopy(net).to(dtype).all_exits(x.to(dtype))
+    net.thresholds.fill_(1.0)
+    for i in range(3):  # force exit i
+        net.thresholds[:] = torch.tensor([1.0, 1.0])
+        net.thresholds[i : i + 1] = -1.0
+        fast = eefast.accelerate(net, dtype=dtype)
+        assert fast.plan.dtype == dtype
+        for given in (x, x.to(dtype)):
+            got = fast(given)
+            assert got.exit_index.tolist() == [i] * 33
+            assert got.logits.dtype == torch.float32
+            error = (got.logits - exact[i].logits).abs().max()
+            assert error <= 2 * (eager[i].logits - exact[i].logits).abs().max()
+
+
+def test_channels_last_slices_and_autocast(net, x, engine):
+    fast = eefast.accelerate(net, engine=engine)
+    expected = fast(x)
+    assert_same_answers(fast(x.contiguous(memory_format=torch.channels_last)), expected, net)
+    wide = torch.randn(33, 3, 20, 40)
+    wide[:, :, 2:18, 5:37:2] = x
+    assert_same_answers(fast(wide[:, :, 2:18, 5:37:2]), expected, net)
+    with torch.autocast("cpu", torch.bfloat16):
+        error = (fast(x).logits - expected.logits).abs().max()
+    # The resident engine's one op stays in float32.
+    assert error == 0 if engine == "resident" else 0 < error < 0.1 * expected.logits.abs().max()
+
+
+def test_repetition_is_bitwise_equal_and_inputs_are_untouched(net, x, engine):
+    fast = eefast.accelerate(net, engine=engine)
+    before = x.clone()
+    first = fast(x)
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(fast(x), first, strict=True))
+    assert torch.equal(x, before)
+
+
+def test_results_carry_no_gradient_and_are_ordinary_tensors(net, x, engine):
+    got = eefast.accelerate(net, engine=engine)(x.requires_grad_())
+    assert not any(part.requires_grad or part.is_inference() for part in got)
+    with torch.inference_mode():
+        assert torch.equal(eefast.accelerate(net, engine=engine)(x).exit_index, got.exit_index)
+
+
+def test_threads_share_one_module(net, x, engine):
+    fast = eefast.accelerate(net, engine=engine)
+    expected, wrong = fast(x), []
+
+    def ask():
+        for _ in range(10):
+            got = fast(x)
+            if not all(torch.equal(a, b) for a, b in zip(got, expected, strict=True)):
+                wrong.append(got)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_copies_and_pickles_answer_alike(net, x, engine):
+    fast = eefast.accelerate(net, engine=engine)
+    expected = fast(x)
+    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert_same_answers(other(x), expected, net)
+        other.thresholds.fill_(1.0)
+        assert other(x).exit_index.tolist() == [2] * 33
+        assert torch.equal(fast(x).exit_index, expected.exit_index)
+
+
+def test_code_around_it_compiles(net, x, engine):
+    fast = eefast.accelerate(net, engine=engine)
+
+    @torch.compile(backend="eager")
+    def classify(x):
+        return fast(x * 1.0).labels + 1
+
+    assert torch.equal(classify(x), fast(x).labels + 1)
+
+
+class LouderHead(ExitHead):
+    def forward(self, features):
+        return super().forward(2 * features)
+
+
+def test_a_subclassed_head_is_not_packed_as_if_it_were_the_original(net, x):
+    net.heads[0] = lived_in(LouderHead("pool", net.stage_costs[0].feature_shape, 10, net.input_shape), 7)
+    with pytest.raises(ValueError, match="the head of exit 0 is a LouderHead"):
+        eefast.accelerate(net, engine="compact")
+    assert_same_answers(eefast.accelerate(net)(x), one_by_one(net, x), net)
+
+
+class OddHead(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, features):
+        return self.inner(features)
+
+
+def test_a_named_engine_that_cannot_run_raises_and_auto_falls_back_once(net, x, caplog):
+    net.heads[1] = OddHead(net.heads[1])
+    with pytest.raises(
+        ValueError, match=r"engine='compact' cannot run: the head of exit 1 is a OddHead.*use engine='ref"
+    ):
+        eefast.accelerate(net, engine="compact")
+    planner._log_once.cache_clear()
+    with caplog.at_level(logging.WARNING, "eefast"):
+        fast = eefast.accelerate(net)
+        eefast.accelerate(net)
+    assert [r.message for r in caplog.records] == [
+        "engine='auto' runs the reference engine: the head of exit 1 is a OddHead, not an eefast.heads.ExitHead"
+    ]
+    assert fast.plan.engine == "reference"
+    assert "OddHead" in str(fast.plan)
+    assert_same_answers(fast(x), one_by_one(net, x), net)
+
+
+def test_wrong_arguments_are_refused(net):
+    with pytest.raises(ValueError, match="engine='warp' is unknown; choose one of auto, reference, compact, resident"):
+        eefast.accelerate(net, engine="warp")
+    with pytest.raises(TypeError, match=r"net is a Linear; give an eefast\.EarlyExitNet"):
+        eefast.accelerate(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match=r"dtype=torch\.float16: the reference engine runs in the network's own"):
+        eefast.accelerate(net, engine="reference", dtype=torch.float16)
+
+
+def test_the_plan_prints_as_a_table(net):
+    text = str(eefast.accelerate(net, engine="compact").plan)
+    lines = text.splitlines()
+    assert lines[0].startswith("compact engine, cpu, float32: ")
+    assert len(lines) == 2 + 3
+    assert all("folded" in line for line in lines[2:])
+    assert ("C++" if ops.CPP_MISSING is None else ops.CPP_MISSING) in text
+    shares = [float(line.split("%")[0].split()[-1]) for line in lines[2:]]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+
+
+def test_accelerating_twice_is_accelerating_once(net, x):
+    fast = eefast.accelerate(eefast.accelerate(net))
+    assert fast.net is net
+
+
+class Branching(nn.Module):
+    """A stage that torch.fx cannot trace, since it looks at its data."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) if bool(x.sum() > -1e30) or not len(x) else x
+
+
+def test_stages_that_cannot_be_traced_run_as_they_stand(x):
+    stage = lived_in(Branching(), 2)
+    copied, what = fold_stage(stage, torch.float32)
+    assert what.startswith("not folded: torch.fx cannot trace it")
+    torch.testing.assert_close(copied(x), stage(x))
+
+
+@pytest.mark.parametrize("name", ["eenet8", "eenet18", "eenet20", "eenet50"])
+def test_folding_errs_no_more_than_float32_does(name):
+    net = lived_in(zoo.eenet(name, 2, "linear", input_shape=(3, 16, 16)), 5)
+    x = images(3, (3, 16, 16))
+    exact = copy.deepcopy(net).double().plain()(x.double())
+    folded, what = fold_stage(net.plain(), torch.float32)
+    assert what == "folded"
+    left = sum(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    assert left == (3 if name == "eenet8" else 0)  # EENet-8 has BatchNorms before its convolutions
+    tolerance = 2 * (net.plain()(x) - exact).abs().max() + 1e-6 * exact.abs().max()
+    assert (folded(x) - exact).abs().max() <= tolerance
+
+
+def test_warmup_plans_anew_and_runs(net, x, monkeypatch):
+    own = copy.deepcopy(net)
+    fast = eefast.accelerate(own, engine="compact")
+    before = fast.plan
+    with torch.no_grad():
+        next(own.parameters()).mul_(0.5)
+    after = fast.warmup()
+    assert after is not before
+    monkeypatch.setattr("eefast.api.make_plan", lambda *_: pytest.fail("planned again"))
+    assert torch.equal(fast(x).exit_index, own(x).exit_index)
+    own.train()
+    with pytest.raises(RuntimeError, match="eval mode"):
+        fast.warmup()
+
+
+@pytest.mark.parametrize("name", ["auto", "reference"])
+def test_stages_without_arithmetic(name):
+    heads = [ExitHead("bnpool", (4, 5, 7), 3, (4, 5, 7)) for _ in range(2)]
+    net = lived_in(eefast.EarlyExitNet([nn.Identity(), nn.Identity()], heads, input_shape=(4, 5, 7)), 3)
+    x = images(9, (4, 5, 7))
+    assert_same_answers(eefast.accelerate(net, engine=name)(x), one_by_one(net, x), net)

@@ -1,0 +1,51 @@
+"""The compact engine with the Triton exits: whole networks against the one-by-one loop, on a GPU or interpreted."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from networks import images, lived_in, one_by_one, spread_thresholds
+from where import GPU, runs_triton, triton_behind
+
+import eefast
+
+pytestmark = runs_triton
+
+
+@pytest.fixture
+def triton_everywhere():
+    """Without a GPU: the Triton kernels, interpreted, behind the ops on the CPU, and plans as if for a GPU."""
+    if GPU:
+        yield
+        return
+    with triton_behind("exit_head", "exit_conv_head", "compact"):
+        yield
+
+
+@pytest.mark.usefixtures("triton_everywhere")
+@pytest.mark.parametrize("head", ["pool", "bnpool", "plain", "conv1", "conv3"])
+@pytest.mark.parametrize("criterion", ["learned", "entropy"])
+def test_whole_networks(head: str, criterion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (3, 32, 32) if GPU else (3, 16, 16)
+    net = eefast.zoo.eenet("eenet20", num_exits=2, placement=[1, 3], head=head, num_classes=10, input_shape=shape)
+    net = lived_in(net, seed=1).with_criterion(criterion).eval()
+    x = images(257 if GPU else 9, shape)
+    spread_thresholds(net, x, 0.4)
+    expected = one_by_one(net, x)
+    assert len(expected.exit_index.unique()) > 1
+    if GPU:
+        net, x = net.cuda(), x.cuda()
+    else:
+        monkeypatch.setenv("EEFAST_GRAPHS", "0")
+        plan_module = importlib.import_module("eefast.planning.planner")
+        compact = plan_module._compact
+        monkeypatch.setattr(plan_module, "_compact", lambda n, device, *rest: compact(n, torch.device("cuda"), *rest))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        fast = eefast.accelerate(net, engine="compact")
+        result = fast(x)
+    assert ("Triton with conv" if "conv" in head else "Triton") in str(fast.plan)
+    torch.testing.assert_close(result.exit_index.cpu(), expected.exit_index)
+    torch.testing.assert_close(result.logits.cpu(), expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result.cost.cpu(), expected.cost)

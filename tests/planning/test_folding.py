@@ -1,0 +1,503 @@
+"""Folding and planning of odd stages and heads: an engine gives the network's own answers, or says why it cannot."""
+
+from __future__ import annotations
+
+import gc
+import linecache
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from networks import Stage, images
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+
+import eefast
+from eefast.heads import ExitHead
+from eefast.planning import planner
+
+SHAPE = (3, 9, 7)
+ENGINES = ("compact", "resident", "auto")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+    planner._log_once.cache_clear()
+
+
+def conv(inputs: int = 8, outputs: int = 8, **more: Any) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, **more)
+
+
+def randomised(net: nn.Module) -> nn.Module:
+    for m in net.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            for t in (m.running_mean, m.weight, m.bias):
+                if t is not None:
+                    nn.init.normal_(t, 0.4)
+            if m.running_var is not None:
+                m.running_var.uniform_(0.3, 2)
+    return net.eval()
+
+
+def network(*stages: nn.Module, channels: int = 8, head: str = "pool") -> eefast.EarlyExitNet:
+    """A stem, the stages, and an exit behind each that nobody takes."""
+    stages = (nn.Sequential(conv(3, 8), nn.ReLU()), *stages)
+    heads = [ExitHead(head, (8, *SHAPE[1:]), 5, SHAPE) for _ in stages[1:]]
+    heads.append(ExitHead(head, (channels, *SHAPE[1:]), 5, SHAPE))
+    made = eefast.EarlyExitNet(stages, heads, input_shape=SHAPE, criterion="max_probability")
+    made.thresholds.fill_(1.0)
+    return randomised(made)
+
+
+def layers(**more: nn.Module) -> dict[str, nn.Module]:
+    return {"conv": conv(), "norm": nn.BatchNorm2d(8), **more}
+
+
+class ActivatedNorm(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(super().forward(x))
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Halved(nn.Conv2d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight / 2, bias)
+
+
+def replaced_forward() -> nn.Module:
+    layer = conv()
+    layer.forward = lambda x: F.conv2d(x, layer.weight, None, padding=1)  # type: ignore[method-assign]
+    return nn.Sequential(layer, nn.BatchNorm2d(8))
+
+
+def in_1d() -> nn.Module:
+    inner = {"conv": nn.Conv1d(8, 8, 3, padding=1), "norm": nn.BatchNorm1d(8)}
+    return Stage(lambda s, x: s.norm(s.conv(x.flatten(2))).unflatten(2, x.shape[2:]), **inner)
+
+
+def in_3d() -> nn.Module:
+    inner = {"conv": nn.Conv3d(8, 8, 3, padding=1), "norm": nn.BatchNorm3d(8)}
+    return Stage(lambda s, x: s.norm(s.conv(x[:, :, None])).squeeze(2), **inner)
+
+
+def without_scale() -> nn.Module:
+    return nn.Sequential(conv(bias=False), nn.BatchNorm2d(8, eps=0.1, affine=False), nn.ReLU())
+
+
+def functional(s: Any, x: Tensor) -> Tensor:
+    return F.batch_norm(s.conv(x), s.norm.running_mean, s.norm.running_var, s.norm.weight, s.norm.bias)
+
+
+def in_place(s: Any, x: Tensor) -> Tensor:
+    y = s.conv(x)
+    y.mul_(2)
+    return s.norm(y)
+
+
+STAGES: dict[str, Callable[[], nn.Module]] = {
+    "one conv twice, a norm behind one": lambda: Stage(lambda s, x: s.conv(x).relu() + s.norm(s.conv(x)), **layers()),
+    "conv and norm twice": lambda: Stage(lambda s, x: s.norm(s.conv(s.norm(s.conv(x)).relu())), **layers()),
+    "one conv, two norms": lambda: Stage(
+        lambda s, x: s.b(s.conv(s.norm(s.conv(x)).relu())), **layers(b=nn.BatchNorm2d(8))
+    ),
+    "two convs, one norm": lambda: Stage(lambda s, x: s.norm(s.b(s.norm(s.conv(x)).relu())), **layers(b=conv())),
+    "a conv with other readers": lambda: Stage(lambda s, x: (y := s.conv(x)) + s.norm(y), **layers()),
+    "a norm read by two convs": lambda: Stage(lambda s, x: s.conv(y := s.norm(x)) + s.b(y), **layers(b=conv())),
+    "a norm before its conv": lambda: nn.Sequential(nn.BatchNorm2d(8), conv(), nn.ReLU()),
+    "functional norm": lambda: Stage(functional, **layers()),
+    "transposed": lambda: nn.Sequential(nn.ConvTranspose2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)),
+    "1d": in_1d,
+    "3d": in_3d,
+    "without scale": without_scale,
+    "reflected": lambda: nn.Sequential(conv(padding_mode="reflect"), nn.BatchNorm2d(8)),
+    "same padding": lambda: nn.Sequential(nn.Conv2d(8, 8, 2, padding="same"), nn.BatchNorm2d(8)),
+    "grouped": lambda: nn.Sequential(conv(groups=4), nn.BatchNorm2d(8), nn.ReLU6()),
+    "norm with activation": lambda: nn.Sequential(conv(), ActivatedNorm(8), conv()),
+    "standardised": lambda: nn.Sequential(Standardised(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+    "another conv inside": lambda: nn.Sequential(Halved(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+    "a forward of its own": replaced_forward,
+    "in place": lambda: Stage(in_place, **layers()),
+    "dropout": lambda: nn.Sequential(conv(), nn.Dropout2d(), nn.BatchNorm2d(8), nn.Dropout(), nn.FeatureAlphaDropout()),
+    "self.training": lambda: Stage(lambda s, x: s.conv(x * 5 if s.training else x), **layers()),
+    "view": lambda: Stage(lambda s, x: s.norm(s.conv(x)).view(x.size(0), 2, -1).view_as(x).contiguous(), **layers()),
+    "weight_norm": lambda: nn.Sequential(weight_norm(conv()), nn.BatchNorm2d(8)),
+    "spectral_norm": lambda: nn.Sequential(spectral_norm(conv()), nn.BatchNorm2d(8)),
+    "pruned": lambda: nn.Sequential(prune.l1_unstructured(conv(), "weight", 0.5), nn.BatchNorm2d(8)),
+    "parametrised": lambda: nn.Sequential(parametrizations.weight_norm(conv()), nn.BatchNorm2d(8)),
+    "orthogonal": lambda: nn.Sequential(parametrizations.orthogonal(conv()), nn.BatchNorm2d(8)),
+    "untraceable": lambda: Stage(lambda s, x: s.norm(s.conv(x)) if len(x) < 1e9 else x, **layers()),
+    "a conv alone": conv,
+    "a norm alone": lambda: nn.BatchNorm2d(8),
+    "a closure": lambda: Stage(partial(lambda layer, s, x: layer(s.conv(x)), nn.ReLU()), **layers()),
+}  # fmt: skip
+
+
+def assert_answers_or_refusal(net: Any, x: Tensor, engine: str, tolerance: float = 1e-4) -> str:
+    """The reason of a refusal, or nothing."""
+    try:
+        fast = eefast.accelerate(net, engine=engine)
+    except ValueError as error:
+        return str(error)
+    with torch.no_grad():
+        wanted = net(x)
+    got = fast(x)
+    assert torch.equal(got.exit_index, wanted.exit_index)
+    torch.testing.assert_close(got.logits, wanted.logits, rtol=0, atol=tolerance * float(wanted.logits.abs().max()))
+    return ""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", STAGES)
+def test_odd_stages_are_answered_as_the_network_does(name):
+    net, x = network(STAGES[name]()), images(5, SHAPE)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    assert assert_answers_or_refusal(net, x, "compact") == ""
+    assert assert_answers_or_refusal(net, x, "resident") == "" or not name.startswith(("conv and", "one conv, two"))
+    assert eefast.accelerate(net).plan.engine != "reference"
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["weight_norm", "spectral_norm", "pruned", "parametrised", "conv and norm twice"])
+def test_after_a_step_of_training_the_weights_are_the_current_ones(name):
+    """Their weights are no leaves of autograd then, which `copy.deepcopy` refuses."""
+    net, x = network(STAGES[name](), STAGES[name]()), images(5, SHAPE)
+    fast = eefast.accelerate(net)
+    optimiser = torch.optim.SGD(net.parameters(), 0.05)
+    sum(out.logits.square().sum() for out in net.train()(x)).backward()
+    optimiser.step()
+    net.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x).logits, net(x).logits, rtol=1e-4, atol=1e-4)
+    sum(out.logits.square().sum() for out in net.all_exits(x)).backward()
+    for engine in ENGINES:
+        assert assert_answers_or_refusal(net, x, engine) == ""
+
+
+def test_a_stage_object_used_twice_is_right():
+    block = nn.Sequential(conv(), nn.BatchNorm2d(8), nn.ReLU())
+    net, x = network(block, block), images(5, SHAPE)
+    for engine in ENGINES:
+        assert assert_answers_or_refusal(net, x, engine) == ""
+
+
+def test_modules_with_two_names_are_right():
+    stage = Stage(lambda s, x: s.norm(s.conv(s.norm2(s.conv2(x)))), **layers(conv2=conv(), norm2=nn.BatchNorm2d(8)))
+    net, x = network(stage), images(5, SHAPE)
+    stage.conv2, stage.norm2 = stage.conv, stage.norm
+    for engine in ENGINES:
+        assert assert_answers_or_refusal(net, x, engine) == ""
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.conv(x) * self.calls
+
+
+def hooked(register: str) -> nn.Module:
+    stage = nn.Sequential(conv(), nn.ReLU())
+    hook = (lambda m, args: (args[0] * 2,)) if "pre" in register else (lambda m, args, out: out * 2)
+    getattr(stage[0], register)(hook)
+    return stage
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "batch statistics": (
+        lambda: nn.Sequential(conv(), nn.BatchNorm2d(8, track_running_stats=False)),
+        "stage 1 has BatchNorm2d '1' without running statistics, so that its answers depend on the whole batch",
+    ),
+    "functional batch statistics": (
+        lambda: Stage(lambda s, x: F.batch_norm(s.conv(x), None, None, training=True), **layers()),
+        "stage 1 answers differently for an image alone, so it depends on the whole batch",
+    ),
+    "mean of the batch": (
+        lambda: Stage(lambda s, x: s.conv(x - x.mean(0)), **layers()),
+        "stage 1 answers differently for an image alone, so it depends on the whole batch",
+    ),
+    "random": (
+        lambda: Stage(lambda s, x: s.conv(F.dropout(x, 0.5, True)), **layers()),
+        "stage 1 answers differently when it is called again",
+    ),
+    "stateful": (Counting, "stage 1 answers differently when it is called again"),
+    "hook": (
+        partial(hooked, "register_forward_hook"),
+        "stage 1 has Conv2d '0' with a forward hook, which only the reference engine calls",
+    ),
+    "pre-hook": (partial(hooked, "register_forward_pre_hook"), "stage 1 has Conv2d '0' with a forward hook"),
+    "no view": (
+        lambda: nn.Sequential(Stage(lambda s, x: s.conv(x).view(len(x), -1).view_as(x), **layers())),
+        "stage 1: on channels-last maps in float32 its copy in '0': RuntimeError: view size is not compatible",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_stages_that_only_the_reference_engine_answers(name, caplog):
+    make, reason = REFUSED[name]
+    net, x = network(make()), images(5, SHAPE)
+    for engine in ("compact", "resident"):
+        with pytest.raises(ValueError, match=f"^engine='{engine}' cannot run: .*; use engine='"):
+            eefast.accelerate(net, engine=engine)
+    assert reason in assert_answers_or_refusal(net, x, "compact")
+    with caplog.at_level(logging.WARNING, "eefast"):
+        for _ in range(2):
+            fast = eefast.accelerate(net)
+    assert [r.message for r in caplog.records if reason in r.message] == [caplog.records[-1].message]
+    assert fast.plan.engine == "reference"
+    if name not in ("random", "stateful"):
+        with torch.no_grad():
+            torch.testing.assert_close(fast(x).logits, net(x).logits)
+
+
+def test_an_exception_in_the_stage_itself_names_its_module(caplog):
+    """The constant meets another dtype; the reference engine then says so at the call, as the network does."""
+    inner = Stage(lambda s, x: F.conv2d(x, s.conv.weight.bfloat16()), conv=nn.Conv2d(8, 8, 1))
+    net = network(nn.Sequential(nn.ReLU(), inner))
+    with pytest.raises(ValueError, match=r"cannot run: stage 1 in '1': RuntimeError: Input type"):
+        eefast.accelerate(net, engine="compact")
+    fast = eefast.accelerate(net)
+    with pytest.raises(RuntimeError, match="Input type"):
+        fast(images(2, SHAPE))
+
+
+class DoubledLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class CastLinear(nn.Linear):
+    """As timm's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+def change_forward(head: ExitHead) -> None:
+    head.forward = lambda x: ExitHead.forward(head, 2 * x)  # type: ignore[method-assign]
+
+
+def set_parts(**parts: Callable[[], nn.Module]) -> Callable[[ExitHead], None]:
+    def change(head: ExitHead) -> None:
+        for name, make in parts.items():
+            setattr(head, name, make().eval())
+
+    return change
+
+
+def set_attribute(path: str, value: Any) -> Callable[[ExitHead], None]:
+    def change(head: ExitHead) -> None:
+        *parents, name = path.split(".")
+        owner: Any = head
+        for parent in parents:
+            owner = getattr(owner, parent)
+        setattr(owner, name, value)
+
+    return change
+
+
+# kind of the head, the change, and why engines refuse it ("" where they run it).
+HEADS: dict[str, tuple[str, Callable[[ExitHead], Any], str]] = {
+    "max pooling": ("pool", set_parts(pool=lambda: nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())), "as pool"),
+    "one window": ("pool", set_parts(pool=lambda: nn.Sequential(nn.AvgPool2d(SHAPE[1:]), nn.Flatten())), "as pool"),
+    "mean and maximum": (
+        "pool",
+        set_parts(pool=lambda: Stage(lambda s, x: x.mean((2, 3)) + x.amax((2, 3)))),
+        "the head of exit 0 has Stage() as pool",
+    ),
+    "the mean in other words": ("pool", set_parts(pool=lambda: Stage(lambda s, x: x.flatten(2).mean(2))), ""),
+    "four means": ("pool", set_attribute("pool.0.output_size", 2), "as pool"),
+    "flattened": ("pool", set_parts(pool=nn.Flatten), "the head of exit 0 has Flatten("),
+    "pooled after all": (
+        "plain",
+        set_parts(pool=lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())),
+        "as pool, not what head='plain' has",
+    ),
+    "a part of the map": ("plain", set_parts(pool=lambda: nn.Flatten(2)), "as pool"),
+    "kind": ("pool", set_attribute("kind", "plain"), "as pool"),
+    "instance norm": ("bnpool", set_parts(norm=lambda: nn.InstanceNorm2d(8)), "as norm"),
+    "group norm": ("pool", set_parts(norm=lambda: nn.GroupNorm(4, 8)), "the head of exit 0 has GroupNorm(4, 8"),
+    "ReLU6": ("pool", set_parts(norm=nn.ReLU6), "the head of exit 0 has ReLU6() as norm"),
+    "activated norm": ("bnpool", set_parts(norm=lambda: ActivatedNorm(8)), "as norm"),
+    "a norm more": ("pool", set_parts(norm=lambda: nn.BatchNorm2d(8, eps=0.3)), ""),
+    "a norm more, flattened": ("plain", set_parts(norm=lambda: randomised(nn.BatchNorm2d(8))), ""),
+    "a norm without scale": ("conv1", set_parts(norm=lambda: randomised(nn.BatchNorm2d(8, affine=False))), ""),
+    "a norm of the batch": ("bnpool", set_parts(norm=lambda: nn.BatchNorm2d(8, track_running_stats=False)), "without"),
+    "eps": ("bnpool", set_attribute("norm.eps", 0.7), ""),
+    "no norm": ("bnpool", set_parts(norm=nn.Identity), ""),
+    "wider conv": ("conv1", set_parts(convs=lambda: nn.Sequential(nn.Conv2d(8, 8, 5, padding=2), nn.SiLU())), ""),
+    "dilated conv": ("conv2", set_attribute("convs.1.0.dilation", (2, 2)), ""),
+    "other activation": ("conv1", set_attribute("convs.0.2", nn.Hardswish().eval()), ""),
+    "strided conv": ("conv2", set_attribute("convs.0.0.stride", (2, 2)), ""),
+    "a conv in a pool head": ("pool", set_parts(convs=lambda: nn.Sequential(conv())), ""),
+    "a conv for all": ("pool", set_parts(convs=conv), "the head of exit 0 has Conv2d(8, 8"),
+    "no bias": ("pool", set_parts(classifier=lambda: nn.Linear(8, 5, bias=False)), ""),
+    "no bias of the confidence": ("plain", set_parts(confidence=lambda: nn.Linear(8 * 9 * 7, 1, bias=False)), ""),
+    "doubled": ("pool", set_parts(classifier=lambda: DoubledLinear(8, 5)), "has DoubledLinear(in_features=8"),
+    "a linear in other words": ("pool", set_parts(classifier=lambda: CastLinear(8, 5)), ""),
+    "doubled confidence": ("pool", set_parts(confidence=lambda: DoubledLinear(8, 1)), "as confidence, not nn.Linear"),
+    "two layers": ("pool", set_parts(classifier=lambda: nn.Sequential(nn.Dropout(), nn.Linear(8, 5))), "as classifier"),
+    "normalised": ("pool", lambda head: weight_norm(head.classifier), ""),
+    "parametrised": ("pool", lambda head: parametrizations.weight_norm(head.classifier), ""),
+    "pruned": ("pool", lambda head: prune.l1_unstructured(head.classifier, "weight", 0.5), ""),
+    "tied": ("pool", lambda head: setattr(head.confidence, "weight", nn.Parameter(head.classifier.weight[:1])), ""),
+    "forward": ("pool", change_forward, "the head of exit 0 has a forward or hooks of its own"),
+    "hook": (
+        "pool",
+        lambda head: head.register_forward_hook(lambda m, args, out: out),
+        "the head of exit 0, ExitHead, with a forward hook",
+    ),
+    "hook inside": (
+        "bnpool",
+        lambda head: head.pool[0].register_forward_hook(lambda m, args, out: out * 3),
+        "the head of exit 0 has AdaptiveAvgPool2d 'pool.0' with a forward hook",
+    ),
+    "convs where none were": ("pool", lambda head: head.convs.append(nn.Conv2d(8, 8, 1)), None),
+    "pre-hook inside": (
+        "pool",
+        lambda head: head.norm.register_forward_pre_hook(lambda m, args: (args[0] * 3,)),
+        "the head of exit 0 has Identity 'norm' with a forward hook",
+    ),
+}  # fmt: skip
+
+
+# The network itself cannot run with these.
+BROKEN = ("four means", "flattened", "pooled after all", "a part of the map")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", HEADS)
+def test_changed_heads(name):
+    kind, change, reason = HEADS[name]
+    net, x = network(conv(), head=kind), images(5, SHAPE)
+    change(net.heads[0])
+    net.thresholds.fill_(0.0)  # all leave at the head that was changed
+    if name in BROKEN:
+        for call in (lambda: net(x), lambda: eefast.accelerate(net)(x)):
+            with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+                call()
+    for engine in ENGINES if name not in BROKEN else ("compact", "resident"):
+        refused = assert_answers_or_refusal(net, x, engine)
+        if reason or engine == "compact":
+            assert (reason in refused) if reason and engine != "auto" else not refused
+    if reason:
+        assert eefast.accelerate(net).plan.engine == "reference"
+
+
+CHANGED_LATER = [
+    "max pooling",
+    "the mean in other words",
+    "a norm more",
+    "wider conv",
+    "no bias",
+    "hook inside",
+    "convs where none were",
+]
+
+
+@pytest.mark.parametrize("name", CHANGED_LATER)
+def test_heads_changed_after_planning_are_noticed(name):
+    kind, change, reason = HEADS[name]
+    net, x = network(conv(), head=kind), images(5, SHAPE)
+    net.thresholds.fill_(0.0)
+    fast, before = eefast.accelerate(net), net(x)
+    change(net.heads[0])
+    with torch.no_grad():
+        wanted = net(x)
+        assert (name == "the mean in other words") == torch.allclose(wanted.logits, before.logits)
+        torch.testing.assert_close(fast(x).logits, wanted.logits, rtol=1e-4, atol=1e-4)
+    assert (fast.plan.engine == "reference") == bool(reason)
+
+
+@pytest.mark.parametrize("engine", ["auto", "compact", "reference", "resident"])
+def test_another_number_of_classes_is_refused_with_the_way_out(engine):
+    net, x = network(conv()), images(5, SHAPE)
+    fast = eefast.accelerate(net, engine=engine)
+    for head in net.heads:
+        head.classifier = nn.Linear(8, 100)
+    message = r"the head of exit 0 answers with 100 classes, the network was built for 5; .*with_criterion"
+    for call in (lambda: eefast.accelerate(net, engine=engine), lambda: fast(x), lambda: net(x)):
+        with pytest.raises(ValueError, match=message):
+            call()
+    anew = net.with_criterion(net.criterion.name, [1.0])
+    assert eefast.accelerate(anew, engine=engine)(x).logits.shape == (5, 100)
+
+
+def test_a_part_left_in_training_mode_is_refused():
+    net, x = network(conv()), images(5, SHAPE)
+    net.heads[1].classifier = nn.Sequential(nn.Dropout(), nn.Linear(8, 5))
+    for engine in ENGINES:
+        with pytest.raises(ValueError, match=r"exit 1 has parts in training mode .*\(Dropout, Linear, Seq"):
+            eefast.accelerate(net, engine=engine)
+    net.eval()
+    assert assert_answers_or_refusal(net, x, "auto") == ""
+    net.stages[1] = conv()  # in training mode too, but it answers the same
+    assert assert_answers_or_refusal(net, x, "compact") == "" or "Dropout" in repr(net)
+
+
+def test_weights_that_are_no_numbers_run_as_the_reference_does():
+    net, x = network(conv()), images(5, SHAPE)
+    net.thresholds.fill_(0.0)
+    with torch.no_grad():
+        net.stages[1].weight[0] = torch.nan
+    for engine in ENGINES:
+        fast = eefast.accelerate(net, engine=engine)
+        torch.testing.assert_close(fast(x).logits, net(x).logits, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+def test_compiled_and_scripted_stages_run_as_they_were_written():
+    compiled, x = torch.compile(nn.Sequential(conv(), nn.BatchNorm2d(8)), backend="eager"), images(5, SHAPE)
+    scripted = network(conv(), compiled)
+    scripted.stages[1] = torch.jit.script(nn.Sequential(conv(), nn.BatchNorm2d(8)).eval())
+    in_place = network(nn.Sequential(conv(), nn.BatchNorm2d(8)))
+    in_place.stages[1].compile(backend="eager")
+    for net in (scripted, in_place):
+        assert assert_answers_or_refusal(net, x, "compact") == ""
+        assert assert_answers_or_refusal(net, x, "auto") == ""
+    assert [row.note for row in eefast.accelerate(in_place, engine="compact").plan.stages] == ["folded"] * 2
+
+
+def test_planning_under_inference_mode_serves_calls_outside_of_it():
+    net, x = network(conv()), images(5, SHAPE)
+    with torch.inference_mode():
+        fast = eefast.accelerate(net, engine="compact")
+    assert not any(t.is_inference() for step in fast.plan.steps for t in step.stage.parameters())
+    torch.testing.assert_close(fast(x).logits, net(x).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_plans_leave_no_sources():
+    """torch.fx keeps the source of every graph module that it makes, unless it is told to forget it."""
+    net = network(conv())
+    for _ in range(3):
+        fast = eefast.accelerate(net, engine="compact")
+    gc.collect()
+    sources, lines = torch.fx.graph_module._loader.eval_cache, linecache.cache
+    before = len(sources), len(lines)
+    for _ in range(20):
+        fast = eefast.accelerate(net, engine="compact")
+    gc.collect()
+    assert (len(sources), len(lines)) == before
+    name = type(fast.plan.steps[0].stage).forward.__code__.co_filename
+    assert name in sources
+    del fast
+    gc.collect()
+    assert name not in sources

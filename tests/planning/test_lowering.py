@@ -1,0 +1,228 @@
+"""Networks as steps: what the resident engine refuses, by name, and custom stages whose answers must be PyTorch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import Stage, images, lived_in
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import eefast
+from eefast import ops, zoo
+from eefast.cost import macs
+from eefast.heads import ExitHead
+from eefast.ops import Kind
+from eefast.planning.lowering import UnsupportedError, lower, program
+from eefast.result import ExitOutput
+
+SHAPE = (3, 9, 8)
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, **more: object) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, **{"padding": kernel // 2, **more})
+
+
+class BasicBlock(nn.Module):
+    """As torchvision writes it."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv(inputs, outputs, 3, stride, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = conv(outputs, outputs, bias=False), nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        return self.relu(out)
+
+
+def network(*stages: nn.Module, head: str = "pool") -> eefast.EarlyExitNet:
+    heads, shape = [], SHAPE
+    for stage in stages:
+        _, shape = macs(stage, shape)
+        heads.append(ExitHead(head, shape, 5, SHAPE))
+    return lived_in(eefast.EarlyExitNet(list(stages), heads, input_shape=SHAPE), 1)
+
+
+def check(net: eefast.EarlyExitNet, x: Tensor, **kinds: int) -> None:
+    """Every exit says what PyTorch says, with every algorithm, and alone as in a group."""
+    lowered = lower(net)
+    found_kinds = [layer.kind for layer in lowered.layers]
+    for kind, count in kinds.items():
+        assert found_kinds.count(Kind[kind.upper()]) == count
+    with torch.no_grad():
+        expected = [out.logits for out in net.all_exits(x.clone())]
+    for algorithm, group in ((0, 1), (2, 3), (4, 2)):
+        n = len(lowered.sizes)
+        p = program(lowered, (algorithm,) * n, (group,) * n, False, {})
+        for i, wanted in enumerate(expected):
+            limits = torch.tensor([-1.0 if i == j else 2.0 for j in range(net.num_exits)])
+            tables = p.steps, p.maps, p.groups, p.weights, p.packed, limits
+            logits, _, exits = ops.resident_forward(x, *tables, net.criterion.name, net.num_classes)
+            assert (exits == i).all()
+            torch.testing.assert_close(logits, wanted, rtol=0, atol=float(5e-5 * wanted.abs().max()))
+
+
+class AddsInPlace(nn.Module):
+    """What has two names changes under both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 20), conv(20, 20), conv(20, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = z = self.a(x)
+        y += self.b(y)
+        return self.c(y) + z
+
+
+CUSTOM = {
+    "the image's own result is added": Stage(lambda s, x: (y := s.a(x)) + s.b(y), a=conv(3, 20), b=conv(20, 20)),
+    "added twice": Stage(
+        lambda s, x: (y := s.a(x)) + s.b((z := y + s.b(y)).relu()) + s.c(z),
+        a=conv(3, 20), b=conv(20, 20), c=conv(20, 20),
+    ),
+    "method and function": Stage(
+        lambda s, x: F.relu(torch.add(s.b(F.relu(s.a(x))), s.c(x)).relu_(), inplace=True),
+        a=conv(3, 20), b=conv(20, 17), c=conv(3, 17, 1),
+    ),
+    "in place": Stage(
+        lambda s, x: s.b(s.relu(y := s.a(x))) + y, a=conv(3, 20), b=conv(20, 20), relu=nn.ReLU(inplace=True)
+    ),
+    "not in place": Stage(lambda s, x: s.b(s.relu(y := s.a(x))) + y, a=conv(3, 20), b=conv(20, 20), relu=nn.ReLU()),
+    "in place by method": Stage(
+        lambda s, x: s.b((y := s.a(x)).add_(s.c(x))) + y, a=conv(3, 9), b=conv(9, 9), c=conv(3, 9)
+    ),
+    "in place by operator": AddsInPlace(),
+    "pre-activation": nn.Sequential(conv(3, 20), nn.BatchNorm2d(20), nn.BatchNorm2d(20), nn.ReLU(), conv(20, 40, 1)),
+    "pooling": nn.Sequential(conv(3, 20, 2), nn.MaxPool2d(3, 2, 1), nn.ReLU(), conv(20, 33, 1), nn.MaxPool2d(2)),
+    "pooling in place of size": nn.Sequential(conv(3, 20), nn.MaxPool2d(3, 1, 1), nn.ReLU(), conv(20, 33)),
+    "odd windows": nn.Sequential(conv(3, 20, 5, 2), nn.ReLU(), nn.Conv2d(20, 17, 2, 2, 1), nn.Conv2d(17, 70, 2)),
+    "even strides": nn.Sequential(conv(3, 20), nn.Identity(), nn.Dropout(), conv(20, 20, 3, 2), conv(20, 20, 1, 2)),
+    "a valid convolution": nn.Sequential(conv(3, 70), nn.Conv2d(70, 16, 3, padding="valid"), conv(16, 16)),
+    "branches": Stage(
+        lambda s, x: s.c(s.b(y := s.a(x))) + s.d(y),
+        a=conv(3, 20), b=conv(20, 8, 3, 2), c=conv(8, 20), d=conv(20, 20, 1, 2),
+    ),
+    "an affine residual": Stage(
+        lambda s, x: s.b(y := s.a(x)) + s.c(y), a=conv(3, 20), b=conv(20, 20), c=nn.BatchNorm2d(20)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CUSTOM)
+def test_custom_stages(name: str) -> None:
+    check(network(CUSTOM[name], conv(network(CUSTOM[name]).heads[0].num_features, 24)), images(9, SHAPE))
+
+
+@pytest.mark.parametrize("head", ["pool", "bnpool", "conv2"])
+def test_blocks_as_in_torchvision(head: str) -> None:
+    """BatchNorms, additions and ReLUs go into the convolutions."""
+    stem = nn.Sequential(conv(3, 16, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True), BasicBlock(16, 16, 1))
+    stages = [stem, nn.Sequential(BasicBlock(16, 40, 2), BasicBlock(40, 40, 1)), BasicBlock(40, 64, 1)]
+    check(network(*stages, head=head), images(9, SHAPE), convolution=11 + 3 * 2 * (head == "conv2"), affine=0, exit=3)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("eenet20", (1, 13, 13)), ("eenet8", (2, 9, 9))])
+def test_zoo(name: str, shape: tuple[int, int, int]) -> None:
+    net = lived_in(zoo.eenet(name, 2, input_shape=shape), 1)
+    check(net, images(5, shape), exit=3)
+    # Other sizes of images need no other steps.
+    check(net, images(5, (shape[0], 17, 11)))
+
+
+def test_maps_are_used_again() -> None:
+    """EENet-110 has 109 convolutions, but never more than three maps of one size in use."""
+    lowered = lower(zoo.eenet("eenet110", 2))
+    assert len(lowered.layers) > 110
+    assert max(sum(section == s for _, section in lowered.maps) for s in range(3)) <= 3
+    assert lowered.sizes == ((32, 32), (16, 16), (8, 8))
+
+
+class Untraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(3, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if len(x) > 0 else x
+
+
+def after(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(conv(3, 8), layer)
+
+
+GROUPED = r"Conv2d\(8, 8.*groups=4.*the resident engine has no grouped, dilated or larger-stride one"
+REFUSED = {
+    "grouped": (after(conv(8, 8, groups=4)), f"stage 0 has {GROUPED}"),
+    "dilated": (after(conv(8, 8, dilation=2)), r"stage 0 has Conv2d\(8, 8.*dilation=\(2, 2\).*no grouped, dilated"),
+    "stride 3": (after(conv(8, 8, 3, 3)), r"stage 0 has Conv2d\(8, 8.*stride=\(3, 3\).*no grouped, dilated"),
+    "oblong": (after(nn.Conv2d(8, 8, (1, 3), padding=(0, 1))), r"stage 0 has Conv2d\(8, 8, kernel_size=\(1, 3\)"),
+    "reflecting": (after(conv(8, 8, padding_mode="reflect")), r"stage 0 has Conv2d\(8, 8.*padding_mode=reflect"),
+    "untraceable": (Untraceable(), r"stage 0 is not folded: torch\.fx cannot trace it \("),
+    "sigmoid": (after(nn.Sigmoid()), r"stage 0 has Sigmoid\(\), which the resident engine has no step for"),
+    "mean pooling": (after(nn.AvgPool2d(2)), r"stage 0 has AvgPool2d\(.*, which the resident engine has no step for"),
+    "ceiling": (after(nn.MaxPool2d(2, ceil_mode=True)), r"stage 0 has MaxPool2d\(.*ceil_mode=True"),
+    "dilated pooling": (after(nn.MaxPool2d(2, dilation=2)), r"stage 0 has MaxPool2d\(.*dilation=2"),
+    "pooled image": (nn.MaxPool2d(2), r"stage 0 has MaxPool2d"),
+    "normalised image": (nn.Sequential(nn.BatchNorm2d(3), conv(3, 8)), r"stage 0 has BatchNorm2d\(3"),
+    "ReLU of the image": (nn.Sequential(nn.ReLU(), conv(3, 8)), r"stage 0 has ReLU\(\)"),
+    "function": (Stage(lambda s, x: F.gelu(s.a(x)), a=conv(3, 8)), r"stage 0 has gelu, which"),
+    "parameter": (Stage(lambda s, x: s.a(x) * 2, a=conv(3, 8)), r"stage 0 has mul, which"),
+    "number added": (Stage(lambda s, x: s.a(x) + 1, a=conv(3, 8)), r"stage 0 has add, which"),
+    "scaled addition": (
+        Stage(lambda s, x: torch.add(s.b(y := s.a(x)), y, alpha=2), a=conv(3, 8), b=conv(8, 8)),
+        r"stage 0 has add with alpha",
+    ),
+    "broadcast addition": (
+        Stage(lambda s, x: s.b(y := s.a(x)) + s.c(y), a=conv(3, 8), b=conv(8, 8), c=conv(8, 1)),
+        r"stage 0 adds maps of different channels",
+    ),
+    "no convolution added": (
+        Stage(lambda s, x: s.a(x).relu() + s.b(x).relu(), a=conv(3, 8), b=conv(3, 8)),
+        r"an addition follows no convolution whose result is used only there",
+    ),
+    "added to a resizing layer": (
+        Stage(
+            lambda s, x: s.d(y := s.a(x)) + s.c(s.b(y)).relu(),
+            a=conv(3, 8), b=conv(8, 8, 3, 2), c=conv(8, 8), d=conv(8, 8, 1, 2),
+        ),
+        r"an addition to a layer that resizes maps waits for layers behind it",
+    ),
+    "nothing": (nn.Identity(), r"exit 0 reads the image itself"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(name: str) -> None:
+    stage, message = REFUSED[name]
+    with pytest.raises(UnsupportedError, match=message):
+        lower(network(stage))
+
+
+def test_foreign_head() -> None:
+    class Head(ExitHead):
+        def forward(self, features: Tensor) -> ExitOutput:
+            return super().forward(-features)
+
+    head = Head("pool", (8, 9, 8), 5, SHAPE)
+    net = eefast.EarlyExitNet([conv(3, 8)], [head], input_shape=SHAPE)
+    with pytest.raises(UnsupportedError, match=r"the head of exit 0 is a Head, not an eefast\.heads\.ExitHead"):
+        lower(net)
+
+
+def test_lowering_leaves_the_network_alone() -> None:
+    net = network(BasicBlock(3, 8, 2), BasicBlock(8, 8, 1))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    lower(net)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(parameter.requires_grad for parameter in net.parameters())

@@ -1,0 +1,130 @@
+"""Packed weights, read back in the order in which the kernels read them, by loops and matrices of the tests' own."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from eefast.planning import packing
+
+# Lavin & Gray 2015: the transforms of the input and of the output, Bᵀ and Aᵀ.
+INPUT = {
+    2: [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
+    4: [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ],
+}
+OUTPUT = {
+    2: [[1, 1, 1, 0], [0, 1, -1, -1]],
+    4: [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
+}
+
+
+class Reader:
+    """Takes numbers from the front of a packed vector."""
+
+    def __init__(self, packed: torch.Tensor) -> None:
+        assert packed.dtype == torch.float32
+        self.rest = packed
+
+    def take(self, *shape: int) -> np.ndarray:
+        n = int(np.prod(shape))
+        found, self.rest = self.rest[:n], self.rest[n:]
+        return found.double().numpy().reshape(shape)
+
+    def take_pairs(self, width: int) -> np.ndarray:
+        """[2, width]: two bfloat16 numbers from each place of a float32."""
+        found, self.rest = self.rest[:width], self.rest[width:]
+        return found.contiguous().view(torch.bfloat16).double().numpy().reshape(width, 2).T
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def expected(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor) -> np.ndarray:
+    """[H, W, O] of the valid convolution of x [C, H, W], in float64."""
+    return F.conv2d(x[None].double(), weight.double(), bias.double())[0].permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+def test_direct(kernel: int, planes: bool, bfloat16: bool) -> None:
+    for outputs, inputs in product((1, 16, 20, 40, 64), (1, 3, 16, 17, 35)):
+        weight, bias, x = random(outputs, inputs, kernel, kernel), random(outputs), random(inputs, kernel, kernel)
+        reader = Reader(packing.convolution(weight, bias, 0, planes, bfloat16))
+        padded = -(-outputs // 16) * 16
+        width = 32 if padded % 32 == 0 else 16
+        sums = reader.take(padded)
+        block = 1 if planes else 16
+        for group, begin in product(range(padded // width), range(0, inputs, block)):
+            own = sums[group * width : (group + 1) * width]
+            for i, j in product(range(kernel), range(kernel)):
+                pixels = x[begin : begin + block, i, j].double().numpy()
+                if bfloat16 and not planes:
+                    for pair in range(0, len(pixels), 2):
+                        own += np.resize([*pixels[pair : pair + 2], 0], 2) @ reader.take_pairs(width)
+                else:
+                    own += pixels @ reader.take(len(pixels), width)
+        assert len(reader.rest) == 0
+        assert (sums[outputs:] == 0).all()
+        rounded = weight.bfloat16() if bfloat16 and not planes else weight
+        np.testing.assert_allclose(sums[:outputs], expected(rounded, bias, x)[0, 0], atol=1e-10)
+
+
+@pytest.mark.parametrize("side", [2, 4])
+def test_winograd(side: int) -> None:
+    """One tile: Aᵀ [(weights) ⊙ (Bᵀ d B)] A."""
+    before, after = np.array(INPUT[side], dtype=float), np.array(OUTPUT[side], dtype=float)
+    for outputs, inputs in product((1, 16, 20, 48, 64, 130), (1, 16, 19)):
+        weight, bias, x = random(outputs, inputs, 3, 3), random(outputs), random(inputs, side + 2, side + 2)
+        reader = Reader(packing.convolution(weight, bias, side, False, False))
+        padded = -(-outputs // 16) * 16
+        width = 64 if padded % 64 == 0 else 32 if padded % 32 == 0 else 16
+        biases = reader.take(padded)
+        weights = reader.take(side + 2, side + 2, padded // width, inputs, width)
+        assert len(reader.rest) == 0
+        tile = np.einsum("ay,cyx,bx->cab", before, x.double().numpy(), before)
+        product_ = np.einsum("cab,abgcw->abgw", tile, weights).reshape(side + 2, side + 2, padded)
+        found = np.einsum("ya,abo,xb->yxo", after, product_, after) + biases
+        assert (found[..., outputs:] == 0).all()
+        np.testing.assert_allclose(found[..., :outputs], expected(weight, bias, x), atol=1e-4)
+
+
+def test_affine() -> None:
+    for channels in (1, 16, 20):
+        scale, shift = random(channels), random(channels) + 1
+        reader = Reader(packing.affine(scale, shift))
+        padded = -(-channels // 16) * 16
+        for wanted in (shift, scale):
+            np.testing.assert_array_equal(reader.take(padded), F.pad(wanted, (0, padded - channels)).double().numpy())
+        assert len(reader.rest) == 0
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+def test_exit_rows(flatten: bool) -> None:
+    height, width = (3, 2) if flatten else (1, 1)
+    for classes, channels in product((1, 10, 15, 16, 1000), (1, 16, 20)):
+        weight = random(classes + 1, channels, height, width)
+        bias, x = random(classes + 1), random(channels, height, width)
+        packed = packing.exit_rows(weight if flatten else weight[:, :, 0, 0], bias)
+        reader, rows = Reader(packed), -(-(classes + 1) // 16) * 16
+        sums = reader.take(rows)
+        for begin, i, j, c in product(range(0, channels, 16), range(height), range(width), range(16)):
+            row = reader.take(rows)
+            if begin + c < channels:
+                sums += float(x[begin + c, i, j]) * row
+            else:
+                assert (row == 0).all()
+        assert len(reader.rest) == 0
+        assert (sums[classes + 1 :] == 0).all()
+        wanted = weight.double().flatten(1) @ x.double().flatten() + bias.double()
+        np.testing.assert_allclose(sums[: classes + 1], wanted.numpy(), atol=1e-5)
