@@ -1,5 +1,5 @@
 """Exits attached to any backbone."""
 
-from .attachment import attach
+from .attachment import attach, new_parameters
 
-__all__ = ["attach"]
+__all__ = ["attach", "new_parameters"]

@@ -370,7 +370,7 @@ def test_shipped_mnist() -> None:
 
 def test_shipped_mnist_needs_torch_only() -> None:
     code = (
-        "import sys; from eefast.train.data import mnist_test; assert len(mnist_test()[1]) == 10000; "
+        "import sys; from eefast.data.datasets import mnist_test; assert len(mnist_test()[1]) == 10000; "
         "print([m for m in ('lightning', 'torchvision', 'PIL', 'matplotlib', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
