@@ -1,6 +1,7 @@
 """What all tests share: a quiet number of threads, poisoned fresh memory, Triton interpreted where no GPU is."""
 
 import os
+import signal
 from importlib.util import find_spec
 
 import pytest
@@ -12,6 +13,11 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # Parallel test processes with several spinning threads each slow one another down many times over.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+# nohup, or a shell that starts the tests in the background, has these ignored; commands would then ignore them, too.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 
 @pytest.fixture(autouse=True)
