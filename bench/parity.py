@@ -24,8 +24,8 @@ from eefast.measure.comparison import FLIP_MARGIN, judge
 from eefast.model import EarlyExitNet
 from eefast.planning.planner import ENGINES
 from eefast.result import ExitOutput, ExitResult
-from eefast.thresholds.calibration import collect
-from eefast.thresholds.evaluation import answers, evaluate, flip_distances
+from eefast.thresholds.evaluation import evaluate
+from eefast.thresholds.outputs import collect, collect_answers, flip_distances
 
 BATCH_SIZES = (1, 31, 256)
 NOISE = Network("eenet20", (3, 32, 32), 10, (0.0, 0.0, 1.0), head="conv1")
@@ -124,7 +124,7 @@ SUBJECTS: dict[str, Callable[[str, int], Iterator[Subject]]] = {MNIST: on_mnist,
 
 
 def subject(name: str, net: EarlyExitNet, images: Tensor, labels: Tensor | None, outputs: list[ExitOutput]) -> Subject:
-    reference, _ = answers(net, singles(images, f"{name}, {net.criterion.name}: net(x)"), images.device)
+    reference, _ = collect_answers(net, singles(images, f"{name}, {net.criterion.name}: net(x)"), images.device)
     return Subject(name, net, images, labels, outputs, reference)
 
 
@@ -185,7 +185,7 @@ def measure(seen: Subject, way: Way) -> list[ParityRow]:
 def _answers(run: Callable[[Tensor], ExitResult], images: Tensor, n: int, backwards: bool = False) -> ExitResult:
     """In the order of the images, whatever order they were asked in."""
     asked = images.flip(0) if backwards else images
-    result, _ = answers(run, [(x, torch.zeros(len(x))) for x in asked.split(n)], images.device)
+    result, _ = collect_answers(run, [(x, torch.zeros(len(x))) for x in asked.split(n)], images.device)
     return ExitResult(*(part.flip(0) for part in result)) if backwards else result
 
 

@@ -16,7 +16,7 @@ from eefast.criteria import get
 from eefast.measure.comparison import judge
 from eefast.model import EarlyExitNet
 from eefast.result import ExitOutput
-from eefast.thresholds.calibration import collect
+from eefast.thresholds.outputs import collect
 
 MNIST = "eenet32 on MNIST"
 

@@ -33,7 +33,7 @@ import eefast
 from eefast.measure.comparison import FLIP_MARGIN
 from eefast.planning.folding import fold_stage
 from eefast.result import ExitOutput, ExitResult
-from eefast.thresholds.calibration import exits_taken
+from eefast.thresholds.outputs import exits_taken
 
 ROUNDS = 7
 ROUND_SECONDS, MOST_BATCHES = 0.05, 32

@@ -38,7 +38,7 @@ from eefast.cost import macs
 from eefast.measure.comparison import FLIP_MARGIN
 from eefast.model import EarlyExitNet
 from eefast.result import ExitOutput
-from eefast.thresholds.calibration import collect, exits_taken
+from eefast.thresholds.outputs import collect, exits_taken
 
 ROUNDS = 7
 # Every way answers the same images in a turn, again and again until the turn is long enough to be timed.

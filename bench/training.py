@@ -32,9 +32,10 @@ from torch import Tensor
 import eefast
 from eefast.criteria import CRITERIA, get
 from eefast.data import datasets
+from eefast.data.loading import batches, split
 from eefast.result import ExitOutput
-from eefast.thresholds.calibration import Calibration, calibrate, collect, exits_taken, outcome, pareto_front
-from eefast.thresholds.evaluation import batches, split
+from eefast.thresholds.calibration import Calibration, calibrate, pareto_front
+from eefast.thresholds.outputs import collect, exits_taken, outcome
 from eefast.train.run import LAST_FILE, REPORT_FILE
 
 ROOT = Path(__file__).parents[1]

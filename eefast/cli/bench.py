@@ -80,6 +80,7 @@ def bench(
     import torch
     from torch.utils.data import Subset
 
+    from ..data.loading import batches
     from ..measure import benchmark, environment
     from ..thresholds import calibration, evaluation
 
@@ -101,7 +102,7 @@ def bench(
     whole = inputs.images(net, source, "test")
     # Data sets lie in the order of their classes, or with the easier images first.
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))[:images].tolist()
-    tests = evaluation.batches(Subset(whole, order), BATCH, workers)
+    tests = batches(Subset(whole, order), BATCH, workers)
     if len(order) < max(sizes):
         raise ValueError(f"batch_sizes={batch_sizes!r}: there are only {len(order)} test images; take smaller ones")
     chosen: Mapping[str, Calibration] = {}
@@ -121,7 +122,7 @@ def bench(
             others = [c.thresholds for c in _by_cost([c for c in front if c.accuracy > final - 0.03], 6)]
         found = benchmark.run(
             net,
-            evaluation.reported(tests, "test images", progress),
+            tests.reported("test images", progress),
             batch_sizes=sizes,
             others=others,
             compared={name: c.thresholds for name, c in chosen.items()},

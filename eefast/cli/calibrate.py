@@ -55,7 +55,8 @@ def calibrate(
 ) -> None:
     """Choose thresholds under a budget on held-out training images, and compare criteria on the same network."""
     from ..measure import environment
-    from ..thresholds import calibration, evaluation
+    from ..thresholds import calibration, evaluation, scaling
+    from ..thresholds.outputs import by_thresholds
 
     kind, value = inputs.budget(min_accuracy=min_accuracy, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
     inputs.check_saving(network, save)
@@ -65,25 +66,23 @@ def calibrate(
     if save:
         net.check_saving()
     if scale:
-        calibration.scalable_layers(net)
+        scaling.scalable_layers(net)
     kept = inputs.Kept(source, held_out, seed, None if few_images else inputs.least_images(kind, value))
     with bars() as progress:
         outputs, labels = kept.outputs(net, cache, batch_size, progress)
         raw = evaluation.exit_quality(outputs, labels)
-        scaling = calibration.fit_scaling(outputs, labels) if scale else None
-        if scaling is not None:
-            outputs = calibration.scaled(outputs, scaling)
+        fitted = scaling.fit_scaling(outputs, labels) if scale else None
+        if fitted is not None:
+            outputs = scaling.scaled(outputs, fitted)
         chosen, impossible = inputs.thresholds(net, outputs, labels, names, kind, value, progress)
     exits = {
-        name: evaluation.by_thresholds(outputs, net, name, c.thresholds).exit_index.bincount(
-            minlength=net.num_exits + 1
-        )
+        name: by_thresholds(outputs, net, name, c.thresholds).exit_index.bincount(minlength=net.num_exits + 1)
         for name, c in chosen.items()
     }
     quality = evaluation.exit_quality(outputs, labels)
     if save:
-        if scaling is not None:
-            calibration.fold_scaling(net, scaling)
+        if fitted is not None:
+            scaling.fold_scaling(net, fitted)
         calibration.save_thresholds(net, network, chosen)
     if json_path != "-":
         say(f"\n{words(net)}, {len(labels):,} held-out images of {source.dataset}, {kind} {value:g}\n")
@@ -92,7 +91,7 @@ def calibrate(
         for name, why in impossible.items():
             say(f"{name}: {why}")
         say()
-        say(quality_table(net, quality, before=raw if scale else None, scaling=scaling))
+        say(quality_table(net, quality, before=raw if scale else None, scaling=fitted))
         say(f"\n{ECE_WORDS}")
         if save:
             say(f"\nsaved: {network}")
@@ -106,7 +105,7 @@ def calibrate(
         "impossible": impossible,
         "exits": [asdict(q) for q in quality],
         "exits_before_scaling": [asdict(q) for q in raw] if scale else None,
-        "scaling": asdict(scaling) if scaling is not None else None,
+        "scaling": asdict(fitted) if fitted is not None else None,
         "environment": environment.environment(),
     }
     write_json(json_path, figures)

@@ -29,22 +29,23 @@ def evaluate(
     """Measure accuracy, cost and exits, of the whole and of every class and exit, and compare with the reference."""
     from ..api import accelerate
     from ..data.image_files import shown
+    from ..data.loading import batches
     from ..measure import environment
     from ..thresholds import evaluation
-    from ..thresholds.calibration import collect
+    from ..thresholds.outputs import collect, collect_answers
 
     inputs.check_folders(json_path)
     net, source = inputs.opened(network, dataset, data_root, download, workers, device, other_data)
     fast = accelerate(net, engine=engine)
-    batches = evaluation.batches(inputs.images(net, source, split, images), batch_size, workers)
+    loader = batches(inputs.images(net, source, split, images), batch_size, workers)
     where = net.thresholds.device
     with bars() as progress:
-        result, labels = evaluation.answers(fast, evaluation.reported(batches, fast.plan.engine, progress), where)
+        result, labels = collect_answers(fast, loader.reported(fast.plan.engine, progress), where)
         found = evaluation.evaluate(result, labels, net)
-        reference, _ = evaluation.answers(net, evaluation.reported(batches, "reference", progress), where)
-        outputs, _ = collect(net, evaluation.reported(batches, "asking every exit", progress))
+        reference, _ = collect_answers(net, loader.reported("reference", progress), where)
+        outputs, _ = collect(net, loader.reported("asking every exit", progress))
     quality = evaluation.exit_quality(outputs, labels)
-    flips = evaluation.flips(result, reference, outputs, net)
+    flips = evaluation.count_flips(result, reference, outputs, net)
     if json_path != "-":
         say(f"\n{words(net)}, {found.images:,} images of {source.dataset} ({split})")
         say(f"criterion {net.criterion.name}, engine {fast.plan.engine}\n")

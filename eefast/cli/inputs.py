@@ -183,32 +183,33 @@ class Kept:
         self, net: EarlyExitNet, cache: Path | None, batch_size: int, progress: Progress
     ) -> tuple[list[ExitOutput], Tensor]:
         """All exits' outputs on these images, from the cache if it has them, and the labels."""
-        from ..thresholds import calibration, evaluation
+        from ..data import loading
+        from ..thresholds import outputs as cached
 
         count = self.count
         if cache is None or not cache.exists() or count is None:
             whole = images(net, self.source, "train")
             self._check_unchanged(whole)
             if count is None:
-                count = evaluation.default_held_out(len(whole))
+                count = loading.default_held_out(len(whole))
                 why = "--other-data" if self.source.other_data else f"{self.source.network} has no {RECORD_FILE}"
                 note(
                     f"{why}: the held-out images are the {count:,} that eefast train keeps aside with seed {self.seed} "
                     "unless told; --held-out and --seed name others"
                 )
         made_of = {
-            "network": calibration.fingerprint(net),
+            "network": cached.fingerprint(net),
             "images": f"{count} of {self.source.dataset} by seed {self.seed}",
         }
         if cache is not None and cache.exists():
             self._check_enough(count)
-            return calibration.load_outputs(cache, made_of)
-        kept = evaluation.held_out(whole, count, self.seed)
+            return cached.load_outputs(cache, made_of)
+        kept = loading.split(whole, count, self.seed)[1]
         self._check_enough(count)
-        batches = evaluation.batches(kept, batch_size, self.source.workers)
-        found = calibration.collect(net, evaluation.reported(batches, "held-out images", progress))
+        batches = loading.batches(kept, batch_size, self.source.workers)
+        found = cached.collect(net, batches.reported("held-out images", progress))
         if cache is not None:
-            calibration.save_outputs(cache, *found, made_of)
+            cached.save_outputs(cache, *found, made_of)
         return found
 
     def _check_unchanged(self, whole: Any) -> None:

@@ -18,8 +18,8 @@ from ..system import files
 
 if TYPE_CHECKING:
     from ..model import EarlyExitNet
-    from ..thresholds.calibration import Scaling
     from ..thresholds.evaluation import ExitQuality
+    from ..thresholds.scaling import Scaling
 
 talk = Console(stderr=True)
 

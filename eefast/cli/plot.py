@@ -63,15 +63,17 @@ def plot(
     """Draw accuracy against mean cost beside static networks, images per exit, and examples of who leaves where."""
     import torch
 
+    from ..data import loading
     from ..measure import figures as drawing
     from ..thresholds import calibration, evaluation
+    from ..thresholds.outputs import by_thresholds, collect, outcome
 
     points = dict(map(_twin, twin or []))
     inputs.check_folders(cache)
     check_figure(output)
     net, source = inputs.opened(network, dataset, data_root, download, workers, device, other_data)
     names = inputs.criteria(criterion, net)
-    measured = evaluation.batches(inputs.images(net, source, split, images), batch_size, workers)
+    measured = loading.batches(inputs.images(net, source, split, images), batch_size, workers)
     least = None if few_images else inputs.least_images()
     aside = None if same_images else inputs.Kept(source, held_out, seed, least)
     with bars() as progress:
@@ -79,21 +81,21 @@ def plot(
         pixels: list[Tensor] = []
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            for x, y in evaluation.reported(measured, "asking every exit", progress):
+            for x, y in measured.reported("asking every exit", progress):
                 pixels.append(x)
                 yield x, y
 
-        outputs, labels = calibration.collect(net, batches())
+        outputs, labels = collect(net, batches())
         chosen_on = kept or (outputs, labels)
         curves = {}
         for i, name in enumerate(names):
             progress("choosing thresholds", i, len(names))
             front = calibration.pareto_front(chosen_on[0], chosen_on[1], net.cost, name)
-            line = [calibration.outcome(outputs, labels, net.cost, name, c.thresholds) for c in _thinned(front)]
+            line = [outcome(outputs, labels, net.cost, name, c.thresholds) for c in _thinned(front)]
             line.sort(key=lambda point: point[1])
             curves[name] = [cost for _, cost in line], [accuracy for accuracy, _ in line]
         progress("choosing thresholds", len(names), len(names))
-    result = evaluation.by_thresholds(outputs, net, net.criterion.name, net.thresholds.tolist())
+    result = by_thresholds(outputs, net, net.criterion.name, net.thresholds.tolist())
     found = evaluation.evaluate(result, labels, net)
     points = {
         f"{net.criterion.name}, as saved": (found.mean_cost, found.accuracy),

@@ -14,10 +14,11 @@ from torch import Tensor
 from ..api import Accelerated, accelerate
 from ..model import EarlyExitNet
 from ..result import ExitOutput
-from ..thresholds.calibration import collect, outcome
-from ..thresholds.evaluation import Evaluation, by_thresholds, evaluate
+from ..system.progress import Progress
+from ..thresholds.evaluation import Evaluation, evaluate
+from ..thresholds.outputs import by_thresholds, collect, outcome
 from . import baselines, comparison
-from .comparison import Contestant, Progress, Span
+from .comparison import Contestant, Span
 from .environment import Row
 
 TIMED_IMAGES, TURN_IMAGES, TURN_SECONDS, LEAST_ROUNDS = 512, 32, 0.05, 3

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..model import EarlyExitNet
 from ..result import ExitOutput, ExitResult, concatenated
-from ..thresholds.calibration import exits_taken
-from ..thresholds.evaluation import flip_distances
+from ..thresholds.outputs import exits_taken, flip_distances
 from .environment import Row
 
 # By dtype: how close to a threshold either exit is a right answer; how far the logits of an image may be off, root mean
@@ -22,8 +21,6 @@ from .environment import Row
 FLIP_MARGIN = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-1, torch.bfloat16: 2e-1}
 
-Progress = Callable[[str, int, int], None]
-Item = TypeVar("Item")
 Laid = Mapping[torch.memory_format, Tensor]
 
 
@@ -67,7 +64,7 @@ def answer(contestant: Contestant, images: Laid, outputs: Sequence[ExitOutput], 
     """Answers to its images, on the CPU, found to be right; how many took another exit than they should.
 
     outputs: what all exits say about at least these images in float32, see
-    `thresholds.calibration.collect`; cost: [n + 1].
+    `thresholds.outputs.collect`; cost: [n + 1].
     Another exit is right only at a threshold's very edge, see `FLIP_MARGIN`. Raises `RuntimeError` for a wrong answer.
     """
     last, parts = len(outputs) - 1, []
@@ -176,11 +173,3 @@ def row(
 def _quantiles(values: Sequence[float]) -> tuple[float, float]:
     low, high = torch.tensor(values).quantile(torch.tensor([0.2, 0.8])).tolist()
     return low, high
-
-
-def reported(items: Sequence[Item], what: str, progress: Progress) -> Iterator[Item]:
-    """The items, `progress` told (what, items done, items in all)."""
-    for i, item in enumerate(items):
-        progress(what, i, len(items))
-        yield item
-    progress(what, len(items), len(items))

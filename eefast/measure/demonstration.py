@@ -11,9 +11,10 @@ from torch import Tensor
 from ..api import accelerate
 from ..model import EarlyExitNet
 from ..result import ExitOutput
-from ..thresholds.calibration import collect, outcome
+from ..system.progress import Progress, reported
+from ..thresholds.outputs import collect, outcome
 from . import baselines, comparison
-from .comparison import Contestant, Progress, reported
+from .comparison import Contestant
 from .environment import Row
 
 BATCHES_A_ROUND = 5

@@ -31,21 +31,14 @@ from .. import zoo
 from ..checkpoint.record import RECORD_FILE
 from ..criteria import CRITERIA, get
 from ..data import datasets
+from ..data.loading import batches, default_held_out, split
 from ..model import ATTACHED_FILE, CONFIG_FILE, WEIGHTS_FILE
 from ..result import ExitOutput
 from ..surgery import backbone as backbones
 from ..surgery.attachment import attach
 from ..system import files
-from ..thresholds.calibration import (
-    THRESHOLDS_FILE,
-    Calibration,
-    calibrate,
-    collect,
-    exits_taken,
-    least_images,
-    outcome,
-)
-from ..thresholds.evaluation import batches, default_held_out, split
+from ..thresholds.calibration import THRESHOLDS_FILE, Calibration, calibrate, least_images
+from ..thresholds.outputs import collect, exits_taken, outcome
 from . import losses
 from .batches import EpochSeeds, training_batches
 from .module import DivergedError, EarlyExitModule
@@ -133,7 +126,7 @@ def train(
     """Train an early-exit network, choose its thresholds on held-out training images, save it to a folder.
 
     net: name of the network, "eenet8" … "eenet152".
-    dataset: name of the data set, see `eefast.train.data.DATASETS`.
+    dataset: name of the data set, see `eefast.data.datasets.DATASETS`.
     data_root: folder with the data set's published files.
     output: folder for config.json, model.safetensors (weights of the epoch with the least held-out loss),
         training.json (which images it was trained on, see `checkpoint.record`), thresholds.json (for every criterion),

@@ -11,7 +11,7 @@ from peers import masked
 from prepared import Network, Prepared
 
 import eefast
-from eefast.thresholds.calibration import collect
+from eefast.thresholds.outputs import collect
 
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
 SMALL = guard.Case(Network("small", (1, 12, 12), 10, ()), 16, 0.5)

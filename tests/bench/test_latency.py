@@ -16,7 +16,7 @@ from prepared import Network, Prepared
 from report import show
 
 import eefast
-from eefast.thresholds.calibration import collect
+from eefast.thresholds.outputs import collect
 
 SHAPE = (1, 12, 12)
 CASE = guard.Case(Network("small", SHAPE, 10, ()), 16, 0.5)

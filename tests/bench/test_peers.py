@@ -166,7 +166,7 @@ def test_a_stand_in_is_checked_against_its_own_network_and_is_nobodys_yardstick(
     monkeypatch.setattr(throughput_cpu, "ROUNDS", 2)
     monkeypatch.setattr(throughput_cpu, "TURN_SECONDS", 0.001)
     net, x = network(), images(16, SHAPE)
-    outputs, _ = eefast.thresholds.calibration.collect(net, [(x, torch.zeros(len(x)))])
+    outputs, _ = eefast.thresholds.outputs.collect(net, [(x, torch.zeros(len(x)))])
     subject = throughput_cpu.Subject(net, x, outputs)
     ways = (eager_nchw.PEER, peer, loop.PEER)
     work = throughput_cpu.Work(Network("eenet20", SHAPE, 10, ()), 8, (0.3,))
@@ -196,7 +196,7 @@ def first_sure(net, x):
 @torch.no_grad()
 def test_a_batch_leaves_as_a_whole_where_all_its_images_are_sure(peer):
     net, x = network(), images(32, SHAPE)
-    subject = throughput_cpu.Subject(net, x, eefast.thresholds.calibration.collect(net, [(x, torch.zeros(32))])[0])
+    subject = throughput_cpu.Subject(net, x, eefast.thresholds.outputs.collect(net, [(x, torch.zeros(32))])[0])
     run, seen = peer.prepare(net), set()
     for n, cost in ((1, 0.4), (2, 0.3), (16, 0.2), (3, 0.9), (32, 1)):
         prepared = throughput_cpu.make_case(subject, n, cost, peer.whole_batch).prepared
@@ -223,7 +223,7 @@ def test_a_batch_leaves_as_a_whole_where_all_its_images_are_sure(peer):
 @torch.no_grad()
 def test_as_many_images_are_sure_as_would_leave(peer):
     net, x = network(), images(64, SHAPE)
-    subject = throughput_cpu.Subject(net, x, eefast.thresholds.calibration.collect(net, [(x, torch.zeros(64))])[0])
+    subject = throughput_cpu.Subject(net, x, eefast.thresholds.outputs.collect(net, [(x, torch.zeros(64))])[0])
     usual = throughput_cpu.make_case(subject, 1, 0.4)
     alone = throughput_cpu.make_case(subject, 1, 0.4, peer.whole_batch)
     assert alone.mix == usual.mix

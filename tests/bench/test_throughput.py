@@ -26,7 +26,7 @@ from rows import NetworkRow, environment
 from throughput import Work
 
 from eefast import criteria, zoo
-from eefast.thresholds.calibration import collect, exits_taken
+from eefast.thresholds.outputs import collect, exits_taken
 
 SHAPE = (1, 12, 12)
 

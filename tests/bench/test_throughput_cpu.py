@@ -20,7 +20,7 @@ from throughput_cpu import ALL_WORK, KEY_WORK, Budget, Work
 from worker import ANSWER_SECONDS
 
 from eefast import zoo
-from eefast.thresholds.calibration import collect
+from eefast.thresholds.outputs import collect
 
 AROUND = {"device": "some CPU", "date": "2026-11-26"}
 FIRST, SECOND = Network("first", (1, 8, 8), 10, ()), Network("second", (1, 8, 8), 10, ())

@@ -20,7 +20,7 @@ from prepared import Network
 from worker import ANSWER_SECONDS, TURN_SECONDS, PeerError, Setting, Worker
 
 from eefast import zoo
-from eefast.thresholds.calibration import collect
+from eefast.thresholds.outputs import collect
 
 SHAPE = (1, 12, 12)
 WORK = throughput_cpu.Work(Network("eenet20", SHAPE, 10, ()), 8, (1.0,), 1)

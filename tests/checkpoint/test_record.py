@@ -22,10 +22,12 @@ from torchvision.models._api import BUILTIN_MODELS
 import eefast
 from eefast import zoo
 from eefast.checkpoint.record import RECORD_FILE, TrainingRecord
-from eefast.data import datasets
+from eefast.data import datasets, loading
 from eefast.surgery import backbone
 from eefast.surgery.attachment import attach
-from eefast.thresholds import calibration, evaluation
+from eefast.thresholds import calibration
+from eefast.thresholds import outputs as outputs_module
+from eefast.thresholds.outputs import collect
 from eefast.train.run import train
 
 RECORD = TrainingRecord("eenet8", 10, (1, 12, 12), "fashion-mnist", None, None, 70, "0123456789abcdef", 31, 5)
@@ -127,15 +129,15 @@ def test_how_many_images_are_enough() -> None:
     assert [calibration.least_images(drop) for drop in (None, 0.05, 0.01, 0.005, 0.003, 0.001, 1e-9, 0.0)] == [
         100, 100, 100, 200, 334, 1000, 1000, 1000,
     ]  # fmt: skip
-    assert [evaluation.default_held_out(n) for n in (1, 7, 100, 24_999, 25_000, 60_000)] == [1, 1, 20, 4999, 5000, 5000]
+    assert [loading.default_held_out(n) for n in (1, 7, 100, 24_999, 25_000, 60_000)] == [1, 1, 20, 4999, 5000, 5000]
 
 
 @pytest.mark.parametrize("seed", [1, 7])
 def test_fewer_held_out_images_are_some_of_the_same(seed: int) -> None:
     """What lets --held-out be smaller than it was in training."""
     images = datasets.ImageTensors(torch.zeros(97, 1, 1, 1, dtype=torch.uint8), torch.arange(97))
-    trained, kept = evaluation.split(images, 40, seed)
-    fewer = evaluation.held_out(images, 11, seed)
+    trained, kept = loading.split(images, 40, seed)
+    fewer = loading.split(images, 11, seed)[1]
     assert set(fewer.indices) < set(kept.indices)
     assert not set(fewer.indices) & set(trained.indices)
 
@@ -169,7 +171,7 @@ def test_commands_take_what_training_had(trained: Path, tmp_path: Path) -> None:
     # The same as from images that are drawn here.
     net, whole = eefast.load(trained / "net"), datasets.dataset("fashion-mnist", trained / "fashion-mnist", "train")
     _, kept = torch.utils.data.random_split(range(70), [39, 31], generator=torch.Generator().manual_seed(5))
-    outputs, labels = calibration.collect(net, [whole[kept.indices]])
+    outputs, labels = collect(net, [whole[kept.indices]])
     expected = calibration.calibrate(outputs, labels, net.cost, "learned", max_cost=0.7)
     assert report["chosen"]["learned"]["thresholds"] == list(expected.thresholds)
     saved = eefast.load(tmp_path / "net")
@@ -326,7 +328,7 @@ def test_thresholds_of_a_backbone_of_ones_own(tmp_path: Path, monkeypatch: pytes
 
 
 def test_saving_that_must_fail_fails_before_the_work(trained: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(calibration, "collect", lambda *a: pytest.fail("work was done"))
+    monkeypatch.setattr(outputs_module, "collect", lambda *a: pytest.fail("work was done"))
     monkeypatch.setattr(eefast.EarlyExitNet, "check_saving", lambda net: (_ for _ in ()).throw(ValueError("no saving")))
     words = ["--data-root", trained / "fashion-mnist", "--few-images", "--save"]
     with pytest.raises(ValueError, match="no saving"):

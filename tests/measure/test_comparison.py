@@ -9,7 +9,7 @@ from networks import images, lived_in, one_by_one, spread_thresholds
 from eefast import zoo
 from eefast.measure import comparison
 from eefast.measure.comparison import Contestant
-from eefast.thresholds.calibration import collect
+from eefast.thresholds.outputs import collect
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from eefast.cost import macs
 from eefast.heads import ExitHead
 from eefast.modules.copies import twin
 from eefast.surgery.attachment import attach
-from eefast.thresholds import calibration, evaluation
+from eefast.thresholds import outputs
 from eefast.train.tags import refreshed
 
 SHAPE = (3, 13, 11)
@@ -223,8 +223,8 @@ ENTRIES = {
     "stream": lambda net: list(eefast.accelerate(net, engine="reference").stream([images(4, SHAPE)] * 3)),
     "with_criterion": lambda net: net.with_criterion("margin")(images(4, SHAPE)),
     "plain": lambda net: net.plain()(images(4, SHAPE)),
-    "evaluate": lambda net: evaluation.answers(net, batches()),
-    "fingerprint": calibration.fingerprint,
+    "evaluate": lambda net: outputs.collect_answers(net, batches()),
+    "fingerprint": outputs.fingerprint,
     "print": repr,
 }
 
@@ -248,7 +248,7 @@ def test_running_a_network_changes_nothing(change, entry):
         ENTRIES[entry](net)
 
 
-@pytest.mark.parametrize("entry", [calibration.collect, lambda net, data: refreshed(net, data, net.cost)])
+@pytest.mark.parametrize("entry", [outputs.collect, lambda net, data: refreshed(net, data, net.cost)])
 @pytest.mark.parametrize("goes_wrong", [False, True])
 def test_every_module_gets_its_flag_back(entry, goes_wrong):
     b = backbone(frozen_parts)

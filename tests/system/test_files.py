@@ -18,8 +18,8 @@ from eefast.result import ExitOutput
 from eefast.surgery import backbone
 from eefast.system import files
 from eefast.system.files import WriteError
-from eefast.thresholds import calibration
-from eefast.thresholds.calibration import Calibration
+from eefast.thresholds.calibration import Calibration, save_thresholds
+from eefast.thresholds.outputs import save_outputs
 from eefast.train import run
 
 
@@ -142,9 +142,9 @@ def writers(folder):
 
     return {
         "model": lambda: net.save(folder),
-        "thresholds": lambda: calibration.save_thresholds(net, folder, chosen),
+        "thresholds": lambda: save_thresholds(net, folder, chosen),
         "attached": lambda: backbone.save_attached(net, folder, "timm:x", ["layer1"], "pool"),
-        "cache": lambda: calibration.save_outputs(folder / "cache", out, torch.zeros(31), {"network": "x"}),
+        "cache": lambda: save_outputs(folder / "cache", out, torch.zeros(31), {"network": "x"}),
         "json": lambda: cli_output.write_json(str(folder / "report.json"), {"a": list(range(99))}),
         "report": lambda: run._write(folder / "report.json", {"a": list(range(99))}),
         "checkpoint": lambda: run._Writer().save_checkpoint(checkpoint, folder / "last.ckpt"),

@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 import torch
 from networks import images, lived_in, spread_thresholds
-from torch.utils.data import random_split
 
 from eefast import ExitOutput, ExitResult, zoo
-from eefast.data.datasets import ImageTensors
 from eefast.thresholds import evaluation
-from eefast.thresholds.calibration import collect
+from eefast.thresholds.outputs import collect, collect_answers
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +26,7 @@ def case():
 
 def test_figures_are_those_of_a_loop(case):
     net, x, labels, _ = case
-    result, cached = evaluation.answers(net, zip(x.split(7), labels.split(7), strict=True))
+    result, cached = collect_answers(net, zip(x.split(7), labels.split(7), strict=True))
     assert torch.equal(cached, labels)
     assert torch.equal(result.exit_index, net(x).exit_index)
     found = evaluation.evaluate(result, labels, net)
@@ -90,24 +88,10 @@ def test_every_exit_is_judged_on_all_images(case):
         assert q.confidence_error == pytest.approx(error(out.confidence_logit.double().sigmoid(), right), abs=1e-6)
 
 
-@pytest.mark.parametrize("criterion", ["learned", "entropy"])
-def test_cached_outputs_answer_as_the_network(case, criterion):
-    net, x, *_ = case
-    net = net.with_criterion(criterion)
-    spread_thresholds(net, x, 0.4)
-    outputs, _ = collect(net, [(x, torch.zeros(31))])
-    got = evaluation.by_thresholds(outputs, net, criterion, net.thresholds)
-    expected = net(x)
-    assert torch.equal(got.exit_index, expected.exit_index)
-    assert torch.equal(got.cost, expected.cost)
-    torch.testing.assert_close(got.logits, expected.logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(got.confidence, expected.confidence, rtol=1e-4, atol=1e-4)
-
-
 def test_flips_are_counted_at_the_exit_where_runs_part(case):
     net, x, _, outputs = case
     reference = net(x)
-    assert evaluation.flips(reference, reference, outputs, net) == evaluation.Flips(0, 0.0)
+    assert evaluation.count_flips(reference, reference, outputs, net) == evaluation.Flips(0, 0.0)
     distances = []
     other = reference.exit_index.clone()
     for row, to in ((3, 2), (20, 0)):
@@ -115,38 +99,14 @@ def test_flips_are_counted_at_the_exit_where_runs_part(case):
         parted = min(int(other[row]), int(reference.exit_index[row]))
         confidence = torch.sigmoid(outputs[parted].confidence_logit[row])
         distances.append(abs(float(confidence) - float(net.thresholds[parted])))
-    found = evaluation.flips(reference._replace(exit_index=other), reference, outputs, net)
+    found = evaluation.count_flips(reference._replace(exit_index=other), reference, outputs, net)
     assert found.count == 2
     assert found.distance == pytest.approx(max(distances), abs=1e-7)
     assert distances[0] != distances[1]
 
 
-def test_held_out_images_are_those_that_training_keeps_aside():
-    kept = ImageTensors(torch.arange(31).view(31, 1, 1, 1).to(torch.uint8), torch.arange(31))
-    found = evaluation.held_out(kept, 7, 3)
-    expected = random_split(kept, [24, 7], generator=torch.Generator().manual_seed(3))[1]
-    loaded = list(evaluation.batches(found, 3))
-    assert [len(labels) for _, labels in loaded] == [3, 3, 1]
-    labels = torch.cat([labels for _, labels in loaded])
-    assert labels.tolist() == list(expected.indices)
-    assert torch.cat([x for x, _ in loaded]).flatten().tolist() == labels.tolist()
-    for count in (0, 32):
-        with pytest.raises(ValueError, match=rf"held_out={count} must lie in 1 … 31"):
-            evaluation.held_out(kept, count, 1)
-
-
-def test_progress_counts_images():
-    steps = []
-    kept = ImageTensors(torch.zeros(7, 1, 2, 2, dtype=torch.uint8), torch.arange(7))
-    seen = list(evaluation.reported(evaluation.batches(kept, 3), "work", lambda *step: steps.append(step)))
-    assert len(seen) == 3
-    assert steps == [("work", 0, 7), ("work", 3, 7), ("work", 6, 7), ("work", 7, 7)]
-
-
 def test_bad_arguments(case):
     net, x, labels, _ = case
-    with pytest.raises(ValueError, match="batches is empty"):
-        evaluation.answers(net, [])
     result = net(x)
     with pytest.raises(ValueError, match="31 answers and 3 labels"):
         evaluation.evaluate(result, labels[:3], net)
@@ -154,7 +114,7 @@ def test_bad_arguments(case):
     with pytest.raises(ValueError, match="0 answers and 0 labels"):
         evaluation.evaluate(empty, labels[:0], net)
     for wrong in (labels + 2, labels - 1):
-        with pytest.raises(ValueError, match="the network knows 10 classes"):
+        with pytest.raises(ValueError, match="the network has 10 classes"):
             evaluation.evaluate(result, wrong, net)
 
 

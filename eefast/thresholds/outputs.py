@@ -1,0 +1,145 @@
+"""A network and labelled images → outputs of all exits, cached, and what any thresholds would answer on them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import criteria
+from ..model import EarlyExitNet
+from ..modules.copies import mode
+from ..result import ExitOutput, ExitResult, concatenated
+from ..system import files
+
+PARTS = ExitOutput._fields
+
+
+@torch.no_grad()
+def collect(net: EarlyExitNet, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[ExitOutput], Tensor]:
+    """Outputs of every exit for every sample, on the CPU in float32, and the labels [N] int64.
+
+    batches: (images as the network takes them, labels [N]); the network runs in eval mode and is left as it was.
+    Raises `ValueError` without batches.
+    """
+    device = next(net.parameters()).device
+    collected: list[list[ExitOutput]] = [[] for _ in net.heads]
+    labels = [torch.empty(0, dtype=torch.int64)]
+    with mode(net, training=False):
+        for images, target in batches:
+            for column, out in zip(collected, net.all_exits(net.prepare(images.to(device))), strict=True):
+                column.append(ExitOutput(*(part.float().cpu() for part in out)))
+            labels.append(target.cpu())
+    if not collected[0]:
+        raise ValueError("batches is empty; thresholds need held-out data")
+    outputs = [ExitOutput(*(torch.cat(part) for part in zip(*column, strict=True))) for column in collected]
+    return outputs, torch.cat(labels)
+
+
+@torch.no_grad()
+def collect_answers(
+    run: Callable[[Tensor], ExitResult], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device | str = "cpu"
+) -> tuple[ExitResult, Tensor]:
+    """All answers of `run` (a network in eval mode or an accelerated one), and the labels [N], on the CPU.
+
+    batches: (images as `run` takes them, labels [n]); device: where `run` wants them.
+    Raises `ValueError` without images.
+    """
+    results, labels = [], []
+    for images, target in batches:
+        results.append(ExitResult(*(part.cpu() for part in run(images.to(device)))))
+        labels.append(target.cpu())
+    if not results:
+        raise ValueError("batches is empty; there is nothing to evaluate")
+    return concatenated(results), torch.cat(labels)
+
+
+def save_outputs(path: str | Path, outputs: Sequence[ExitOutput], labels: Tensor, source: Mapping[str, str]) -> None:
+    """Write the result of `collect` to a safetensors file, so that the next search needs no pass through the network.
+
+    source: descriptions of the network and of the images; `load_outputs` checks them.
+    """
+    from safetensors.torch import save
+
+    tensors = {f"exit{i}.{part}": getattr(out, part) for i, out in enumerate(outputs) for part in PARTS}
+    files.write(path, save({"labels": labels, **{k: v.contiguous() for k, v in tensors.items()}}, dict(source)))
+
+
+def load_outputs(path: str | Path, source: Mapping[str, str]) -> tuple[list[ExitOutput], Tensor]:
+    """What `save_outputs` wrote; `ValueError` if the file is damaged or has another `source`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            found, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        exits = range((len(tensors) - 1) // len(PARTS))
+        outputs = [ExitOutput(*(tensors[f"exit{i}.{part}"] for part in PARTS)) for i in exits]
+        labels = tensors["labels"]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"{path} is not a complete file of cached outputs ({error}); delete it or name another"
+        ) from error
+    for key in sorted(source.keys() | found.keys()):
+        if source.get(key) != found.get(key):
+            raise ValueError(
+                f"{path} was collected with {key}={found.get(key)}, not {source.get(key)}; delete it or name another"
+            )
+    return outputs, labels
+
+
+def fingerprint(net: EarlyExitNet) -> str:
+    """A hash of the network's weights without its thresholds: of all that its outputs depend on."""
+    state = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        if name != "thresholds":
+            state.update(name.encode())
+            state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return state.hexdigest()[:16]
+
+
+def exits_taken(
+    outputs: Sequence[ExitOutput], criterion: criteria.Criterion, thresholds: Sequence[float] | Tensor
+) -> Tensor:
+    """The exit that each sample takes, [N] int64, for n thresholds and outputs of n + 1 exits for all samples."""
+    taken = torch.full((len(outputs[0].logits),), len(outputs) - 1)
+    for i in reversed(range(len(outputs) - 1)):
+        confidence = criterion.confidence(outputs[i].logits, outputs[i].confidence_logit)
+        taken[criterion.leaves(confidence, torch.as_tensor(thresholds[i], dtype=torch.float32))] = i
+    return taken
+
+
+def outcome(
+    outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, criterion: str, thresholds: Sequence[float]
+) -> tuple[float, float]:
+    """Accuracy and mean cost of n `thresholds` on outputs of n + 1 exits; `cost` is [n + 1]."""
+    taken = exits_taken(outputs, criteria.get(criterion), thresholds)
+    answers = torch.stack([out.logits.argmax(dim=1) for out in outputs]).gather(0, taken[None])[0]
+    return (answers == labels).double().mean().item(), cost.double().cpu()[taken].mean().item()
+
+
+def by_thresholds(
+    outputs: Sequence[ExitOutput], net: EarlyExitNet, criterion: str, thresholds: Sequence[float]
+) -> ExitResult:
+    """The answers that a criterion and thresholds give on cached outputs, without running the network."""
+    rule = criteria.get(criterion)
+    taken = exits_taken(outputs, rule, thresholds)
+    rows = torch.arange(len(taken))
+    confidence = torch.stack([rule.confidence(out.logits, out.confidence_logit) for out in outputs])
+    logits = torch.stack([out.logits for out in outputs])
+    return ExitResult(logits[taken, rows], taken, confidence[taken, rows], net.cost.cpu()[taken])
+
+
+def flip_distances(taken: Tensor, expected: Tensor, outputs: Sequence[ExitOutput], net: EarlyExitNet) -> Tensor:
+    """|confidence - threshold| at the earlier of the two exits, for the images that took another one: [flips] float32.
+
+    taken, expected: [N] int64 exits of the same N images; outputs: of all exits for these images, on the CPU.
+    """
+    flipped = taken != expected
+    if not flipped.any():
+        return torch.empty(0)
+    earlier = torch.minimum(taken, expected)[flipped]
+    confidence = torch.stack([net.criterion.confidence(out.logits, out.confidence_logit) for out in outputs[:-1]])
+    return (confidence[:, flipped].T - net.thresholds.cpu()).abs().gather(1, earlier[:, None]).squeeze(1)
