@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 from rich.table import Table
 from typer import Option
 
-from . import inputs
+from .budget import choose_thresholds, criterion_names, least_images, read_budget
+from .held_out import HeldOutImages
+from .inputs import check_saving, load_images, open_network
 from .options import (
     Cache,
     DataRoot,
@@ -29,7 +31,9 @@ from .options import (
     Seed,
     Workers,
 )
-from .output import bars, canvas, check_figure, counts, say, table, words, write_json
+from .output import bars, check_writable, echo, write_json
+from .pictures import canvas, check_picture
+from .render import counts, describe, table
 
 if TYPE_CHECKING:
     from ..measure.benchmark import Bench
@@ -44,7 +48,7 @@ LEGEND = (
 )
 
 
-def bench(
+def command(
     network: Network,
     dataset: Dataset = None,
     data_root: DataRoot = None,
@@ -84,22 +88,22 @@ def bench(
     from ..measure import benchmark, environment
     from ..thresholds import calibration, evaluation
 
-    kind, value = inputs.budget(min_accuracy=min_accuracy, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
+    kind, value = read_budget(min_accuracy=min_accuracy, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
     if own_thresholds and (save or criterion != "all" or {min_accuracy, max_accuracy_drop, max_cost} != {None}):
         raise ValueError("own_thresholds=True chooses nothing; leave out --criterion, --save and the budget, or itself")
     sizes = _sizes(batch_sizes)
     if dtype not in benchmark.DTYPES:
         raise ValueError(f"dtype={dtype!r} is unknown; choose one of {', '.join(benchmark.DTYPES)}")
-    inputs.check_saving(network, save)
-    inputs.check_folders(json_path, cache)
-    check_figure(figure)
-    net, source = inputs.opened(network, dataset, data_root, download, workers, device, other_data)
-    names = inputs.criteria(criterion, net)
+    check_saving(network, save)
+    check_writable(json_path, cache)
+    check_picture(figure)
+    net, source = open_network(network, dataset, data_root, download, workers, device, other_data)
+    names = criterion_names(criterion, net)
     if save:
         net.check_saving()
-    least = None if few_images else inputs.least_images(kind, value)
-    aside = None if own_thresholds else inputs.Kept(source, held_out, seed, least)
-    whole = inputs.images(net, source, "test")
+    least = None if few_images else least_images(kind, value)
+    aside = None if own_thresholds else HeldOutImages(source, held_out, seed, least)
+    whole = load_images(net, source, "test")
     # Data sets lie in the order of their classes, or with the easier images first.
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))[:images].tolist()
     tests = batches(Subset(whole, order), BATCH, workers)
@@ -114,7 +118,7 @@ def bench(
                 outputs, kept = aside.outputs(net, cache, BATCH, progress)
             except FileNotFoundError as error:
                 raise FileNotFoundError(f"{error}; or keep the network's thresholds: --own-thresholds") from error
-            chosen, impossible = inputs.thresholds(net, outputs, kept, names, kind, value, progress)
+            chosen, impossible = choose_thresholds(net, outputs, kept, names, kind, value, progress)
             best = _best(chosen, kind)
             net = net.with_criterion(best, chosen[best].thresholds).to(net.cost.device)
             final = evaluation.exit_quality(outputs[-1:], kept)[0].accuracy
@@ -137,32 +141,32 @@ def bench(
     lines = benchmark.code(str(network), net, found.verdicts, benchmark.DTYPES[dtype], save or own_thresholds)
     _draw(found, figure)
     if json_path != "-":
-        say(
-            f"\n{words(net)}, {dtype}, {found.early.images:,} test images of {source.dataset}, "
+        echo(
+            f"\n{describe(net)}, {dtype}, {found.early.images:,} test images of {source.dataset}, "
             f"{found.rows[0].images:,} of them timed\n"
         )
-        say(_criteria(found, chosen))
+        echo(_criteria(found, chosen))
         for name, why in impossible.items():
-            say(f"{name}: {why}")
+            echo(f"{name}: {why}")
         whose = "the network's own" if own_thresholds else f"the best for {kind} {value:g}"
-        say(f"\n{whose}: {net.criterion.name}, thresholds {', '.join(f'{t:.4f}' for t in net.thresholds.tolist())}")
+        echo(f"\n{whose}: {net.criterion.name}, thresholds {', '.join(f'{t:.4f}' for t in net.thresholds.tolist())}")
         taken = [right + wrong for right, wrong in zip(found.early.right, found.early.wrong, strict=True)]
-        say(f"images per exit: {counts(taken)}")
+        echo(f"images per exit: {counts(taken)}")
         for size in sizes:
-            say()
-            say(_speeds([row for row in found.rows if row.batch_size == size]))
-        say(f"\n{LEGEND}\n")
+            echo()
+            echo(_speeds([row for row in found.rows if row.batch_size == size]))
+        echo(f"\n{LEGEND}\n")
         for verdict in found.verdicts:
-            say(f"batch {verdict.batch_size}: {benchmark.words(verdict, change)}")
+            echo(f"batch {verdict.batch_size}: {benchmark.words(verdict, change)}")
         if not own_thresholds and (excess := _excess(found, kind, value)):
-            say(excess)
-        say(f'engine="auto" takes {found.auto}')
+            echo(excess)
+        echo(f'engine="auto" takes {found.auto}')
         for name, why in found.left_out.items():
-            say(f"not compared: {name}, {why}")
-        say(f"\n{lines or 'keep the network without early exits'}\n")
+            echo(f"not compared: {name}, {why}")
+        echo(f"\n{lines or 'keep the network without early exits'}\n")
         if save:
-            say(f"saved: {network}")
-        say(f"figure: {figure}")
+            echo(f"saved: {network}")
+        echo(f"figure: {figure}")
     figures = {
         "network": str(network),
         "dataset": source.dataset,

@@ -7,7 +7,10 @@ from typing import Annotated
 
 from typer import Option
 
-from . import inputs
+from . import render
+from .budget import choose_thresholds, criterion_names, least_images, read_budget
+from .held_out import HeldOutImages
+from .inputs import check_saving, open_network
 from .options import (
     BatchSize,
     Cache,
@@ -27,10 +30,10 @@ from .options import (
     Seed,
     Workers,
 )
-from .output import ECE_WORDS, bars, counts, quality_table, say, table, words, write_json
+from .output import bars, check_writable, echo, write_json
 
 
-def calibrate(
+def command(
     network: Network,
     dataset: Dataset = None,
     data_root: DataRoot = None,
@@ -40,9 +43,9 @@ def calibrate(
     max_cost: MaxCost = None,
     criterion: CriterionName = "",
     scale: Annotated[
-        bool, Option(help="First fit temperatures per exit, and the confidence row; part of what is saved.")
+        bool, Option(help="First fit temperatures, and the confidence row, per exit; --save saves them too.")
     ] = False,
-    save: Annotated[bool, Option(help="Write the thresholds into the network's folder.")] = False,
+    save: Annotated[bool, Option(help="Write criterion and thresholds into the network's folder.")] = False,
     held_out: HeldOut = None,
     seed: Seed = None,
     other_data: OtherData = False,
@@ -58,50 +61,48 @@ def calibrate(
     from ..thresholds import calibration, evaluation, scaling
     from ..thresholds.outputs import by_thresholds
 
-    kind, value = inputs.budget(min_accuracy=min_accuracy, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
-    inputs.check_saving(network, save)
-    inputs.check_folders(json_path, cache)
-    net, source = inputs.opened(network, dataset, data_root, download, workers, device, other_data)
-    names = inputs.criteria(criterion, net)
+    kind, value = read_budget(min_accuracy=min_accuracy, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
+    check_saving(network, save)
+    check_writable(json_path, cache)
+    net, source = open_network(network, dataset, data_root, download, workers, device, other_data)
+    names = criterion_names(criterion, net)
     if save:
         net.check_saving()
     if scale:
         scaling.scalable_layers(net)
-    kept = inputs.Kept(source, held_out, seed, None if few_images else inputs.least_images(kind, value))
+    kept = HeldOutImages(source, held_out, seed, None if few_images else least_images(kind, value))
     with bars() as progress:
         outputs, labels = kept.outputs(net, cache, batch_size, progress)
         raw = evaluation.exit_quality(outputs, labels)
         fitted = scaling.fit_scaling(outputs, labels) if scale else None
         if fitted is not None:
             outputs = scaling.scaled(outputs, fitted)
-        chosen, impossible = inputs.thresholds(net, outputs, labels, names, kind, value, progress)
-    exits = {
-        name: by_thresholds(outputs, net, name, c.thresholds).exit_index.bincount(minlength=net.num_exits + 1)
-        for name, c in chosen.items()
-    }
+        chosen, impossible = choose_thresholds(net, outputs, labels, names, kind, value, progress)
+    exits = {}
+    for name, c in chosen.items():
+        taken = by_thresholds(outputs, net, name, c.thresholds).exit_index
+        exits[name] = taken.bincount(minlength=net.num_exits + 1).tolist()
     quality = evaluation.exit_quality(outputs, labels)
     if save:
         if fitted is not None:
             scaling.fold_scaling(net, fitted)
         calibration.save_thresholds(net, network, chosen)
     if json_path != "-":
-        say(f"\n{words(net)}, {len(labels):,} held-out images of {source.dataset}, {kind} {value:g}\n")
-        rows = [[name, f"{c.accuracy:.2%}", f"{c.cost:.4f}", counts(exits[name])] for name, c in chosen.items()]
-        say(table(["criterion", "accuracy", "mean cost", "images per exit"], rows))
-        for name, why in impossible.items():
-            say(f"{name}: {why}")
-        say()
-        say(quality_table(net, quality, before=raw if scale else None, scaling=fitted))
-        say(f"\n{ECE_WORDS}")
+        echo(f"\n{render.describe(net)}, {len(labels):,} held-out images of {source.dataset}, {kind} {value:g}\n")
+        for part in render.calibration_parts(chosen, exits, impossible):
+            echo(part)
+        echo()
+        echo(render.quality_table(net, quality, before=raw if scale else None, scaling=fitted))
+        echo(f"\n{render.ECE_LEGEND}")
         if save:
-            say(f"\nsaved: {network}")
+            echo(f"\nsaved: {network}")
     figures = {
         "network": str(network),
         "dataset": source.dataset,
         "held_out": len(labels),
         "seed": kept.seed,
         "bound": {kind: value},
-        "chosen": {name: {**asdict(c), "exits": exits[name].tolist()} for name, c in chosen.items()},
+        "chosen": {name: {**asdict(c), "exits": exits[name]} for name, c in chosen.items()},
         "impossible": impossible,
         "exits": [asdict(q) for q in quality],
         "exits_before_scaling": [asdict(q) for q in raw] if scale else None,

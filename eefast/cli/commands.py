@@ -1,4 +1,4 @@
-"""Words of the command line → the command that they name."""
+"""The words of the command line → the command that they name: a module each."""
 
 from __future__ import annotations
 
@@ -7,14 +7,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from .bench import bench
-from .calibrate import calibrate
-from .calibrate_device import calibrate_device
-from .demo import demo
+from . import bench, calibrate, calibrate_device, demo, evaluate, plot, train
 from .ending import Stopped
-from .evaluate import evaluate
-from .plot import plot
-from .train import train
 
 
 class _Commands(TyperGroup):
@@ -24,7 +18,7 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as stop:
             raise Stopped(*stop.args) from stop
         except EOFError as error:
-            # Typer would take it for Ctrl-D and say "Aborted.", nothing else.
+            # Typer would take it for Ctrl-D and print only "Aborted.".
             raise RuntimeError(f"a file ended too early: {error}") from error
 
 
@@ -40,5 +34,5 @@ def _root() -> None:
     """
 
 
-for command in (demo, train, calibrate_device, calibrate, evaluate, bench, plot):
-    app.command()(command)
+for module in (demo, train, calibrate, evaluate, bench, plot, calibrate_device):
+    app.command(module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)

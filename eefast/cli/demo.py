@@ -10,12 +10,13 @@ from typing import Annotated
 
 from typer import Option
 
-from .inputs import check_folders
 from .options import Figure, Json
-from .output import bars, canvas, check_figure, say, table, talk, write_json
+from .output import bars, check_writable, echo, stderr, write_json
+from .pictures import canvas, check_picture
+from .render import table
 
 
-def demo(
+def command(
     batch_size: Annotated[int, Option(help="Images per call.", min=1)] = 256,
     images: Annotated[int, Option(help="Use only so many of the 10,000 test images.", min=2, max=10_000)] = 10_000,
     rounds: Annotated[int, Option(help="How often every way is timed.", min=2)] = 16,
@@ -29,10 +30,10 @@ def demo(
     from ..measure import demonstration, environment
     from ..measure import figures as plot
 
-    check_folders(json_path)
-    check_figure(figure)
+    check_writable(json_path)
+    check_picture(figure)
     if ops.CPP_MISSING:
-        talk.print(f"C++ kernels {ops.CPP_MISSING}; the exit op runs in plain PyTorch", style="yellow")
+        stderr.print(f"C++ kernels {ops.CPP_MISSING}; the exit op runs in plain PyTorch", style="yellow")
     assets = resources.files("eefast") / "assets" / "eenet-mnist"
     with resources.as_file(assets) as folder:
         net = load(folder)
@@ -52,17 +53,17 @@ def demo(
     more = {"network": found.network, "curves": found.curves, "right": found.right, "wrong": found.wrong}
     write_json(json_path, {**figures, **more})
     if json_path != "-":
-        say(f"\n{found.network} on {images:,} MNIST test images, batch {batch_size}:\n")
+        echo(f"\n{found.network} on {images:,} MNIST test images, batch {batch_size}:\n")
         rows = []
         for row in found.rows:
             speed, ratio = f"{row.images_per_s:,.0f}", f"{row.realised_ratio:.2f}"
             rows.append([row.name, speed, f"{row.mean_cost:.3f}", f"{row.accuracy:.2%}", ratio])
-        say(table(["", "images/s", "mean cost", "accuracy", "realised ratio"], rows))
-        say(
+        echo(table(["", "images/s", "mean cost", "accuracy", "realised ratio"], rows))
+        echo(
             "\nplain network: BatchNorm folded, channels-last, same batch"
             "\nrealised ratio: mean cost × time of the plain network ÷ time; 1 = all that theory promises over it\n"
         )
         for i, (kept, lost) in enumerate(zip(found.right, found.wrong, strict=True)):
             share = (kept + lost) / images
-            say(f"exit {i}  cost {found.costs[i]:.3f}  {kept + lost:>6,} images  {'█' * round(40 * share)}")
-        say(f"\nfigure: {figure}")
+            echo(f"exit {i}  cost {found.costs[i]:.3f}  {kept + lost:>6,} images  {'█' * round(40 * share)}")
+        echo(f"\nfigure: {figure}")

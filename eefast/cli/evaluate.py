@@ -1,4 +1,4 @@
-"""`eefast evaluate`: a network and test images → accuracy, cost and exits, per class, beside the reference."""
+"""`eefast evaluate`: a network and test images → accuracy, cost and exits, per class, compared with the reference."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Annotated
 
 from typer import Option
 
-from . import inputs
+from . import render
+from .inputs import load_images, open_network
 from .options import BatchSize, DataRoot, Dataset, Device, Download, Images, Json, Network, OtherData, Split, Workers
-from .output import ECE_WORDS, bars, counts, quality_table, say, table, words, write_json
+from .output import bars, check_writable, echo, write_json
 
 
-def evaluate(
+def command(
     network: Network,
     dataset: Dataset = None,
     data_root: DataRoot = None,
@@ -26,55 +27,36 @@ def evaluate(
     device: Device = "auto",
     json_path: Json = "",
 ) -> None:
-    """Measure accuracy, cost and exits, of the whole and of every class and exit, and compare with the reference."""
+    """Measure accuracy, cost and exits, over all images, per class and per exit, and compare with the reference."""
     from ..api import accelerate
-    from ..data.image_files import shown
     from ..data.loading import batches
     from ..measure import environment
     from ..thresholds import evaluation
     from ..thresholds.outputs import collect, collect_answers
 
-    inputs.check_folders(json_path)
-    net, source = inputs.opened(network, dataset, data_root, download, workers, device, other_data)
+    check_writable(json_path)
+    net, source = open_network(network, dataset, data_root, download, workers, device, other_data)
     fast = accelerate(net, engine=engine)
-    loader = batches(inputs.images(net, source, split, images), batch_size, workers)
+    loader = batches(load_images(net, source, split, images), batch_size, workers)
     where = net.thresholds.device
     with bars() as progress:
         result, labels = collect_answers(fast, loader.reported(fast.plan.engine, progress), where)
         found = evaluation.evaluate(result, labels, net)
         reference, _ = collect_answers(net, loader.reported("reference", progress), where)
-        outputs, _ = collect(net, loader.reported("asking every exit", progress))
+        outputs, _ = collect(net, loader.reported("running every exit", progress))
     quality = evaluation.exit_quality(outputs, labels)
     flips = evaluation.count_flips(result, reference, outputs, net)
     if json_path != "-":
-        say(f"\n{words(net)}, {found.images:,} images of {source.dataset} ({split})")
-        say(f"criterion {net.criterion.name}, engine {fast.plan.engine}\n")
-        furthest = f", at most {flips.distance:.1g} from a threshold" if flips.count else ""
-        for what, figure in (
-            ("accuracy", f"{found.accuracy:.2%}"),
-            ("mean cost", f"{found.mean_cost:.4f}"),
-            ("with every head on the way", f"{found.mean_path_cost:.4f}"),
-            ("other exit than net.eval()", f"{flips.count:,} images{furthest}"),
-        ):
-            say(f"{what:28}{figure}")
-        say()
-        say(quality_table(net, quality, right=found.right, wrong=found.wrong))
-        say(f"\n{ECE_WORDS}\n")
-        known = [k for k, a in enumerate(found.class_accuracy) if a is not None]
-        listed = known if len(known) <= 20 else sorted(known, key=lambda k: found.class_accuracy[k] or 0.0)[:20]
-        names = (source.record.classes if source.record is not None else None) or range(net.num_classes)
-        rows = [
-            [
-                shown(names[k]),
-                f"{sum(found.class_exits[k]):,}",
-                f"{found.class_accuracy[k]:.2%}",
-                counts(found.class_exits[k]),
-            ]
-            for k in listed
-        ]
-        say(table(["class", "images", "accuracy", "images per exit"], rows))
-        if len(listed) < len(known):
-            say(f"the 20 least accurate of {len(known)} classes; --json has all")
+        echo(f"\n{render.describe(net)}, {found.images:,} images of {source.dataset} ({split})")
+        echo(f"criterion {net.criterion.name}, engine {fast.plan.engine}\n")
+        for line in render.evaluation_parts(found, flips):
+            echo(line)
+        echo()
+        echo(render.quality_table(net, quality, right=found.right, wrong=found.wrong))
+        echo(f"\n{render.ECE_LEGEND}\n")
+        classes = source.record.classes if source.record is not None else None
+        for part in render.class_parts(found, classes or range(net.num_classes)):
+            echo(part)
     figures = {
         "network": str(network),
         "dataset": source.dataset,

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from . import inputs
+from .budget import criterion_names, least_images
+from .held_out import HeldOutImages
+from .inputs import load_images, open_network
 from .options import (
     BatchSize,
     Cache,
@@ -27,7 +29,9 @@ from .options import (
     Split,
     Workers,
 )
-from .output import bars, canvas, check_figure, say, words
+from .output import bars, check_writable, echo
+from .pictures import canvas, check_picture
+from .render import describe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
     from ..thresholds.calibration import Calibration
 
 
-def plot(
+def command(
     network: Network,
     dataset: Dataset = None,
     data_root: DataRoot = None,
@@ -69,13 +73,13 @@ def plot(
     from ..thresholds.outputs import by_thresholds, collect, outcome
 
     points = dict(map(_twin, twin or []))
-    inputs.check_folders(cache)
-    check_figure(output)
-    net, source = inputs.opened(network, dataset, data_root, download, workers, device, other_data)
-    names = inputs.criteria(criterion, net)
-    measured = loading.batches(inputs.images(net, source, split, images), batch_size, workers)
-    least = None if few_images else inputs.least_images()
-    aside = None if same_images else inputs.Kept(source, held_out, seed, least)
+    check_writable(cache)
+    check_picture(output)
+    net, source = open_network(network, dataset, data_root, download, workers, device, other_data)
+    names = criterion_names(criterion, net)
+    measured = loading.batches(load_images(net, source, split, images), batch_size, workers)
+    least = None if few_images else least_images()
+    aside = None if same_images else HeldOutImages(source, held_out, seed, least)
     with bars() as progress:
         kept = None if aside is None else aside.outputs(net, cache, batch_size, progress)
         pixels: list[Tensor] = []
@@ -104,7 +108,7 @@ def plot(
     }
     kept_words = "the same images: optimistic" if kept is None else f"{len(kept[1]):,} held-out training images"
     title = (
-        f"{words(net)}, {len(labels):,} images of {source.dataset} ({split})\n"
+        f"{describe(net)}, {len(labels):,} images of {source.dataset} ({split})\n"
         f"thresholds of the curves chosen on {kept_words}"
     )
     costs = net.cost.tolist()
@@ -116,7 +120,7 @@ def plot(
         drawing.exit_histogram(below, found.right, found.wrong, costs)
         seen = torch.cat(pixels), labels, result.labels, result.exit_index
         drawing.examples(right, *seen, costs, examples)
-    say(f"figure: {output}")
+    echo(f"figure: {output}")
 
 
 def _twin(text: str) -> tuple[str, tuple[float, float]]:

@@ -11,9 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from .inputs import check_folders
 from .options import Json
-from .output import say, write_json
+from .output import check_writable, echo, write_json
 
 
 def _options_from_file(context: typer.Context, config: Path | None) -> Path | None:
@@ -43,7 +42,7 @@ def _options_from_file(context: typer.Context, config: Path | None) -> Path | No
     return config
 
 
-def train(
+def command(
     config: Annotated[
         Path | None,
         Option(
@@ -134,7 +133,7 @@ def train(
     from ..train.run import LAST_FILE
     from ..train.run import train as run
 
-    check_folders(json_path)
+    check_writable(json_path)
     arguments["exits"] = [name.strip() for name in exits.split(",") if name.strip()]
     if re.fullmatch(r"\d{1,9}(,\d{1,9})*", placement, re.ASCII):
         arguments["placement"] = [int(blocks) for blocks in placement.split(",")]
@@ -149,15 +148,15 @@ def train(
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return
     if json_path != "-":
-        say(f"weights of epoch {found.best_epoch}, held-out loss {found.best_held_out_loss:.4f}")
+        echo(f"weights of epoch {found.best_epoch}, held-out loss {found.best_held_out_loss:.4f}")
         for where, results, agreement in (
             ("held-out", found.held_out, found.held_out_agreement),
             ("test", found.test or {}, found.test_agreement or {}),
         ):
             for name, c in results.items():
-                say(
+                echo(
                     f"{where:9} {name:16} accuracy {c.accuracy:.2%}  as the final exit {agreement[name]:.2%}  "
                     f"mean cost {c.cost:.3f}"
                 )
-        say(f"\nsaved: {output}")
+        echo(f"\nsaved: {output}")
     write_json(json_path, asdict(found))

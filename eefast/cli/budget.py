@@ -1,0 +1,70 @@
+"""The options of a budget and criteria → the best thresholds of each criterion within the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..system.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..model import EarlyExitNet
+    from ..result import ExitOutput
+    from ..thresholds.calibration import Calibration
+
+
+def read_budget(**bounds: float | None) -> tuple[str, float]:
+    """The one bound that was given as (name, value), or the default; `ValueError` for several, or outside 0 … 1."""
+    given = {name: value for name, value in bounds.items() if value is not None} or {"max_accuracy_drop": 0.005}
+    if len(given) > 1:
+        raise ValueError(f"{', '.join(f'{k}={v}' for k, v in given.items())}: give one of them")
+    ((name, value),) = given.items()
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value} must lie in 0 … 1")
+    return name, value
+
+
+def criterion_names(name: str, net: EarlyExitNet) -> list[str]:
+    """Those of all criteria for "all", else the named one, or for "" that of the network."""
+    from .. import criteria
+
+    return list(criteria.CRITERIA) if name == "all" else [criteria.get(name or net.criterion.name).name]
+
+
+def least_images(kind: str = "", value: float = 0.0) -> int:
+    """The number of held-out images that a budget needs, see `calibration.least_images`."""
+    from ..thresholds import calibration
+
+    return calibration.least_images(value if kind == "max_accuracy_drop" else None)
+
+
+def choose_thresholds(
+    net: EarlyExitNet,
+    outputs: Sequence[ExitOutput],
+    labels: Tensor,
+    names: Sequence[str],
+    kind: str,
+    value: float,
+    progress: Progress,
+) -> tuple[dict[str, Calibration], Mapping[str, str]]:
+    """The best thresholds of each criterion within the budget, and for each criterion without any the reason.
+
+    Raises `ValueError` where no criterion has any.
+    """
+    from ..thresholds import calibration, evaluation
+
+    final = evaluation.exit_quality(outputs[-1:], labels)[0].accuracy
+    bound = {kind: value} if kind != "max_accuracy_drop" else {"min_accuracy": final - value}
+    chosen, impossible = {}, {}
+    for i, name in enumerate(names):
+        progress("choosing thresholds", i, len(names))
+        try:
+            chosen[name] = calibration.calibrate(outputs, labels, net.cost, name, **bound)
+        except ValueError as error:
+            impossible[name] = str(error)
+    progress("choosing thresholds", len(names), len(names))
+    if not chosen:
+        raise ValueError("; ".join(f"{name}: {why}" for name, why in impossible.items()))
+    return chosen, impossible

@@ -1,0 +1,107 @@
+"""Results of a command → the lines and tables that it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..model import EarlyExitNet
+    from ..thresholds.calibration import Calibration
+    from ..thresholds.evaluation import Evaluation, ExitQuality, Flips
+    from ..thresholds.scaling import Scaling
+
+ECE_LEGEND = (
+    "all images at each exit; ECE: expected calibration error (15 bins)\n"
+    "of the largest probability and of the learned confidence"
+)
+# Rows of the table of classes; with more classes, the least accurate ones.
+MOST_CLASSES = 20
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    out = Table(box=None, header_style="bold", pad_edge=False)
+    for i, title in enumerate(titles):
+        out.add_column(title, justify="left" if i == 0 else "right")
+    for row in rows:
+        out.add_row(*row)
+    return out
+
+
+def describe(net: EarlyExitNet) -> str:
+    return f"{net.name} with {net.num_exits} early exits"
+
+
+def counts(images: Iterable[Any]) -> str:
+    return " ".join(str(int(count)) for count in images)
+
+
+def calibration_parts(
+    chosen: Mapping[str, Calibration], exits: Mapping[str, Sequence[int]], impossible: Mapping[str, str]
+) -> Iterator[str | Table]:
+    """A row per criterion with thresholds, and a line for each criterion without.
+
+    exits: images per exit, by criterion; impossible: criterion → why no thresholds keep the budget.
+    """
+    rows = [[name, f"{c.accuracy:.2%}", f"{c.cost:.4f}", counts(exits[name])] for name, c in chosen.items()]
+    yield table(["criterion", "accuracy", "mean cost", "images per exit"], rows)
+    for name, why in impossible.items():
+        yield f"{name}: {why}"
+
+
+def evaluation_parts(found: Evaluation, flips: Flips) -> Iterator[str]:
+    """A line per figure of the whole data set."""
+    furthest = f", at most {flips.distance:.1g} from a threshold" if flips.count else ""
+    for what, figure in (
+        ("accuracy", f"{found.accuracy:.2%}"),
+        ("mean cost", f"{found.mean_cost:.4f}"),
+        ("including heads passed", f"{found.mean_path_cost:.4f}"),
+        ("other exit than net.eval()", f"{flips.count:,} images{furthest}"),
+    ):
+        yield f"{what:28}{figure}"
+
+
+def quality_table(
+    net: EarlyExitNet,
+    quality: Sequence[ExitQuality],
+    *,
+    before: Sequence[ExitQuality] | None = None,
+    scaling: Scaling | None = None,
+    right: Sequence[int] = (),
+    wrong: Sequence[int] = (),
+) -> Table:
+    """A row per exit: the images that exit there, where given, and its accuracy on all images.
+
+    before: quality without `scaling`, where there is one; right, wrong: number of images that exit there.
+    """
+    titles = ["exit", "cost", *(["images", "wrong"] if right else []), "accuracy", "ECE", "ECE learned"]
+
+    def errors(q: ExitQuality) -> tuple[str, str]:
+        return f"{q.probability_error:.4f}", f"{q.confidence_error:.4f}"
+
+    rows = []
+    for i, (q, cost) in enumerate(zip(quality, net.cost.tolist(), strict=True)):
+        row = [str(i), f"{cost:.3f}", *([f"{right[i] + wrong[i]:,}", f"{wrong[i]:,}"] if right else [])]
+        shown = [errors(q)] if before is None else [errors(before[i]), errors(q)]
+        row += [f"{q.accuracy:.2%}", *map(" → ".join, zip(*shown, strict=True))]
+        if scaling is not None:
+            row += [f"{scaling.temperature[i]:.2f}", f"{scaling.slope[i]:.2f} · z {scaling.offset[i]:+.2f}"]
+        rows.append(row)
+    return table(titles + (["temperature", "row"] if scaling is not None else []), rows)
+
+
+def class_parts(found: Evaluation, names: Sequence[Any]) -> Iterator[str | Table]:
+    """A row per class that has images, of at most `MOST_CLASSES`; names: of the classes, in the order of the labels."""
+    from ..data.image_files import shown
+
+    accuracy = {label: a for label, a in enumerate(found.class_accuracy) if a is not None}
+    listed = sorted(accuracy, key=accuracy.__getitem__)[:MOST_CLASSES] if len(accuracy) > MOST_CLASSES else accuracy
+    rows = []
+    for label in listed:
+        exits = found.class_exits[label]
+        rows.append([shown(names[label]), f"{sum(exits):,}", f"{accuracy[label]:.2%}", counts(exits)])
+    yield table(["class", "images", "accuracy", "images per exit"], rows)
+    if len(listed) < len(accuracy):
+        yield f"the {MOST_CLASSES} least accurate of {len(accuracy)} classes; --json has all"
