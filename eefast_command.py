@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from contextlib import suppress
 from types import FrameType
 
@@ -15,9 +16,12 @@ if hasattr(signal, "SIGHUP"):
 def main() -> None:
     """Entry point of the `eefast` command, see `eefast.cli.ending.run`."""
     end_on_signals()
-    # Here, because a package's entry point is not called before the package is imported, and PyTorch with it.
-    from eefast.cli import main as command
-
+    try:
+        # Here, because a package's entry point is not called before the package is imported, and PyTorch with it.
+        from eefast.cli import main as command
+    except (ImportError, OSError) as error:  # PyTorch is missing or broken, or EEFAST_LIBRARY does not load.
+        print("error: eefast cannot be imported:", *str(error).split(), file=sys.stderr)
+        sys.exit(2)
     command()
 
 

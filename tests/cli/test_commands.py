@@ -53,7 +53,7 @@ def test_unknown_options_and_commands_exit_with_2():
     assert CliRunner().invoke(app, ["train", "--nett", "eenet20"]).exit_code == 2
     listing = CliRunner().invoke(app, ["--help"])
     assert listing.exit_code == 0
-    for command in ("demo", "train", "calibrate", "evaluate", "bench", "plot", "calibrate-device"):
+    for command in ("demo", "train", "calibrate", "evaluate", "bench", "plot", "calibrate-device", "env"):
         assert f" {command} " in listing.stdout
 
 
