@@ -36,7 +36,7 @@ from eefast.data.loading import batches, split
 from eefast.result import ExitOutput
 from eefast.thresholds.calibration import Calibration, calibrate, pareto_front
 from eefast.thresholds.outputs import collect, exits_taken, outcome
-from eefast.train.run import LAST_FILE, REPORT_FILE
+from eefast.train.folder import LAST_FILE, REPORT_FILE
 
 ROOT = Path(__file__).parents[1]
 LOG_FILE = "train.log"

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
 
+from ..train.options import TrainOptions
 from .options import Json
 from .output import check_writable, echo, write_json
 
+if TYPE_CHECKING:
+    from ..train.report import TrainReport
+
+DEFAULT = TrainOptions()
+data_option, network_option, training_option, thresholds_option, machine_option, run_option = (
+    partial(Option, rich_help_panel=title)
+    for title in ("Data", "Network", "Training", "Thresholds", "Machine", "Run and output")
+)
+
 
 def _options_from_file(context: typer.Context, config: Path | None) -> Path | None:
-    """Let the options in a YAML file take the place of defaults; what stands on the command line still wins."""
+    """Options in a YAML file replace defaults; those on the command line replace both."""
     if config is None:
         return None
     import yaml
@@ -34,7 +46,9 @@ def _options_from_file(context: typer.Context, config: Path | None) -> Path | No
         name = names.get(str(key).replace("-", "_"))
         if name is None:
             close = get_close_matches(str(key).replace("-", "_"), names) or sorted(set(names.values()))
-            raise ValueError(f"config={str(config)!r}: {key!r} is no option of train; near are {', '.join(close)}")
+            raise ValueError(
+                f"config={str(config)!r}: {key!r} is no option of train; similar ones are {', '.join(close)}"
+            )
         if name in values:
             raise ValueError(f"config={str(config)!r}: {key!r} is given twice, under two names")
         values[name] = ",".join(map(str, value)) if isinstance(value, list) else value
@@ -46,117 +60,172 @@ def command(
     config: Annotated[
         Path | None,
         Option(
-            help="YAML file with options by their names here, such as `epochs: 12`; the command line wins.",
+            help="YAML file with options by their long names, such as `epochs: 12`; the command line has priority.",
             callback=_options_from_file,
             is_eager=True,
             exists=True,
             dir_okay=False,
         ),
     ] = None,
-    net: Annotated[str, Option("--net", "--model", help="eenet8 … eenet152.")] = "eenet20",
     dataset: Annotated[
-        str, Option(help="mnist, fashion-mnist, svhn, cifar10, tiny-imagenet, imagenet, folder.")
-    ] = "mnist",
-    data_root: Annotated[Path, Option("--data-root", "--data-dir", help="Folder with the published files.")] = Path(
-        "data"
-    ),
-    output: Annotated[Path, Option(help="Folder for the network, its thresholds and the report.")] = Path(
-        "runs/trained"
-    ),
-    download: Annotated[bool, Option(help="Fetch missing files into the data folder, where torchvision can.")] = False,
+        str, data_option(help="mnist, fashion-mnist, svhn, cifar10, tiny-imagenet, imagenet, folder.")
+    ] = DEFAULT.dataset,
+    data_root: Annotated[
+        Path, data_option("--data-root", "--data-dir", help="Folder with the data set's published files.")
+    ] = Path(DEFAULT.data_root),
+    download: Annotated[
+        bool, data_option(help="Fetch missing files into the data folder, where torchvision can.")
+    ] = DEFAULT.download,
     image_size: Annotated[
-        int | None, Option("--image-size", "--img-size", help="Of imagenet and folder, 224 by default.", min=1)
-    ] = None,
-    num_exits: Annotated[int, Option(help="Number of early exits.", min=1)] = 3,
-    placement: Annotated[str, Option(help="fine, pareto, linear, gold_ratio, or blocks: 2,4,6.")] = "fine",
-    head: Annotated[str, Option(help="pool, bnpool, plain, conv1, conv2, conv3.")] = "pool",
-    backbone: Annotated[
-        str | None, Option(help="torchvision:NAME or timm:NAME instead of --net; exits are attached to it.")
-    ] = None,
-    exits: Annotated[str, Option(help="The backbone's modules behind which exits stand: layer1,layer2.")] = "",
-    weights: Annotated[
-        Path | None,
-        Option(
-            "--weights",
-            "--initial-checkpoint",
-            help="Weights to start from: of the backbone, or of all of --net; heads of another kind start anew.",
+        int | None,
+        data_option(
+            "--image-size", "--img-size", help="Height and width of images of imagenet and folder; default: 224.", min=1
         ),
-    ] = None,
-    freeze_backbone: Annotated[bool, Option(help="Train the early heads only.")] = False,
-    self_labelled: Annotated[bool, Option(help="The frozen backbone's own answers stand for the labels.")] = False,
-    epochs: Annotated[int, Option(help="Passes over the training images.", min=1)] = 12,
-    batch_size: Annotated[int, Option("--batch-size", "-b", help="Images per step and device.", min=2)] = 128,
-    learning_rate: Annotated[float, Option("--learning-rate", "--lr", help="At the peak of the schedule.")] = 0.01,
-    optimizer: Annotated[str, Option("--optimizer", "--opt", help="adamw, adam, sgd.")] = "adamw",
-    schedule: Annotated[str, Option("--schedule", "--sched", help="one-cycle, cosine, step, constant.")] = "one-cycle",
-    weight_decay: Annotated[float, Option(help="Of the optimiser.")] = 1e-4,
-    loss: Annotated[
-        str, Option(help="Weighted sum of losses: v0 … v4, pteenet_v0, _v2, _v5, _v6, correctness.")
-    ] = "deep_supervision+correctness",
-    two_stage: Annotated[int, Option(help="So many epochs minimise v0 before --loss.", min=0)] = 0,
-    cost_weight: Annotated[float, Option(help="λ, the price of cost in the losses v1 … v4.")] = 1.0,
-    shift: Annotated[
-        int | None, Option(help="Move training images by up to so many pixels; by default as in the papers.", min=0)
-    ] = None,
-    flip: Annotated[bool | None, Option(help="Mirror training images; by default as in the papers.")] = None,
+    ] = DEFAULT.image_size,
     held_out: Annotated[
         int | None,
-        Option(help="Training images kept aside to choose thresholds on; 5000, of small data sets a fifth.", min=1),
+        data_option(
+            help="Number of training images held out for choosing thresholds; default: 5000, at most a fifth.", min=1
+        ),
+    ] = DEFAULT.held_out,
+    shift: Annotated[
+        int | None,
+        data_option(help="Largest random shift of training images, in pixels; default: as in the papers.", min=0),
+    ] = DEFAULT.shift,
+    flip: Annotated[
+        bool | None, data_option(help="Mirror training images at random; default: as in the papers.")
+    ] = DEFAULT.flip,
+    test: Annotated[bool, data_option(help="Measure the test images once, at the end.")] = DEFAULT.test,
+    net: Annotated[str, network_option("--net", "--model", help="eenet8 … eenet152.")] = DEFAULT.net,
+    num_exits: Annotated[int, network_option(help="Number of early exits.", min=1)] = DEFAULT.num_exits,
+    placement: Annotated[
+        str, network_option(help="Where the early exits are: fine, pareto, linear, gold_ratio, or after blocks: 2,4,6.")
+    ] = "fine",
+    head: Annotated[
+        str, network_option(help="Kind of the early exits' heads: pool, bnpool, plain, conv1, conv2, conv3.")
+    ] = DEFAULT.head,
+    backbone: Annotated[
+        str | None, network_option(help="torchvision:NAME or timm:NAME instead of --net; exits are attached to it.")
+    ] = DEFAULT.backbone,
+    exits: Annotated[
+        str, network_option(help="Modules of the backbone after which exits are attached: layer1,layer2.")
+    ] = "",
+    weights: Annotated[
+        Path | None,
+        network_option(
+            "--weights",
+            "--initial-checkpoint",
+            help="Initial weights: of the backbone, or of all of --net; heads of another kind get random ones.",
+        ),
     ] = None,
+    freeze_backbone: Annotated[bool, network_option(help="Train the early heads only.")] = DEFAULT.freeze_backbone,
+    self_labelled: Annotated[
+        bool, network_option(help="The frozen backbone's answers replace the labels.")
+    ] = DEFAULT.self_labelled,
+    epochs: Annotated[int, training_option(help="Passes over the training images.", min=1)] = DEFAULT.epochs,
+    batch_size: Annotated[
+        int, training_option("--batch-size", "-b", help="Images per step and device.", min=2)
+    ] = DEFAULT.batch_size,
+    learning_rate: Annotated[
+        float, training_option("--learning-rate", "--lr", help="At the peak of the schedule.")
+    ] = DEFAULT.learning_rate,
+    optimizer: Annotated[str, training_option("--optimizer", "--opt", help="adamw, adam, sgd.")] = DEFAULT.optimizer,
+    schedule: Annotated[
+        str, training_option("--schedule", "--sched", help="one-cycle, cosine, step, constant.")
+    ] = DEFAULT.schedule,
+    weight_decay: Annotated[float, training_option(help="Of the optimiser.")] = DEFAULT.weight_decay,
+    loss: Annotated[
+        str, training_option(help="Weighted sum of losses: v0 … v4, pteenet_v0, _v2, _v5, _v6, correctness.")
+    ] = DEFAULT.loss,
+    two_stage: Annotated[
+        int, training_option(help="Number of first epochs that minimise v0 instead of --loss.", min=0)
+    ] = DEFAULT.two_stage,
+    cost_weight: Annotated[
+        float, training_option(help="λ, the price of cost in the losses v1 … v4.")
+    ] = DEFAULT.cost_weight,
+    seed: Annotated[int, training_option(help="Of weights, order and held-out images.")] = DEFAULT.seed,
     max_accuracy_drop: Annotated[
-        float, Option(help="Thresholds: cheapest with at most this drop in accuracy.")
-    ] = 0.005,
-    max_cost: Annotated[float | None, Option(help="Thresholds instead: most accurate with at most this cost.")] = None,
-    seed: Annotated[int, Option(help="Of weights, order and held-out images.")] = 1,
-    precision: Annotated[str, Option(help="32-true, 16-mixed, bf16-mixed.")] = "32-true",
-    amp: Annotated[bool, Option("--amp", help="Mixed precision: 16-mixed on CUDA, bf16-mixed elsewhere.")] = False,
-    device: Annotated[str, Option(help="auto, cpu, cuda.")] = "auto",
-    devices: Annotated[int, Option(help="How many of them on each node; -1 = all.", min=-1)] = 1,
-    nodes: Annotated[int, Option(help="How many machines.", min=1)] = 1,
-    strategy: Annotated[str, Option(help="How they share the work: ddp, fsdp … as Lightning calls it.")] = "auto",
-    workers: Annotated[int, Option("--workers", "-j", help="Processes that decode images.", min=0)] = 0,
-    tensorboard: Annotated[bool, Option(help="Write logs for TensorBoard too.")] = False,
+        float, thresholds_option(help="Lowest cost with at most this drop in accuracy.")
+    ] = DEFAULT.max_accuracy_drop,
+    max_cost: Annotated[
+        float | None, thresholds_option(help="Instead: highest accuracy with at most this mean cost, 0 … 1.")
+    ] = DEFAULT.max_cost,
+    precision: Annotated[str, machine_option(help="32-true, 16-mixed, bf16-mixed.")] = DEFAULT.precision,
+    amp: Annotated[
+        bool, machine_option("--amp", help="Mixed precision: 16-mixed on CUDA, bf16-mixed elsewhere.")
+    ] = False,
+    device: Annotated[str, machine_option(help="auto, cpu, cuda.")] = DEFAULT.device,
+    devices: Annotated[int, machine_option(help="Number of devices on each node; -1: all.", min=-1)] = DEFAULT.devices,
+    nodes: Annotated[int, machine_option(help="Number of machines.", min=1)] = DEFAULT.nodes,
+    strategy: Annotated[
+        str, machine_option(help="How devices share the work: ddp, fsdp …, as in Lightning.")
+    ] = DEFAULT.strategy,
+    workers: Annotated[
+        int, machine_option("--workers", "-j", help="Processes that decode images.", min=0)
+    ] = DEFAULT.workers,
+    output: Annotated[Path, run_option(help="Folder for the network, its thresholds and the report.")] = Path(
+        DEFAULT.output
+    ),
     resume: Annotated[
         bool,
-        Option(
-            help="Go on from last.ckpt in the output folder; a run broken off in its first epoch starts again.",
-        ),
-    ] = False,
-    test: Annotated[bool, Option(help="Measure the test images once, at the end.")] = False,
+        run_option(help="Continue from last.ckpt in the output folder; a run that finished no epoch starts again."),
+    ] = DEFAULT.resume,
+    tensorboard: Annotated[bool, run_option(help="Write logs for TensorBoard too.")] = DEFAULT.tensorboard,
     json_path: Json = "",
 ) -> None:
     """Train an early-exit network, choose its thresholds on held-out training images, save it."""
-    arguments = {name: value for name, value in locals().items() if name not in ("config", "amp", "json_path")}
-    import torch
     from lightning.pytorch.utilities import rank_zero_only
 
-    from ..train.run import LAST_FILE
-    from ..train.run import train as run
+    from ..train.folder import LAST_FILE
+    from ..train.run import train
 
     check_writable(json_path)
-    arguments["exits"] = [name.strip() for name in exits.split(",") if name.strip()]
-    if re.fullmatch(r"\d{1,9}(,\d{1,9})*", placement, re.ASCII):
-        arguments["placement"] = [int(blocks) for blocks in placement.split(",")]
-    if amp:
-        on_cuda = device in ("cuda", "gpu") or (device == "auto" and torch.cuda.is_available())
-        arguments["precision"] = "16-mixed" if on_cuda else "bf16-mixed"
+    options = TrainOptions(
+        net=net, dataset=dataset, data_root=data_root, output=output, download=download, image_size=image_size,
+        num_exits=num_exits, placement=_blocks(placement), head=head, backbone=backbone,
+        exits=[name.strip() for name in exits.split(",") if name.strip()], weights=weights,
+        freeze_backbone=freeze_backbone, self_labelled=self_labelled, epochs=epochs, batch_size=batch_size,
+        learning_rate=learning_rate, optimizer=optimizer, schedule=schedule, weight_decay=weight_decay, loss=loss,
+        two_stage=two_stage, cost_weight=cost_weight, shift=shift, flip=flip, held_out=held_out,
+        max_accuracy_drop=max_accuracy_drop, max_cost=max_cost, seed=seed,
+        precision=_mixed_precision(device) if amp else precision, device=device, devices=devices, nodes=nodes,
+        strategy=strategy, workers=workers, tensorboard=tensorboard, resume=resume, test=test,
+    )  # fmt: skip
     try:
-        found = run(**arguments)
+        report = train(options)
     except KeyboardInterrupt as stop:
         more = "--resume goes on from there" if (output / LAST_FILE).is_file() else "--resume starts it again"
         raise KeyboardInterrupt(str(stop) or more) from stop
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return
     if json_path != "-":
-        echo(f"weights of epoch {found.best_epoch}, held-out loss {found.best_held_out_loss:.4f}")
-        for where, results, agreement in (
-            ("held-out", found.held_out, found.held_out_agreement),
-            ("test", found.test or {}, found.test_agreement or {}),
-        ):
-            for name, c in results.items():
-                echo(
-                    f"{where:9} {name:16} accuracy {c.accuracy:.2%}  as the final exit {agreement[name]:.2%}  "
-                    f"mean cost {c.cost:.3f}"
-                )
+        _show(report)
         echo(f"\nsaved: {output}")
-    write_json(json_path, asdict(found))
+    write_json(json_path, asdict(report))
+
+
+def _blocks(placement: str) -> str | Sequence[int]:
+    """The numbers in "2,4,6"; another text as it is."""
+    if re.fullmatch(r"\d{1,9}(,\d{1,9})*", placement, re.ASCII):
+        return [int(block) for block in placement.split(",")]
+    return placement
+
+
+def _mixed_precision(device: str) -> str:
+    import torch
+
+    on_cuda = device in ("cuda", "gpu") or (device == "auto" and torch.cuda.is_available())
+    return "16-mixed" if on_cuda else "bf16-mixed"
+
+
+def _show(report: TrainReport) -> None:
+    echo(f"weights of epoch {report.best_epoch}, held-out loss {report.best_held_out_loss:.4f}")
+    for where, results, agreement in (
+        ("held-out", report.held_out, report.held_out_agreement),
+        ("test", report.test or {}, report.test_agreement or {}),
+    ):
+        for name, c in results.items():
+            echo(
+                f"{where:9} {name:16} accuracy {c.accuracy:.2%}  as the final exit {agreement[name]:.2%}  "
+                f"mean cost {c.cost:.3f}"
+            )

@@ -2,53 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor
-from torch.optim import Optimizer, lr_scheduler
 
 from ..model import EarlyExitNet
 from ..result import ExitOutput
 from ..surgery.attachment import new_parameters
 from .augment import random_flip, random_shift
 from .losses import WeightedSum, parse
+from .optimizers import OPTIMIZERS, SCHEDULES
 from .tags import random_tags, refreshed
-
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "adamw": torch.optim.AdamW,
-    "adam": torch.optim.Adam,
-    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
-}
-SCHEDULES: dict[str, Callable[[Optimizer, float, int], lr_scheduler.LRScheduler]] = {
-    "one-cycle": lambda optimizer, peak, steps: lr_scheduler.OneCycleLR(optimizer, max_lr=peak, total_steps=steps),
-    "cosine": lambda optimizer, peak, steps: lr_scheduler.CosineAnnealingLR(optimizer, steps),
-    # As He et al. (2016) train ResNets on CIFAR-10.
-    "step": lambda optimizer, peak, steps: lr_scheduler.MultiStepLR(optimizer, [steps // 2, steps * 3 // 4]),
-    "constant": lambda optimizer, peak, steps: lr_scheduler.ConstantLR(optimizer, factor=1.0),
-}
 
 
 class DivergedError(RuntimeError):
-    """The loss or the weights are no numbers any more."""
+    """The loss or a weight became NaN or infinite."""
 
 
 class EarlyExitModule(lightning.LightningModule):
     """Trains all exits of `net` together, or the new heads of one with a frozen backbone.
 
-    loss: see `eefast.train.losses`; a name, or a weighted sum with λ.
-    first_epochs: so many epochs minimise "deep_supervision" before `loss` (EENets' two-stage training).
+    loss: a weighted sum with λ, or its text, see `eefast.train.losses.parse`.
+    first_epochs: number of first epochs that minimise "deep_supervision" instead of `loss` (EENets' two stages).
     optimizer: name in `OPTIMIZERS`; "sgd" has Nesterov momentum 0.9.
     schedule: name in `SCHEDULES`; "step" divides by ten after 1/2 and 3/4 of the run.
     learning_rate: at the peak of the schedule.
-    shift: training images are moved at random by at most so many pixels.
-    flip: training images are mirrored at random.
-    frozen: only what `eefast.surgery.new_parameters` names is trained; the backbone stays in eval mode, so that its
-        BatchNorm statistics stay as they are (PTEENet).
-    self_labelled: the final exit's answers stand for the labels (PTEENet); only with `frozen`.
+    shift: largest random shift of training images, in pixels.
+    flip: mirror training images at random.
+    frozen: train only what `eefast.surgery.attachment.new_parameters` names; the backbone stays in eval mode, so that
+        its BatchNorm statistics do not change (PTEENet).
+    self_labelled: the final exit's answers replace the labels (PTEENet); only with `frozen`.
     tag_batches: all training images in order and unchanged, for a loss with exit tags.
     seed: of the first exit tags.
 
@@ -76,11 +62,6 @@ class EarlyExitModule(lightning.LightningModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
-        for name, value, known in (("optimizer", optimizer, OPTIMIZERS), ("schedule", schedule, SCHEDULES)):
-            if value not in known:
-                raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")
-        if self_labelled and not frozen:
-            raise ValueError("self_labelled=True needs a frozen backbone: labels that are trained too teach nothing")
         self.net, self.loss = net, parse(loss) if isinstance(loss, str) else loss
         if self.loss.uses_tags and tag_batches is None:
             raise ValueError("this loss uses exit tags; give tag_batches, all training images in order")
@@ -88,7 +69,7 @@ class EarlyExitModule(lightning.LightningModule):
         self.optimizer, self.schedule = optimizer, schedule
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.shift, self.flip, self.frozen, self.self_labelled = shift, flip, frozen, self_labelled
-        # Lightning must not take it for one of the loaders of the run.
+        # A private name, which Lightning does not take for a loader of the run.
         self._tag_batches = tag_batches
         count = len(tag_batches.dataset) if tag_batches is not None else 0  # type: ignore[arg-type]
         self.register_buffer("tags", random_tags(count, net.num_exits, seed), persistent=False)
@@ -108,12 +89,12 @@ class EarlyExitModule(lightning.LightningModule):
         return self
 
     def targets(self, outputs: Sequence[ExitOutput], labels: Tensor) -> Tensor:
-        """What each image should be taken for, [N] int64."""
+        """The class that each image should get, [N] int64."""
         return outputs[-1].logits.detach().argmax(dim=1) if self.self_labelled else labels
 
     def on_train_epoch_start(self) -> None:
         self._spoilt_step = torch.tensor(-1, device=self.device)
-        # The first tags are random; before that nothing has been learned that could choose.
+        # The first tags are random: a network that has learned nothing cannot choose them.
         if self.loss.uses_tags and self.current_epoch >= max(1, self.first_epochs):
             assert self._tag_batches is not None
             cost = self.net.cost * self.loss.cost_weight
@@ -132,7 +113,7 @@ class EarlyExitModule(lightning.LightningModule):
         return loss
 
     def _check(self, loss: Tensor, index: int) -> None:
-        """Keep the first step whose loss is no number, and stop; a GPU, which waits when asked, is asked sometimes."""
+        """Note the first step whose loss is NaN or infinite, and stop; on a GPU, which waits, every 50 steps."""
         fine = torch.isfinite(loss) | (self._spoilt_step >= 0)
         self._spoilt_step = torch.where(fine, self._spoilt_step, index)
         # Several processes must stop together: at the end of the epoch.
@@ -140,13 +121,17 @@ class EarlyExitModule(lightning.LightningModule):
             self._stop_if_diverged(finite=True)
 
     def on_train_epoch_end(self) -> None:
-        # Before the checkpoints are written, so that the last good ones stay.
+        # Before the checkpoints are written, so that the last good ones are kept.
         self._stop_if_diverged(all(bool(parameter.isfinite().all()) for parameter in self.parameters()))
 
     def _stop_if_diverged(self, finite: bool) -> None:
         step = int(self._spoilt_step)
         if self.trainer.strategy.reduce_boolean_decision(step >= 0 or not finite, all=False):
-            what = f"the loss is no number in step {step + 1}" if step >= 0 else "weights are no numbers at the end"
+            what = (
+                f"the loss is NaN or infinite in step {step + 1}"
+                if step >= 0
+                else "weights are NaN or infinite at the end"
+            )
             raise DivergedError(
                 f"training diverged: {what} of epoch {self.current_epoch + 1}; lower learning_rate={self.learning_rate}"
             )
@@ -154,7 +139,7 @@ class EarlyExitModule(lightning.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         images, labels = batch
         outputs = self.net.all_exits(self.net.prepare(images))
-        # In both stages the same loss, so that epochs compare.
+        # The same loss in both stages, so that epochs can be compared.
         metrics = {"held_out_loss": self.loss(outputs, self.targets(outputs, labels), self.net.cost)}
         answers = torch.stack([out.logits.argmax(dim=1) for out in outputs])
         for i, answer in enumerate(answers):

@@ -28,6 +28,7 @@ from eefast.surgery.attachment import attach
 from eefast.thresholds import calibration
 from eefast.thresholds import outputs as outputs_module
 from eefast.thresholds.outputs import collect
+from eefast.train.options import TrainOptions
 from eefast.train.run import train
 
 RECORD = TrainingRecord("eenet8", 10, (1, 12, 12), "fashion-mnist", None, None, 70, "0123456789abcdef", 31, 5)
@@ -340,8 +341,11 @@ def test_saving_that_must_fail_fails_before_the_work(trained: Path, tmp_path: Pa
 def test_a_run_goes_on_with_the_same_images_only(trained: Path, tmp_path: Path) -> None:
     for stem in ("images-idx3-ubyte", "labels-idx1-ubyte"):
         shutil.copy(trained / "mnist" / f"train-{stem}", tmp_path)
-    options = {"data_root": tmp_path, "output": tmp_path / "out", "num_exits": 2, "epochs": 1, "batch_size": 16}
-    report = train("eenet8", **options, device="cpu")
+    options = {
+        "net": "eenet8", "num_exits": 2, "epochs": 1, "batch_size": 16, "device": "cpu",
+        "data_root": tmp_path, "output": tmp_path / "out",
+    }  # fmt: skip
+    report = train(TrainOptions(**options))
     assert report.arguments["held_out"] == 14
     whole = datasets.dataset("mnist", tmp_path, "train")
     expected = datasets.record("eenet8", 10, (1, 28, 28), "mnist", whole, 14, 1)
@@ -350,4 +354,4 @@ def test_a_run_goes_on_with_the_same_images_only(trained: Path, tmp_path: Path) 
     with pytest.raises(
         ValueError, match=r"last\.ckpt does not fit this run \(the training images have changed since\)"
     ):
-        train("eenet8", **options, device="cpu", resume=True)
+        train(TrainOptions(**options, resume=True))

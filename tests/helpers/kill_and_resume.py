@@ -44,6 +44,7 @@ def in_a_process(options, output, resume, *, killed_after=None, killed_at=None):
     """
     process = os.fork()
     if process == 0:
+        from eefast.train.options import TrainOptions
         from eefast.train.run import train
 
         torch.set_num_threads(1)
@@ -51,7 +52,7 @@ def in_a_process(options, output, resume, *, killed_after=None, killed_at=None):
             _kill_at(*killed_at)
         sys.stderr = Path(f"{output}.log").open("a")  # noqa: SIM115  until the process ends
         try:
-            train(output=output, resume=resume, **options)
+            train(TrainOptions(output=output, resume=resume, **options))
         except FileNotFoundError as error:
             print(error, file=sys.stderr)
             os._exit(2)

@@ -20,7 +20,9 @@ from eefast.system import files
 from eefast.system.files import WriteError
 from eefast.thresholds.calibration import Calibration, save_thresholds
 from eefast.thresholds.outputs import save_outputs
-from eefast.train import run
+from eefast.train.checkpoints import CheckpointWriter
+from eefast.train.curves import CurvesLogger
+from eefast.train.report import TrainReport, write_report
 
 
 def whole(folder):
@@ -125,8 +127,9 @@ def writers(folder):
     net = lived_in(zoo.eenet("eenet8", input_shape=(1, 8, 8), normalization=((0.1,), (0.3,))), 1)
     out = [ExitOutput(torch.zeros(31, 10), torch.zeros(31), torch.zeros(31)) for _ in range(3)]
     chosen = {"learned": Calibration("learned", (0.1, 0.2), 0.9, 0.5)}
+    report = TrainReport({}, 1, 0.1, [0.9] * 3, [1.0] * 3, chosen, {"learned": 1.0}, None, None, [2.0])
     checkpoint = {"epoch": 3, "state_dict": net.state_dict()}
-    curves = run._Curves(folder, "logs", version=0)
+    curves = CurvesLogger(folder, "logs", version=0)
     curves.experiment.log_metrics({"loss": torch.tensor(0.1)}, 1)
     (folder / "logs" / "version_0" / "metrics.csv").write_text("old")
     for name in (
@@ -146,8 +149,8 @@ def writers(folder):
         "attached": lambda: backbone.save_attached(net, folder, "timm:x", ["layer1"], "pool"),
         "cache": lambda: save_outputs(folder / "cache", out, torch.zeros(31), {"network": "x"}),
         "json": lambda: cli_output.write_json(str(folder / "report.json"), {"a": list(range(99))}),
-        "report": lambda: run._write(folder / "report.json", {"a": list(range(99))}),
-        "checkpoint": lambda: run._Writer().save_checkpoint(checkpoint, folder / "last.ckpt"),
+        "report": lambda: write_report(folder, report),
+        "checkpoint": lambda: CheckpointWriter().save_checkpoint(checkpoint, folder / "last.ckpt"),
         "curves": lambda: curves.save(),
         "figure": canvas,
         "device table": lambda: launch_costs.keep(launch_costs.DeviceTable(1, 2), torch.device("cuda")),

@@ -1,0 +1,71 @@
+"""The options' data set → the images to train on, those held out for choosing thresholds, and the test images."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from torch.utils.data import Dataset, Subset
+
+from ..data import datasets
+from ..data.loading import default_held_out, split
+from ..thresholds.calibration import least_images
+from .options import TrainOptions
+
+
+@dataclass(frozen=True)
+class RunImages:
+    """Data sets of (uint8 image [C, H, W], label) per sample.
+
+    whole: all training images; unchanged: those to train on; augmented: the same, photographs cropped at random.
+    test: None unless it was asked for.
+    """
+
+    info: datasets.DatasetInfo
+    whole: Dataset
+    unchanged: Subset
+    augmented: Subset
+    held_out: Subset
+    test: Dataset | None
+
+
+def open_images(options: TrainOptions) -> RunImages:
+    """Nothing is decoded yet. Raises what `datasets.dataset` does, and `ValueError` where too few are left to train on.
+
+    Few held-out images are reported on stderr.
+    """
+
+    def opened(split: str) -> Dataset:
+        return datasets.dataset(options.dataset, options.data_root, split, options.download, options.image_size)
+
+    whole = opened("train")
+    info = datasets.info(options.dataset, options.data_root, options.image_size)
+    count = _held_out(options, len(whole))  # type: ignore[arg-type]
+    test = opened("test") if options.test else None
+    unchanged, held_out = split(whole, count, options.seed)
+    augmented = whole.for_training() if isinstance(whole, datasets.ImageFiles) else whole
+    return RunImages(info, whole, unchanged, Subset(augmented, unchanged.indices), held_out, test)
+
+
+def _held_out(options: TrainOptions, total: int) -> int:
+    """Number of the `total` training images that are held out."""
+    count = options.held_out
+    if count is None:
+        count = default_held_out(total)
+        if count < 5000:
+            print(
+                f"{count} of {total:,} training images, a fifth, are held out for choosing thresholds", file=sys.stderr
+            )
+    least = least_images(options.max_accuracy_drop if options.max_cost is None else None)
+    if count < least:
+        print(
+            f"held_out={count} images are few for choosing thresholds: each is {1 / count:.4f} of their accuracy; "
+            f"hold out {least} or more for a finer choice",
+            file=sys.stderr,
+        )
+    if total - count < options.batch_size:
+        raise ValueError(
+            f"held_out={count} of {total} training images leaves no batch of batch_size={options.batch_size}; "
+            "make one of them smaller"
+        )
+    return count

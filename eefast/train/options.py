@@ -1,0 +1,150 @@
+"""The options of a training run → one frozen value, checked, that is recorded and compared when a run is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from . import losses
+from .optimizers import OPTIMIZERS, SCHEDULES
+
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+# Where and how fast a resumed run continues may differ; what it learns may not.
+FREE_TO_CHANGE = ("download", "device", "devices", "nodes", "strategy", "workers", "tensorboard", "resume", "test")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `eefast.train.run.train` is told; `eefast train` has an option for each.
+
+    net: name of the network, "eenet8" … "eenet152".
+    dataset: name of the data set, see `eefast.data.datasets.DATASETS`.
+    data_root: folder with the data set's published files.
+    output: folder for config.json, model.safetensors (weights of the epoch with the lowest held-out loss),
+        training.json (which images it was trained on, see `eefast.checkpoint.record`), thresholds.json (for every
+        criterion), report.json, best.ckpt and last.ckpt (Lightning's checkpoints with the optimiser's state) and
+        logs/version_0/metrics.csv.
+    download: fetch missing files into `data_root` where torchvision can.
+    image_size: height and width of photographs, for "imagenet" and "folder"; None: 224.
+    num_exits: number of early exits.
+    placement: which residual blocks the early exits follow: fine, pareto, linear, gold_ratio, or numbers of blocks.
+    head: kind of the early exits' heads: pool, bnpool, plain, conv1, conv2, conv3.
+    backbone: instead of `net`, "torchvision:NAME" or "timm:NAME"; `output` then has attached.json instead of
+        config.json.
+    exits: names of the backbone's modules after which its early exits are attached, see
+        `eefast.surgery.attachment.attach`.
+    weights: file or folder with initial weights: of the backbone, or of the whole `net`, whose early exits keep random
+        weights where those in the file are of another kind of head.
+    freeze_backbone: train the early heads only; weights and BatchNorm statistics of the backbone stay (PTEENet).
+    self_labelled: the frozen backbone's answers replace the labels (PTEENet).
+    epochs: passes over the training images.
+    batch_size: images per step and device.
+    learning_rate: at the peak of the schedule.
+    optimizer: adamw, adam, or sgd with Nesterov momentum.
+    schedule: one-cycle, cosine, step (÷ 10 after 1/2 and 3/4 of the run), constant.
+    weight_decay: of the optimiser.
+    loss: weighted sum of terms, such as "v0+0.5*correctness", see `eefast.train.losses`.
+    two_stage: number of first epochs that minimise "deep_supervision" (v0) instead of `loss`; EENets take 25, then v1.
+    cost_weight: λ, the price of cost in all losses that include it.
+    shift: largest random shift of training images, in pixels; None: as in the papers, 4 for CIFAR-10.
+    flip: mirror training images at random; None: as in the papers, not for MNIST, Fashion-MNIST, SVHN.
+    held_out: number of training images, drawn by the seed, that are not trained on; thresholds and accuracies come from
+        them; None: 5,000, at most a fifth of the images.
+    max_accuracy_drop: thresholds give the lowest cost with at most this drop below the final exit's held-out accuracy.
+    max_cost: instead, thresholds give the highest accuracy with at most this mean cost.
+    seed: of weights, order, held-out images and the first exit tags.
+    precision: 32-true, 16-mixed, bf16-mixed.
+    device: auto, cpu, cuda, or another of Lightning's accelerators.
+    devices, nodes, strategy: how many, and how they share the work, as Lightning's Trainer takes them; -1: all.
+    workers: number of processes that decode images; in-memory data sets need none.
+    tensorboard: write logs for TensorBoard beside the CSV file.
+    resume: continue from last.ckpt in `output`, with the options of that run; on the CPU the result is bit for bit that
+        of an uninterrupted run. A run that ended in its first epoch, recorded by started.json in `output`, starts
+        again.
+    test: measure the test split once at the end.
+    Raises `ValueError`, naming the option, for values that no data set and network could fit.
+    """
+
+    net: str = "eenet20"
+    dataset: str = "mnist"
+    data_root: str | Path = "data"
+    output: str | Path = "runs/trained"
+    download: bool = False
+    image_size: int | None = None
+    num_exits: int = 3
+    placement: str | Sequence[int] = "fine"
+    head: str = "pool"
+    backbone: str | None = None
+    exits: Sequence[str] = ()
+    weights: str | Path | None = None
+    freeze_backbone: bool = False
+    self_labelled: bool = False
+    epochs: int = 12
+    batch_size: int = 128
+    learning_rate: float = 0.01
+    optimizer: str = "adamw"
+    schedule: str = "one-cycle"
+    weight_decay: float = 1e-4
+    loss: str = "deep_supervision+correctness"
+    two_stage: int = 0
+    cost_weight: float = 1.0
+    shift: int | None = None
+    flip: bool | None = None
+    held_out: int | None = None
+    max_accuracy_drop: float = 0.005
+    max_cost: float | None = None
+    seed: int = 1
+    precision: str = "32-true"
+    device: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    workers: int = 0
+    tensorboard: bool = False
+    resume: bool = False
+    test: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        for name, known in (("precision", PRECISIONS), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")
+        if bool(self.backbone) != bool(self.exits):
+            raise ValueError(
+                f"backbone={self.backbone!r}, exits={list(self.exits)}: give both, or none of them with net"
+            )
+        if self.self_labelled and not self.freeze_backbone:
+            raise ValueError(
+                "self_labelled=True needs a frozen backbone, since labels that are trained too teach nothing; "
+                "add freeze_backbone=True"
+            )
+        losses.parse(self.loss, self.cost_weight)
+
+    def _check_numbers(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 2), ("held_out", 1), ("devices", -1), ("nodes", 1)):
+            value = getattr(self, name)
+            if value is not None and (value < least or value == 0):
+                raise ValueError(f"{name}={value} must be at least {least}" + " and not 0" * (least < 0))
+        if not 0 <= self.max_accuracy_drop <= 1:
+            raise ValueError(f"max_accuracy_drop={self.max_accuracy_drop} must lie in 0 … 1")
+        if not 0 <= self.two_stage < self.epochs:
+            raise ValueError(f"two_stage={self.two_stage} must lie in 0 … epochs - 1 = {self.epochs - 1}")
+
+    def record(self) -> dict[str, Any]:
+        """What determined the network, as JSON takes it: no folders, and of `weights` the last part of its path."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        del found["data_root"], found["output"]
+        found["weights"] = None if self.weights is None else Path(self.weights).name
+        return {name: list(value) if isinstance(value, (list, tuple)) else value for name, value in found.items()}
+
+    def check_same_run(self, before: dict[str, Any]) -> None:
+        """`ValueError`, naming the first difference, unless a run of the record `before` may be resumed with these."""
+        for name, value in self.record().items():
+            if name not in FREE_TO_CHANGE and before.get(name) != value:
+                raise ValueError(
+                    f"{name}={value!r}, but the run to resume has {before.get(name)!r}; give the same, or start again "
+                    "without --resume (resume=False)"
+                )

@@ -1,0 +1,181 @@
+"""A module and batches → the checkpoint of its best epoch, by Lightning; failures say what can be resumed."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..system import files
+from .batches import EpochSeeds
+from .checkpoints import CheckpointWriter, RunRecord, best_and_last, first_line, read_checkpoint
+from .curves import CurvesLogger
+from .folder import LAST_FILE, LOGS_FOLDER, begin
+from .module import DivergedError, EarlyExitModule
+from .options import TrainOptions
+from .progress import EpochLines
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training left.
+
+    best: the checkpoint of the epoch with the lowest held-out loss, see `checkpoints.read_checkpoint`.
+    seconds_per_epoch: of all epochs, those before the run was resumed included.
+    device: that of this process; is_first_process: whether it is the one that writes files.
+    """
+
+    best: dict[str, Any]
+    best_held_out_loss: float
+    seconds_per_epoch: list[float]
+    device: torch.device
+    is_first_process: bool
+
+
+def fit(
+    module: EarlyExitModule,
+    train_batches: DataLoader,
+    held_out_batches: DataLoader,
+    options: TrainOptions,
+    images: str,
+    checkpoint: Path | None,
+) -> Fitted:
+    """Train all epochs, or those after `checkpoint`; writes the checkpoints, curves and started.json to the folder.
+
+    train_batches: of `training_batches`; images: the fingerprint of the training images.
+    Raises `ValueError` for a device, output folder or checkpoint that does not fit, `DivergedError`, `WriteError`, and
+    `RuntimeError` for images that cannot be read.
+    """
+    output = Path(options.output)
+    record, writer = RunRecord(options.record(), images), CheckpointWriter()
+    best, last = best_and_last(output)
+    narrow = _too_narrow_for_onednn(module.net)
+    with (
+        _quiet(),
+        _explained(record, writer, checkpoint),
+        torch.backends.mkldnn.flags(enabled=False) if narrow else nullcontext(),
+    ):
+        trainer = lightning.Trainer(
+            accelerator=options.device,
+            devices=options.devices,
+            num_nodes=options.nodes,
+            strategy=_strategy(options),
+            precision=options.precision,  # type: ignore[arg-type]
+            max_epochs=options.epochs,
+            logger=_loggers(output, options.tensorboard),
+            log_every_n_steps=1,
+            enable_model_summary=False,
+            enable_progress_bar=sys.stderr.isatty(),
+            num_sanity_val_steps=0,
+            plugins=[writer],
+            callbacks=[
+                EpochSeeds(options.seed, train_batches),
+                record,
+                EpochLines(record),
+                best,
+                last,  # after best, whose score it saves too
+                *([RichProgressBar(console_kwargs={"stderr": True})] if sys.stderr.isatty() else []),
+            ],
+        )
+        if trainer.is_global_zero:
+            begin(output, options)
+        trainer.fit(module, train_batches, held_out_batches, ckpt_path=checkpoint, weights_only=True)
+    if best.best_model_score is None or not best.best_model_score.isfinite():
+        raise RuntimeError(
+            f"training diverged: the loss is NaN or infinite; lower learning_rate={options.learning_rate}"
+        )
+    return Fitted(
+        read_checkpoint(Path(best.best_model_path)),
+        float(best.best_model_score),
+        record.seconds,
+        trainer.strategy.root_device,
+        trainer.is_global_zero,
+    )
+
+
+def _strategy(options: TrainOptions) -> str:
+    several = (options.devices, options.nodes) != (1, 1)
+    # Some losses leave rows of confidence out, for which plain "ddp" would wait for ever.
+    return "ddp_find_unused_parameters_true" if several and options.strategy == "auto" else options.strategy
+
+
+def _loggers(output: Path, tensorboard: bool) -> list[Any]:
+    logs = CurvesLogger(output, LOGS_FOLDER)
+    return [logs, *([TensorBoardLogger(output, LOGS_FOLDER, logs.version)] if tensorboard else [])]
+
+
+@contextmanager
+def _explained(record: RunRecord, writer: CheckpointWriter, checkpoint: Path | None) -> Iterator[None]:
+    """Whatever interrupts training is raised with one line that says what can be resumed."""
+
+    def finished() -> int:
+        return writer.epochs or (read_checkpoint(checkpoint)["epoch"] + 1 if checkpoint else 0)
+
+    def more() -> str:
+        return f"--resume (resume=True) goes on after epoch {finished()}" if finished() else "no epoch was finished"
+
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning makes a SystemExit of Ctrl-C, and another one of SIGTERM, which stays.
+        if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt(more()) from stop
+        raise
+    except DivergedError as error:
+        raise DivergedError(f"{error}; {LAST_FILE} has epoch {finished()}" if finished() else str(error)) from error
+    except files.WriteError as error:
+        raise files.WriteError(f"{error}; {more()}") from error
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+    except Exception as error:
+        if checkpoint is not None and not record.started:
+            raise ValueError(
+                f"resume=True: {checkpoint} does not fit this run ({first_line(error)}); "
+                "start again without --resume (resume=False)"
+            ) from error
+        if record.started and isinstance(error, (OSError, RuntimeError)):
+            raise RuntimeError(f"{error}; {more()}") from error
+        raise
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's hints about hardware and worker processes, which do not suit data in memory."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in (
+                ".*does not have many workers.*",
+                ".*Checkpoint directory .* exists and is not empty.*",
+                ".*in eval mode at the start of training.*",
+            ):
+                warnings.filterwarnings("ignore", message=message)
+            for category in (DeprecationWarning, FutureWarning):
+                warnings.filterwarnings("ignore", category=category, module="lightning")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _too_narrow_for_onednn(network: nn.Module) -> bool:
+    """Whether PyTorch's oneDNN must not train it: on AVX2 the backward pass of two channels never ends, or aborts.
+
+    Seen with torch 2.14.1; with AVX-512 and from four channels on it works.
+    """
+    narrow = any(isinstance(m, nn.Conv2d) and m.out_channels < 4 for m in network.modules())
+    return narrow and "AVX512" not in torch.backends.cpu.get_cpu_capability()

@@ -1,0 +1,24 @@
+"""Training runs of a second, for tests of what happens around them."""
+
+from typing import Any
+
+from eefast.train.options import TrainOptions
+from eefast.train.report import TrainReport
+from eefast.train.run import train
+
+RESUMABLE = {
+    "net": "eenet8",
+    "num_exits": 2,
+    "epochs": 4,
+    "held_out": 1100,
+    "batch_size": 32,
+    "loss": "v4+v2",
+    "two_stage": 1,
+    "shift": 1,
+    "flip": True,
+    "device": "cpu",
+}
+
+
+def trained(**options: Any) -> TrainReport:
+    return train(TrainOptions(**options))

@@ -1,0 +1,116 @@
+"""What Lightning's loop keeps: the best epoch, the last good one of a diverging run, float32 weights, curves."""
+
+import csv
+import math
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import random_split
+from training_runs import RESUMABLE, trained
+
+from eefast.checkpoint.loading import load
+from eefast.data import datasets
+from eefast.train.module import EarlyExitModule
+
+
+def test_the_best_epoch_is_saved(small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that breaks in the last epoch: the saved one is that of the best epoch, not of the last."""
+    start = EarlyExitModule.on_train_epoch_start
+
+    def breaking(module: EarlyExitModule) -> None:
+        start(module)
+        if module.current_epoch == 4:
+            for head in module.net.heads:
+                head.classifier.weight.data.mul_(-30)
+
+    monkeypatch.setattr(EarlyExitModule, "on_train_epoch_start", breaking)
+    options = {**RESUMABLE, "loss": "v0", "two_stage": 0, "schedule": "constant", "learning_rate": 0.01, "epochs": 5}
+    report = trained(data_root=small_mnist, output=tmp_path, optimizer="sgd", **options)
+    rows = list(csv.DictReader((tmp_path / "logs" / "version_0" / "metrics.csv").open()))
+    by_epoch = [float(row["held_out_loss"]) for row in rows if row["held_out_loss"]]
+    assert len(by_epoch) == 5
+    assert len([row for row in rows if row["loss"]]) == 5
+    assert report.best_epoch == 1 + by_epoch.index(min(by_epoch)) < 5
+    assert report.best_held_out_loss == pytest.approx(min(by_epoch))
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == report.best_epoch - 1
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 4
+    net = load(tmp_path)
+    images, labels = datasets.dataset("mnist", small_mnist, "train")[:]
+    _, kept = random_split(range(1500), [400, 1100], generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        outputs = net.all_exits(net.prepare(images[kept.indices]))
+    held_out_loss = sum(torch.nn.functional.cross_entropy(out.logits, labels[kept.indices]) for out in outputs)
+    assert held_out_loss.item() == pytest.approx(min(by_epoch), rel=1e-4)
+
+
+def test_divergence_stops_at_once_and_keeps_the_last_good_epoch(
+    small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**RESUMABLE, "data_root": small_mnist, "optimizer": "sgd", "schedule": "constant", "epochs": 3}
+    message = r"training diverged: the loss is NaN or infinite in step \d+ of epoch 1; lower learning_rate=1e\+30$"
+    with pytest.raises(RuntimeError, match=message):
+        trained(output=tmp_path / "first", learning_rate=1e30, **options)
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["logs", "started.json"]
+    step = EarlyExitModule.training_step
+
+    def spoilt(module, batch, index):
+        loss = step(module, batch, index)
+        if (module.current_epoch, index) == (2, 4):
+            module._check(loss * math.nan, index)
+        if (module.current_epoch, index) == (1, 11) and only_weights:
+            module.net.heads[0].classifier.bias.data[0] = math.inf
+        return loss
+
+    monkeypatch.setattr(EarlyExitModule, "training_step", spoilt)
+    only_weights = False
+    with pytest.raises(
+        RuntimeError, match=r"the loss is NaN or infinite in step 5 of epoch 3; .*; last\.ckpt has epoch 2$"
+    ):
+        trained(output=tmp_path / "later", **options)
+    for name in ("best.ckpt", "last.ckpt"):
+        state = torch.load(tmp_path / "later" / name, weights_only=True)["state_dict"]
+        assert all(value.isfinite().all() for value in state.values())
+    assert not (tmp_path / "later" / "model.safetensors").exists()
+    # The last step of an epoch breaks the weights: no loss has shown it when the checkpoints are due.
+    only_weights = True
+    with pytest.raises(
+        RuntimeError, match=r"weights are NaN or infinite at the end of epoch 2; .*; last\.ckpt has epoch 1$"
+    ):
+        trained(output=tmp_path / "weights", **options)
+    assert torch.load(tmp_path / "weights" / "last.ckpt", weights_only=True)["epoch"] == 0
+
+
+def test_mixed_precision_trains_in_bfloat16_and_saves_float32(colours: Path, tmp_path: Path) -> None:
+    dtypes = set()
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, received, returned: dtypes.add(returned.dtype) if isinstance(module, torch.nn.Conv2d) else None
+    )
+    options = {"dataset": "folder", "image_size": 16, "held_out": 60, "batch_size": 16, "head": "conv1", "epochs": 3}
+    try:
+        report = trained(
+            net="eenet20",
+            data_root=colours,
+            output=tmp_path,
+            precision="bf16-mixed",
+            loss="v0+v4",
+            device="cpu",
+            **options,
+        )
+    finally:
+        handle.remove()
+    assert torch.bfloat16 in dtypes
+    assert report.exit_accuracy[-1] > 0.6
+    assert {value.dtype for value in load(tmp_path).state_dict().values()} == {torch.float32, torch.int64}
+
+
+def test_tensorboard_is_optional(small_mnist: Path, tmp_path: Path) -> None:
+    options = {**RESUMABLE, "epochs": 1, "two_stage": 0, "data_root": small_mnist, "output": tmp_path / "out"}
+    if find_spec("tensorboard") or find_spec("tensorboardX"):
+        trained(tensorboard=True, **options)
+        assert list((tmp_path / "out" / "logs").rglob("events.out.tfevents*"))
+        return
+    with pytest.raises(ImportError, match="tensorboard"):
+        trained(tensorboard=True, **options)
+    assert not (tmp_path / "out").exists()
