@@ -19,7 +19,8 @@ from rows import AlgorithmRow, CeilingRow, append, environment
 
 from eefast import ops
 from eefast.model import EarlyExitNet
-from eefast.planning import lowering, tuning
+from eefast.planning import packing, tuning
+from eefast.planning.lowering import lower
 
 IMAGES, ROUNDS = 16, 9
 NETWORKS = (
@@ -45,14 +46,14 @@ def peak() -> float:
 def measure(network: Network) -> list[AlgorithmRow]:
     """All algorithms and groups, taking turns; raises `RuntimeError` where one is wrong."""
     net, images, _ = network_on_noise(network, IMAGES, IMAGES, "cpu", torch.float32)
-    images, lowered = images.contiguous(), lowering.lower(net)
+    images, lowered = images.contiguous(), lower(net)
     exact = copy.deepcopy(net).double().plain()(images.double())
     limits, known = tuning.thresholds(net, net.num_exits), {}  # type: ignore[var-annotated]
     choices = [(a, g) for a in tuning.ALGORITHMS for g in tuning.GROUPS]
     sections, seconds = len(lowered.sizes), {choice: [] for choice in choices}
     packed, errors = {}, {}
     for a, g in choices:
-        packed[a, g] = lowering.program(lowered, (a,) * sections, (g,) * sections, False, known)
+        packed[a, g] = packing.program(lowered, (a,) * sections, (g,) * sections, False, known)
         logits = run(net, packed[a, g], images, limits, torch.zeros(sections, dtype=torch.float64))
         errors[a, g] = float((logits - exact).abs().max() / exact.abs().max())
         if not errors[a, g] <= TOLERANCE:
@@ -73,7 +74,7 @@ def measure(network: Network) -> list[AlgorithmRow]:
 
 def run(
     net: EarlyExitNet,
-    program: lowering.ResidentProgram,
+    program: packing.ResidentProgram,
     images: torch.Tensor,
     limits: torch.Tensor,
     seconds: torch.Tensor,
@@ -86,7 +87,7 @@ def run(
 def multiply_adds(network: Network) -> int:
     """Of all convolutions up to the final exit, for one image."""
     net, _, _ = network_on_noise(network, IMAGES, IMAGES, "cpu", torch.float32)
-    counted, sizes = 0, lowering.lower(net)
+    counted, sizes = 0, lower(net)
     for layer in sizes.layers:
         if layer.kind == ops.Kind.CONVOLUTION:
             height, width = sizes.sizes[layer.section]

@@ -13,7 +13,7 @@ from .engines import RUN, compact, graphs
 from .engines.streaming import Batch, copied, stream, stream_merging, stream_on_cuda
 from .engines.weight_watch import WeightWatch
 from .model import TRACED, EarlyExitNet, check_not_traced, is_property
-from .modules.copies import aside
+from .modules.contexts import isolated
 from .planning.planner import Plan
 from .planning.planner import plan as make_plan
 from .result import ExitResult
@@ -130,7 +130,7 @@ class Accelerated(nn.Module):
         for _ in range(2):
             watch = WeightWatch(self.net.stages, self.net.heads)
             # What is made in inference mode or under autocast would serve other calls badly.
-            with aside(self.net.cost.device):
+            with isolated(self.net.cost.device):
                 plan = make_plan(self.net, *wishes)
             if not watch.changed():
                 break

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .modules.copies import aside, mode, same_randomness, special_kind, twin
+from .modules.contexts import isolated, mode, same_randomness
+from .modules.copies import special_kind, working_copy
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,16 @@ def macs(module: nn.Module, shape: Sequence[int]) -> tuple[int, tuple[int, ...]]
 
 def _counted(module: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> tuple[Any, int]:
     try:
-        return _run(twin(module, "meta"), torch.empty(1, *shape, dtype=dtype, device="meta"))
+        return _run(working_copy(module, "meta"), torch.empty(1, *shape, dtype=dtype, device="meta"))
     except (RuntimeError, NotImplementedError):
         # What makes tensors on a device of its choice, or looks at values, runs only where there are some.
         device = next((value.device for value in module.parameters()), torch.device("cpu"))
-        return _run(twin(module), torch.zeros(1, *shape, dtype=dtype, device=device))
+        return _run(working_copy(module), torch.zeros(1, *shape, dtype=dtype, device=device))
 
 
 def _run(copied: nn.Module, x: Tensor) -> tuple[Any, int]:
     """What a copy returns in eval mode, and the FLOPs that it took."""
-    with aside(x.device), same_randomness(x.device), mode(copied, training=False), _Counter() as counter:
+    with isolated(x.device), same_randomness(x.device), mode(copied, training=False), _Counter() as counter:
         return copied(x), counter.flops
 
 

@@ -1,133 +1,25 @@
-"""Record what a module computes as a torch.fx graph, and copy modules, without touching what other threads use."""
+"""Module → torch.fx graph of what it computes, recorded without touching what other threads use."""
 
 from __future__ import annotations
 
-import copy
 import linecache
 import math
 import operator
 import weakref
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx import _symbolic_trace as torch_fx
 
-
-class Twins:
-    """A copy of a module tree for private use: every module anew, with attributes of its own, tensors as `tensor` says.
-
-    Unlike `copy.deepcopy`, it copies whatever a module holds (locks, hooks, weights that are no leaves of autograd):
-    what is neither a module nor a list, tuple, dictionary, method, partial or closure with modules in it is shared.
-    A dictionary that another thread fills meanwhile does no harm. Modules compiled by torch.compile run as written.
-    """
-
-    def __init__(self, root: nn.Module, tensor: Callable[[Tensor], Tensor] | None = None) -> None:
-        self._new = tensor
-        # By id; the originals are kept, so that no other object comes to have the same id.
-        self._copies: dict[int, tuple[Any, Any]] = {}
-        modules = list(root.modules())
-        for module in modules:
-            self._keep(module, self._script(module) if _is_script(module) else object.__new__(type(module)))
-        for module in modules:
-            if not _is_script(module):
-                self._fill(module, self.of(module))
-
-    def of(self, value: Any, whole: bool = False) -> Any:
-        """The copy of a value; the value itself where it holds nothing that was copied, unless a `whole` container."""
-        if id(value) in self._copies:
-            return self._copies[id(value)][1]
-        if isinstance(value, Tensor):
-            return value if self._new is None else self._keep(value, self._new(value))
-        kind = type(value)
-        if kind is list or kind in (dict, OrderedDict, defaultdict):
-            return self._container(value, whole)
-        if kind is tuple:
-            parts = tuple(map(self.of, value))
-            return self._keep(value, parts) if any(a is not b for a, b in zip(parts, value, strict=True)) else value
-        if kind is MethodType:
-            function, owner = self.of(value.__func__), self.of(value.__self__)
-            unchanged = function is value.__func__ and owner is value.__self__
-            return value if unchanged else self._keep(value, MethodType(function, owner))
-        if kind is partial:
-            parts = value.func, value.args, tuple(value.keywords.items())
-            copied = self.of(parts)
-            return value if copied is parts else self._keep(value, partial(copied[0], *copied[1], **dict(copied[2])))
-        return self._function(value) if kind is FunctionType else value
-
-    def _keep(self, value: Any, copied: Any) -> Any:
-        self._copies[id(value)] = value, copied
-        return copied
-
-    def _script(self, module: nn.Module) -> nn.Module:
-        return _ScriptTwin(module) if self._new is None else copy.deepcopy(module)
-
-    def _container(self, value: Any, whole: bool) -> Any:
-        copied = self._keep(value, value.copy())
-        places = list(copied.items()) if isinstance(copied, dict) else list(enumerate(copied))
-        changed = whole
-        for place, item in places:
-            copied[place] = self.of(item)
-            changed |= copied[place] is not item
-        return copied if changed else self._keep(value, value)
-
-    def _fill(self, module: nn.Module, copied: nn.Module) -> None:
-        state = module.__dict__.copy()
-        for cls in type(module).__mro__:
-            slots = cls.__dict__.get("__slots__", ())
-            for name in (slots,) if isinstance(slots, str) else slots:
-                if hasattr(module, name) and name not in ("__dict__", "__weakref__"):
-                    object.__setattr__(copied, name, self.of(getattr(module, name)))
-        state.pop("_compiled_call_impl", None)
-        copied.__dict__.update({name: self.of(value, whole=True) for name, value in state.items()})
-        if type(module).__name__ == "OptimizedModule":
-            copied.__dict__["forward"] = copied._orig_mod
-
-    def _function(self, function: FunctionType) -> FunctionType:
-        self._keep(function, function)  # it may lie in its own closure
-        cells = tuple(map(self._cell, function.__closure__ or ()))
-        variables = self.variables(function)
-        if cells == (function.__closure__ or ()) and variables is function.__globals__:
-            return function
-        made = FunctionType(function.__code__, variables, function.__name__, function.__defaults__, cells)
-        made.__kwdefaults__, made.__annotations__ = function.__kwdefaults__, function.__annotations__
-        made.__dict__.update(function.__dict__)
-        return self._keep(function, made)
-
-    def _cell(self, cell: CellType) -> CellType:
-        try:
-            value = cell.cell_contents
-        except ValueError:  # empty
-            return cell
-        copied = self.of(value)
-        return cell if copied is value else CellType(copied)
-
-    def variables(self, function: FunctionType) -> dict[str, Any]:
-        """The global variables with which a copied function runs."""
-        return function.__globals__
+from .tree_copy import TreeCopy
 
 
-def _is_script(module: nn.Module) -> bool:
-    return isinstance(module, torch.jit.ScriptModule)
-
-
-class _ScriptTwin(nn.Module):
-    """Stands for a module of TorchScript, which has no Python attributes to copy."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.__dict__["original"] = module
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.__dict__["original"](*args, **kwargs)
-
-
-class _Proxy(fx.Proxy):
+class InPlaceProxy(fx.Proxy):
     """Records `x += y` as what it is; torch.fx would make `x = x + y` of it, and other names of x would miss that."""
 
     def __iadd__(self, other: object) -> fx.Proxy:
@@ -147,10 +39,10 @@ class _Proxy(fx.Proxy):
 
 
 class Tracer(fx.Tracer):
-    """torch.fx's tracer on twins of the modules.
+    """torch.fx's tracer on copies of the modules.
 
     `fx.Tracer.trace` patches `nn.Module`, `math` and wrapped functions for the whole process, so that modules of other
-    threads fail meanwhile. Here each twin takes its calls and its parameters' names itself, and functions that need
+    threads fail meanwhile. Here each copy records its calls and the names of its parameters, and functions that need
     wrapped ones are copied with other global variables. The module that is traced stays as it is, also where its code
     sets attributes.
     """
@@ -160,7 +52,7 @@ class Tracer(fx.Tracer):
         self._qualname_counter = defaultdict(int)  # torch.fx's is shared by all threads
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return InPlaceProxy(node, self)
 
     def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """The graph of a module, see `fx.Tracer.trace`; whatever its code raises on proxies comes through.
@@ -171,8 +63,7 @@ class Tracer(fx.Tracer):
         if not isinstance(root, nn.Module):
             raise TypeError(f"root is a {type(root).__name__}; give an nn.Module")
         with _tracing_flag():
-            twins = _RecordingTwins(root, self)
-            self.root = twins.of(root)
+            self.root = _RecordingCopy(root, self).of(root)
             function, bound = _forward(self.root, self.traced_func_name)
             self.root_module_name = root._get_name()
             self.submodule_paths = {module: name for name, module in self.root.named_modules()}
@@ -255,7 +146,7 @@ def _forward(root: nn.Module, name: str) -> tuple[FunctionType, bool]:
 
 
 class _Parameters(dict[str, Any]):
-    """A twin's parameters, which `module.name` finds as proxies."""
+    """The parameters of a copy, which `module.name` finds as proxies."""
 
     def __init__(self, parameters: dict[str, Any], found: Callable[[str, Any], Any]) -> None:
         super().__init__(parameters)
@@ -265,8 +156,8 @@ class _Parameters(dict[str, Any]):
         return self._found(name, super().__getitem__(name))
 
 
-class _RecordingTwins(Twins):
-    """Twins whose calls and parameters go through a tracer."""
+class _RecordingCopy(TreeCopy):
+    """A copy whose calls and parameters go through a tracer."""
 
     def __init__(self, root: nn.Module, tracer: Tracer) -> None:
         self._tracer = tracer
@@ -279,22 +170,22 @@ class _RecordingTwins(Twins):
         for module in root.modules():
             self._record(module, self.of(module))
 
-    def _record(self, module: nn.Module, twin: nn.Module) -> None:
+    def _record(self, module: nn.Module, copied: nn.Module) -> None:
         tracer = self._tracer
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            return tracer.call_module(twin, partial(type(twin)._call_impl, twin), args, kwargs)
+            return tracer.call_module(copied, partial(type(copied)._call_impl, copied), args, kwargs)
 
         def found(name: str, value: Any) -> Any:
             return tracer.getattr(name, value, self._proxies)
 
-        for name, method in _functions(type(module)):
-            copied = self.of(method)
-            if copied is not method and name not in twin.__dict__:
-                twin.__dict__[name] = MethodType(copied, twin)
+        for name, function in _functions(type(module)):
+            copied_function = self.of(function)
+            if copied_function is not function and name not in copied.__dict__:
+                copied.__dict__[name] = MethodType(copied_function, copied)
         # `nn.Module.__call__` looks here first.
-        twin.__dict__["_call_impl"] = call
-        twin.__dict__["_parameters"] = _Parameters(twin._parameters, found)
+        copied.__dict__["_call_impl"] = call
+        copied.__dict__["_parameters"] = _Parameters(copied._parameters, found)
 
     def variables(self, function: FunctionType) -> dict[str, Any]:
         variables, special = self._special(function.__globals__)

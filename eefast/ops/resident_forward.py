@@ -179,7 +179,7 @@ def resident_forward(
     maps: [M, 2] int64, channels and section of every map; map 0 holds the image, its section is -1.
     groups: [sections] int64, how many samples go through a section together.
     weights, packed: float32, all weights: behind one another, each with its bias, for the reference; in the order in
-        which the kernels read them, see `eefast.planning.packing`.
+        which the kernels read them, see `eefast.planning.weight_order`.
     thresholds: [n] float32; criterion: name of an exit rule in `eefast.criteria`.
     bfloat16: whether maps and packed weights are bfloat16 instead of, on the CPU, float32 and, on CUDA, float16; sums
         are float32 always.

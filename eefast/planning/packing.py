@@ -1,108 +1,138 @@
-"""Bring weights into the order in which the resident kernels read them, each behind its bias."""
+"""Lowered network → `ResidentProgram`: its steps as a table, its weights packed for the kernels."""
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-BLOCK = 16
-"""Channels that lie side by side for one pixel."""
-
-# Lavin & Gray 2015: the filter's part of F(m×m, 3×3).
-_FILTER = {
-    2: ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
-    4: (
-        *((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6)),
-        *((1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1)),
-    ),
-}
+from ..ops import Kind
+from . import weight_order
+from .layers import Layer, Lowered
 
 
-def convolution(weight: Tensor, bias: Tensor, winograd: int, planes: bool, bfloat16: bool) -> Tensor:
-    """One float32 vector for a convolution of weight [O, C, k, k] and bias [O].
+@dataclass(frozen=True)
+class ResidentProgram:
+    """What `ops.resident_forward` runs, see there.
 
-    winograd: 0, or the side of the output tiles, 2 or 4.
-    planes: whether the input is an image, whose channels lie apart, instead of blocks.
-    bfloat16: pairs of bfloat16 weights in place of one float32; images stay float32.
+    algorithms, group_sizes: per section, the side of the Winograd tiles (0: direct) and the samples that go together.
+    normalization: [2, C] scale and shift of uint8 images, where the kernel applies them.
     """
-    outputs = _padded(len(weight))
-    bias, weight = _filled(bias, outputs), _filled(weight, outputs)
-    if winograd:
-        return torch.cat([bias, _winograd(weight, winograd)])
-    width = 32 if outputs // BLOCK % 2 == 0 else 16
-    # [groups, C, k, k, width]
-    grouped = weight.unflatten(0, (-1, width)).permute(0, 2, 3, 4, 1)
-    parts = []
-    for group in grouped:
-        for block in group.split(1 if planes else BLOCK):
-            rows = block.permute(1, 2, 0, 3)  # [k, k, C of the block, width]
-            parts.append(_pairs(rows) if bfloat16 and not planes else rows.flatten())
-    return torch.cat([bias, *parts])
+
+    steps: Tensor
+    maps: Tensor
+    groups: Tensor
+    weights: Tensor
+    packed: Tensor
+    bfloat16: bool
+    algorithms: tuple[int, ...]
+    group_sizes: tuple[int, ...]
+    normalization: Tensor | None = None
 
 
-def _winograd(weight: Tensor, side: int) -> Tensor:
-    """[frequency][group][C][width], transformed in float64."""
-    width = next(w for w in (64, 32, 16) if len(weight) % w == 0)
-    transform = torch.tensor(_FILTER[side], dtype=torch.float64)
-    # Group by group, since all of a large layer in float64 would not fit the cache.
-    groups = [torch.einsum("ai,ocij,bj->abco", transform, g.double(), transform).float() for g in weight.split(width)]
-    return torch.stack(groups, 2).flatten()
+PackedWeights = dict[tuple[int, int], Tensor]
+"""Packed weights by index of the layer and side of the Winograd tiles."""
 
 
-def _pairs(rows: Tensor) -> Tensor:
-    """[k, k, C, width] → [k, k, C / 2, width, 2] in bfloat16, two in the place of one float32."""
-    rows = torch.nn.functional.pad(rows, (0, 0, 0, rows.shape[2] % 2)).unflatten(2, (-1, 2)).transpose(3, 4)
-    return rows.bfloat16().contiguous().view(torch.float32).flatten()
+def program(
+    lowered: Lowered, algorithms: tuple[int, ...], groups: tuple[int, ...], bfloat16: bool, known: PackedWeights
+) -> ResidentProgram:
+    """The program for the CPU, weights packed for the algorithm of their section.
 
-
-def fragments(weight: Tensor, bias: Tensor, image: bool, dtype: torch.dtype) -> Tensor:
-    """One float32 vector for a convolution of the CUDA kernel: bias, then [C/16][tap][O/16][lane][8] in 16 bits.
-
-    A lane's eight numbers are its part of mma.m16n8k16's B for outputs n and n + 8: inputs k, k + 1, k + 8, k + 9.
-    image: of at most 8 channels, of which two taps fill a depth of 16; the tenth tap is zero.
+    algorithms, groups: per section, see `ResidentProgram`. known: what was packed before with the same `bfloat16`;
+    what is packed now is added.
     """
-    outputs = _padded(len(weight))
-    bias, weight = _filled(bias, outputs), _filled(weight, outputs).flatten(2)  # [O, C, taps]
-    if image:
-        taps = torch.nn.functional.pad(weight.transpose(1, 2), (0, 8 - weight.shape[1], 0, 1))  # [O, 10, 8]
-        weight = taps.reshape(outputs, 80, 1)
-    weight = _filled(weight.transpose(0, 1), _padded(weight.shape[1]))  # [C, O, taps]
-    tiles = weight.unflatten(0, (-1, 16)).unflatten(2, (-1, 16)).permute(0, 4, 2, 1, 3)  # [C/16, tap, O/16, k, n]
-    lane = torch.arange(32)
-    k, n = lane % 4 * 2, lane // 4
-    parts = torch.stack([tiles[..., k + dk, n + dn] for dn in (0, 8) for dk in (0, 1, 8, 9)], dim=-1)
-    return torch.cat([bias, parts.to(dtype).contiguous().view(torch.float32).flatten()])
+    winograd = [algorithms[layer.section] if layer.winograd else 0 for layer in lowered.layers]
+    for i, (layer, side) in enumerate(zip(lowered.layers, winograd, strict=True)):
+        if (i, side) not in known:
+            known[i, side] = _packed(layer, side, bfloat16)
+    packed = [known[key] for key in enumerate(winograd)]
+    return ResidentProgram(
+        _steps(lowered, winograd, packed),
+        torch.tensor(lowered.maps, dtype=torch.int64),
+        torch.tensor(groups, dtype=torch.int64),
+        lowered.weights,
+        _on_large_pages(torch.cat(packed)),
+        bfloat16,
+        algorithms,
+        groups,
+    )
 
 
-def class_rows(weight: Tensor, bias: Tensor) -> Tensor:
-    """One float32 vector for an exit of the CUDA kernel: bias, then [K + 1][C]."""
-    rows = _filled(weight.t(), _padded(weight.shape[1])).t()
-    return torch.cat([_filled(bias, _padded(len(bias))), rows.flatten()])
+def cuda_program(lowered: Lowered, dtype: torch.dtype, device: torch.device) -> ResidentProgram:
+    """The program for CUDA, weights packed in float16 or bfloat16; tables stay on the CPU."""
+    packed = [_packed_for_cuda(layer, dtype) for layer in lowered.layers]
+    sections = len(lowered.sizes)
+    return ResidentProgram(
+        _steps(lowered, [0] * len(packed), packed),
+        torch.tensor(lowered.maps, dtype=torch.int64),
+        torch.ones(sections, dtype=torch.int64),
+        lowered.weights.to(device),
+        torch.cat(packed).to(device),
+        dtype == torch.bfloat16,
+        (0,) * sections,
+        (1,) * sections,
+    )
 
 
-def affine(scale: Tensor, shift: Tensor) -> Tensor:
-    """One vector for scale and shift [C]."""
-    channels = _padded(len(scale))
-    return torch.cat([_filled(shift, channels), _filled(scale, channels)])
+def _steps(lowered: Lowered, winograd: Sequence[int], packed: Sequence[Tensor]) -> Tensor:
+    """[S, 12] int64, the table that `ops.resident_forward` takes; the layers' weights are stored back to back."""
+    rows, weight_at, packed_at = [], 0, 0
+    for layer, side, vector in zip(lowered.layers, winograd, packed, strict=True):
+        rows.append([
+            layer.kind, layer.source, layer.target, layer.residual, layer.relu, layer.kernel, layer.stride,
+            layer.padding, side, weight_at, packed_at, layer.section,
+        ])  # fmt: skip
+        weight_at += layer.weight.numel() + layer.bias.numel()
+        packed_at += len(vector)
+    return torch.tensor(rows, dtype=torch.int64)
 
 
-def exit_rows(weight: Tensor, bias: Tensor) -> Tensor:
-    """One vector for an exit's linear: every feature with all rows behind one another.
+def _packed(layer: Layer, winograd: int, bfloat16: bool) -> Tensor:
+    if layer.kind == Kind.CONVOLUTION:
+        packed = weight_order.convolution(layer.weight, layer.bias, winograd, layer.source == 0, bfloat16)
+    elif layer.kind == Kind.AFFINE:
+        packed = weight_order.affine(layer.weight, layer.bias)
+    elif layer.kind == Kind.EXIT:
+        packed = weight_order.exit_rows(layer.weight, layer.bias)
+    else:
+        return torch.empty(0)
+    return _in_whole_lines(packed)
 
-    weight: [K + 1, C] or, where the map is flattened, [K + 1, C, H, W]; bias: [K + 1].
+
+def _packed_for_cuda(layer: Layer, dtype: torch.dtype) -> Tensor:
+    weight, bias = layer.weight.cpu(), layer.bias.cpu()
+    if layer.kind == Kind.CONVOLUTION:
+        image = layer.source == 0 and layer.kernel == 3 and weight.shape[1] <= 8
+        packed = weight_order.fragments(weight, bias, image, dtype)
+    elif layer.kind == Kind.AFFINE:
+        packed = weight_order.affine(weight, bias)
+    elif layer.kind == Kind.EXIT and weight.dim() == 2:
+        packed = weight_order.class_rows(weight, bias)
+    else:
+        return torch.empty(0)  # the op refuses the step
+    return _in_whole_lines(packed)
+
+
+def _in_whole_lines(packed: Tensor) -> Tensor:
+    """Filled up to whole cache lines, which is what kernels read."""
+    return F.pad(packed, (0, -len(packed) % weight_order.BLOCK))
+
+
+def _on_large_pages(tensor: Tensor) -> Tensor:
+    """The same in memory of 2 MiB pages, where the system has them.
+
+    Megabytes of weights per image are too much for the processor's list of small pages, and small pages, scattered as
+    they come, evict one another from its cache.
     """
-    rows, channels = _padded(len(bias)), weight.shape[1]
-    weight = weight.view(len(bias), channels, *(weight.shape[2:] or (1, 1)))
-    features = _filled(weight.transpose(0, 1), _padded(channels))
-    # [blocks, H, W, 16, K + 1]
-    ordered = features.unflatten(0, (-1, BLOCK)).permute(0, 3, 4, 1, 2).flatten(0, 3)
-    return torch.cat([_filled(bias, rows), _filled(ordered.t(), rows).t().flatten()])
-
-
-def _padded(n: int) -> int:
-    return -(-n // BLOCK) * BLOCK
-
-
-def _filled(tensor: Tensor, n: int) -> Tensor:
-    """With zeros behind, to n entries."""
-    return torch.cat([tensor, tensor.new_zeros(n - len(tensor), *tensor.shape[1:])])
+    if not hasattr(mmap, "MADV_HUGEPAGE") or tensor.nbytes < 2**20:
+        return tensor
+    memory = mmap.mmap(-1, tensor.nbytes)
+    with suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=tensor.dtype).copy_(tensor)

@@ -16,10 +16,16 @@ from torch import Tensor, nn
 from .. import ops
 from ..heads import ExitHead
 from ..model import EarlyExitNet
-from . import lowering, trial, tuning
-from .folding import UnsupportedError, channels_last, fold_stage, inference_copy, pack_conv, pack_head
-from .fusing import IndexedStage, device_counted, fastest_stage
-from .lowering import Lowered, ResidentProgram, cuda_program, lower
+from . import layers, trial, tuning
+from .errors import UnsupportedError
+from .folding import fold_stage
+from .head_packing import pack_conv, pack_head
+from .indexed_stages import IndexedStage, device_counted
+from .inference_copies import channels_last, inference_copy
+from .layers import Lowered
+from .lowering import lower
+from .packing import ResidentProgram, cuda_program
+from .stage_choice import fastest_stage
 
 ENGINES = ("auto", "reference", "compact", "resident")
 
@@ -50,9 +56,9 @@ class CompactStep:
 
     stage, head_convs: inference copies, features → features.
     conv: weight and bias of the head's last convolution where the exit kernel computes it, else None.
-    weight, bias: the head's packed linear, see `eefast.planning.folding.pack_head`.
+    weight, bias: the head's packed linear, see `eefast.planning.head_packing.pack_head`.
     flatten: the head reads the whole map instead of its mean.
-    counted: the stage in a form that reads the number of its rows on the device, see `planning.fusing.indexed_stage`.
+    counted: the stage in a form that reads the number of its rows on the device, see `planning.indexed_stages`.
     """
 
     stage: nn.Module
@@ -243,7 +249,7 @@ def _lowered(net: EarlyExitNet, weight: Tensor, dtype: torch.dtype, expected: Se
         raise UnsupportedError(f"it computes in float32 or bfloat16, not in {dtype}")
     else:
         lowered = lower(net)
-    found = lowering.answers(lowered, expected[0].seen.cpu())
+    found = layers.answers(lowered, expected[0].seen.cpu())
     for i, (rows, wanted) in enumerate(zip(found, expected, strict=True)):
         if reason := trial.difference(rows, wanted.rows.cpu(), trial.tolerance(torch.float32, weight.device)):
             raise UnsupportedError(f"as its steps, the network's {reason} at exit {i}")

@@ -12,7 +12,9 @@ from torch import Tensor, fx, nn
 
 from ..model import EarlyExitNet
 from ..result import ExitOutput
-from .folding import UnsupportedError, head_obstacle, inference_copy, is_computing_hook
+from .errors import UnsupportedError
+from .head_packing import head_obstacle
+from .inference_copies import inference_copy, is_computing_hook
 
 IMAGES = 2
 

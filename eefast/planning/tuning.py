@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .. import ops
 from ..model import EarlyExitNet
-from .lowering import Lowered, PackedWeights, ResidentProgram, program
+from .layers import Lowered
+from .packing import PackedWeights, ResidentProgram, program
 
 WINOGRAD_BOUND = 3e-5
 """Largest difference of Winograd's logits from those of direct convolution ÷ largest logit; beyond it, direct runs."""

@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..heads import ExitHead
 from ..model import EarlyExitNet
-from ..modules.copies import aside, mode, same_randomness, special_kind, twin
+from ..modules.contexts import isolated, mode, same_randomness
+from ..modules.copies import special_kind, working_copy
 from ..modules.tracing import Tracer, attributes, graph_module, recompile
 
 _TRAINING = "training_mode"
@@ -134,10 +135,10 @@ class _Cut:
 
 def _cut(backbone: nn.Module, exits: Sequence[str], num_classes: int | None, input_shape: Sequence[int]) -> _Cut:
     """Everything is tried on a copy: hooks are set there, and modes switched."""
-    copied = twin(backbone)
+    copied = working_copy(backbone)
     images = _images(copied, input_shape)
     quick = _QuickNorms() if images.is_meta else nullcontext()
-    with aside(images.device), same_randomness(images.device), quick:
+    with isolated(images.device), same_randomness(images.device), quick:
         calls = _watch(copied, images)
         name, classifier = _classifier(calls, num_classes)
         _check_maps(exits, calls, images)
@@ -411,7 +412,7 @@ def _trace(backbone: nn.Module, calls: Sequence[_Call], inputs: Sequence[Tensor]
     except Exception as error:  # torch.fx raises whatever the traced code does
         try:
             # A copy, since in training mode the statistics change.
-            (trained, _) = _chain(_watch(twin(backbone), inputs[0], training=True), opened)
+            (trained, _) = _chain(_watch(working_copy(backbone), inputs[0], training=True), opened)
             (graph, returned) = _chain(calls, opened)
         except ValueError as why:
             raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import criteria
 from ..model import EarlyExitNet
-from ..modules.copies import mode
+from ..modules.contexts import mode
 from ..result import ExitOutput, ExitResult, concatenated
 from ..system import files
 

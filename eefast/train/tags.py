@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model import EarlyExitNet
-from ..modules.copies import mode
+from ..modules.contexts import mode
 from ..result import ExitOutput
 
 

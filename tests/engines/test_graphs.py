@@ -20,7 +20,8 @@ import eefast
 from eefast import zoo
 from eefast.engines import compact, graphs
 from eefast.planning import launch_costs
-from eefast.planning.fusing import fuse_convolutions, indexed_stage
+from eefast.planning.fusing import fuse_convolutions
+from eefast.planning.indexed_stages import indexed_stage
 from eefast.planning.planner import plan as make_plan
 
 SHAPE = (3, 16, 16)

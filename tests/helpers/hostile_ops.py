@@ -23,7 +23,8 @@ from torch import Tensor
 
 from eefast import EarlyExitNet, ops
 from eefast.ops.resident_forward import COLUMNS
-from eefast.planning.lowering import cuda_program, lower
+from eefast.planning.lowering import lower
+from eefast.planning.packing import cuda_program
 
 Arguments = dict[str, Any]
 INTEGERS = (-(2**63), -(2**31), -2, -1, 0, 1, 2, 3, 7, 16, 17, 65, 2**14, 2**31, 2**32 + 1, 2**62, 2**63 - 1)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 import eefast
 from eefast import zoo
 from eefast.heads import ExitHead
-from eefast.planning.lowering import Lowered, lower, program
+from eefast.planning.layers import Lowered
+from eefast.planning.lowering import lower
+from eefast.planning.packing import program
 from eefast.zoo.eenet8 import PreActivationBlock
 
 op = torch.ops.eefast.resident_forward.default

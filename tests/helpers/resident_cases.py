@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from eefast import ops
 from eefast.heads import ExitHead
 from eefast.model import EarlyExitNet
-from eefast.planning.lowering import Lowered
+from eefast.planning.layers import Lowered
 from eefast.zoo.resnet import BasicBlock
 
 

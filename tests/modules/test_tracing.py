@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import eefast
 from eefast.heads import ExitHead
-from eefast.modules.tracing import Tracer, Twins, _Proxy, attributes
+from eefast.modules.tracing import InPlaceProxy, Tracer, attributes
 
 
 @fx.wrap
@@ -80,7 +80,7 @@ class TorchTracer(fx.Tracer):
     """torch.fx's own, which patches the process."""
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return InPlaceProxy(node, self)
 
 
 MODULES: dict[str, Callable[[], nn.Module]] = {
@@ -111,7 +111,7 @@ def test_modules_are_found_wherever_they_are_held():
     module, x = Held(), images(2, (3, 5, 7))
     graph = Tracer().trace(module)
     assert [n.target for n in graph.nodes if n.op == "call_module"] == [f"convs.{i}" for i in (0, 2, 3, 4)]
-    assert not hasattr(module, "last")  # what the trace set, it set on the twin
+    assert not hasattr(module, "last")  # what the trace set, it set on the copy
     torch.testing.assert_close(fx.GraphModule(attributes(module, graph), graph)(x), module(x))
 
 
@@ -136,22 +136,6 @@ def test_a_forward_that_the_user_replaced_is_what_gets_traced():
     with pytest.raises(TypeError, match="forward of the Shared is a partial, which cannot be traced"):
         Tracer().trace(plain)
     assert len(Tracer().trace(nn.Sequential(plain)).nodes) == len(Tracer().trace(Shared()).nodes)
-
-
-def test_a_twin_has_tensors_and_attributes_of_its_own():
-    module = nn.Sequential(Held(), nn.utils.weight_norm(nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3))
-    module(images(2, (3, 4, 4))).sum().backward()  # the weight is no leaf any more: copy.deepcopy fails
-    twin = Twins(module, lambda t: t.detach().clone()).of(module).eval()
-    x = images(2, (3, 4, 4))
-    want = module.eval()(x)
-    torch.testing.assert_close(twin(x), want)
-    with torch.no_grad():
-        for t in twin.state_dict().values():
-            t.zero_()
-    twin[0].listed.clear()
-    torch.testing.assert_close(module(x), want)
-    assert not twin[1].weight.requires_grad
-    assert twin[0].convs[0] is not module[0].convs[0]
 
 
 def test_threads_that_run_and_plan_at_once_do_not_notice_one_another():

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 import eefast
 from eefast.cost import macs
 from eefast.heads import ExitHead
-from eefast.modules.copies import twin
+from eefast.modules.copies import working_copy
 from eefast.surgery.attachment import attach
 from eefast.thresholds import outputs
 from eefast.train.tags import refreshed
@@ -305,28 +305,28 @@ def test_other_threads_run_the_module_while_it_is_counted_and_cut():
 
 
 @pytest.mark.parametrize("change", SIMPLE)
-def test_a_twin_answers_alike_and_shares_nothing(change):
+def test_a_working_copy_answers_alike_and_shares_nothing(change):
     b = backbone(change).eval()
     x = images(3, SHAPE)
     with torch.no_grad():
         expected = b(x)
         with unchanged(b):
-            copied = twin(b)
+            copied = working_copy(b)
         with unchanged(b, random_numbers=False):
             assert torch.equal(copied(x), expected)
         assert {id(t) for t in copied.parameters()}.isdisjoint({id(t) for t in b.parameters()})
         with unchanged(b, random_numbers=False):
             copied.train()(x)
-        assert twin(b, "meta")(x.to("meta")).shape == (3, 5)
+        assert working_copy(b, "meta")(x.to("meta")).shape == (3, 5)
     names = [name for name, _ in b.named_modules(remove_duplicate=False)]
     assert [name for name, _ in copied.named_modules(remove_duplicate=False)] == names
     assert [name for name, _ in copied.named_parameters()] == [name for name, _ in b.named_parameters()]
 
 
-def test_a_twin_keeps_what_is_one_thing():
+def test_a_working_copy_keeps_what_is_one_thing():
     b = backbone(two_names)
     b.again, b.list, b.tied = b.first, [b.second, b.fc.weight], b.fc.weight
-    copied = twin(b)
+    copied = working_copy(b)
     assert copied.again is copied.first is copied.layers[0]
     assert copied.list[0] is copied.second
     assert copied.list[1] is copied.tied is copied.fc.weight

@@ -14,7 +14,8 @@ import torch
 
 import eefast
 from eefast import ops, zoo
-from eefast.planning.lowering import cuda_program, lower
+from eefast.planning.lowering import lower
+from eefast.planning.packing import cuda_program
 
 THREADS, REGISTERS = 256, 65536
 # Kibibytes of shared memory: per multiprocessor, and at most per block; the system keeps one per block.

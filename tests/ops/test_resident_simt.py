@@ -15,7 +15,8 @@ from torch import Tensor
 
 from eefast import ops, zoo
 from eefast.model import EarlyExitNet
-from eefast.planning.lowering import cuda_program, lower
+from eefast.planning.lowering import lower
+from eefast.planning.packing import cuda_program
 
 pytestmark = pytest.mark.skipif(ops.CUDA_MISSING is not None, reason=f"CUDA kernels: {ops.CUDA_MISSING}")
 

@@ -360,7 +360,7 @@ HEADS: dict[str, tuple[str, Callable[[ExitHead], Any], str]] = {
     "parametrised": ("pool", lambda head: parametrizations.weight_norm(head.classifier), ""),
     "pruned": ("pool", lambda head: prune.l1_unstructured(head.classifier, "weight", 0.5), ""),
     "tied": ("pool", lambda head: setattr(head.confidence, "weight", nn.Parameter(head.classifier.weight[:1])), ""),
-    "forward": ("pool", change_forward, "the head of exit 0 has a forward or hooks of its own"),
+    "forward": ("pool", change_forward, "the head of exit 0 has another forward or hooks"),
     "hook": (
         "pool",
         lambda head: head.register_forward_hook(lambda m, args, out: out),

@@ -13,7 +13,9 @@ from eefast import ops, zoo
 from eefast.cost import macs
 from eefast.heads import ExitHead
 from eefast.ops import Kind
-from eefast.planning.lowering import UnsupportedError, lower, program
+from eefast.planning.errors import UnsupportedError
+from eefast.planning.lowering import lower
+from eefast.planning.packing import program
 from eefast.result import ExitOutput
 
 SHAPE = (3, 9, 8)
@@ -196,7 +198,7 @@ REFUSED = {
             lambda s, x: s.d(y := s.a(x)) + s.c(s.b(y)).relu(),
             a=conv(3, 8), b=conv(8, 8, 3, 2), c=conv(8, 8), d=conv(8, 8, 1, 2),
         ),
-        r"an addition to a layer that resizes maps waits for layers behind it",
+        r"an addition to a layer that resizes maps needs the result of later layers",
     ),
     "nothing": (nn.Identity(), r"exit 0 reads the image itself"),
 }  # fmt: skip

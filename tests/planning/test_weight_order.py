@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from eefast.planning import packing
+from eefast.planning import weight_order
 
 # Lavin & Gray 2015: the transforms of the input and of the output, Bᵀ and Aᵀ.
 INPUT = {
@@ -60,7 +60,7 @@ def expected(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor) -> np.nd
 def test_direct(kernel: int, planes: bool, bfloat16: bool) -> None:
     for outputs, inputs in product((1, 16, 20, 40, 64), (1, 3, 16, 17, 35)):
         weight, bias, x = random(outputs, inputs, kernel, kernel), random(outputs), random(inputs, kernel, kernel)
-        reader = Reader(packing.convolution(weight, bias, 0, planes, bfloat16))
+        reader = Reader(weight_order.convolution(weight, bias, 0, planes, bfloat16))
         padded = -(-outputs // 16) * 16
         width = 32 if padded % 32 == 0 else 16
         sums = reader.take(padded)
@@ -86,7 +86,7 @@ def test_winograd(side: int) -> None:
     before, after = np.array(INPUT[side], dtype=float), np.array(OUTPUT[side], dtype=float)
     for outputs, inputs in product((1, 16, 20, 48, 64, 130), (1, 16, 19)):
         weight, bias, x = random(outputs, inputs, 3, 3), random(outputs), random(inputs, side + 2, side + 2)
-        reader = Reader(packing.convolution(weight, bias, side, False, False))
+        reader = Reader(weight_order.convolution(weight, bias, side, False, False))
         padded = -(-outputs // 16) * 16
         width = 64 if padded % 64 == 0 else 32 if padded % 32 == 0 else 16
         biases = reader.take(padded)
@@ -102,7 +102,7 @@ def test_winograd(side: int) -> None:
 def test_affine() -> None:
     for channels in (1, 16, 20):
         scale, shift = random(channels), random(channels) + 1
-        reader = Reader(packing.affine(scale, shift))
+        reader = Reader(weight_order.affine(scale, shift))
         padded = -(-channels // 16) * 16
         for wanted in (shift, scale):
             np.testing.assert_array_equal(reader.take(padded), F.pad(wanted, (0, padded - channels)).double().numpy())
@@ -115,7 +115,7 @@ def test_exit_rows(flatten: bool) -> None:
     for classes, channels in product((1, 10, 15, 16, 1000), (1, 16, 20)):
         weight = random(classes + 1, channels, height, width)
         bias, x = random(classes + 1), random(channels, height, width)
-        packed = packing.exit_rows(weight if flatten else weight[:, :, 0, 0], bias)
+        packed = weight_order.exit_rows(weight if flatten else weight[:, :, 0, 0], bias)
         reader, rows = Reader(packed), -(-(classes + 1) // 16) * 16
         sums = reader.take(rows)
         for begin, i, j, c in product(range(0, channels, 16), range(height), range(width), range(16)):

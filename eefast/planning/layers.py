@@ -1,0 +1,105 @@
+"""What a network is made of for the resident engine: layers between maps, and what they compute in plain PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..ops import Kind
+
+ADDITION: Any = "addition"
+"""Kind of a layer that adds `residual` to `source`, until `layer_passes` makes it part of a convolution."""
+
+
+@dataclass
+class Layer:
+    """One step from value to value; values are numbered, 0 is the image, and each is written once.
+
+    source, residual: the values that it reads; residual -1: none.
+    target: the value that it writes, or the number of an exit.
+    weight, bias: of a convolution, an affine map or an exit.
+    section: number of map sizes before the target's.
+    """
+
+    kind: Kind
+    source: int
+    target: int
+    residual: int = -1
+    relu: bool = False
+    kernel: int = 0
+    stride: int = 1
+    padding: int = 0
+    weight: Tensor = field(default_factory=lambda: torch.empty(0))
+    bias: Tensor = field(default_factory=lambda: torch.empty(0))
+    section: int = 0
+
+    @property
+    def resizes(self) -> bool:
+        return self.kind in (Kind.CONVOLUTION, Kind.MAX_POOL) and (
+            self.stride != 1 or self.kernel != 2 * self.padding + 1
+        )
+
+    @property
+    def winograd(self) -> bool:
+        """Whether Winograd can compute it."""
+        return self.kind == Kind.CONVOLUTION and self.source != 0 and self.kernel == 3 and not self.resizes
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A network as layers, in the order in which they run; their source, residual and target are maps, not values.
+
+    maps: (channels, section) of every map; values that are not needed at the same time may share one.
+    sizes: (H, W) of the maps in every section, for images of the network's input shape.
+    """
+
+    layers: tuple[Layer, ...]
+    maps: tuple[tuple[int, int], ...]
+    sizes: tuple[tuple[int, int], ...]
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """All layers' weights in a row, each followed by its bias."""
+        parts = [part.flatten() for layer in self.layers for part in (layer.weight, layer.bias)]
+        return torch.cat(parts)
+
+    @property
+    def exit_sections(self) -> tuple[int, ...]:
+        """The section of each exit."""
+        return tuple(layer.section for layer in self.layers if layer.kind == Kind.EXIT)
+
+    @property
+    def geometry(self) -> tuple[Any, ...]:
+        """All that the speed depends on, hashable: the layers without their weights."""
+        columns = ("kind", "source", "target", "residual", "relu", "kernel", "stride", "padding", "section")
+        rows = tuple(tuple(getattr(layer, c) for c in columns) for layer in self.layers)
+        return rows, self.maps, self.sizes, len(self.layers[-1].bias)
+
+
+@torch.no_grad()
+def answers(lowered: Lowered, images: Tensor) -> list[Tensor]:
+    """[N, K + 1] logits and confidence row of every exit for images [N, C, H, W] on the CPU, layer by layer in PyTorch.
+
+    To check the layers by something that shares no code with the kernels.
+    """
+    maps, exits = {0: images}, dict[int, Tensor]()
+    for layer in lowered.layers:
+        x, weight, bias = maps[layer.source], layer.weight.to(images), layer.bias.to(images)
+        if layer.kind == Kind.EXIT:
+            pooled = x.flatten(1) if weight.dim() == 4 else x.mean((2, 3))
+            exits[layer.target] = F.linear(pooled, weight.flatten(1), bias)
+            continue
+        if layer.kind == Kind.CONVOLUTION:
+            y = F.conv2d(x, weight, bias, layer.stride, layer.padding)
+        elif layer.kind == Kind.MAX_POOL:
+            y = F.max_pool2d(x, layer.kernel, layer.stride, layer.padding)
+        else:
+            y = x * weight[:, None, None] + bias[:, None, None]
+        y = y + maps[layer.residual] if layer.residual >= 0 else y
+        maps[layer.target] = y.relu() if layer.relu else y
+    return [exits[i] for i in sorted(exits)]

@@ -1,0 +1,108 @@
+"""Weights → vectors in the order in which the resident kernels read them, the bias first."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 16
+"""Number of channels of one pixel that are stored side by side."""
+
+# Lavin & Gray 2015: the filter's part of F(m×m, 3×3).
+_FILTER = {
+    2: ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
+    4: (
+        *((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6)),
+        *((1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1)),
+    ),
+}
+
+
+def convolution(weight: Tensor, bias: Tensor, winograd: int, planes: bool, bfloat16: bool) -> Tensor:
+    """One float32 vector for a convolution of weight [O, C, k, k] and bias [O].
+
+    winograd: 0, or the side of the output tiles, 2 or 4.
+    planes: whether the input is an image, which is stored channel by channel, instead of in blocks.
+    bfloat16: pairs of bfloat16 weights in place of one float32; images stay float32.
+    """
+    outputs = _padded(len(weight))
+    bias, weight = _filled(bias, outputs), _filled(weight, outputs)
+    if winograd:
+        return torch.cat([bias, _winograd(weight, winograd)])
+    width = 32 if outputs // BLOCK % 2 == 0 else 16
+    # [groups, C, k, k, width]
+    grouped = weight.unflatten(0, (-1, width)).permute(0, 2, 3, 4, 1)
+    parts = []
+    for group in grouped:
+        for block in group.split(1 if planes else BLOCK):
+            rows = block.permute(1, 2, 0, 3)  # [k, k, C of the block, width]
+            parts.append(_pairs(rows) if bfloat16 and not planes else rows.flatten())
+    return torch.cat([bias, *parts])
+
+
+def _winograd(weight: Tensor, side: int) -> Tensor:
+    """[frequency][group][C][width], transformed in float64."""
+    width = next(w for w in (64, 32, 16) if len(weight) % w == 0)
+    transform = torch.tensor(_FILTER[side], dtype=torch.float64)
+    # Group by group, since all of a large layer in float64 would not fit the cache.
+    groups = [torch.einsum("ai,ocij,bj->abco", transform, g.double(), transform).float() for g in weight.split(width)]
+    return torch.stack(groups, 2).flatten()
+
+
+def _pairs(rows: Tensor) -> Tensor:
+    """[k, k, C, width] → [k, k, C / 2, width, 2] in bfloat16, two in the place of one float32."""
+    rows = torch.nn.functional.pad(rows, (0, 0, 0, rows.shape[2] % 2)).unflatten(2, (-1, 2)).transpose(3, 4)
+    return rows.bfloat16().contiguous().view(torch.float32).flatten()
+
+
+def fragments(weight: Tensor, bias: Tensor, image: bool, dtype: torch.dtype) -> Tensor:
+    """One float32 vector for a convolution of the CUDA kernel: bias, then [C/16][tap][O/16][lane][8] in 16 bits.
+
+    A lane's eight numbers are its part of mma.m16n8k16's B for outputs n and n + 8: inputs k, k + 1, k + 8, k + 9.
+    image: of at most 8 channels, of which two taps fill a depth of 16; the tenth tap is zero.
+    """
+    outputs = _padded(len(weight))
+    bias, weight = _filled(bias, outputs), _filled(weight, outputs).flatten(2)  # [O, C, taps]
+    if image:
+        taps = torch.nn.functional.pad(weight.transpose(1, 2), (0, 8 - weight.shape[1], 0, 1))  # [O, 10, 8]
+        weight = taps.reshape(outputs, 80, 1)
+    weight = _filled(weight.transpose(0, 1), _padded(weight.shape[1]))  # [C, O, taps]
+    tiles = weight.unflatten(0, (-1, 16)).unflatten(2, (-1, 16)).permute(0, 4, 2, 1, 3)  # [C/16, tap, O/16, k, n]
+    lane = torch.arange(32)
+    k, n = lane % 4 * 2, lane // 4
+    parts = torch.stack([tiles[..., k + dk, n + dn] for dn in (0, 8) for dk in (0, 1, 8, 9)], dim=-1)
+    return torch.cat([bias, parts.to(dtype).contiguous().view(torch.float32).flatten()])
+
+
+def class_rows(weight: Tensor, bias: Tensor) -> Tensor:
+    """One float32 vector for an exit of the CUDA kernel: bias, then [K + 1][C]."""
+    rows = _filled(weight.t(), _padded(weight.shape[1])).t()
+    return torch.cat([_filled(bias, _padded(len(bias))), rows.flatten()])
+
+
+def affine(scale: Tensor, shift: Tensor) -> Tensor:
+    """One vector for scale and shift [C]."""
+    channels = _padded(len(scale))
+    return torch.cat([_filled(shift, channels), _filled(scale, channels)])
+
+
+def exit_rows(weight: Tensor, bias: Tensor) -> Tensor:
+    """One vector for an exit's linear: for every feature the weights of all rows side by side.
+
+    weight: [K + 1, C] or, where the map is flattened, [K + 1, C, H, W]; bias: [K + 1].
+    """
+    rows, channels = _padded(len(bias)), weight.shape[1]
+    weight = weight.view(len(bias), channels, *(weight.shape[2:] or (1, 1)))
+    features = _filled(weight.transpose(0, 1), _padded(channels))
+    # [blocks, H, W, 16, K + 1]
+    ordered = features.unflatten(0, (-1, BLOCK)).permute(0, 3, 4, 1, 2).flatten(0, 3)
+    return torch.cat([_filled(bias, rows), _filled(ordered.t(), rows).t().flatten()])
+
+
+def _padded(n: int) -> int:
+    return -(-n // BLOCK) * BLOCK
+
+
+def _filled(tensor: Tensor, n: int) -> Tensor:
+    """Filled up with zeros to n entries."""
+    return torch.cat([tensor, tensor.new_zeros(n - len(tensor), *tensor.shape[1:])])

@@ -1,0 +1,147 @@
+"""Indexed stages: the folded stage's features for the survivors alone, or why a stage has no indexed form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fused_stages import DOUBLE, HALVES, conv, folded_and_fused, on_gpu
+from networks import Stage, images, lived_in
+from torch import Tensor, nn
+
+from eefast import ops, zoo
+from eefast.planning import indexed_stages
+from eefast.planning.folding import fold_stage
+from eefast.planning.fusing import fuse_convolutions
+from eefast.planning.indexed_stages import device_counted, indexed_stage
+
+pytestmark = pytest.mark.usefixtures("seeded_without_gradients")
+
+
+INDEXED = {
+    "stem and blocks": ("eenet20", (3, 9, 9), 0),
+    "a projection first": ("eenet20", (3, 12, 12), 1),
+    "an input that is added later": ("eenet20", (3, 12, 12), 2),
+    "bottlenecks": ("eenet50", (3, 33, 33), 1),
+}
+
+
+def stages_of(name: str, shape: tuple[int, ...]) -> list[nn.Module]:
+    placement = [1, 4, 5] if name == "eenet20" else [3, 5]
+    return list(lived_in(zoo.eenet(name, len(placement), placement, "pool", input_shape=shape), 1).stages)
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_indexed_stages(name: str) -> None:
+    """Survivors in odd order, dead rows full of NaN; fewer live ones than rows."""
+    network, shape, index = INDEXED[name]
+    x = images(7, shape)
+    stages = stages_of(network, shape)
+    for stage in stages[:index]:
+        x = stage(x)
+    stage = stages[index]
+    folded, fused, _, _ = folded_and_fused(stage, torch.float32)
+    indexed, why = indexed_stage(fused)
+    assert why == ""
+    assert indexed is not None
+    x[[0, 2, 5]] = torch.nan
+    x = x.contiguous(memory_format=torch.channels_last)
+    alive = [6, 1, 4, 3]
+    rows = torch.tensor([*alive, 1234, -5], dtype=torch.int32)
+    exact, _ = fold_stage(stage, DOUBLE)
+    expected = exact(x[alive].double())
+    tolerance = 2 * float((folded(x[alive]).double() - expected).abs().max())
+    for live in (4, 3, 1, 0):
+        got = indexed(x, rows, torch.tensor([live], dtype=torch.int32))
+        assert got.shape == (len(rows), *expected.shape[1:])
+        torch.testing.assert_close(got[:live].double(), expected[:live], rtol=0, atol=tolerance)
+    counted = device_counted(stage, torch.float32)
+    assert counted is not None
+    compacted = torch.cat([x[alive], x[:1]]).contiguous(memory_format=torch.channels_last)
+    got = counted(compacted, None, torch.tensor([4], dtype=torch.int32))
+    assert len(got) == 5
+    torch.testing.assert_close(got[:4].double(), expected, rtol=0, atol=tolerance)
+
+
+def test_who_reads_through_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """First convolutions and shortcuts of the input, and nobody else; an input that is added later is gathered."""
+    seen: list[tuple[bool, bool, bool]] = []
+
+    def recorded(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rows: Tensor | None,
+                 residual_through_rows: bool, live: Tensor, stride: int, relu: bool) -> Tensor:  # fmt: skip
+        seen.append((rows is not None, residual_through_rows, relu))
+        assert bias.dtype == torch.float32
+        assert live.item() == 2
+        return ops.indexed_conv(x, weight, bias, residual, rows, residual_through_rows, live, stride, relu)
+
+    original, gathered = ops.compact, []
+    stand_in = type("Ops", (), {"indexed_conv": staticmethod(recorded), "compact": staticmethod(
+        lambda *tensors: (gathered.append(len(tensors[0])), original(*tensors)))})  # fmt: skip
+    monkeypatch.setattr(indexed_stages, "ops", stand_in)
+    rows, live = torch.tensor([4, 0], dtype=torch.int32), torch.tensor([2], dtype=torch.int32)
+    x = images(5, (3, 6, 6)).contiguous(memory_format=torch.channels_last)
+    cases = [
+        (lambda s, x: s.a(x).relu(), [(True, False, True)], 0),
+        (lambda s, x: (s.a(x) + x).relu(), [(True, True, True)], 0),
+        (lambda s, x: (s.b(s.a(x)) + s.c(x)).relu(), [(True, False, False), (False, False, False),
+                                                      (True, False, True)], 0),
+        (lambda s, x: (s.b(s.a(x).relu()) + x).relu(), [(False, False, True), (False, False, True)], 1),
+    ]  # fmt: skip
+    for run, expected, copies in cases:
+        seen.clear()
+        gathered.clear()
+        folded, fused, _, _ = folded_and_fused(Stage(run, a=conv(), b=conv(), c=conv(kernel=1)), torch.float32)
+        indexed, _ = indexed_stage(fused)
+        assert indexed is not None
+        torch.testing.assert_close(indexed(x, rows, live), folded(x[[4, 0]]), rtol=1e-5, atol=1e-5)
+        assert seen == expected
+        assert len(gathered) == copies
+
+
+OBSTACLES = {
+    "MaxPool2d": nn.Sequential(conv(), nn.ReLU(), nn.MaxPool2d(2)),
+    "SiLU": nn.Sequential(conv(), nn.SiLU(), conv()),
+    "mul": Stage(lambda s, x: s.a(x * 2), a=conv()),
+    "reflect": nn.Sequential(conv(padding_mode="reflect")),
+    "kernel (5, 5)": nn.Sequential(conv(), conv(kernel=5)),
+    "stride (3, 3)": nn.Sequential(conv(kernel=1, stride=3)),
+    "padding (0, 0)": nn.Sequential(conv(padding=0)),
+    "dilation (2, 2)": nn.Sequential(conv(dilation=2, padding=2)),
+    "3 groups": nn.Sequential(conv(groups=3)),
+    "returns input": nn.Sequential(nn.Identity()),
+    "returns (": Stage(lambda s, x: (s.a(x), x), a=conv()),
+}
+
+
+@pytest.mark.parametrize("words", OBSTACLES)
+def test_stages_that_cannot_be_indexed(words: str) -> None:
+    stage, why = indexed_stage(folded_and_fused(OBSTACLES[words])[1])
+    assert stage is None
+    assert device_counted(OBSTACLES[words], torch.float32) is None
+    assert words in why
+    assert "eefast.ops.compact" in why
+
+
+def test_stages_without_a_graph_cannot_be_indexed() -> None:
+    stage, why = indexed_stage(conv())
+    assert stage is None
+    assert "Conv2d" in why
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", HALVES)
+def test_indexed_stages_on_a_gpu(dtype: torch.dtype) -> None:
+    x = images(31, (3, 12, 12)).cuda()
+    stages = [stage.cuda() for stage in stages_of("eenet20", (3, 12, 12))]
+    for stage in stages:
+        folded, _ = fold_stage(nn.Sequential(stage), dtype)
+        exact, _ = fold_stage(nn.Sequential(stage), DOUBLE)
+        indexed, why = indexed_stage(fuse_convolutions(folded)[0])
+        assert indexed is not None, why
+        given = on_gpu(x, dtype)
+        rows = torch.randperm(31, dtype=torch.int32, device="cuda", generator=torch.Generator("cuda").manual_seed(1))
+        alive = given[rows[:17].long()]
+        expected = exact(alive.double())
+        tolerance = 2 * (folded(alive).double() - expected).abs().max().item()
+        got = indexed(given, rows, torch.tensor([17], dtype=torch.int32, device="cuda"))[:17]
+        torch.testing.assert_close(got.double(), expected, rtol=0, atol=tolerance)
+        x = exact(given.double()).float()

@@ -1,0 +1,143 @@
+"""The fastest of a stage's inference copies: what is tried, what is left out and why, how it is timed."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from fused_stages import HALVES, Cudnn, basic_block, conv, kinds, on_gpu
+from networks import Stage, images
+from torch import Tensor, nn
+
+from eefast.planning import stage_choice
+from eefast.planning.folding import fold_stage
+from eefast.planning.stage_choice import fastest_stage
+
+pytestmark = pytest.mark.usefixtures("seeded_without_gradients")
+
+
+def test_on_the_cpu_the_folded_stage_runs() -> None:
+    stage, note = fastest_stage(basic_block(), torch.float32, images(2, (16, 5, 5)))
+    assert note == "folded"
+    assert kinds(stage)["Conv2d"] == 2
+    # A bare module of PyTorch's own is traced too.
+    assert fastest_stage(conv(), torch.float32, images(1, (3, 5, 5)))[1] == "folded"
+
+
+def test_an_example_without_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"example has shape \[0, 16, 5, 5\]; pass at least one"):
+        fastest_stage(basic_block(), torch.float32, torch.empty(0, 16, 5, 5))
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Seconds by the name of a class; candidates take as long as it says here."""
+    seconds: dict[str, float] = {}
+    monkeypatch.setattr(
+        stage_choice,
+        "seconds_of",
+        lambda candidates, features: [next(s for name, s in seconds.items() if is_of(c, name)) for c in candidates],
+    )
+    return seconds
+
+
+def is_of(candidate: nn.Module, name: str) -> bool:
+    return any(type(m).__name__ == name for m in candidate.modules())
+
+
+@pytest.mark.usefixtures("poison_fresh_memory")
+def test_the_fastest_of_folded_and_fused(monkeypatch: pytest.MonkeyPatch, slow: dict[str, float]) -> None:
+    Cudnn(monkeypatch)
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: pytest.fail("every convolution was fused"))
+    x = images(2, (16, 5, 5))
+    for fused_seconds, note in ((1.0, "fused (2 of 2 convolutions), 1.4× folded"), (3.0, "folded")):
+        slow |= {"FusedConv": fused_seconds, "Conv2d": 1.4}
+        stage, found = fastest_stage(basic_block(), torch.float32, x)
+        assert found == note
+        assert is_of(stage, "FusedConv") == (note != "folded")
+
+
+class Compiled(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x)
+
+
+def test_what_is_not_wholly_fused_is_compiled_too(monkeypatch: pytest.MonkeyPatch, slow: dict[str, float]) -> None:
+    Cudnn(monkeypatch)
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(torch, "compile", lambda m, **options: (asked.append(options), Compiled(m))[1])
+    slow |= {"Compiled": 1.0, "FusedConv": 1.2, "Conv2d": 2.0}
+    silu = nn.Sequential(conv(), nn.ReLU(), conv(), nn.SiLU())
+    stage, note = fastest_stage(silu, torch.float32, images(2, (3, 5, 5)))
+    assert note == "torch.compile, 2.0× folded"
+    assert isinstance(stage, Compiled)
+    slow["Compiled"] = 3.0
+    assert fastest_stage(silu, torch.float32, images(2, (3, 5, 5)))[1] == "fused (1 of 2 convolutions), 1.7× folded"
+    untraceable = Stage(lambda s, x: s.a(x) if x.sum() > 1e9 else s.a(x).relu(), a=conv())
+    note = fastest_stage(untraceable, torch.float32, images(2, (3, 5, 5)))[1]
+    assert note == "not folded: torch.fx cannot trace it (TraceError)"
+    assert asked == [{"dynamic": True}] * 3
+
+
+@pytest.mark.parametrize("fault", ["raises", "wrong", "NaN"])
+def test_candidates_that_fail_are_left_out(fault: str, monkeypatch: pytest.MonkeyPatch, slow: dict[str, float]) -> None:
+    cudnn = Cudnn(monkeypatch)
+
+    def broken(*arguments: object) -> Tensor:
+        if fault == "raises":
+            raise RuntimeError("no engine\nfound")
+        return cudnn.relu(*arguments) + (1e-4 if fault == "wrong" else torch.nan)
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", broken)
+    slow |= {"FusedConv": 1.0, "Conv2d": 2.0}
+    stage, note = fastest_stage(basic_block(), torch.float32, images(2, (16, 5, 5)))
+    assert not is_of(stage, "FusedConv")
+    reason = "RuntimeError: no engine" if fault == "raises" else "its error is "
+    assert note.startswith(f"folded; fused (2 of 2 convolutions) left out: {reason}")
+    assert "found" not in note
+
+
+def test_stages_that_know_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    Cudnn(monkeypatch)
+    stage = Stage(lambda s, x: s.a(x.float()).relu(), a=conv())
+    found, note = fastest_stage(stage, torch.float32, images(2, (3, 5, 5)))
+    assert not is_of(found, "FusedConv")
+    assert note.startswith("folded; not measured, since float64 fails: RuntimeError: Input type (float)")
+
+
+def test_stages_that_change_their_input(monkeypatch: pytest.MonkeyPatch, slow: dict[str, float]) -> None:
+    Cudnn(monkeypatch)
+    slow |= {"FusedConv": 1.0, "Conv2d": 2.0}
+    x = images(2, (3, 5, 5)).contiguous(memory_format=torch.channels_last)
+    before = x.clone()
+    stage = Stage(lambda s, x: s.a(x.mul_(2)).relu(), a=conv())
+    assert fastest_stage(stage, torch.float32, x)[1] == "fused (1 of 1 convolutions), 2.0× folded"
+    assert torch.equal(x, before)
+
+
+def test_seconds_are_the_least_of_rounds_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = stage_choice.ROUNDS
+    clock = iter([value for r in range(rounds) for value in (0, 10 - r, 0, 20 + r)])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    calls: list[str] = []
+    candidates = [lambda x: calls.append("a"), lambda x: calls.append("b")]
+    assert stage_choice.seconds_of(candidates, torch.zeros(1)) == [10 - rounds + 1, 20]
+    assert calls == ["a", "b"] * rounds
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", HALVES)
+def test_the_fastest_on_a_gpu(dtype: torch.dtype) -> None:
+    for stage, words in ((basic_block(), "of 2 conv"), (nn.Sequential(conv(16, 16), nn.SiLU()), "torch.compile")):
+        x = images(64, (16, 8, 8)).cuda()
+        found, note = fastest_stage(stage.cuda(), dtype, x)
+        assert words in note or note.startswith("folded")
+        assert "left out" not in note, note
+        given = on_gpu(x, dtype)
+        folded, _ = fold_stage(nn.Sequential(stage), dtype)
+        torch.testing.assert_close(found(given), folded(given), rtol=2e-2, atol=2e-2)
