@@ -36,20 +36,25 @@ from eefast.zoo.resnet import trunk
 pytestmark = pytest.mark.usefixtures("seeded_without_gradients")
 gpu = pytest.mark.gpu
 
-BLOCKS = {
+NETWORKS = {
     "eenet20": ("eenet20", (3, 13, 9)),
     "eenet18": ("eenet18", (3, 33, 40)),
     "eenet50": ("eenet50", (1, 33, 33)),
 }
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-def test_stages_of_the_zoo(name: str) -> None:
+def first_blocks(depth: int, in_channels: int) -> list[nn.Module]:
+    """Two stages with every kind of block that a network has: its stem and two blocks, then the first that resizes."""
+    stem, blocks, _ = trunk(depth, in_channels)
+    resizing = next(block for block in blocks if block.downsample is not None and block.downsample[0].stride == (2, 2))
+    return [nn.Sequential(stem, *blocks[:2]), resizing]
+
+
+@pytest.mark.parametrize(("depth", "shape"), [(20, (3, 13, 9)), (18, (3, 33, 40)), (50, (1, 33, 33))])
+def test_stages_of_the_zoo(depth: int, shape: tuple[int, int, int]) -> None:
     """Nothing but fused convolutions and the stem's pooling is left, with the same features."""
-    depth, shape = BLOCKS[name]
-    net = zoo.eenet(depth, 2, "fine", "pool", num_classes=7, input_shape=shape)
     x = images(3, shape).double()
-    for stage in net.stages:
+    for stage in first_blocks(depth, shape[0]):
         folded, fused, count, total = folded_and_fused(stage)
         assert count == total > 0
         assert kinds(fused) - Counter(MaxPool2d=1) == Counter(FusedConv=total)
@@ -244,7 +249,7 @@ class Program(nn.Module):
 def test_random_programs() -> None:
     """Same results, and the same left in the input, however operations in place and several names mix."""
     calls: Counter[str] = Counter()
-    for seed in range(300):
+    for seed in range(100):
         folded, fused, _, _ = folded_and_fused(Program(seed))
         calls += kinds(fused)
         calls["residual"] += sum(len(n.args) == 2 for n in fused.graph.find_nodes(op="call_module"))
@@ -255,10 +260,11 @@ def test_random_programs() -> None:
         scale = float(expected.abs().max().clamp_min(1))
         torch.testing.assert_close(got / scale, expected / scale, rtol=0, atol=1e-12, msg=f"seed {seed}")
         same(*seen)
-    assert calls["FusedConv"] > 400
-    assert calls["residual"] > 40
-    assert calls["with ReLU"] > 60
-    assert calls["add"] + calls["add_"] > 100
+    # Every kind of fusion, and calls that none takes, come up often enough.
+    assert calls["FusedConv"] > 130
+    assert calls["residual"] > 13
+    assert calls["with ReLU"] > 20
+    assert calls["add"] + calls["add_"] > 33
     assert not calls["Conv2d"]
 
 
@@ -322,10 +328,10 @@ def test_batches_and_residuals_stay_as_they_are(rows: int) -> None:
 
 @gpu
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32])
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_on_a_gpu(name: str, dtype: torch.dtype) -> None:
     """Every stage in cuDNN's kernels, in batches of several sizes, while free memory is full of NaN."""
-    depth, shape = BLOCKS[name]
+    depth, shape = NETWORKS[name]
     net = lived_in(zoo.eenet(depth, 2, "fine", "pool", num_classes=7, input_shape=shape), 1).cuda()
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for n in (1, 3, 31, 257):

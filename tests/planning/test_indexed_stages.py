@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from fused_stages import DOUBLE, HALVES, conv, folded_and_fused, on_gpu
@@ -13,32 +15,32 @@ from eefast.planning import indexed_stages
 from eefast.planning.folding import fold_stage
 from eefast.planning.fusing import fuse_convolutions
 from eefast.planning.indexed_stages import device_counted, indexed_stage
+from eefast.zoo.resnet import Bottleneck
 
 pytestmark = pytest.mark.usefixtures("seeded_without_gradients")
 
 
-INDEXED = {
-    "stem and blocks": ("eenet20", (3, 9, 9), 0),
-    "a projection first": ("eenet20", (3, 12, 12), 1),
-    "an input that is added later": ("eenet20", (3, 12, 12), 2),
-    "bottlenecks": ("eenet50", (3, 33, 33), 1),
+def stages_of_eenet20(shape: tuple[int, ...]) -> list[nn.Module]:
+    return list(lived_in(zoo.eenet("eenet20", 3, [1, 4, 5], "pool", input_shape=shape), 1).stages)
+
+
+def bottlenecks() -> nn.Module:
+    return lived_in(nn.Sequential(Bottleneck(32, 16, 2), Bottleneck(64, 16)), 1)
+
+
+INDEXED: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
+    "stem and blocks": (lambda: stages_of_eenet20((3, 9, 9))[0], (3, 9, 9)),
+    "a projection first": (lambda: stages_of_eenet20((3, 12, 12))[1], (16, 12, 12)),
+    "an input that is added later": (lambda: stages_of_eenet20((3, 12, 12))[2], (32, 6, 6)),
+    "bottlenecks": (bottlenecks, (32, 9, 9)),
 }
-
-
-def stages_of(name: str, shape: tuple[int, ...]) -> list[nn.Module]:
-    placement = [1, 4, 5] if name == "eenet20" else [3, 5]
-    return list(lived_in(zoo.eenet(name, len(placement), placement, "pool", input_shape=shape), 1).stages)
 
 
 @pytest.mark.parametrize("name", INDEXED)
 def test_indexed_stages(name: str) -> None:
     """Survivors in odd order, dead rows full of NaN; fewer live ones than rows."""
-    network, shape, index = INDEXED[name]
-    x = images(7, shape)
-    stages = stages_of(network, shape)
-    for stage in stages[:index]:
-        x = stage(x)
-    stage = stages[index]
+    make, shape = INDEXED[name]
+    stage, x = make(), images(7, shape)
     folded, fused, _, _ = folded_and_fused(stage, torch.float32)
     indexed, why = indexed_stage(fused)
     assert why == ""
@@ -131,7 +133,7 @@ def test_stages_without_a_graph_cannot_be_indexed() -> None:
 @pytest.mark.parametrize("dtype", HALVES)
 def test_indexed_stages_on_a_gpu(dtype: torch.dtype) -> None:
     x = images(31, (3, 12, 12)).cuda()
-    stages = [stage.cuda() for stage in stages_of("eenet20", (3, 12, 12))]
+    stages = [stage.cuda() for stage in stages_of_eenet20((3, 12, 12))]
     for stage in stages:
         folded, _ = fold_stage(nn.Sequential(stage), dtype)
         exact, _ = fold_stage(nn.Sequential(stage), DOUBLE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fused_stages import ADDITIONS, RELUS
 from networks import Stage, images, lived_in
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -124,6 +125,29 @@ CUSTOM = {
 @pytest.mark.parametrize("name", CUSTOM)
 def test_custom_stages(name: str) -> None:
     check(network(CUSTOM[name], conv(network(CUSTOM[name]).heads[0].num_features, 24)), images(9, SHAPE))
+
+
+@pytest.mark.parametrize("relu", RELUS)
+def test_spellings_of_relu(relu: str) -> None:
+    """Of a map that a later layer reads too: it reads the ReLU's result where that is in place."""
+    layers = {"a": conv(3, 20), "b": conv(20, 20), "relu": nn.ReLU(), "relu_in_place": nn.ReLU(inplace=True)}
+    check(
+        network(Stage(lambda s, x: s.b(RELUS[relu](s, y := s.a(x))) + y, **layers)),
+        images(4, SHAPE),
+        affine=int("in place" not in relu),
+    )
+
+
+@pytest.mark.parametrize("addition", ADDITIONS)
+def test_spellings_of_addition(addition: str) -> None:
+    layers = {"a": conv(3, 20), "b": conv(20, 20), "drop": nn.Dropout2d()}
+    add = ADDITIONS[addition]
+    stage = Stage(lambda s, x: s.b(add(s.b(y := s.drop(s.a(x))), y)), **layers)
+    if "alpha" in addition:
+        with pytest.raises(UnsupportedError, match="stage 0 has add with alpha"):
+            lower(network(stage))
+    else:
+        check(network(stage), images(4, SHAPE), convolution=3, affine=0)
 
 
 @pytest.mark.parametrize("head", ["pool", "bnpool", "conv2"])
