@@ -1,4 +1,4 @@
-"""Folding and planning of odd stages and heads: an engine gives the network's own answers, or says why it cannot."""
+"""Folding and planning of odd stages: an engine gives the network's answers, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ from typing import Any
 import pytest
 import torch
 from networks import Stage, images
+from odd_networks import ENGINES, SHAPE, ActivatedNorm, assert_answers_or_refusal, conv, network
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import eefast
-from eefast.heads import ExitHead
 from eefast.planning import planner
-
-SHAPE = (3, 9, 7)
-ENGINES = ("compact", "resident", "auto")
 
 
 @pytest.fixture(autouse=True)
@@ -30,40 +27,8 @@ def seeded() -> None:
     planner._log_once.cache_clear()
 
 
-def conv(inputs: int = 8, outputs: int = 8, **more: Any) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, padding=1, **more)
-
-
-def randomised(net: nn.Module) -> nn.Module:
-    for m in net.modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm):
-            for t in (m.running_mean, m.weight, m.bias):
-                if t is not None:
-                    nn.init.normal_(t, 0.4)
-            if m.running_var is not None:
-                m.running_var.uniform_(0.3, 2)
-    return net.eval()
-
-
-def network(*stages: nn.Module, channels: int = 8, head: str = "pool") -> eefast.EarlyExitNet:
-    """A stem, the stages, and an exit behind each that nobody takes."""
-    stages = (nn.Sequential(conv(3, 8), nn.ReLU()), *stages)
-    heads = [ExitHead(head, (8, *SHAPE[1:]), 5, SHAPE) for _ in stages[1:]]
-    heads.append(ExitHead(head, (channels, *SHAPE[1:]), 5, SHAPE))
-    made = eefast.EarlyExitNet(stages, heads, input_shape=SHAPE, criterion="max_probability")
-    made.thresholds.fill_(1.0)
-    return randomised(made)
-
-
 def layers(**more: nn.Module) -> dict[str, nn.Module]:
     return {"conv": conv(), "norm": nn.BatchNorm2d(8), **more}
-
-
-class ActivatedNorm(nn.BatchNorm2d):
-    """As timm's BatchNormAct2d."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.silu(super().forward(x))
 
 
 class Standardised(nn.Conv2d):
@@ -143,20 +108,6 @@ STAGES: dict[str, Callable[[], nn.Module]] = {
     "a norm alone": lambda: nn.BatchNorm2d(8),
     "a closure": lambda: Stage(partial(lambda layer, s, x: layer(s.conv(x)), nn.ReLU()), **layers()),
 }  # fmt: skip
-
-
-def assert_answers_or_refusal(net: Any, x: Tensor, engine: str, tolerance: float = 1e-4) -> str:
-    """The reason of a refusal, or nothing."""
-    try:
-        fast = eefast.accelerate(net, engine=engine)
-    except ValueError as error:
-        return str(error)
-    with torch.no_grad():
-        wanted = net(x)
-    got = fast(x)
-    assert torch.equal(got.exit_index, wanted.exit_index)
-    torch.testing.assert_close(got.logits, wanted.logits, rtol=0, atol=tolerance * float(wanted.logits.abs().max()))
-    return ""
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -280,154 +231,6 @@ def test_an_exception_in_the_stage_itself_names_its_module(caplog):
         fast(images(2, SHAPE))
 
 
-class DoubledLinear(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
-
-
-class CastLinear(nn.Linear):
-    """As timm's."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
-
-
-def change_forward(head: ExitHead) -> None:
-    head.forward = lambda x: ExitHead.forward(head, 2 * x)  # type: ignore[method-assign]
-
-
-def set_parts(**parts: Callable[[], nn.Module]) -> Callable[[ExitHead], None]:
-    def change(head: ExitHead) -> None:
-        for name, make in parts.items():
-            setattr(head, name, make().eval())
-
-    return change
-
-
-def set_attribute(path: str, value: Any) -> Callable[[ExitHead], None]:
-    def change(head: ExitHead) -> None:
-        *parents, name = path.split(".")
-        owner: Any = head
-        for parent in parents:
-            owner = getattr(owner, parent)
-        setattr(owner, name, value)
-
-    return change
-
-
-# kind of the head, the change, and why engines refuse it ("" where they run it).
-HEADS: dict[str, tuple[str, Callable[[ExitHead], Any], str]] = {
-    "max pooling": ("pool", set_parts(pool=lambda: nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())), "as pool"),
-    "one window": ("pool", set_parts(pool=lambda: nn.Sequential(nn.AvgPool2d(SHAPE[1:]), nn.Flatten())), "as pool"),
-    "mean and maximum": (
-        "pool",
-        set_parts(pool=lambda: Stage(lambda s, x: x.mean((2, 3)) + x.amax((2, 3)))),
-        "the head of exit 0 has Stage() as pool",
-    ),
-    "the mean in other words": ("pool", set_parts(pool=lambda: Stage(lambda s, x: x.flatten(2).mean(2))), ""),
-    "four means": ("pool", set_attribute("pool.0.output_size", 2), "as pool"),
-    "flattened": ("pool", set_parts(pool=nn.Flatten), "the head of exit 0 has Flatten("),
-    "pooled after all": (
-        "plain",
-        set_parts(pool=lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())),
-        "as pool, not what head='plain' has",
-    ),
-    "a part of the map": ("plain", set_parts(pool=lambda: nn.Flatten(2)), "as pool"),
-    "kind": ("pool", set_attribute("kind", "plain"), "as pool"),
-    "instance norm": ("bnpool", set_parts(norm=lambda: nn.InstanceNorm2d(8)), "as norm"),
-    "group norm": ("pool", set_parts(norm=lambda: nn.GroupNorm(4, 8)), "the head of exit 0 has GroupNorm(4, 8"),
-    "ReLU6": ("pool", set_parts(norm=nn.ReLU6), "the head of exit 0 has ReLU6() as norm"),
-    "activated norm": ("bnpool", set_parts(norm=lambda: ActivatedNorm(8)), "as norm"),
-    "a norm more": ("pool", set_parts(norm=lambda: nn.BatchNorm2d(8, eps=0.3)), ""),
-    "a norm more, flattened": ("plain", set_parts(norm=lambda: randomised(nn.BatchNorm2d(8))), ""),
-    "a norm without scale": ("conv1", set_parts(norm=lambda: randomised(nn.BatchNorm2d(8, affine=False))), ""),
-    "a norm of the batch": ("bnpool", set_parts(norm=lambda: nn.BatchNorm2d(8, track_running_stats=False)), "without"),
-    "eps": ("bnpool", set_attribute("norm.eps", 0.7), ""),
-    "no norm": ("bnpool", set_parts(norm=nn.Identity), ""),
-    "wider conv": ("conv1", set_parts(convs=lambda: nn.Sequential(nn.Conv2d(8, 8, 5, padding=2), nn.SiLU())), ""),
-    "dilated conv": ("conv2", set_attribute("convs.1.0.dilation", (2, 2)), ""),
-    "other activation": ("conv1", set_attribute("convs.0.2", nn.Hardswish().eval()), ""),
-    "strided conv": ("conv2", set_attribute("convs.0.0.stride", (2, 2)), ""),
-    "a conv in a pool head": ("pool", set_parts(convs=lambda: nn.Sequential(conv())), ""),
-    "a conv for all": ("pool", set_parts(convs=conv), "the head of exit 0 has Conv2d(8, 8"),
-    "no bias": ("pool", set_parts(classifier=lambda: nn.Linear(8, 5, bias=False)), ""),
-    "no bias of the confidence": ("plain", set_parts(confidence=lambda: nn.Linear(8 * 9 * 7, 1, bias=False)), ""),
-    "doubled": ("pool", set_parts(classifier=lambda: DoubledLinear(8, 5)), "has DoubledLinear(in_features=8"),
-    "a linear in other words": ("pool", set_parts(classifier=lambda: CastLinear(8, 5)), ""),
-    "doubled confidence": ("pool", set_parts(confidence=lambda: DoubledLinear(8, 1)), "as confidence, not nn.Linear"),
-    "two layers": ("pool", set_parts(classifier=lambda: nn.Sequential(nn.Dropout(), nn.Linear(8, 5))), "as classifier"),
-    "normalised": ("pool", lambda head: weight_norm(head.classifier), ""),
-    "parametrised": ("pool", lambda head: parametrizations.weight_norm(head.classifier), ""),
-    "pruned": ("pool", lambda head: prune.l1_unstructured(head.classifier, "weight", 0.5), ""),
-    "tied": ("pool", lambda head: setattr(head.confidence, "weight", nn.Parameter(head.classifier.weight[:1])), ""),
-    "forward": ("pool", change_forward, "the head of exit 0 has another forward or hooks"),
-    "hook": (
-        "pool",
-        lambda head: head.register_forward_hook(lambda m, args, out: out),
-        "the head of exit 0, ExitHead, with a forward hook",
-    ),
-    "hook inside": (
-        "bnpool",
-        lambda head: head.pool[0].register_forward_hook(lambda m, args, out: out * 3),
-        "the head of exit 0 has AdaptiveAvgPool2d 'pool.0' with a forward hook",
-    ),
-    "convs where none were": ("pool", lambda head: head.convs.append(nn.Conv2d(8, 8, 1)), None),
-    "pre-hook inside": (
-        "pool",
-        lambda head: head.norm.register_forward_pre_hook(lambda m, args: (args[0] * 3,)),
-        "the head of exit 0 has Identity 'norm' with a forward hook",
-    ),
-}  # fmt: skip
-
-
-# The network itself cannot run with these.
-BROKEN = ("four means", "flattened", "pooled after all", "a part of the map")
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", HEADS)
-def test_changed_heads(name):
-    kind, change, reason = HEADS[name]
-    net, x = network(conv(), head=kind), images(5, SHAPE)
-    change(net.heads[0])
-    net.thresholds.fill_(0.0)  # all leave at the head that was changed
-    if name in BROKEN:
-        for call in (lambda: net(x), lambda: eefast.accelerate(net)(x)):
-            with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-                call()
-    for engine in ENGINES if name not in BROKEN else ("compact", "resident"):
-        refused = assert_answers_or_refusal(net, x, engine)
-        if reason or engine == "compact":
-            assert (reason in refused) if reason and engine != "auto" else not refused
-    if reason:
-        assert eefast.accelerate(net).plan.engine == "reference"
-
-
-CHANGED_LATER = [
-    "max pooling",
-    "the mean in other words",
-    "a norm more",
-    "wider conv",
-    "no bias",
-    "hook inside",
-    "convs where none were",
-]
-
-
-@pytest.mark.parametrize("name", CHANGED_LATER)
-def test_heads_changed_after_planning_are_noticed(name):
-    kind, change, reason = HEADS[name]
-    net, x = network(conv(), head=kind), images(5, SHAPE)
-    net.thresholds.fill_(0.0)
-    fast, before = eefast.accelerate(net), net(x)
-    change(net.heads[0])
-    with torch.no_grad():
-        wanted = net(x)
-        assert (name == "the mean in other words") == torch.allclose(wanted.logits, before.logits)
-        torch.testing.assert_close(fast(x).logits, wanted.logits, rtol=1e-4, atol=1e-4)
-    assert (fast.plan.engine == "reference") == bool(reason)
-
-
 @pytest.mark.parametrize("engine", ["auto", "compact", "reference", "resident"])
 def test_another_number_of_classes_is_refused_with_the_way_out(engine):
     net, x = network(conv()), images(5, SHAPE)
@@ -438,8 +241,8 @@ def test_another_number_of_classes_is_refused_with_the_way_out(engine):
     for call in (lambda: eefast.accelerate(net, engine=engine), lambda: fast(x), lambda: net(x)):
         with pytest.raises(ValueError, match=message):
             call()
-    anew = net.with_criterion(net.criterion.name, [1.0])
-    assert eefast.accelerate(anew, engine=engine)(x).logits.shape == (5, 100)
+    rebuilt = net.with_criterion(net.criterion.name, [1.0])
+    assert eefast.accelerate(rebuilt, engine=engine)(x).logits.shape == (5, 100)
 
 
 def test_a_part_left_in_training_mode_is_refused():
@@ -464,6 +267,7 @@ def test_weights_that_are_no_numbers_run_as_the_reference_does():
         torch.testing.assert_close(fast(x).logits, net(x).logits, equal_nan=True, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
 def test_compiled_and_scripted_stages_run_as_they_were_written():
     compiled, x = torch.compile(nn.Sequential(conv(), nn.BatchNorm2d(8)), backend="eager"), images(5, SHAPE)
     scripted = network(conv(), compiled)
