@@ -13,6 +13,7 @@ from .api import Accelerated, accelerate
 from .checkpoint.loading import load
 from .model import EarlyExitNet
 from .result import ExitOutput, ExitResult
+from .surgery import attach
 from .version import __version__
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ExitResult",
     "__version__",
     "accelerate",
+    "attach",
     "criteria",
     "load",
     "zoo",

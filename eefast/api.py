@@ -69,7 +69,7 @@ def accelerate(
         net = net.net
     if not isinstance(net, EarlyExitNet):
         raise TypeError(
-            f"net is a {type(net).__name__}; give an eefast.EarlyExitNet: of eefast.zoo, or eefast.surgery.attach(net, "
+            f"net is a {type(net).__name__}; give an eefast.EarlyExitNet: of eefast.zoo, or eefast.attach(net, "
             "exits), which puts exits into a backbone"
         )
     return Accelerated(net, engine, dtype, example, frozen, max_batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite, isnan
@@ -13,13 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import criteria
-from .checkpoint.record import RECORD_FILE, TrainingRecord
 from .cost import path_costs, stage_costs
 from .heads import ExitHead
+from .record import TrainingRecord
 from .result import ExitOutput, ExitResult
-from .system import files
-
-CONFIG_FILE, ATTACHED_FILE, WEIGHTS_FILE = "config.json", "attached.json", "model.safetensors"
 
 log = logging.getLogger("eefast")
 
@@ -33,12 +29,12 @@ class EarlyExitNet(nn.Module):
     criterion: name of the exit rule, see `eefast.criteria`.
     thresholds: n numbers; by default the criterion's own default everywhere.
     normalization: (mean, std), one number per channel on the scale 0 … 1; with it the network also takes uint8 images.
-    config: arguments that rebuild the network through `eefast.zoo.eenet`; needed by `save`.
+    config: its "kind", "eenet" or "attached", and the arguments with which `eefast.load` builds it again; `eefast.zoo`
+        and `eefast.attach` give it, `save` needs it.
 
-    Attributes that `save` writes where they are set:
-    attached: what rebuilds a network that `eefast train --backbone` made: its "backbone", "exits" and "head".
-    record: what it was trained on, see `checkpoint.record`; None is right for what
-        you trained on other images yourself.
+    Attributes that may be set:
+    record: what it was trained on, which `save` writes too; None for what you trained on other images yourself.
+    built_from: what `save` says of a network without config.
 
     Buffers, always float32 whatever the parameters' dtype:
     thresholds: [n], may change at any time, also from another thread: a batch is answered by those of one moment.
@@ -52,8 +48,8 @@ class EarlyExitNet(nn.Module):
     thresholds: Tensor
     cost: Tensor
     path_cost: Tensor
-    attached: dict[str, Any] | None = None
     record: TrainingRecord | None = None
+    built_from: str = "modules"
     _limits: tuple[list[float], Tensor] | None = None
     _checked: tuple[Tensor, int] | None = None
 
@@ -101,7 +97,8 @@ class EarlyExitNet(nn.Module):
     @property
     def name(self) -> str:
         """Of the network of `eefast.zoo`, or of the backbone, with its library; "network" if it has none."""
-        return str((self.config or {}).get("name") or (self.attached or {}).get("backbone") or "network")
+        config = self.config or {}
+        return str(config.get("name") or config.get("backbone") or "network")
 
     def forward(self, x: Tensor) -> list[ExitOutput] | ExitResult:
         x = self.prepare(x)
@@ -185,7 +182,7 @@ class EarlyExitNet(nn.Module):
         )
         for made in (net, net.stages, net.heads):
             made.training = self.training
-        net.attached, net.record = self.attached, self.record
+        net.built_from, net.record = self.built_from, self.record
         return net
 
     def prepare(self, x: Tensor, dtype: torch.dtype | None = None, weight: Tensor | None = None) -> Tensor:
@@ -276,38 +273,23 @@ class EarlyExitNet(nn.Module):
             )
 
     def save(self, folder: str | Path) -> None:
-        """Write `model.safetensors`, `config.json` (or `attached.json`) and, with a `record`, `training.json`.
+        """Write `config.json`, `model.safetensors` and, with a `record`, `training.json`; `eefast.load` reads them.
 
-        `eefast.load(folder)` reads them. All are replaced as a whole, see `system.files`, so an interrupted save leaves
-        the old ones readable; those of an earlier network that this one does not have are removed.
-        Raises `ValueError` as `check_saving` does, `WriteError` on a full disk and the like.
+        All are replaced together, see `system.files`, so that an interrupted save leaves the old ones readable; the
+        record of an earlier network in the folder is removed.
+        Raises `ValueError` as `check_saving`, `eefast.system.files.WriteError` for a full disk and the like.
         """
-        from safetensors.torch import save
+        from .checkpoint.folder import save
 
-        self.check_saving()
-        normalization = self.normalization and [[float(v) for v in part] for part in self.normalization]
-        own = {"normalization": normalization, "criterion": self.criterion.name}
-        if self.attached is None:
-            description, name = {"format": 1, **(self.config or {}), **own}, CONFIG_FILE
-        else:
-            shape = {"num_classes": self.num_classes, "input_shape": list(self.input_shape)}
-            description, name = {"format": 1, **self.attached, **shape, **own}, ATTACHED_FILE
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with files.together():
-            files.write(folder / WEIGHTS_FILE, save(weights))
-            files.write(folder / name, json.dumps(description, indent=2) + "\n")
-            if self.record is not None:
-                files.write(folder / RECORD_FILE, self.record.text())
-        for other in {CONFIG_FILE, ATTACHED_FILE, RECORD_FILE} - {name, RECORD_FILE if self.record else ""}:
-            (folder / other).unlink(missing_ok=True)
+        save(self, folder)
 
     def check_saving(self) -> None:
-        """`ValueError` unless `save` knows how `eefast.load` is to rebuild this network."""
-        if self.config is None and self.attached is None:
+        """`ValueError` unless `eefast.load` could build this network again."""
+        if self.config is None:
             raise ValueError(
-                "this network was built from modules; only those of eefast.zoo and eefast train know how to be rebuilt"
+                f"this network was built from {self.built_from}, so that eefast.load could not build it again; make it "
+                'by eefast.zoo.eenet or by eefast.attach(eefast.surgery.backbone("torchvision:NAME", num_classes), …) '
+                "and give it these weights, or save its state_dict() by torch.save and build it yourself"
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EarlyExitNet:

@@ -8,7 +8,7 @@ from torch import nn
 
 from eefast.cost import macs
 from eefast.model import EarlyExitNet
-from eefast.zoo.resnet import BasicBlock, Bottleneck
+from eefast.zoo.resnets import BasicBlock, Bottleneck
 
 from . import onnx_runtime
 from .peer import Peer, Run

@@ -1,19 +1,48 @@
-"""The state_dict of a network of eksuas/eenets.pytorch → what `zoo.eenet` calls the same; `checkpoint` builds it."""
+"""A file of the reference repository eksuas/eenets.pytorch → the EENet of `eefast.zoo` with its weights."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..model import EarlyExitNet
+from . import unpickle
+from .building import build, shape_of
+from .fields import is_normalization, is_number, is_shape
+from .state_dict import weights as weights_in
 from .state_dict import without_prefix
-from .stored import is_number, quoted
+from .stored import quoted, read
 
 REFERENCE = "eksuas/eenets.pytorch"
+
+
+def read_reference(
+    path: Path,
+    input_shape: Sequence[int] | None,
+    head: str | None,
+    normalization: tuple[Sequence[float], Sequence[float]] | None,
+) -> EarlyExitNet:
+    """The network in a file of the reference; arguments as `eefast.load`, errors are `ValueError` or `OSError`."""
+    if input_shape is not None and not is_shape(input_shape):
+        raise ValueError(f"input_shape={input_shape!r} must be (channels, height, width), each 1 … 65535")
+    if not is_normalization(normalization):
+        raise ValueError(f"normalization={normalization!r} must be (means, deviations), finite, deviations above 0")
+    data = read(path, check=unpickle.check_start)
+    weights, attributes, _ = weights_in(unpickle.read(data), data)
+    config, weights = architecture(weights)
+    check_head(config["head"], head, attributes)
+    shape: Any = attributes.get("input_shape") if input_shape is None else input_shape
+    if not is_shape(shape):
+        raise ValueError("it does not say the size of the images; give input_shape=(channels, height, width)")
+    weights["thresholds"] = torch.full((config["num_exits"],), threshold(attributes))
+    config |= {"input_shape": tuple(shape), "normalization": normalization}
+    return build(config, weights, len(data))
 
 
 def architecture(weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -26,12 +55,12 @@ def architecture(weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[st
     found = {re.sub(r"(^|\.)module\.", r"\1", name): value for name, value in weights.items()}
     if len(found) < len(weights):
         raise ValueError("some of its weights are there twice, with and without module")
-    for first, build in (("initblock.0.weight", _eenet8), ("stages.0.0.0.weight", _eenet)):
+    for first, converted in (("initblock.0.weight", _eenet8), ("stages.0.0.0.weight", _eenet)):
         inside = without_prefix(found, {first})
         if any(re.search(r"(^|\.)heads\.\d+\.classifier\.", name) for name in inside):
             break
         if first in inside:
-            return build(inside)
+            return converted(inside)
     if any(re.search(r"(^|\.)heads\.\d+\.(classifier|confidence)\.", name) for name in found):
         raise ValueError(
             "it holds weights of a network of eefast, which alone do not say its exit rule; give the folder that "
@@ -39,13 +68,6 @@ def architecture(weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[st
         )
     names = ", ".join(quoted(name) for name in sorted(found)[:4])
     raise ValueError(f"it is no EENet of {REFERENCE}; its weights are called {names or 'nothing'} …")
-
-
-def shape_of(weights: Mapping[str, Any], name: str, dims: int) -> tuple[int, ...]:
-    """Shape of the weight called `name`; `ValueError` unless it has `dims` dimensions."""
-    if name not in weights or weights[name].dim() != dims:
-        raise ValueError(f"the weight {name} is missing or has not {dims} dimensions")
-    return tuple(weights[name].shape)
 
 
 def threshold(attributes: Mapping[str, Any]) -> float:

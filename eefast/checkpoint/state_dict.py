@@ -1,4 +1,4 @@
-"""What a `torch.save` file holds → the state_dict in it, wherever its writer put it; for `checkpoint` and `train`."""
+"""The content of a `torch.save` file → the state_dict in it, under whatever key it was stored."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .stored import FLOATS, check_finite, quoted
+from .stored import quoted
 from .unpickle import Inert, Stored, attributes, kind
 
 log = logging.getLogger("eefast")
@@ -153,26 +152,3 @@ _PREFIXES = ("module.", "model.", "model.module.", "module.model.", "net.", "net
 
 def _under(found: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
-
-
-def put(net: nn.Module, weights: Mapping[str, Tensor], size: int, owner: str) -> None:
-    """Give `net`, whose parameters have no memory yet, copies of `weights`, in their dtypes.
-
-    size: bytes of the file that they come from; no more is copied. owner: what `net` is called, for errors.
-    Raises `ValueError` unless every name, shape and kind of dtype fits, and every number is finite.
-    """
-    expected = net.state_dict()
-    for what, names in (("lacks", expected.keys() - weights.keys()), ("has unknown", weights.keys() - expected.keys())):
-        if names:
-            named = ", ".join(quoted(name)[1:-1] for name in sorted(names)[:4])
-            raise ValueError(f"{owner} {what} weights, {len(names)} of them: {named} …")
-    for name, value in expected.items():
-        got, exact = weights[name], name == "thresholds" or not value.is_floating_point()
-        if got.shape != value.shape or got.dtype not in ((value.dtype,) if exact else FLOATS):
-            has, needs = (f"{tuple(t.shape)} {t.dtype}" for t in (got, value))
-            raise ValueError(f"{name} is {has}, but {owner} needs {needs}")
-    if sum(value.numel() * value.element_size() for value in weights.values()) > size:
-        raise ValueError(f"its weights claim more than the {size} bytes of the file")
-    check_finite(weights)
-    copies = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
-    net.load_state_dict(copies, assign=True)

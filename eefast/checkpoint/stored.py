@@ -1,13 +1,12 @@
-"""A path of unknown origin → the bytes, JSON or tensors in it, read within limits; `checkpoint` checks what they say.
+"""A path of unknown origin → the bytes, JSON or tensors in the file, read within limits.
 
-Everything here raises `ValueError`, which says what is wrong, or `OSError`.
+Every function raises `ValueError`, which says what is wrong, or `OSError`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import reprlib
 import stat
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +22,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 MOST_JSON = 1 << 20
 MOST_HEADER = 2 << 20
-"""Bytes of a description, and of the header of a .safetensors file: room for 15,000 tensors."""
-MOST_ELEMENTS = 2**31 - 1
+"""Bytes of a JSON file, and of the header of a .safetensors file: room for 15,000 tensors."""
 
 _DTYPES = {
     **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"},
@@ -32,9 +30,6 @@ _DTYPES = {
     **{"U64": "uint64", "U32": "uint32", "U16": "uint16", "C64": "complex64"},
     **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
 }
-
-Field = tuple[Callable[[Any], bool], str]
-"""What the value of a key must fulfil, and the same in words."""
 
 
 def read(path: Path, most: int | None = None, check: Callable[[bytes], None] | None = None) -> bytearray:
@@ -184,56 +179,6 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name} holds the negative variance {least:.4g}; train again from an earlier state")
 
 
-def check_fields(config: Mapping[str, Any], schema: Mapping[str, Field], file: str) -> None:
-    """`ValueError` unless `config` has exactly the keys of `schema`, each with a value that its check takes.
-
-    file: where `config` was read.
-    """
-    if difference := schema.keys() ^ config.keys():
-        kind = {True: "lacks", False: "has the unknown key"}
-        named = sorted(difference)[:8]
-        raise ValueError(f"{file} " + ", ".join(f"{kind[k in schema]} {quoted(k)}" for k in named))
-    for key, (check, wanted) in schema.items():
-        if not check(config[key]):
-            raise ValueError(f"{file} says {key}={short(config[key])}; it must be {wanted}")
-
-
-def is_int(value: Any, most: int = 65_535) -> bool:
-    """Whether `value` is an integer of 1 … `most`, and no bool."""
-    return type(value) is int and 1 <= value <= most
-
-
-def is_shape(value: Any) -> bool:
-    """Whether `value` is (channels, height, width) of an image that PyTorch can count."""
-    shape = isinstance(value, (tuple, list)) and len(value) == 3 and all(map(is_int, value))
-    return shape and prod(value) <= MOST_ELEMENTS
-
-
-def is_normalization(value: Any) -> bool:
-    """Whether `value` is None, or (means, deviations) of finite numbers, the deviations above 0."""
-    if value is None:
-        return True
-    parts = isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(p, (tuple, list)) for p in value)
-    return parts and all(map(is_number, (*value[0], *value[1]))) and all(v > 0 for v in value[1])
-
-
-def check_channels(normalization: Sequence[Sequence[float]] | None, shape: Sequence[int]) -> None:
-    """`ValueError` unless there is one mean and one deviation per channel of images of `shape`."""
-    if normalization is not None and {len(part) for part in normalization} != {shape[0]}:
-        counts = " means and ".join(str(len(part)) for part in normalization)
-        raise ValueError(f"normalization has {counts} deviations, but images have {shape[0]} channels")
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is an int or a float that float32 can hold."""
-    return type(value) in (int, float) and abs(value) <= torch.finfo(torch.float32).max
-
-
 def quoted(text: str) -> str:
     """A name out of a file as it may stand in a message: short, and every character printable."""
     return repr(text if len(text) <= 80 else text[:79] + "…")
-
-
-def short(value: Any) -> str:
-    """A value out of a file as it may stand in a message."""
-    return reprlib.repr(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.record import RECORD_FILE
+from ..checkpoint import RECORD_FILE
 from ..system.progress import Progress
 from .inputs import Source, load_images
 from .output import note

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.record import RECORD_FILE, TrainingRecord
+from ..checkpoint import RECORD_FILE, WEIGHTS_FILE
 from ..data.image_files import difference
-from ..model import WEIGHTS_FILE
 from ..system import files
 from .output import note
 
 if TYPE_CHECKING:
     from ..model import EarlyExitNet
+    from ..record import TrainingRecord
 
 
 @dataclass(frozen=True)

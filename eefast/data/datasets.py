@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..checkpoint.record import TrainingRecord
+from ..record import TrainingRecord
 from .image_files import class_folders, decode, difference, image_paths, refuse_splits, shown
 
 if TYPE_CHECKING:

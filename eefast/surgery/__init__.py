@@ -1,5 +1,6 @@
 """Exits attached to any backbone."""
 
 from .attachment import attach, new_parameters
+from .backbones import backbone
 
-__all__ = ["attach", "new_parameters"]
+__all__ = ["attach", "backbone", "new_parameters"]

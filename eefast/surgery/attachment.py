@@ -20,6 +20,7 @@ from ..model import EarlyExitNet
 from ..modules.contexts import isolated, mode, same_randomness
 from ..modules.copies import special_kind, working_copy
 from ..modules.tracing import Tracer, attributes, graph_module, recompile
+from .backbones import origin
 
 _TRAINING = "training_mode"
 
@@ -98,6 +99,18 @@ def rebuild(
             thresholds=thresholds,
             normalization=normalization,
         )
+    name = origin(backbone)
+    if name is None:
+        net.built_from = f"a {type(backbone).__name__} that eefast.surgery.backbone did not make, or that was changed"
+    else:
+        net.config = {
+            "kind": "attached",
+            "backbone": name,
+            "exits": exits,
+            "head": head,
+            "num_classes": net.num_classes,
+            "input_shape": list(input_shape),
+        }
     name, first = next(net.named_parameters())
     if not first.is_floating_point():
         raise ValueError(

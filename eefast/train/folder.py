@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..checkpoint.record import RECORD_FILE
-from ..model import ATTACHED_FILE, CONFIG_FILE, WEIGHTS_FILE
+from ..checkpoint import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from ..system import files
 from ..thresholds.calibration import THRESHOLDS_FILE
 from .options import TrainOptions
@@ -16,7 +15,7 @@ BEST_FILE, LAST_FILE = "best.ckpt", "last.ckpt"
 # Has the options until the run ends; after that the report has them.
 STARTED_FILE = "started.json"
 _WRITTEN = (
-    BEST_FILE, LAST_FILE, STARTED_FILE, WEIGHTS_FILE, CONFIG_FILE, ATTACHED_FILE, RECORD_FILE,
+    BEST_FILE, LAST_FILE, STARTED_FILE, WEIGHTS_FILE, CONFIG_FILE, RECORD_FILE,
     THRESHOLDS_FILE, REPORT_FILE, f"{LOGS_FOLDER}/*/metrics.csv",
 )  # fmt: skip
 

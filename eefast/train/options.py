@@ -23,7 +23,7 @@ class TrainOptions:
     dataset: name of the data set, see `eefast.data.datasets.DATASETS`.
     data_root: folder with the data set's published files.
     output: folder for config.json, model.safetensors (weights of the epoch with the lowest held-out loss),
-        training.json (which images it was trained on, see `eefast.checkpoint.record`), thresholds.json (for every
+        training.json (which images it was trained on, see `eefast.record`), thresholds.json (for every
         criterion), report.json, best.ckpt and last.ckpt (Lightning's checkpoints with the optimiser's state) and
         logs/version_0/metrics.csv.
     download: fetch missing files into `data_root` where torchvision can.
@@ -31,10 +31,9 @@ class TrainOptions:
     num_exits: number of early exits.
     placement: which residual blocks the early exits follow: fine, pareto, linear, gold_ratio, or numbers of blocks.
     head: kind of the early exits' heads: pool, bnpool, plain, conv1, conv2, conv3.
-    backbone: instead of `net`, "torchvision:NAME" or "timm:NAME"; `output` then has attached.json instead of
-        config.json.
+    backbone: instead of `net`, "torchvision:NAME" or "timm:NAME".
     exits: names of the backbone's modules after which its early exits are attached, see
-        `eefast.surgery.attachment.attach`.
+        `eefast.attach`.
     weights: file or folder with initial weights: of the backbone, or of the whole `net`, whose early exits keep random
         weights where those in the file are of another kind of head.
     freeze_backbone: train the early heads only; weights and BatchNorm statistics of the backbone stay (PTEENet).

@@ -9,11 +9,12 @@ import lightning
 import torch
 
 from .. import zoo
+from ..checkpoint.weights import load_network, load_weights
 from ..data import datasets
 from ..data.loading import batches
 from ..model import EarlyExitNet
-from ..surgery import backbone as backbones
-from ..surgery.attachment import attach
+from ..surgery import attach
+from ..surgery import backbone as library_backbone
 from ..system import files
 from . import losses
 from .batches import training_batches
@@ -67,16 +68,17 @@ def _network(options: TrainOptions, images: RunImages) -> EarlyExitNet:
     """
     info, normalization = images.info, (list(images.info.mean), list(images.info.std))
     if options.backbone:
-        body = backbones.backbone(options.backbone, info.num_classes, info.shape[0], options.weights)
+        body = library_backbone(options.backbone, info.num_classes, info.shape[0])
+        if options.weights is not None:
+            load_weights(body, options.weights)
         network = attach(body, options.exits, head=options.head, input_shape=info.shape, normalization=normalization)
-        network.attached = {"backbone": options.backbone, "exits": list(options.exits), "head": options.head}
     else:
         network = zoo.eenet(
             options.net, options.num_exits, options.placement, options.head, info.num_classes, info.shape,
             normalization=normalization,
         )  # fmt: skip
         if options.weights is not None:
-            others = backbones.load_network(network, options.weights)
+            others = load_network(network, options.weights)
             if others:
                 print(
                     f"weights={str(options.weights)!r} has heads of another kind: exits {others} start from random "

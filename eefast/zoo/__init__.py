@@ -1,7 +1,6 @@
-"""Networks by name: the EENets of the paper and their plain ResNet twins."""
+"""Networks by name: the EENets of the paper, and the plain ResNets without exits."""
 
-from .eenet import NAMES, eenet
-from .placement import PLACEMENTS
-from .resnet import resnet
+from .eenets import eenet, names
+from .resnets import resnet
 
-__all__ = ["NAMES", "PLACEMENTS", "eenet", "resnet"]
+__all__ = ["eenet", "names", "resnet"]

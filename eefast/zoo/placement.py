@@ -1,4 +1,7 @@
-"""Placement schemes: after which residual block each early exit stands (EENets, Demir & Akbas 2024, §3)."""
+"""Costs of the blocks and a placement scheme → the residual blocks after which exits are put.
+
+The schemes are those of EENets (Demir & Akbas 2024, §3).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from operator import index
 
 GOLD_RATIO = 1.61803398875
 
-PLACEMENTS = {
+# Exit i of n comes after the first block whose cost reaches this share of the plain network's.
+SCHEMES = {
     "fine": lambda i, n: 1 - 0.95 ** (i + 1),
     "pareto": lambda i, n: 1 - 0.8 ** (i + 1),
     "linear": lambda i, n: (i + 1) / (n + 1),
@@ -19,17 +23,17 @@ def place(block_costs: Sequence[float], num_exits: int, placement: str | Sequenc
     """Blocks before each exit, ascending.
 
     block_costs: for every block, MACs up to and including it ÷ MACs of the plain network.
-    placement: a name in `PLACEMENTS`: exit i goes after the first block whose cost reaches the scheme's share, one
+    placement: a name in `SCHEMES`: exit i goes after the first block whose cost reaches the scheme's share, one
         exit per block at most; or the numbers of blocks themselves.
     Raises `ValueError` where that is impossible, saying how many exits fit.
     """
     blocks = len(block_costs)
     if isinstance(placement, str):
-        if placement not in PLACEMENTS:
-            raise ValueError(f"placement={placement!r} is unknown; choose one of {', '.join(PLACEMENTS)}")
+        if placement not in SCHEMES:
+            raise ValueError(f"placement={placement!r} is unknown; choose one of {', '.join(SCHEMES)}")
         wanted = _integer("num_exits", num_exits)
         if wanted < 1:
-            raise ValueError(f"num_exits={wanted} must be at least 1; the plain twin is zoo.resnet(...)")
+            raise ValueError(f"num_exits={wanted} must be at least 1; without exits, take zoo.resnet(...)")
         chosen = _chosen(block_costs, wanted, placement) if wanted <= blocks else ()
         if len(chosen) < wanted:
             counts = range(min(wanted - 1, blocks), 0, -1)
@@ -41,7 +45,7 @@ def place(block_costs: Sequence[float], num_exits: int, placement: str | Sequenc
     try:
         positions = tuple(_integer("placement", block) for block in placement)
     except TypeError as error:
-        raise ValueError(f"placement={placement!r} must be one of {', '.join(PLACEMENTS)}, or numbers") from error
+        raise ValueError(f"placement={placement!r} must be one of {', '.join(SCHEMES)}, or numbers") from error
     if not positions or sorted(set(positions) & set(range(1, blocks + 1))) != list(positions):
         raise ValueError(f"placement={positions} must be ascending numbers of blocks in 1 … {blocks}")
     return positions
@@ -51,7 +55,7 @@ def _chosen(block_costs: Sequence[float], num_exits: int, placement: str) -> tup
     """What the scheme gives for this number of exits; fewer positions where they do not fit."""
     chosen: list[int] = []
     for block, cost in enumerate(block_costs, start=1):
-        if len(chosen) < num_exits and cost >= PLACEMENTS[placement](len(chosen), num_exits):
+        if len(chosen) < num_exits and cost >= SCHEMES[placement](len(chosen), num_exits):
             chosen.append(block)
     return tuple(chosen)
 

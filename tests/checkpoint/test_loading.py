@@ -27,10 +27,9 @@ from torch import nn
 
 from eefast import EarlyExitNet, zoo
 from eefast.checkpoint.loading import CheckpointError, load
+from eefast.checkpoint.weights import load_weights
 from eefast.criteria import CRITERIA
 from eefast.heads import HEADS
-from eefast.surgery.attachment import attach
-from eefast.surgery.backbone import backbone, load_weights, save_attached
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -519,35 +518,6 @@ def test_weights_of_eefast_without_their_folder_say_the_way_out(tmp_path, prefix
     state = {prefix + key: value for key, value in zoo.eenet("eenet8").state_dict().items()}
     with pytest.raises(CheckpointError, match=r"do not say its exit rule; give the folder that net.save\(folder\)"):
         load(save({"state_dict": state}, tmp_path / "last.ckpt"), input_shape=(3, 32, 32))
-
-
-@pytest.mark.parametrize(
-    ("name", "exits", "head", "shape"),
-    [
-        ("torchvision:mobilenet_v3_small", ["features.1", "features.4"], "conv2", (3, 40, 33)),
-        ("torchvision:regnet_y_400mf", ["trunk_output.block1"], "pool", (3, 33, 40)),  # computes its sizes by tensors
-        ("timm:efficientvit_m0", [], "pool", (3, 224, 224)),  # has tables that it does not save
-    ],
-)
-def test_an_attached_network_comes_back_bit_for_bit(tmp_path, name, exits, head, shape):
-    net = lived_in(attach(backbone(name, 5).eval(), exits, head=head, input_shape=shape), seed=3).half()
-    save_attached(net, tmp_path, name, exits, head)
-    torch.manual_seed(5)
-    expected = torch.rand(1)
-    torch.manual_seed(5)
-    got = load(tmp_path)
-    assert torch.equal(torch.rand(1), expected)
-    assert {key: value.dtype for key, value in got.state_dict().items()} == {
-        key: value.dtype for key, value in net.state_dict().items()
-    }
-    assert torch.equal(got.cost, net.cost)
-    x = images(2, shape)
-    assert all(torch.equal(a, b) for a, b in zip(got.float()(x), net.float()(x), strict=True))
-
-
-def test_a_detector_is_no_backbone_and_downloads_nothing():
-    with pytest.raises(ValueError, match="'torchvision:fasterrcnn_resnet50_fpn' is unknown to torchvision"):
-        backbone("torchvision:fasterrcnn_resnet50_fpn", 5)
 
 
 @pytest.fixture(scope="module")

@@ -21,10 +21,10 @@ from torchvision.models._api import BUILTIN_MODELS
 
 import eefast
 from eefast import zoo
-from eefast.checkpoint.record import RECORD_FILE, TrainingRecord
+from eefast.checkpoint import RECORD_FILE
 from eefast.data import datasets, loading
-from eefast.surgery import backbone
-from eefast.surgery.attachment import attach
+from eefast.record import TrainingRecord
+from eefast.surgery import attach, backbone
 from eefast.thresholds import calibration
 from eefast.thresholds import outputs as outputs_module
 from eefast.thresholds.outputs import collect
@@ -53,7 +53,7 @@ def test_the_record_goes_where_the_network_goes(tmp_path: Path) -> None:
 
 
 def test_too_many_names_of_classes_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eefast.checkpoint.record.MOST_BYTES", 800)
+    monkeypatch.setattr("eefast.checkpoint.record_file.MOST_BYTES", 800)
     net = small()
     for length, kept in ((9, True), (200, False)):
         net.record = replace(RECORD, classes=tuple(letter * length for letter in "abcdefghij"))
@@ -72,7 +72,7 @@ def test_too_many_names_of_classes_are_left_out(tmp_path: Path, monkeypatch: pyt
         ({"seed": 1.0}, "it must be a seed"),
         ({"seed": 10**30}, "it must be a seed"),
         ({"held_out": 0}, "it must be a number of images"),
-        ({"held_out": 71}, "says held_out=71 of images=70"),
+        ({"held_out": 71}, "says held_out=71, more than images=70"),
         ({"images": 10**300}, "it must be a number of images"),
         ({"classes": ["a", "a"]}, "it must be null or a list of different names"),
         ({"classes": ["a", 1]}, "it must be null or a list of different names"),
@@ -82,10 +82,10 @@ def test_too_many_names_of_classes_are_left_out(tmp_path: Path, monkeypatch: pyt
         ({"fingerprint": "0123"}, "it must be 16 hexadecimal digits"),
         ({"resize": 0}, "it must be null or a number of pixels"),
         ({"input_shape": [1, 12]}, "it must be [channels, height, width]"),
-        ({"network": "eenet20"}, "says network='eenet20', the network has 'eenet8'; delete it"),
+        ({"network": "eenet20"}, "says network='eenet20', the network has 'eenet8'; delete it, or train again"),
         ({"num_classes": 9}, "says num_classes=9, the network has 10"),
         ({"input_shape": [1, 28, 28]}, "says input_shape=[1, 28, 28], the network has [1, 12, 12]"),
-        ({"more": 1}, "must be an object of format, network"),
+        ({"more": 1}, "has the unknown key 'more'"),
         ({"seed": None}, "it must be a seed"),
         ("[]", "holds no JSON object"),
         ("{", "is not JSON"),
@@ -287,12 +287,10 @@ def test_thresholds_of_a_backbone_of_ones_own(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(BUILTIN_MODELS, "tiny", Tiny)
     name, exits = "torchvision:tiny", ["first"]
     info, whole = datasets.info("folder", root, 32), datasets.dataset("folder", root, "train", image_size=32)
-    body = lived_in(backbone.backbone(name, 2), 0)
+    body = lived_in(backbone(name, 2), 0)
     net = attach(body, exits, input_shape=info.shape, normalization=(info.mean, info.std))
-    with pytest.raises(ValueError, match=r"built from modules; only those of eefast\.zoo and eefast train know"):
-        net.save(tmp_path / "net")
     net.record = datasets.record(name, 2, info.shape, "folder", whole, 5, 3)
-    backbone.save_attached(net, tmp_path / "net", name, exits, "pool")
+    net.save(tmp_path / "net")
     found = eefast.load(tmp_path / "net")
     assert (found.record.classes, found.record.resize, found.name) == (("a", "b"), 37, name)
 
@@ -303,13 +301,13 @@ def test_thresholds_of_a_backbone_of_ones_own(tmp_path: Path, monkeypatch: pytes
     again = eefast.load(tmp_path / "net")
     assert again.criterion.name == "entropy"
     assert again.thresholds.tolist() == report["chosen"]["entropy"]["thresholds"]
-    assert (again.record, again.attached) == (found.record, found.attached)
+    assert (again.record, again.config) == (found.record, found.config)
     temperature = report["scaling"]["temperature"][0]
     torch.testing.assert_close(again.heads[0].classifier.weight * temperature, found.heads[0].classifier.weight)
     again.with_criterion("margin").save(tmp_path / "copy")
     assert eefast.load(tmp_path / "copy").criterion.name == "margin"
     written = sorted(path.name for path in (tmp_path / "copy").iterdir())
-    assert written == ["attached.json", "model.safetensors", "training.json"]
+    assert written == ["config.json", "model.safetensors", "training.json"]
 
     # Folders of other classes, of which there are as many.
     other = write_classes(tmp_path / "ac", "ac", 6)

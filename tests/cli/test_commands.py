@@ -13,9 +13,9 @@ from reference_nets import EENet, answers, save, trained
 from typer.testing import CliRunner
 
 import eefast
-from eefast.checkpoint.record import TrainingRecord
 from eefast.cli.commands import app
 from eefast.data import datasets
+from eefast.record import TrainingRecord
 
 
 def test_train_writes_a_network_that_loads(tmp_path):

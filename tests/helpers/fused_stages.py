@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from eefast.planning import fusing
 from eefast.planning.folding import fold_stage
 from eefast.planning.fusing import fuse_convolutions
-from eefast.zoo.resnet import trunk
+from eefast.zoo.resnets import trunk
 
 DOUBLE = torch.float64
 HALVES = [torch.float16, torch.bfloat16]

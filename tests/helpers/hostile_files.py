@@ -174,18 +174,21 @@ ATTACHED: dict[str, bytes] = {}
 
 def attached(**changes) -> dict[str, bytes]:
     """Of torchvision's squeezed MobileNet with two exits."""
-    from eefast.surgery.attachment import attach
-    from eefast.surgery.backbone import backbone, save_attached
+    from eefast.surgery import attach, backbone
 
-    known = "torchvision:mobilenet_v3_small"
     if not ATTACHED:
-        exits = ["features.1", "features.4"]
-        net = attach(backbone(known, 5).eval(), exits, input_shape=(3, 32, 32))
-        with tempfile.TemporaryDirectory() as place:
-            save_attached(net, place, known, exits, "pool")
-            ATTACHED.update({path.name: path.read_bytes() for path in Path(place).iterdir()})
-    description = json.loads(ATTACHED["attached.json"]) | changes
-    return ATTACHED | {"attached.json": json.dumps(description).encode()}
+        body = backbone("torchvision:mobilenet_v3_small", 5).eval()
+        ATTACHED.update(folder(attach(body, ["features.1", "features.4"], input_shape=(3, 32, 32))))
+    config = json.loads(ATTACHED["config.json"]) | changes
+    return ATTACHED | {"config.json": json.dumps(config).encode()}
+
+
+def attached_in_the_old_format() -> dict[str, bytes]:
+    """As `eefast train --backbone` wrote it first."""
+    files = attached()
+    config = json.loads(files.pop("config.json"))
+    del config["kind"]
+    return files | {"attached.json": json.dumps(config).encode()}
 
 
 def controls() -> Iterator[tuple[str, Content]]:
@@ -199,6 +202,7 @@ def controls() -> Iterator[tuple[str, Content]]:
     yield "compiled", saved({"model": {f"module._orig_mod.{key}": value for key, value in state.items()}})
     yield "folder", folder()
     yield "attached", attached()
+    yield "attached, old format", attached_in_the_old_format()
 
 
 # Kinds.
@@ -720,8 +724,7 @@ def amplified(rng, canary):
 
 @kind
 def attachments(rng, canary):
-    """attached.json and the weights beside it."""
-    known = "torchvision:mobilenet_v3_small"
+    """Backbones with exits: config.json and the weights beside it."""
     for label, changes in (
         ("a million classes", {"num_classes": 10**6}),
         ("2^31-1 classes", {"num_classes": 2**31 - 1}),
@@ -766,17 +769,21 @@ def attachments(rng, canary):
     ):
         yield label, attached(**changes)
     good = attached()
-    for key in json.loads(good["attached.json"]):
-        description = json.loads(good["attached.json"])
-        del description[key]
-        yield f"without {key}", good | {"attached.json": json.dumps(description).encode()}
+    for key in json.loads(good["config.json"]):
+        config = json.loads(good["config.json"])
+        del config[key]
+        yield f"without {key}", good | {"config.json": json.dumps(config).encode()}
     for label, content in (("empty", b""), ("nested", b"[" * 900_000), ("a list", b"[]"), ("null", b"null")):
-        yield label, good | {"attached.json": content}
+        yield label, good | {"config.json": content}
         yield f"weights {label}", good | {"model.safetensors": content}
     yield "damaged weights", good | {"model.safetensors": good["model.safetensors"][:100_000]}
-    yield "no weights", {"attached.json": good["attached.json"]}
-    yield "weights of an EENet", folder() | {"attached.json": good["attached.json"]}
-    del known
+    yield "no weights", {"config.json": good["config.json"]}
+    yield "weights of an EENet", folder() | {"config.json": good["config.json"]}
+    for kind_ in ("eenet", "EENet", "x" * 10**5, None, [], {}, 1):
+        yield f"of the kind {str(kind_)[:9]}", attached(kind=kind_)
+    old = attached_in_the_old_format()
+    for label, content in (("empty", b""), ("a list", b"[]"), ("of another kind", b'{"kind": "eenet"}')):
+        yield f"old and {label}", old | {"attached.json": content}
 
 
 @kind
@@ -835,7 +842,7 @@ def special(rng, canary):
             ("10 GB of nothing", sparse(10**10, struct.pack("<Q", 2))),
         ):
             yield f"{file} is {label}", inside(file, make)
-    yield "attached.json is zeros", inside("attached.json", link("/dev/zero"), attached)
+    yield "attached.json is zeros", inside("attached.json", link("/dev/zero"), attached_in_the_old_format)
     yield "attached weights are a pipe", inside("model.safetensors", os.mkfifo, attached)
 
 

@@ -13,7 +13,7 @@ from eefast import ops
 from eefast.heads import ExitHead
 from eefast.model import EarlyExitNet
 from eefast.planning.layers import Lowered
-from eefast.zoo.resnet import BasicBlock
+from eefast.zoo.resnets import BasicBlock
 
 
 @dataclass(frozen=True)

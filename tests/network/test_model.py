@@ -27,13 +27,13 @@ def random_net(name, head, seed, criterion="learned", shape=(3, 16, 16), **more)
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("name", zoo.NAMES)
+@pytest.mark.parametrize("name", zoo.names())
 def test_batched_equals_one_by_one(name, head):
     if head == "plain" and name not in PLAIN:
         with pytest.raises(ValueError, match="head='plain' flattens"):
             random_net(name, head, 0)
         return
-    index = zoo.NAMES.index(name) + HEADS.index(head)
+    index = zoo.names().index(name) + HEADS.index(head)
     different = 257 if name in SMALL else 33
     for seed, share in ((index, 0.4), (index + 101, 0.15)):
         net = random_net(name, head, seed, CRITERIA[(index + seed) % len(CRITERIA)])

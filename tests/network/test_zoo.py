@@ -9,7 +9,7 @@ from networks import images
 
 from eefast import zoo
 from eefast.cost import macs
-from eefast.zoo.placement import PLACEMENTS, place
+from eefast.zoo.placement import SCHEMES, place
 
 # ResNet depth → scheme → blocks before each of three exits: cost of each exit, 32×32 inputs, `pool` heads.
 GOLDEN = """
@@ -107,12 +107,12 @@ def longest(costs, placement):
     for n in range(1, len(costs) + 1):
         exits = 0
         for cost in costs:
-            exits += exits < n and cost >= PLACEMENTS[placement](exits, n)
+            exits += exits < n and cost >= SCHEMES[placement](exits, n)
         found = n if exits == n else found
     return found
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", SCHEMES)
 @pytest.mark.parametrize("blocks", [0, 1, 3, 9, 54, 257])
 def test_the_number_of_exits_that_fit_is_counted_at_once(blocks, placement):
     """Asking for thousands of exits takes no longer than for one too many."""
@@ -179,7 +179,7 @@ def test_impossible_networks_are_refused_by_name(arguments, message):
         zoo.eenet(**arguments)
 
 
-@pytest.mark.parametrize("name", zoo.NAMES)
+@pytest.mark.parametrize("name", zoo.names())
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 33, 47)])
 def test_every_network_takes_any_shape_and_class_count(name, shape):
     net = zoo.eenet(name, 2, "linear", num_classes=7, input_shape=shape)

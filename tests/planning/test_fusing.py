@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from eefast import zoo
 from eefast.planning.folding import fold_stage
 from eefast.planning.fusing import FusedConv, fuse_convolutions
-from eefast.zoo.resnet import trunk
+from eefast.zoo.resnets import trunk
 
 pytestmark = pytest.mark.usefixtures("seeded_without_gradients")
 gpu = pytest.mark.gpu

@@ -15,7 +15,7 @@ from eefast.planning import indexed_stages
 from eefast.planning.folding import fold_stage
 from eefast.planning.fusing import fuse_convolutions
 from eefast.planning.indexed_stages import device_counted, indexed_stage
-from eefast.zoo.resnet import Bottleneck
+from eefast.zoo.resnets import Bottleneck
 
 pytestmark = pytest.mark.usefixtures("seeded_without_gradients")
 

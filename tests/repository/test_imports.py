@@ -1,6 +1,7 @@
 """Who may import whom, and what `import eefast` must not drag in."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,21 +13,20 @@ import eefast
 PACKAGE = Path(eefast.__file__).parent
 ROOT = PACKAGE.parent
 
-LEAVES = {"result", "criteria", "heads", "cost", "model", "version", "modules", "system"}
-NETWORKS = LEAVES | {"zoo", "surgery", "checkpoint"}
-# File or folder of the package → what it may import of the package; everything not named here may import all.
+LEAVES = {"result", "criteria", "heads", "cost", "record", "model", "version", "modules", "system"}
+# File or folder of the package → what it may import of the package besides itself; cli and measure may import all.
 ALLOWED = {
-    **dict.fromkeys(LEAVES, LEAVES | {"checkpoint"}),
-    **dict.fromkeys(("zoo", "surgery", "checkpoint"), NETWORKS),
-    "data": LEAVES | {"checkpoint", "data"},
-    "thresholds": LEAVES | {"thresholds"},
-    "train": NETWORKS | {"data", "thresholds", "train"},
-    "kernels": {"kernels"},
-    "ops": {"criteria", "kernels", "ops"},
-    "planning": LEAVES | {"ops", "planning"},
-    "engines": LEAVES | {"ops", "planning", "engines"},
+    **dict.fromkeys((*LEAVES, "zoo", "surgery", "thresholds", "data"), LEAVES),
+    "checkpoint": LEAVES | {"zoo", "surgery"},
+    "train": LEAVES | {"data", "thresholds", "surgery", "zoo", "checkpoint"},
+    "kernels": set(),
+    "ops": {"criteria"},
+    "engines": LEAVES | {"ops"},
+    "planning": LEAVES | {"ops", "engines"},
     "api": LEAVES | {"planning", "engines"},
 }
+# What is imported only where it is used, in a function.
+IN_CALLS = {"model": {"checkpoint"}, "ops": {"kernels"}}
 TOP = {"cli", "measure", "__init__", "__main__"}
 
 
@@ -56,13 +56,35 @@ def imports_of(path, parts):
             yield name, node not in lazy
 
 
+def inside(name):
+    """The file or folder of the package that an imported name is in, None for other packages."""
+    first, _, rest = name.partition(".")
+    return rest.partition(".")[0] if first == "eefast" and rest else None
+
+
 @pytest.mark.parametrize(("path", "parts"), list(modules()))
 def test_imports_point_down(path, parts):
     me = parts[1]
     assert me in ALLOWED or me in TOP, f"{me} is new: say in this test what it may import"
-    for name, _ in imports_of(path, parts):
-        if name.startswith("eefast.") and me in ALLOWED:
-            assert name.split(".")[1] in ALLOWED[me], f"{path.name} imports {name}"
+    for name, at_module_level in imports_of(path, parts):
+        if me in ALLOWED and (other := inside(name)) not in (None, me):
+            allowed = ALLOWED[me] | (set() if at_module_level else IN_CALLS.get(me, set()))
+            assert other in allowed, f"{path.name} imports {name}"
+
+
+def test_no_circle_between_folders():
+    needs = {}
+    for path, parts in (module.values for module in modules()):
+        found = {inside(name) for name, at_module_level in imports_of(path, parts) if at_module_level}
+        needs.setdefault(parts[1], set()).update(found - {None, parts[1]})
+    graphlib.TopologicalSorter(needs).prepare()
+
+
+@pytest.mark.parametrize(("path", "parts"), list(modules()))
+def test_no_module_is_named_like_what_it_defines(path, parts):
+    """Else one hides the other: `from .plan import plan` makes `package.plan` a function."""
+    defined = [n.name for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    assert parts[-1] not in defined
 
 
 @pytest.mark.parametrize(("path", "parts"), list(modules()))
@@ -90,6 +112,14 @@ def test_import_is_lean():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
+def test_neither_import_nor_load_needs_what_only_commands_need():
+    done = run(
+        "import sys, eefast; eefast.load(eefast.__path__[0] + '/assets/eenet-mnist');"
+        "print([m for m in ('train', 'cli', 'data', 'measure') if f'eefast.{m}' in sys.modules])"
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
 def test_kernels_are_only_importable_as_part_of_eefast():
     assert run("import eefast.kernels", cwd="/").returncode == 0
     for folder in ("/", ROOT):
@@ -101,7 +131,7 @@ def test_kernels_are_only_importable_as_part_of_eefast():
 def test_the_public_names():
     assert set(eefast.__all__) == {
         "Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "__version__",
-        "accelerate", "criteria", "load", "zoo",
+        "accelerate", "attach", "criteria", "load", "zoo",
     }  # fmt: skip
     assert all(hasattr(eefast, name) for name in eefast.__all__)
 

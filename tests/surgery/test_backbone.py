@@ -7,29 +7,28 @@ import pytest
 import torch
 
 from eefast import zoo
-from eefast.surgery import backbone as backbones
+from eefast.checkpoint.weights import load_network, load_weights, read_weights
+from eefast.surgery import backbone
 
 
 def test_backbones_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'torchvision:resnet81' is unknown to torchvision; near are resnet18"):
-        backbones.backbone("torchvision:resnet81", 10)
-    with pytest.raises(ValueError, match="'timm:resnet10tt' is unknown to timm; near are resnet10t"):
-        backbones.backbone("timm:resnet10tt", 10)
+    with pytest.raises(ValueError, match=r"'torchvision:resnet81' is unknown to torchvision; similar names: resnet18"):
+        backbone("torchvision:resnet81", 10)
+    with pytest.raises(ValueError, match="'timm:resnet10tt' is unknown to timm; similar names: resnet10t"):
+        backbone("timm:resnet10tt", 10)
     with pytest.raises(ValueError, match="must be torchvision:NAME or timm:NAME"):
-        backbones.backbone("resnet18", 10)
+        backbone("resnet18", 10)
     with pytest.raises(FileNotFoundError, match="there is no such file"):
-        backbones.read_weights(tmp_path / "weights.pth")
+        read_weights(tmp_path / "weights.pth")
     (tmp_path / "text.pth").write_text("weights")
     with pytest.raises(ValueError, match=r"no file of torch\.save"):
-        backbones.read_weights(tmp_path / "text.pth")
+        read_weights(tmp_path / "text.pth")
     torch.save({"epoch": 3}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="holds no state_dict"):
-        backbones.read_weights(tmp_path / "other.pth")
+        read_weights(tmp_path / "other.pth")
     torch.save(torch.nn.Linear(3, 1).state_dict(), tmp_path / "linear.pth")
     with pytest.raises(ValueError, match="do not fit the network"):
-        backbones.load_weights(torch.nn.Linear(3, 2), tmp_path / "linear.pth")
-    with pytest.raises(FileNotFoundError, match=r"has no attached\.json"):
-        backbones.load_attached(tmp_path)
+        load_weights(torch.nn.Linear(3, 2), tmp_path / "linear.pth")
 
 
 @pytest.mark.parametrize(("kind", "anew"), [("pool", []), ("conv2", [0, 1]), ("bnpool", [0, 1])])
@@ -39,7 +38,7 @@ def test_heads_of_another_kind_start_anew(tmp_path: Path, kind: str, anew: list[
     ]  # different weights: nothing seeds them
     made[0].save(tmp_path / "net")
     (there, before), network = (net.state_dict() for net in (made[0], copy.deepcopy(made[1]))), made[1]
-    assert backbones.load_network(network, tmp_path / "net") == anew
+    assert load_network(network, tmp_path / "net") == anew
     own = tuple(f"heads.{i}." for i in anew)
     for name, value in network.state_dict().items():
         assert torch.equal(value, (before if name.startswith(own) else there)[name]), name
@@ -51,4 +50,4 @@ def test_heads_of_another_kind_start_anew(tmp_path: Path, kind: str, anew: list[
         change(weights)
         torch.save(weights, tmp_path / "wrong.pth")
         with pytest.raises(ValueError, match="do not fit the network"):
-            backbones.load_network(network, tmp_path / "wrong.pth")
+            load_network(network, tmp_path / "wrong.pth")

@@ -15,7 +15,6 @@ from eefast import zoo
 from eefast.cli import output as cli_output
 from eefast.planning import launch_costs
 from eefast.result import ExitOutput
-from eefast.surgery import backbone
 from eefast.system import files
 from eefast.system.files import WriteError
 from eefast.thresholds.calibration import Calibration, save_thresholds
@@ -133,7 +132,7 @@ def writers(folder):
     curves.experiment.log_metrics({"loss": torch.tensor(0.1)}, 1)
     (folder / "logs" / "version_0" / "metrics.csv").write_text("old")
     for name in (
-        "model.safetensors", "config.json", "attached.json", "thresholds.json", "cache", "last.ckpt", "report.json",
+        "model.safetensors", "config.json", "thresholds.json", "cache", "last.ckpt", "report.json",
         "figure.png",
     ):  # fmt: skip
         (folder / name).write_text("old")
@@ -146,7 +145,6 @@ def writers(folder):
     return {
         "model": lambda: net.save(folder),
         "thresholds": lambda: save_thresholds(net, folder, chosen),
-        "attached": lambda: backbone.save_attached(net, folder, "timm:x", ["layer1"], "pool"),
         "cache": lambda: save_outputs(folder / "cache", out, torch.zeros(31), {"network": "x"}),
         "json": lambda: cli_output.write_json(str(folder / "report.json"), {"a": list(range(99))}),
         "report": lambda: write_report(folder, report),
@@ -159,7 +157,7 @@ def writers(folder):
 
 @pytest.mark.parametrize(
     "name",
-    ["model", "thresholds", "attached", "cache", "json", "report", "checkpoint", "curves", "figure", "device table"],
+    ["model", "thresholds", "cache", "json", "report", "checkpoint", "curves", "figure", "device table"],
 )
 @pytest.mark.parametrize("fault", ["limit", "full"])
 def test_every_writer_names_the_file_and_leaves_the_old_ones(tmp_path, monkeypatch, name, fault):

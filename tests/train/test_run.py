@@ -11,7 +11,7 @@ from training_runs import trained
 from eefast import criteria
 from eefast.checkpoint.loading import load
 from eefast.data import datasets
-from eefast.surgery import backbone as backbones
+from eefast.surgery import backbone as library_backbone
 from eefast.surgery.attachment import new_parameters
 
 
@@ -98,7 +98,7 @@ def test_heads_learn_the_answers_of_a_frozen_backbone(colours: Path, tmp_path: P
 )
 def test_exits_attached_to_a_backbone(colours: Path, tmp_path: Path, backbone: str, exits: list[str]) -> None:
     torch.manual_seed(0)
-    network = backbones.backbone(backbone, 3)
+    network = library_backbone(backbone, 3)
     torch.save(
         {"state_dict": {f"module.{name}": v for name, v in network.state_dict().items()}}, tmp_path / "weights.pth"
     )

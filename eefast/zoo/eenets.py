@@ -14,9 +14,12 @@ from ..heads import ExitHead
 from ..model import EarlyExitNet
 from . import eenet8
 from .placement import place
-from .resnet import DEPTHS, initialise, trunk
+from .resnets import DEPTHS, initialise, trunk
 
-NAMES = ("eenet8", *(f"eenet{depth}" for depth in DEPTHS))
+
+def names() -> list[str]:
+    """The names that `eenet` takes: "eenet8" … "eenet152"."""
+    return ["eenet8", *(f"eenet{depth}" for depth in DEPTHS)]
 
 
 def eenet(
@@ -45,8 +48,8 @@ def eenet(
     device: where the parameters are made, torch's default without it; on "meta" they have shapes, but no memory.
     Raises `ValueError` for unknown names and for exits that do not fit, saying how many do.
     """
-    if name not in NAMES:
-        raise ValueError(f"name={name!r} is unknown; choose one of {', '.join(NAMES)}")
+    if name not in names():
+        raise ValueError(f"name={name!r} is unknown; choose one of {', '.join(names())}")
     if len(input_shape) != 3 or min(input_shape) < 1 or num_classes < 1:
         raise ValueError(f"input_shape={input_shape} must be (C, H, W) and num_classes={num_classes} at least 1")
     with nullcontext() if device is None else torch.device(device):
@@ -62,6 +65,7 @@ def eenet(
             _, shape = macs(stage, shape)
             heads.append(ExitHead(head if i < len(positions) else "pool", shape, num_classes, input_shape))
     config = {
+        "kind": "eenet",
         "name": name,
         "num_exits": len(positions),
         "placement": list(positions),

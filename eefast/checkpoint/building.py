@@ -1,0 +1,69 @@
+"""Weights of unknown origin → the network they are claimed to be of: compared before there is memory for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import zoo
+from ..model import EarlyExitNet
+from .fields import check_channels
+from .stored import FLOATS, check_finite, quoted
+
+
+def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], size: int) -> EarlyExitNet:
+    """The network of `zoo.eenet(**config)` with `weights`, all of them checked before one is taken.
+
+    size: bytes of the file that they come from; nothing larger is built or copied.
+    """
+    channels, height, width = config["input_shape"]
+    check_channels(config["normalization"], config["input_shape"])
+    _, found_channels, _, _ = shape_of(weights, "stages.0.0.0.weight", 4)
+    found_classes, features = shape_of(weights, "heads.0.classifier.weight", 2)
+    checks = [("input_shape", channels, found_channels), ("num_classes", config["num_classes"], found_classes)]
+    if config["name"] == "eenet8":
+        widest = shape_of(weights, "stages.2.0.residual.5.weight", 4)
+        checks.append(("filters", config["filters"], min(widest[:2]) // 4))
+    for key, said, found in checks:
+        if said != found:
+            raise ValueError(f"{key}={config[key]} does not fit the weights, which say {found}")
+    if config["head"] == "plain" and (features < height * width or features % (height * width)):
+        raise ValueError(f"input_shape={config['input_shape']} does not fit plain exits of {features} features")
+    # Shapes are compared before there is memory for any, since a small file may describe a large network.
+    net = zoo.eenet(**config, device="meta")
+    put(net, weights, size, config["name"])
+    net.check_thresholds()
+    return net.eval()
+
+
+def shape_of(weights: Mapping[str, Any], name: str, dims: int) -> tuple[int, ...]:
+    """Shape of the weight called `name`; `ValueError` unless it has `dims` dimensions."""
+    if name not in weights or weights[name].dim() != dims:
+        raise ValueError(f"the weight {name} is missing or has not {dims} dimensions")
+    return tuple(weights[name].shape)
+
+
+def put(net: nn.Module, weights: Mapping[str, Tensor], size: int, owner: str) -> None:
+    """Give `net`, whose parameters have no memory yet, copies of `weights`, in their dtypes.
+
+    size: bytes of the file that they come from; no more is copied. owner: what `net` is called, for errors.
+    Raises `ValueError` unless every name, shape and kind of dtype fits, and every number is finite.
+    """
+    expected = net.state_dict()
+    for what, names in (("lacks", expected.keys() - weights.keys()), ("has unknown", weights.keys() - expected.keys())):
+        if names:
+            named = ", ".join(quoted(name)[1:-1] for name in sorted(names)[:4])
+            raise ValueError(f"{owner} {what} weights, {len(names)} of them: {named} …")
+    for name, value in expected.items():
+        got, exact = weights[name], name == "thresholds" or not value.is_floating_point()
+        if got.shape != value.shape or got.dtype not in ((value.dtype,) if exact else FLOATS):
+            has, needs = (f"{tuple(t.shape)} {t.dtype}" for t in (got, value))
+            raise ValueError(f"{name} is {has}, but {owner} needs {needs}")
+    if sum(value.numel() * value.element_size() for value in weights.values()) > size:
+        raise ValueError(f"its weights claim more than the {size} bytes of the file")
+    check_finite(weights)
+    copies = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
+    net.load_state_dict(copies, assign=True)

@@ -1,0 +1,108 @@
+"""A network ↔ a folder: config.json says how it is built, model.safetensors and training.json what it has learned."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from pathlib import Path
+from typing import Any
+
+from .. import zoo
+from ..criteria import CRITERIA
+from ..heads import HEADS
+from ..model import EarlyExitNet
+from ..system import files
+from . import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, record_file
+from .attached import build_attached
+from .building import build
+from .fields import Field, check_fields, is_int, is_normalization, is_shape
+from .stored import read_json, read_safetensors
+
+OLD_CONFIG_FILE = "attached.json"
+"""The first versions of `eefast train --backbone` wrote this instead of config.json."""
+MOST_EXITS = 64
+
+
+def save(net: EarlyExitNet, folder: str | Path) -> None:
+    """See `EarlyExitNet.save`."""
+    from safetensors.torch import save as safetensors_bytes
+
+    net.check_saving()
+    normalization = net.normalization and [[float(v) for v in part] for part in net.normalization]
+    config = {"format": 1, **(net.config or {}), "normalization": normalization, "criterion": net.criterion.name}
+    weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.together():
+        files.write(folder / WEIGHTS_FILE, safetensors_bytes(weights))
+        files.write(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+        if net.record is not None:
+            files.write(folder / RECORD_FILE, record_file.text(net.record))
+    for other in (OLD_CONFIG_FILE, *([] if net.record else [RECORD_FILE])):
+        (folder / other).unlink(missing_ok=True)
+
+
+def read_folder(folder: Path) -> EarlyExitNet:
+    """The network that `save` wrote, on the CPU, in eval mode, in the dtype that it was saved in.
+
+    Raises `ValueError` or `OSError` for files that are missing, damaged or not of the same network.
+    """
+    kind, config = _read_config(folder)
+    weights, size = read_safetensors(folder / WEIGHTS_FILE)
+    net = (build_attached if kind == "attached" else build)(config, weights, size)
+    for key in ("num_exits", "placement"):
+        if kind == "eenet" and config[key] != (found := (net.config or {})[key]):
+            raise ValueError(f"{CONFIG_FILE} says {key}={config[key]}, but the network has {found}")
+    net.record = record_file.read(folder, net.name, net.num_classes, net.input_shape)
+    return net
+
+
+def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The kind of network and the arguments that build it, all of them checked."""
+    old = not (folder / CONFIG_FILE).exists() and (folder / OLD_CONFIG_FILE).exists()
+    file = OLD_CONFIG_FILE if old else CONFIG_FILE
+    for name in (file, WEIGHTS_FILE):
+        if not (folder / name).exists():
+            raise ValueError(f"{name} is missing; give the folder that net.save(folder) wrote")
+    config = read_json(folder / file)
+    kind = config.pop("kind", "attached" if old else "eenet")  # the first folders have none
+    if kind not in ("eenet", "attached"):
+        raise ValueError(
+            f"{file} says kind={reprlib.repr(kind)}; it must be eenet or attached; a newer eefast may read it"
+        )
+    fields = _ATTACHED if kind == "attached" else _EENET8 if config.get("name") == "eenet8" else _EENET
+    check_fields(config, fields, file)
+    del config["format"]
+    return kind, config
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 200
+
+
+_FIELDS: dict[str, Field] = {
+    "format": (lambda v: is_int(v, 1), "1, the format that this eefast reads; a newer eefast may read it"),
+    "head": (lambda v: isinstance(v, str) and v in HEADS, f"one of {', '.join(HEADS)}"),
+    "num_classes": (lambda v: is_int(v, 2**31 - 1), "a number of classes"),
+    "input_shape": (is_shape, "[channels, height, width], each 1 … 65535"),
+    "normalization": (is_normalization, "null or [means, deviations], finite, deviations above 0"),
+    "criterion": (lambda v: isinstance(v, str) and v in CRITERIA, f"one of {', '.join(CRITERIA)}"),
+}
+_EENET: dict[str, Field] = {
+    **_FIELDS,
+    "name": (lambda v: isinstance(v, str) and v in zoo.names(), f"one of {', '.join(zoo.names())}"),
+    "num_exits": (is_int, "a number of early exits"),
+    "placement": (
+        lambda v: isinstance(v, list) and len(v) <= MOST_EXITS and all(map(is_int, v)),
+        f"a list of at most {MOST_EXITS} numbers of blocks",
+    ),
+}
+_EENET8: dict[str, Field] = {**_EENET, "filters": (is_int, "a number of channels")}
+_ATTACHED: dict[str, Field] = {
+    **_FIELDS,
+    "backbone": (lambda v: _is_name(v) and v.startswith(("torchvision:", "timm:")), "torchvision:NAME or timm:NAME"),
+    "exits": (
+        lambda v: isinstance(v, list) and len(v) <= MOST_EXITS and all(map(_is_name, v)) and len({*v}) == len(v),
+        f"a list of at most {MOST_EXITS} names of modules, none of them twice",
+    ),
+}

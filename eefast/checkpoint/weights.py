@@ -1,0 +1,71 @@
+"""A file with the weights of any network → a network that takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ..model import EarlyExitNet
+from . import WEIGHTS_FILE, unpickle
+from .state_dict import weights as weights_in
+from .state_dict import without_prefix
+from .stored import check_finite, read, read_safetensors
+
+
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Put the state_dict in `path` into `network`; `ValueError` unless every name and shape fits."""
+    _load(network, without_prefix(read_weights(path), network.state_dict()), path)
+
+
+def load_network(network: EarlyExitNet, path: str | Path) -> list[int]:
+    """As `load_weights`, but early exits keep their own weights where those in `path` are of another kind of head.
+
+    Returns the exits that did.
+    """
+    own = network.state_dict()
+    found = without_prefix(read_weights(path), {name for name in own if not name.startswith("heads.")})
+    anew = []
+    for i in range(network.num_exits):
+        prefix = f"heads.{i}."
+        here, there = ({k: v.shape for k, v in weights.items() if k.startswith(prefix)} for weights in (own, found))
+        if there and here != there:
+            anew.append(i)
+            found = {k: v for k, v in found.items() if k not in there} | {k: own[k] for k in here}
+    _load(network, found, path)
+    return anew
+
+
+def _load(network: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"weights={str(path)!r} do not fit the network: {error}") from error
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state_dict in a .safetensors file, in a folder with model.safetensors, or in a file of `torch.save`.
+
+    The latter may be a checkpoint that holds more, see `checkpoint.state_dict.weights`; no code in it is run. What all
+    names begin with, such as "module.", stays, see `eefast.checkpoint.state_dict.without_prefix`.
+    Raises `FileNotFoundError`, or `ValueError` for what is no state_dict, and for weights that are NaN or infinite.
+    """
+    path = Path(path).expanduser()
+    path = path / WEIGHTS_FILE if path.is_dir() else path
+    if not path.exists():
+        raise FileNotFoundError(f"weights={str(path)!r}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            found, _ = read_safetensors(path)
+        else:
+            data = read(path, check=unpickle.check_start)
+            found, _, _ = weights_in(unpickle.read(data), data)
+            if not found:
+                raise ValueError("it holds no tensors")
+        check_finite(found)
+    except ValueError as error:
+        raise ValueError(
+            f"weights={str(path)!r} holds no state_dict of a network ({error}); "
+            "save one with torch.save(model.state_dict(), …)"
+        ) from error
+    return found
