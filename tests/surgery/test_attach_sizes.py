@@ -254,7 +254,11 @@ def two_images_only(m, x):
     ("run", "exits", "message"),
     [
         (branch_on_size, ["first"], r"the cut backbone .*to images of \(49, 42\).*; build|.*torch.fx does not see"),
-        (value_of_a_buffer, ["first"], "the cut backbone answers with other weights .* off the whole one, so it comp"),
+        (
+            value_of_a_buffer,
+            ["first"],
+            "with other weights the cut backbone's logits are .* off the whole one's; it comp",
+        ),
         (rows_for_every_quarter, ["first"], "the backbone returns 8 rows for 2 images"),
         (two_images_only, ["first"], "the backbone takes a batch of 2 images, but not of 1"),
     ],

@@ -194,8 +194,8 @@ ENDS = {
     "mean": lambda m, x: m.fc(m.third(m.second(m.first(x))).mean([-2, -1])),
     "one map, unpooled": lambda m, x: m.fc(m.third(m.second(m.first(x)))[:, :, 0, 0]),
     "maximum": lambda m, x: m.fc(F.adaptive_max_pool2d(m.third(m.second(m.first(x))), 1).flatten(1)),
-    "activation behind the mean": lambda m, x: m.fc(torch.tanh(m.pool(m.third(m.second(m.first(x))))).flatten(1)),
-    "norm behind the mean": lambda m, x: m.fc(m.extra(m.pool(m.third(m.second(m.first(x)))).flatten(1))),
+    "activation after the mean": lambda m, x: m.fc(torch.tanh(m.pool(m.third(m.second(m.first(x))))).flatten(1)),
+    "norm after the mean": lambda m, x: m.fc(m.extra(m.pool(m.third(m.second(m.first(x)))).flatten(1))),
     "two linears": lambda m, x: m.fc(m.relu(m.extra2(m.third(m.second(m.first(x))).view(-1, 8 * 56)))),
 }
 
@@ -282,7 +282,7 @@ def test_dropout_as_a_function_follows_the_mode_that_it_was_traced_in_and_the_ot
     net.train()
     features = net.stages[1](net.stages[0](x))
     assert not torch.equal(features, net.stages[1](net.stages[0](x))), "dropout inside of a stage"
-    assert (net.heads[1].pool(features) == 0).any(), "dropout behind the pooling"
+    assert (net.heads[1].pool(features) == 0).any(), "dropout after the pooling"
 
 
 def test_heads_get_their_gradients_where_the_next_stage_works_in_place():
@@ -329,17 +329,17 @@ RESNET = ResNet(BasicBlock, [1, 2, 1, 1], num_classes=7)
         (["layer1", "layer2.3"], r"no module 'layer2.3'; take 'layer2.\d' or 'layer"),
         (["stem"], "no module 'stem'; take one of backbone.named_modules"),
         (["layer2", "layer1"], r"order in which they run; write exits=\['layer1', 'layer2'\]"),
-        (["layer2.1", "layer2"], "'layer2.1' stands at the same place as another"),
-        (["layer1", "layer1"], "'layer1' stands at the same place as another"),
+        (["layer2.1", "layer2"], "'layer2.1' is at the same place as another exit"),
+        (["layer1", "layer1"], "'layer1' is at the same place as another exit"),
         (
             ["layer2.0.conv1"],
-            "behind 'layer2.0.conv1' the backbone still needs what 'layer1' returned; take 'layer2.0'",
+            "after 'layer2.0.conv1' the backbone still needs what 'layer1' returned; take 'layer2.0'",
         ),
-        (["layer2.0.downsample"], "behind 'layer2.0.downsample' .* what 'layer2.0.bn2' returned; take 'layer2.0'"),
+        (["layer2.0.downsample"], "after 'layer2.0.downsample' .* what 'layer2.0.bn2' returned; take 'layer2.0'"),
         (["layer1.0.relu"], "'layer1.0.relu' is called 2 times"),
         (["fc"], r"'fc' returns shape \[N, 7\], but an exit needs maps"),
-        (["layer4"], "behind what 'layer4' returned no weights are left"),
-        (["avgpool"], "behind what 'avgpool' returned no weights are left"),
+        (["layer4"], "after what 'layer4' returned only the classifier has weights"),
+        (["avgpool"], "after what 'avgpool' returned only the classifier has weights"),
     ],
 )
 def test_exits_that_do_not_fit(exits, message):
@@ -373,7 +373,7 @@ def unused(m: Custom, x: Tensor) -> Tensor:
         (
             make(softmax, last=nn.Softmax(1)),
             {},
-            r"answer comes from 'last', Softmax\(dim=1\); it must be the output of",
+            r"logits come from 'last', Softmax\(dim=1\); they must be the output of",
         ),
         (make(lambda m, x: [plain(m, x)]), {}, r"returns a list; wrap it in a module that returns logits \[N, K\]"),
         (make(lambda m, x: m.first(x)), {}, r"returns shape \(2, 8, 15, 13\); wrap it"),
@@ -389,11 +389,11 @@ def unused(m: Custom, x: Tensor) -> Tensor:
         (make(), {"criterion": "luck"}, "criterion='luck' is unknown"),
         (make(unused), {"exits": ["second"]}, "'second' is called 0 times"),
         (make(unlike_in_training), {}, "in training mode the backbone computes"),
-        (make(unlike_in_training_and_not_traced), {}, "'first' receives something else"),
+        (make(unlike_in_training_and_not_traced), {}, "'first' receives something other than"),
         (
             make(neither_traced_nor_a_chain),
             {},
-            "cannot be cut: torch.fx cannot trace it .*'first' receives something else",
+            "cannot be cut: torch.fx cannot trace it .*'first' receives something other than",
         ),
     ],
 )
@@ -415,7 +415,7 @@ def test_what_tracing_does_not_see_is_noticed():
             return super().forward(x * self.calls)
 
     backbone = lived_in(Counting(), 1).eval()
-    with pytest.raises(ValueError, match=r"off the whole one, so it computes something that torch.fx does not see"):
+    with pytest.raises(ValueError, match=r"off the whole one's; it computes something that torch.fx does not see"):
         attach(backbone, ["first"], input_shape=SMALL)
 
 
@@ -476,7 +476,7 @@ class DistributedDataParallel(nn.Module):
         self.module = module
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore:.*torch.jit:FutureWarning")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
