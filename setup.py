@@ -1,19 +1,20 @@
-"""Decide which C++ extension to build; everything else stands in pyproject.toml."""
+"""Decide which C++ extension to build; everything else is in pyproject.toml."""
 
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import setup
 
 GENERATIONS = "8.0;8.6;8.9;9.0a;10.0+PTX"
-"""GPUs that the CUDA kernels are compiled for where TORCH_CUDA_ARCH_LIST does not say so."""
+"""GPUs that the CUDA kernels are compiled for unless TORCH_CUDA_ARCH_LIST names others."""
 
 
 def nvcc() -> str | None:
-    """The CUDA compiler, if a toolkit is there and wanted; no GPU has to be."""
+    """Path of the CUDA compiler, or None where it is missing or switched off; no GPU is needed."""
     if os.environ.get("EEFAST_USE_CUDA", "1") == "0" or os.environ.get("SANITIZE") == "1":
         return None
     homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
@@ -22,7 +23,7 @@ def nvcc() -> str | None:
 
 
 def targets() -> list[str]:
-    """Options of nvcc for the GPUs of TORCH_CUDA_ARCH_LIST: "8.0 9.0a 10.0+PTX", separated by spaces or semicolons."""
+    """Nvcc options for the GPUs in TORCH_CUDA_ARCH_LIST: "8.0 9.0a 10.0+PTX", separated by spaces or semicolons."""
     options = []
     for name in os.environ.get("TORCH_CUDA_ARCH_LIST", GENERATIONS).replace(";", " ").split():
         number, portable = name.removesuffix("+PTX").replace(".", ""), name.endswith("+PTX")
@@ -32,8 +33,8 @@ def targets() -> list[str]:
     return options
 
 
-def compiled_by(compiler: str, folder: Path) -> list[str]:
-    """Object files of csrc/cuda/*.cu, made anew where a source is younger; all at the same time."""
+def cuda_objects(compiler: str, folder: Path) -> list[str]:
+    """Object files of csrc/cuda/*.cu, all compiled at the same time; those newer than every source are kept."""
     headers = [path for pattern in ("*.cuh", "*.h") for path in Path("csrc").rglob(pattern)]
     folder.mkdir(parents=True, exist_ok=True)
     objects, running = [], []
@@ -42,9 +43,9 @@ def compiled_by(compiler: str, folder: Path) -> list[str]:
         objects.append(str(target))
         command = [compiler, "-std=c++17", "-O3", "-Icsrc", "-Xcompiler", "-fPIC,-fvisibility=hidden", *targets()]
         stamp = target.with_suffix(".command")
-        youngest = max(path.stat().st_mtime for path in (source, *headers))
+        newest = max(path.stat().st_mtime for path in (source, *headers))
         known = target.exists() and stamp.exists() and stamp.read_text() == " ".join(command)
-        if not known or target.stat().st_mtime < youngest:
+        if not known or target.stat().st_mtime < newest:
             running.append((subprocess.Popen([*command, "-c", str(source), "-o", str(target)]), stamp, command))
     for process, stamp, command in running:
         if process.wait() != 0:
@@ -54,26 +55,42 @@ def compiled_by(compiler: str, folder: Path) -> list[str]:
 
 
 def cudart(compiler: str) -> str:
-    """Folder of the static CUDA runtime, which loads a driver where there is one and needs none where there is not."""
+    """Folder of the static CUDA runtime, which finds a driver at run time and also loads without one."""
     for home in (Path(compiler).resolve().parent.parent, Path(compiler).parent.parent, Path("/usr/local/cuda")):
         for folder in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"):
             if (home / folder / "libcudart_static.a").exists():
                 return str(home / folder)
-    raise SystemExit(f"eefast: no libcudart_static.a beside {compiler}; EEFAST_USE_CUDA=0 does without")
+    raise SystemExit(f"eefast: no libcudart_static.a near {compiler}; set EEFAST_USE_CUDA=0 to install without CUDA")
+
+
+def cpp_problem() -> str | None:
+    """Why the C++ kernels cannot be built, or None; tried on a small library."""
+    if sys.platform == "win32":
+        return "Windows is not supported"
+    compiler = os.environ.get("CXX", "c++").split()
+    if not compiler or shutil.which(compiler[0]) is None:
+        return f"no C++ compiler ({' '.join(compiler)})"
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "library.so"
+        command = [*compiler, "-std=c++20", "-shared", "-fPIC", "-x", "c++", "-", "-o", str(library)]
+        source = "#include <concepts>\n#include <string>\ntemplate <std::integral T> std::string text(T);"
+        result = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+        if result.returncode or not library.exists():
+            return f"{' '.join(compiler)} does not compile C++20: {result.stderr.strip()[-500:] or 'no message'}"
+    return None
 
 
 def extensions() -> tuple[list, dict]:
-    """The CPU kernels where a C++ compiler is found; nothing, said out loud, where none is or EEFAST_USE_CPP=0."""
-    compiler = os.environ.get("CXX", "c++").split()[0]
-    missing = None
-    if os.environ.get("EEFAST_USE_CPP", "1") == "0":
-        missing = "EEFAST_USE_CPP=0"
-    elif sys.platform == "win32":
-        missing = "Windows is not supported"
-    elif shutil.which(compiler) is None:
-        missing = f"no C++ compiler ({compiler})"
-    if missing is not None:
-        print(f"eefast: {missing}; installing without the C++ kernels", file=sys.stderr)
+    """The C++ kernels; without a working compiler or with EEFAST_USE_CPP=0 nothing, and a warning says so.
+
+    EEFAST_USE_CPP=1 turns that warning into an error.
+    """
+    wanted = os.environ.get("EEFAST_USE_CPP", "")
+    problem = "EEFAST_USE_CPP=0" if wanted == "0" else cpp_problem()
+    if problem is not None and wanted == "1":
+        raise SystemExit(f"eefast: EEFAST_USE_CPP=1, but {problem}; set CXX to a C++20 compiler")
+    if problem is not None:
+        print(f"eefast: warning: {problem}; installing without the C++ kernels", file=sys.stderr)
         return [], {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
@@ -84,7 +101,7 @@ def extensions() -> tuple[list, dict]:
     optimise = ["-O0", "-g"] if os.environ.get("DEBUG") == "1" else ["-O3", "-g0"]
     sanitize: list[str] = []
     if os.environ.get("SANITIZE") == "1":
-        # Python's own flags would define signed overflow, which then went unseen.
+        # Python's compiler flags define signed overflow, which would hide it from the sanitizer.
         optimise, sanitize = ["-O1", "-g", "-fno-wrapv"], ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     extension = CppExtension(
         "eefast._C",
@@ -111,7 +128,7 @@ def extensions() -> tuple[list, dict]:
 
     class Build(BuildExtension):
         def build_extensions(self) -> None:
-            extension.extra_objects += compiled_by(compiler_of_cuda, Path(self.build_temp) / "cuda")
+            extension.extra_objects += cuda_objects(compiler_of_cuda, Path(self.build_temp) / "cuda")
             super().build_extensions()
 
     return [extension], {"build_ext": Build}

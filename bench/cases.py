@@ -215,7 +215,7 @@ def _ours(inputs: Inputs) -> Callable[[], Any]:
         out = torch.empty_like(i.features)
 
         def compact() -> Tensor:
-            ops.compact(i.features, rows, live, out)
+            ops.gather_survivors(i.features, rows, live, out)
             return out
 
         return compact

@@ -1,8 +1,14 @@
-// Registers the C++ implementations with the ops that eefast/ops defines.
+// Registers the CPU implementations.
 #include <torch/csrc/stable/library.h>
 
-#include "exit_head.h"
-#include "resident_forward.h"
+#include "ops.h"
+#include "schemas.h"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(eefast, m) {
+  for (const char* const schema : {eefast::kExitHead, eefast::kResidentForward, eefast::kInstructionSet}) {
+    eefast::define(m, schema);
+  }
+}
 
 STABLE_TORCH_LIBRARY_IMPL(eefast, CPU, m) {
   m.impl("exit_head", TORCH_BOX(&eefast::exit_head));

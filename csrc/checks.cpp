@@ -67,7 +67,7 @@ struct Span {
   uintptr_t pitch = 0, row = 0;  // bytes from one row to the next, bytes that a row spans
 
   // Fails where the storage, which may have been made smaller or freed since, ends before.
-  Span(const char* own_name, const Tensor& tensor) : name(own_name) {
+  Span(const char* tensor_name, const Tensor& tensor) : name(tensor_name) {
     begin = end = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
     if (tensor.numel() == 0) return;
     const auto sizes = tensor.sizes(), strides = tensor.strides();
@@ -129,11 +129,11 @@ int64_t sample_elements(const Tensor& tensor) {
   return many ? std::numeric_limits<int64_t>::max() : elements;
 }
 
-cpu::Criterion parse_criterion(const std::string& name) {
-  if (name == "learned") return cpu::Criterion::learned;
-  if (name == "max_probability") return cpu::Criterion::max_probability;
-  if (name == "entropy") return cpu::Criterion::entropy;
-  if (name == "margin") return cpu::Criterion::margin;
+Criterion parse_criterion(const std::string& name) {
+  if (name == "learned") return Criterion::learned;
+  if (name == "max_probability") return Criterion::max_probability;
+  if (name == "entropy") return Criterion::entropy;
+  if (name == "margin") return Criterion::margin;
   fail("criterion='", name, "' is unknown; choose one of learned, max_probability, entropy, margin");
 }
 

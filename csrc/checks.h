@@ -1,4 +1,4 @@
-// What the ops check of their arguments before any work starts, and how they say what is wrong.
+// What the ops check of their arguments before any work starts; each check names the argument that does not fit.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -9,7 +9,7 @@
 #include <string>
 #include <utility>
 
-#include "cpu/exit_head.h"
+#include "types.h"
 
 namespace eefast {
 
@@ -34,23 +34,23 @@ std::string brackets(const Sizes& sizes) {
 
 std::string shape(const Tensor& tensor);
 void check_shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> expected, const char* meaning);
-// A tensor, and one with strides.
+// Neither None nor sparse.
 void check_there(const char* name, const Tensor& tensor);
 void check_dtype(const char* name, const Tensor& tensor, torch::headeronly::ScalarType expected,
                  const char* expected_name);
-// On the CUDA device of another one, called `owner_name`.
+// On the CUDA device of `owner`.
 void check_device(const char* name, const Tensor& tensor, const char* owner_name, const Tensor& owner);
 // Two elements of a tensor that gets written must not share memory.
 void check_written(const char* name, const Tensor& tensor);
-// All elements lie inside the tensor's storage, which may have been made smaller or freed since.
+// All elements are inside the tensor's storage, which may have been made smaller or freed since.
 void check_stored(const char* name, const Tensor& tensor);
-// What is written lies apart from what is read and from what else is written; all is stored. Null: not there.
+// What is written shares no memory with what is read or with what else is written; all is stored. Null: no tensor.
 using Named = std::initializer_list<std::pair<const char*, const Tensor*>>;
 void check_apart(Named written, Named read);
 
-// Elements of one sample, [M, …]; the largest number where they are more. Torch bounds their product with M only.
+// Elements of one sample, [M, …]; at most the largest number. Torch bounds only their product with M.
 int64_t sample_elements(const Tensor& tensor);
 
-cpu::Criterion parse_criterion(const std::string& name);
+Criterion parse_criterion(const std::string& name);
 
 }  // namespace eefast

@@ -1,6 +1,4 @@
 // The CPU side of eefast::resident_forward: points the network at its packed weights, hands it to the CPU engine.
-#include "resident_forward.h"
-
 #include <torch/csrc/stable/ops.h>
 
 #include <optional>
@@ -8,8 +6,10 @@
 #include <vector>
 
 #include "checks.h"
+#include "cpu/instruction_set.h"
 #include "cpu/resident.h"
 #include "known_networks.h"
+#include "ops.h"
 #include "resident_program.h"
 #include "tensors.h"
 
@@ -21,20 +21,20 @@ using torch::headeronly::ScalarType;
 constexpr int64_t kMaxThreads = 1 << 10;
 
 // Points the steps at their weights, in the order of the rows.
-void point(cpu::Network& network, const ResidentSource& source) {
-  for (cpu::Section& section : network.sections) {
-    for (std::vector<cpu::Step>* steps : {&section.entry, &section.body}) {
-      for (cpu::Step& step : *steps) {
-        if (step.kind == cpu::Kind::max_pool) continue;
-        const int64_t outputs = step.kind == cpu::Kind::exit
-                                    ? (network.num_classes + cpu::kBlock) / cpu::kBlock * cpu::kBlock
-                                    : network.maps[step.target].blocks * cpu::kBlock;
-        const int64_t size = cpu::packed_size(step, network.maps, network.num_classes, network.bfloat16);
+void point(Network& network, const ResidentSource& source) {
+  for (Section& section : network.sections) {
+    for (std::vector<Step>* steps : {&section.entry, &section.body}) {
+      for (Step& step : *steps) {
+        if (step.kind == Kind::max_pool) continue;
+        const int64_t outputs = step.kind == Kind::exit
+                                    ? (network.num_classes + kBlock) / kBlock * kBlock
+                                    : network.maps[step.target].blocks * kBlock;
+        const int64_t size = packed_size(step, network.maps, network.num_classes, network.bfloat16);
         if (step.place < 0 || step.place > source.packed.numel() - outputs - size) {
           refuse(source, step.row, "its weights lie outside of packed");
         }
         if (step.residual >= 0) {
-          const cpu::Map &a = network.maps[step.residual], &b = network.maps[step.target];
+          const Map &a = network.maps[step.residual], &b = network.maps[step.target];
           if (a.channels != b.channels || a.height != b.height || a.width != b.width || a.row_pitch != b.row_pitch ||
               a.halo != b.halo) {
             refuse(source, step.row, "its residual has another shape");
@@ -53,8 +53,8 @@ void parallel(int64_t n, void (*work)(int64_t, void*), void* context) {
   });
 }
 
-cpu::Network pointed(const ResidentSource& source) {
-  cpu::Network network = read_network(source);
+Network pointed(const ResidentSource& source) {
+  Network network = read_network(source);
   point(network, source);
   return network;
 }
@@ -73,9 +73,9 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward(const Tensor& images, const 
   if (bfloat16 && cpu::instruction_set() != cpu::InstructionSet::avx512_bf16) {
     fail("bfloat16 needs AVX512-BF16, which this processor lacks or a variable holds back; use float32");
   }
-  const auto known = known_networks<cpu::Network>().of(
+  const auto known = known_networks<Network>().of(
       read_tables(images, steps, maps, groups, packed, thresholds, criterion, num_classes, bfloat16), pointed);
-  const cpu::Network& network = known->second;
+  const Network& network = known->second;
 
   const int64_t samples = images.size(0);
   const int32_t cpu = aoti_torch_device_type_cpu();

@@ -1,6 +1,4 @@
 // The CUDA side of eefast::resident_forward: places the maps in shared memory, queues the kernel.
-#include "resident_forward_cuda.h"
-
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -14,6 +12,7 @@
 #include "cuda/resident.h"
 #include "current_stream.h"
 #include "known_networks.h"
+#include "ops.h"
 #include "resident_program.h"
 #include "tensors.h"
 
@@ -22,23 +21,23 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-int planes_of(const cpu::Map& map) { return static_cast<int>((map.channels + 15) / 16 * 2); }
-int frame(const cpu::Map& map) { return cuda::frame_of(static_cast<int>(std::max(map.height, map.width))); }
+int planes_of(const Map& map) { return static_cast<int>((map.channels + 15) / 16 * 2); }
+int frame(const Map& map) { return cuda::frame_of(static_cast<int>(std::max(map.height, map.width))); }
 
-cuda::Action action(const ResidentSource& source, const cpu::Step& step) {
+cuda::Action action(const ResidentSource& source, const Step& step) {
   const bool three = step.kernel == 3 && step.padding == 1, one = step.kernel == 1 && step.padding == 0;
   switch (step.kind) {
-    case cpu::Kind::affine: return cuda::Action::affine;
-    case cpu::Kind::exit:
+    case Kind::affine: return cuda::Action::affine;
+    case Kind::exit:
       if (step.flatten) refuse(source, step.row, "on CUDA exits take the mean of a map");
       return cuda::Action::exit;
-    case cpu::Kind::convolution:
+    case Kind::convolution:
       if (step.source == 0 && three && step.stride == 1 && step.residual < 0) return cuda::Action::stem;
       if (step.source != 0 && three && step.stride == 1) return cuda::Action::convolution;
       if (step.source != 0 && three) return cuda::Action::convolution_down;
       if (step.source != 0 && one && step.stride == 2) return cuda::Action::projection_down;
       break;
-    case cpu::Kind::max_pool: break;
+    case Kind::max_pool: break;
   }
   refuse(source, step.row, "there is no CUDA kernel for this step");
 }
@@ -57,14 +56,14 @@ struct Life {
   int64_t map, bytes, begin, end;
 };
 
-std::vector<Life> lives(const std::vector<cpu::Step>& steps, const std::vector<cpu::Map>& maps) {
+std::vector<Life> lives(const std::vector<Step>& steps, const std::vector<Map>& maps) {
   std::vector<Life> found;
   for (std::size_t m = 0; m < maps.size(); ++m) {
     Life life{static_cast<int64_t>(m), (m == 0 ? 1 : planes_of(maps[m])) * cuda::plane_bytes(frame(maps[m])),
               m == 0 ? -1 : std::numeric_limits<int64_t>::max(), -1};
     for (std::size_t i = 0; i < steps.size(); ++i) {
-      const cpu::Step& step = steps[i];
-      const bool writes = step.kind != cpu::Kind::exit && step.target == life.map;
+      const Step& step = steps[i];
+      const bool writes = step.kind != Kind::exit && step.target == life.map;
       if (!writes && step.source != life.map && step.residual != life.map) continue;
       if (writes) life.begin = std::min(life.begin, static_cast<int64_t>(i));
       life.end = static_cast<int64_t>(i);
@@ -116,8 +115,8 @@ int64_t packed_bytes(const cuda::Step& step, int num_classes) {
 }
 
 cuda::Network on_cuda(const ResidentSource& source) {
-  const cpu::Network network = read_network(source);
-  const std::vector<cpu::Map>& maps = network.maps;
+  const Network network = read_network(source);
+  const std::vector<Map>& maps = network.maps;
   if (network.num_classes > cuda::kMaxClasses) {
     fail("num_classes = ", network.num_classes, "; on CUDA expected at most ", cuda::kMaxClasses);
   }
@@ -125,8 +124,8 @@ cuda::Network on_cuda(const ResidentSource& source) {
     fail("images of ", maps[0].channels, "×", maps[0].height, "×", maps[0].width, "; on CUDA expected at most ",
          cuda::kMaxImageChannels, "×", cuda::kMaxSide, "×", cuda::kMaxSide);
   }
-  std::vector<cpu::Step> steps;
-  for (const cpu::Section& section : network.sections) {
+  std::vector<Step> steps;
+  for (const Section& section : network.sections) {
     steps.insert(steps.end(), section.entry.begin(), section.entry.end());
     steps.insert(steps.end(), section.body.begin(), section.body.end());
   }
@@ -145,11 +144,11 @@ cuda::Network on_cuda(const ResidentSource& source) {
   found.bfloat16 = source.bfloat16;
   std::vector<bool> written(maps.size());
   for (std::size_t i = 0; i < steps.size(); ++i) {
-    const cpu::Step& step = steps[i];
+    const Step& step = steps[i];
     cuda::Step& own = found.step[i];
     own.action = action(source, step);
-    const bool exits = step.kind == cpu::Kind::exit;
-    const cpu::Map &from = maps[step.source], &to = exits ? from : maps[step.target];
+    const bool exits = step.kind == Kind::exit;
+    const Map &from = maps[step.source], &to = exits ? from : maps[step.target];
     if (exits && step.target > std::numeric_limits<int16_t>::max()) refuse(source, step.row, "on CUDA exits are few");
     if (to.channels > cuda::kMaxChannels) refuse(source, step.row, "on CUDA a map has at most 64 channels");
     if (step.winograd != 0) refuse(source, step.row, "there is no Winograd on CUDA");

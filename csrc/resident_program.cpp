@@ -32,7 +32,7 @@ std::vector<int64_t> integers(const char* name, const Tensor& tensor) {
 
 struct Program {
   const ResidentSource& tables;
-  cpu::Network& network;
+  Network& network;
   std::vector<bool> written;  // which maps, by the steps before
 
   [[noreturn]] void refuse(int64_t row, const char* what) const { eefast::refuse(tables, row, what); }
@@ -48,10 +48,10 @@ struct Program {
     const int64_t* const s = at(row);
     const auto maps = static_cast<int64_t>(network.maps.size());
     const auto inside = [&](int64_t map, int64_t first) { return map >= first && map < maps; };
-    const bool exit = s[kind] == static_cast<int64_t>(cpu::Kind::exit);
-    const bool convolution = s[kind] == static_cast<int64_t>(cpu::Kind::convolution);
-    const bool windows = convolution || s[kind] == static_cast<int64_t>(cpu::Kind::max_pool);
-    if (s[kind] < 0 || s[kind] > static_cast<int64_t>(cpu::Kind::exit)) refuse(row, "there is no such kind of step");
+    const bool exit = s[kind] == static_cast<int64_t>(Kind::exit);
+    const bool convolution = s[kind] == static_cast<int64_t>(Kind::convolution);
+    const bool windows = convolution || s[kind] == static_cast<int64_t>(Kind::max_pool);
+    if (s[kind] < 0 || s[kind] > static_cast<int64_t>(Kind::exit)) refuse(row, "there is no such kind of step");
     const bool is_exit = s[target] >= 0 && (row + 1 == rows() ? s[target] == num_exits : s[target] < num_exits);
     if (!inside(s[source], convolution ? 0 : 1) || !(exit ? is_exit : inside(s[target], 1)) ||
         (s[residual] != -1 && !(convolution && inside(s[residual], 1)))) {
@@ -63,7 +63,7 @@ struct Program {
     if (windows && s[source] == s[target]) refuse(row, "it writes over what it reads");
     if (s[section] < 0 || s[section] >= static_cast<int64_t>(network.sections.size()))
       refuse(row, "there is no such section");
-    const cpu::Map& from = network.maps[s[source]];
+    const Map& from = network.maps[s[source]];
     const int64_t to_section = exit ? from.section : network.maps[s[target]].section;
     const bool entry = from.section != s[section];
     if (to_section != s[section] || (entry && from.section != s[section] - 1) || (exit && entry) ||
@@ -81,8 +81,8 @@ struct Program {
     }
     if (!convolution && !exit && (from.channels != network.maps[s[target]].channels))
       refuse(row, "it cannot change channels");
-    cpu::Step step{};
-    step.kind = static_cast<cpu::Kind>(s[kind]);
+    Step step{};
+    step.kind = static_cast<Kind>(s[kind]);
     step.source = s[source];
     step.target = s[target];
     step.residual = s[residual];
@@ -96,7 +96,7 @@ struct Program {
     step.row = row;
     step.place = s[packed_place];
     step.entry = entry;
-    cpu::Section& own = network.sections[s[section]];
+    Section& own = network.sections[s[section]];
     (entry ? own.entry : own.body).push_back(step);
   }
 };
@@ -108,14 +108,14 @@ void refuse(const ResidentSource& source, int64_t row, const char* what) {
   fail("steps[", row, "] = ", brackets(std::vector<int64_t>(first, first + kColumns)), ": ", what);
 }
 
-cpu::Network read_network(const ResidentSource& source) {
-  cpu::Network network{source.bfloat16, source.num_classes, parse_criterion(source.criterion), {}, {}};
+Network read_network(const ResidentSource& source) {
+  Network network{source.bfloat16, source.num_classes, parse_criterion(source.criterion), {}, {}};
   for (const int64_t group : source.groups) {
     if (group < 1 || group > 64) fail("groups has ", group, "; expected 1 … 64");
     network.sections.push_back({group, 0, {}, {}});
   }
   for (std::size_t i = 0; i < source.maps.size(); i += 2) {
-    cpu::Map map{};
+    Map map{};
     map.channels = source.maps[i];
     map.section = source.maps[i + 1];
     if (map.channels < 1 || map.channels > kMaxChannels || (i == 0 ? map.section != -1 : map.section < 0) ||
@@ -132,10 +132,10 @@ cpu::Network read_network(const ResidentSource& source) {
   program.written[0] = true;
   for (int64_t row = 0; row < program.rows(); ++row) program.read(row, source.num_exits);
   const auto& last = network.sections.back().body;
-  if (last.empty() || last.back().kind != cpu::Kind::exit || last.back().target != source.num_exits) {
+  if (last.empty() || last.back().kind != Kind::exit || last.back().target != source.num_exits) {
     fail("steps ends with no final exit");
   }
-  if (const char* const problem = cpu::lay_out(network, source.height, source.width)) {
+  if (const char* const problem = lay_out(network, source.height, source.width)) {
     fail("images of ", source.height, "×", source.width, " ", problem);
   }
   return network;

@@ -7,7 +7,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/resident.h"
+#include "program.h"
 
 namespace eefast {
 
@@ -37,7 +37,7 @@ ResidentSource read_tables(const Tensor& images, const Tensor& steps, const Tens
                            int64_t num_classes, bool bfloat16);
 
 // The network for images of this size; where weights lie in `packed` is not checked yet.
-cpu::Network read_network(const ResidentSource& source);
+Network read_network(const ResidentSource& source);
 
 // Says which row of `steps` does not fit, and why.
 [[noreturn]] void refuse(const ResidentSource& source, int64_t row, const char* what);

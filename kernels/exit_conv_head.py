@@ -1,7 +1,7 @@
-"""The exit head behind a convolution in one launch: conv3x3 + bias + ReLU → global average pool → as `exit_head`.
+"""An exit head with a convolution in one launch: conv3x3 + bias + ReLU → global average pool → as `exit_head`.
 
     map[k, y, x] = max(0, conv_bias[k] + Σ over c, i, j of conv_weight[k, c, i, j] · features[rows[r], c, y+i-1, x+j-1])
-    pooled[r, k] = mean over y, x of map;  then as in `finish`
+    pooled[r, k] = mean over y, x of map;  then as in `exit_common`
 
 An implicit matrix product on the tensor cores, pixels × (9·C) × output channels. Bytes moved: the live samples' maps
 once (neighbouring taps come from the caches), the weights from the cache; the convolution's output never leaves the
@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .exit_common import advance, answer_from, classify, ends_an_exit
 from .exit_head import exit_arguments
-from .finish import advance, answer_from, classify, ends_an_exit
 from .launch import Launch, ceil_div, clamp_power_of_two, power_of_two, readable, strides_of
 from .workspace import workspace_for
 
@@ -61,7 +61,7 @@ def _conv_kernel(
                     BLOCK_IN, BLOCK_OUT, UPCAST,
                 )  # fmt: skip
                 maps = maps + conv_shift[None, :]
-                # Not tl.maximum, which would turn NaN into 0 and let its sample leave.
+                # Not tl.maximum, which would turn NaN into 0 and let its sample exit.
                 maps = tl.where((maps <= 0.0) | (inside[:, None] == 0), 0.0, maps)
                 totals += tl.sum(tl.reshape(maps, [ROWS, BLOCK_PIXELS, BLOCK_OUT]), axis=1)
             place = pooled + entry[:, None].to(tl.int64) * CHANNELS + filters[None, :]

@@ -1,6 +1,6 @@
 """The exit head in one launch: global average pool → logits → criterion → results and survivor list.
 
-    pooled[r, c] = mean over pixels of features[rows[r], c];  then as in `finish`
+    pooled[r, c] = mean over pixels of features[rows[r], c];  then as in `exit_common`
 
 Bytes moved: the live samples' maps once, the weights from the cache, 16 bytes per entry of the live list, and the
 results of leaving samples. With many classes (ImageNet) also pooled features and logits, float32, through the L2 cache.
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .finish import advance, answer, answer_from, classify, ends_an_exit
+from .exit_common import advance, answer, answer_from, classify, ends_an_exit
 from .launch import Launch, ceil_div, clamp_power_of_two, power_of_two, readable, strides_of
 from .workspace import workspace_for
 
@@ -199,7 +199,7 @@ def exit_arguments(
     criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
     next_rows: Tensor, next_positions: Tensor, next_live: Tensor,
 ) -> dict[str, object]:  # fmt: skip
-    """What `finish` needs, by parameter name."""
+    """What `exit_common` needs, by parameter name."""
     return dict(
         weight=weight.contiguous(), bias=bias.contiguous(), threshold=threshold, rows=rows.contiguous(),
         positions=positions.contiguous(), live=live, size=len(rows), logits=logits, logits_row_stride=logits.stride(0),

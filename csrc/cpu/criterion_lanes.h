@@ -1,4 +1,4 @@
-// The exit rules of eefast/criteria.py for one vector width. No include guard: included behind lanes.h.
+// The exit rules of eefast/criteria.py for one vector width. No include guard: included after lanes.h.
 
 // e^x for x ≤ 0, NaN for NaN: 2^n · e^r with |r| ≤ log(2) / 2 and Cephes' polynomial for e^r. Below -87 it is 0, where
 // the true value is next to the smallest normal number.

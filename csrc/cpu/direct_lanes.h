@@ -1,4 +1,4 @@
-// Direct convolution for one vector width. No include guard: included behind lanes.h.
+// Direct convolution for one vector width. No include guard: included after lanes.h.
 //
 // out[y, x, o] = relu(bias[o] + Σ in[s·y + i, s·x + j, c] · weight[i, j, c, o] + residual[y, x, o])
 //

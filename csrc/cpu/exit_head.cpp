@@ -20,37 +20,8 @@ struct alignas(64) CacheLine {
 };
 int64_t whole_lines(int64_t floats) { return (floats + kLineFloats - 1) / kLineFloats * kLineFloats; }
 
-namespace baseline {
-#define EEFAST_LANES 4
-#define EEFAST_TARGET
-#include "cpu/lanes.h"
-#include "cpu/criterion_lanes.h"
-#include "cpu/exit_head_lanes.h"
-#undef EEFAST_TARGET
-#undef EEFAST_LANES
-}  // namespace baseline
-
-#ifdef EEFAST_X86
-namespace avx2 {
-#define EEFAST_LANES 8
-#define EEFAST_TARGET __attribute__((target("avx2,fma,f16c")))
-#include "cpu/lanes.h"
-#include "cpu/criterion_lanes.h"
-#include "cpu/exit_head_lanes.h"
-#undef EEFAST_TARGET
-#undef EEFAST_LANES
-}  // namespace avx2
-
-namespace avx512 {
-#define EEFAST_LANES 16
-#define EEFAST_TARGET __attribute__((target("avx512f,fma")))
-#include "cpu/lanes.h"
-#include "cpu/criterion_lanes.h"
-#include "cpu/exit_head_lanes.h"
-#undef EEFAST_TARGET
-#undef EEFAST_LANES
-}  // namespace avx512
-#endif
+#define EEFAST_LANES_FILE "cpu/exit_head_lanes.h"
+#include "cpu/for_each_isa.h"
 
 using Kernel = void (*)(const ExitHead&, int64_t, int64_t);
 
@@ -59,7 +30,7 @@ Kernel select_kernel() {
   const InstructionSet best = instruction_set();
   if (best != InstructionSet::portable) return best == InstructionSet::avx2 ? avx2::run : avx512::run;
 #endif
-  return baseline::run;
+  return portable::run;
 }
 
 }  // namespace

@@ -1,4 +1,9 @@
-// The exit head for one vector width. No include guard: included behind lanes.h and criterion_lanes.h.
+// The exit head for one vector width. No include guard: compiled by for_each_isa.h.
+//
+// pooled[c] = mean over pixels of features[row, c];  logits = weight · pooled + bias;
+// confidence = criterion(logits);  exits where confidence > threshold, or < for entropy
+#include "cpu/lanes.h"
+#include "cpu/criterion_lanes.h"
 
 // Samples of one pass over the weights; samples and weight rows that are multiplied at a time: enough chains of
 // additions to hide their latency, and few loads for each.

@@ -30,7 +30,8 @@ struct Kernels {
 
   void (*affine)(const Step& step, const Map& from, const Map& to, const void* in, void* out);
   void (*max_pool)(const Step& step, const Map& from, const Map& to, const void* in, void* out);
-  // Logits and confidence of one sample; true where it leaves. values, logits: scratch, see head_scratch().
+  // Logits and confidence of one sample; true where it exits. values, logits: scratch for the pooled features and for the logits,
+  // of `value_floats` and `logit_floats` in resident.cpp.
   bool (*exit)(const Step& step, const Network& network, const Map& map, const void* in, const float* threshold,
                float* values, float* logits, float* confidence);
 };

@@ -1,8 +1,8 @@
-// What an exit rule makes of the logits, and who leaves by it, as in eefast/criteria.py; computed by one warp.
+// Logits → confidence → whether the sample exits, as in eefast/criteria.py; computed by one warp.
 #pragma once
 
-#include "cpu/exit_head.h"
 #include "cuda/simt.h"
+#include "types.h"
 
 namespace eefast::cuda {
 
@@ -16,8 +16,8 @@ SIMT_DEVICE float sum_of_warp(float v) {
 }
 
 // The same bits in every lane.
-SIMT_DEVICE float confidence_of(cpu::Criterion criterion, const float* logits, int classes) {
-  if (criterion == cpu::Criterion::learned) return 1.f / (1.f + expf(-logits[classes]));
+SIMT_DEVICE float confidence_of(Criterion criterion, const float* logits, int classes) {
+  if (criterion == Criterion::learned) return 1.f / (1.f + expf(-logits[classes]));
   float first = -INFINITY, second = -INFINITY;
   for (int k = lane_index(); k < classes; k += 32) {
     const float v = logits[k];
@@ -39,14 +39,14 @@ SIMT_DEVICE float confidence_of(cpu::Criterion criterion, const float* logits, i
     if (power != 0) moment += power * shifted;
   }
   sum = sum_of_warp(sum);
-  if (criterion == cpu::Criterion::max_probability) return 1.f / sum;
-  if (criterion == cpu::Criterion::margin) return classes > 1 ? 1.f / sum - expf(second - first) / sum : 1.f / sum;
+  if (criterion == Criterion::max_probability) return 1.f / sum;
+  if (criterion == Criterion::margin) return classes > 1 ? 1.f / sum - expf(second - first) / sum : 1.f / sum;
   return logf(sum) - sum_of_warp(moment) / sum;
 }
 
 // To leave is defined by the comparison, to survive as its negation: a NaN goes on to the last exit.
-SIMT_DEVICE bool leaves_by(cpu::Criterion criterion, float confidence, float threshold) {
-  return criterion == cpu::Criterion::entropy ? confidence < threshold : confidence > threshold;
+SIMT_DEVICE bool leaves_by(Criterion criterion, float confidence, float threshold) {
+  return criterion == Criterion::entropy ? confidence < threshold : confidence > threshold;
 }
 
 }  // namespace eefast::cuda

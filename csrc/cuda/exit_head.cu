@@ -1,4 +1,4 @@
-// Queues the exit head: one launch behind one memset of four bytes.
+// Queues the exit head: one memset of four bytes, then one launch.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -28,8 +28,8 @@ Kernel kernel_of(const ExitHeadTiles& tiles) {
 
 cudaError_t launch(const ExitHead& head, int device, cudaStream_t stream) {
   const ExitHeadTiles tiles = tiles_of(head);
-  const Kernel kernel = head.dtype == cpu::DType::float32   ? kernel_of<float>(tiles)
-                        : head.dtype == cpu::DType::float16 ? kernel_of<__half>(tiles)
+  const Kernel kernel = head.dtype == DType::float32   ? kernel_of<float>(tiles)
+                        : head.dtype == DType::float16 ? kernel_of<__half>(tiles)
                                                             : kernel_of<__nv_bfloat16>(tiles);
   const auto bytes = static_cast<int>(tiles.shared_bytes);
   int processors = 0;

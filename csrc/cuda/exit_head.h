@@ -5,51 +5,18 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cpu/exit_head.h"
+#include "types.h"
 
 namespace eefast::cuda {
 
-struct ExitHead {
-  static constexpr int kMaxClasses = 8191;  // what shared memory holds; as in eefast/ops/exit_head.py
-
-  // [samples, channels, height, width], not float64; strides in elements, any values.
-  const void* features;
-  cpu::DType dtype;
-  int64_t samples, channels, height, width;
-  int64_t sample_stride, channel_stride, row_stride, pixel_stride;
-
-  // [num_classes + 1, channels] and [num_classes + 1], contiguous: the class rows, then the confidence row.
-  const float* weight;
-  const float* bias;
-  int64_t num_classes;
-
-  cpu::Criterion criterion;
-  // Null at the final exit, where everybody leaves.
-  const float* threshold;
-  int64_t exit_index;
-
-  // The live list: row of `features` and place in the results of each sample; `live` says how many of `size` count.
-  const int32_t* rows;
-  const int32_t* positions;
-  const int32_t* live;
-  int64_t size;
-
-  // [results, num_classes], [results] and [results]; written at the positions of leaving samples only.
-  float* logits;
-  int64_t logits_row_stride, logits_column_stride;
-  float* confidence;
-  int64_t confidence_stride;
-  int64_t* exits;
-  int64_t exits_stride;
-  int64_t results;
-
+struct ExitHead : ExitHeadArguments {  // not float64
   // The live list of the next exit: [size], [size] and [1].
   int32_t* next_rows;
   int32_t* next_positions;
   int32_t* next_live;
 
-  // As many int32 as `workspace_words` says. The first counts the blocks that are done and must be 0; behind kFlags
-  // stands one byte per entry of the live list: whether it survives.
+  // `workspace_words` int32. The first counts the blocks that are done and must be 0; from kFlags on there is one byte
+  // per entry of the live list: whether it survives.
   int32_t* workspace;
   static constexpr int kFlags = 4;
   static int64_t workspace_words(int64_t size) { return kFlags + (size + 31) / 32 * 8; }
@@ -66,10 +33,10 @@ constexpr int power_of_two(int64_t least, int most) {
 struct ExitHeadTiles {
   static constexpr int kThreads = 256, kWarps = kThreads / 32, kMaxSamples = 8, kMaxChunk = 256, kManyRows = 4;
 
-  // Of one sample. Lines that follow each other evenly are one long line.
+  // Of one sample. Lines at even distances are one long line.
   int channels, lines, columns;
   int64_t channel_stride, line_stride, pixel_stride;
-  bool channels_last;  // channels lie side by side, and are what a vector holds; else pixels are
+  bool channels_last;  // channels are adjacent and fill a vector; else pixels are and do
   bool wide;           // the vector has 16 bytes, else it is one element
   bool many_classes;   // a warp has kManyRows class rows at a time, else one
   bool aligned;        // 16 bytes can be loaded at once; else they are gathered, for the same sums
@@ -81,7 +48,7 @@ struct ExitHeadTiles {
   size_t shared_bytes;
 };
 
-// In front of the sums in shared memory.
+// Before the sums in shared memory.
 struct ExitHeadScratch {
   int last;                                     // whether this block ends the launch
   int totals[ExitHeadTiles::kWarps];            // survivors per warp
@@ -92,7 +59,7 @@ struct ExitHeadScratch {
 
 inline ExitHeadTiles tiles_of(const ExitHead& head) {
   ExitHeadTiles t{};
-  const int element = head.dtype == cpu::DType::float32 ? 4 : 2, vector = 16 / element;
+  const int element = head.dtype == DType::float32 ? 4 : 2, vector = 16 / element;
   t.channels = static_cast<int>(head.channels);
   t.lines = static_cast<int>(head.height);
   t.columns = static_cast<int>(head.width);

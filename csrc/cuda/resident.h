@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cpu/exit_head.h"
+#include "types.h"
 
 namespace eefast::cuda {
 
@@ -12,7 +12,7 @@ constexpr int kThreads = 256;
 // 6n+2 layers up to 110 have 109 convolutions, 3 of them projections, and at most 54 exits.
 constexpr int kMaxSteps = 192, kMaxChannels = 64, kMaxImageChannels = 8, kMaxClasses = 256, kMaxSide = 32;
 
-// A map of H×W pixels stands in a square frame: one pixel of zeros around it, pixels of eight channels in a plane.
+// A map of H×W pixels is in a square frame: one pixel of zeros around it, pixels of eight channels in a plane.
 // Sides that are known to the compiler make the place of a tap a constant.
 constexpr int kFrames[] = {10, 18, 34};
 constexpr int frame_of(int side) { return side <= 8 ? 10 : side <= 16 ? 18 : 34; }
@@ -41,7 +41,7 @@ struct alignas(16) Step {
   int16_t exit;                       // number of the exit
   uint32_t weight;                    // 16-byte units into the packed weights: bias, then weights
   bool clear;                         // the target is new: zeros around it are still to be written
-  bool last;                          // the exit that everybody takes
+  bool last;                          // the final exit
 };
 constexpr uint16_t kNone = 0xffff;
 static_assert(sizeof(Step) == 32);
@@ -49,10 +49,10 @@ static_assert(sizeof(Step) == 32);
 enum class Pixel : int { float32, float16, bfloat16, uint8 };
 
 struct Network {
-  const void* packed;       // see eefast/pack.py; 16-byte aligned
+  const void* packed;       // see eefast/planning/packing.py; 16-byte aligned
   const float* thresholds;  // of the early exits
   int64_t threshold_stride;
-  cpu::Criterion criterion;
+  Criterion criterion;
   int classes, steps, map_bytes;
   uint32_t image;  // bytes into the shared memory
   uint8_t image_frame;
@@ -77,7 +77,7 @@ struct Job {
   Batch batch;
 };
 
-// Behind the maps in shared memory.
+// After the maps in shared memory.
 struct Scratch {
   float sums[kMaxChannels / 8 * 4][8];  // per plane and part of it, eight channels; at most four parts
   float means[kMaxChannels];

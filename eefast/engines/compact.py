@@ -46,7 +46,7 @@ def run_eagerly(plan: Plan, net: EarlyExitNet, x: Tensor, limits: Tensor | None 
         remaining = int(live)  # the one place where the host reads a count
         if 0 < remaining < survivors:
             everyone, features = features, torch.empty_like(features[:remaining])
-            ops.compact(everyone, rows[:remaining], live, features)
+            ops.gather_survivors(everyone, rows[:remaining], live, features)
         entries, survivors = (order[:remaining], positions[:remaining], live), remaining
     return results.of(net)
 
@@ -154,8 +154,8 @@ class Stores:
         if early:
             there = self._before(lane, stage + 1, features)
             features = features.contiguous(memory_format=torch.channels_last)
-            ops.compact(features, survivors, live, there.features, there.count)
-            ops.compact(positions.view(-1, 1, 1, 1), order, live, there.positions, there.count)
+            ops.gather_survivors(features, survivors, live, there.features, there.count)
+            ops.gather_survivors(positions.view(-1, 1, 1, 1), order, live, there.positions, there.count)
             there.count.add_(live)
         here.count.zero_()
 

@@ -1,11 +1,12 @@
-"""The package's PyTorch ops: schema, reference, fake and FLOP formula each; C++ and Triton stand behind them."""
+"""The package's PyTorch ops: each with schema, reference, fake and FLOP formula; C++ and Triton kernels run them."""
 
-from .compact import compact
 from .exit_conv_head import exit_conv_head
 from .exit_head import MAX_CLASSES_ON_CUDA, exit_head
 from .flops import register_flops
+from .gather_survivors import gather_survivors
 from .indexed_conv import indexed_conv
-from .library import TRITON_MISSING, exit_kernels, implement_twins, load_cpp
+from .library import CPP_MISSING
+from .on_cuda import TRITON_MISSING, exit_kernels
 from .resident_forward import (
     Kind,
     cuda_missing,
@@ -14,11 +15,6 @@ from .resident_forward import (
     resident_network,
     resident_shared_memory,
 )
-
-CPP_MISSING = load_cpp()
-"""None where the C++ kernels are loaded, else the reason why the references run instead."""
-
-implement_twins()
 
 CUDA_MISSING = CPP_MISSING or cuda_missing()
 """None where the CUDA kernels are loaded, else the reason why not."""
@@ -29,10 +25,10 @@ __all__ = [
     "MAX_CLASSES_ON_CUDA",
     "TRITON_MISSING",
     "Kind",
-    "compact",
     "exit_conv_head",
     "exit_head",
     "exit_kernels",
+    "gather_survivors",
     "indexed_conv",
     "instruction_set",
     "register_flops",

@@ -9,21 +9,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import criteria
+from .checks import check_apart, check_fake, check_range_on_cuda, check_stored, refuse_gradient
 from .exit_head import check as check_exit_head
 from .exit_head import check_classes_on_cuda
 from .exit_head import fake as fake_exit_head
 from .exit_head import reference as exit_head_reference
-from .library import (
-    check_apart,
-    check_fake,
-    check_range_on_cuda,
-    check_stored,
-    implement_on_cuda,
-    namespace,
-    refuse_gradient,
-)
+from .library import define, namespace
+from .on_cuda import implement_on_cuda
 
-namespace.define(
+define(
     "exit_conv_head(Tensor features, Tensor conv_weight, Tensor conv_bias, Tensor weight, Tensor bias,"
     " Tensor? threshold, Tensor rows, Tensor positions, Tensor live, str criterion, int exit_index,"
     " Tensor(a!) logits, Tensor(b!) confidence, Tensor(c!) exits) -> (Tensor, Tensor, Tensor)"

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from .. import criteria
-from .library import (
+from .checks import (
     Named,
     check_apart,
     check_fake,
     check_range_on_cuda,
     check_stored,
     check_written,
-    implement_on_cuda,
-    namespace,
     refuse_gradient,
 )
+from .library import define, namespace
+from .on_cuda import implement_on_cuda
 
 MAX_CLASSES_ON_CUDA = 8191
 """What the Triton exit heads keep in registers."""
@@ -28,8 +28,8 @@ _SCHEMA = (
     " Tensor live, str criterion, int exit_index, Tensor(a!) logits, Tensor(b!) confidence, Tensor(c!) exits)"
     " -> (Tensor, Tensor, Tensor)"
 )
-namespace.define("exit_head" + _SCHEMA)
-namespace.define("exit_head_cuda" + _SCHEMA)
+define("exit_head" + _SCHEMA)
+define("exit_head_cuda" + _SCHEMA)
 
 
 def reference(
@@ -102,7 +102,7 @@ def check(
     for name, tensor in results_given:
         check_written(name, tensor)
     check_apart(results_given, given)
-    # On other devices these checks would wait for the device; there the index kernels catch what is out of range.
+    # On a GPU reading the indices would wait for the device; there the kernel stops at one that is out of range.
     if features.device.type == "cpu":
         count = int(live)
         if not 0 <= count <= len(rows):
@@ -166,21 +166,21 @@ def exit_head(
     features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
     live: Tensor, criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Evaluate one exit for all live samples, write the answers of those that leave, list those that survive.
+    """Evaluate one exit for all live samples, write the answers of those that exit, list those that survive.
 
     features: [M, C, H, W] float32, float16, bfloat16 or float64; pooled in float32; any strides, contiguous and
         channels-last are fast. On CUDA other layouts, and samples that start off 16-byte boundaries, get copied.
     weight, bias: [K + 1, C] and [K + 1] float32: the class rows, then the confidence row.
-    threshold: [] float32, compared as the criterion says; None at the final exit, where everybody leaves.
+    threshold: [] float32, compared as the criterion says; None at the final exit, where every sample exits.
     rows, positions: [R] int32 each, the live list: row of `features` and place in the results of each live sample.
-        Entries behind `live` may hold anything.
+        Entries beyond `live` may hold anything.
     live: [1] int32, number of live samples, 0 … R.
     criterion: name of an exit rule in `eefast.criteria`.
-    exit_index: number of this exit, written for the samples that leave here.
-    logits, confidence, exits: [N, K] float32, [N] float32, [N] int64; written at the positions of leaving samples only.
+    exit_index: number of this exit, written for the samples that exit here.
+    logits, confidence, exits: [N, K] float32, [N] float32, [N] int64; written for samples that exit only.
 
     Returns the live list of the next exit, with full-size buffers so that no shape depends on data:
-    rows, positions: [R] int32, the survivors first in their old order, the others behind in reverse order (as CUB's
+    rows, positions: [R] int32, the survivors first in their old order, then the others in reverse order (as CUB's
         DevicePartition: a single pass can place them before it knows how many survive).
     live: [1] int32, the number of survivors.
 

@@ -1,4 +1,4 @@
-"""Teach torch's FLOP counter the ops."""
+"""FLOP formulas of the ops for torch's FLOP counter."""
 
 from __future__ import annotations
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .library import check_fake, check_range_on_cuda, check_stored, implement_on_cuda, namespace, refuse_gradient
+from .checks import check_fake, check_range_on_cuda, check_stored, refuse_gradient
+from .library import define, namespace
+from .on_cuda import implement_on_cuda
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
-namespace.define(
+define(
     "indexed_conv(Tensor features, Tensor weight, Tensor bias, Tensor? residual, Tensor? rows,"
     " bool residual_through_rows, Tensor live, int stride, bool relu) -> Tensor"
 )
@@ -93,7 +95,7 @@ def check(
                 f"{name} has strides {tensor.stride()}; make it channels-last with "
                 ".contiguous(memory_format=torch.channels_last)"
             )
-    # On a GPU this would wait for the device; there the kernel stops on an index out of range.
+    # On a GPU reading the indices would wait for the device; there the kernel stops at one that is out of range.
     if features.device.type == "cpu":
         _check_indices(features, residual if through_rows else None, rows, live)
 
@@ -120,7 +122,7 @@ def _triton(
     features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rows: Tensor | None,
     residual_through_rows: bool, live: Tensor, stride: int, relu: bool,
 ) -> Tensor:  # fmt: skip
-    from ..kernels import conv as kernel
+    from ..kernels import indexed_conv as kernel
 
     check(features, weight, bias, residual, rows, residual_through_rows, live, stride)
     check_range_on_cuda(features, features if rows is None else rows, ("weight", weight))
@@ -168,11 +170,11 @@ def indexed_conv(
     features: [M, C_in, H, W] float16, bfloat16 or float32, channels-last. Rows that no live entry names are not read.
     weight: [C_out, C_in, k, k], k 1 or 3, in the dtype of `features`, channels-last. bias: [C_out] float32.
     residual: [*, C_out, H', W'] in the dtype of `features`, channels-last, or None.
-    rows: [R] int32, or None for the rows of `features` in their order, R = M; entries behind `live` are not read.
+    rows: [R] int32, or None for the rows of `features` in their order, R = M; entries beyond `live` are not read.
     live: [1] int32, 0 or more; above R it counts as R.
     stride: 1 or 2.
 
-    Returns [R, C_out, H', W'], H' = ⌈H / stride⌉, dtype of `features`, channels-last. Rows behind `live` are not
+    Returns [R, C_out, H', W'], H' = ⌈H / stride⌉, dtype of `features`, channels-last. Rows beyond `live` are not
     written: they hold what the memory held on GPUs, zeros on the CPU.
 
     Products in the dtype of `features`, sums, bias, residual and ReLU in float32, rounded once at the end.

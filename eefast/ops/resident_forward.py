@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import criteria
-from .library import check_fake, check_stored, namespace, refuse_gradient
+from .checks import check_fake, check_stored, refuse_gradient
+from .library import define, namespace
 
 COLUMNS = (
     *("kind", "source", "target", "residual", "relu", "kernel", "stride", "padding"),
     *("winograd", "weight", "packed", "section"),
 )
 """What a row of `steps` says, see `resident_forward`."""
-
 
 MAX_KERNEL = 128
 """The largest window of a convolution or a pooling."""
@@ -33,16 +33,16 @@ class Kind(IntEnum):
     EXIT = 3
 
 
-namespace.define(
+define(
     "resident_forward(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor weights, Tensor packed,"
     " Tensor thresholds, str criterion, int num_classes, bool bfloat16=False, int threads=0,"
     " Tensor(a!)? seconds=None, Tensor? normalization=None) -> (Tensor, Tensor, Tensor)"
 )
-namespace.define(
+define(
     "resident_network(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor packed, Tensor thresholds,"
     " str criterion, int num_classes, bool bfloat16) -> (Tensor, int)"
 )
-namespace.define("instruction_set() -> str")
+define("instruction_set() -> str")
 
 
 def reference(
@@ -50,7 +50,7 @@ def reference(
     criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
     normalization: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """`resident_forward` in plain PyTorch: its oracle and its documentation. Everybody goes through everything."""
+    """`resident_forward` in plain PyTorch: its oracle and its documentation. Every sample runs through all layers."""
     rule = criteria.get(criterion)
     _check(images, steps, maps, weights, thresholds, num_classes)
     n, images = len(images), _normalised(images.float(), normalization)
@@ -139,7 +139,7 @@ def _normalised(images: Tensor, normalization: Tensor | None) -> Tensor:
 
 
 def _parts(weights: Tensor, place: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """A weight and the bias behind it."""
+    """A weight and the bias stored after it."""
     size = math.prod(shape)
     if place < 0 or place + size + shape[0] > len(weights):
         raise RuntimeError("its weights lie outside of weights")
@@ -156,7 +156,7 @@ def _fake(
     normalization: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     check_fake(images, ("packed", packed), ("thresholds", thresholds), ("normalization", normalization))
-    # These may stand on the CPU, wherever the images do.
+    # These may be on the CPU, wherever the images are.
     others = (("steps", steps), ("maps", maps), ("groups", groups), ("weights", weights), ("seconds", seconds))
     check_fake(images, *((name, x) for name, x in others if x is not None and x.device.type == "meta"))
     n = len(images)
@@ -169,7 +169,7 @@ def resident_forward(
     criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
     normalization: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Answer every image by the first exit that it leaves at.
+    """Answer every image by the first exit whose rule it meets.
 
     images: [N, C, H, W], any strides: on the CPU float32, on CUDA also float16, bfloat16 or uint8.
     steps: [S, 12] int64, one row per step, see `COLUMNS`. The source, target and residual of a step are maps (residual
@@ -178,8 +178,8 @@ def resident_forward(
         Rows come in the order of their sections; those that read a map of the section before come first.
     maps: [M, 2] int64, channels and section of every map; map 0 holds the image, its section is -1.
     groups: [sections] int64, how many samples go through a section together.
-    weights, packed: float32, all weights: behind one another, each with its bias, for the reference; in the order in
-        which the kernels read them, see `eefast.planning.weight_order`.
+    weights, packed: float32, all weights: for the reference back to back, each with its bias; `packed` in the
+        order in which the kernels read them, see `eefast.planning.weight_order`.
     thresholds: [n] float32; criterion: name of an exit rule in `eefast.criteria`.
     bfloat16: whether maps and packed weights are bfloat16 instead of, on the CPU, float32 and, on CUDA, float16; sums
         are float32 always.
@@ -187,7 +187,7 @@ def resident_forward(
     seconds: [sections] float64 or None; the processor time spent in each section is added, with threads=1 only.
     normalization: [2, C] float32 or None: scale and shift of the images' channels. On CUDA only.
 
-    On CUDA images, packed and thresholds stand on the device, the tables on the CPU; winograd and groups are 0 and 1,
+    On CUDA images, packed and thresholds are on the device, the tables on the CPU; winograd and groups are 0 and 1,
     threads and seconds have no meaning. At most 64 channels, 32×32 pixels and 256 classes.
 
     Returns logits [N, K] float32, confidence [N] float32, exit index [N] int64. The answer of an image is the same, bit

@@ -71,7 +71,7 @@ def exit_conv_arguments(r: random.Random) -> Arguments:
     return {"features": torch.randn(m, c, h, w, dtype=features.dtype), **conv, **found}
 
 
-def compact_arguments(r: random.Random) -> Arguments:
+def gather_arguments(r: random.Random) -> Arguments:
     m, c, h, w = r.randint(1, 20), r.choice((1, 3, 16)), r.randint(1, 5), r.randint(1, 5)
     size = r.randint(1, m)
     live, memory = r.randint(0, size), r.choice((torch.contiguous_format, torch.channels_last))
@@ -317,7 +317,11 @@ OPS: dict[str, tuple[Callable[[random.Random], Arguments], tuple[Callable[..., A
         (ops.exit_conv_head, torch.ops.eefast.exit_conv_head.default),
         exit_answer,
     ),
-    "compact": (compact_arguments, (ops.compact, torch.ops.eefast.compact.default), nothing_to_say),
+    "gather_survivors": (
+        gather_arguments,
+        (ops.gather_survivors, torch.ops.eefast.gather_survivors.default),
+        nothing_to_say,
+    ),
     "indexed_conv": (conv_arguments, (ops.indexed_conv, torch.ops.eefast.indexed_conv.default), nothing_to_say),
     "resident_forward": (
         network_arguments,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from eefast.kernels import compact, conv, exit_conv_head, exit_head
+from eefast.kernels import exit_conv_head, exit_head, gather_survivors, indexed_conv
 from eefast.kernels.launch import Launch
 from torch import Tensor
 
@@ -55,7 +55,7 @@ def variants() -> Iterator[tuple[str, Launch, frozenset[str]]]:
     yield _exit_conv_head((10, 64, 8, 8), criterion="margin")
     for shape in ((64, 8, 8), (256, 56, 56), (64, 1, 1), (3, 7, 5)):
         for dtype in (HALF, SINGLE):
-            yield _compact(shape, dtype)
+            yield _gather_survivors(shape, dtype)
     for shape in CONVS:
         yield _indexed_conv(shape)
     for dtype in (BFLOAT, SINGLE):
@@ -116,12 +116,14 @@ def _exit_conv_head(
     return name, launch, frozenset(wide | {"tensor_cores"})
 
 
-def _compact(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[str, Launch, frozenset[str]]:
+def _gather_survivors(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[str, Launch, frozenset[str]]:
     features, out = (_empty(ENTRIES, *shape, dtype=dtype) for _ in range(2))
     offset = _empty(1, dtype=torch.int32)
-    launch = compact.launch(features, _empty(ENTRIES, dtype=torch.int32), _empty(1, dtype=torch.int32), out, offset)
+    launch = gather_survivors.launch(
+        features, _empty(ENTRIES, dtype=torch.int32), _empty(1, dtype=torch.int32), out, offset
+    )
     wide = {"wide_loads"} if shape[0] * shape[1] * shape[2] * dtype.itemsize % 16 == 0 else set()
-    return _name("compact", shape, dtype, "learned", torch.channels_last, False), launch, frozenset(wide)
+    return _name("gather_survivors", shape, dtype, "learned", torch.channels_last, False), launch, frozenset(wide)
 
 
 def _indexed_conv(
@@ -136,7 +138,7 @@ def _indexed_conv(
             (ENTRIES, channels, -(-height // stride), -(-width // stride)),
         )
     )
-    launch = conv.launch(
+    launch = indexed_conv.launch(
         features, weight, _empty(channels), None if residual == "none" else out,
         _empty(ENTRIES, dtype=torch.int32) if rows else None, residual == "through", _empty(1, dtype=torch.int32),
         stride, relu, out,

@@ -61,7 +61,7 @@ def test_every_generation_is_there(usage: dict[str, dict[str, dict[str, int]]]) 
     for kernels in usage.values():
         assert sum("resident_kernel" in name for name in kernels) == 2
         assert sum("exit_head" in name for name in kernels) >= 6
-        assert sum("compact" in name for name in kernels) >= 4
+        assert sum("gather_survivors" in name for name in kernels) >= 4
 
 
 def test_nothing_spills(usage: dict[str, dict[str, dict[str, int]]]) -> None:

@@ -1,4 +1,4 @@
-"""The exit head and the gather of survivors in CUDA C++, the twins of the Triton kernels, on a GPU."""
+"""The exit head and the gather of survivors in CUDA C++, on a GPU."""
 
 from __future__ import annotations
 
@@ -63,16 +63,20 @@ def test_in_a_graph() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.uint8])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 5), (64, 8, 8)])
-def test_compact(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_gather_survivors(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     features = (torch.randn(300, *shape) * 50).to(dtype).cuda()
     rows = torch.randperm(300)[:257].int().cuda()
+    gather = torch.ops.eefast.gather_survivors_cuda.default
     for live in (0, 1, 100, 257):
+        count = torch.tensor([live], device="cuda").int()
         out = torch.full((257, *shape), 7, dtype=dtype, device="cuda")
-        torch.ops.eefast.compact_cuda.default(features, rows, torch.tensor([live], device="cuda").int(), out)
+        gather(features, rows, count, out)
         assert torch.equal(out[:live], features[rows[:live].long()])
         assert (out[live:] == 7).all()
         offset = torch.tensor([257 - live], device="cuda").int()
-        torch.ops.eefast.compact_cuda.default(features, rows, torch.tensor([live], device="cuda").int(), out, offset)
+        torch.ops.eefast.gather_survivors_cuda.default(
+            features, rows, torch.tensor([live], device="cuda").int(), out, offset
+        )
         assert torch.equal(out[257 - live :], features[rows[:live].long()])
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 GARBAGE = -99
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # The package offers functions under these names.
-compact_reference = importlib.import_module("eefast.ops.compact").reference
+gather_reference = importlib.import_module("eefast.ops.gather_survivors").reference
 exit_head_reference = importlib.import_module("eefast.ops.exit_head").reference
 
 
@@ -51,8 +51,8 @@ class ExitHead(ctypes.Structure):
     )
 
 
-class Compact(ctypes.Structure):
-    """As in csrc/cuda/compact.h."""
+class Gather(ctypes.Structure):
+    """As in csrc/cuda/gather_survivors.h."""
 
     _fields_ = (
         ("features", ctypes.c_void_p),
@@ -76,10 +76,10 @@ def exit_head() -> ctypes.CDLL:
 
 
 @pytest.fixture(scope="module")
-def compact() -> ctypes.CDLL:
-    library = build("compact")
-    library.compact.restype = ctypes.c_char_p
-    assert library.struct_bytes() == ctypes.sizeof(Compact)
+def gather_library() -> ctypes.CDLL:
+    library = build("gather_survivors")
+    library.gather_survivors.restype = ctypes.c_char_p
+    assert library.struct_bytes() == ctypes.sizeof(Gather)
     return library
 
 
@@ -339,14 +339,14 @@ def test_a_missing_barrier_is_noticed(exit_head: ctypes.CDLL, line: int) -> None
 def gather(library: ctypes.CDLL, grid: int = 3, order: int = 0, units: list[int] | None = None) -> Callable[..., None]:
     def run(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
         size = features.element_size()
-        copy = Compact(
+        copy = Gather(
             features.data_ptr(), len(features), features.stride(0) * size, features.shape[1:].numel() * size,
             rows.data_ptr(), live.data_ptr(), len(rows), out.data_ptr(), out.stride(0) * size,
             None if offset is None else offset.data_ptr(), len(out),
         )  # fmt: skip
         if units is not None:
             units.append(library.unit(ctypes.byref(copy)))
-        if fault := library.compact(ctypes.byref(copy), grid, order):
+        if fault := library.gather_survivors(ctypes.byref(copy), grid, order):
             raise Fault(fault.decode())
 
     return run
@@ -354,7 +354,7 @@ def gather(library: ctypes.CDLL, grid: int = 3, order: int = 0, units: list[int]
 
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", [(64, 8, 8), (3, 7, 5), (16, 1, 1), (1, 1, 1), (5, 90, 31)], ids=str)
-def test_gather_as_the_reference(compact: ctypes.CDLL, shape: tuple[int, ...], memory: str) -> None:
+def test_gather_as_the_reference(gather_library: ctypes.CDLL, shape: tuple[int, ...], memory: str) -> None:
     g = torch.Generator().manual_seed(0)
     for dtype, (r, live) in itertools.product(
         (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8),
@@ -367,16 +367,16 @@ def test_gather_as_the_reference(compact: ctypes.CDLL, shape: tuple[int, ...], m
         rows[live:] = 2**31 - 1
         ours, theirs = (layout(torch.full((r + 1, *shape), SENTINEL).to(dtype), memory) for _ in range(2))
         count = torch.tensor([live]).int()
-        gather(compact, 1 + r % 5, order=r)(features, rows, count, ours[:r])
-        compact_reference(features, rows, count, theirs[:r])
+        gather(gather_library, 1 + r % 5, order=r)(features, rows, count, ours[:r])
+        gather_reference(features, rows, count, theirs[:r])
         assert torch.equal(ours, theirs)
         offset = torch.tensor([r + 1 - live]).int()
-        gather(compact, 1 + r % 5, order=r)(features, rows, count, ours, offset)
-        compact_reference(features, rows, count, theirs, offset)
+        gather(gather_library, 1 + r % 5, order=r)(features, rows, count, ours, offset)
+        gather_reference(features, rows, count, theirs, offset)
         assert torch.equal(ours, theirs)
 
 
-def test_gather_copies_as_many_bytes_at_once_as_addresses_allow(compact: ctypes.CDLL) -> None:
+def test_gather_copies_as_many_bytes_at_once_as_addresses_allow(gather_library: ctypes.CDLL) -> None:
     rows, live = torch.tensor([2, 0]).int(), torch.tensor([2]).int()
     for shape, offset, gap, unit in (
         ((64, 2, 2), 0, 0, 16), ((64, 2, 2), 0, 8, 16), ((64, 2, 2), 0, 4, 8), ((64, 2, 2), 2, 0, 4),
@@ -388,18 +388,18 @@ def test_gather_copies_as_many_bytes_at_once_as_addresses_allow(compact: ctypes.
         features = buffer.as_strided((3, *shape), strides, offset)
         out = torch.zeros(2, *shape, dtype=torch.float16)
         units: list[int] = []
-        gather(compact, units=units)(features, rows, live, out)
+        gather(gather_library, units=units)(features, rows, live, out)
         assert units == [unit]
         assert torch.equal(out, features[rows.long()])
 
 
-def test_gather_clamps_live_and_stops_at_an_index_out_of_range(compact: ctypes.CDLL) -> None:
+def test_gather_clamps_live_and_stops_at_an_index_out_of_range(gather_library: ctypes.CDLL) -> None:
     features, rows, out = torch.randn(4, 4, 2, 2), torch.tensor([3, 1]).int(), torch.zeros(3, 4, 2, 2)
-    gather(compact)(features, rows, torch.tensor([2**31 - 1]).int(), out[:2])
+    gather(gather_library)(features, rows, torch.tensor([2**31 - 1]).int(), out[:2])
     assert torch.equal(out[:2], features[rows.long()])
-    gather(compact)(features, rows + 1, torch.tensor([-1]).int(), out[:2])
+    gather(gather_library)(features, rows + 1, torch.tensor([-1]).int(), out[:2])
     assert torch.equal(out[:2], features[rows.long()])
     with pytest.raises(Fault, match="trap"):
-        gather(compact)(features, rows + 1, torch.tensor([2]).int(), out[:2])
+        gather(gather_library)(features, rows + 1, torch.tensor([2]).int(), out[:2])
     with pytest.raises(Fault, match="trap"):
-        gather(compact)(features, rows, torch.tensor([2]).int(), out, torch.tensor([2]).int())
+        gather(gather_library)(features, rows, torch.tensor([2]).int(), out, torch.tensor([2]).int())

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch._inductor.cudagraph_trees import get_manager
 from where import GPU, interpreted, runs_triton, triton_behind
 
-from eefast.ops import library
+from eefast.ops import checks, on_cuda
 
 gpu = pytest.mark.gpu
 op = torch.ops.eefast.exit_head.default
@@ -202,7 +202,7 @@ def test_more_than_the_kernels_count(
 ) -> None:
     maps, entries, matrix = (torch.empty(shape, device="meta") for shape in (features, (rows,), weight))
     with pytest.raises(RuntimeError, match=message):
-        library.check_range_on_cuda(maps, entries, ("weight", matrix))
+        checks.check_range_on_cuda(maps, entries, ("weight", matrix))
 
 
 def test_launches_on_the_device_of_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +216,7 @@ def test_launches_on_the_device_of_the_features(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(torch.cuda, "device", device)
     features = torch.zeros(1)
-    assert library.on_device_of_features(lambda *args: events.append(args))(features, 1, 2) is None
+    assert on_cuda.on_device_of_features(lambda *args: events.append(args))(features, 1, 2) is None
     assert events == [features.device, (features, 1, 2), "left"]
 
 

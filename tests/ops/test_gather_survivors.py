@@ -1,4 +1,4 @@
-"""`eefast::compact` in Triton and in Python against indexing."""
+"""`eefast::gather_survivors` in Triton and in Python against indexing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from where import GPU, interpreted, runs_triton, triton_behind
 
 from eefast import ops
 
-module = importlib.import_module("eefast.ops.compact")
-op = torch.ops.eefast.compact.default
+module = importlib.import_module("eefast.ops.gather_survivors")
+op = torch.ops.eefast.gather_survivors.default
 SENTINEL = -7
 
 
@@ -140,21 +140,21 @@ def test_opcheck() -> None:
 
 @interpreted
 def test_opcheck_with_triton_behind_the_op() -> None:
-    with triton_behind("compact"):
+    with triton_behind("gather_survivors"):
         torch.library.opcheck(op, make_case(5, (4, 2, 3), 3))
 
 
 def test_compiles_and_exports_as_one_node() -> None:
     case = make_case(5, (4, 2, 3), 3)
 
-    class Compact(torch.nn.Module):
+    class Gather(torch.nn.Module):
         def forward(self, features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> Tensor:
-            ops.compact(features, rows, live, out)
+            ops.gather_survivors(features, rows, live, out)
             return out
 
-    exported = torch.export.export(Compact(), case)
+    exported = torch.export.export(Gather(), case)
     assert [n.target for n in exported.graph.nodes if n.op == "call_function"] == [op]
-    out = torch.compile(Compact(), fullgraph=True, backend="aot_eager")(*case)
+    out = torch.compile(Gather(), fullgraph=True, backend="aot_eager")(*case)
     assert torch.equal(out[:3], case[0][case[1][:3].long()])
 
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("triton", reason="no Triton here, so no kernels to test")
 import torch
 from conv_cases import DTYPES, NHWC, ConvCase, check, make_case
-from eefast.kernels import conv as kernel
+from eefast.kernels import indexed_conv as kernel
 from exit_cases import EACH_DTYPE, SENTINEL, assert_same_bits, launched, without_waiting
 from torch import Tensor
 from where import GPU, interpreted, runs_triton

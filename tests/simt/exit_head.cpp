@@ -40,9 +40,9 @@ extern "C" const char* exit_head(const eefast::cuda::ExitHead* head, int grid, u
   const simt::Options options{grid, cuda::ExitHeadTiles::kThreads, tiles.shared_bytes, order, dropped_barrier};
   *head->workspace = 0;
   return simt::launch(options, [&] {
-    if (head->dtype == cpu::DType::float32)
+    if (head->dtype == DType::float32)
       cuda::run<float>(*head, tiles);
-    else if (head->dtype == cpu::DType::float16)
+    else if (head->dtype == DType::float16)
       cuda::run<__half>(*head, tiles);
     else
       cuda::run<__nv_bfloat16>(*head, tiles);

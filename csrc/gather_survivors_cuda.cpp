@@ -1,6 +1,4 @@
-// Checks the arguments of eefast::compact and hands them to the CUDA kernel as raw pointers.
-#include "compact_cuda.h"
-
+// The CUDA side of eefast::gather_survivors: checks the arguments, queues the kernel.
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -11,8 +9,9 @@
 #include <utility>
 
 #include "checks.h"
-#include "cuda/compact.h"
+#include "cuda/gather_survivors.h"
 #include "current_stream.h"
+#include "ops.h"
 #include "tensors.h"
 
 namespace eefast {
@@ -35,8 +34,8 @@ bool rows_are_dense(const Tensor& tensor, const std::array<int, 4>& order) {
 
 }  // namespace
 
-void compact_cuda(const Tensor& features, const Tensor& rows, const Tensor& live, const Tensor& out,
-                  const std::optional<Tensor>& offset) {
+void gather_survivors_cuda(const Tensor& features, const Tensor& rows, const Tensor& live, const Tensor& out,
+                           const std::optional<Tensor>& offset) {
   constexpr int64_t kMaxElements = int64_t{1} << 31, kMaxRows = int64_t{1} << 29;
   check_there("features", features);
   check_there("out", out);
@@ -80,20 +79,20 @@ void compact_cuda(const Tensor& features, const Tensor& rows, const Tensor& live
   // A copy lives until the launch is queued; its memory is reused by later work of the same stream only.
   const Tensor rows_values = as_contiguous("rows", rows);
   const int64_t element = features.element_size();
-  cuda::Compact compact{};
-  compact.features = features.const_data_ptr();
-  compact.samples = features.size(0);
-  compact.sample_stride = features.stride(0) * element;
-  compact.row_bytes = elements * element;
-  compact.rows = rows_values.const_data_ptr<int32_t>();
-  compact.live = live.const_data_ptr<int32_t>();
-  compact.size = size;
-  compact.out = out.mutable_data_ptr();
-  compact.out_stride = out.stride(0) * element;
-  compact.offset = offset ? offset->const_data_ptr<int32_t>() : nullptr;
-  compact.places = places;
+  cuda::Gather gather{};
+  gather.features = features.const_data_ptr();
+  gather.samples = features.size(0);
+  gather.sample_stride = features.stride(0) * element;
+  gather.row_bytes = elements * element;
+  gather.rows = rows_values.const_data_ptr<int32_t>();
+  gather.live = live.const_data_ptr<int32_t>();
+  gather.size = size;
+  gather.out = out.mutable_data_ptr();
+  gather.out_stride = out.stride(0) * element;
+  gather.offset = offset ? offset->const_data_ptr<int32_t>() : nullptr;
+  gather.places = places;
   const int32_t device = features.get_device_index();
-  if (const char* const error = cuda::launch_compact(compact, device, current_stream(device))) {
+  if (const char* const error = cuda::launch_gather_survivors(gather, device, current_stream(device))) {
     fail("the CUDA gather of survivors: ", error);
   }
 }

@@ -19,7 +19,7 @@ TILE = 8192
 
 
 @triton.jit(do_not_specialize=["samples", "size", "places"])
-def _compact_kernel(
+def _gather_survivors_kernel(
     features, samples, rows, live, size, out, offset, places,
     SAMPLE_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr, ELEMENTS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -41,8 +41,8 @@ def _compact_kernel(
     tl.store(out + place.to(tl.int64)[:, None] * OUT_STRIDE + element[None, :], values, mask=mask)
 
 
-def compact(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None) -> None:
-    """Arguments as of the op `eefast::compact`; checked by the caller."""
+def gather_survivors(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None) -> None:
+    """Arguments as of the op `eefast::gather_survivors`; checked by the caller."""
     launch(features, rows, live, out, offset).run()
 
 
@@ -57,4 +57,4 @@ def launch(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Te
         SAMPLE_STRIDE=strides_of(features)[0], OUT_STRIDE=strides_of(out)[0], ELEMENTS=elements,
         ROWS=tile_rows, BLOCK=block,
     )  # fmt: skip
-    return Launch(_compact_kernel, (grid,), arguments, num_warps=8)
+    return Launch(_gather_survivors_kernel, (grid,), arguments, num_warps=8)

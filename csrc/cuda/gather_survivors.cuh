@@ -5,29 +5,29 @@
 // Bytes moved: the survivors' maps, once read and once written, 16 at a time where addresses and sizes allow.
 #pragma once
 
-#include "cuda/compact.h"
+#include "cuda/gather_survivors.h"
 #include "cuda/simt.h"
 
 namespace eefast::cuda {
-namespace compact_kernel {
+namespace gather_kernel {
 
 template <class Unit>
-SIMT_DEVICE void run(const Compact& compact, const CompactPieces& pieces) {
-  constexpr int kUnroll = CompactPieces::kUnroll;
-  const int live = __ldg(compact.live), size = static_cast<int>(compact.size), count = live < size ? live : size;
-  const int64_t offset = compact.offset ? __ldg(compact.offset) : 0;
+SIMT_DEVICE void run(const Gather& gather, const GatherPieces& pieces) {
+  constexpr int kUnroll = GatherPieces::kUnroll;
+  const int live = __ldg(gather.live), size = static_cast<int>(gather.size), count = live < size ? live : size;
+  const int64_t offset = gather.offset ? __ldg(gather.offset) : 0;
   const int own_row = static_cast<int>(threadIdx.x) / pieces.threads;
   const int own_unit = static_cast<int>(threadIdx.x) & (pieces.threads - 1);
   for (int64_t piece = blockIdx.x; piece < pieces.count; piece += gridDim.x) {
     const int64_t group = pieces.parts == 1 ? piece : piece / pieces.parts;
     const int64_t entry = group * pieces.rows + own_row;
     if (entry >= count) break;
-    const int64_t row = __ldg(compact.rows + entry);
+    const int64_t row = __ldg(gather.rows + entry);
     const int64_t place = offset + entry;
-    if (row < 0 || row >= compact.samples || place < 0 || place >= compact.places) __trap();
+    if (row < 0 || row >= gather.samples || place < 0 || place >= gather.places) __trap();
     const Unit* const from =
-        reinterpret_cast<const Unit*>(static_cast<const char*>(compact.features) + row * compact.sample_stride);
-    Unit* const to = reinterpret_cast<Unit*>(static_cast<char*>(compact.out) + place * compact.out_stride);
+        reinterpret_cast<const Unit*>(static_cast<const char*>(gather.features) + row * gather.sample_stride);
+    Unit* const to = reinterpret_cast<Unit*>(static_cast<char*>(gather.out) + place * gather.out_stride);
     const int64_t first = (piece - group * pieces.parts) * pieces.threads * kUnroll + own_unit;
     Unit value[kUnroll];
 #pragma unroll
@@ -39,5 +39,5 @@ SIMT_DEVICE void run(const Compact& compact, const CompactPieces& pieces) {
   }
 }
 
-}  // namespace compact_kernel
+}  // namespace gather_kernel
 }  // namespace eefast::cuda

@@ -7,7 +7,7 @@
 namespace eefast::cuda {
 
 // out[offset + i] = features[rows[i]] for i < live; every row is dense, of `row_bytes`.
-struct Compact {
+struct Gather {
   const void* features;
   int64_t samples, sample_stride;  // stride in bytes
   int64_t row_bytes;
@@ -21,7 +21,7 @@ struct Compact {
 };
 
 // A thread block copies one part of some rows at a time.
-struct CompactPieces {
+struct GatherPieces {
   static constexpr int kThreads = 256, kUnroll = 4;
 
   int unit;       // bytes that are copied at once: 16, or what the addresses allow
@@ -32,23 +32,23 @@ struct CompactPieces {
   int64_t count;  // pieces, if all rows are live
 };
 
-inline CompactPieces pieces_of(const Compact& compact) {
-  CompactPieces p{};
-  const auto addresses = reinterpret_cast<uintptr_t>(compact.features) | reinterpret_cast<uintptr_t>(compact.out) |
-                         (compact.samples > 1 ? compact.sample_stride : 0) |
-                         (compact.places > 1 ? compact.out_stride : 0) | compact.row_bytes;
+inline GatherPieces pieces_of(const Gather& gather) {
+  GatherPieces p{};
+  const auto addresses = reinterpret_cast<uintptr_t>(gather.features) | reinterpret_cast<uintptr_t>(gather.out) |
+                         (gather.samples > 1 ? gather.sample_stride : 0) |
+                         (gather.places > 1 ? gather.out_stride : 0) | gather.row_bytes;
   for (p.unit = 16; addresses % p.unit != 0;) p.unit /= 2;
-  p.units = compact.row_bytes / p.unit;
-  for (p.threads = 1; p.threads < CompactPieces::kThreads && p.threads * CompactPieces::kUnroll < p.units;)
+  p.units = gather.row_bytes / p.unit;
+  for (p.threads = 1; p.threads < GatherPieces::kThreads && p.threads * GatherPieces::kUnroll < p.units;)
     p.threads *= 2;
-  const int64_t part = p.threads * CompactPieces::kUnroll;
+  const int64_t part = p.threads * GatherPieces::kUnroll;
   p.parts = static_cast<int>((p.units + part - 1) / part);
-  p.rows = CompactPieces::kThreads / p.threads;
-  p.count = (compact.size + p.rows - 1) / p.rows * p.parts;
+  p.rows = GatherPieces::kThreads / p.threads;
+  p.count = (gather.size + p.rows - 1) / p.rows * p.parts;
   return p;
 }
 
 // Queues the kernel on a stream of a device; null, or what went wrong.
-const char* launch_compact(const Compact& compact, int device, void* stream);
+const char* launch_gather_survivors(const Gather& gather, int device, void* stream);
 
 }  // namespace eefast::cuda

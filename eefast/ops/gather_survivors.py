@@ -5,24 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .library import (
-    check_apart,
-    check_fake,
-    check_range_on_cuda,
-    check_stored,
-    check_written,
-    implement_on_cuda,
-    namespace,
-)
+from .checks import check_apart, check_fake, check_range_on_cuda, check_stored, check_written
+from .library import define, namespace
+from .on_cuda import implement_on_cuda
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
-for _name in ("compact", "compact_cuda"):
-    namespace.define(f"{_name}(Tensor features, Tensor rows, Tensor live, Tensor(a!) out, Tensor? offset=None) -> ()")
+for _name in ("gather_survivors", "gather_survivors_cuda"):
+    define(f"{_name}(Tensor features, Tensor rows, Tensor live, Tensor(a!) out, Tensor? offset=None) -> ()")
 
 
 def reference(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
-    """`compact` in plain PyTorch: its oracle, its fallback and its documentation."""
+    """`gather_survivors` in plain PyTorch: its oracle, its fallback and its documentation."""
     check(features, rows, live, out, offset)
     count, first = int(live), 0 if offset is None else int(offset)
     if out.is_contiguous(memory_format=torch.channels_last):
@@ -59,7 +53,7 @@ def check(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Ten
             raise RuntimeError(f"{name} is on {tensor.device}; move it to {features.device}, where features is")
     check_written("out", out)
     check_apart([("out", out)], read)
-    # On a GPU this would wait for the device; there the kernel stops on an index out of range.
+    # On a GPU reading the indices would wait for the device; there the kernel stops at one that is out of range.
     if features.device.type == "cpu":
         count = int(live)
         if not 0 <= count <= len(rows):
@@ -74,30 +68,30 @@ def check(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Ten
             raise RuntimeError(f"rows[{i}] = {int(rows[i])} is outside of features, which has {len(features)} rows")
 
 
-namespace.impl("compact", reference, "CompositeExplicitAutograd")
+namespace.impl("gather_survivors", reference, "CompositeExplicitAutograd")
 
 
 def _triton(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
-    from ..kernels import compact as kernel
+    from ..kernels import gather_survivors as kernel
 
     check(features, rows, live, out, offset)
     check_range_on_cuda(features, rows)
-    kernel.compact(features, rows, live, out, offset)
+    kernel.gather_survivors(features, rows, live, out, offset)
 
 
-implement_on_cuda("compact", _triton)
+implement_on_cuda("gather_survivors", _triton)
 
 
-@torch.library.register_fake("eefast::compact")
+@torch.library.register_fake("eefast::gather_survivors")
 def _fake(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
     check_fake(features, ("rows", rows), ("live", live), ("out", out), ("offset", offset))
 
 
-def compact(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
+def gather_survivors(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
     """`out[offset + i] = features[rows[i]]` for i < live.
 
     features: [M, C, H, W], any dtype; every row dense, contiguous or channels-last, with any distance between rows.
-    rows: [R] int32; entries behind `live` are not read.
+    rows: [R] int32; entries beyond `live` are not read.
     live: [1] int32, 0 … R.
     out: [R, C, H, W], with an `offset` any number of rows; dtype and layout of `features`; no other rows are written.
     offset: [1] int32, by default 0.
@@ -105,4 +99,4 @@ def compact(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: T
     Raises `RuntimeError` where a shape, dtype, layout or device does not fit, on the CPU also where an index is out of
     range.
     """
-    torch.ops.eefast.compact.default(features, rows, live, out, offset)
+    torch.ops.eefast.gather_survivors.default(features, rows, live, out, offset)

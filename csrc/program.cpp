@@ -1,0 +1,93 @@
+// Sizes a network's maps and packed weights, places its maps in memory.
+#include "program.h"
+
+#include <algorithm>
+
+namespace eefast {
+namespace {
+
+// Far beyond all use; within them no product of sizes leaves 64 bits.
+constexpr int64_t kMaxSide = 1 << 15, kMaxElements = int64_t{1} << 40;
+
+}  // namespace
+
+int64_t packed_size(const Step& step, const std::vector<Map>& maps, int64_t num_classes, bool bfloat16) {
+  const Map& from = maps[step.source];
+  switch (step.kind) {
+    case Kind::affine: return from.blocks * kBlock;
+    case Kind::max_pool: return 0;
+    case Kind::exit: {
+      const int64_t pixels = step.flatten ? from.height * from.width : 1;
+      return from.blocks * kBlock * pixels * round_up(num_classes + 1, kBlock);
+    }
+    case Kind::convolution: break;
+  }
+  const int64_t outputs = maps[step.target].blocks * kBlock, side = step.winograd + 2;
+  if (step.winograd != 0) return side * side * from.channels * outputs;
+  const bool pairs = bfloat16 && from.block != 1;
+  return step.kernel * step.kernel * (pairs ? (from.channels + 1) / 2 : from.channels) * outputs;
+}
+
+const char* lay_out(Network& network, int64_t height, int64_t width) {
+  constexpr const char* kTooLarge = "make maps that are too large for any memory";
+  std::vector<Map>& maps = network.maps;
+  for (Map& map : maps) map.halo = map.height = 0;
+  maps[0].height = height;
+  maps[0].width = width;
+  for (const Section& section : network.sections) {
+    for (const std::vector<Step>* steps : {&section.entry, &section.body}) {
+      for (const Step& step : *steps) {
+        Map& from = maps[step.source];
+        if (step.kind == Kind::convolution) from.halo = std::max(from.halo, step.padding);
+        if (step.kind == Kind::exit) continue;
+        Map& to = maps[step.target];
+        const bool windows = step.kind != Kind::affine;
+        const auto out = [&](int64_t size) {
+          return windows ? (size + 2 * step.padding - step.kernel) / step.stride + 1 : size;
+        };
+        const bool small = windows && std::min(from.height, from.width) + 2 * step.padding < step.kernel;
+        // A map that several steps write must get one size from all of them.
+        const bool same = to.height == 0 || (to.height == out(from.height) && to.width == out(from.width));
+        if (from.height < 1 || from.width < 1 || small || !same) return "are too small for the network";
+        to.height = out(from.height);
+        to.width = out(from.width);
+        // Every padded step may make a map larger.
+        if (std::max(to.height, to.width) > kMaxSide) return kTooLarge;
+      }
+    }
+  }
+  // A residual is read where the result is written, so both need one layout.
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (const Section& section : network.sections) {
+      for (const std::vector<Step>* steps : {&section.entry, &section.body}) {
+        for (const Step& step : *steps) {
+          if (step.residual < 0 || maps[step.residual].halo == maps[step.target].halo) continue;
+          maps[step.residual].halo = maps[step.target].halo =
+              std::max(maps[step.residual].halo, maps[step.target].halo);
+          changed = true;
+        }
+      }
+    }
+  }
+  const int64_t element = network.bfloat16 ? 2 : 4;
+  int64_t total = 0;
+  for (Map& map : maps) {
+    map.block = &map == maps.data() ? 1 : kBlock;
+    map.blocks = (map.channels + map.block - 1) / map.block;
+    // Tiles that reach over the edge read zeros there.
+    const int64_t tall = std::max(map.height + 2 * map.halo, map.halo + round_up(map.height, 4) + 1);
+    const int64_t wide = std::max(map.width + 2 * map.halo, map.halo + round_up(map.width, 4) + 1);
+    map.row_pitch = wide * map.block;
+    map.block_pitch = tall * map.row_pitch;
+    total += map.blocks * map.block_pitch * (map.section < 0 ? 1 : network.sections[map.section].group);
+    if (total > kMaxElements) return kTooLarge;
+    if (map.section < 0) continue;
+    Section& section = network.sections[map.section];
+    map.offset = section.slot_size;
+    section.slot_size += round_up(map.blocks * map.block_pitch * element, kLine) + 3 * kLine;
+  }
+  return nullptr;
+}
+
+}  // namespace eefast

@@ -1,0 +1,74 @@
+// A network as the resident engines run it: steps on small maps, in sections.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "types.h"
+
+namespace eefast {
+
+// Bytes of a cache line.
+constexpr int64_t kLine = 64;
+
+inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Adjacent channels of one pixel; the unit of every map but the images.
+constexpr int64_t kBlock = 16;
+
+// A map in memory: [blocks][height + 2 halo][row_pitch], each row holding pixels of `block` channels. What surrounds
+// the map is zero, so that no kernel asks whether a pixel exists. Pitches in elements.
+struct Map {
+  int64_t channels, section;
+  int64_t block, blocks, height, width, halo;
+  int64_t row_pitch, block_pitch;
+  int64_t offset;  // bytes from the start of its slot
+
+  int64_t at(int64_t y, int64_t x) const { return (y + halo) * row_pitch + (x + halo) * block; }
+};
+
+enum class Kind { convolution, affine, max_pool, exit };
+
+struct Step {
+  Kind kind;
+  // Maps; the target of an exit is its number.
+  int64_t source, target, residual;
+  bool relu, flatten;
+  int64_t kernel, stride, padding;
+  // 0: direct; m: Winograd F(m×m, 3×3).
+  int64_t winograd;
+  int64_t section;
+  bool entry;
+  // Row of the table that it comes from, and where its weights are in `packed`.
+  int64_t row, place;
+  // Back to back in memory: bias, padded to blocks, then weights in the order in which the kernels read.
+  const float* bias;
+  const float* weight;
+};
+
+// Output channels that a row of packed weights holds; see eefast/planning/packing.py.
+inline int64_t direct_width(int64_t blocks) { return blocks % 2 == 0 ? 32 : 16; }
+inline int64_t winograd_width(int64_t blocks) { return blocks % 4 == 0 ? 64 : blocks % 2 == 0 ? 32 : 16; }
+
+// Floats of packed weights, without the bias.
+int64_t packed_size(const Step& step, const std::vector<Map>& maps, int64_t num_classes, bool bfloat16);
+
+// The layers that work at one map size. A sample takes a slot with room for all its maps here.
+struct Section {
+  int64_t group;
+  int64_t slot_size = 0;  // bytes
+  std::vector<Step> entry, body;
+};
+
+struct Network {
+  bool bfloat16;
+  int64_t num_classes;
+  Criterion criterion;
+  std::vector<Map> maps;  // maps[0]: the image, as planes
+  std::vector<Section> sections;
+};
+
+// Sizes of all maps from those of the image, places of maps in their slots; null, or what images of this size do wrong.
+const char* lay_out(Network& network, int64_t height, int64_t width);
+
+}  // namespace eefast

@@ -1,0 +1,37 @@
+// The schemas of the ops that have C++ kernels, the same texts as in eefast/ops: with them, a process that loads only
+// this library has the ops.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include <exception>
+
+namespace eefast {
+
+#define EEFAST_EXIT_HEAD_ARGUMENTS                                                                                     \
+  "(Tensor features, Tensor weight, Tensor bias, Tensor? threshold, Tensor rows, Tensor positions,"                    \
+  " Tensor live, str criterion, int exit_index, Tensor(a!) logits, Tensor(b!) confidence, Tensor(c!) exits)"           \
+  " -> (Tensor, Tensor, Tensor)"
+
+constexpr const char* kExitHead = "exit_head" EEFAST_EXIT_HEAD_ARGUMENTS;
+constexpr const char* kExitHeadCuda = "exit_head_cuda" EEFAST_EXIT_HEAD_ARGUMENTS;
+constexpr const char* kGatherSurvivorsCuda =
+    "gather_survivors_cuda(Tensor features, Tensor rows, Tensor live, Tensor(a!) out, Tensor? offset=None) -> ()";
+constexpr const char* kResidentForward =
+    "resident_forward(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor weights, Tensor packed,"
+    " Tensor thresholds, str criterion, int num_classes, bool bfloat16=False, int threads=0,"
+    " Tensor(a!)? seconds=None, Tensor? normalization=None) -> (Tensor, Tensor, Tensor)";
+constexpr const char* kResidentNetwork =
+    "resident_network(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor packed, Tensor thresholds,"
+    " str criterion, int num_classes, bool bfloat16) -> (Tensor, int)";
+constexpr const char* kInstructionSet = "instruction_set() -> str";
+
+// Unless eefast was imported before, without this library: then Python has defined the op.
+inline void define(torch::stable::detail::StableLibrary& library, const char* schema) {
+  try {
+    library.def(schema);
+  } catch (const std::exception&) {
+  }
+}
+
+}  // namespace eefast

@@ -1,0 +1,47 @@
+// Types that the CPU and the CUDA kernels share.
+#pragma once
+
+#include <cstdint>
+
+namespace eefast {
+
+enum class DType { float32, float16, bfloat16, float64 };
+enum class Criterion { learned, max_probability, entropy, margin };
+
+// What eefast::exit_head reads and writes.
+struct ExitHeadArguments {
+  static constexpr int kMaxClassesOnCuda = 8191;  // what shared memory holds; as in eefast/ops/exit_head.py
+
+  // [samples, channels, height, width]; strides in elements, any values.
+  const void* features;
+  DType dtype;
+  int64_t samples, channels, height, width;
+  int64_t sample_stride, channel_stride, row_stride, pixel_stride;
+
+  // [num_classes + 1, channels] and [num_classes + 1], contiguous: the class rows, then the confidence row.
+  const float* weight;
+  const float* bias;
+  int64_t num_classes;
+
+  Criterion criterion;
+  // Null at the final exit, where every sample exits.
+  const float* threshold;
+  int64_t exit_index;
+
+  // The live list: row of `features` and place in the results of each sample; the first `live` of `size` entries count.
+  const int32_t* rows;
+  const int32_t* positions;
+  const int32_t* live;
+  int64_t size;
+
+  // [results, num_classes], [results] and [results]; written only at the positions of samples that exit.
+  float* logits;
+  int64_t logits_row_stride, logits_column_stride;
+  float* confidence;
+  int64_t confidence_stride;
+  int64_t* exits;
+  int64_t exits_stride;
+  int64_t results;
+};
+
+}  // namespace eefast
