@@ -208,22 +208,22 @@ def _ours(inputs: Inputs) -> Callable[[], Any]:
     rows = torch.cat([i.positions[i.survives], i.positions[~i.survives]])
     live = i.survives.sum(dtype=torch.int32).view(1)
     if case.op in INDEXED:
-        return lambda: ops.indexed_conv(
+        return lambda: ops.indexed_conv.run(
             i.features, i.conv_weight, i.conv_bias, i.residual, rows, True, live, stride=1, relu=True
         )
     if case.op == "compact":
         out = torch.empty_like(i.features)
 
         def compact() -> Tensor:
-            ops.gather_survivors(i.features, rows, live, out)
+            ops.gather_survivors.run(i.features, rows, live, out)
             return out
 
         return compact
     behind = (i.positions, i.positions, i.live, case.criterion, EXIT, i.logits, i.confidence, i.exits)
     if case.op == "exit_conv_head":
         arguments = (i.features, i.conv_weight, i.conv_bias, i.weight, i.bias, i.threshold, *behind)
-        return lambda: ops.exit_conv_head(*arguments)[1:]
-    return lambda: ops.exit_head(i.features, i.weight, i.bias, i.threshold, *behind)[1:]
+        return lambda: ops.exit_conv_head.run(*arguments)[1:]
+    return lambda: ops.exit_head.run(i.features, i.weight, i.bias, i.threshold, *behind)[1:]
 
 
 def _answers(i: Inputs) -> tuple[Tensor, Tensor, Tensor]:

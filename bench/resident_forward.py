@@ -81,7 +81,7 @@ def run(
 ) -> torch.Tensor:
     p = program
     tables = p.steps, p.maps, p.groups, p.weights, p.packed, limits
-    return ops.resident_forward(images, *tables, net.criterion.name, net.num_classes, False, 1, seconds)[0]
+    return ops.resident_forward.run(images, *tables, net.criterion.name, net.num_classes, False, 1, seconds)[0]
 
 
 def multiply_adds(network: Network) -> int:

@@ -52,7 +52,7 @@ void check_written(const char* name, const Tensor& tensor) {
   int64_t reach = 0;
   for (const auto& [stride, size] : dimensions) {
     if (stride <= reach) {
-      fail(name, " has overlapping strides ", brackets(tensor.strides()), "; give it memory of its own");
+      fail(name, " has overlapping strides ", brackets(tensor.strides()), "; give it separate memory");
     }
     reach += stride * (size - 1);
   }
@@ -60,7 +60,8 @@ void check_written(const char* name, const Tensor& tensor) {
 
 namespace {
 
-// The memory from a tensor's first element to its last. Its rows may leave gaps, where another's may lie.
+// The memory from a tensor's first element to its last. Its rows may have gaps, in which those of another tensor may
+// be.
 struct Span {
   const char* name;
   uintptr_t begin, end;
@@ -112,7 +113,7 @@ void check_apart(Named written, Named read) {
   for (std::size_t i = 0; i < written.size(); ++i) {
     for (std::size_t j = i + 1; j < spans.size(); ++j) {
       if (spans[i].meets(spans[j])) {
-        fail(spans[i].name, " shares memory with ", spans[j].name, "; give it memory of its own");
+        fail(spans[i].name, " shares memory with ", spans[j].name, "; give it separate memory");
       }
     }
   }

@@ -11,7 +11,7 @@
 
 namespace eefast {
 
-// Each keeps its packed weights, so that no others can come to lie at their place. The process owns them, not a thread:
+// Each keeps its packed weights, so that no others can get their addresses. The process owns them, not a thread:
 // the last owner of a tensor waits for Python, and a thread may end while Python does. For the same reason they are
 // never destroyed.
 template <class Network>

@@ -6,7 +6,7 @@
 namespace eefast {
 namespace {
 
-// Far beyond all use; within them no product of sizes leaves 64 bits.
+// Far beyond all use; below them no product of sizes exceeds 64 bits.
 constexpr int64_t kMaxSide = 1 << 15, kMaxElements = int64_t{1} << 40;
 
 }  // namespace

@@ -26,12 +26,11 @@ void point(Network& network, const ResidentSource& source) {
     for (std::vector<Step>* steps : {&section.entry, &section.body}) {
       for (Step& step : *steps) {
         if (step.kind == Kind::max_pool) continue;
-        const int64_t outputs = step.kind == Kind::exit
-                                    ? (network.num_classes + kBlock) / kBlock * kBlock
-                                    : network.maps[step.target].blocks * kBlock;
+        const int64_t outputs = step.kind == Kind::exit ? (network.num_classes + kBlock) / kBlock * kBlock
+                                                        : network.maps[step.target].blocks * kBlock;
         const int64_t size = packed_size(step, network.maps, network.num_classes, network.bfloat16);
         if (step.place < 0 || step.place > source.packed.numel() - outputs - size) {
-          refuse(source, step.row, "its weights lie outside of packed");
+          refuse(source, step.row, "its weights are outside of packed");
         }
         if (step.residual >= 0) {
           const Map &a = network.maps[step.residual], &b = network.maps[step.target];
@@ -71,7 +70,7 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward(const Tensor& images, const 
   check_dtype("images", images, ScalarType::Float, "float32");
   if (threads < 0 || threads > kMaxThreads) fail("threads = ", threads, "; expected 0 … ", kMaxThreads);
   if (bfloat16 && cpu::instruction_set() != cpu::InstructionSet::avx512_bf16) {
-    fail("bfloat16 needs AVX512-BF16, which this processor lacks or a variable holds back; use float32");
+    fail("bfloat16 needs AVX512-BF16, which this processor lacks or EEFAST_ISA excludes; use float32");
   }
   const auto known = known_networks<Network>().of(
       read_tables(images, steps, maps, groups, packed, thresholds, criterion, num_classes, bfloat16), pointed);

@@ -42,7 +42,7 @@ cuda::Action action(const ResidentSource& source, const Step& step) {
   refuse(source, step.row, "there is no CUDA kernel for this step");
 }
 
-// The widths that have functions of their own.
+// The widths with separate functions.
 cuda::Action of_6n_plus_2(const cuda::Step& step) {
   if (step.action != cuda::Action::convolution || step.source_planes != step.planes) return step.action;
   if (step.frame == 34 && step.planes == 2) return cuda::Action::convolution_16;
@@ -73,7 +73,7 @@ std::vector<Life> lives(const std::vector<Step>& steps, const std::vector<Map>& 
   return found;
 }
 
-// Offset of each map; those that are in use at the same time lie apart. Returns the bytes of all.
+// Offset of each map; those in use at the same time do not overlap. Returns the bytes of all.
 int64_t place_maps(std::vector<Life> all, std::vector<int64_t>& offsets) {
   std::stable_sort(all.begin(), all.end(), [](const Life& a, const Life& b) { return a.bytes > b.bytes; });
   std::vector<Life> placed;
@@ -97,7 +97,7 @@ int64_t place_maps(std::vector<Life> all, std::vector<int64_t>& offsets) {
   return total;
 }
 
-// Bytes of packed weights and their bias, as eefast/pack.py orders them.
+// Bytes of packed weights and their bias, in the order of eefast/planning/packing.py.
 int64_t packed_bytes(const cuda::Step& step, int num_classes) {
   const int64_t outputs = step.planes * 8, inputs = step.source_planes * 8;
   switch (step.action) {
@@ -112,6 +112,43 @@ int64_t packed_bytes(const cuda::Step& step, int num_classes) {
     case cuda::Action::exit: return ((num_classes + 16) / 16 * 16 + (num_classes + 1) * inputs) * 4;
   }
   return 0;
+}
+
+// A step as the kernel takes it. written: whether the step's target has been written before.
+cuda::Step packed_step(const ResidentSource& source, const Network& network, const Step& step,
+                       const std::vector<int64_t>& offsets, bool written) {
+  const std::vector<Map>& maps = network.maps;
+  cuda::Step packed{};
+  packed.action = action(source, step);
+  const bool exits = step.kind == Kind::exit;
+  const Map &from = maps[step.source], &to = exits ? from : maps[step.target];
+  if (exits && step.target > std::numeric_limits<int16_t>::max()) refuse(source, step.row, "on CUDA exits are few");
+  if (to.channels > cuda::kMaxChannels) refuse(source, step.row, "on CUDA a map has at most 64 channels");
+  if (step.winograd != 0) refuse(source, step.row, "there is no Winograd on CUDA");
+  packed.frame = static_cast<uint8_t>(frame(to));
+  packed.height = static_cast<uint8_t>(to.height);
+  packed.width = static_cast<uint8_t>(to.width);
+  packed.source_frame = static_cast<uint8_t>(frame(from));
+  packed.source_planes = static_cast<uint8_t>(step.source == 0 ? 1 : planes_of(from));
+  packed.planes = static_cast<uint8_t>(planes_of(to));
+  packed.relu = step.relu;
+  packed.action = of_6n_plus_2(packed);
+  packed.last = exits && step.target == source.num_exits;
+  packed.exit = static_cast<int16_t>(exits ? step.target : 0);
+  packed.source = static_cast<uint16_t>(offsets[step.source] / 16);
+  packed.target = static_cast<uint16_t>(exits ? 0 : offsets[step.target] / 16);
+  packed.residual = step.residual < 0 ? cuda::kNone : static_cast<uint16_t>(offsets[step.residual] / 16);
+  packed.clear = !exits && !written;
+  if (step.residual >= 0 && (maps[step.residual].channels != to.channels || maps[step.residual].height != to.height ||
+                             maps[step.residual].width != to.width)) {
+    refuse(source, step.row, "its residual has another shape");
+  }
+  if (step.place < 0 || step.place % 4 != 0 ||
+      packed_bytes(packed, static_cast<int>(network.num_classes)) / 4 > source.packed.numel() - step.place) {
+    refuse(source, step.row, "its weights are outside of packed");
+  }
+  packed.weight = static_cast<uint32_t>(step.place / 4);
+  return packed;
 }
 
 cuda::Network on_cuda(const ResidentSource& source) {
@@ -144,40 +181,9 @@ cuda::Network on_cuda(const ResidentSource& source) {
   found.bfloat16 = source.bfloat16;
   std::vector<bool> written(maps.size());
   for (std::size_t i = 0; i < steps.size(); ++i) {
-    const Step& step = steps[i];
-    cuda::Step& own = found.step[i];
-    own.action = action(source, step);
-    const bool exits = step.kind == Kind::exit;
-    const Map &from = maps[step.source], &to = exits ? from : maps[step.target];
-    if (exits && step.target > std::numeric_limits<int16_t>::max()) refuse(source, step.row, "on CUDA exits are few");
-    if (to.channels > cuda::kMaxChannels) refuse(source, step.row, "on CUDA a map has at most 64 channels");
-    if (step.winograd != 0) refuse(source, step.row, "there is no Winograd on CUDA");
-    own.frame = static_cast<uint8_t>(frame(to));
-    own.height = static_cast<uint8_t>(to.height);
-    own.width = static_cast<uint8_t>(to.width);
-    own.source_frame = static_cast<uint8_t>(frame(from));
-    own.source_planes = static_cast<uint8_t>(step.source == 0 ? 1 : planes_of(from));
-    own.planes = static_cast<uint8_t>(planes_of(to));
-    own.relu = step.relu;
-    own.action = of_6n_plus_2(own);
-    own.last = exits && step.target == source.num_exits;
-    own.exit = static_cast<int16_t>(exits ? step.target : 0);
-    own.source = static_cast<uint16_t>(offsets[step.source] / 16);
-    own.target = static_cast<uint16_t>(exits ? 0 : offsets[step.target] / 16);
-    own.residual = step.residual < 0 ? cuda::kNone : static_cast<uint16_t>(offsets[step.residual] / 16);
-    if (!exits) {
-      own.clear = !written[step.target];
-      written[step.target] = true;
-    }
-    if (step.residual >= 0 && (maps[step.residual].channels != to.channels || maps[step.residual].height != to.height ||
-                               maps[step.residual].width != to.width)) {
-      refuse(source, step.row, "its residual has another shape");
-    }
-    if (step.place < 0 || step.place % 4 != 0 ||
-        packed_bytes(own, found.classes) / 4 > source.packed.numel() - step.place) {
-      refuse(source, step.row, "its weights lie outside of packed");
-    }
-    own.weight = static_cast<uint32_t>(step.place / 4);
+    const bool exits = steps[i].kind == Kind::exit;
+    found.step[i] = packed_step(source, network, steps[i], offsets, !exits && written[steps[i].target]);
+    if (!exits) written[steps[i].target] = true;
   }
   return found;
 }

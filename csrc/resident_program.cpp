@@ -18,7 +18,7 @@ using torch::headeronly::ScalarType;
 enum Column { kind, source, target, residual, relu, kernel, stride, padding, winograd, weight, packed_place, section };
 constexpr int64_t kColumns = section + 1;
 
-// Far beyond all use; within them no product of sizes leaves 64 bits.
+// Far beyond all use; below them no product of sizes exceeds 64 bits.
 constexpr int64_t kMaxSide = 1 << 14, kMaxChannels = 1 << 15, kMaxClasses = 1 << 18, kMaxKernel = 1 << 7,
                   kMaxSections = 1 << 8;
 
@@ -70,7 +70,8 @@ struct Program {
         (s[residual] != -1 && network.maps[s[residual]].section != s[section]) || (s[source] == 0 && s[section] != 0)) {
       refuse(row, "its maps are of other sections");
     }
-    if (row > 0 && std::pair(s[section], !entry) < place_of(row - 1)) refuse(row, "it comes behind later ones");
+    if (row > 0 && std::pair(s[section], !entry) < place_of(row - 1))
+      refuse(row, "it comes after steps of a later section");
     if (windows && (s[kernel] < 1 || s[kernel] > kMaxKernel || s[stride] < 1 || s[stride] > kMaxKernel ||
                     s[padding] < 0 || s[padding] > s[kernel] || (convolution && s[stride] > 2))) {
       refuse(row, "there is no kernel for this window");
@@ -96,8 +97,8 @@ struct Program {
     step.row = row;
     step.place = s[packed_place];
     step.entry = entry;
-    Section& own = network.sections[s[section]];
-    (entry ? own.entry : own.body).push_back(step);
+    Section& target_section = network.sections[s[section]];
+    (entry ? target_section.entry : target_section.body).push_back(step);
   }
 };
 

@@ -36,7 +36,7 @@ ResidentSource read_tables(const Tensor& images, const Tensor& steps, const Tens
                            const Tensor& packed, const Tensor& thresholds, const std::string& criterion,
                            int64_t num_classes, bool bfloat16);
 
-// The network for images of this size; where weights lie in `packed` is not checked yet.
+// The network for images of this size; where weights are in `packed` is not checked yet.
 Network read_network(const ResidentSource& source);
 
 // Says which row of `steps` does not fit, and why.

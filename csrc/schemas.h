@@ -8,9 +8,9 @@
 
 namespace eefast {
 
-#define EEFAST_EXIT_HEAD_ARGUMENTS                                                                                     \
-  "(Tensor features, Tensor weight, Tensor bias, Tensor? threshold, Tensor rows, Tensor positions,"                    \
-  " Tensor live, str criterion, int exit_index, Tensor(a!) logits, Tensor(b!) confidence, Tensor(c!) exits)"           \
+#define EEFAST_EXIT_HEAD_ARGUMENTS                                                                           \
+  "(Tensor features, Tensor weight, Tensor bias, Tensor? threshold, Tensor rows, Tensor positions,"          \
+  " Tensor live, str criterion, int exit_index, Tensor(a!) logits, Tensor(b!) confidence, Tensor(c!) exits)" \
   " -> (Tensor, Tensor, Tensor)"
 
 constexpr const char* kExitHead = "exit_head" EEFAST_EXIT_HEAD_ARGUMENTS;

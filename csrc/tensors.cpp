@@ -1,4 +1,4 @@
-// What the ops need of tensors besides their numbers: new ones, dense ones, and where one stands.
+// Creates tensors, makes them contiguous, names their device.
 #include "tensors.h"
 
 #include <torch/csrc/stable/ops.h>

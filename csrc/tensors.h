@@ -1,4 +1,4 @@
-// What the ops need of tensors besides their numbers: new ones, dense ones, and where one stands.
+// Creates tensors, makes them contiguous, runs loops over their rows in parallel.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -19,8 +19,8 @@ Tensor empty(const char* name, const std::vector<int64_t>& sizes, int32_t dtype,
 
 Tensor as_contiguous(const char* name, const Tensor& tensor);
 
-// work(begin, end) for parts of [0, n). Torch's own turns what a thread throws into another error, prints it and,
-// before 2.13, loses what it said; here the first one arrives as it was thrown, when all threads are done.
+// work(begin, end) for parts of [0, n). That of torch turns what a thread throws into another error, prints it and,
+// before 2.13, loses its message; here the first one is rethrown as it was, when all threads are done.
 template <class Work>
 void parallel_for(int64_t n, int64_t grain, const Work& work) {
   std::atomic_flag failed = ATOMIC_FLAG_INIT;

@@ -53,7 +53,7 @@ EEFAST_INLINE void add_narrow(const T* x, int64_t rows, int64_t width, int64_t s
 }
 
 // The same for wide rows, whose sums no longer fit into the registers: they are loaded and stored for four rows at a
-// time. These lie far apart, since processors foresee one stream of reads per page, not several.
+// time. These are far apart, since processors foresee one stream of reads per page, not several.
 template <class T>
 EEFAST_INLINE void add_wide(const T* x, int64_t rows, int64_t width, int64_t stride, float* sums) {
   const int64_t quarter = rows / 4;
@@ -61,7 +61,7 @@ EEFAST_INLINE void add_wide(const T* x, int64_t rows, int64_t width, int64_t str
   for (int64_t i = 4 * quarter; i < rows; ++i) add_rows<1>(x + i * stride, width, stride, sums);
 }
 
-// The same for any width. In a long column every tile has sums of its own, which keeps the rounding error small.
+// The same for any width. In a long column every tile has separate sums, which keeps the rounding error small.
 template <class T>
 EEFAST_TARGET static void add_matrix(const T* x, int64_t rows, int64_t width, int64_t stride, float* sums,
                                      float* tile_sums) {
@@ -84,7 +84,7 @@ EEFAST_TARGET static void add_matrix(const T* x, int64_t rows, int64_t width, in
   }
 }
 
-// Channels-last: pixels side by side make one longer row, since few channels would leave lanes empty.
+// Channels-last: adjacent pixels make one longer row, since few channels would leave lanes empty.
 EEFAST_INLINE int64_t group_size(const ExitHead& head) {
   if (head.pixel_stride != head.channels) return 1;
   return std::clamp<int64_t>(64 / head.channels, 1, head.width);
@@ -188,7 +188,7 @@ EEFAST_TARGET static void linear(const ExitHead& head, const float* pooled, int6
     const float* const weight = whole ? head.weight + begin * channels : packed;
     for (int64_t s = 0; s < samples; s += kSamples) {
       for (int64_t j = begin; j < end; j += kRows) {
-        // Behind the last row it is repeated; nobody reads what comes of it.
+        // Beyond the last row it is repeated; the result is not read.
         const float* w[kRows];
         Quad bias;
         EEFAST_UNROLL

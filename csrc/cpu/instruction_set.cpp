@@ -29,16 +29,16 @@ InstructionSet detect() {
 #endif
 }
 
-// ATEN_CPU_CAPABILITY is the variable with which PyTorch lets its own kernels be held back.
+// ATEN_CPU_CAPABILITY is the variable that restricts the kernels of PyTorch.
 InstructionSet limit() {
-  const std::string_view own = variable("EEFAST_ISA"), torch = variable("ATEN_CPU_CAPABILITY");
+  const std::string_view wanted = variable("EEFAST_ISA"), torch = variable("ATEN_CPU_CAPABILITY");
   InstructionSet most = InstructionSet::avx512_bf16;
   if (torch == "default") most = InstructionSet::portable;
   if (torch == "avx2") most = InstructionSet::avx2;
-  if (own.empty()) return most;
-  const auto* const found = std::find(std::begin(kInstructionSets), std::end(kInstructionSets), own);
+  if (wanted.empty()) return most;
+  const auto* const found = std::find(std::begin(kInstructionSets), std::end(kInstructionSets), wanted);
   if (found == std::end(kInstructionSets)) {
-    throw std::runtime_error("EEFAST_ISA=" + std::string(own) +
+    throw std::runtime_error("EEFAST_ISA=" + std::string(wanted) +
                              " is unknown; choose one of portable, avx2, avx512, avx512_bf16");
   }
   return std::min(most, static_cast<InstructionSet>(found - std::begin(kInstructionSets)));

@@ -12,7 +12,7 @@
 // Vectors only travel between inlined functions, so that their calling convention never matters.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi"
-// GCC 12 takes the undefined operand of its own AVX-512 intrinsics for a mistake.
+// GCC 12 warns of the undefined operand of its AVX-512 intrinsics.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 

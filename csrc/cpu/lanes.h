@@ -56,7 +56,7 @@ EEFAST_INLINE Floats load(const double* x) {
   return load(lanes);
 }
 
-// The `n` elements at x, x + stride, …; zero in the lanes behind them.
+// The `n` elements at x, x + stride, …; zero in the remaining lanes.
 template <class T>
 EEFAST_INLINE Floats load_part(const T* x, int64_t n, int64_t stride = 1) {
   T lanes[kLanes] = {};
@@ -83,7 +83,7 @@ EEFAST_INLINE float sum_lanes(Floats v) {
   return (q[0] + q[2]) + (q[1] + q[3]);
 }
 
-// Of the units of `unit` lanes that `a` and `b` consist of, one behind the other within each span of `span` lanes, the
+// Of the units of `unit` lanes that `a` and `b` consist of, in order within each span of `span` lanes, the
 // even ones plus the odd ones.
 template <int64_t unit, int64_t span, int64_t... i>
 EEFAST_INLINE Floats add_neighbours(Floats a, Floats b, std::integer_sequence<int64_t, i...>) {

@@ -1,5 +1,5 @@
-// What stands between and behind the convolutions, for one vector width: affine maps, max pooling, exits. No include
-// guard: included behind direct_lanes.h and criterion_lanes.h.
+// Steps other than convolutions for one vector width: affine maps, max pooling, exits. No include guard: included after
+// direct_lanes.h and criterion_lanes.h.
 
 // out[y, x, c] = scale[c] · in[y, x, c] + shift[c], with ReLU where the step says so.
 template <class E>
@@ -23,7 +23,7 @@ EEFAST_INLINE Floats larger(Floats a, Floats b) {
   return (Floats)(((Words)a & first) | ((Words)b & ~first));
 }
 
-// The largest pixel of every window, of those that lie inside the map.
+// The largest pixel of every window, of those inside the map.
 template <class E>
 EEFAST_TARGET static void max_pool(const Step& step, const Map& from, const Map& to, const void* in, void* out) {
   const E* const pixels = static_cast<const E*>(in);
@@ -85,7 +85,7 @@ EEFAST_TARGET static bool exit(const Step& step, const Network& network, const M
   } else {
     pool(map, static_cast<const E*>(in), values);
   }
-  // Behind the last channel stand zeros or, where a pixel was infinite, 0 · ∞, which zero weights would let through.
+  // After the last channel are zeros or, where a pixel was infinite, 0 · ∞, which zero weights would let through.
   const int64_t used = map.channels - (map.blocks - 1) * kBlock;
   for (int64_t i = size - pixels * kBlock; i < size; i += kBlock)
     std::fill(values + i + used, values + i + kBlock, 0.0f);

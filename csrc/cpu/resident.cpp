@@ -25,7 +25,7 @@ namespace {
 // channels, and enough for one pass over the weights for more.
 int64_t chunk_tiles(const Map& from) { return from.blocks == 1 ? 8 : 16; }
 
-// Weights of one convolution of which every core may read all: more than that, and each reads its own part only.
+// Weights of one convolution up to which every core may read all; of more each reads one part only.
 constexpr int64_t kCacheableWeights = 256 * 1024;
 
 struct Slot {
@@ -170,7 +170,7 @@ void load_image(const Worker& worker, int64_t sample) {
   }
 }
 
-// One step on samples whose inputs lie in `from` and whose outputs lie in `to`, maybe the same slots.
+// One step on samples whose inputs are in the slots `from` and whose outputs go to `to`, maybe the same slots.
 struct Layer {
   const Step& step;
   Slot* const* from;
@@ -224,7 +224,7 @@ struct Winograd {
     parts = (tile_columns + most - 1) / most;
     rows = layer.samples * tile_rows * parts;
     rows_a_chunk = std::max<int64_t>(1, most / tile_columns);
-    // Everybody gets a chunk.
+    // Every worker gets a chunk.
     if (!heavy()) rows_a_chunk = std::clamp(rows / (l.worker.team->helpers() + 1), int64_t{1}, rows_a_chunk);
     chunks = (rows + rows_a_chunk - 1) / rows_a_chunk;
   }
@@ -283,10 +283,10 @@ struct Winograd {
     }
   }
   void run(int64_t c, Worker& worker) const {
-    const Chunk own = chunk(c, worker);
-    for (int64_t b = 0; b < from.blocks; ++b) input(own, b);
-    for (int64_t f = 0; f < side * side; ++f) multiply(own, f);
-    for (int64_t b = 0; b < to.blocks; ++b) output(own, b);
+    const Chunk part = chunk(c, worker);
+    for (int64_t b = 0; b < from.blocks; ++b) input(part, b);
+    for (int64_t f = 0; f < side * side; ++f) multiply(part, f);
+    for (int64_t b = 0; b < to.blocks; ++b) output(part, b);
   }
 };
 
@@ -300,7 +300,7 @@ void run_winograd(const Layer& layer) {
     const auto work = [&](int64_t c, Worker& worker) { winograd.run(c, worker); };
     leader.team->share(winograd.chunks, work, leader);
   } else {
-    // The weights are the traffic: divided by frequency, each worker reads its own part of them only.
+    // The weights are the traffic: divided by frequency, each worker reads only its part of them.
     const int64_t side = winograd.side;
     for (int64_t c = 0; c < winograd.chunks; ++c) {
       const auto chunk = winograd.chunk(c, leader);
@@ -326,7 +326,7 @@ void run_layer(const Layer& layer) {
   }
 }
 
-// Whether the sample leaves at this exit; then its answer is written.
+// Whether the sample exits here; then its answer is written.
 bool leaves(const Step& step, const Slot& slot, Worker& worker) {
   const Network& net = worker.job->network;
   const Batch& batch = worker.job->batch;

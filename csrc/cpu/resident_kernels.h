@@ -5,7 +5,7 @@
 
 namespace eefast::cpu {
 
-// Some tiles of one tile row: where they read, where they write, how much of the last ones lies inside the map.
+// Some tiles of one tile row: where they read, where they write, how much of the last ones is inside the map.
 struct TileRow {
   const float* in;
   float* out;
@@ -30,8 +30,8 @@ struct Kernels {
 
   void (*affine)(const Step& step, const Map& from, const Map& to, const void* in, void* out);
   void (*max_pool)(const Step& step, const Map& from, const Map& to, const void* in, void* out);
-  // Logits and confidence of one sample; true where it exits. values, logits: scratch for the pooled features and for the logits,
-  // of `value_floats` and `logit_floats` in resident.cpp.
+  // Logits and confidence of one sample; true where it exits. values, logits: scratch for the pooled features and for
+  // the logits, of `value_floats` and `logit_floats` in resident.cpp.
   bool (*exit)(const Step& step, const Network& network, const Map& map, const void* in, const float* threshold,
                float* values, float* logits, float* confidence);
 };

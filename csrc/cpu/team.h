@@ -1,4 +1,4 @@
-// One worker's work, shared with those who have run out of their own.
+// One worker's work, shared with workers that have none left.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +18,8 @@ inline void wait_a_little(int64_t tries) {
   if (tries % 1024 == 1023) std::this_thread::yield();
 }
 
-// The leader splits a phase into items; helpers claim some, one by one. Nobody waits for a helper that never comes: the
-// leader takes all items that nobody has claimed.
+// The leader splits a phase into items; helpers claim some, one by one. No worker waits for a helper that never comes:
+// the leader takes all items that no helper has claimed.
 class alignas(64) Team {
  public:
   void open() { open_.store(true, std::memory_order_release); }

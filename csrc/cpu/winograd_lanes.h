@@ -1,5 +1,5 @@
 // Winograd convolution F(m×m, 3×3), m = 2 or 4, for one vector width (Lavin & Gray 2015). No include guard: included
-// behind direct_lanes.h.
+// after direct_lanes.h.
 //
 // Y = Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A per tile, summed over input channels: for each of the (m + 2)² frequencies a product
 // of [tiles, C_in] and [C_in, C_out]. 36 multiplications instead of 144 per 4×4 outputs.

@@ -26,8 +26,8 @@ SIMT_DEVICE float confidence_of(Criterion criterion, const float* logits, int cl
   }
 #pragma unroll
   for (int bit = 1; bit < 32; bit *= 2) {
-    const float other = __shfl_xor_sync(~0u, first, bit), behind = __shfl_xor_sync(~0u, second, bit);
-    second = fmaxf(fmaxf(second, behind), fminf(first, other));
+    const float other = __shfl_xor_sync(~0u, first, bit), other_second = __shfl_xor_sync(~0u, second, bit);
+    second = fmaxf(fmaxf(second, other_second), fminf(first, other));
     first = fmaxf(first, other);
   }
   // A NaN logit is dropped by the maxima, but not by the sum.
@@ -44,7 +44,7 @@ SIMT_DEVICE float confidence_of(Criterion criterion, const float* logits, int cl
   return logf(sum) - sum_of_warp(moment) / sum;
 }
 
-// To leave is defined by the comparison, to survive as its negation: a NaN goes on to the last exit.
+// To exit is defined by the comparison, to survive as its negation: a NaN goes on to the last exit.
 SIMT_DEVICE bool leaves_by(Criterion criterion, float confidence, float threshold) {
   return criterion == Criterion::entropy ? confidence < threshold : confidence > threshold;
 }

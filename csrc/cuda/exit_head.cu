@@ -30,7 +30,7 @@ cudaError_t launch(const ExitHead& head, int device, cudaStream_t stream) {
   const ExitHeadTiles tiles = tiles_of(head);
   const Kernel kernel = head.dtype == DType::float32   ? kernel_of<float>(tiles)
                         : head.dtype == DType::float16 ? kernel_of<__half>(tiles)
-                                                            : kernel_of<__nv_bfloat16>(tiles);
+                                                       : kernel_of<__nv_bfloat16>(tiles);
   const auto bytes = static_cast<int>(tiles.shared_bytes);
   int processors = 0;
   cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);

@@ -1,7 +1,7 @@
 // The exit head in one launch: global average pool → logits → criterion → results and survivor list.
 //
 //   pooled[c] = mean over pixels of features[row, c];  logits = weight · pooled + bias
-//   confidence = criterion(logits);  leaves = confidence > threshold, or < for entropy
+//   confidence = criterion(logits);  exits = confidence > threshold, or < for entropy
 //
 // Bytes moved: the live samples' maps once, the weights from the cache, 26 bytes per entry of the live list, most of
 // them through the L2 cache, and the results of leaving samples.
@@ -9,7 +9,7 @@
 // A block has 8 warps and takes up to 8 samples at a time: warps pool (one or several per sample), then take class
 // rows, each for all samples of the tile, then one sample each for the criterion. Sums are float32 and of a fixed
 // order. The block that is done last writes the next live list: survivors to the front, all others to the back in
-// reverse order, so that one pass over the flags places everything. Nobody waits for another block.
+// reverse order, so that one pass over the flags places everything. No block waits for another.
 #pragma once
 
 #include "cuda/criterion.cuh"
@@ -129,7 +129,7 @@ SIMT_DEVICE void pool_planes(const Tiles& tiles, const T* map, int channels, int
   }
 }
 
-// The same where channels lie side by side; each warp gives the sums over its part of the pixels.
+// The same where channels are adjacent; each warp gives the sums over its part of the pixels.
 template <class T, int VECTOR>
 SIMT_DEVICE void pool_channels_last(const Tiles& tiles, const T* map, int channels, int part, float* sums) {
   const int groups = channels / VECTOR, columns = 32 / tiles.lanes;
@@ -196,7 +196,7 @@ SIMT_DEVICE void classify(const ExitHead& head, const Tiles& tiles, const float*
   }
 }
 
-// One warp decides for one entry of the live list and writes its answer where it leaves.
+// One warp decides for one entry of the live list and writes its answer where it exits.
 SIMT_DEVICE void answer(const ExitHead& head, const float* logits, int entry, uint8_t* flags) {
   const int classes = static_cast<int>(head.num_classes);
   const float confidence = confidence_of(head.criterion, logits, classes);

@@ -33,7 +33,7 @@ cudaError_t launch(const Gather& gather, int device, cudaStream_t stream) {
   int processors = 0;
   const cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error) return error;
-  // Enough to even out what blocks find to do, few enough that those behind the live rows do not show.
+  // Enough to even out what blocks find to do, few enough that those beyond the live rows cost nothing.
   const auto grid = static_cast<unsigned>(std::min<int64_t>(pieces.count, processors * 32));
   kernel_of(pieces.unit)<<<grid, GatherPieces::kThreads, 0, stream>>>(gather, pieces);
   return cudaGetLastError();

@@ -35,8 +35,8 @@ struct GatherPieces {
 inline GatherPieces pieces_of(const Gather& gather) {
   GatherPieces p{};
   const auto addresses = reinterpret_cast<uintptr_t>(gather.features) | reinterpret_cast<uintptr_t>(gather.out) |
-                         (gather.samples > 1 ? gather.sample_stride : 0) |
-                         (gather.places > 1 ? gather.out_stride : 0) | gather.row_bytes;
+                         (gather.samples > 1 ? gather.sample_stride : 0) | (gather.places > 1 ? gather.out_stride : 0) |
+                         gather.row_bytes;
   for (p.unit = 16; addresses % p.unit != 0;) p.unit /= 2;
   p.units = gather.row_bytes / p.unit;
   for (p.threads = 1; p.threads < GatherPieces::kThreads && p.threads * GatherPieces::kUnroll < p.units;)

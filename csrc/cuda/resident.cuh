@@ -1,16 +1,16 @@
-// A whole early-exit network as one persistent kernel: a thread block carries one image at a time to its own exit.
+// A whole early-exit network as one persistent kernel: a thread block carries one image at a time to its exit.
 //
 // Each block takes an image from a queue, keeps its maps in shared memory from the first convolution to the exit it
 // leaves by, writes K logits, the exit and the confidence, and takes the next image. Nothing is compacted, no host read
-// happens, no second launch: an image that leaves early makes room for another one.
+// happens, no second launch: an image that exits early makes room for another one.
 //
 // Bytes moved per image: the image in, K + 3 numbers out; weights come from L1 and L2, since all blocks read the same.
 //
-// A map of C channels lies in shared memory as [C/8][frame][frame][8] 16-bit numbers, its first pixel at (1, 1):
-//   * around it stand zeros, so a tap is a constant offset, without bounds checks;
+// A map of C channels is stored in shared memory as [C/8][frame][frame][8] 16-bit numbers, its first pixel at (1, 1):
+//   * around it are zeros, so a tap is a constant offset, without bounds checks;
 //   * a pixel of a plane is 16 bytes: 8 neighbouring pixels are one matrix of ldmatrix and touch every bank once
 //     (stride 2 skips every other pixel: two-way conflicts, in two convolutions per network).
-// Pixels of a frame beyond the map hold anything; they reach sums of pixels beyond the map only, which nobody stores.
+// Pixels of a frame beyond the map hold anything; they reach only sums of pixels beyond the map, which are not stored.
 //
 // Convolution = matrix product: rows (M) are pixels, columns (N) output channels, depth (K) the input channels under a
 // tap. A tile is 16 pixels: one row of 16, or two of 8 in the smallest frame. A warp has 4 rows of pixels, one tile
@@ -274,15 +274,15 @@ SIMT_DEVICE void add_pixel(float (&sum)[8], const void* pixel) {
   }
 }
 
-// Mean of the map, K logits and the confidence; whether the image leaves, and then its answer is written. All threads
+// Mean of the map, K logits and the confidence; whether the image exits, and then its answer is written. All threads
 // return the same. Every sum has a fixed order, so that no image near a threshold can flip. No barrier at the end: what
-// is written next lies behind a later one, but for scratch->image.
+// is written next comes after a later one, except scratch->image.
 template <class T>
 SIMT_FUNCTION bool leaves_at(Step step, const Job& job, char* shared) {
   const Network& network = job.network;
   const Batch& batch = job.batch;
   Scratch* const scratch = reinterpret_cast<Scratch*>(shared + network.map_bytes);
-  const int image = scratch->image;  // before the barriers, behind which it may already be the next one
+  const int image = scratch->image;  // before the barriers, after which it may already be the next one
   const int lane = lane_index(), warp = warp_index(), classes = network.classes, channels = step.source_planes * 8;
   const float* const bias = reinterpret_cast<const float*>(static_cast<const uint4*>(network.packed) + step.weight);
   const float* const weight = bias + (classes + 1 + 15) / 16 * 16;
@@ -411,7 +411,7 @@ SIMT_DEVICE void resident(const Job& job, char* shared) {
     surround(shared + network.image, 1, network.image_frame, batch.height, batch.width);
     load_image<T>(job, shared);
     __syncthreads();                                  // image complete
-    for (const Step* next = network.step;; ++next) {  // the last step is an exit that everybody takes
+    for (const Step* next = network.step;; ++next) {  // the last step is the final exit
       const Step step = *next;
       if (step.action == Action::exit) {
         if (leaves_at<T>(step, job, shared)) break;

@@ -14,7 +14,7 @@
 #include "simt/simt.h"
 #else
 #define SIMT_DEVICE __device__ __forceinline__
-// A unit with registers of its own: all in one body would spill.
+// A separate unit of register allocation: all in one body would spill.
 #define SIMT_FUNCTION static __device__ __noinline__
 
 namespace eefast::cuda {

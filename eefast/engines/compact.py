@@ -46,7 +46,7 @@ def run_eagerly(plan: Plan, net: EarlyExitNet, x: Tensor, limits: Tensor | None 
         remaining = int(live)  # the one place where the host reads a count
         if 0 < remaining < survivors:
             everyone, features = features, torch.empty_like(features[:remaining])
-            ops.gather_survivors(everyone, rows[:remaining], live, features)
+            ops.gather_survivors.run(everyone, rows[:remaining], live, features)
         entries, survivors = (order[:remaining], positions[:remaining], live), remaining
     return results.of(net)
 
@@ -84,8 +84,8 @@ def leave(
         seen = seen.permute(0, 2, 3, 1).reshape(len(seen), -1, 1, 1)
     linear, written = (step.weight, step.bias), (results.logits, results.confidence, results.exits)
     if step.conv is None:
-        return ops.exit_head(seen, *linear, threshold, *entries, criterion, i, *written)
-    return ops.exit_conv_head(seen, *step.conv, *linear, threshold, *entries, criterion, i, *written)
+        return ops.exit_head.run(seen, *linear, threshold, *entries, criterion, i, *written)
+    return ops.exit_conv_head.run(seen, *step.conv, *linear, threshold, *entries, criterion, i, *written)
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,8 @@ class Stores:
         if early:
             there = self._before(lane, stage + 1, features)
             features = features.contiguous(memory_format=torch.channels_last)
-            ops.gather_survivors(features, survivors, live, there.features, there.count)
-            ops.gather_survivors(positions.view(-1, 1, 1, 1), order, live, there.positions, there.count)
+            ops.gather_survivors.run(features, survivors, live, there.features, there.count)
+            ops.gather_survivors.run(positions.view(-1, 1, 1, 1), order, live, there.positions, there.count)
             there.count.add_(live)
         here.count.zero_()
 

@@ -22,7 +22,7 @@ def run(plan: Plan, net: EarlyExitNet, x: Tensor, limits: Tensor | None = None, 
     normalization = p.normalization if x.dtype == torch.uint8 else None
     limits = net.limits()[0] if limits is None else limits
     tables = p.steps, p.maps, p.groups, p.weights, p.packed, limits
-    logits, confidence, exits = ops.resident_forward(
+    logits, confidence, exits = ops.resident_forward.run(
         x, *tables, plan.criterion, net.num_classes, p.bfloat16, threads, None, normalization
     )
     return ExitResult(logits, exits, confidence, net.cost.index_select(0, exits))

@@ -1,20 +1,11 @@
 """The package's PyTorch ops: each with schema, reference, fake and FLOP formula; C++ and Triton kernels run them."""
 
-from .exit_conv_head import exit_conv_head
-from .exit_head import MAX_CLASSES_ON_CUDA, exit_head
+from . import exit_conv_head, exit_head, gather_survivors, indexed_conv, resident_forward
+from .exit_head import MAX_CLASSES_ON_CUDA
 from .flops import register_flops
-from .gather_survivors import gather_survivors
-from .indexed_conv import indexed_conv
 from .library import CPP_MISSING
 from .on_cuda import TRITON_MISSING, exit_kernels
-from .resident_forward import (
-    Kind,
-    cuda_missing,
-    instruction_set,
-    resident_forward,
-    resident_network,
-    resident_shared_memory,
-)
+from .resident_forward import Kind, cuda_missing, instruction_set, resident_network, resident_shared_memory
 
 CUDA_MISSING = CPP_MISSING or cuda_missing()
 """None where the CUDA kernels are loaded, else the reason why not."""

@@ -43,7 +43,7 @@ def check_written(name: str, tensor: Tensor) -> None:
     reach = 0
     for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
         if stride <= reach:
-            raise RuntimeError(f"{name} has overlapping strides {list(tensor.stride())}; give it memory of its own")
+            raise RuntimeError(f"{name} has overlapping strides {list(tensor.stride())}; give it separate memory")
         reach += stride * (size - 1)
 
 
@@ -54,11 +54,11 @@ def check_apart(written: Iterable[Named], read: Iterable[Named]) -> None:
     for i, (name, tensor, begin, end) in enumerate(given[: len(written)]):
         for other_name, other, other_begin, other_end in given[i + 1 :]:
             if max(begin, other_begin) < min(end, other_end) and not _beside(tensor, begin, other, other_begin):
-                raise RuntimeError(f"{name} shares memory with {other_name}; give it memory of its own")
+                raise RuntimeError(f"{name} shares memory with {other_name}; give it separate memory")
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """Addresses of the first element and behind the last one."""
+    """Addresses of the first element and after the last one."""
     begin = tensor.data_ptr()
     return begin, begin + _reach(tensor.shape, tensor.stride()) * tensor.element_size() if tensor.numel() else begin
 

@@ -75,7 +75,7 @@ def check(
 namespace.impl("exit_conv_head", reference, "CompositeExplicitAutograd")
 
 
-def _triton(
+def run_triton(
     features: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None,
     rows: Tensor, positions: Tensor, live: Tensor, criterion: str, exit_index: int,
     logits: Tensor, confidence: Tensor, exits: Tensor,
@@ -92,7 +92,7 @@ def _triton(
     )  # fmt: skip
 
 
-implement_on_cuda("exit_conv_head", _triton)
+implement_on_cuda("exit_conv_head", run_triton)
 
 
 @torch.library.register_fake("eefast::exit_conv_head")
@@ -116,7 +116,7 @@ def flops(
     return 2 * rows[0] * (convolution + weight[0] * weight[1])
 
 
-def exit_conv_head(
+def run(
     features: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None,
     rows: Tensor, positions: Tensor, live: Tensor, criterion: str, exit_index: int,
     logits: Tensor, confidence: Tensor, exits: Tensor,

@@ -127,7 +127,7 @@ def check_classes_on_cuda(classes: int) -> None:
 namespace.impl("exit_head", reference, "CompositeExplicitAutograd")
 
 
-def _triton(
+def run_triton(
     features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
     live: Tensor, criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -142,7 +142,7 @@ def _triton(
     )
 
 
-implement_on_cuda("exit_head", _triton)
+implement_on_cuda("exit_head", run_triton)
 
 
 @torch.library.register_fake("eefast::exit_head")
@@ -162,7 +162,7 @@ def flops(features: Any, weight: Any, bias: Any, threshold: Any, rows: Any, *arg
     return 2 * rows[0] * weight[0] * weight[1]
 
 
-def exit_head(
+def run(
     features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
     live: Tensor, criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip

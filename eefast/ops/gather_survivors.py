@@ -71,7 +71,7 @@ def check(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Ten
 namespace.impl("gather_survivors", reference, "CompositeExplicitAutograd")
 
 
-def _triton(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
+def run_triton(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
     from ..kernels import gather_survivors as kernel
 
     check(features, rows, live, out, offset)
@@ -79,7 +79,7 @@ def _triton(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: T
     kernel.gather_survivors(features, rows, live, out, offset)
 
 
-implement_on_cuda("gather_survivors", _triton)
+implement_on_cuda("gather_survivors", run_triton)
 
 
 @torch.library.register_fake("eefast::gather_survivors")
@@ -87,7 +87,7 @@ def _fake(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Ten
     check_fake(features, ("rows", rows), ("live", live), ("out", out), ("offset", offset))
 
 
-def gather_survivors(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
+def run(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
     """`out[offset + i] = features[rows[i]]` for i < live.
 
     features: [M, C, H, W], any dtype; every row dense, contiguous or channels-last, with any distance between rows.

@@ -26,7 +26,7 @@ def reference(
 ) -> Tensor:  # fmt: skip
     """`indexed_conv` in plain PyTorch: its oracle, its fallback and its documentation."""
     check(features, weight, bias, residual, rows, residual_through_rows, live, stride)
-    out = _empty(features, weight, rows, stride).zero_()
+    out = empty_output(features, weight, rows, stride).zero_()
     count = min(int(live), len(out))
     chosen = slice(count) if rows is None else rows[:count]
     sums = F.conv2d(features[chosen].float(), weight.float(), bias, stride, padding=weight.shape[-1] // 2)
@@ -36,7 +36,7 @@ def reference(
     return out
 
 
-def _empty(features: Tensor, weight: Tensor, rows: Tensor | None, stride: int) -> Tensor:
+def empty_output(features: Tensor, weight: Tensor, rows: Tensor | None, stride: int) -> Tensor:
     height, width = (-(-n // stride) for n in features.shape[2:])
     shape = (len(features if rows is None else rows), len(weight), height, width)
     return torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=torch.channels_last)
@@ -118,7 +118,7 @@ def _check_indices(features: Tensor, residual: Tensor | None, rows: Tensor | Non
 namespace.impl("indexed_conv", reference, "CompositeExplicitAutograd")
 
 
-def _triton(
+def run_triton(
     features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rows: Tensor | None,
     residual_through_rows: bool, live: Tensor, stride: int, relu: bool,
 ) -> Tensor:  # fmt: skip
@@ -126,7 +126,7 @@ def _triton(
 
     check(features, weight, bias, residual, rows, residual_through_rows, live, stride)
     check_range_on_cuda(features, features if rows is None else rows, ("weight", weight))
-    out = _empty(features, weight, rows, stride)
+    out = empty_output(features, weight, rows, stride)
     if out.shape[1:].numel() >= 2**31:
         raise RuntimeError(
             f"weight has {len(weight)} filters, which makes {list(out.shape[1:])} of a sample; on CUDA a sample has "
@@ -136,7 +136,7 @@ def _triton(
     return out
 
 
-implement_on_cuda("indexed_conv", _triton)
+implement_on_cuda("indexed_conv", run_triton)
 
 
 @torch.library.register_fake("eefast::indexed_conv")
@@ -145,7 +145,7 @@ def _fake(
     residual_through_rows: bool, live: Tensor, stride: int, relu: bool,
 ) -> Tensor:  # fmt: skip
     check_fake(features, ("weight", weight), ("bias", bias), ("residual", residual), ("rows", rows), ("live", live))
-    return _empty(features, weight, rows, stride)
+    return empty_output(features, weight, rows, stride)
 
 
 def flops(
@@ -158,7 +158,7 @@ def flops(
     return 2 * entries * pixels * weight[0] * weight[1] * weight[2] * weight[3]
 
 
-def indexed_conv(
+def run(
     features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rows: Tensor | None,
     residual_through_rows: bool, live: Tensor, stride: int, relu: bool,
 ) -> Tensor:  # fmt: skip

@@ -142,7 +142,7 @@ def _parts(weights: Tensor, place: int, shape: tuple[int, ...]) -> tuple[Tensor,
     """A weight and the bias stored after it."""
     size = math.prod(shape)
     if place < 0 or place + size + shape[0] > len(weights):
-        raise RuntimeError("its weights lie outside of weights")
+        raise RuntimeError("its weights are outside of weights")
     return weights[place : place + size].view(shape), weights[place + size : place + size + shape[0]]
 
 
@@ -164,7 +164,7 @@ def _fake(
     return confidence.new_empty(n, num_classes), confidence, images.new_empty(n, dtype=torch.int64)
 
 
-def resident_forward(
+def run(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
     normalization: Tensor | None = None,

@@ -43,7 +43,7 @@ class _IndexedConv(nn.Module):
     def forward(
         self, x: Tensor, residual: Tensor | None, rows: Tensor | None, residual_through_rows: bool, live: Tensor
     ) -> Tensor:
-        return ops.indexed_conv(
+        return ops.indexed_conv.run(
             x, self.weight, self.bias, residual, rows, residual_through_rows, live, self.stride, self.relu
         )
 
@@ -58,7 +58,7 @@ def indexed_stage(module: nn.Module) -> tuple[IndexedStage | None, str]:
     """
     obstacle = _indexing_obstacle(module)
     if obstacle:
-        return None, f"{obstacle}; gather the survivors with eefast.ops.compact and run the stage on them"
+        return None, f"{obstacle}; gather the survivors with eefast.ops.gather_survivors and run the stage on them"
     assert isinstance(module, fx.GraphModule)
     indexed = graph_module(module, copy.deepcopy(module.graph))
     graph = indexed.graph
@@ -95,7 +95,7 @@ def _gathered(features: Tensor, rows: Tensor | None, live: Tensor) -> Tensor:
         device=features.device,
         memory_format=torch.channels_last,
     )
-    ops.compact(features, rows, live, out)
+    ops.gather_survivors.run(features, rows, live, out)
     return out
 
 

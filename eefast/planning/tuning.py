@@ -131,4 +131,5 @@ def _run(
 ) -> Tensor:
     tables = p.steps, p.maps, p.groups, p.weights, p.packed, limits
     threads = 0 if seconds is None else 1
-    return ops.resident_forward(images, *tables, net.criterion.name, net.num_classes, p.bfloat16, threads, seconds)[0]
+    rule = net.criterion.name, net.num_classes
+    return ops.resident_forward.run(images, *tables, *rule, p.bfloat16, threads, seconds)[0]

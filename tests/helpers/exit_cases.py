@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,8 +20,22 @@ LAYOUTS = ("contiguous", "channels_last", "cropped", "cropped channels_last", "e
 SENTINEL = -7.0
 # Units in the last place. On tensor cores a float32 product is three of 11 bits each, and sums round towards zero.
 UNITS = 4 if GPU else 2
-# One dtype of everything goes through compute-sanitizer, see bench/gpu.sh.
-EACH_DTYPE = [pytest.param(d, id=f"{'sanitize-' * (d == torch.float16)}{d}") for d in DTYPES]
+
+
+def dtypes_and_shapes(
+    shapes: dict[str, tuple[Any, ...]], each_dtype: tuple[str, ...], dtypes: tuple[torch.dtype, ...] = DTYPES
+) -> pytest.MarkDecorator:
+    """Parameters `dtype` and `shape`: all shapes in float16, those named `each_dtype` in every dtype; the rest is slow.
+
+    Shapes choose blocks and loops, dtypes how elements are loaded: one does not depend on the other. The names of
+    float16 cases say that they go through compute-sanitizer, see bench/gpu.sh.
+    """
+    found = []
+    for dtype, (name, shape) in itertools.product(dtypes, shapes.items()):
+        half = dtype == torch.float16
+        marks = [] if half or name in each_dtype else pytest.mark.slow
+        found.append(pytest.param(dtype, shape, marks=marks, id=f"{'sanitize-' * half}{dtype}-{name}"))
+    return pytest.mark.parametrize(("dtype", "shape"), found)
 
 
 @dataclass(frozen=True)

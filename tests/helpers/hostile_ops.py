@@ -309,23 +309,23 @@ def nothing_to_say(arguments: Arguments, found: Any) -> None:
 OPS: dict[str, tuple[Callable[[random.Random], Arguments], tuple[Callable[..., Any], ...], Callable[..., None]]] = {
     "exit_head": (
         exit_arguments,
-        (ops.exit_head, torch.ops.eefast.exit_head.default),
+        (ops.exit_head.run, torch.ops.eefast.exit_head.default),
         exit_answer,
     ),
     "exit_conv_head": (
         exit_conv_arguments,
-        (ops.exit_conv_head, torch.ops.eefast.exit_conv_head.default),
+        (ops.exit_conv_head.run, torch.ops.eefast.exit_conv_head.default),
         exit_answer,
     ),
     "gather_survivors": (
         gather_arguments,
-        (ops.gather_survivors, torch.ops.eefast.gather_survivors.default),
+        (ops.gather_survivors.run, torch.ops.eefast.gather_survivors.default),
         nothing_to_say,
     ),
-    "indexed_conv": (conv_arguments, (ops.indexed_conv, torch.ops.eefast.indexed_conv.default), nothing_to_say),
+    "indexed_conv": (conv_arguments, (ops.indexed_conv.run, torch.ops.eefast.indexed_conv.default), nothing_to_say),
     "resident_forward": (
         network_arguments,
-        (ops.resident_forward, torch.ops.eefast.resident_forward.default),
+        (ops.resident_forward.run, torch.ops.eefast.resident_forward.default),
         network_answer,
     ),
 }

@@ -1,7 +1,6 @@
 """Where the Triton kernels run in these tests: on the GPU where there is one, else in Triton's interpreter."""
 
 import contextlib
-import importlib
 import os
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -33,11 +32,13 @@ runs_triton = pytest.mark.gpu if GPU else interpreted
 
 
 @contextlib.contextmanager
-def triton_behind(*ops: str) -> Iterator[None]:
-    """The interpreted Triton kernels on the CPU, where otherwise C++ or the references stand behind the ops."""
+def run_by_triton(*ops: str) -> Iterator[None]:
+    """Runs the ops on the CPU by the interpreted Triton kernels, instead of C++ or the references."""
+    from eefast import ops as modules
+
     library = torch.library.Library("eefast", "IMPL")
     for name in ops:
-        library.impl(name, importlib.import_module(f"eefast.ops.{name}")._triton, "CPU", allow_override=True)
+        library.impl(name, getattr(modules, name).run_triton, "CPU", allow_override=True)
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ import importlib
 import pytest
 import torch
 from networks import images, lived_in, one_by_one, spread_thresholds
-from where import GPU, runs_triton, triton_behind
+from where import GPU, run_by_triton, runs_triton
 
 import eefast
 
@@ -20,7 +20,7 @@ def triton_everywhere():
     if GPU:
         yield
         return
-    with triton_behind("exit_head", "exit_conv_head", "compact"):
+    with run_by_triton("exit_head", "exit_conv_head", "compact"):
         yield
 
 

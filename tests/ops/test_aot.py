@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -107,8 +108,16 @@ def compiler() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-@capabilities
-@pytest.mark.parametrize("name", aot.variants())
+def jobs() -> Iterator[Any]:
+    """Every variant for every generation; all but one generation of each, in turn, are slow."""
+    generations = list(aot.SHARED_LIMIT)
+    for i, name in enumerate(aot.variants()):
+        for j, capability in enumerate(generations):
+            marks = [] if j == i % len(generations) else pytest.mark.slow
+            yield pytest.param(name, capability, marks=marks, id=f"{name}-{capability}")
+
+
+@pytest.mark.parametrize(("name", "capability"), jobs())
 def test_variant(compiler: ProcessPoolExecutor, name: str, capability: int) -> None:
     report = compiler.submit(aot.compile_variant, name, capability).result()
     assert not report.failures(aot.variants()[name][1]), report
@@ -133,13 +142,17 @@ def test_signature_is_that_of_a_launch(compiler: ProcessPoolExecutor) -> None:
     assert [path for path, found in attributes.items() if found] == [(0,), (1,), (2,)]
 
 
-@capabilities
-@pytest.mark.parametrize("name", ["aligned", "float32", "16 bytes behind", "2 bytes behind", "odd size"])
+NARROW = ("2 bytes behind", "odd size")
+LOADS = [(name, capability) for name in ("aligned", NARROW[0]) for capability in aot.SHARED_LIMIT]
+LOADS += [(name, 80) for name in ("float32", "16 bytes behind", NARROW[1])]
+
+
+@pytest.mark.parametrize(("name", "capability"), LOADS)
 def test_narrow_loads_are_reported(compiler: ProcessPoolExecutor, name: str, capability: int) -> None:
     report = compiler.submit(compile_sample, name, capability).result()
     assert not report.failures()
     failures = report.failures({"wide_loads"})
-    assert bool(failures) == (name in ("2 bytes behind", "odd size")), report
+    assert bool(failures) == (name in NARROW), report
     assert not failures or f"sm_{capability}: 0 16-byte global loads" in failures[0]
 
 

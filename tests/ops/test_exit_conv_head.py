@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,12 +9,12 @@ import pytest
 import torch
 from exit_cases import (
     CRITERIA,
-    EACH_DTYPE,
     LAYOUTS,
     Case,
     assert_same_bits,
     check,
     cuda_arguments,
+    dtypes_and_shapes,
     eager,
     gap,
     launched,
@@ -27,14 +26,14 @@ from exit_cases import (
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from where import GPU, interpreted, runs_triton, triton_behind
+from where import GPU, interpreted, run_by_triton, runs_triton
 
 from eefast import ops
 
-module = importlib.import_module("eefast.ops.exit_conv_head")
+module = ops.exit_conv_head
 op = torch.ops.eefast.exit_conv_head.default
 
-triton = pytest.param(on_gpu(op) if GPU else module._triton, id="triton", marks=runs_triton)
+triton = pytest.param(on_gpu(op) if GPU else module.run_triton, id="triton", marks=runs_triton)
 every = pytest.mark.parametrize("run", [pytest.param(op, id="dispatched = reference"), triton])
 
 # (R, K, C_in, C, H, W): tiles of one sample and of several, pixels and channels in one block and in several, odd sizes.
@@ -48,7 +47,6 @@ SHAPES = {
     "imagenet": (3, 1000, 40, 136, 4, 4),
     "nobody": (0, 10, 16, 16, 4, 4),
 }
-shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,7 @@ def check_conv(run: Any, case: ConvCase) -> None:
 
 
 @every
-@shapes
-@pytest.mark.parametrize("dtype", EACH_DTYPE)
+@dtypes_and_shapes(SHAPES, ("cifar stage 3", "odd"))
 def test_shapes_match_float64(run: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     i = list(SHAPES.values()).index(shape)
     for live in ("part", "all", "none"):
@@ -141,8 +138,8 @@ def test_opcheck() -> None:
 
 
 @interpreted
-def test_opcheck_with_triton_behind_the_op() -> None:
-    with triton_behind("exit_conv_head"):
+def test_opcheck_with_run_by_triton_the_op() -> None:
+    with run_by_triton("exit_conv_head"):
         torch.library.opcheck(op, make_conv_case(5, 10, 4, 4, 3, 3).arguments())
 
 
@@ -152,7 +149,7 @@ def test_compiles_and_exports_as_one_node() -> None:
 
     class Head(torch.nn.Module):
         def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-            return ops.exit_conv_head(*tensors[:9], criterion, exit_index, *tensors[9:])
+            return ops.exit_conv_head.run(*tensors[:9], criterion, exit_index, *tensors[9:])
 
     everything = (*tensors, logits, confidence, exits)
     exported = torch.export.export(Head(), everything)
@@ -218,7 +215,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("run", [op, module._triton], ids=["reference", "triton"])
+@pytest.mark.parametrize("run", [op, module.run_triton], ids=["reference", "triton"])
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_arguments(run: Any, wrong: str) -> None:
     override, message = WRONG[wrong]
@@ -233,4 +230,4 @@ def test_gradients_are_refused() -> None:
     case = make_conv_case(3, 10, 4, 4, 3, 3)
     case.features.requires_grad_()
     with pytest.raises(ValueError, match=r"features requires grad.*torch\.no_grad"):
-        ops.exit_conv_head(*case.arguments())
+        ops.exit_conv_head.run(*case.arguments())

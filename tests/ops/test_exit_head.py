@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 import os
@@ -22,12 +21,12 @@ from where import GPU, runs_triton
 
 from eefast import ops
 
-module = importlib.import_module("eefast.ops.exit_head")
+module = ops.exit_head
 reference = module.reference
 op = torch.ops.eefast.exit_head.default
 
 DISPATCHED = "cpp" if ops.CPP_MISSING is None else f"dispatched = reference, C++ {ops.CPP_MISSING}"
-triton = pytest.param(on_gpu(op) if GPU else module._triton, id="triton", marks=runs_triton)
+triton = pytest.param(on_gpu(op) if GPU else module.run_triton, id="triton", marks=runs_triton)
 every = pytest.mark.parametrize(
     "run", [pytest.param(op, id=DISPATCHED), pytest.param(reference, id="reference"), triton]
 )
@@ -43,7 +42,7 @@ def test_sizes_match_float64(run: Any, r: int, k: int) -> None:
     """All sizes; dtype, layout, criterion and length of the live list take turns."""
     for c, (h, w) in itertools.product((1, 3, 16, 64, 513), ((1, 1), (7, 5), (8, 8))):
         i = SIZES.index((r, k, c, (h, w)))
-        if run is module._triton and r == 257 and i % 4:
+        if run is module.run_triton and r == 257 and i % 4:
             continue  # the interpreter takes seconds for each of these
         case = make_case(
             r, k, c, h, w, dtype=DTYPES[i // 7 % 4], memory=LAYOUTS[i % 7], criterion=CRITERIA[i % 4],
@@ -144,7 +143,7 @@ def test_non_finite_features(run: Any, criterion: str, threshold: float | None) 
 def test_every_half_precision_number(run: Any, dtype: torch.dtype) -> None:
     """All 65,536 bit patterns, subnormal numbers and infinities among them, arrive unchanged."""
     values = torch.arange(-(2**15), 2**15, dtype=torch.int16)
-    if run is module._triton:
+    if run is module.run_triton:
         # The interpreter takes minutes for all, and is itself wrong about subnormal bfloat16 numbers.
         values = values[::97][(dtype == torch.float16) | (values[::97].view(dtype).abs() > 1e-37)]
     values = values.view(dtype)
@@ -245,7 +244,7 @@ def test_compiles_and_exports_as_one_node() -> None:
 
     class Head(torch.nn.Module):
         def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-            return ops.exit_head(*tensors[:7], criterion, exit_index, *tensors[7:])
+            return ops.exit_head.run(*tensors[:7], criterion, exit_index, *tensors[7:])
 
     tensors = (*inputs, logits, confidence, exits)
     exported = torch.export.export(Head(), tensors)
@@ -325,7 +324,7 @@ WRONG = {
     "weight freed": ({"weight": freed(torch.zeros(11, 16))}, r"weight needs 704 bytes of its storage, which has 0"),
     "rows in exits": (
         shared("exits", "rows", torch.int32),
-        r"exits shares memory with rows; give it memory of its own",
+        r"exits shares memory with rows; give it separate memory",
     ),
     "positions in exits": (shared("exits", "positions", torch.int32), r"exits shares memory with positions"),
     "logits in features": (shared("features", "logits", torch.float32), r"logits shares memory with features"),
@@ -371,7 +370,7 @@ def test_odd_address() -> None:
 
 def test_unknown_criterion() -> None:
     with pytest.raises(ValueError, match="criterion='best' is unknown; choose one of learned, max_probability"):
-        ops.exit_head(*replace(make_case(3, 10, 16, 4, 4), criterion="best").arguments())
+        ops.exit_head.run(*replace(make_case(3, 10, 16, 4, 4), criterion="best").arguments())
     with pytest.raises((ValueError, RuntimeError), match="criterion='best' is unknown; choose one of learned"):
         op(*replace(make_case(3, 10, 16, 4, 4), criterion="best").arguments())
 
@@ -380,10 +379,10 @@ def test_gradients_are_refused() -> None:
     case = make_case(3, 10, 16, 4, 4)
     case.features.requires_grad_()
     with pytest.raises(ValueError, match=r"features requires grad.*torch\.no_grad"):
-        ops.exit_head(*case.arguments())
+        ops.exit_head.run(*case.arguments())
     with torch.no_grad():
-        check(ops.exit_head, replace(case, features=case.features.detach()))
-        ops.exit_head(*case.arguments())
+        check(ops.exit_head.run, replace(case, features=case.features.detach()))
+        ops.exit_head.run(*case.arguments())
 
 
 @every

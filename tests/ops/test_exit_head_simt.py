@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import itertools
 import math
 from collections.abc import Callable
@@ -16,11 +15,12 @@ from exit_cases import CRITERIA, SENTINEL, Case, check, layout, make_case
 from simt_build import ROOT, build
 from torch import Tensor
 
+from eefast import ops
+
 GARBAGE = -99
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# The package offers functions under these names.
-gather_reference = importlib.import_module("eefast.ops.gather_survivors").reference
-exit_head_reference = importlib.import_module("eefast.ops.exit_head").reference
+gather_reference = ops.gather_survivors.reference
+exit_head_reference = ops.exit_head.reference
 
 
 class ExitHead(ctypes.Structure):

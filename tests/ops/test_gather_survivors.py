@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import pytest
 import torch
 from exit_cases import cuda_arguments, launched, without_waiting
 from torch import Tensor
-from where import GPU, interpreted, runs_triton, triton_behind
+from where import GPU, interpreted, run_by_triton, runs_triton
 
 from eefast import ops
 
-module = importlib.import_module("eefast.ops.gather_survivors")
+module = ops.gather_survivors
 op = torch.ops.eefast.gather_survivors.default
 SENTINEL = -7
 
@@ -30,7 +29,7 @@ def on_gpu(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Te
     out.copy_(there)
 
 
-triton = pytest.param(on_gpu if GPU else module._triton, id="triton", marks=runs_triton)
+triton = pytest.param(on_gpu if GPU else module.run_triton, id="triton", marks=runs_triton)
 every = pytest.mark.parametrize("run", [pytest.param(op, id="reference"), triton])
 
 
@@ -81,7 +80,7 @@ def test_sanitize_rows_are_appended_at_an_offset(run: Any) -> None:
         assert (out[offset + live :] == SENTINEL).all()
 
 
-@pytest.mark.parametrize("run", [op, module._triton], ids=["reference", "triton"])
+@pytest.mark.parametrize("run", [op, module.run_triton], ids=["reference", "triton"])
 @pytest.mark.parametrize(
     ("offset", "message"),
     [
@@ -98,7 +97,7 @@ def test_wrong_offset(run: Any, offset: Tensor, message: str) -> None:
         run(features, rows, live, out, offset)
 
 
-@pytest.mark.parametrize("run", [op, module._triton], ids=["reference", "triton"])
+@pytest.mark.parametrize("run", [op, module.run_triton], ids=["reference", "triton"])
 @pytest.mark.parametrize(
     ("i", "value", "message"),
     [
@@ -121,11 +120,11 @@ def test_wrong_arguments(run: Any, i: int, value: Tensor, message: str) -> None:
         run(*arguments)
 
 
-@pytest.mark.parametrize("run", [op, module._triton], ids=["reference", "triton"])
+@pytest.mark.parametrize("run", [op, module.run_triton], ids=["reference", "triton"])
 def test_out_in_the_memory_of_the_features(run: Any) -> None:
     features, rows, live, _ = make_case(3, (4, 2, 3), 3)
     for out in (features[:3], features[3:]):
-        with pytest.raises(RuntimeError, match="out shares memory with features; give it memory of its own"):
+        with pytest.raises(RuntimeError, match="out shares memory with features; give it separate memory"):
             run(features, rows, live, out)
     buffer = torch.cat([features, features])
     run(buffer[:6], rows, live, buffer[6:9])
@@ -139,8 +138,8 @@ def test_opcheck() -> None:
 
 
 @interpreted
-def test_opcheck_with_triton_behind_the_op() -> None:
-    with triton_behind("gather_survivors"):
+def test_opcheck_with_run_by_triton_the_op() -> None:
+    with run_by_triton("gather_survivors"):
         torch.library.opcheck(op, make_case(5, (4, 2, 3), 3))
 
 
@@ -149,7 +148,7 @@ def test_compiles_and_exports_as_one_node() -> None:
 
     class Gather(torch.nn.Module):
         def forward(self, features: Tensor, rows: Tensor, live: Tensor, out: Tensor) -> Tensor:
-            ops.gather_survivors(features, rows, live, out)
+            ops.gather_survivors.run(features, rows, live, out)
             return out
 
     exported = torch.export.export(Gather(), case)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +10,11 @@ import torch
 from conv_cases import DTYPES, NHWC, check, make_case
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from where import interpreted, triton_behind
+from where import interpreted, run_by_triton
 
 from eefast import ops
 
-module = importlib.import_module("eefast.ops.indexed_conv")
+module = ops.indexed_conv
 op = torch.ops.eefast.indexed_conv.default
 
 
@@ -61,8 +60,8 @@ def test_opcheck() -> None:
 
 
 @interpreted
-def test_opcheck_with_triton_behind_the_op() -> None:
-    with triton_behind("indexed_conv"):
+def test_opcheck_with_run_by_triton_the_op() -> None:
+    with run_by_triton("indexed_conv"):
         torch.library.opcheck(op, make_case(5, 4, 6, 5, 4, stride=2, residual="through", live="all").arguments())
 
 
@@ -71,7 +70,7 @@ def test_compiles_and_exports_as_one_node() -> None:
 
     class Convolution(torch.nn.Module):
         def forward(self, features: Tensor, residual: Tensor, rows: Tensor, live: Tensor) -> Tensor:
-            return ops.indexed_conv(features, case.weight, case.bias, residual, rows, True, live, 1, True)
+            return ops.indexed_conv.run(features, case.weight, case.bias, residual, rows, True, live, 1, True)
 
     given = case.features, case.residual, case.rows, case.live
     exported = torch.export.export(Convolution(), given)
@@ -123,7 +122,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("run", [op, module._triton], ids=["reference", "triton"])
+@pytest.mark.parametrize("run", [op, module.run_triton], ids=["reference", "triton"])
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_arguments(run: Any, wrong: str) -> None:
     override, message = WRONG[wrong]
@@ -147,4 +146,4 @@ def test_gradients_are_refused() -> None:
     case = make_case(3, 4, 6, 5, 3)
     case.features.requires_grad_()
     with pytest.raises(ValueError, match=r"features requires grad.*torch\.no_grad"):
-        ops.indexed_conv(*case.arguments())
+        ops.indexed_conv.run(*case.arguments())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from dataclasses import replace
 from typing import Any
@@ -13,17 +12,19 @@ pytest.importorskip("triton", reason="no Triton here, so no kernels to test")
 import torch
 from conv_cases import DTYPES, NHWC, ConvCase, check, make_case
 from eefast.kernels import indexed_conv as kernel
-from exit_cases import EACH_DTYPE, SENTINEL, assert_same_bits, launched, without_waiting
+from exit_cases import SENTINEL, assert_same_bits, dtypes_and_shapes, launched, without_waiting
 from torch import Tensor
 from where import GPU, interpreted, runs_triton
 
-module = importlib.import_module("eefast.ops.indexed_conv")
+from eefast import ops
+
+module = ops.indexed_conv
 op = torch.ops.eefast.indexed_conv.default
 
 
 def run(*arguments: Any) -> Tensor:
     if not GPU:
-        return module._triton(*arguments)
+        return module.run_triton(*arguments)
     case = ConvCase(*arguments).to("cuda")
     out = op(*case.arguments())
     # Copied as they are, rows that nothing has written would be an error to compute-sanitizer.
@@ -33,7 +34,7 @@ def run(*arguments: Any) -> Tensor:
 
 def written(case: ConvCase, programs: int) -> Tensor:
     """What a launch of so many programs leaves in memory full of sentinels."""
-    out = torch.full_like(module._empty(case.features, case.weight, case.rows, case.stride), SENTINEL)
+    out = torch.full_like(module.empty_output(case.features, case.weight, case.rows, case.stride), SENTINEL)
     replace(kernel.launch(*case.arguments(), out), grid=(programs,)).run()
     return out
 
@@ -67,8 +68,7 @@ def shaped(shape: tuple[Any, ...], **more: Any) -> ConvCase:
 class TestAnswers:
     pytestmark = runs_triton
 
-    @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-    @pytest.mark.parametrize("dtype", [p for p in EACH_DTYPE if p.values[0] in DTYPES])
+    @dtypes_and_shapes(SHAPES, ("cifar stage 3", "odd"), DTYPES)
     def test_shapes_match_float64(self, dtype: torch.dtype, shape: tuple[Any, ...]) -> None:
         for live in ("part", "all", "none"):
             check(run, shaped(shape, live=live, dtype=dtype))
@@ -131,7 +131,9 @@ class TestInterpreted:
 def test_tiles_depend_on_the_sample_only() -> None:
     def tile(r: int) -> dict[str, Any]:
         case = make_case(r, 16, 16, 9, 9)
-        arguments = kernel.launch(*case.arguments(), module._empty(case.features, case.weight, case.rows, 1)).arguments
+        arguments = kernel.launch(
+            *case.arguments(), module.empty_output(case.features, case.weight, case.rows, 1)
+        ).arguments
         return {name: value for name, value in arguments.items() if name.isupper()}
 
     assert tile(1) == tile(31) == tile(257)
@@ -146,7 +148,7 @@ def test_the_grid_is_no_larger_than_the_work_nor_than_the_device() -> None:
                 ((r,), torch.int32), ((1,), torch.int32),
             )
         )  # fmt: skip
-        out = module._empty(features, weight, rows, 1)
+        out = module.empty_output(features, weight, rows, 1)
         return kernel.launch(features, weight, bias, None, rows, False, live, 1, True, out).grid[0]
 
     assert [grid(r) for r in (0, 1, 4096)] == [1, 25, kernel.PROGRAMS * kernel.MULTIPROCESSORS]
@@ -174,7 +176,7 @@ def test_more_than_the_kernels_count(features: tuple[int, ...], filters: int, me
     weight = torch.empty(filters, features[1], 1, 1, dtype=torch.float16, device="meta", memory_format=NHWC)
     bias, live = torch.empty(filters, device="meta"), torch.empty(1, dtype=torch.int32, device="meta")
     with pytest.raises(RuntimeError, match=message):
-        module._triton(maps, weight, bias, None, None, False, live, 1, True)
+        module.run_triton(maps, weight, bias, None, None, False, live, 1, True)
 
 
 @pytest.mark.gpu

@@ -43,7 +43,7 @@ def run(
     bfloat16: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     limits = net.thresholds if limits is None else limits
-    return ops.resident_forward(x, *program, limits, net.criterion.name, net.num_classes, bfloat16, threads)
+    return ops.resident_forward.run(x, *program, limits, net.criterion.name, net.num_classes, bfloat16, threads)
 
 
 def forced(net: eefast.EarlyExitNet, exit_index: int) -> Tensor:
@@ -270,10 +270,10 @@ def test_seconds_are_added() -> None:
     tables_ = tables(net)
     seconds = torch.zeros(len(tables_[2]), dtype=torch.float64)
     arguments = (net.criterion.name, net.num_classes, False, 1, seconds)
-    assert_same_bits(ops.resident_forward(x, *tables_, net.thresholds, *arguments), run(net, x, tables_))
+    assert_same_bits(ops.resident_forward.run(x, *tables_, net.thresholds, *arguments), run(net, x, tables_))
     first = seconds.clone()
     assert (first > 0).all()
-    ops.resident_forward(x, *tables_, net.thresholds, *arguments)
+    ops.resident_forward.run(x, *tables_, net.thresholds, *arguments)
     assert (seconds > first).all()
 
 
@@ -394,7 +394,7 @@ def test_compiles_and_exports_as_one_node() -> None:
 
     class Network(nn.Module):
         def forward(self, x: Tensor, thresholds: Tensor) -> tuple[Tensor, ...]:
-            return ops.resident_forward(x, *tables_, thresholds, "learned", 10)
+            return ops.resident_forward.run(x, *tables_, thresholds, "learned", 10)
 
     wanted = Network()(x, net.thresholds)
     exported = torch.export.export(Network(), (x, net.thresholds))
@@ -478,7 +478,7 @@ WRONG = {
     "groups none": ({"groups": torch.ones(0).long()}, r"groups has shape \[0\]"),
     "groups zero": ({"groups": (1, 0)}, r"groups has 0; expected 1 … 64"),
     "groups many": ({"groups": (1, 65)}, r"groups has 65; expected 1 … 64"),
-    "packed short": ({"packed": torch.zeros(16)}, r"steps\[0\] = .*: its weights lie outside of packed"),
+    "packed short": ({"packed": torch.zeros(16)}, r"steps\[0\] = .*: its weights are outside of packed"),
     "packed dtype": ({"packed": torch.zeros(43392).half()}, r"packed is .*\.to\(torch\.float32\)"),
     "packed strides": ({"packed": torch.zeros(43392, 2)[:, 0]}, r"packed has shape .* and strides \[2\]; expected one"),
     "thresholds rank": ({"thresholds": torch.tensor(0.5)}, r"thresholds has shape \[\]; expected \[exits\]"),
@@ -511,8 +511,8 @@ WRONG = {
     "winograd image": ({"steps": (0, "winograd", 2)}, r"steps\[0\] = .*: Winograd is for"),
     "winograd side": ({"steps": (1, "winograd", 3)}, r"steps\[1\] = .*: Winograd is for .* tiles of 2 or 4"),
     "winograd pool": ({"steps": (8, "winograd", 2)}, r"steps\[8\] = .*: Winograd is for"),
-    "packed place": ({"steps": (0, "packed", -1)}, r"steps\[0\] = .*: its weights lie outside of packed"),
-    "packed beyond": ({"steps": (10, "packed", 43392)}, r"steps\[10\] = .*: its weights lie outside of packed"),
+    "packed place": ({"steps": (0, "packed", -1)}, r"steps\[0\] = .*: its weights are outside of packed"),
+    "packed beyond": ({"steps": (10, "packed", 43392)}, r"steps\[10\] = .*: its weights are outside of packed"),
     "packed None": ({"packed": None}, r"packed is None; expected a tensor"),
     "packed freed": ({"packed": freed(torch.zeros(43392))}, r"packed needs 173568 bytes of its storage, which has 0"),
     "packed meta": ({"packed": torch.zeros(43392, device="meta")}, r"packed is on meta; move it to cpu"),
@@ -521,12 +521,12 @@ WRONG = {
     "groups too many": ({"groups": torch.ones(257).long()}, r"groups has shape \[257\]; .* at most 256"),
     "padded steps": (padded(300), r"images of 8×8 make maps that are too large for any memory"),
     "maps too many": (padded(200, 2**15), r"images of 8×8 make maps that are too large for any memory"),
-    "packed overflow": ({"steps": (10, "packed", 2**63 - 1)}, r"steps\[10\] = .*: its weights lie outside of packed"),
+    "packed overflow": ({"steps": (10, "packed", 2**63 - 1)}, r"steps\[10\] = .*: its weights are outside of packed"),
     "section": ({"steps": (9, "section", 3)}, r"steps\[9\] = .*: there is no such section"),
     "section other": ({"steps": (8, "section", 1)}, r"steps\[8\] = .*: its maps are of other sections"),
     "order": (rows(0, 1, 2, 4, 3, 7, 5, 6, 8, 9, 10), r"steps\[5\] = .*: it reads a map before it is written"),
     "order of sections": (rows(0, 1, 2, 3, 5, 4, 6, 7, 8, 9, 10), r"steps\[4\] = .*: it reads a map before it is"),
-    "entry behind body": (rows(0, 1, 2, 3, 4, 5, 6, 7, 6, 8, 9, 10), r"steps\[8\] = .*: it comes behind later ones"),
+    "entry after body": (rows(0, 1, 2, 3, 4, 5, 6, 7, 6, 8, 9, 10), r"steps\[8\] = .*: it comes after steps of a"),
     "no final exit": (rows(*range(10)), r"steps ends with no final exit"),
 }  # fmt: skip
 

@@ -11,7 +11,6 @@ from networks import Stage, images, lived_in
 from torch import Tensor, nn
 
 from eefast import ops, zoo
-from eefast.planning import indexed_stages
 from eefast.planning.folding import fold_stage
 from eefast.planning.fusing import fuse_convolutions
 from eefast.planning.indexed_stages import device_counted, indexed_stage
@@ -73,12 +72,14 @@ def test_who_reads_through_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append((rows is not None, residual_through_rows, relu))
         assert bias.dtype == torch.float32
         assert live.item() == 2
-        return ops.indexed_conv(x, weight, bias, residual, rows, residual_through_rows, live, stride, relu)
+        return convolve(x, weight, bias, residual, rows, residual_through_rows, live, stride, relu)
 
-    original, gathered = ops.compact, []
-    stand_in = type("Ops", (), {"indexed_conv": staticmethod(recorded), "compact": staticmethod(
-        lambda *tensors: (gathered.append(len(tensors[0])), original(*tensors)))})  # fmt: skip
-    monkeypatch.setattr(indexed_stages, "ops", stand_in)
+    gathered: list[int] = []
+    convolve, gather = ops.indexed_conv.run, ops.gather_survivors.run
+    monkeypatch.setattr(ops.indexed_conv, "run", recorded)
+    monkeypatch.setattr(
+        ops.gather_survivors, "run", lambda *tensors: (gathered.append(len(tensors[0])), gather(*tensors))
+    )
     rows, live = torch.tensor([4, 0], dtype=torch.int32), torch.tensor([2], dtype=torch.int32)
     x = images(5, (3, 6, 6)).contiguous(memory_format=torch.channels_last)
     cases = [
@@ -120,7 +121,7 @@ def test_stages_that_cannot_be_indexed(words: str) -> None:
     assert stage is None
     assert device_counted(OBSTACLES[words], torch.float32) is None
     assert words in why
-    assert "eefast.ops.compact" in why
+    assert "eefast.ops.gather_survivors" in why
 
 
 def test_stages_without_a_graph_cannot_be_indexed() -> None:

@@ -70,7 +70,7 @@ def check(net: eefast.EarlyExitNet, x: Tensor, **kinds: int) -> None:
         for i, wanted in enumerate(expected):
             limits = torch.tensor([-1.0 if i == j else 2.0 for j in range(net.num_exits)])
             tables = p.steps, p.maps, p.groups, p.weights, p.packed, limits
-            logits, _, exits = ops.resident_forward(x, *tables, net.criterion.name, net.num_classes)
+            logits, _, exits = ops.resident_forward.run(x, *tables, net.criterion.name, net.num_classes)
             assert (exits == i).all()
             torch.testing.assert_close(logits, wanted, rtol=0, atol=float(5e-5 * wanted.abs().max()))
 

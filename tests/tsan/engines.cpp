@@ -9,6 +9,7 @@
 #include "cpu/exit_head.h"
 #include "cpu/resident.h"
 
+using namespace eefast;
 using namespace eefast::cpu;
 
 namespace {

@@ -12,8 +12,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+UNCHANGED = ("engines", "exit_head", "instruction_set", "resident_kernels", "program")
+"""Sources that do not include team.h."""
 RELAXED = "memory_order_relaxed"
-SOURCES = ("exit_head", "instruction_set", "resident", "resident_kernels")
+SOURCES = ("cpu/exit_head", "cpu/instruction_set", "cpu/resident", "cpu/resident_kernels", "program")
 FAULTS = (
     ("done_.fetch_add(1, std::memory_order_acq_rel)",),
     (
@@ -21,13 +23,14 @@ FAULTS = (
         "std::memory_order_acq_rel, std::memory_order_acquire",
     ),
 )
-"""Places of team.h that are races in relaxed order: what is done by the leader's wait, what is to do by the claim."""
+"""Memory orders of team.h without which there is a race: of the leader's wait for what is done, of a claim."""
 
 
 def build(folder: Path, *includes: Path, reuse: tuple[str, ...] = ()) -> Path:
-    """The program; `reuse` names sources whose objects stand in the folder already."""
+    """The program; `reuse` names sources whose objects are in the folder already."""
     compiler = [*os.environ.get("CXX", "c++").split(), "-std=c++20", "-O1", "-g", "-fsanitize=thread", "-pthread"]
-    paths = [ROOT / "tests" / "tsan" / "engines.cpp", *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in SOURCES)]
+    sources = (ROOT / "csrc" / f"{name}.cpp" for name in SOURCES)
+    paths = [ROOT / "tests" / "tsan" / "engines.cpp", *sources]
     include = [f"-I{path}" for path in (*includes, ROOT / "csrc")]
     new = [path for path in paths if path.stem not in reuse]
     running = [
@@ -65,7 +68,7 @@ def main() -> int:
                 assert broken.count(place) == 1, f"team.h no longer has {place}"
                 broken = broken.replace(place, re.sub(r"memory_order_(acq_rel|acquire|release)", RELAXED, place))
             (folder / "cpu" / "team.h").write_text(broken)
-            found = run(build(folder, folder, reuse=("engines", "exit_head", "instruction_set", "resident_kernels")))
+            found = run(build(folder, folder, reuse=UNCHANGED))
             if found.returncode != 66 or "data race" not in found.stderr:
                 print(
                     f"ThreadSanitizer does not notice relaxed order in {places}\n{found.stdout}{found.stderr[-2000:]}"
