@@ -1,6 +1,6 @@
-"""Device functions that end every exit: pooled features → logits → confidence → results of leaving samples, survivors.
+"""Device functions that end every exit: pooled features → logits → confidence → results of exits, survivors.
 
-    logits = weight · pooled + bias;  confidence = criterion(logits);  leaves = confidence > threshold, or < for entropy
+    logits = weight · pooled + bias;  confidence = criterion(logits);  exits = confidence > threshold, or < for entropy
 
 The survivor list is a single-pass scan with decoupled look-back (Merrill & Garland, Single-pass Parallel Prefix Scan,
 2016) over tiles of the live list: each tile moves 16 bytes per entry and waits only for tiles that have started before.
@@ -17,6 +17,15 @@ ends_an_exit = functools.partial(
     do_not_specialize=["size", "samples", "results", "exit_index"],
     do_not_specialize_on_alignment=["threshold"],
 )
+
+
+@triton.jit
+def begin_tile(workspace, live, size, ROWS: tl.constexpr):
+    """The next tile: its number, its entries of the live list, how many entries of the list count, which of its do."""
+    tile = tl.atomic_add(workspace, 1, sem="relaxed")
+    entry = tile * ROWS + tl.arange(0, ROWS)
+    count = tl.minimum(tl.load(live), size)
+    return tile, entry, count, entry < count
 
 
 @triton.jit
@@ -84,8 +93,8 @@ def confidence_of(out, column, CLASSES: tl.constexpr, CRITERION: tl.constexpr):
 def survivors_before(status, tile, count, WINDOW: tl.constexpr):
     """Sum of `count` over all tiles before `tile`.
 
-    status: one int32 word per tile, 0 at the launch: 4 · own count + 1, then 4 · count of all tiles up to it + 2.
-    WINDOW: one word per thread. With fewer, warps would hold copies, read at different moments, and part ways.
+    status: one int32 word per tile, 0 at the launch: 4 · count + 1, then 4 · count of all tiles up to it + 2.
+    WINDOW: one word per thread. With fewer, warps would hold copies, read at different moments, and diverge.
     """
     tl.atomic_xchg(status + tile, count * 4 + 1, sem="relaxed")
     distance = tl.arange(0, WINDOW)
@@ -109,9 +118,9 @@ def answer(
     confidence, confidence_stride, exits, exits_stride, results, exit_index,
     CLASSES: tl.constexpr, CRITERION: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Decide for the entries whose logits and confidence row are `out`; write the answers of those that leave.
+    """Decide for the entries whose logits and confidence row are `out`; write the answers of those that exit.
 
-    out: [ROWS, BLOCK_COLUMNS]. Returns who survives, [ROWS] int32.
+    out: [ROWS, BLOCK_COLUMNS]. Returns which survive, [ROWS] int32.
     """
     column = tl.arange(0, BLOCK_COLUMNS)[None, :]
     value = confidence_of(out, column, CLASSES, CRITERION)
@@ -141,12 +150,12 @@ def answer_from(
     CLASSES: tl.constexpr, CRITERION: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, ROWS: tl.constexpr,
     PART: tl.constexpr,
 ):  # fmt: skip
-    """`answer` for a tile of ROWS entries whose logits lie in `scratch`, PART entries at a time."""
+    """`answer` for a tile of ROWS entries whose logits are in `scratch`, PART entries at a time."""
     survives = tl.zeros([ROWS], tl.int32)
     column = tl.arange(0, BLOCK_COLUMNS)[None, :]
     for first in tl.range(0, ROWS, PART, num_stages=1):
-        own = first + tl.arange(0, PART)
-        entry = tile * ROWS + own
+        item = first + tl.arange(0, PART)
+        entry = tile * ROWS + item
         alive = entry < count
         out = tl.load(
             scratch + entry[:, None].to(tl.int64) * (CLASSES + 1) + column,
@@ -157,7 +166,7 @@ def answer_from(
             out, entry, alive, threshold, positions, logits, logits_row_stride, logits_column_stride,
             confidence, confidence_stride, exits, exits_stride, results, exit_index, CLASSES, CRITERION, BLOCK_COLUMNS,
         )  # fmt: skip
-        survives += tl.sum(tl.where(tl.arange(0, ROWS)[:, None] == own[None, :], part[None, :], 0), axis=1)
+        survives += tl.sum(tl.where(tl.arange(0, ROWS)[:, None] == item[None, :], part[None, :], 0), axis=1)
     return survives
 
 
@@ -167,10 +176,10 @@ def advance(
     WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Place every entry of the tile in the next live list."""
-    own = tl.cumsum(survives, axis=0)
+    up_to = tl.cumsum(survives, axis=0)
     count = tl.sum(survives, axis=0)
     before = survivors_before(workspace + 2, tile, count, WINDOW)
-    rank = before + own - survives
+    rank = before + up_to - survives
     # Survivors go to the front; the others, whose final number is not known yet, to the back in reverse order.
     target = tl.where(survives > 0, rank, size - 1 - (entry - rank))
     inside = entry < size
@@ -180,7 +189,7 @@ def advance(
     tiles = tl.num_programs(0)
     if tile == tiles - 1:
         tl.store(next_live, before + count)
-    # Who comes last leaves the workspace as it was found, so that no launch needs another one to clear it.
+    # The last tile leaves the workspace as it was found, so that no launch needs another one to clear it.
     tl.debug_barrier()
     if tl.atomic_add(workspace + 1, 1) == tiles - 1:
         for start in range(0, tiles + 2, WINDOW):

@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .exit_common import advance, answer_from, classify, ends_an_exit
+from .convolution import add_product, needs_upcast
+from .exit_common import advance, answer_from, begin_tile, classify, ends_an_exit
 from .exit_head import exit_arguments
 from .launch import Launch, ceil_div, clamp_power_of_two, power_of_two, readable, strides_of
 from .workspace import workspace_for
@@ -37,10 +38,7 @@ def _conv_kernel(
     BLOCK_CHANNELS: tl.constexpr, PART: tl.constexpr, UPCAST: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """A tile is ROWS entries of the live list, BLOCK_PIXELS pixels of each at a time."""
-    tile = tl.atomic_add(workspace, 1, sem="relaxed")
-    entry = tile * ROWS + tl.arange(0, ROWS)
-    count = tl.minimum(tl.load(live), size)
-    alive = entry < count
+    tile, entry, count, alive = begin_tile(workspace, live, size, ROWS)
     survives = tl.zeros([ROWS], tl.int32)
     if tile * ROWS < count:
         item = tl.arange(0, ROWS * BLOCK_PIXELS)
@@ -87,30 +85,25 @@ def _convolve(
     """The convolution's sums for pixels (y, x) of the samples at `start`: [pixels, BLOCK_OUT] float32."""
     blocks: tl.constexpr = (IN_CHANNELS + BLOCK_IN - 1) // BLOCK_IN
     sums = tl.zeros([y.shape[0], BLOCK_OUT], tl.float32)
-    # An argument, so that the loop is not unrolled, which would take more registers than there are.
+    # An argument, so that the loop is not unrolled, which would take too many registers.
     for step in range(0, steps):
         tap = step // blocks
         channel = step % blocks * BLOCK_IN + tl.arange(0, BLOCK_IN)
         line, place = y + tap // 3 - 1, x + tap % 3 - 1
         there = inside & (line >= 0) & (line < HEIGHT) & (place >= 0) & (place < WIDTH)
         offset = line * LINE_STRIDE + place * PIXEL_STRIDE
-        a = tl.load(
+        sums = add_product(
+            sums,
             start[:, None] + offset[:, None] + channel[None, :] * CHANNEL_STRIDE,
-            mask=there[:, None] & (channel[None, :] < IN_CHANNELS),
-            other=0.0,
-        )
-        b = tl.load(
+            there[:, None] & (channel[None, :] < IN_CHANNELS),
             conv_weight + filters[None, :] * (9 * IN_CHANNELS) + tap * IN_CHANNELS + channel[:, None],
-            mask=(filters[None, :] < CHANNELS) & (channel[:, None] < IN_CHANNELS),
-            other=0.0,
+            (filters[None, :] < CHANNELS) & (channel[:, None] < IN_CHANNELS),
+            UPCAST,
         )
-        if UPCAST:
-            a, b = a.to(tl.float32), b.to(tl.float32)
-        sums = tl.dot(a, b, sums, input_precision="tf32x3")
     return sums
 
 
-def exit_conv_head(
+def run(
     features: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None,
     rows: Tensor, positions: Tensor, live: Tensor, criterion: str, exit_index: int,
     logits: Tensor, confidence: Tensor, exits: Tensor,
@@ -129,7 +122,7 @@ def launch(
     rows: Tensor, positions: Tensor, live: Tensor, criterion: str, exit_index: int,
     logits: Tensor, confidence: Tensor, exits: Tensor, next_rows: Tensor, next_positions: Tensor, next_live: Tensor,
 ) -> Launch:  # fmt: skip
-    """The one launch; its blocks depend on the shape of one sample only."""
+    """The launch of one exit; its blocks depend on the shape of one sample only."""
     features = readable(features)
     samples, in_channels, height, width = features.shape
     sample_stride, channel_stride, line_stride, pixel_stride = strides_of(features)
@@ -161,11 +154,6 @@ def launch(
         BLOCK_PIXELS=block_pixels, BLOCK_IN=block_in,
         BLOCK_OUT=block_out, BLOCK_CLASSES=clamp_power_of_two(product // tile_rows, columns),
         BLOCK_CHANNELS=block_channels, PART=clamp_power_of_two(4096 // columns, tile_rows),
-        UPCAST=features.dtype == torch.float64 or _interpreted(features), WINDOW=32 * warps,
+        UPCAST=needs_upcast(features), WINDOW=32 * warps,
     )  # fmt: skip
     return Launch(_conv_kernel, (tiles,), arguments, num_warps=warps, num_stages=2 if wide else 3)
-
-
-def _interpreted(features: Tensor) -> bool:
-    # Triton's interpreter multiplies the bit patterns of bfloat16.
-    return features.device.type == "cpu" and features.dtype == torch.bfloat16

@@ -3,7 +3,7 @@
     pooled[r, c] = mean over pixels of features[rows[r], c];  then as in `exit_common`
 
 Bytes moved: the live samples' maps once, the weights from the cache, 16 bytes per entry of the live list, and the
-results of leaving samples. With many classes (ImageNet) also pooled features and logits, float32, through the L2 cache.
+results of samples that exit. With many classes (ImageNet) also pooled features and logits, float32, through L2.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .exit_common import advance, answer, answer_from, classify, ends_an_exit
+from .exit_common import advance, answer, answer_from, begin_tile, classify, ends_an_exit
 from .launch import Launch, ceil_div, clamp_power_of_two, power_of_two, readable, strides_of
 from .workspace import workspace_for
 
@@ -47,10 +47,7 @@ def _few_classes_kernel(
     BLOCK_COLUMNS: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Everything in registers; a tile is ROWS entries of the live list."""
-    tile = tl.atomic_add(workspace, 1, sem="relaxed")
-    entry = tile * ROWS + tl.arange(0, ROWS)
-    count = tl.minimum(tl.load(live), size)
-    alive = entry < count
+    tile, entry, count, alive = begin_tile(workspace, live, size, ROWS)
     survives = tl.zeros([ROWS], tl.int32)
     if tile * ROWS < count:
         row = tl.load(rows + entry, mask=alive, other=0)
@@ -96,10 +93,7 @@ def _many_classes_kernel(
     WINDOW: tl.constexpr,
 ):  # fmt: skip
     """ROWS samples share one pass over the weights, on the tensor cores."""
-    tile = tl.atomic_add(workspace, 1, sem="relaxed")
-    entry = tile * ROWS + tl.arange(0, ROWS)
-    count = tl.minimum(tl.load(live), size)
-    alive = entry < count
+    tile, entry, count, alive = begin_tile(workspace, live, size, ROWS)
     survives = tl.zeros([ROWS], tl.int32)
     if tile * ROWS < count:
         for first in tl.range(0, ROWS, POOL_ROWS, num_stages=1):
@@ -125,7 +119,7 @@ def _many_classes_kernel(
     advance(survives, entry, tile, rows, positions, size, next_rows, next_positions, next_live, workspace, WINDOW)
 
 
-def exit_head(
+def run(
     features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
     live: Tensor, criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -143,14 +137,14 @@ def launch(
     live: Tensor, criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
     next_rows: Tensor, next_positions: Tensor, next_live: Tensor,
 ) -> Launch:  # fmt: skip
-    """The one launch.
+    """The launch of one exit.
 
-    Which kernel and which blocks depends on the shape of one sample only: it meets the same additions in every batch.
+    The choice of kernel and blocks depends on the shape of one sample only: its additions are the same in every batch.
     """
     samples, channels, height, width = features.shape
     classes, size = len(bias) - 1, len(rows)
     if height > 1 and width > 1 and features.stride(2) != width * features.stride(3):
-        # Lines with gaps between them (a crop) are the one layout that the kernels do not read.
+        # The kernels read every layout except lines with gaps between them (a crop).
         features = features.contiguous(memory_format=torch.channels_last)
     features = readable(features)
     sample_stride, channel_stride, line_stride, pixel_stride = strides_of(features)
@@ -199,7 +193,7 @@ def exit_arguments(
     criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
     next_rows: Tensor, next_positions: Tensor, next_live: Tensor,
 ) -> dict[str, object]:  # fmt: skip
-    """What `exit_common` needs, by parameter name."""
+    """The arguments for `exit_common`, by parameter name."""
     return dict(
         weight=weight.contiguous(), bias=bias.contiguous(), threshold=threshold, rows=rows.contiguous(),
         positions=positions.contiguous(), live=live, size=len(rows), logits=logits, logits_row_stride=logits.stride(0),

@@ -41,7 +41,7 @@ def _gather_survivors_kernel(
     tl.store(out + place.to(tl.int64)[:, None] * OUT_STRIDE + element[None, :], values, mask=mask)
 
 
-def gather_survivors(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None) -> None:
+def run(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None) -> None:
     """Arguments as of the op `eefast::gather_survivors`; checked by the caller."""
     launch(features, rows, live, out, offset).run()
 

@@ -6,7 +6,7 @@
 An implicit matrix product on the tensor cores, (live · pixels) × (taps · C_in) × C_out. The number of survivors is read
 from device memory, and a fixed number of programs shares the tiles: a recorded launch fits any number.
 Bytes moved: the live samples' maps once (neighbouring taps come from the caches), the weights from the cache, the
-residual and the output once. Nothing is copied together first.
+residual and the output once. The survivors are not gathered first.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .convolution import add_product, needs_upcast
 from .launch import Launch, ceil_div, power_of_two
 
 WARPS = 8
-# Programs per multiprocessor, as many as ever fit; where fewer fit, the others wait and then take their share of tiles.
+# Programs per multiprocessor, as many as fit at most; where fewer fit, the others wait, then take their share of tiles.
 PROGRAMS = 4
 # What the interpreter and ahead-of-time compilation take for the number of multiprocessors: that of an H100.
 MULTIPROCESSORS = 132
@@ -46,7 +47,7 @@ def _indexed_conv_kernel(
     RESIDUAL_THROUGH_ROWS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """A tile is BLOCK_PIXELS output pixels, of however many samples, times BLOCK_OUT output channels."""
+    """A tile is BLOCK_PIXELS output pixels, of any number of samples, times BLOCK_OUT output channels."""
     out_pixels: tl.constexpr = OUT_HEIGHT * OUT_WIDTH
     inner: tl.constexpr = KERNEL * KERNEL * IN_CHANNELS
     # Tiles of the same pixels follow each other, so that they run at the same time and read a map once.
@@ -97,10 +98,10 @@ def _convolve(
     """
     line, place = pixel // OUT_WIDTH * STRIDE - KERNEL // 2, pixel % OUT_WIDTH * STRIDE - KERNEL // 2
     start = features + row.to(tl.int64) * (HEIGHT * WIDTH * IN_CHANNELS) + (line * WIDTH + place) * IN_CHANNELS
-    # Added now: at the end, beside the residual, it would take registers that are not there.
+    # Added now: at the end, together with the residual, it would take too many registers.
     shift = tl.load(bias + filters, mask=filters < CHANNELS, other=0.0)
     sums = tl.zeros([BLOCK_PIXELS, BLOCK_OUT], tl.float32) + shift[None, :]
-    # An argument, so that the loop is not unrolled, which would take more registers than there are.
+    # An argument, so that the loop is not unrolled, which would take too many registers.
     for step in range(0, steps):
         index = step * BLOCK_IN + tl.arange(0, BLOCK_IN)
         tap, channel = index // IN_CHANNELS, index % IN_CHANNELS
@@ -110,19 +111,18 @@ def _convolve(
             y, x = line[:, None] + below[None, :], place[:, None] + right[None, :]
             there = there & (y >= 0) & (y < HEIGHT) & (x >= 0) & (x < WIDTH)
         offset = (below * WIDTH + right) * IN_CHANNELS + channel
-        a = tl.load(start[:, None] + offset[None, :], mask=there, other=0.0)
-        b = tl.load(
+        sums = add_product(
+            sums,
+            start[:, None] + offset[None, :],
+            there,
             weight + filters[None, :] * INNER + index[:, None],
-            mask=(filters[None, :] < CHANNELS) & (index[:, None] < INNER),
-            other=0.0,
+            (filters[None, :] < CHANNELS) & (index[:, None] < INNER),
+            UPCAST,
         )
-        if UPCAST:
-            a, b = a.to(tl.float32), b.to(tl.float32)
-        sums = tl.dot(a, b, sums, input_precision="tf32x3")
     return sums
 
 
-def indexed_conv(
+def run(
     features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rows: Tensor | None,
     residual_through_rows: bool, live: Tensor, stride: int, relu: bool, out: Tensor,
 ) -> None:  # fmt: skip
@@ -134,24 +134,24 @@ def launch(
     features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rows: Tensor | None,
     residual_through_rows: bool, live: Tensor, stride: int, relu: bool, out: Tensor,
 ) -> Launch:  # fmt: skip
-    """The one launch; its blocks depend on the shape of one sample only."""
+    """The launch; its blocks depend on the shape of one sample only."""
     samples, in_channels, height, width = features.shape
     size, channels, out_height, out_width = out.shape
     kernel, element_size = weight.shape[-1], features.element_size()
     inner = kernel**2 * in_channels
     through_rows = residual is not None and rows is not None and residual_through_rows
+    readable_rows = min(samples, len(residual)) if residual is not None and through_rows else samples
     tile = blocks(out_height * out_width, channels, inner, in_channels * element_size, element_size)
     tiles = ceil_div(size * out_height * out_width, tile.pixels) * ceil_div(channels, tile.channels)
     arguments = dict(
-        features=features, samples=min(samples, len(residual)) if through_rows else samples,
+        features=features, samples=readable_rows,
         rows=rows if rows is None else rows.contiguous(), live=live, size=size, steps=ceil_div(inner, tile.inner),
         weight=weight, bias=bias.contiguous(), residual=residual, out=out,
         # Constants for the reason given in exit_head.
         IN_CHANNELS=in_channels, HEIGHT=height, WIDTH=width, CHANNELS=channels, OUT_HEIGHT=out_height,
         OUT_WIDTH=out_width, KERNEL=kernel, STRIDE=stride, RELU=relu, RESIDUAL_THROUGH_ROWS=through_rows,
         BLOCK_PIXELS=tile.pixels, BLOCK_OUT=tile.channels, BLOCK_IN=tile.inner,
-        # Triton's interpreter multiplies the bit patterns of bfloat16.
-        UPCAST=features.device.type == "cpu" and features.dtype == torch.bfloat16,
+        UPCAST=needs_upcast(features),
     )  # fmt: skip
     grid = max(1, min(tiles, PROGRAMS * _multiprocessors(features.device)))
     return Launch(

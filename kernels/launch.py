@@ -1,4 +1,4 @@
-"""A kernel launch as a value: built from tensors, run at once or compiled ahead of time for a GPU that is not there."""
+"""A kernel launch as a value: built from tensors, run at once or compiled ahead of time for another GPU."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ class Launch:
 
     arguments: by parameter name: tensors, integers, None and the constexprs.
     num_warps, num_stages: as in Triton.
-    max_registers: per thread. Left alone, the assembler rather spills a little than have one block less on a
-        multiprocessor.
+    max_registers: per thread. Without it, the assembler prefers a few spills to one block less on a multiprocessor.
     """
 
     kernel: triton.JITFunction
@@ -44,7 +43,7 @@ class Launch:
 
 
 def readable(features: Tensor) -> Tensor:
-    """`features` [M, C, H, W], or a copy where the kernels would read them in another way than a tensor of their own.
+    """`features` [M, C, H, W], or a copy where the kernels would read them in another way than a fresh tensor.
 
     Pointers within a sample are 32-bit offsets. How wide a load can be decides which thread adds what, so samples that
     start on other addresses, modulo 16 bytes, would be added up in another order.

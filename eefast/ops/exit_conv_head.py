@@ -86,7 +86,7 @@ def run_triton(
     check(features, conv_weight, conv_bias, weight, bias, threshold, rows, positions, live, logits, confidence, exits)
     check_classes_on_cuda(len(weight) - 1)
     check_range_on_cuda(features, rows, ("conv_weight", conv_weight), ("weight", weight))
-    return kernel.exit_conv_head(
+    return kernel.run(
         features, conv_weight, conv_bias, weight, bias, threshold, rows, positions, live, criterion, exit_index,
         logits, confidence, exits,
     )  # fmt: skip

@@ -137,7 +137,7 @@ def run_triton(
     check(features, weight, bias, threshold, rows, positions, live, logits, confidence, exits)
     check_classes_on_cuda(len(weight) - 1)
     check_range_on_cuda(features, rows, ("weight", weight))
-    return kernel.exit_head(
+    return kernel.run(
         features, weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits
     )
 

@@ -76,7 +76,7 @@ def run_triton(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset
 
     check(features, rows, live, out, offset)
     check_range_on_cuda(features, rows)
-    kernel.gather_survivors(features, rows, live, out, offset)
+    kernel.run(features, rows, live, out, offset)
 
 
 implement_on_cuda("gather_survivors", run_triton)

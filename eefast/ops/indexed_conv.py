@@ -132,7 +132,7 @@ def run_triton(
             f"weight has {len(weight)} filters, which makes {list(out.shape[1:])} of a sample; on CUDA a sample has "
             "fewer than 2³¹ elements"
         )
-    kernel.indexed_conv(features, weight, bias, residual, rows, residual_through_rows, live, stride, relu, out)
+    kernel.run(features, weight, bias, residual, rows, residual_through_rows, live, stride, relu, out)
     return out
 
 

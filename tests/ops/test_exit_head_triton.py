@@ -38,7 +38,7 @@ from eefast.ops import checks, on_cuda
 
 gpu = pytest.mark.gpu
 op = torch.ops.eefast.exit_head.default
-run = on_gpu(op) if GPU else kernel.exit_head
+run = on_gpu(op) if GPU else kernel.run
 
 # (K, C, H, W), one for each way through the kernels: few and many classes, several samples in a tile and one, channels
 # in one block and in several, pixels likewise, odd sizes.
@@ -136,7 +136,7 @@ class TestInterpreted:
         indices = getattr(case, name).clone()
         indices[1] = value
         with pytest.raises(Exception, match=f"{name} is out of range"):
-            kernel.exit_head(*replace(case, **{name: indices}).arguments())
+            kernel.run(*replace(case, **{name: indices}).arguments())
 
     def test_opcheck(self) -> None:
         """The op with the Triton kernel behind it, where the C++ kernel or the reference otherwise stands."""
