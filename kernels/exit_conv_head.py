@@ -133,7 +133,7 @@ def launch(
     wide = features.element_size() > 2
     block_out = max(16, min(power_of_two(channels), 32 if wide else 128))
     block_in = max(16, min(power_of_two(in_channels), 32 if wide else 64))
-    # Below 16 channels every element is loaded on its own and has an address of its own in registers.
+    # Below 16 channels every element is loaded separately and its address takes registers.
     warps = 8 if wide or block_out > 64 or in_channels < 16 else 4
     columns, block_channels = power_of_two(classes + 1), min(32, max(16, power_of_two(channels)))
     product = 64 * 16 if tile_rows >= 16 else 2048 // block_channels

@@ -86,6 +86,21 @@ def check_fake(owner: Tensor | None, *given: Named) -> None:
             raise RuntimeError(f"{name} is on {tensor.device}; move it to {owner.device}, where the others are")
 
 
+def check_traced(features: Tensor, *given: tuple[str, Tensor, int], weight: tuple[str, Tensor] | None = None) -> None:
+    """`RuntimeError` already while a call is traced: where `features`, with 4, or a given tensor has another number of
+    dimensions, or where a weight [outputs, inputs, …] has other inputs than the channels of `features`.
+    """
+    for name, tensor, dimensions in (("features", features, 4), *given):
+        if tensor.dim() != dimensions:
+            raise RuntimeError(f"{name} has shape {list(tensor.shape)}; expected {dimensions} dimensions")
+    if weight is not None:
+        name, tensor = weight
+        torch._check(
+            tensor.shape[1] == features.shape[1],
+            lambda: f"{name} has shape {list(tensor.shape)}; expected {features.shape[1]} inputs, as features",
+        )
+
+
 def check_range_on_cuda(features: Tensor, rows: Tensor, *weights: tuple[str, Tensor]) -> None:
     """`RuntimeError` where the Triton kernels would count beyond 32 bits."""
     if features.shape[1:].numel() >= 2**31:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import criteria
-from .checks import check_apart, check_fake, check_range_on_cuda, check_stored, refuse_gradient
+from .checks import check_apart, check_fake, check_range_on_cuda, check_stored, check_traced, refuse_gradient
 from .exit_head import check as check_exit_head
 from .exit_head import check_classes_on_cuda
 from .exit_head import fake as fake_exit_head
@@ -102,6 +102,7 @@ def _fake(
     logits: Tensor, confidence: Tensor, exits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     check_fake(features, ("conv_weight", conv_weight), ("conv_bias", conv_bias))
+    check_traced(features, ("conv_weight", conv_weight, 4), weight=("conv_weight", conv_weight))
     return fake_exit_head(
         features, weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits
     )

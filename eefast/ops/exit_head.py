@@ -14,6 +14,7 @@ from .checks import (
     check_fake,
     check_range_on_cuda,
     check_stored,
+    check_traced,
     check_written,
     refuse_gradient,
 )
@@ -60,7 +61,7 @@ def check(
     features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
     live: Tensor, logits: Tensor, confidence: Tensor, exits: Tensor,
 ) -> None:  # fmt: skip
-    """`RuntimeError`, as from PyTorch's own ops, unless the arguments fit; the C++ kernel has the same checks."""
+    """`RuntimeError`, as from PyTorch's ops, unless the arguments fit; the C++ kernel has the same checks."""
     results_given = (("logits", logits), ("confidence", confidence), ("exits", exits))
     given: tuple[Named, ...] = (
         *(("features", features), ("weight", weight), ("bias", bias), ("threshold", threshold)),
@@ -154,6 +155,7 @@ def fake(
         features, ("weight", weight), ("bias", bias), ("threshold", threshold), ("rows", rows),
         ("positions", positions), ("live", live), ("logits", logits), ("confidence", confidence), ("exits", exits),
     )  # fmt: skip
+    check_traced(features, ("weight", weight, 2), ("rows", rows, 1), ("logits", logits, 2))
     return torch.empty_like(rows), torch.empty_like(rows), rows.new_empty(1)
 
 

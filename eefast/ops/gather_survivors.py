@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import check_apart, check_fake, check_range_on_cuda, check_stored, check_written
+from .checks import check_apart, check_fake, check_range_on_cuda, check_stored, check_traced, check_written
 from .library import define, namespace
 from .on_cuda import implement_on_cuda
 
@@ -85,6 +85,7 @@ implement_on_cuda("gather_survivors", run_triton)
 @torch.library.register_fake("eefast::gather_survivors")
 def _fake(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:
     check_fake(features, ("rows", rows), ("live", live), ("out", out), ("offset", offset))
+    check_traced(features, ("rows", rows, 1), ("live", live, 1), ("out", out, 4))
 
 
 def run(features: Tensor, rows: Tensor, live: Tensor, out: Tensor, offset: Tensor | None = None) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import check_fake, check_range_on_cuda, check_stored, refuse_gradient
+from .checks import check_fake, check_range_on_cuda, check_stored, check_traced, refuse_gradient
 from .library import define, namespace
 from .on_cuda import implement_on_cuda
 
@@ -145,6 +145,7 @@ def _fake(
     residual_through_rows: bool, live: Tensor, stride: int, relu: bool,
 ) -> Tensor:  # fmt: skip
     check_fake(features, ("weight", weight), ("bias", bias), ("residual", residual), ("rows", rows), ("live", live))
+    check_traced(features, ("weight", weight, 4), ("bias", bias, 1), ("live", live, 1), weight=("weight", weight))
     return empty_output(features, weight, rows, stride)
 
 

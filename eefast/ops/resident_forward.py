@@ -1,4 +1,4 @@
-"""A whole early-exit network on a batch: every sample runs alone to its own exit, its maps stay in the cache."""
+"""A whole early-exit network on a batch: every sample runs alone to its exit, its maps stay in the cache."""
 
 from __future__ import annotations
 

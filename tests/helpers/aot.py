@@ -93,7 +93,7 @@ def compile_for(launch: Launch, capability: int) -> Report:
     source, target, options, file = prepare(launch, capability)
     if report := _load(file):
         return report
-    # The report is what is kept; in Triton's own cache every edit of a kernel would leave megabytes behind.
+    # The report is what is kept; in Triton's cache every edit of a kernel would add megabytes.
     with tempfile.TemporaryDirectory() as folder, knobs.cache.scope():
         knobs.cache.dir = folder
         compiled = triton.compile(source, target=target, options=options.__dict__)
@@ -170,7 +170,7 @@ def variants() -> dict[str, tuple[Launch, frozenset[str]]]:
     counts = Counter(name for name, _, _ in found)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ValueError(
-            f"tests/helpers/kernel_variants.py names {twice} more than once; give each variant its own name"
+            f"tests/helpers/kernel_variants.py names {twice} more than once; give each variant another name"
         )
     return {name: (launch, expects) for name, launch, expects in found}
 
@@ -179,7 +179,7 @@ def compile_variant(name: str, capability: int) -> Report:
     try:
         return compile_for(variants()[name][0], capability)
     except Exception as error:
-        # Triton's own exceptions do not survive the way back to the process that asked.
+        # Triton's exceptions cannot be pickled for the process that asked.
         raise RuntimeError(f"does not compile: {type(error).__name__}: {error}") from None
 
 

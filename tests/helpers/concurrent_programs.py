@@ -1,6 +1,6 @@
 """Run an interpreted Triton launch with its programs in threads that take turns at random moments.
 
-Triton's own interpreter runs one program after the other, so that nothing ever waits and no race shows.
+Triton's interpreter runs one program after the other, so that nothing ever waits and no race shows.
 """
 
 from __future__ import annotations

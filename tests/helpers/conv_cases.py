@@ -54,7 +54,7 @@ def make_case(
 ) -> ConvCase:  # fmt: skip
     """residual: "none", "own" (read in order) or "through" (read through the rows).
 
-    Rows in any order, some twice, garbage behind `live`; NaN in every row of features and residual that no live entry
+    Rows in any order, some twice, garbage beyond `live`; NaN in every row of features and residual that no live entry
     names.
     """
     g = torch.Generator().manual_seed(seed)

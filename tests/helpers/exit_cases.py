@@ -92,7 +92,7 @@ def make_case(
     r: int, k: int, c: int, h: int, w: int, *, dtype: torch.dtype = torch.float32, memory: str = "contiguous",
     criterion: str = "learned", live: str = "all", final: bool = False, seed: int = 0,
 ) -> Case:  # fmt: skip
-    """Live lists with gaps, in any order; garbage behind `live`; a threshold in the widest gap of the confidences."""
+    """Live lists with gaps, in any order; garbage beyond `live`; a threshold in the widest gap of the confidences."""
     g = torch.Generator().manual_seed(seed)
     m, n = r + 3, r + 5
     features = layout(torch.randn(m, c, h, w, generator=g).to(dtype), memory)
@@ -228,7 +228,7 @@ def check(
 def assert_same_bits(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
     """The same, bit by bit; in Triton's interpreter, whose products NumPy computes, up to its order of additions.
 
-    On some processors NumPy adds up a row in another order when it stands elsewhere in a matrix.
+    On some processors NumPy adds up a row in another order when it is elsewhere in a matrix.
     """
     if GPU or not a.is_floating_point():
         assert torch.equal(a, b)

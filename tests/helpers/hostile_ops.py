@@ -198,7 +198,7 @@ TENSORS: tuple[Callable[[random.Random, Tensor], Any], ...] = (
 
 
 def share(r: random.Random, arguments: Arguments) -> None:
-    """What is written and something else lie in the same memory."""
+    """What is written shares memory with something else."""
     names = [n for n, x in arguments.items() if isinstance(x, Tensor) and x.device.type == "cpu" and x.numel()]
     names = [n for n in names if arguments[n].layout == torch.strided and arguments[n].numel() < 10**6]
     outputs = [n for n in names if n in WRITTEN]
@@ -366,10 +366,10 @@ def arguments_of(op: str, seed: int) -> tuple[random.Random, Arguments, set[str]
                 change(r, arguments)
             except (*ALLOWED, AttributeError):
                 continue
-        # Last, since PyTorch's own operations do not survive it.
+        # Last, since PyTorch's operations do not survive it.
         if r.random() < 0.06:
             free(r, arguments)
-        # Much work is no fault, whoever asks for it.
+        # Much work is no fault.
         features = arguments.get("features")
         many = isinstance(features, Tensor) and features.numel() > 10**6 and features.shape[0] > 0
         if not many and ("threads" not in arguments or cost(arguments) < 1e7):

@@ -37,7 +37,7 @@ def tables(net: eefast.EarlyExitNet, algorithm: int = 0, group: int = 1, bfloat1
 def network(
     name: str, seed: int, n: int, share: float = 0.4, criterion: str = "learned", **arguments: Any
 ) -> tuple[eefast.EarlyExitNet, Tensor]:
-    """A random network, n images for it, and thresholds at which about `share` of them leave at each early exit."""
+    """A random network, n images for it, and thresholds at which about `share` of them exit at each early exit."""
     net = lived_in(zoo.eenet(name, **{"num_exits": 2, **arguments}), seed).with_criterion(criterion)
     x = images(n, net.input_shape, seed)
     y = x

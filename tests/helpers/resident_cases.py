@@ -53,7 +53,7 @@ def exits_of(lowered: Lowered, x: Tensor, dtype: torch.dtype) -> list[tuple[Tens
 
 
 def expected(net: EarlyExitNet, exits: list[tuple[Tensor, Tensor]], thresholds: Tensor) -> Answer:
-    """Every image by the first exit that it leaves at, in a plain loop."""
+    """Every image by the first exit whose rule it meets, in a plain loop."""
     rows = []
     for n in range(len(exits[0][0])):
         for i, (logits, row) in enumerate(exits):
@@ -65,19 +65,19 @@ def expected(net: EarlyExitNet, exits: list[tuple[Tensor, Tensor]], thresholds: 
 
 
 def never(net: EarlyExitNet) -> Tensor:
-    """Thresholds that nobody passes."""
+    """Thresholds that no sample passes."""
     return torch.full((net.num_exits,), -1.0 if net.criterion.comparison == "<" else 1e9)
 
 
 def forced(net: EarlyExitNet, at: int) -> Tensor:
-    """Thresholds by which everybody leaves at one exit."""
+    """Thresholds by which every sample exits at one exit."""
     limits = never(net)
     limits[at : at + 1] = 1e9 if net.criterion.comparison == "<" else -1.0
     return limits
 
 
 def small(blocks: int, classes: int, shape: tuple[int, int, int], head: str, seed: int) -> EarlyExitNet:
-    """A 6n+2 network of any depth, an exit behind every block."""
+    """A 6n+2 network of any depth, an exit after every block."""
     conv = nn.Conv2d(shape[0], 16, 3, padding=1, bias=False)
     stages: list[nn.Module] = []
     heads, size, width = [], shape[1:], 16

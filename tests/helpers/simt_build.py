@@ -35,7 +35,7 @@ def cuda_include() -> Path | None:
 
 
 def missing() -> str:
-    """What stands in the way of a build, as the reason of a skipped test; empty where nothing does."""
+    """What prevents a build, as the reason of a skipped test; empty where it is possible."""
     if shutil.which("g++") is None:
         return "no g++ here, which builds the CUDA kernels for the CPU"
     if cuda_include() is None:
@@ -58,5 +58,5 @@ def build(name: str) -> ctypes.CDLL:
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode or "warning:" in result.stderr:
             raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
-        # The folder may go: what is loaded stays.
+        # The folder can be deleted: what is loaded stays.
         return ctypes.CDLL(str(library))

@@ -64,8 +64,8 @@ def dot(columns: int, inner: int) -> Launch:
 SAMPLES = {
     "aligned": lambda: scale(meta(4096)),
     "float32": lambda: scale(meta(4096, dtype=torch.float32)),
-    "16 bytes behind": lambda: scale(meta(4104)[8:]),
-    "2 bytes behind": lambda: scale(meta(4097)[1:]),
+    "16 bytes later": lambda: scale(meta(4104)[8:]),
+    "2 bytes later": lambda: scale(meta(4097)[1:]),
     "odd size": lambda: scale(meta(4096), size=4095),
     "256 elements per thread": lambda: scale(meta(4096, dtype=torch.float32), block=8192, num_warps=1),
     "dot": lambda: dot(64, 64),
@@ -142,9 +142,9 @@ def test_signature_is_that_of_a_launch(compiler: ProcessPoolExecutor) -> None:
     assert [path for path, found in attributes.items() if found] == [(0,), (1,), (2,)]
 
 
-NARROW = ("2 bytes behind", "odd size")
+NARROW = ("2 bytes later", "odd size")
 LOADS = [(name, capability) for name in ("aligned", NARROW[0]) for capability in aot.SHARED_LIMIT]
-LOADS += [(name, 80) for name in ("float32", "16 bytes behind", NARROW[1])]
+LOADS += [(name, 80) for name in ("float32", "16 bytes later", NARROW[1])]
 
 
 @pytest.mark.parametrize(("name", "capability"), LOADS)

@@ -79,7 +79,7 @@ def test_blocks_of_the_resident_kernel(
 ) -> None:
     """Two blocks per multiprocessor hide one another's waiting; one where shared memory allows no more.
 
-    EENet-8 keeps a third map of the largest size, since BatchNorms stand before its convolutions.
+    EENet-8 keeps a third map of the largest size, since it has BatchNorms before its convolutions.
     """
     shape = (1, 28, 28) if name == "eenet8" else (3, 32, 32)
     net = zoo.eenet(name, 2, input_shape=shape).eval()

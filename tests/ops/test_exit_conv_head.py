@@ -45,7 +45,7 @@ SHAPES = {
     "one line": (5, 3, 4, 4, 1, 9),
     "few channels": (5, 10, 2, 3, 13, 11),
     "imagenet": (3, 1000, 40, 136, 4, 4),
-    "nobody": (0, 10, 16, 16, 4, 4),
+    "no rows": (0, 10, 16, 16, 4, 4),
 }
 
 
@@ -56,10 +56,10 @@ class ConvCase:
     features: Tensor
     conv_weight: Tensor
     conv_bias: Tensor
-    behind: Case
+    exit: Case
 
     def arguments(self) -> tuple[Any, ...]:
-        return (self.features, self.conv_weight, self.conv_bias, *self.behind.arguments()[1:])
+        return (self.features, self.conv_weight, self.conv_bias, *self.exit.arguments()[1:])
 
 
 def make_conv_case(
@@ -72,22 +72,22 @@ def make_conv_case(
     conv_weight = (torch.randn(c, c_in, 3, 3, generator=g) * (2 / (9 * c_in)) ** 0.5).to(dtype)
     conv_bias = torch.randn(c, generator=g) * 0.1
     maps = F.relu(F.conv2d(features.double(), conv_weight.double(), conv_bias.double(), padding=1))
-    behind = replace(case, features=maps)
-    if behind.threshold is not None:
-        behind = replace(behind, threshold=torch.tensor(gap(behind)))
-    return ConvCase(features, conv_weight, conv_bias, behind)
+    exit_case = replace(case, features=maps)
+    if exit_case.threshold is not None:
+        exit_case = replace(exit_case, threshold=torch.tensor(gap(exit_case)))
+    return ConvCase(features, conv_weight, conv_bias, exit_case)
 
 
 def check_conv(run: Any, case: ConvCase) -> None:
-    def run_behind(_: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    def run_exit(_: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         return run(case.features, case.conv_weight, case.conv_bias, *rest)
 
-    def plain(behind: Case) -> tuple[Tensor, Tensor]:
+    def plain(exit_case: Case) -> tuple[Tensor, Tensor]:
         dtype = torch.float32 if case.features.dtype == torch.float64 else case.features.dtype
         conv = F.conv2d(case.features.to(dtype), case.conv_weight.to(dtype), case.conv_bias.to(dtype), padding=1)
-        return eager(replace(behind, features=F.relu(conv)))
+        return eager(replace(exit_case, features=F.relu(conv)))
 
-    check(run_behind, case.behind, plain=plain)
+    check(run_exit, case.exit, plain=plain)
 
 
 @every
@@ -107,13 +107,13 @@ def test_layouts_match_float64(run: Any, memory: str) -> None:
 
 @every
 def test_nan_stays_nan_and_survives(run: Any) -> None:
-    """A ReLU that takes NaN for 0 would let its sample leave."""
+    """A ReLU that takes NaN for 0 would let its sample exit."""
     case = make_conv_case(7, 10, 16, 16, 4, 4)
-    row = int(case.behind.rows[2])
+    row = int(case.exit.rows[2])
     case.features[row, 3, 2, 1] = torch.nan
     maps = F.relu(F.conv2d(case.features.double(), case.conv_weight.double(), case.conv_bias.double(), padding=1))
     assert maps[row].isnan().any()
-    check_conv(run, replace(case, behind=replace(case.behind, features=maps)))
+    check_conv(run, replace(case, exit=replace(case.exit, features=maps)))
 
 
 @pytest.mark.parametrize("run", [triton])
@@ -122,10 +122,10 @@ def test_answer_depends_on_the_sample_only(run: Any, shape: tuple[int, ...]) -> 
     case = make_conv_case(*shape, dtype=torch.float16, final=True)
     whole = case.arguments()
     run(*whole)
-    results = case.behind.outputs()
+    results = case.exit.outputs()
     for i in range(shape[0]):
         part = slice(i, i + 1)
-        alone = replace(case.behind, rows=case.behind.rows[part], positions=case.behind.positions[part])
+        alone = replace(case.exit, rows=case.exit.rows[part], positions=case.exit.positions[part])
         alone = replace(alone, live=torch.ones(1, dtype=torch.int32))
         run(case.features, case.conv_weight, case.conv_bias, *alone.arguments()[1:-3], *results)
     for a, b in zip(whole[-3:], results, strict=True):
@@ -168,7 +168,7 @@ class TestOnTheGPU:
         assert len(names) == 1, names
 
     def test_graph_replays_with_changed_inputs(self) -> None:
-        """On a stream of its own; the same bits as launched one by one."""
+        """On another stream; the same bits as launched one by one."""
         cases = [
             make_conv_case(257, 10, 16, 16, 8, 8, dtype=torch.float16, seed=seed, live=live).arguments()
             for seed, live in ((0, "all"), (1, "part"))

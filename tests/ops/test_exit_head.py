@@ -93,7 +93,7 @@ AT += (("entropy", 1, 0.0), ("margin", 1, 1.0), ("margin", 3, 0.0))
 @every
 @pytest.mark.parametrize(("criterion", "classes", "value"), AT)
 def test_exactly_at_the_threshold_goes_on(run: Any, criterion: str, classes: int, value: float) -> None:
-    """Zero weights make the confidence exact: at the threshold a sample survives, one step beyond it leaves."""
+    """Zero weights make the confidence exact: at the threshold a sample survives, one step beyond it exits."""
     case = make_case(3, classes, 16, 2, 2, criterion=criterion)
     case = replace(case, weight=torch.zeros_like(case.weight), bias=torch.zeros_like(case.bias))
     at = torch.tensor(value)
@@ -109,7 +109,7 @@ def test_exactly_at_the_threshold_goes_on(run: Any, criterion: str, classes: int
 @every
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_decision_agrees_with_the_written_confidence(run: Any, criterion: str) -> None:
-    """Compared in float32: a sample whose own written confidence is the threshold survives; one step on, it leaves."""
+    """Compared in float32: a sample whose written confidence is the threshold survives; one step on, it exits."""
     case = make_case(31, 10, 16, 4, 4, criterion=criterion, final=True)
     side = torch.tensor(-math.inf if criterion != "entropy" else math.inf)
     for i in range(31):
@@ -350,7 +350,7 @@ def test_wrong_arguments(run: Any, wrong: str) -> None:
 
 @every
 def test_columns_of_one_table(run: Any) -> None:
-    """Logits and confidences may take turns in memory, and features leave room between their rows for them."""
+    """Logits and confidences may alternate in memory, and be between the rows of features."""
     case = make_case(3, 10, 16, 4, 4)
     table = torch.full((8, 16 * 16 + 11), SENTINEL)
     table[:6, : 16 * 16] = case.features.reshape(6, -1)

@@ -239,8 +239,8 @@ def test_nan_survives_and_is_reported_at_the_last_exit(exit_head: ctypes.CDLL, c
     features = case.features.clone()
     features[case.rows[4].long(), 5, 1, 1] = math.nan
     features[case.rows[6].long(), 2, 0, 1] = math.inf
-    everybody = torch.tensor(math.inf if criterion == "entropy" else -math.inf)
-    case = replace(case, features=features, threshold=everybody)
+    all_exit = torch.tensor(math.inf if criterion == "entropy" else -math.inf)
+    case = replace(case, features=features, threshold=all_exit)
     check(runner(exit_head), case)
     check(runner(exit_head), replace(case, threshold=None))
     next_rows, _, next_live = runner(exit_head)(*case.arguments())
@@ -333,7 +333,7 @@ def test_a_missing_barrier_is_noticed(exit_head: ctypes.CDLL, line: int) -> None
                     return
             except (Fault, AssertionError):
                 return
-    pytest.fail(f"nobody notices that line {line} is without its barrier")
+    pytest.fail(f"no test fails without the barrier of line {line}")
 
 
 def gather(library: ctypes.CDLL, grid: int = 3, order: int = 0, units: list[int] | None = None) -> Callable[..., None]:

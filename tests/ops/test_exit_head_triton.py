@@ -139,7 +139,7 @@ class TestInterpreted:
             kernel.run(*replace(case, **{name: indices}).arguments())
 
     def test_opcheck(self) -> None:
-        """The op with the Triton kernel behind it, where the C++ kernel or the reference otherwise stands."""
+        """The op run by the Triton kernel instead of the C++ kernel or the reference."""
         with run_by_triton("exit_head"):
             for shape, final in itertools.product(((10, 16, 3, 3), (100, 16, 1, 1)), (True, False)):
                 case = make_case(5, *shape, final=final)
@@ -241,7 +241,7 @@ class TestOnTheGPU:
         check(run, case)
 
     def test_streams_side_by_side(self) -> None:
-        """Each stream has a workspace of its own: launches that overlap do not disturb each other."""
+        """Each stream has a separate workspace: launches that overlap do not disturb each other."""
         cases = [make_case(4096, 10, 16, 4, 4, seed=seed) for seed in range(4)]
         arguments = [cuda_arguments(case.arguments()) for case in cases]
         streams = [torch.cuda.Stream() for _ in cases]

@@ -36,7 +36,7 @@ every = pytest.mark.parametrize("run", [pytest.param(op, id="reference"), triton
 def make_case(
     r: int, shape: tuple[int, ...], live: int, dtype: torch.dtype = torch.float32, memory: str = "channels_last"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features, a live list in any order with garbage behind `live`, and an output full of sentinels."""
+    """Features, a live list in any order with garbage beyond `live`, and an output full of sentinels."""
     g = torch.Generator().manual_seed(r)
     layout = torch.channels_last if memory == "channels_last" else torch.contiguous_format
     features = torch.randint(-99, 99, (r + 3, *shape), generator=g).to(dtype).contiguous(memory_format=layout)

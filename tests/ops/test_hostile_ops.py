@@ -1,4 +1,4 @@
-"""Hostile calls of every op in processes of their own, and calls that ask for more memory than there is."""
+"""Hostile calls of every op in other processes, and calls that ask for more memory than there is."""
 
 from __future__ import annotations
 

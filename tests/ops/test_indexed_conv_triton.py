@@ -33,7 +33,7 @@ def run(*arguments: Any) -> Tensor:
 
 
 def written(case: ConvCase, programs: int) -> Tensor:
-    """What a launch of so many programs leaves in memory full of sentinels."""
+    """What a launch of `programs` programs makes of memory full of sentinels."""
     out = torch.full_like(module.empty_output(case.features, case.weight, case.rows, case.stride), SENTINEL)
     replace(kernel.launch(*case.arguments(), out), grid=(programs,)).run()
     return out
@@ -56,7 +56,7 @@ SHAPES = {
     "shortcut": (7, 16, 32, 7, 5, 1, 2, True, "none", False),
     "two blocks of channels": (3, 8, 136, 4, 4, 3, 1, True, "own", True),
     "several large tiles": (3, 8, 130, 17, 17, 1, 1, True, "through", True),
-    "nobody": (0, 16, 16, 4, 4, 3, 1, True, "none", True),
+    "no rows": (0, 16, 16, 4, 4, 3, 1, True, "none", True),
 }
 
 

@@ -47,7 +47,7 @@ def run(
 
 
 def forced(net: eefast.EarlyExitNet, exit_index: int) -> Tensor:
-    """Thresholds at which everybody leaves at one exit."""
+    """Thresholds at which every sample exits at one exit."""
     always, never = (-1.0, 2.0) if net.criterion.comparison == ">" else (math.inf, -1.0)
     return torch.tensor([always if i == exit_index else never for i in range(net.num_exits)])
 
@@ -75,7 +75,7 @@ def first_exits(net: eefast.EarlyExitNet, values: Tensor, limits: Tensor) -> tup
 def check(
     net: eefast.EarlyExitNet, found: tuple[Tensor, ...], exact: tuple[Tensor, Tensor], limits: Tensor, tolerance: float
 ) -> None:
-    """Exits equal but at a threshold's edge, where few may stand; logits and confidence of the exit taken exact."""
+    """Exits equal except next to a threshold, where few may be; logits and confidence of the exit taken exact."""
     logits, confidence, exits = found
     wanted, edge = first_exits(net, exact[1], limits)
     assert int(edge.sum()) <= len(edge) // 50
@@ -210,15 +210,15 @@ def test_threads_of_python_at_once() -> None:
         cases.append((net, x[:31], tables(net, 4, 2), run(net, x[:31], tables(net, 4, 2))))
     wrong: list[BaseException] = []
 
-    def answer(own: list[int]) -> None:
+    def answer(order: list[int]) -> None:
         try:
-            for i in own * 10:
+            for i in order * 10:
                 net, x, tables_, wanted = cases[i]
                 assert_same_bits(run(net, x, tables_, 1 + i % 3), wanted)
         except BaseException as error:
             wrong.append(error)
 
-    workers = [threading.Thread(target=answer, args=(own,)) for own in ([0, 1, 2, 3], [3, 0, 2, 1], [2, 2, 0])]
+    workers = [threading.Thread(target=answer, args=(order,)) for order in ([0, 1, 2, 3], [3, 0, 2, 1], [2, 2, 0])]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -246,7 +246,7 @@ def test_non_finite_images(criterion: str, algorithm: int) -> None:
         assert found[0][row].isnan().all()
         assert found[1][row].isnan()
     assert set(found[2][rows].tolist()) <= {0, 1, 2}
-    # Whoever left early had a confidence to do so.
+    # Samples that exited early had a confidence to do so.
     assert not found[1][found[2] < 2].isnan().any()
     assert_same_bits(run(net, x, tables_), wanted)
 
@@ -343,7 +343,7 @@ def test_without_cpp() -> None:
 
 @pytest.mark.skipif(ops.instruction_set() != "avx512_bf16", reason=f"no AVX512-BF16, but {ops.instruction_set()}")
 def test_bfloat16() -> None:
-    """Within twice the error of eager PyTorch in bfloat16; who takes another exit is near a threshold by that error."""
+    """Within twice the error of eager PyTorch in bfloat16; samples with another exit are that close to a threshold."""
     for seed, (name, arguments) in enumerate((
         ("eenet20", {"input_shape": (3, 32, 32)}),
         ("eenet8", {"input_shape": (1, 29, 31), "filters": 5}),
@@ -449,7 +449,7 @@ def at_odd_address(n: int) -> Tensor:
 
 
 def padded(n: int, channels: int = 16) -> dict[str, Any]:
-    """Poolings, each of which makes a map larger by 129 pixels: their products would leave 64 bits."""
+    """Poolings, each of which makes a map larger by 129 pixels: their products would exceed 64 bits."""
     steps = [[0, 0, 1, -1, 0, 3, 1, 1, 0, 0, 0, 0]]
     steps += [[2, 1 + i, 2 + i, -1, 0, 128, 1, 128, 0, 0, 0, 0] for i in range(n)]
     steps += [[3, n + 1, 1, -1, 0, 0, 1, 0, 0, 0, 0, 0]]

@@ -163,8 +163,8 @@ T shuffle(T value, int from) {
   } mine{value, value, from};
   warp_rendezvous(&mine, [](void** lane) {
     for (int l = 0; l < 32; ++l) {
-      Lane* const own = static_cast<Lane*>(lane[l]);
-      own->out = static_cast<Lane*>(lane[own->from])->in;
+      Lane* const mine = static_cast<Lane*>(lane[l]);
+      mine->out = static_cast<Lane*>(lane[mine->from])->in;
     }
   });
   return mine.out;

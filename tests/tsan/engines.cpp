@@ -37,14 +37,14 @@ struct Made {
 
   Made(int64_t channels, int64_t group, int64_t winograd, int64_t height, int64_t width) {
     network = {false, 7, Criterion::max_probability, {}, {}};
-    for (const auto& [own, section] : {std::pair<int64_t, int64_t>{3, -1},
-                                       {channels, 0},
-                                       {channels, 0},
-                                       {channels + 4, 1},
-                                       {channels + 4, 1},
-                                       {channels + 4, 1}}) {
+    for (const auto& [channels_of, section] : {std::pair<int64_t, int64_t>{3, -1},
+                                               {channels, 0},
+                                               {channels, 0},
+                                               {channels + 4, 1},
+                                               {channels + 4, 1},
+                                               {channels + 4, 1}}) {
       Map map{};
-      map.channels = own;
+      map.channels = channels_of;
       map.section = section;
       network.maps.push_back(map);
     }
@@ -71,13 +71,13 @@ struct Made {
     std::size_t place = 0;
     for (Section& section : network.sections) {
       for (std::vector<Step>* steps : {&section.entry, &section.body}) {
-        for (Step& own : *steps) {
-          if (own.kind == Kind::max_pool) continue;
-          const int64_t outputs = own.kind == Kind::exit ? kBlock : network.maps[own.target].blocks * kBlock;
-          own.flatten = false;
-          own.bias = packed.data() + place;
-          own.weight = own.bias + outputs;
-          place += outputs + packed_size(own, network.maps, network.num_classes, false);
+        for (Step& step : *steps) {
+          if (step.kind == Kind::max_pool) continue;
+          const int64_t outputs = step.kind == Kind::exit ? kBlock : network.maps[step.target].blocks * kBlock;
+          step.flatten = false;
+          step.bias = packed.data() + place;
+          step.weight = step.bias + outputs;
+          place += outputs + packed_size(step, network.maps, network.num_classes, false);
         }
       }
     }
@@ -135,8 +135,8 @@ Answers run_head(const std::vector<float>& features, const std::vector<float>& w
   parallel(
       threads,
       [](int64_t i, void* context) {
-        const Part& own = *static_cast<Part*>(context);
-        exit_head(own.head, own.samples * i / own.threads, own.samples * (i + 1) / own.threads);
+        const Part& part = *static_cast<Part*>(context);
+        exit_head(part.head, part.samples * i / part.threads, part.samples * (i + 1) / part.threads);
       },
       &part);
   return found;
@@ -158,7 +158,7 @@ int main() {
   std::vector<Case> cases;
   for (const Made* made : {&thin, &wide, &direct}) {
     for (const int64_t samples : {1, 2, 40}) {
-      // The middle one of the confidences at the first exit, so that some leave there and the others go on.
+      // The middle one of the confidences at the first exit, so that some exit there and the others go on.
       auto found = run(*made, images, samples, 0.0f, 1).confidence;
       std::sort(found.begin(), found.end());
       const float threshold = found[samples / 2];
@@ -167,15 +167,15 @@ int main() {
   }
   const Answers wanted_head = run_head(features, weight, 130, 1.9f, 1);
   const auto& taken = cases[2].wanted.exits;
-  if (std::count(taken.begin(), taken.end(), 0) % 40 == 0) return std::puts("all leave at one exit"), 1;
+  if (std::count(taken.begin(), taken.end(), 0) % 40 == 0) return std::puts("all exit at one exit"), 1;
   std::atomic<int64_t> wrong{0};
   std::vector<std::thread> callers;
   for (int64_t caller = 0; caller < 3; ++caller) {
     callers.emplace_back([&, caller] {
       for (std::size_t round = 0; round < 2 * cases.size(); ++round) {
-        const Case& own = cases[(round + 4 * caller) % cases.size()];
+        const Case& given = cases[(round + 4 * caller) % cases.size()];
         const auto threads = static_cast<int64_t>(1 + (round + caller) % 4);
-        if (!(run(*own.made, images, own.samples, own.threshold, threads) == own.wanted)) ++wrong;
+        if (!(run(*given.made, images, given.samples, given.threshold, threads) == given.wanted)) ++wrong;
         if (!(run_head(features, weight, 130, 1.9f, threads) == wanted_head)) ++wrong;
       }
     });

@@ -45,7 +45,7 @@ def build(folder: Path, *includes: Path, reuse: tuple[str, ...] = ()) -> Path:
 
 
 def run(program: Path) -> subprocess.CompletedProcess[str]:
-    """Without random addresses where that can be: some kernels place memory where ThreadSanitizer wants its own."""
+    """Without random addresses where possible: some systems place memory where ThreadSanitizer needs it."""
     command = [str(program)]
     if shutil.which("setarch") and not subprocess.run(["setarch", platform.machine(), "-R", "true"]).returncode:
         command = ["setarch", platform.machine(), "-R", *command]
