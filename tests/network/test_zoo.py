@@ -31,18 +31,18 @@ CELLS = [
 
 @pytest.mark.parametrize(("depth", "scheme", "blocks", "costs"), CELLS)
 def test_positions_and_costs_equal_the_golden_table(depth, scheme, blocks, costs):
-    net = zoo.eenet(f"eenet{depth}", 3, scheme)
+    net = zoo.eenet(f"eenet{depth}", 3, scheme, device="meta")
     assert net.config["placement"] == [int(b) for b in blocks.split(",")]
     expected = torch.tensor([*map(float, costs.split()), 1.0])
     torch.testing.assert_close(net.cost, expected, rtol=0, atol=0.001)
 
 
 def test_the_readme_configuration_of_the_reference():
-    net = zoo.eenet("eenet110", 8, "fine")
+    net = zoo.eenet("eenet110", 8, "fine", device="meta")
     assert net.config["placement"] == [3, 6, 8, 10, 12, 14, 16, 18]
     expected = torch.tensor([0.058, 0.115, 0.152, 0.190, 0.227, 0.265, 0.303, 0.340, 1.0])
     torch.testing.assert_close(net.cost, expected, rtol=0, atol=0.001)
-    assert zoo.eenet("eenet110", 10, "fine").config["placement"][8:] == [20, 22]
+    assert zoo.eenet("eenet110", 10, "fine", device="meta").config["placement"][8:] == [20, 22]
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,10 @@ def test_the_readme_configuration_of_the_reference():
         ("resnet20", (1, 28, 28), 10, 31.48), ("resnet50", (3, 224, 224), 1000, 4121.92),
     ],
 )  # fmt: skip
-def test_macs_of_the_plain_twins(name, shape, classes, mmacs):
-    counted, out = macs(zoo.resnet(name, classes, shape), shape)
+def test_macs_of_the_plain_networks(name, shape, classes, mmacs):
+    with torch.device("meta"):
+        net = zoo.resnet(name, classes, shape)
+    counted, out = macs(net, shape)
     assert round(counted / 1e6, 2) == mmacs
     assert out == (classes,)
 
@@ -96,7 +98,7 @@ def test_infeasible_placements_say_how_many_exits_fit(name, num_exits, placement
         zoo.eenet(name, num_exits, placement)
     said = int(str(error.value).split("fit: ")[1].split()[0])
     assert said <= fit
-    assert len(zoo.eenet(name, said, placement).config["placement"]) == said
+    assert len(zoo.eenet(name, said, placement, device="meta").config["placement"]) == said
     with pytest.raises(ValueError, match="does not fit"):
         zoo.eenet(name, said + 1, placement)
 
@@ -179,7 +181,13 @@ def test_impossible_networks_are_refused_by_name(arguments, message):
         zoo.eenet(**arguments)
 
 
-@pytest.mark.parametrize("name", zoo.names())
+# One of each kind of block and stem.
+KINDS = ("eenet8", "eenet18", "eenet20", "eenet50")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in KINDS)) for name in zoo.names()]
+)
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 33, 47)])
 def test_every_network_takes_any_shape_and_class_count(name, shape):
     net = zoo.eenet(name, 2, "linear", num_classes=7, input_shape=shape)
@@ -195,6 +203,6 @@ def test_weights_are_shared_with_the_plain_network():
 
 
 @pytest.mark.parametrize("name", ["resnet21", "resnet²", "resnet" + "9" * 5000, "eenet20", ""])
-def test_unknown_twins(name):
+def test_unknown_plain_networks(name):
     with pytest.raises(ValueError, match="is unknown; choose one of resnet18, resnet20"):
         zoo.resnet(name)
