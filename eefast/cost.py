@@ -1,4 +1,4 @@
-"""MACs of stages, heads and paths, counted by torch's FLOP formulas on copies on the meta device."""
+"""Stages, heads → their MACs and the cost of every exit, counted by torch's FLOP formulas on the meta device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .modules.copies import special_kind, working_copy
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one stage and its head cost for one sample, in MACs, and the shapes they hand on."""
+    """What one stage and its head cost for one sample, in MACs; the stage's output shape (C, H, W)."""
 
     stage_macs: int
     head_macs: int
@@ -26,12 +26,12 @@ class StageCost:
 
     @property
     def num_features(self) -> int:
-        """Channels that arrive at the head."""
+        """Number of channels that the head reads."""
         return self.feature_shape[0]
 
 
 def macs(module: nn.Module, shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
-    """Multiply-accumulates of `module` for one sample and the shape that it hands on.
+    """Multiply-accumulates of `module` for one sample, and its output shape.
 
     module: maps [1, *shape] to a tensor (or to a tuple, whose first entry then gives the shape); a copy of it runs.
     shape: of one sample, without the batch dimension.
@@ -53,7 +53,7 @@ def _counted(module: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> tup
     try:
         return _run(working_copy(module, "meta"), torch.empty(1, *shape, dtype=dtype, device="meta"))
     except (RuntimeError, NotImplementedError):
-        # What makes tensors on a device of its choice, or looks at values, runs only where there are some.
+        # A module that makes tensors on a fixed device, or reads values, does not run on the meta device.
         device = next((value.device for value in module.parameters()), torch.device("cpu"))
         return _run(working_copy(module), torch.zeros(1, *shape, dtype=dtype, device=device))
 
@@ -68,7 +68,7 @@ class _Counter(TorchDispatchMode):
     """FLOPs of this thread by torch's formulas and those that EENets adds to convolutions and linear layers.
 
     EENets count a MAC per element of a ReLU, a pooling input or a convolution's bias, and two per element of an affine
-    BatchNorm; its placements and published costs rest on that. Torch's own counter hooks into all modules of the
+    BatchNorm; its placements and published costs rest on that. Torch's counter hooks into all modules of the
     process, also those that other threads run.
     """
 
@@ -117,7 +117,7 @@ def _formulas() -> dict[Any, Callable[..., int]]:
 def stage_costs(
     stages: Iterable[nn.Module], heads: Iterable[nn.Module], input_shape: Sequence[int]
 ) -> tuple[StageCost, ...]:
-    """One `StageCost` per exit, the shapes carried from stage to stage."""
+    """One `StageCost` per exit; each stage reads the shape that the one before returns."""
     shape: tuple[int, ...] = tuple(input_shape)
     costs = []
     for stage, head in zip(stages, heads, strict=True):
@@ -131,16 +131,16 @@ def path_costs(costs: Sequence[StageCost]) -> tuple[Tensor, Tensor]:
     """Cost of every exit, relative to the plain network: all stages and the final classifier, no exits.
 
     Returns two float32 tensors [n + 1]:
-    cost: stages up to the exit plus that exit's own head; the final exit is 1.0 (EENets' definition).
-    path_cost: the same plus every head that was met on the way, the final head included.
+    cost: stages up to the exit plus the head of that exit alone; the final exit is 1.0 (EENets' definition).
+    path_cost: the same plus every head before it; the final head counts whole, with its confidence row.
     """
-    trunk, met, to_exit, on_path = 0, 0, [], []
+    stages, heads, to_exit, on_path = 0, 0, [], []
     for c in costs:
-        trunk, met = trunk + c.stage_macs, met + c.head_macs
-        to_exit.append(trunk + c.head_macs)
-        on_path.append(trunk + met)
+        stages, heads = stages + c.stage_macs, heads + c.head_macs
+        to_exit.append(stages + c.head_macs)
+        on_path.append(stages + heads)
     # The plain network ends in the same pooling and linear, without the confidence row.
-    plain = to_exit[-1] = trunk + c.head_macs - c.num_features
+    plain = to_exit[-1] = stages + c.head_macs - c.num_features
     counts = torch.tensor([to_exit, on_path], dtype=torch.float32, device="cpu")
     cost, path_cost = counts / plain
     return cost.clone(), path_cost.clone()

@@ -1,4 +1,4 @@
-"""Exit heads: features of a stage → class logits and confidence row of an exit."""
+"""Features of a stage → class logits and confidence of an exit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ExitHead(nn.Module):
 
     kind: "pool", "bnpool" and "plain" as in EENets (Demir & Akbas 2024); "conv1" … "conv3" as in PTEENet (Lahiany &
         Aperstein 2022): k × [conv3x3 C→C without bias, BatchNorm, ReLU] before the pooling.
-    feature_shape: (C, H, W) of the features that arrive.
+    feature_shape: (C, H, W) of the features.
     input_shape: (C, H, W) of the network's input; "plain" is defined only where the features still have its H×W.
 
     forward: features [N, C, H, W] → `ExitOutput`(logits [N, K], confidence [N], confidence_logit [N]).
@@ -31,7 +31,7 @@ class ExitHead(nn.Module):
         if kind == "plain" and (height, width) != tuple(input_shape[1:]):
             raise ValueError(
                 f"head='plain' flattens a map of the input's size {tuple(input_shape[1:])}, but here the map is "
-                f"{(height, width)}; place the exits earlier or take head='pool'"
+                f"{(height, width)}; place the exits earlier or choose head='pool'"
             )
         self.kind, self.feature_shape = kind, (channels, height, width)
         self.num_features = channels * height * width if kind == "plain" else channels

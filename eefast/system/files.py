@@ -23,7 +23,7 @@ class WriteError(OSError):
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What `write` writes in here takes its names in the end, all of it, or nothing if there was an error."""
+    """Files that `write` writes in here get their names at the end, all of them, or none if there was an error."""
     if _waiting.get() is not None:
         yield
         return
@@ -45,10 +45,10 @@ def together() -> Iterator[None]:
 
 
 def write(path: str | Path, content: bytes | memoryview | str) -> None:
-    """Make or replace a file; who reads it meanwhile, or after a crash, finds the old one or the new one.
+    """Make or replace a file; readers find the old one or the new one, whole, at any time and after a crash.
 
     content: text becomes UTF-8. A symbolic link stays, and the file that it names is replaced; that file's permissions
-    stay, a new file has those of the umask. What is no regular file, such as /dev/stdout, is written to directly.
+    stay, a new file gets those of the umask. Anything but a regular file, such as /dev/stdout, is written to directly.
     Raises `WriteError`, naming the file.
     """
     data = content.encode() if isinstance(content, str) else content
@@ -71,10 +71,10 @@ def write(path: str | Path, content: bytes | memoryview | str) -> None:
 
 
 def check(path: str | Path) -> None:
-    """`ValueError` unless `write` could write there, found by making a file and removing it, before work starts."""
+    """`ValueError` unless `write` could write there; tried, before work starts, by making a file and removing it."""
     target, partial = _names(path)
     if target.is_dir():
-        raise ValueError(f"{path} cannot be written: it is a folder; name a file")
+        raise ValueError(f"{path} cannot be written: it is a folder; name a file in it")
     if not target.parent.is_dir():
         raise ValueError(f"{path} cannot be written: there is no folder {target.parent}; make it first")
     if target.exists() and not target.is_file():
@@ -90,7 +90,7 @@ def check(path: str | Path) -> None:
 
 
 def remove_partial(folder: Path, *names: str) -> None:
-    """Remove what `write` left of files with these names (patterns) when its process was killed."""
+    """Remove what a killed process left of files with these names (patterns)."""
     for name in names:
         for partial in folder.glob(f"{name}.{'[0-9a-f]' * 8}{PARTIAL}"):
             with suppress(OSError):
@@ -98,7 +98,7 @@ def remove_partial(folder: Path, *names: str) -> None:
 
 
 def _names(path: str | Path) -> tuple[Path, Path]:
-    """The file, links followed, and a name beside it that nothing has."""
+    """The file, links followed, and an unused name beside it."""
     target = Path(os.path.realpath(path))
     return target, target.with_name(f"{target.name[:40]}.{secrets.token_hex(4)}{PARTIAL}")
 
@@ -112,7 +112,7 @@ def _rename(waiting: _Waiting) -> None:
 
 
 def _allow_as(target: Path, partial: Path) -> None:
-    """Owner and permissions of the file that is replaced; `PermissionError` where it is not to be written."""
+    """Copy owner and permissions of the file that is replaced; `PermissionError` where it is write-protected."""
     if not target.exists():
         return
     if not os.access(target, os.W_OK):

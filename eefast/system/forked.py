@@ -1,4 +1,4 @@
-"""Notice that this process was forked from one whose threads it lacks: PyTorch would wait for them for ever."""
+"""Process → an error where it was forked from one with threads, for which PyTorch would wait for ever."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from threading import get_ident
 import torch
 
 SECONDS = 5.0
-"""How long the trial may take that a few milliseconds are enough for."""
+"""Longest time for the trial, which takes milliseconds where threads work."""
 
 _inherited: int | None = None
-"""In a forked process the one thread that came along, until it is known to work; threads begun here are sound."""
+"""In a forked process the thread that was copied, until it is known to work; threads started after the fork work."""
 
 _stuck = False
 
 
 def check() -> None:
-    """`RuntimeError` where work on several threads would never end: after a fork, on the thread that came along.
+    """`RuntimeError` where work on several threads would never end: after a fork, on the thread that was copied.
 
     OpenMP keeps a pool for each thread that has run something in parallel. After a fork the pool still counts threads
-    that the new process does not have. Threads that begin after the fork get pools of their own.
+    that the new process does not have. Threads started after the fork get new pools.
     """
     global _inherited, _stuck
     if _inherited is None or _inherited != get_ident() or torch.get_num_threads() == 1:
@@ -46,7 +46,7 @@ def in_child(call: Callable[[], None]) -> None:
 
 
 def _several_threads_work() -> bool:
-    """Tried in a process forked once more, since what hangs cannot be stopped otherwise."""
+    """Tried in another forked process, since a thread that hangs cannot be stopped otherwise."""
     reads, writes = os.pipe()
     try:
         child = os.fork()

@@ -77,7 +77,7 @@ def graph_of(tracer: fx.Tracer, module: nn.Module) -> list[tuple[str, ...]]:
 
 
 class TorchTracer(fx.Tracer):
-    """torch.fx's own, which patches the process."""
+    """torch.fx's tracer, which patches the process."""
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return InPlaceProxy(node, self)

@@ -73,7 +73,7 @@ def in_place(s: Any, x: Tensor) -> Tensor:
 
 
 STAGES: dict[str, Callable[[], nn.Module]] = {
-    "one conv twice, a norm behind one": lambda: Stage(lambda s, x: s.conv(x).relu() + s.norm(s.conv(x)), **layers()),
+    "one conv twice, a norm after one": lambda: Stage(lambda s, x: s.conv(x).relu() + s.norm(s.conv(x)), **layers()),
     "conv and norm twice": lambda: Stage(lambda s, x: s.norm(s.conv(s.norm(s.conv(x)).relu())), **layers()),
     "one conv, two norms": lambda: Stage(
         lambda s, x: s.b(s.conv(s.norm(s.conv(x)).relu())), **layers(b=nn.BatchNorm2d(8))
@@ -93,7 +93,7 @@ STAGES: dict[str, Callable[[], nn.Module]] = {
     "norm with activation": lambda: nn.Sequential(conv(), ActivatedNorm(8), conv()),
     "standardised": lambda: nn.Sequential(Standardised(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
     "another conv inside": lambda: nn.Sequential(Halved(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
-    "a forward of its own": replaced_forward,
+    "another forward": replaced_forward,
     "in place": lambda: Stage(in_place, **layers()),
     "dropout": lambda: nn.Sequential(conv(), nn.Dropout2d(), nn.BatchNorm2d(8), nn.Dropout(), nn.FeatureAlphaDropout()),
     "self.training": lambda: Stage(lambda s, x: s.conv(x * 5 if s.training else x), **layers()),

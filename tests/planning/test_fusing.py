@@ -162,7 +162,7 @@ LEFT = {
     "added to itself": (through(lambda s, x, act: act((y := s.a(x)) + y)), 1),
     "read twice": (through(lambda s, x, act: act(y := s.a(x)) * y), 1),
     "the sum is read twice": (through(lambda s, x, act: act(y := s.a(x) + x) * y), 1),
-    "its own input is added": (through(lambda s, x, act: act(s.b(y := s.a(x)) + y)), 2),
+    "its input is added": (through(lambda s, x, act: act(s.b(y := s.a(x)) + y)), 2),
     "the input changes in between": (through(changed_between), 1),
     "another activation": (nn.Sequential(conv(), nn.SiLU()), 1),
     "other padding": (nn.Sequential(conv(padding_mode="reflect"), nn.ReLU()), 0),
@@ -190,7 +190,7 @@ def test_what_counts_as_fused() -> None:
     counts = {name: folded_and_fused(stage)[2:] for name, (stage, _) in LEFT.items()}
     assert counts["another activation"] == (0, 1)
     assert counts["other padding"] == counts["padding in words"] == counts["functional"] == (0, 1)
-    assert counts["its own input is added"] == (2, 2)
+    assert counts["its input is added"] == (2, 2)
     assert counts["called twice"] == (2, 2)
 
 
@@ -277,7 +277,7 @@ def half_error(stage: nn.Module, dtype: torch.dtype, x: Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_calls_of_cudnn(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stem, identity and projection shortcuts, odd geometry: in the CUDA branch with its kernels' twins."""
+    """Stem, identity and projection shortcuts, odd geometry: the CUDA branch, with plain PyTorch as its kernels."""
     more = {"stride": (2, 1), "padding": (0, 3), "dilation": (1, 2), "groups": 2}
     odd = nn.Sequential(nn.Conv2d(16, 6, (1, 3), **more), nn.ReLU())
     blocks = zoo.eenet("eenet20", 1, input_shape=(3, 9, 9)).stages[0]
@@ -363,7 +363,7 @@ def test_an_input_that_is_its_own_residual(dtype: torch.dtype) -> None:
 
 @gpu
 def test_nan_stays_nan() -> None:
-    """As behind PyTorch's ReLU: such a sample must not look as if it were healthy."""
+    """As after PyTorch's ReLU: such a sample must not look sound."""
     layer = lived_in(conv(16, 16), 1).cuda().to(torch.float16, memory_format=torch.channels_last)
     x = on_gpu(images(3, (16, 5, 5)), torch.float16)
     x[1, :, 2, 2] = torch.nan

@@ -63,8 +63,8 @@ def test_indexed_stages(name: str) -> None:
     torch.testing.assert_close(got[:4].double(), expected, rtol=0, atol=tolerance)
 
 
-def test_who_reads_through_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """First convolutions and shortcuts of the input, and nobody else; an input that is added later is gathered."""
+def test_what_reads_through_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """First convolutions and shortcuts of the input, nothing else; an input that is added later is gathered."""
     seen: list[tuple[bool, bool, bool]] = []
 
     def recorded(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rows: Tensor | None,

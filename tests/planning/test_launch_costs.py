@@ -43,7 +43,7 @@ def test_measured_once_and_kept(measured: list[torch.device]) -> None:
         '{"seconds": {"launch": NaN, "wait": 1}}', '{"seconds": {"launch": 1, "wait": -1}}',
     ],
 )  # fmt: skip
-def test_a_damaged_file_is_measured_anew(measured: list[torch.device], content: str) -> None:
+def test_a_damaged_file_is_measured_again(measured: list[torch.device], content: str) -> None:
     device = torch.device("cuda")
     launch_costs.load(device)
     launch_costs.path(device).write_text(content)

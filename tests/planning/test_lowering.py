@@ -89,7 +89,7 @@ class AddsInPlace(nn.Module):
 
 
 CUSTOM = {
-    "the image's own result is added": Stage(lambda s, x: (y := s.a(x)) + s.b(y), a=conv(3, 20), b=conv(20, 20)),
+    "the first result is added": Stage(lambda s, x: (y := s.a(x)) + s.b(y), a=conv(3, 20), b=conv(20, 20)),
     "added twice": Stage(
         lambda s, x: (y := s.a(x)) + s.b((z := y + s.b(y)).relu()) + s.c(z),
         a=conv(3, 20), b=conv(20, 20), c=conv(20, 20),

@@ -21,7 +21,7 @@ def test_on_the_cpu_the_folded_stage_runs() -> None:
     stage, note = fastest_stage(basic_block(), torch.float32, images(2, (16, 5, 5)))
     assert note == "folded"
     assert kinds(stage)["Conv2d"] == 2
-    # A bare module of PyTorch's own is traced too.
+    # One of PyTorch's layers alone is traced too.
     assert fastest_stage(conv(), torch.float32, images(1, (3, 5, 5)))[1] == "folded"
 
 

@@ -1,4 +1,4 @@
-"""Packed weights, read back in the order in which the kernels read them, by loops and matrices of the tests' own."""
+"""Packed weights, read back in the order of the kernels, by loops and matrices written for the tests."""
 
 from itertools import product
 
@@ -66,14 +66,14 @@ def test_direct(kernel: int, planes: bool, bfloat16: bool) -> None:
         sums = reader.take(padded)
         block = 1 if planes else 16
         for group, begin in product(range(padded // width), range(0, inputs, block)):
-            own = sums[group * width : (group + 1) * width]
+            group_sums = sums[group * width : (group + 1) * width]
             for i, j in product(range(kernel), range(kernel)):
                 pixels = x[begin : begin + block, i, j].double().numpy()
                 if bfloat16 and not planes:
                     for pair in range(0, len(pixels), 2):
-                        own += np.resize([*pixels[pair : pair + 2], 0], 2) @ reader.take_pairs(width)
+                        group_sums += np.resize([*pixels[pair : pair + 2], 0], 2) @ reader.take_pairs(width)
                 else:
-                    own += pixels @ reader.take(len(pixels), width)
+                    group_sums += pixels @ reader.take(len(pixels), width)
         assert len(reader.rest) == 0
         assert (sums[outputs:] == 0).all()
         rounded = weight.bfloat16() if bfloat16 and not planes else weight

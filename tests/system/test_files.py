@@ -31,7 +31,7 @@ def whole(folder):
 
 @contextmanager
 def room_for(size):
-    """No file of this process may grow beyond so many bytes, as on a full disk; the kernel then says EFBIG."""
+    """No file of this process may grow beyond `size` bytes, as on a full disk; the error is EFBIG."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
