@@ -12,7 +12,8 @@ import torch
 from networks import lived_in
 
 from eefast import zoo
-from eefast.cli import output as cli_output
+from eefast.cli import pictures
+from eefast.cli.output import write_json
 from eefast.planning import launch_costs
 from eefast.result import ExitOutput
 from eefast.system import files
@@ -139,14 +140,14 @@ def writers(folder):
 
     def canvas():
         pytest.importorskip("matplotlib")
-        with cli_output.canvas(folder / "figure.png", 2, 2):
+        with pictures.canvas(folder / "figure.png", 2, 2):
             pass
 
     return {
         "model": lambda: net.save(folder),
         "thresholds": lambda: save_thresholds(net, folder, chosen),
         "cache": lambda: save_outputs(folder / "cache", out, torch.zeros(31), {"network": "x"}),
-        "json": lambda: cli_output.write_json(str(folder / "report.json"), {"a": list(range(99))}),
+        "json": lambda: write_json(str(folder / "report.json"), {"a": list(range(99))}),
         "report": lambda: write_report(folder, report),
         "checkpoint": lambda: CheckpointWriter().save_checkpoint(checkpoint, folder / "last.ckpt"),
         "curves": lambda: curves.save(),
