@@ -22,7 +22,7 @@ from torch import Tensor
 import eefast
 from eefast.measure.comparison import FLIP_MARGIN, judge
 from eefast.model import EarlyExitNet
-from eefast.planning.planner import ENGINES
+from eefast.planning import ENGINES
 from eefast.result import ExitOutput, ExitResult
 from eefast.thresholds.evaluation import evaluate
 from eefast.thresholds.outputs import collect, collect_answers, flip_distances
@@ -147,7 +147,7 @@ def made(way: Way, net: EarlyExitNet, example: Tensor) -> tuple[Callable[[Tensor
         own = eefast.accelerate(copy.deepcopy(net).to(way.dtype), engine="reference", frozen=True)  # type: ignore[call-overload]
         return lambda x: own(x.to(way.dtype)), own.plan.reason
     with mock.patch.dict(os.environ, {"EEFAST_GRAPHS": "0"} if way.how == WITHOUT_GRAPHS else {}):
-        fast = eefast.accelerate(net, engine=way.engine, dtype=way.dtype, example=example, frozen=True)
+        fast = eefast.accelerate(net, engine=way.engine, dtype=way.dtype, example_inputs=example, frozen=True)
     if way.how == COUNTED:
         _always_count(fast)
     return fast, fast.plan.reason
@@ -155,11 +155,11 @@ def made(way: Way, net: EarlyExitNet, example: Tensor) -> tuple[Callable[[Tensor
 
 def _always_count(fast: Any) -> None:
     """Every stage that can reads the number of its rows on the device, however long that takes."""
-    graphs = fast.plan.graphs
+    graphs = getattr(fast.engine, "graphs", None)
     if graphs is None or all(rows is not None for _, _, rows in graphs.replays):
         raise ValueError(f"no stage has a graph that counts its rows on the device: {fast.plan.reason}")
-    for choice in graphs.ways:
-        choice.counted = lambda stage, most, expected: True
+    for policy in graphs.policies:
+        policy.counted = lambda stage, most, expected: True
 
 
 @torch.no_grad()

@@ -18,8 +18,9 @@ from progress import track
 from rows import AlgorithmRow, CeilingRow, append, environment
 
 from eefast import ops
+from eefast.engines.program import ResidentProgram
 from eefast.model import EarlyExitNet
-from eefast.planning import packing, tuning
+from eefast.planning import packing, probe, tuning
 from eefast.planning.lowering import lower
 
 IMAGES, ROUNDS = 16, 9
@@ -48,7 +49,7 @@ def measure(network: Network) -> list[AlgorithmRow]:
     net, images, _ = network_on_noise(network, IMAGES, IMAGES, "cpu", torch.float32)
     images, lowered = images.contiguous(), lower(net)
     exact = copy.deepcopy(net).double().plain()(images.double())
-    limits, known = tuning.thresholds(net, net.num_exits), {}  # type: ignore[var-annotated]
+    limits, known = probe.thresholds(net, net.num_exits), {}  # type: ignore[var-annotated]
     choices = [(a, g) for a in tuning.ALGORITHMS for g in tuning.GROUPS]
     sections, seconds = len(lowered.sizes), {choice: [] for choice in choices}
     packed, errors = {}, {}
@@ -74,14 +75,13 @@ def measure(network: Network) -> list[AlgorithmRow]:
 
 def run(
     net: EarlyExitNet,
-    program: packing.ResidentProgram,
+    program: ResidentProgram,
     images: torch.Tensor,
     limits: torch.Tensor,
     seconds: torch.Tensor,
 ) -> torch.Tensor:
-    p = program
-    tables = p.steps, p.maps, p.groups, p.weights, p.packed, limits
-    return ops.resident_forward.run(images, *tables, net.criterion.name, net.num_classes, False, 1, seconds)[0]
+    arguments = program.arguments(limits, net.criterion.name, net.num_classes)
+    return ops.resident_forward.run(images, *arguments, 1, seconds)[0]
 
 
 def multiply_adds(network: Network) -> int:

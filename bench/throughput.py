@@ -136,7 +136,7 @@ class Made:
 
     @property
     def graphs(self) -> Any:
-        return None if self.fast is None else self.fast.plan.graphs
+        return None if self.fast is None else getattr(self.fast.engine, "graphs", None)
 
 
 @dataclass(frozen=True)
@@ -222,11 +222,13 @@ def makers(work: Work, prepared: Prepared) -> dict[tuple[str, bool], Callable[[]
         return one_by_one(copy.deepcopy(net).to(DTYPE, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     @cache
-    def fast(engine: str, max_batch: int, graphs: bool) -> Any:
+    def fast(engine: str, max_batch_size: int, graphs: bool) -> Any:
         # The images tell the plan how many leave at each exit, as those that a user measures on would.
         example = torch.cat(list(prepared.batches))[:256]
         with mock.patch.dict(os.environ, {} if graphs else {"EEFAST_GRAPHS": "0"}):
-            return eefast.accelerate(net, engine=engine, dtype=DTYPE, example=example, frozen=True, max_batch=max_batch)
+            return eefast.accelerate(
+                net, engine=engine, dtype=DTYPE, example_inputs=example, frozen=True, max_batch_size=max_batch_size
+            )
 
     def ours(engine: str, graphs: bool = True) -> Made:
         module = fast(engine, work.batch_size, graphs)

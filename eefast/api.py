@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .engines import RUN, compact, graphs
-from .engines.streaming import Batch, copied, stream, stream_merging, stream_on_cuda
+from .engines import Batch, Engine, Plan
+from .engines.streaming import copied, groups
 from .engines.weight_watch import WeightWatch
 from .model import TRACED, EarlyExitNet, check_not_traced, is_property
-from .modules.contexts import isolated
-from .planning.planner import Plan
-from .planning.planner import plan as make_plan
+from .planning import Options, build
 from .result import ExitResult
 from .system import forked
 
@@ -32,11 +31,10 @@ forked.in_child(_no_planning_goes_on)
 
 
 class _Planned(NamedTuple):
-    """A plan, what notices that it no longer holds, and one of the parameters."""
+    """An engine, and what notices that its plan no longer holds."""
 
-    plan: Plan
+    engine: Engine
     watch: WeightWatch
-    weight: Tensor
 
 
 def accelerate(
@@ -44,9 +42,9 @@ def accelerate(
     *,
     engine: str = "auto",
     dtype: torch.dtype | None = None,
-    example: Tensor | None = None,
+    example_inputs: Tensor | None = None,
     frozen: bool = False,
-    max_batch: int = 256,
+    max_batch_size: int = 256,
 ) -> Accelerated:
     """A module that gives the answers of `net.eval()`, faster.
 
@@ -54,17 +52,18 @@ def accelerate(
     engine: "auto" (the fastest that can run; falls back and logs once why), "resident", "compact" or "reference"; one
         asked for by name raises `ValueError` if it cannot run.
     dtype: of the stages, by default that of the parameters; exits are always decided in float32.
-    example: images as `module` takes them, on which speed and rounding errors are measured; by default noise.
+    example_inputs: images as `module` takes them, on which speed and rounding errors are measured; by default noise.
     frozen: a promise that weights, criterion, device and dtype stay as they are. To look for changes takes 30 µs per
-        call for EENet-20 and 160 µs for EENet-110, which only single images feel.
-    max_batch: images for which the compact engine captures CUDA graphs; larger batches run in pieces.
+        call for EENet-20 and 160 µs for EENet-110, which only matters for single images.
+    max_batch_size: images for which the compact engine captures CUDA graphs; larger batches run in pieces.
 
     `module(x)` takes images [N, C, H, W] of any N ≥ 0 and returns an `ExitResult`; `print(module.plan)` says what runs.
-    Thresholds may change at any time. Changed weights, criterion, device or dtype are noticed and planned anew.
-    `module.stream(batches)` answers many batches in turn, `module.warmup()` does what a first call would.
+    Thresholds may change at any time. Changed weights, criterion, device or dtype are noticed at the next call, which
+    then plans again. `module.stream(batches)` answers many batches in turn, `module.warmup()` does what a first call
+    would. torch.compile leaves the module as it is; code around it compiles once for all batch sizes.
     """
-    if max_batch < 1:
-        raise ValueError(f"max_batch={max_batch} must be at least 1")
+    if max_batch_size < 1:
+        raise ValueError(f"max_batch_size={max_batch_size} must be at least 1")
     if isinstance(net, Accelerated):
         net = net.net
     if not isinstance(net, EarlyExitNet):
@@ -72,42 +71,50 @@ def accelerate(
             f"net is a {type(net).__name__}; give an eefast.EarlyExitNet: of eefast.zoo, or eefast.attach(net, "
             "exits), which puts exits into a backbone"
         )
-    return Accelerated(net, engine, dtype, example, frozen, max_batch)
+    return Accelerated(net, engine, dtype, example_inputs, frozen, max_batch_size)
 
 
 class Accelerated(nn.Module):
-    """An `EarlyExitNet` run by an engine; made by `accelerate`. Attributes it lacks are the network's."""
+    """An `EarlyExitNet` run by an engine; made by `accelerate`. Attributes it lacks are the network's.
+
+    plan: how the network ran last; `forward`, `warmup` and `stream` plan again where weights, criterion, device or
+    dtype have changed. Nothing else does.
+    """
 
     net: EarlyExitNet
+    plan: Plan
 
     def __init__(
         self,
         net: EarlyExitNet,
         engine: str,
         dtype: torch.dtype | None,
-        example: Tensor | None,
+        example_inputs: Tensor | None,
         frozen: bool,
-        max_batch: int,
+        max_batch_size: int,
     ) -> None:
         super().__init__()
+        _hide_from_torch_compile()
         # Sharing the dictionaries, not only the tensors, makes this module the network itself for state_dict, .to(),
         # optimisers and buffer assignment.
         shared = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
         self.__dict__.update({name: net.__dict__[name] for name in shared}, net=net)
-        self.engine, self.dtype, self.frozen, self.max_batch = engine, dtype, frozen, max_batch
-        self._example = None if example is None else net.prepare(example, dtype).detach()
+        examples = None if example_inputs is None else net.prepare(example_inputs, dtype).detach()
+        self.frozen, self.options = frozen, Options(engine, dtype, examples, max_batch_size)
         self._planned: _Planned | None = None
-        _ = self.plan  # whatever cannot run is said here, not at the first image
+        self._engine()  # an engine that cannot run raises here, not at the first image
 
     @property
-    def plan(self) -> Plan:
-        """How the network runs now; made anew where weights, criterion, device or dtype have changed."""
-        return self._now().plan
+    def engine(self) -> Engine:
+        """What `plan` describes; a copy that was never called has none yet, and plans."""
+        planned = self._planned
+        return self._engine() if planned is None else planned.engine
 
-    def _now(self) -> _Planned:
+    def _engine(self) -> Engine:
+        """The engine for the network as it is now."""
         planned = self._planned
         if planned is not None and self._holds(planned):
-            return planned
+            return planned.engine
         del planned
         forked.check()
         with _planning:
@@ -115,36 +122,33 @@ class Accelerated(nn.Module):
             if planned is None or not self._holds(planned):
                 # Graphs of an old plan would hold on to their memory while those of the new one are captured.
                 planned = self._planned = None
-                planned = self._planned = self._plan_anew()
-            return planned
+                planned = self._planned = self._planned_now()
+                self.plan = planned.engine.plan
+            return planned.engine
 
     def _holds(self, planned: _Planned) -> bool:
         if self.frozen:
             return True
-        return not planned.watch.changed() and planned.plan.criterion == self.net.criterion.name
+        return not planned.watch.changed() and planned.engine.plan.criterion == self.net.criterion.name
 
-    @torch.no_grad()
-    def _plan_anew(self) -> _Planned:
-        wishes = self.engine, self.dtype, self._example, RUN, graphs.capture, self.max_batch
+    def _planned_now(self) -> _Planned:
         # What another thread changes meanwhile must not go unnoticed; a network that changes as it runs always does.
         for _ in range(2):
             watch = WeightWatch(self.net.stages, self.net.heads)
-            # What is made in inference mode or under autocast would serve other calls badly.
-            with isolated(self.net.cost.device):
-                plan = make_plan(self.net, *wishes)
+            engine = build(self.net, self.options)
             if not watch.changed():
                 break
         else:
             watch = WeightWatch(self.net.stages, self.net.heads)
-        return _Planned(plan, watch, next(self.net.parameters()).detach())
+        return _Planned(engine, watch)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> ExitResult:
-        batch = self._prepared(x)
-        return RUN[batch.plan.engine](batch.plan, self.net, batch.images, batch.limits)
+        engine, thresholds, _ = self._ready()
+        return engine.run(engine.prepare(x), thresholds)
 
     def warmup(self) -> Plan:
-        """Do now what the first call would do besides its own work, such as planning anew and loading kernels."""
+        """Do now what the first call would do besides its own work, such as planning and loading kernels."""
         weight = next(self.net.parameters())
         for n in (1, 2):
             self(torch.zeros(n, *self.net.input_shape, dtype=weight.dtype, device=weight.device))
@@ -161,41 +165,25 @@ class Accelerated(nn.Module):
         error in a batch, or in the iterable, comes after the results of all batches before it. Closing the iterator, or
         dropping it, waits for nothing: a piece of work of up to 16 images in each thread may still end afterwards.
         """
-        plan = self.plan
-        if plan.engine == "reference":
-            return (self(x) for x in batches)
-        if plan.engine == "compact":
-            return torch.no_grad()(stream_merging)(batches, self._read, compact.chunk, self._merging)
-        if plan.device.type == "cuda":
-            return stream_on_cuda(batches, self._read, self._answer, plan.device)
-        return stream(batches, self._read, self._answer)
+        self._engine()
+        return self._stream(batches)
+
+    def _stream(self, batches: Iterable[Tensor]) -> Iterator[ExitResult]:
+        # Another engine may be planned on the way.
+        for (engine, _), group in groups(map(self._read, batches), lambda a, b: a[0] is b[0]):
+            yield from engine.stream(batch for _, batch in group)
 
     @torch.no_grad()
-    def _read(self, x: Tensor) -> Batch:
-        """A checked batch in memory that its source does not write to."""
-        batch = self._prepared(x)
-        if batch.images.untyped_storage().data_ptr() != x.untyped_storage().data_ptr():
-            return batch
-        return batch._replace(images=copied(batch.images))
+    def _read(self, x: Tensor) -> tuple[Engine, Batch]:
+        """A checked batch in memory that its source does not write to, and what answers it."""
+        engine, thresholds, since = self._ready()
+        images = engine.prepare(x)
+        if images.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+            images = copied(images)
+        return engine, Batch(images, thresholds, since)
 
-    @torch.no_grad()
-    def _answer(self, batch: Batch) -> ExitResult:
-        """Part of a batch of a stream, on the CPU on the calling thread alone."""
-        plan, net, images, limits = batch.plan, self.net, batch.images, batch.limits
-        if plan.engine == "resident":
-            return RUN["resident"](plan, net, images, limits, threads=1)
-        return RUN[plan.engine](plan, net, images, limits)
-
-    def _merging(
-        self, plan: Plan, chunks: Iterator[Tensor], size: int, limits: Tensor
-    ) -> Generator[ExitResult, None, None]:
-        """Chunks of a stream that began with the compact engine; another one may be planned on the way."""
-        if plan.engine == "compact":
-            return compact.stream(self.net, plan, chunks, size, limits)
-        return (RUN[plan.engine](plan, self.net, x, limits) for x in chunks)
-
-    def _prepared(self, x: Tensor) -> Batch:
-        """Checked images, and by what they are to be answered."""
+    def _ready(self) -> tuple[Engine, Tensor, object]:
+        """By what a call is answered: the engine for the network as it is now, and the thresholds of this moment."""
         check_not_traced()
         if self.training:
             raise RuntimeError(
@@ -203,17 +191,11 @@ class Accelerated(nn.Module):
             )
         forked.check()
         while True:
-            planned = self._now()
-            plan, weight = planned.plan, planned.weight
-            limits, since = self.net.limits()
+            engine = self._engine()
+            thresholds, since = self.net.limits()
             # Thresholds belong to a criterion, and another thread may change both.
-            if self.frozen or plan.criterion == self.net.criterion.name:
-                break
-        if plan.program is not None and plan.program.normalization is not None:
-            self.net.check_images(x, plan.dtype, weight)
-        else:
-            x = self.net.prepare(x, plan.dtype, weight)
-        return Batch(plan, x, limits, since)
+            if self.frozen or engine.plan.criterion == self.net.criterion.name:
+                return engine, thresholds, since
 
     @property
     def training(self) -> bool:  # type: ignore[override]
@@ -246,3 +228,12 @@ class Accelerated(nn.Module):
 
     def extra_repr(self) -> str:
         return f"engine={self.plan.engine!r}, {self.net.extra_repr()}"
+
+
+@cache
+def _hide_from_torch_compile() -> None:
+    """Watching weights, locks and replays cannot be traced; tried all the same, each batch size would compile anew.
+
+    Not on import, since this imports TorchDynamo, which takes a second; a network that was built has imported it.
+    """
+    Accelerated.forward = torch.compiler.disable(Accelerated.forward, reason=TRACED)  # type: ignore[method-assign]

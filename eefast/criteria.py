@@ -29,6 +29,16 @@ class Criterion:
     comparison: str
     default_threshold: float
 
+    @property
+    def never(self) -> float:
+        """The threshold at which no sample exits."""
+        return float("inf") if self.comparison == ">" else -float("inf")
+
+    @property
+    def always(self) -> float:
+        """The threshold at which every sample exits whose confidence is a finite number."""
+        return -self.never
+
     def leaves(self, confidence: Tensor, threshold: Tensor) -> Tensor:
         """[N] bool: which samples leave; `threshold` is a float32 scalar tensor."""
         return confidence > threshold if self.comparison == ">" else confidence < threshold

@@ -1,14 +1,10 @@
-"""The engines: functions that run a plan on a batch; all of them give the same answers."""
+"""The engines: objects that run a planned network on images; all of them give the same answers."""
 
-from collections.abc import Callable
+from .compact import CompactEngine
+from .engine import Batch, Engine
+from .graphs import GraphEngine
+from .program import Plan
+from .reference import ReferenceEngine
+from .resident import ResidentEngine
 
-from ..result import ExitResult
-from . import compact, reference, resident
-
-RUN: dict[str, Callable[..., ExitResult]] = {
-    "compact": compact.run,
-    "reference": reference.run,
-    "resident": resident.run,
-}
-
-__all__ = ["RUN"]
+__all__ = ["Batch", "CompactEngine", "Engine", "GraphEngine", "Plan", "ReferenceEngine", "ResidentEngine"]

@@ -48,17 +48,17 @@ class Times:
     survivors: tuple[float, ...]
 
 
-class Ways:
+class HostReadPolicy:
     """The fastest ways through the exits by the times of a device.
 
     At each exit the host can wait for the number of survivors, so that the next stage runs at the next larger size that
     has a graph; or go on without knowing, with dead rows carried along, or with a stage that counts its rows itself.
 
-    lanes: batches under way at a time. With several a wait only shows as far as the others' work does not cover it.
+    queues: batches under way at a time. With several a wait only shows as far as the others' work does not cover it.
     """
 
-    def __init__(self, times: Times, lanes: int = 1) -> None:
-        self.times, self.lanes = times, lanes
+    def __init__(self, times: Times, queues: int = 1) -> None:
+        self.times, self.queues = times, queues
         self._rest = lru_cache(maxsize=4096)(self._seconds_from)
 
     def bucket(self, rows: int) -> int:
@@ -76,7 +76,7 @@ class Ways:
         return reading < carrying, expected * self.times.survivors[stage]
 
     def seconds(self, rows: int) -> float:
-        """What a batch takes, all lanes' batches being of this size."""
+        """What a batch takes, all queues' batches being of this size."""
         return self._rest(0, rows, float(rows), 1.0)
 
     def path(self, rows: int) -> list[str]:
@@ -92,7 +92,7 @@ class Ways:
         return [*found, "the end"]
 
     def _seconds_from(self, stage: int, most: int, expected: float, others: float) -> float:
-        """others: probability that the other lanes still have work."""
+        """others: probability that the other queues still have work."""
         own = self._of_stage(stage, most, expected)
         if stage == len(self.times.stages) - 1:
             return own
@@ -112,16 +112,16 @@ class Ways:
         survivors = min(expected * share / some, most) if some else 1.0
         known = min(most, max(1, ceil(survivors)))
         reading = some * self._rest(stage + 1, known, survivors, others * some)
-        if self.lanes == 1:
+        if self.queues == 1:
             reading += self.times.wait
         else:
-            # The first lane's wait passes while the others run this stage, the last one's while those run the next.
+            # The first queue's wait passes while the others run this stage, the last one's while those run the next.
             covers = others * self._of_stage(stage, most, expected), some * self._of_stage(stage + 1, known, survivors)
-            reading += sum(max(0.0, self.times.wait - (self.lanes - 1) * seconds) for seconds in covers) / 2
+            reading += sum(max(0.0, self.times.wait - (self.queues - 1) * seconds) for seconds in covers) / 2
         return reading, self._rest(stage + 1, most, expected * share, others)
 
 
-def lanes_for(times: Times, rows: int, ways: Sequence[Ways]) -> int:
-    """Into how many equal parts a batch is best cut, one for each lane; `ways` holds those of 1, 2, … lanes."""
-    seconds = [w.lanes * w.seconds(ceil(rows / w.lanes)) for w in ways if w.lanes <= max(rows, 1)]
+def queues_for(rows: int, policies: Sequence[HostReadPolicy]) -> int:
+    """Into how many equal parts a batch is best cut, one for each queue; `policies`: for 1, 2, … queues."""
+    seconds = [p.queues * p.seconds(ceil(rows / p.queues)) for p in policies if p.queues <= max(rows, 1)]
     return 1 + seconds.index(min(seconds))

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
+import torch
 from torch import Tensor
 
 from .. import criteria
-from ..model import EarlyExitNet
-from ..planning.planner import Plan
 from ..result import ExitResult
+from .engine import Batch, PlannedEngine
 
 
-def run(plan: Plan, net: EarlyExitNet, x: Tensor, limits: Tensor | None = None) -> ExitResult:
-    """Prepared images [N, C, H, W] → `ExitResult`; limits: thresholds, by default those of this moment."""
-    criterion = net.criterion
-    # Another thread may have changed it since, with thresholds that belong to it.
-    return net.first_exits(x, limits, criterion if criterion.name == plan.criterion else criteria.get(plan.criterion))
+class ReferenceEngine(PlannedEngine):
+    def run(self, images: Tensor, thresholds: Tensor) -> ExitResult:
+        criterion, planned = self.net.criterion, self.plan.criterion
+        # Another thread may have changed it since, with thresholds that belong to it.
+        return self.net.first_exits(
+            images, thresholds, criterion if criterion.name == planned else criteria.get(planned)
+        )
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:
+        """One batch after the other."""
+        run = torch.no_grad()(self.run)
+        return (run(images, thresholds) for images, thresholds, _ in batches)

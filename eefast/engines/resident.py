@@ -1,28 +1,44 @@
-"""The resident engine: one op carries every sample to its own exit; there is no batch to compact."""
+"""The resident engine: images → one op that carries every sample to its exit → answers; no batch is compacted."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import ops
 from ..model import EarlyExitNet
-from ..planning.planner import Plan
 from ..result import ExitResult
+from .engine import Batch, PlannedEngine
+from .program import Plan, ResidentProgram
+from .streaming import stream_in_threads, stream_on_cuda
 
 
-def run(plan: Plan, net: EarlyExitNet, x: Tensor, limits: Tensor | None = None, threads: int = 0) -> ExitResult:
-    """Prepared images [N, C, H, W] → `ExitResult`; on CUDA also uint8 images.
+class ResidentEngine(PlannedEngine):
+    def __init__(self, net: EarlyExitNet, plan: Plan, program: ResidentProgram) -> None:
+        super().__init__(net, plan)
+        self.program = program
 
-    limits: thresholds, by default those of this moment. threads: as in `ops.resident_forward`.
-    """
-    p = plan.program
-    assert p is not None
-    x = x if plan.device.type == "cuda" else x.float()
-    normalization = p.normalization if x.dtype == torch.uint8 else None
-    limits = net.limits()[0] if limits is None else limits
-    tables = p.steps, p.maps, p.groups, p.weights, p.packed, limits
-    logits, confidence, exits = ops.resident_forward.run(
-        x, *tables, plan.criterion, net.num_classes, p.bfloat16, threads, None, normalization
-    )
-    return ExitResult(logits, exits, confidence, net.cost.index_select(0, exits))
+    def prepare(self, x: Tensor) -> Tensor:
+        """Where the kernel applies the normalization, uint8 images stay as they are."""
+        if self.program.normalization is None:
+            return super().prepare(x)
+        self.net.check_images(x, self.plan.dtype, self.weight)
+        return x
+
+    def run(self, images: Tensor, thresholds: Tensor, threads: int = 0) -> ExitResult:
+        """threads: as in `ops.resident_forward`."""
+        net, program = self.net, self.program
+        images = images if images.is_cuda else images.float()
+        normalization = program.normalization if images.dtype == torch.uint8 else None
+        arguments = program.arguments(thresholds, self.plan.criterion, net.num_classes)
+        logits, confidence, exits = ops.resident_forward.run(images, *arguments, threads, None, normalization)
+        return ExitResult(logits, exits, confidence, net.cost.index_select(0, exits))
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:
+        """Reads a few batches ahead and keeps all threads, or the whole GPU, busy across the batches' borders."""
+        if self.plan.device.type == "cuda":
+            return stream_on_cuda(batches, torch.no_grad()(self.run), self.plan.device)
+        return stream_in_threads(batches, torch.no_grad()(partial(self.run, threads=1)))

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..result import ExitResult
 
 DELAY = 4
-"""Chunks that are begun after another one before its survivors no longer wait for company."""
+"""Chunks that begin after another one before its survivors no longer wait for company."""
 
 SLOTS = 2 * (DELAY + 2)
 """Chunks whose answers may be under way at a time."""
@@ -22,7 +22,7 @@ Policy = Callable[[int, int, float], tuple[bool, float]]
 
 
 class Device(Protocol):
-    """Where rows wait before every stage of every lane, and what runs them.
+    """Where rows wait before every stage of every queue, and what runs them.
 
     stages: their number. capacity: rows that can wait before a stage.
     """
@@ -30,17 +30,17 @@ class Device(Protocol):
     stages: int
     capacity: int
 
-    def put(self, lane: int, images: Tensor, slot: int) -> None:
-        """Queue: images [N, C, H, W] wait before the first stage, their answers go to a slot."""
+    def put(self, queue: int, images: Tensor, slot: int) -> None:
+        """Queue: images [N, C, H, W] wait before the first stage; their answers go to a slot."""
 
-    def launch(self, lane: int, stage: int, rows: int, expected: float) -> None:
+    def launch(self, queue: int, stage: int, rows: int, expected: float) -> None:
         """Queue: a stage and its exit on all that waits before it, at most `rows`; survivors wait before the next."""
 
-    def count(self, lane: int, stage: int) -> int:
-        """Wait for the lane's last launch: rows that wait before a stage. The one place where the host waits."""
+    def count(self, queue: int, stage: int) -> int:
+        """Wait for the queue's last launch: rows that wait before a stage. The one place where the host waits."""
 
     def take(self, slot: int, size: int) -> ExitResult:
-        """The answers in a slot, in memory of their own."""
+        """The answers in a slot, copied."""
 
     def clear(self) -> None:
         """Nothing waits anywhere."""
@@ -48,7 +48,7 @@ class Device(Protocol):
 
 @dataclass
 class _Chunks:
-    """What the lanes share: the source of chunks, numbered, and what it raised."""
+    """What the queues share: the source of chunks, numbered, and what it raised."""
 
     source: Iterator[Tensor]
     sizes: list[int] = field(default_factory=list)
@@ -101,24 +101,23 @@ class _Waiting:
 
 
 def answers(
-    device: Device, chunks: Iterable[Tensor], policy: Policy, lanes: int = 1
+    device: Device, chunks: Iterable[Tensor], policy: Policy, queues: int = 1
 ) -> Generator[ExitResult, None, None]:
     """Results of all chunks, in their order.
 
-    Each lane is a queue of work of its own; they take turns, so that while one waits for a count the device still has
-    the work of another. Survivors wait before a stage until the next ones would not fit, for at most `DELAY` chunks, so
-    deep stages run on fuller batches. Where `chunks` raises, the results of all chunks before come first. Closing the
-    iterator drops what is under way.
+    The queues take turns, so that while one waits for a count the device still has the work of another. Survivors wait
+    before a stage until the next ones would not fit, for at most `DELAY` chunks, so deep stages run on fuller batches.
+    Where `chunks` raises, the results of all chunks before come first. Closing the iterator drops what is under way.
     """
     work = _Chunks(iter(chunks))
-    waiting = [[_Waiting() for _ in range(device.stages)] for _ in range(lanes)]
-    turns = deque(_lane(device, i, waiting[i], work, policy) for i in range(lanes))
+    waiting = [[_Waiting() for _ in range(device.stages)] for _ in range(queues)]
+    turns = deque(_queue(device, i, waiting[i], work, policy) for i in range(queues))
     finished = False
     try:
         while turns:
-            lane = turns.popleft()
-            if next(lane, None) is not None:
-                turns.append(lane)
+            queue = turns.popleft()
+            if next(queue, None) is not None:
+                turns.append(queue)
             unfinished = min((w.oldest for stages in waiting for w in stages if w.oldest is not None), default=None)
             while work.taken < (work.begun if unfinished is None else unfinished):
                 number, work.taken = work.taken, work.taken + 1
@@ -131,8 +130,8 @@ def answers(
         raise work.failed.pop()  # kept nowhere: its traceback knows this frame
 
 
-def _lane(
-    device: Device, lane: int, waiting: list[_Waiting], work: _Chunks, policy: Policy
+def _queue(
+    device: Device, queue: int, waiting: list[_Waiting], work: _Chunks, policy: Policy
 ) -> Iterator[bool]:  # yields whenever others may queue work
     last = device.stages - 1
     while work.peek() is not None or any(w.most for w in waiting):
@@ -144,11 +143,11 @@ def _lane(
             number, chunk = work.pop()
             if len(chunk) == 0:
                 continue
-            device.put(lane, chunk, number % SLOTS)
+            device.put(queue, chunk, number % SLOTS)
             waiting[0].add(len(chunk), len(chunk), number)
         here, waiting[stage] = waiting[stage], _Waiting()
         assert here.oldest is not None
-        device.launch(lane, stage, here.most, here.expected)
+        device.launch(queue, stage, here.most, here.expected)
         reads = False
         if stage < last:
             reads, survivors = policy(stage, here.most, here.expected)
@@ -156,7 +155,7 @@ def _lane(
         yield True
         if reads:
             there = waiting[stage + 1]
-            there.most = device.count(lane, stage + 1)
+            there.most = device.count(queue, stage + 1)
             there.expected = there.most
             there.oldest = there.oldest if there.most else None
 

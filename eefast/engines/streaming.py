@@ -4,48 +4,41 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..result import ExitResult, concatenated
+from .engine import Batch
 
 PIECE = 16
-"""Images of one piece of work: few enough that nobody waits long for the last one, enough to hide what a call costs."""
+"""Images of one piece of work: few enough that the last one is soon done, enough to hide what a call costs."""
 
 OVERLAPPING = 3
 """CUDA streams with a batch each."""
 
+T = TypeVar("T")
 
-class Batch(NamedTuple):
-    """A checked batch and by what it is to be answered.
+Run = Callable[[Tensor, Tensor], ExitResult]
+"""(prepared images, thresholds) → answers."""
 
-    plan: how. images: [N, C, H, W]. limits: [n] float32 thresholds; since: the same object as long as they stay.
-    """
+Merged = Callable[[Iterator[Tensor], int, Tensor], Iterator[ExitResult]]
+"""(chunks of prepared images, images of the largest chunk, thresholds) → results of the chunks, in their order."""
 
-    plan: Any
-    images: Tensor
-    limits: Tensor
-    since: object
+# Where `batches` raises, in all of these, the results of all batches before come first.
 
 
-Read = Callable[[Tensor], Batch]
-"""Checks a batch that was handed out and takes its images to memory that nothing else writes to."""
-
-Answer = Callable[[Batch], ExitResult]
-
-
-def stream(batches: Iterable[Tensor], read: Read, answer: Answer) -> Iterator[ExitResult]:
+def stream_in_threads(batches: Iterable[Batch], run: Run) -> Iterator[ExitResult]:
     """Results of all batches, in their order.
 
-    answer: answers a piece of a batch, on the calling thread alone.
+    run: answers a piece of a batch, on the calling thread alone.
 
-    Reads ahead until every worker has four pieces to do, and never more than eight pieces for each. Where `batches` or
-    `read` raises, the results of all batches before come first. Closing the iterator drops what has not begun.
+    Reads ahead until every worker has four pieces to do, and never more than eight pieces for each. Closing the
+    iterator drops what has not begun.
     """
     workers, process = torch.get_num_threads(), os.getpid()
     source, failed = iter(batches), list[Exception]()
@@ -58,15 +51,14 @@ def stream(batches: Iterable[Tensor], read: Read, answer: Answer) -> Iterator[Ex
                 raise RuntimeError("this stream began in the process that this one was forked from; begin another here")
             while more and _short_of_work(ahead, workers):
                 try:
-                    batch = read(next(source))
+                    batch = next(source)
                 except StopIteration:
                     more = False
                 except Exception as reason:
                     more = False
                     failed.append(reason)
                 else:
-                    parts = batch.images.split(PIECE)
-                    ahead.append([pool.submit(answer, batch._replace(images=part)) for part in parts])
+                    ahead.append([pool.submit(run, part, batch.thresholds) for part in batch.images.split(PIECE)])
             if not ahead:
                 break
             unfinished = next((f for f in ahead[0] if not f.done()), None)
@@ -82,28 +74,27 @@ def stream(batches: Iterable[Tensor], read: Read, answer: Answer) -> Iterator[Ex
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def stream_on_cuda(batches: Iterable[Tensor], read: Read, answer: Answer, device: torch.device) -> Iterator[ExitResult]:
+def stream_on_cuda(batches: Iterable[Batch], run: Run, device: torch.device) -> Iterator[ExitResult]:
     """Results of all batches, in their order, from kernels that overlap: one in each of a few CUDA streams.
 
-    read: in the order of the current stream, in which the iterable writes as well. answer: in the order of another one.
+    batches: read in the order of the current stream. run: in the order of another one.
 
     As soon as a kernel has no more images to start, its finished blocks make room for those of the next one, while
-    others still carry their last images. The host never waits; results belong to the current stream. Where `batches` or
-    `read` raises, the results of all batches before come first.
+    others still carry their last images. The host never waits; results belong to the current stream.
     """
     sides = [torch.cuda.Stream(device) for _ in range(OVERLAPPING)]
     ahead: deque[tuple[ExitResult, torch.cuda.Event]] = deque()
     source, failed, count = iter(batches), list[Exception](), 0
     while True:
         try:
-            batch = read(next(source))
+            batch = next(source)
             side, current = sides[count % OVERLAPPING], torch.cuda.current_stream(device)
             side.wait_stream(current)
             with torch.cuda.stream(side):
-                result = answer(batch)
+                result = run(batch.images, batch.thresholds)
                 done = side.record_event()
             # Memory is handed on in the order of the stream that it was made in.
-            for part in (batch.images, batch.limits):
+            for part in (batch.images, batch.thresholds):
                 part.record_stream(side)
         except StopIteration:
             break
@@ -120,40 +111,24 @@ def stream_on_cuda(batches: Iterable[Tensor], read: Read, answer: Answer, device
         raise failed.pop()
 
 
-def stream_merging(
-    batches: Iterable[Tensor],
-    read: Read,
-    chunk: Callable[[Any], int],
-    run: Callable[[Any, Iterator[Tensor], int, Tensor], Generator[ExitResult, None, None]],
-) -> Iterator[ExitResult]:
+def stream_merging(batches: Iterable[Batch], most: int, merged: Merged) -> Iterator[ExitResult]:
     """Results of all batches, in their order, from an engine that merges survivors of successive chunks of images.
 
-    chunk: how many images a plan begins together at most. run: (plan, chunks, images of the largest chunk, thresholds)
-    → results of the chunks. A new plan, new thresholds or another image size begin only when all before is answered.
-    Where `batches` or `read` raises, the results of all batches before come first.
+    most: images of a chunk. New thresholds or another image size begin only when all before is answered.
     """
-    source = iter(batches)
     chunks_of: deque[int] = deque()
-    ahead: list[Batch] = []
 
-    def next_batch() -> bool:
-        for batch in source:
-            ahead.append(read(batch))
-            return True
-        return False
-
-    def chunks(first: Batch, size: int) -> Iterator[Tensor]:
-        while (ahead or next_batch()) and _alike(ahead[0], first):
-            parts = ahead.pop().images.split(size)
+    def chunks(group: Iterable[Batch], size: int) -> Iterator[Tensor]:
+        for batch in group:
+            parts = batch.images.split(size)
             chunks_of.append(len(parts))
             yield from parts
 
-    while ahead or next_batch():
-        first = ahead[0]
-        size = min(max(len(first.images), 1), chunk(first.plan))
-        results = run(first.plan, chunks(first, size), size, first.limits)
+    for first, group in groups(batches, _alike):
+        size = min(max(len(first.images), 1), most)
+        results = merged(chunks(group, size), size, first.thresholds)
         parts: list[ExitResult] = []
-        with closing(results):
+        with closing(results):  # type: ignore[type-var]
             for result in results:
                 parts.append(result)
                 if len(parts) == chunks_of[0]:
@@ -162,13 +137,34 @@ def stream_merging(
                     parts = []
 
 
+def groups(items: Iterable[T], alike: Callable[[T, T], bool]) -> Iterator[tuple[T, Iterator[T]]]:
+    """Cut a stream where an item is not like the first of its group: the first of each group, and the whole group.
+
+    An item is read when it is asked for, so a group must be read to its end before the next one is asked for.
+    """
+    source, ahead = iter(items), list[T]()
+
+    def read() -> bool:
+        for item in source:
+            ahead.append(item)
+            return True
+        return False
+
+    def group(first: T) -> Iterator[T]:
+        while (ahead or read()) and alike(ahead[0], first):
+            yield ahead.pop()
+
+    while ahead or read():
+        yield ahead[0], group(ahead[0])
+
+
 def _alike(a: Batch, b: Batch) -> bool:
     """Whether images of both may run together."""
-    return a.plan is b.plan and a.since is b.since and a.images.shape[1:] == b.images.shape[1:]
+    return a.since is b.since and a.images.shape[1:] == b.images.shape[1:]
 
 
 def copied(images: Tensor) -> Tensor:
-    """The same images in memory of their own; on the CPU copied by the calling thread alone.
+    """The same images in new memory; on the CPU copied by the calling thread alone.
 
     OpenMP's threads, with which PyTorch copies, go on spinning after their work and take the time of the stream's.
     """

@@ -38,7 +38,7 @@ def reference(
 
 def empty_output(features: Tensor, weight: Tensor, rows: Tensor | None, stride: int) -> Tensor:
     height, width = (-(-n // stride) for n in features.shape[2:])
-    shape = (len(features if rows is None else rows), len(weight), height, width)
+    shape = ((features if rows is None else rows).shape[0], weight.shape[0], height, width)
     return torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=torch.channels_last)
 
 

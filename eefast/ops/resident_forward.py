@@ -159,7 +159,7 @@ def _fake(
     # These may be on the CPU, wherever the images are.
     others = (("steps", steps), ("maps", maps), ("groups", groups), ("weights", weights), ("seconds", seconds))
     check_fake(images, *((name, x) for name, x in others if x is not None and x.device.type == "meta"))
-    n = len(images)
+    n = images.shape[0]  # which may be a symbol; len() would make a constant of it
     confidence = images.new_empty(n, dtype=torch.float32)
     return confidence.new_empty(n, num_classes), confidence, images.new_empty(n, dtype=torch.int64)
 

@@ -1,1 +1,5 @@
-"""Network, device and options → how the network runs."""
+"""Network, device and options → the engine that runs the network."""
+
+from .planner import ENGINES, Options, build
+
+__all__ = ["ENGINES", "Options", "build"]

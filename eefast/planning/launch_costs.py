@@ -1,4 +1,4 @@
-"""What a device takes besides the kernels: launch and wait, measured once on the user's machine, kept on disk."""
+"""What a device takes besides the kernels: device → seconds of a launch and a wait, measured once and kept on disk."""
 
 from __future__ import annotations
 
@@ -20,60 +20,60 @@ REPEATS = 50
 
 
 @dataclass(frozen=True)
-class DeviceTable:
+class LaunchCosts:
     """Seconds.
 
     launch: of the host to queue a CUDA graph.
-    wait: from the end of a graph until the next one begins that the host queues upon reading a count from it.
+    wait: from the end of a graph until the next one begins, which the host queues after reading a count from it.
     """
 
     launch: float
     wait: float
 
 
-def load(device: torch.device) -> DeviceTable:
+def load(device: torch.device) -> LaunchCosts:
     """From the disk, or measured now, which takes a second, and kept there; a read-only folder is no error."""
     try:
         seconds = json.loads(path(device).read_text())["seconds"]
-        found = DeviceTable(**{name: float(value) for name, value in seconds.items()})
+        found = LaunchCosts(**{name: float(value) for name, value in seconds.items()})
         if 0 <= found.launch < math.inf and 0 <= found.wait < math.inf:
             return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    table = measure(device)
+    costs = measure(device)
     with suppress(OSError):
-        keep(table, device)
-    return table
+        keep(costs, device)
+    return costs
 
 
-def calibrate(device: torch.device) -> DeviceTable:
+def calibrate(device: torch.device) -> LaunchCosts:
     """Measure and keep on disk what `load` reads.
 
-    Raises `ValueError` for a device that is no CUDA device, since only there something else than kernels counts, and
+    Raises `ValueError` for a device that is no CUDA device, since only there something besides kernels counts, and
     `OSError` where the folder cannot be written to.
     """
     if device.type != "cuda":
         raise ValueError(f"device={str(device)!r} needs no calibration; choose a CUDA device")
-    table = measure(device)
-    keep(table, device)
-    return table
+    costs = measure(device)
+    keep(costs, device)
+    return costs
 
 
-def keep(table: DeviceTable, device: torch.device) -> None:
+def keep(costs: LaunchCosts, device: torch.device) -> None:
     file = path(device)
     file.parent.mkdir(parents=True, exist_ok=True)
-    files.write(file, json.dumps({"device": file.stem, "seconds": asdict(table)}, indent=2) + "\n")
+    files.write(file, json.dumps({"device": file.stem, "seconds": asdict(costs)}, indent=2) + "\n")
 
 
 def path(device: torch.device) -> Path:
-    """Where the table of a device is kept: one file for each kind of GPU, PyTorch and CUDA version."""
+    """Where the costs of a device are kept: one file for each kind of GPU, PyTorch and CUDA version."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = f"{torch.cuda.get_device_name(device)} torch {torch.__version__} cuda {torch.version.cuda}"
     return cache / "eefast" / "devices" / f"{name.replace('/', '-').replace(' ', '_')}.json"
 
 
-def measure(device: torch.device) -> DeviceTable:
-    """By a graph of one small kernel that leaves a count in pinned memory: many in a row, then each waited for."""
+def measure(device: torch.device) -> LaunchCosts:
+    """With a graph of one small kernel that writes a count to pinned memory: many in a row, then each waited for."""
     with torch.cuda.device(device), torch.inference_mode(False):
         count = torch.zeros(1, dtype=torch.int32, device=device)
         pinned = torch.zeros(1, dtype=torch.int32, pin_memory=True)
@@ -111,7 +111,7 @@ def measure(device: torch.device) -> DeviceTable:
         launches: list[float] = []
         rows = [(in_a_row(), waited_for()) for _ in range(5)]
         wait = statistics.median(waited - row for row, waited in rows[1:])
-    return DeviceTable(launch=statistics.median(launches[1:]), wait=max(wait, 0.0))
+    return LaunchCosts(launch=statistics.median(launches[1:]), wait=max(wait, 0.0))
 
 
 def seconds(work: Callable[[], None], device: torch.device) -> float:

@@ -5,35 +5,15 @@ from __future__ import annotations
 import mmap
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..engines.program import ResidentProgram
 from ..ops import Kind
 from . import weight_order
 from .layers import Layer, Lowered
-
-
-@dataclass(frozen=True)
-class ResidentProgram:
-    """What `ops.resident_forward` runs, see there.
-
-    algorithms, group_sizes: per section, the side of the Winograd tiles (0: direct) and the samples that go together.
-    normalization: [2, C] scale and shift of uint8 images, where the kernel applies them.
-    """
-
-    steps: Tensor
-    maps: Tensor
-    groups: Tensor
-    weights: Tensor
-    packed: Tensor
-    bfloat16: bool
-    algorithms: tuple[int, ...]
-    group_sizes: tuple[int, ...]
-    normalization: Tensor | None = None
-
 
 PackedWeights = dict[tuple[int, int], Tensor]
 """Packed weights by index of the layer and side of the Winograd tiles."""

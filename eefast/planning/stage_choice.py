@@ -14,7 +14,7 @@ from . import fusing
 from .folding import fold_stage
 from .inference_copies import inference_copy
 from .trial import brief
-from .tuning import fastest_of
+from .probe import fastest_of
 
 ROUNDS = 5
 

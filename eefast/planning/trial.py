@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from ..engines.program import Plan, StagePlan
 from ..model import EarlyExitNet
 from ..result import ExitOutput
 from .errors import UnsupportedError
@@ -43,6 +44,31 @@ class Expected:
     seen: Tensor
     features: Tensor
     rows: Tensor
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network for which an engine is built, what that must answer, and on what it is to run.
+
+    dtype: of the stages. example_inputs: prepared images to measure on, or None. max_batch_size: images for which CUDA
+    graphs are captured.
+    """
+
+    net: EarlyExitNet
+    device: torch.device
+    dtype: torch.dtype
+    expected: tuple[Expected, ...]
+    example_inputs: Tensor | None = None
+    max_batch_size: int = 256
+
+    def plan(self, engine: str, stages: Sequence[StagePlan], *reasons: str) -> Plan:
+        return Plan(engine, self.device, self.dtype, self.net.criterion.name, reasons, tuple(stages))
+
+
+def shares(net: EarlyExitNet) -> Sequence[float]:
+    """Each stage's part of all stages' MACs."""
+    total = max(sum(c.stage_macs for c in net.stage_costs), 1)  # stages may be all identities
+    return [c.stage_macs / total for c in net.stage_costs]
 
 
 def expected(net: EarlyExitNet, images: Tensor) -> tuple[Expected, ...]:

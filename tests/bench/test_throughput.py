@@ -270,8 +270,8 @@ def test_compiled_and_captured_once_for_all_costs(on_cpu, monkeypatch):
 def test_graphs_are_switched_off_for_one_way_only(monkeypatch):
     seen = []
 
-    def accelerate(net, engine, max_batch, **_):
-        seen.append((engine, max_batch, os.environ.get("EEFAST_GRAPHS")))
+    def accelerate(net, engine, max_batch_size, **_):
+        seen.append((engine, max_batch_size, os.environ.get("EEFAST_GRAPHS")))
 
     monkeypatch.setattr(throughput.eefast, "accelerate", accelerate)
     monkeypatch.delenv("EEFAST_GRAPHS", raising=False)

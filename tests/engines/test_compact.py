@@ -48,7 +48,7 @@ def test_answers_of_batches_on_their_own(net: Any, fast: Any, sizes: list[int]) 
 
 def test_deep_stages_run_on_survivors_of_several_batches(net: Any, fast: Any) -> None:
     seen: list[int] = []
-    last = fast.plan.steps[-1].stage
+    last = fast.engine.steps[-1].stage
     handle = last.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
     x = images(128, (3, 16, 16))
     alone = int((net(x).exit_index == 3).sum())

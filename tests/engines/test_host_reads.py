@@ -1,4 +1,4 @@
-"""The planner of ways through the exits against an exhaustive search on a simulated device."""
+"""Where the host reads a count, against an exhaustive search on a simulated device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from device_clock import Clock
 
-from eefast.engines.host_reads import Counted, Times, Ways, lanes_for, sizes
+from eefast.engines.host_reads import Counted, HostReadPolicy, Times, queues_for, sizes
 from eefast.engines.schedule import answers
 
 MICRO = 1e-6
@@ -42,13 +42,13 @@ CASES = [
 
 
 def simulated(
-    times: Times, n: int, lanes: int, policy: Callable[..., tuple[bool, float]], counted: Callable[..., bool]
+    times: Times, n: int, queues: int, policy: Callable[..., tuple[bool, float]], counted: Callable[..., bool]
 ) -> float:
-    """Mean seconds of a batch cut into one chunk for each lane."""
+    """Mean seconds of a batch cut into one chunk for each queue."""
     total, seeds = 0.0, range(8 if n > 8 else 40)
     for seed in seeds:
-        device = Clock(times, lanes, counted, seed, times.sizes[-1])
-        list(answers(device, torch.empty(n, 1, 1, 1).split(ceil(n / lanes)), policy, lanes))
+        device = Clock(times, queues, counted, seed, times.sizes[-1])
+        list(answers(device, torch.empty(n, 1, 1, 1).split(ceil(n / queues)), policy, queues))
         assert device.answered == n
         total += device.seconds
     return total / len(seeds)
@@ -56,14 +56,14 @@ def simulated(
 
 @pytest.mark.parametrize("times", CASES)
 def test_within_five_percent_of_the_best_way(times: Times) -> None:
-    exits, ways = len(times.survivors), [Ways(times, lanes) for lanes in (1, 2)]
+    exits, policies = len(times.survivors), [HostReadPolicy(times, queues) for queues in (1, 2)]
     for n in (1, 8, 200):
-        lanes = lanes_for(times, n, ways)
-        ours = simulated(times, n, lanes, ways[lanes - 1], ways[lanes - 1].counted)
+        queues = queues_for(n, policies)
+        ours = simulated(times, n, queues, policies[queues - 1], policies[queues - 1].counted)
         best = min(
-            simulated(times, n, lanes, fixed(times, reads), lambda stage, most, expected, forms=forms: forms[stage])
-            for lanes in (1, 2)
-            if lanes <= n
+            simulated(times, n, queues, fixed(times, reads), lambda stage, most, expected, forms=forms: forms[stage])
+            for queues in (1, 2)
+            if queues <= n
             for reads in itertools.product((False, True), repeat=exits)
             for forms in itertools.product((False, True), repeat=exits + 1)
             if not any(form and times.counted[i] is None for i, form in enumerate(forms))
@@ -80,17 +80,17 @@ def test_it_matters_which_way() -> None:
     for reads in (False, True):
         worst = 0.0
         for times in (times_of(LARGE, (0.5, 0.5, 0.5)), times_of(SMALL, (0.9, 0.9, 0.9), wait=40)):
-            ways = Ways(times)
-            ours = simulated(times, 64, 1, ways, ways.counted)
-            worst = max(worst, simulated(times, 64, 1, fixed(times, (reads,) * 3), ways.counted) / ours)
+            policy = HostReadPolicy(times)
+            ours = simulated(times, 64, 1, policy, policy.counted)
+            worst = max(worst, simulated(times, 64, 1, fixed(times, (reads,) * 3), policy.counted) / ours)
         assert worst > 1.05
 
 
 def test_device_counted_stages_need_no_wait() -> None:
     times = times_of(MEDIUM, (0.5, 0.5, 0.5), counted=1.0)
-    ways = Ways(times)
-    device = Clock(times, 1, ways.counted, 0, 256)
-    list(answers(device, [torch.empty(64, 1, 1, 1)], ways))
+    policy = HostReadPolicy(times)
+    device = Clock(times, 1, policy.counted, 0, 256)
+    list(answers(device, [torch.empty(64, 1, 1, 1)], policy))
     assert device.waits == 0
     assert device.answered == 64
 
@@ -98,7 +98,7 @@ def test_device_counted_stages_need_no_wait() -> None:
 def test_no_wait_is_exposed_in_a_steady_stream_of_large_batches() -> None:
     times = times_of(LARGE, (0.5, 0.5, 0.5))
     device = Clock(times, 2, lambda *_: False, 0, 256)
-    list(answers(device, (torch.empty(128, 1, 1, 1) for _ in range(60)), Ways(times, 2), 2))
+    list(answers(device, (torch.empty(128, 1, 1, 1) for _ in range(60)), HostReadPolicy(times, 2), 2))
     assert device.waits > 60
     assert device.answered == 60 * 128
     assert device.exposed <= 0.1 * device.waits
@@ -109,9 +109,9 @@ def test_merging_survivors_makes_a_stream_faster() -> None:
     times = times_of((0.05,) * 4, (0.3, 0.3, 0.5), fixed=200)
     together, alone = Clock(times, 1, lambda *_: False, 0, 256), Clock(times, 1, lambda *_: False, 0, 256)
     chunks = [torch.empty(64, 1, 1, 1)] * 40
-    list(answers(together, chunks, Ways(times)))
+    list(answers(together, chunks, HostReadPolicy(times)))
     for chunk in chunks:
-        list(answers(alone, [chunk], Ways(times)))
+        list(answers(alone, [chunk], HostReadPolicy(times)))
     assert together.answered == alone.answered == 40 * 64
     assert together.seconds < 0.8 * alone.seconds
 
@@ -128,4 +128,4 @@ def test_sizes() -> None:
 
 def test_deep_networks_are_planned_quickly() -> None:
     times = times_of((1.0,) * 17, (0.9,) * 16)
-    assert Ways(times).seconds(256) > 0
+    assert HostReadPolicy(times).seconds(256) > 0

@@ -13,7 +13,7 @@ from torch import nn
 import eefast
 from eefast import ops, zoo
 from eefast.engines.streaming import PIECE
-from eefast.planning import planner, tuning
+from eefast.planning import planner, probe, tuning
 
 pytestmark = pytest.mark.skipif(bool(ops.CPP_MISSING), reason=f"the C++ kernels are {ops.CPP_MISSING}")
 
@@ -33,13 +33,13 @@ def x():
 @pytest.fixture
 def fresh(monkeypatch):
     """Nothing was measured before."""
-    monkeypatch.setattr(tuning, "_choices", {})
-    monkeypatch.setattr(planner, "_speeds", {})
+    monkeypatch.setattr(tuning, "choices", {})
+    monkeypatch.setattr(planner, "speeds", {})
 
 
 def test_auto_takes_the_faster_engine_and_says_why(net, x, fresh):
     found = eefast.accelerate(net).plan
-    (speeds,) = planner._speeds.values()
+    (speeds,) = planner.speeds.values()
     assert found.engine == ("resident" if speeds[0] <= speeds[1] else "compact")
     other = {"resident": "compact", "compact": "resident"}[found.engine]
     assert f"as fast as {other} (16 images to the final exit: " in str(found)
@@ -47,7 +47,7 @@ def test_auto_takes_the_faster_engine_and_says_why(net, x, fresh):
 
 @pytest.mark.parametrize("speeds", [(1.0, 2.0), (2.0, 1.0)])
 def test_auto_obeys_the_measurement(net, x, fresh, monkeypatch, speeds):
-    monkeypatch.setattr(tuning, "fastest_of", lambda ways: list(speeds))
+    monkeypatch.setattr(probe, "fastest_of", lambda runs: list(speeds))
     fast = eefast.accelerate(net)
     assert fast.plan.engine == ("resident" if speeds[0] < speeds[1] else "compact")
     assert "2.0× as fast as" in str(fast.plan)
@@ -57,7 +57,7 @@ def test_auto_obeys_the_measurement(net, x, fresh, monkeypatch, speeds):
 def test_sections_take_the_fastest_algorithm_and_the_plan_shows_it(net, x, fresh, monkeypatch):
     # F(2×2) wins at the first size, F(4×4) in groups at the second, direct convolution at the last.
     best = [(2, 1), (4, 4), (0, 1)]
-    run = tuning._run
+    run = tuning.run
 
     def timed(net, program, images, limits, seconds=None):
         if seconds is not None:
@@ -65,9 +65,9 @@ def test_sections_take_the_fastest_algorithm_and_the_plan_shows_it(net, x, fresh
             seconds += torch.tensor([1.0 if own == b else 2.0 for own, b in zip(mine, best, strict=True)])
         return run(net, program, images, limits, seconds if seconds is None else seconds.clone())
 
-    monkeypatch.setattr(tuning, "_run", timed)
+    monkeypatch.setattr(tuning, "run", timed)
     fast = eefast.accelerate(net, engine="resident")
-    assert (fast.plan.program.algorithms, fast.plan.program.group_sizes) == ((2, 4, 0), (1, 4, 1))
+    assert (fast.engine.program.algorithms, fast.engine.program.group_sizes) == ((2, 4, 0), (1, 4, 1))
     text = str(fast.plan)
     assert "16×16 F(2×2), 8×8 F(4×4) by 4" in text
     assert "4×4 direct" in text
@@ -76,22 +76,22 @@ def test_sections_take_the_fastest_algorithm_and_the_plan_shows_it(net, x, fresh
 
 
 def test_winograd_that_errs_too_much_gives_way_to_direct_convolution(net, x, fresh, monkeypatch):
-    monkeypatch.setattr(tuning, "_fastest", lambda *args: ((4, 4, 4), (1, 1, 1)))
-    found = eefast.accelerate(net, engine="resident").plan
-    assert found.program.algorithms == (4, 4, 4)
-    error = float(str(found).split("differ from direct convolution's by ")[1].split()[0])
+    monkeypatch.setattr(tuning, "fastest", lambda *args: ((4, 4, 4), (1, 1, 1)))
+    fast = eefast.accelerate(net, engine="resident")
+    assert fast.engine.program.algorithms == (4, 4, 4)
+    error = float(str(fast.plan).split("differ from direct convolution's by ")[1].split()[0])
     assert 1e-8 < error < tuning.WINOGRAD_BOUND
     monkeypatch.setattr(tuning, "WINOGRAD_BOUND", error / 1.5)
-    some = eefast.accelerate(net, engine="resident").plan.program.algorithms
+    some = eefast.accelerate(net, engine="resident").engine.program.algorithms
     assert some != (4, 4, 4)
     monkeypatch.setattr(tuning, "WINOGRAD_BOUND", 0.0)
-    assert eefast.accelerate(net, engine="resident").plan.program.algorithms == (0, 0, 0)
+    assert eefast.accelerate(net, engine="resident").engine.program.algorithms == (0, 0, 0)
 
 
 def test_direct_convolution_can_be_forced(net, x, fresh, monkeypatch):
     monkeypatch.setenv("EEFAST_CONV", "direct")
     fast = eefast.accelerate(net, engine="resident")
-    assert not any(fast.plan.program.algorithms)
+    assert not any(fast.engine.program.algorithms)
     assert "F(" not in str(fast.plan)
     assert_same_answers(fast(x), one_by_one(net, x), net)
     monkeypatch.setenv("EEFAST_CONV", "fft")
@@ -142,17 +142,23 @@ def test_a_frozen_network_is_not_looked_at_again(net, x):
 
 def test_examples_are_what_is_measured_on(net, x, monkeypatch):
     seen = []
-    monkeypatch.setattr(tuning, "tune", lambda net, lowered, bfloat16, images, real=tuning.tune: seen.append(images) or real(net, lowered, bfloat16, images))  # fmt: skip  # noqa: E501
-    eefast.accelerate(net, engine="resident", example=x[:3])
-    assert torch.equal(seen[0], x[torch.arange(tuning.IMAGES) % 3])
+    tuned = tuning.tuned
+
+    def recorded(net, lowered, bfloat16, images):
+        seen.append(images)
+        return tuned(net, lowered, bfloat16, images)
+
+    monkeypatch.setattr(tuning, "tuned", recorded)
+    eefast.accelerate(net, engine="resident", example_inputs=x[:3])
+    assert torch.equal(seen[0], x[torch.arange(probe.IMAGES) % 3])
     with pytest.raises(ValueError, match=r"x has shape \(3, 16\)"):
-        eefast.accelerate(net, engine="resident", example=x[0, :, :, 0])
+        eefast.accelerate(net, engine="resident", example_inputs=x[0, :, :, 0])
 
 
 @pytest.mark.skipif(ops.CPP_MISSING or ops.instruction_set() != "avx512_bf16", reason="needs AVX512-BF16")
 def test_bfloat16_flips_only_near_thresholds(net, x):
     fast, expected = eefast.accelerate(net, engine="resident", dtype=torch.bfloat16), one_by_one(net, x)
-    assert not any(fast.plan.program.algorithms)
+    assert not any(fast.engine.program.algorithms)
     got = fast(x)
     flips = int((got.exit_index != expected.exit_index).sum())
     assert flips <= len(x) // 10

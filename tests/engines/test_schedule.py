@@ -16,37 +16,37 @@ from eefast.result import ExitResult
 class Lists:
     """A row is its image; the number in it is the exit that it takes. Checks what a real device could not survive."""
 
-    def __init__(self, stages: int, capacity: int, lanes: int) -> None:
+    def __init__(self, stages: int, capacity: int, queues: int) -> None:
         self.stages, self.capacity = stages, capacity
-        self.waiting: list[list[list[tuple[int, int]]]] = [[[] for _ in range(stages)] for _ in range(lanes)]
+        self.waiting: list[list[list[tuple[int, int]]]] = [[[] for _ in range(stages)] for _ in range(queues)]
         self.results = [-1] * (SLOTS * capacity)
         self.launches: list[tuple[int, int, int, int]] = []
         self.in_use: dict[int, int] = {}
 
-    def put(self, lane: int, images: Tensor, slot: int) -> None:
+    def put(self, queue: int, images: Tensor, slot: int) -> None:
         assert slot not in self.in_use, "answers of another chunk are still there"
         self.in_use[slot] = len(images)
         first = slot * self.capacity
         self.results[first : first + self.capacity] = [-1] * self.capacity
-        assert not self.waiting[lane][0]
-        self.waiting[lane][0] = [(int(e), first + i) for i, e in enumerate(images.view(-1).tolist())]
+        assert not self.waiting[queue][0]
+        self.waiting[queue][0] = [(int(e), first + i) for i, e in enumerate(images.view(-1).tolist())]
 
-    def launch(self, lane: int, stage: int, rows: int, expected: float) -> None:
-        here, self.waiting[lane][stage] = self.waiting[lane][stage], []
+    def launch(self, queue: int, stage: int, rows: int, expected: float) -> None:
+        here, self.waiting[queue][stage] = self.waiting[queue][stage], []
         assert len(here) <= rows <= self.capacity, "rows would be lost"
-        self.launches.append((lane, stage, rows, len(here)))
+        self.launches.append((queue, stage, rows, len(here)))
         for leaves_at, position in here:
             if leaves_at <= stage or stage == self.stages - 1:
                 assert self.results[position] == -1, "answered twice"
                 self.results[position] = stage
             else:
-                self.waiting[lane][stage + 1].append((leaves_at, position))
+                self.waiting[queue][stage + 1].append((leaves_at, position))
         if stage + 1 < self.stages:
-            assert len(self.waiting[lane][stage + 1]) <= self.capacity, "survivors do not fit"
+            assert len(self.waiting[queue][stage + 1]) <= self.capacity, "survivors do not fit"
 
-    def count(self, lane: int, stage: int) -> int:
-        assert self.launches[-1][:1] == (lane,) or len(self.waiting) > 1
-        return len(self.waiting[lane][stage])
+    def count(self, queue: int, stage: int) -> int:
+        assert self.launches[-1][:1] == (queue,) or len(self.waiting) > 1
+        return len(self.waiting[queue][stage])
 
     def take(self, slot: int, size: int) -> ExitResult:
         self.in_use.pop(slot, None)
@@ -72,17 +72,17 @@ def policies(rng: random.Random) -> dict[str, Callable[[int, int, float], tuple[
 
 
 @pytest.mark.parametrize("policy", ["always", "never", "sometimes"])
-@pytest.mark.parametrize("lanes", [1, 2, 3])
+@pytest.mark.parametrize("queues", [1, 2, 3])
 @pytest.mark.parametrize("stages", [1, 2, 3, 9])
-def test_every_row_is_answered_once_in_order(stages: int, lanes: int, policy: str) -> None:
+def test_every_row_is_answered_once_in_order(stages: int, queues: int, policy: str) -> None:
     for seed in range(30):
         rng = random.Random(seed)
         capacity = rng.choice([1, 3, 8, 31])
-        device = Lists(stages, capacity, lanes)
+        device = Lists(stages, capacity, queues)
         chunks = [chunk(rng, rng.randrange(capacity + 1), stages) for _ in range(rng.choice([0, 1, 2, 5, 40]))]
-        got = list(answers(device, iter(chunks), policies(rng)[policy], lanes))
+        got = list(answers(device, iter(chunks), policies(rng)[policy], queues))
         assert [r.exit_index.tolist() for r in got] == [c.view(-1).tolist() for c in chunks]
-        assert not any(any(lane) for lane in device.waiting)
+        assert not any(any(queue) for queue in device.waiting)
 
 
 def test_survivors_of_several_chunks_run_together() -> None:
@@ -109,24 +109,24 @@ def test_nobody_waits_longer_than_the_delay() -> None:
     assert begun <= DELAY + 3
 
 
-def test_lanes_take_turns_so_that_a_wait_is_never_without_work_behind() -> None:
+def test_queues_take_turns_so_that_a_wait_is_never_without_work_behind() -> None:
     order: list[tuple[str, int]] = []
 
     class Watched(Lists):
-        def launch(self, lane: int, stage: int, rows: int, expected: float) -> None:
-            order.append(("launch", lane))
-            super().launch(lane, stage, rows, expected)
+        def launch(self, queue: int, stage: int, rows: int, expected: float) -> None:
+            order.append(("launch", queue))
+            super().launch(queue, stage, rows, expected)
 
-        def count(self, lane: int, stage: int) -> int:
-            order.append(("count", lane))
-            return super().count(lane, stage)
+        def count(self, queue: int, stage: int) -> int:
+            order.append(("count", queue))
+            return super().count(queue, stage)
 
     chunks = [torch.full((4, 1, 1, 1), 3) for _ in range(2)]
-    list(answers(Watched(4, 4, 2), chunks, policies(random.Random(0))["always"], lanes=2))
-    for i, (what, lane) in enumerate(order):
+    list(answers(Watched(4, 4, 2), chunks, policies(random.Random(0))["always"], queues=2))
+    for i, (what, queue) in enumerate(order):
         if what == "count":
             queued_since = [other for w, other in order[:i] if w == "launch"][-1]
-            assert queued_since != lane, "the device has nothing to do while the host waits"
+            assert queued_since != queue, "the device has nothing to do while the host waits"
 
 
 def test_what_the_source_raises_comes_after_the_results_before_it() -> None:
@@ -135,7 +135,7 @@ def test_what_the_source_raises_comes_after_the_results_before_it() -> None:
             yield torch.full((3, 1, 1, 1), e)
         raise OSError("the disk is gone")
 
-    results = answers(Lists(3, 8, 2), chunks(), policies(random.Random(0))["always"], lanes=2)
+    results = answers(Lists(3, 8, 2), chunks(), policies(random.Random(0))["always"], queues=2)
     assert [next(results).exit_index.tolist() for _ in range(3)] == [[2] * 3, [0] * 3, [1] * 3]
     with pytest.raises(OSError, match="the disk is gone"):
         next(results)
@@ -148,7 +148,7 @@ def test_closing_drops_what_is_under_way_and_leaves_the_device_empty() -> None:
     )
     next(results)
     results.close()
-    assert not any(any(lane) for lane in device.waiting)
+    assert not any(any(queue) for queue in device.waiting)
 
 
 def test_an_endless_stream_keeps_few_chunks() -> None:
@@ -161,7 +161,7 @@ def test_an_endless_stream_keeps_few_chunks() -> None:
             read += 1
             yield chunk(rng, 8, 9)
 
-    results = answers(Lists(9, 16, 2), chunks(), policies(rng)["sometimes"], lanes=2)
+    results = answers(Lists(9, 16, 2), chunks(), policies(rng)["sometimes"], queues=2)
     for taken in range(300):
         next(results)
         assert read - taken <= SLOTS + 1

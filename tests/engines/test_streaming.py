@@ -21,7 +21,7 @@ from torch import Tensor
 
 import eefast
 from eefast import ops, zoo
-from eefast.engines.streaming import Batch, stream_on_cuda
+from eefast.engines.streaming import stream_on_cuda
 from eefast.result import ExitResult
 
 SHAPE = (1, 6, 7)
@@ -201,13 +201,13 @@ def test_kernels_that_start_late_read_what_was_handed_out(net: Any, monkeypatch:
     monkeypatch.setattr(Tensor, "record_stream", lambda self, side: None)
     fast = eefast.accelerate(net, engine="compact")
 
-    def answer(batch: Batch) -> ExitResult:
-        n = len(batch.images)
+    def answer(given: Tensor, thresholds: Tensor) -> ExitResult:
+        n = len(given)
         result = ExitResult(torch.empty(n, 3), torch.empty(n, dtype=torch.int64), torch.empty(n), torch.empty(n))
         assert Late.current is not here
 
         def work() -> None:
-            for to, source in zip(result, fast._answer(batch), strict=True):
+            for to, source in zip(result, fast.engine.run(given, thresholds), strict=True):
                 to.copy_(source)
 
         Late.current.work.append(work)
@@ -226,7 +226,10 @@ def test_kernels_that_start_late_read_what_was_handed_out(net: Any, monkeypatch:
         net.thresholds.copy_(limits[i])
         expected.append(one_by_one(net, d))
     net.thresholds.copy_(limits[0])
-    got = list(stream_on_cuda(refilled(), fast._read, answer, torch.device("cuda")))
+    monkeypatch.setattr(
+        fast.engine, "stream", lambda batches: stream_on_cuda(batches, answer, torch.device("cuda")), raising=False
+    )
+    got = list(fast.stream(refilled()))
     net.thresholds.copy_(limits[0])
     for result, wanted in zip(got, expected, strict=True):
         assert_same_answers(result, wanted, net)
@@ -394,13 +397,13 @@ class TestDroppedStreams:
         if ops.CPP_MISSING:
             pytest.skip(f"the C++ kernels are {ops.CPP_MISSING}")
         fast, x, collected = eefast.accelerate(net, engine="resident"), images(33, SHAPE), []
-        answer = fast._answer
+        run = fast.engine.run
 
-        def collecting(batch: Batch) -> ExitResult:
+        def collecting(*args: Any, **more: Any) -> ExitResult:
             collected.append(gc.collect())
-            return answer(batch)  # type: ignore[no-any-return]
+            return run(*args, **more)  # type: ignore[no-any-return]
 
-        monkeypatch.setattr(fast, "_answer", collecting)
+        monkeypatch.setattr(fast.engine, "run", collecting)
         gc.disable()
         try:
             for _ in range(5):

@@ -129,13 +129,13 @@ def change(net: Any) -> None:
 
 class TestPlanning:
     def test_many_threads_make_one_plan(self, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        fast, x, make, plans, answers = eefast.accelerate(net), images(33, SHAPE), eefast.api.make_plan, [], []
+        fast, x, make, plans, answers = eefast.accelerate(net), images(33, SHAPE), eefast.api.build, [], []
 
         def counted(*args: Any) -> Any:
             plans.append(make(*args))
             return plans[-1]
 
-        monkeypatch.setattr("eefast.api.make_plan", counted)
+        monkeypatch.setattr("eefast.api.build", counted)
         change(net)
         expected = one_by_one(net, x)
         threads = [threading.Thread(target=lambda: answers.append(fast.forward(x))) for _ in range(4)]
@@ -151,7 +151,7 @@ class TestPlanning:
     @pytest.mark.parametrize("engine", ["compact", "auto"])
     def test_what_changes_meanwhile_is_noticed(self, net: Any, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Another thread writes new weights after the old ones have been read."""
-        fast, x, make, plans = eefast.accelerate(net, engine=engine), images(33, SHAPE), eefast.api.make_plan, []
+        fast, x, make, plans = eefast.accelerate(net, engine=engine), images(33, SHAPE), eefast.api.build, []
 
         def slow(*args: Any) -> Any:
             plans.append(make(*args))
@@ -159,7 +159,7 @@ class TestPlanning:
                 change(net)
             return plans[-1]
 
-        monkeypatch.setattr("eefast.api.make_plan", slow)
+        monkeypatch.setattr("eefast.api.build", slow)
         with torch.no_grad():
             next(net.parameters()).mul_(1.1)
         got = fast(x)
@@ -171,7 +171,8 @@ class TestPlanning:
     def test_a_network_that_always_changes_is_planned_all_the_same(
         self, net: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        fast, make, plans = eefast.accelerate(net, engine="compact"), eefast.api.make_plan, []
+        fast, make, plans = eefast.accelerate(net, engine="compact"), eefast.api.build, []
+        x = images(5, SHAPE)
 
         def changing(*args: Any) -> Any:
             change(net)
@@ -179,17 +180,18 @@ class TestPlanning:
             change(net)
             return plans[-1]
 
-        monkeypatch.setattr("eefast.api.make_plan", changing)
+        monkeypatch.setattr("eefast.api.build", changing)
         change(net)
-        assert fast.plan is plans[-1]
-        assert fast.plan is plans[-1]
+        for _ in range(2):
+            assert len(fast(x).labels) == 5
+            assert fast.plan is plans[-1].plan
         assert len(plans) == 2
 
     def test_plans_of_other_modules_go_on_within_one(self, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """For instance where a finaliser, or a stage, calls an accelerated module."""
-        fast, other, make = eefast.accelerate(net), eefast.accelerate(net, engine="compact"), eefast.api.make_plan
+        fast, other, make = eefast.accelerate(net), eefast.accelerate(net, engine="compact"), eefast.api.build
         monkeypatch.setattr(
-            "eefast.api.make_plan", lambda *args: (other.plan if args[1] == "auto" else None, make(*args))[1]
+            "eefast.api.build", lambda *args: (other.warmup() if args[1].engine == "auto" else None, make(*args))[1]
         )
         change(net)
         x = images(5, SHAPE)

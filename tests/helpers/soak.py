@@ -124,14 +124,14 @@ def calls(network: Network, count: int) -> None:
 
 
 def plans(network: Network, count: int) -> None:
-    """New weights, the same in value: every engine plans anew and answers as before."""
+    """New weights, the same in value: every engine plans again and answers as before."""
     for k in range(count):
         with torch.no_grad():
             next(network.net.parameters()).add_(0)
         name = ENGINES[k % len(ENGINES)]
-        before = network.engines[name]._planned
+        before = network.engines[name].plan
         network.check(6, network.engines[name](network.batches[6]))
-        assert network.engines[name]._planned is not before
+        assert network.engines[name].plan is not before
 
 
 def flat(what: str, work: Callable[[Network, int], None], network: Network, count: int, growth: float) -> None:

@@ -153,9 +153,9 @@ def test_training_mode_is_refused_and_shared(net, x, engine):
 def test_moving_to_another_dtype_plans_anew(net, x):
     fast = eefast.accelerate(net)
     fast.to(torch.float64)
-    assert fast.plan.dtype == torch.float64
     assert net.thresholds.dtype == torch.float32
     assert_same_answers(fast(x.double()), one_by_one(net, x.double()), net)
+    assert fast.plan.dtype == torch.float64
     with pytest.raises(TypeError, match=r"x is torch\.float32, the network torch\.float64"):
         fast(x)
 
@@ -272,7 +272,7 @@ def test_a_named_engine_that_cannot_run_raises_and_auto_falls_back_once(net, x, 
         ValueError, match=r"engine='compact' cannot run: the head of exit 1 is a OddHead.*use engine='ref"
     ):
         eefast.accelerate(net, engine="compact")
-    planner._log_once.cache_clear()
+    planner.log_once.cache_clear()
     with caplog.at_level(logging.WARNING, "eefast"):
         fast = eefast.accelerate(net)
         eefast.accelerate(net)
@@ -348,7 +348,7 @@ def test_warmup_plans_anew_and_runs(net, x, monkeypatch):
         next(own.parameters()).mul_(0.5)
     after = fast.warmup()
     assert after is not before
-    monkeypatch.setattr("eefast.api.make_plan", lambda *_: pytest.fail("planned again"))
+    monkeypatch.setattr("eefast.api.build", lambda *_: pytest.fail("planned again"))
     assert torch.equal(fast(x).exit_index, own(x).exit_index)
     own.train()
     with pytest.raises(RuntimeError, match="eval mode"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +10,8 @@ from networks import images, lived_in, one_by_one, spread_thresholds
 from where import GPU, run_by_triton, runs_triton
 
 import eefast
+from eefast.planning import planner
+from eefast.planning.compact_steps import build_compact
 
 pytestmark = runs_triton
 
@@ -39,9 +41,8 @@ def test_whole_networks(head: str, criterion: str, monkeypatch: pytest.MonkeyPat
         net, x = net.cuda(), x.cuda()
     else:
         monkeypatch.setenv("EEFAST_GRAPHS", "0")
-        plan_module = importlib.import_module("eefast.planning.planner")
-        compact = plan_module._compact
-        monkeypatch.setattr(plan_module, "_compact", lambda n, device, *rest: compact(n, torch.device("cuda"), *rest))
+        cuda = torch.device("cuda")
+        monkeypatch.setattr(planner, "build_compact", lambda subject: build_compact(replace(subject, device=cuda)))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         fast = eefast.accelerate(net, engine="compact")
         result = fast(x)

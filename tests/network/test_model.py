@@ -318,10 +318,10 @@ def test_an_attribute_error_in_a_property_is_seen(normalised, monkeypatch):
     def broken(*_):
         raise AttributeError("'Sequential' object has no attribute 'weight'")
 
-    monkeypatch.setattr("eefast.api.make_plan", broken)
+    monkeypatch.setattr("eefast.api.build", broken)
     with torch.no_grad():
-        next(net.parameters()).mul_(2)  # so that it is planned anew
-    for use in (lambda: fast.plan, lambda: fast(images(1, (3, 8, 8))), lambda: eefast.accelerate(net)):
+        next(net.parameters()).mul_(2)  # so that it is planned again
+    for use in (fast.warmup, lambda: fast(images(1, (3, 8, 8))), lambda: eefast.accelerate(net)):
         with pytest.raises(AttributeError, match=r"^'Sequential' object has no attribute 'weight'$"):
             use()
 

@@ -24,7 +24,7 @@ from eefast.planning import planner
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-    planner._log_once.cache_clear()
+    planner.log_once.cache_clear()
 
 
 def layers(**more: nn.Module) -> dict[str, nn.Module]:
@@ -284,7 +284,7 @@ def test_planning_under_inference_mode_serves_calls_outside_of_it():
     net, x = network(conv()), images(5, SHAPE)
     with torch.inference_mode():
         fast = eefast.accelerate(net, engine="compact")
-    assert not any(t.is_inference() for step in fast.plan.steps for t in step.stage.parameters())
+    assert not any(t.is_inference() for step in fast.engine.steps for t in step.stage.parameters())
     torch.testing.assert_close(fast(x).logits, net(x).logits, rtol=1e-4, atol=1e-4)
 
 
@@ -300,7 +300,7 @@ def test_plans_leave_no_sources():
         fast = eefast.accelerate(net, engine="compact")
     gc.collect()
     assert (len(sources), len(lines)) == before
-    name = type(fast.plan.steps[0].stage).forward.__code__.co_filename
+    name = type(fast.engine.steps[0].stage).forward.__code__.co_filename
     assert name in sources
     del fast
     gc.collect()

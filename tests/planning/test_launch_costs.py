@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eefast.planning import launch_costs
-from eefast.planning.launch_costs import DeviceTable
+from eefast.planning.launch_costs import LaunchCosts
 
 
 @pytest.fixture
@@ -16,9 +16,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[torch.devi
     """Devices that were measured, each with another result; a CUDA device that has a name."""
     seen: list[torch.device] = []
 
-    def measure(device: torch.device) -> DeviceTable:
+    def measure(device: torch.device) -> LaunchCosts:
         seen.append(device)
-        return DeviceTable(launch=len(seen) * 1e-6, wait=1e-5)
+        return LaunchCosts(launch=len(seen) * 1e-6, wait=1e-5)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(launch_costs, "measure", measure)

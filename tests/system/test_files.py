@@ -152,7 +152,7 @@ def writers(folder):
         "checkpoint": lambda: CheckpointWriter().save_checkpoint(checkpoint, folder / "last.ckpt"),
         "curves": lambda: curves.save(),
         "figure": canvas,
-        "device table": lambda: launch_costs.keep(launch_costs.DeviceTable(1, 2), torch.device("cuda")),
+        "device table": lambda: launch_costs.keep(launch_costs.LaunchCosts(1, 2), torch.device("cuda")),
     }
 
 

@@ -1,0 +1,59 @@
+"""What every engine does: images → prepared images → their answers, for one batch or a stream of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from ..model import EarlyExitNet
+from ..result import ExitResult
+from .program import Plan
+
+
+class Batch(NamedTuple):
+    """A batch of a stream.
+
+    images: prepared, [N, C, H, W], in memory that nothing else writes to. thresholds: [n] float32, by which they are
+    answered; since: the same object for as long as the network's thresholds stay the same.
+    """
+
+    images: Tensor
+    thresholds: Tensor
+    since: object
+
+
+class Engine(Protocol):
+    """Runs a network as its plan says; of any number of threads at a time.
+
+    plan: describes it.
+    """
+
+    plan: Plan
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] as the network takes them → checked, as `run` takes them.
+
+        Raises `TypeError` or `ValueError` as `EarlyExitNet.check_images`.
+        """
+
+    def run(self, images: Tensor, thresholds: Tensor) -> ExitResult:
+        """The answers to prepared images [N, C, H, W], N ≥ 0; thresholds: [n] float32, those of this one call."""
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:
+        """The answers to batches, in their order, see `Accelerated.stream`."""
+
+
+class PlannedEngine:
+    """What the engines share: a network, its plan, and the check of images.
+
+    weight: one of the network's parameters, whose dtype and device images are held to; looking for it takes time.
+    """
+
+    def __init__(self, net: EarlyExitNet, plan: Plan) -> None:
+        self.net, self.plan = net, plan
+        self.weight = next(net.parameters()).detach()
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return self.net.prepare(x, self.plan.dtype, self.weight)

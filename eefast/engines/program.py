@@ -1,0 +1,106 @@
+"""What an engine runs, and the plan that describes it: values, made while planning and never changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One row of a plan's table: what runs for a stage and the exit after it.
+
+    output_shape: (C, H, W) of the features.
+    share: of all stages' MACs.
+    kernel: what evaluates the exit; note: how the stage runs.
+    """
+
+    output_shape: tuple[int, ...]
+    share: float
+    kernel: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network runs; `print(plan)` shows it. It only describes: copies and pickles of it are equal to it.
+
+    engine: "reference", "compact" or "resident".
+    device, dtype: where the stages run and in what dtype.
+    criterion: name of the exit rule.
+    reasons: why this engine, then what planning found out about it.
+    stages: one row per exit.
+    """
+
+    engine: str
+    device: torch.device
+    dtype: torch.dtype
+    criterion: str
+    reasons: tuple[str, ...]
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def reason(self) -> str:
+        """All reasons in one line."""
+        return "; ".join(self.reasons)
+
+    def __str__(self) -> str:
+        titles = ("exit", "features", "MACs", "exit kernel", "stage")
+        rows = [titles] + [
+            (str(i), "×".join(map(str, s.output_shape)), f"{s.share:.1%}", s.kernel, s.note)
+            for i, s in enumerate(self.stages)
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        dtype = str(self.dtype).removeprefix("torch.")
+        return "\n".join([f"{self.engine} engine, {self.device}, {dtype}: {self.reason}", *table])
+
+
+@dataclass(frozen=True)
+class CompactStep:
+    """What the compact engine runs for a stage and the exit after it.
+
+    stage, head_convs: inference copies, features → features.
+    conv: weight and bias of the head's last convolution where the exit kernel computes it, else None.
+    weight, bias: the head's packed linear, see `eefast.planning.head_packing.pack_head`.
+    flatten: the head reads the whole map instead of its mean.
+    counted: the stage in a form that reads the number of its rows on the device: (features, rows or None, live) →
+        features; None where it has none.
+    """
+
+    stage: nn.Module
+    head_convs: nn.Module
+    conv: tuple[Tensor, Tensor] | None
+    weight: Tensor
+    bias: Tensor
+    flatten: bool
+    counted: nn.Module | None = None
+
+
+Arguments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, str, int, bool]
+
+
+@dataclass(frozen=True)
+class ResidentProgram:
+    """What `ops.resident_forward` runs, see there.
+
+    algorithms, group_sizes: per section, the side of the Winograd tiles (0: direct) and the samples that go together.
+    normalization: [2, C] scale and shift of uint8 images, where the kernel applies them.
+    """
+
+    steps: Tensor
+    maps: Tensor
+    groups: Tensor
+    weights: Tensor
+    packed: Tensor
+    bfloat16: bool
+    algorithms: tuple[int, ...]
+    group_sizes: tuple[int, ...]
+    normalization: Tensor | None = None
+
+    def arguments(self, thresholds: Tensor, criterion: str, num_classes: int) -> Arguments:
+        """Of `ops.resident_forward`, after the images and up to `bfloat16`."""
+        tables = self.steps, self.maps, self.groups, self.weights, self.packed
+        return (*tables, thresholds, criterion, num_classes, self.bfloat16)

@@ -1,0 +1,151 @@
+"""Memory of the compact engine: rows that wait before every stage, and where the exits write their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..model import EarlyExitNet
+from ..result import ExitResult
+from .program import CompactStep, Plan
+from .schedule import SLOTS
+
+Entries = tuple[Tensor, Tensor, Tensor]
+"""The live list: rows of the features, positions in the results, both [M] int32, and [1] int32 how many count."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Where the exits write answers: logits [N, K] and confidence [N] float32, exits [N] int64."""
+
+    logits: Tensor
+    confidence: Tensor
+    exits: Tensor
+
+    @classmethod
+    def empty(cls, n: int, net: EarlyExitNet) -> Results:
+        device = net.cost.device
+        logits = torch.zeros(n, net.num_classes, dtype=torch.float32, device=device)
+        return cls(logits, torch.zeros(n, device=device), torch.zeros(n, dtype=torch.int64, device=device))
+
+    def of(self, net: EarlyExitNet, rows: slice = slice(None)) -> ExitResult:
+        exits = self.exits[rows]
+        return ExitResult(self.logits[rows], exits, self.confidence[rows], net.cost.index_select(0, exits))
+
+
+def exit_at(
+    step: CompactStep, i: int, criterion: str, threshold: Tensor | None, features: Tensor, entries: Entries,
+    results: Results,
+) -> Entries:  # fmt: skip
+    """Exit i on a stage's features: the answers of samples that exit are written; returns the survivors' entries."""
+    seen = step.head_convs(features)
+    if step.flatten:
+        seen = seen.permute(0, 2, 3, 1).reshape(len(seen), -1, 1, 1)
+    linear, written = (step.weight, step.bias), (results.logits, results.confidence, results.exits)
+    if step.conv is None:
+        return ops.exit_head.run(seen, *linear, threshold, *entries, criterion, i, *written)
+    return ops.exit_conv_head.run(seen, *step.conv, *linear, threshold, *entries, criterion, i, *written)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What waits before a stage of a queue, in memory that stays where it is.
+
+    features: [capacity, C, H, W] channels-last. positions: [capacity, 1, 1, 1] int32. count: [1] int32.
+    """
+
+    features: Tensor
+    positions: Tensor
+    count: Tensor
+
+    @classmethod
+    def empty(cls, capacity: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Waiting:
+        # Rows that were never written run along as dead ones, so they must hold numbers.
+        return cls(
+            torch.zeros(capacity, *shape, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last),
+            torch.zeros(capacity, 1, 1, 1, dtype=torch.int32, device=device),
+            torch.zeros(1, dtype=torch.int32, device=device),
+        )
+
+
+class Stores:
+    """The rows before every stage of every queue, and the answers of all slots; see `schedule.Device`.
+
+    thresholds: [n] float32, by which rows exit; they change only while no rows are there.
+    """
+
+    def __init__(
+        self, net: EarlyExitNet, plan: Plan, steps: Sequence[CompactStep], queues: int, capacity: int,
+        thresholds: Tensor,
+    ) -> None:  # fmt: skip
+        self.net, self.plan, self.steps = net, plan, steps
+        self.capacity, self.stages = capacity, len(steps)
+        self.order = torch.arange(capacity, dtype=torch.int32, device=net.cost.device)
+        self.results = Results.empty(SLOTS * capacity, net)
+        self.thresholds = thresholds.clone()
+        self._waiting: list[list[Waiting | None]] = [[None] * self.stages for _ in range(queues)]
+
+    def before(self, queue: int, stage: int) -> Waiting:
+        """What waits before a stage of a queue; there must have been rows, see `_made_before`."""
+        found = self._waiting[queue][stage]
+        assert found is not None
+        return found
+
+    def _made_before(self, queue: int, stage: int, features: Tensor) -> Waiting:
+        """What waits before a stage of a queue; made when the first features [N, C, H, W] arrive."""
+        if self._waiting[queue][stage] is None:
+            # Made in inference mode they could not be written to outside of it.
+            with torch.inference_mode(False):
+                made = Waiting.empty(self.capacity, features.shape[1:], self.plan.dtype, features.device)
+            self._waiting[queue][stage] = made
+        return self.before(queue, stage)
+
+    def put(self, queue: int, images: Tensor, slot: int) -> None:
+        first, n = self._made_before(queue, 0, images), len(images)
+        first.features[:n].copy_(images)
+        torch.add(self.order[:n], slot * self.capacity, out=first.positions[:n].view(-1))
+        first.count.fill_(n)
+
+    def advance(self, queue: int, stage: int, rows: int, counted: bool = False) -> None:
+        """A stage and its exit on the first `rows` rows before it; survivors are appended to those before the next.
+
+        counted: by the form of the stage that takes the number of its rows from the device.
+        """
+        here, step = self.before(queue, stage), self.steps[stage]
+        order, features = self.order[:rows], here.features[:rows]
+        features = step.counted(features, None, here.count) if counted and step.counted else step.stage(features)
+        early = stage < self.stages - 1
+        threshold = self.thresholds[stage] if early else None
+        entries = order, here.positions[:rows].view(-1), here.count
+        survivors, positions, live = exit_at(
+            step, stage, self.plan.criterion, threshold, features, entries, self.results
+        )
+        if early:
+            there = self._made_before(queue, stage + 1, features)
+            features = features.contiguous(memory_format=torch.channels_last)
+            ops.gather_survivors.run(features, survivors, live, there.features, there.count)
+            ops.gather_survivors.run(positions.view(-1, 1, 1, 1), order, live, there.positions, there.count)
+            there.count.add_(live)
+        here.count.zero_()
+
+    def take(self, slot: int, size: int) -> ExitResult:
+        result = self.results.of(self.net, slice(slot * self.capacity, slot * self.capacity + size))
+        return ExitResult(*(part.clone() for part in result))
+
+    def clear(self) -> None:
+        for waiting in (w for queue in self._waiting for w in queue if w is not None):
+            waiting.count.zero_()
+
+
+class EagerStores(Stores):
+    """Everything runs as soon as it is queued; for the CPU, where counts are known at once."""
+
+    def launch(self, queue: int, stage: int, rows: int, expected: float) -> None:
+        self.advance(queue, stage, rows)
+
+    def count(self, queue: int, stage: int) -> int:
+        return int(self.before(queue, stage).count)

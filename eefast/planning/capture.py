@@ -1,0 +1,154 @@
+"""Capture the compact engine in CUDA graphs, check and measure them: engine → the same engine with graphs."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from ..engines import graphs
+from ..engines.compact import CompactEngine
+from ..engines.graphs import GraphEngine, Graphs
+from ..engines.host_reads import Counted, Times, queues_for
+from ..engines.program import StagePlan
+from ..model import EarlyExitNet
+from . import launch_costs, probe
+from .launch_costs import LaunchCosts
+from .trial import brief, difference
+
+DEVICES = ("cuda",)
+
+QUEUES = 2
+
+ATTEMPTS = ((QUEUES, 1.25), (QUEUES, 1.6), (QUEUES, 2.0), (1, 2.0))
+"""(queues, ratio of neighbouring batch sizes): what is tried, one after the other, where memory runs out."""
+
+SURVIVORS = 0.5
+"""Share of the arriving rows that goes on at an early exit, where there are no example inputs."""
+
+ROUNDS = 3
+
+TOLERANCE = 0.05
+"""Largest difference between logits with and without graphs ÷ largest logit at planning; beyond it, no graphs."""
+
+log = logging.getLogger("eefast")
+
+
+def with_graphs(engine: CompactEngine, example_inputs: Tensor | None, max_batch_size: int) -> CompactEngine:
+    """On CUDA the engine with graphs for up to `max_batch_size` images.
+
+    example_inputs: prepared images, which tell how many exit where. Where memory runs out there are graphs for fewer
+    sizes, then for smaller batches; where a stage cannot be captured there are none; the plan's reasons say so.
+    """
+    plan = engine.plan
+    if plan.device.type not in DEVICES or os.environ.get("EEFAST_GRAPHS", "1") == "0":
+        return engine
+    note, capacity = "", max_batch_size
+    with graphs.on(plan.device):
+        while capacity >= 1:
+            for queues, step in ATTEMPTS:
+                try:
+                    return _captured(engine, example_inputs, capacity, queues, step, note)
+                except torch.OutOfMemoryError:
+                    pass  # the memory comes back when the exception is gone
+                except Exception as error:
+                    why = f"without CUDA graphs: {brief(error)}"
+                    log.warning("the compact engine runs %s", why)
+                    return _without(engine, why)
+                note = ", fewer than wanted: the device's memory was full"
+                forget()
+            capacity //= 4
+    return _without(engine, "without CUDA graphs: the device's memory is full")
+
+
+def _captured(
+    engine: CompactEngine, example_inputs: Tensor | None, capacity: int, queues: int, step: float, note: str
+) -> GraphEngine:
+    net, plan = engine.net, engine.plan
+    made = Graphs(net, plan, engine.steps, capacity, queues, step)
+    made.use(measured(made, launch_costs.load(made.device), _survivors(net, example_inputs)))
+    _check(made, engine)
+    reasons = (*plan.reasons, f"{_described(made)}{note}")
+    return GraphEngine(engine, replace(plan, reasons=reasons, stages=_with_reads(plan.stages, made)), made)
+
+
+def _without(engine: CompactEngine, why: str) -> CompactEngine:
+    engine.plan = replace(engine.plan, reasons=(*engine.plan.reasons, why))
+    return engine
+
+
+def measured(made: Graphs, costs: LaunchCosts, survivors: Iterable[float]) -> Times:
+    """Seconds of all graphs of one queue, all rows going on; survivors: share that goes on, per early exit."""
+    made.thresholds.fill_(made.net.criterion.never)
+
+    def seconds(stage: int, key: int | None, live: int) -> float:
+        found = float("inf")
+        for _ in range(ROUNDS):
+            made.fill(0, stage, live)
+            found = min(found, launch_costs.seconds(made.replays[0, stage, key], made.device))
+        made.clear()
+        return found
+
+    def counted(stage: int) -> Counted | None:
+        if (0, stage, None) not in made.replays:
+            return None
+        few, many = 1, made.capacity
+        least, most = seconds(stage, None, few), seconds(stage, None, many)
+        row = max(0.0, most - least) / max(many - few, 1)
+        return Counted(least - row * few, row)
+
+    stages = tuple(tuple(seconds(stage, n, n) for n in made.sizes) for stage in range(made.stages))
+    return Times(
+        made.sizes, stages, tuple(map(counted, range(made.stages))), costs.wait, costs.launch, tuple(survivors)
+    )
+
+
+def _check(made: Graphs, engine: CompactEngine) -> None:
+    """`RuntimeError` where images that all go to the final exit get other answers from the graphs than without them."""
+    net, plan = engine.net, engine.plan
+    never = torch.full_like(net.thresholds, net.criterion.never)
+    x = probe.noise(min(made.capacity, 32), net.input_shape).to(made.device, plan.dtype)
+    assert made.taken(x)
+    got, expected = made.run(x, never), engine.run_eagerly(x, never)
+    made.waits = 0
+    # Another batch size may mean another algorithm, so last bits differ; another image's answer differs far more.
+    for name in ("logits", "confidence"):
+        if different := difference(getattr(got, name), getattr(expected, name), TOLERANCE):
+            raise RuntimeError(f"their {different} ({name})")
+    if not torch.equal(got.exit_index, expected.exit_index):
+        raise RuntimeError("they take other exits than without graphs")
+
+
+def _described(made: Graphs) -> str:
+    return (
+        f"{len(made.replays)} CUDA graphs, {len(made.sizes)} batch sizes up to {made.capacity}, "
+        f"{made.queues} under way at a time, {made.megabytes:.0f} MB"
+    )
+
+
+def _with_reads(stages: tuple[StagePlan, ...], made: Graphs) -> tuple[StagePlan, ...]:
+    """The rows of the plan's table, with what happens at the exits of the largest batch."""
+    n = made.capacity
+    queues = queues_for(n, made.policies)
+    path = made.policies[queues - 1].path(ceil(n / queues))
+    return tuple(replace(row, note=f"{row.note}; {what}") for row, what in zip(stages, path, strict=True))
+
+
+def _survivors(net: EarlyExitNet, example_inputs: Tensor | None) -> list[float]:
+    """Share of the arriving rows that goes on at each early exit."""
+    if example_inputs is None or len(example_inputs) == 0:
+        return [SURVIVORS] * net.num_exits
+    taken = net.first_exits(example_inputs.to(next(net.parameters()))).exit_index
+    arriving = [int((taken >= i).sum()) for i in range(net.num_exits + 1)]
+    return [on / at if at else SURVIVORS for at, on in itertools.pairwise(arriving)]
+
+
+def forget() -> None:
+    """Give cached memory back to the device."""
+    torch.cuda.empty_cache()

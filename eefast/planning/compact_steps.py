@@ -1,0 +1,109 @@
+"""Build the compact engine: each stage and head in its fastest form that gives the network's answers."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..engines.compact import CompactEngine
+from ..engines.program import CompactStep, StagePlan
+from ..heads import ExitHead
+from ..model import EarlyExitNet
+from . import probe, trial
+from .capture import with_graphs
+from .errors import UnsupportedError
+from .folding import fold_stage
+from .head_packing import pack_conv, pack_head
+from .indexed_stages import device_counted
+from .inference_copies import channels_last, inference_copy
+from .stage_choice import fastest_stage
+from .trial import Subject
+
+
+def obstacle(net: EarlyExitNet, device: torch.device) -> str:
+    """Why the exits of this network have no kernel on a device; "" if they have."""
+    if device.type == "cuda" and not ops.exit_kernels():
+        return f"{ops.TRITON_MISSING}, and the CUDA kernels are {ops.CUDA_MISSING}"
+    if device.type == "cuda" and net.num_classes > ops.MAX_CLASSES_ON_CUDA:
+        return f"the Triton exit heads go to {ops.MAX_CLASSES_ON_CUDA} classes, the network has {net.num_classes}"
+    return ""
+
+
+def build_compact(subject: Subject) -> CompactEngine:
+    """Raises `UnsupportedError` where no form of a stage or head gives the network's answers."""
+    net, device, dtype = subject.net, subject.device, subject.dtype
+    if missing := obstacle(net, device):
+        raise UnsupportedError(missing)
+    on_cuda = device.type == "cuda"
+    kernel = _kernel(on_cuda)
+    reasons = []
+    if ops.CPP_MISSING and not on_cuda:
+        reasons.append(f"exits run in PyTorch, since the C++ kernels are {ops.CPP_MISSING}")
+    features: Tensor | None = None
+    if on_cuda:
+        # The network's device: tests plan for a GPU that is not there.
+        there = next(net.parameters()).device
+        features = torch.cat([probe.images(net, subject.example_inputs)] * 4).to(there, dtype)
+    rows, steps = [], []
+    parts = zip(net.stages, net.heads, net.stage_costs, trial.shares(net), subject.expected, strict=True)
+    for i, (stage, head, cost, share, wanted) in enumerate(parts):
+        folded, note = _stage(stage, dtype, features, wanted, f"stage {i}")
+        features = None if features is None else folded(features)
+        assert isinstance(head, ExitHead)
+        # Convolutions of a head would run on the dead rows, too.
+        counts = kernel == "Triton" and len(head.convs) < 2
+        step = _step(folded, head, dtype, kernel, _counted(stage, dtype, wanted) if counts else None)
+        if different := trial.mismatch(partial(_exit_rows, step), wanted.features, wanted.rows, dtype):
+            raise UnsupportedError(f"the head of exit {i}: {different}")
+        rows.append(StagePlan(cost.feature_shape, share, kernel + " with conv" * (step.conv is not None), note))
+        steps.append(step)
+    engine = CompactEngine(net, subject.plan("compact", rows, *reasons), steps)
+    return with_graphs(engine, subject.example_inputs, subject.max_batch_size)
+
+
+def _kernel(on_cuda: bool) -> str:
+    """What evaluates exits."""
+    if on_cuda:
+        return "Triton" if ops.exit_kernels() == "triton" else "CUDA"
+    return "PyTorch" if ops.CPP_MISSING else "C++"
+
+
+def _stage(
+    stage: nn.Module, dtype: torch.dtype, features: Tensor | None, wanted: trial.Expected, where: str
+) -> tuple[nn.Module, str]:
+    """An inference copy and how it runs; features: to measure on, where there is a choice."""
+    folded, note = fold_stage(stage, dtype) if features is None else fastest_stage(stage, dtype, features)
+    if reason := trial.mismatch(folded, wanted.seen, wanted.features, dtype):
+        folded, note = channels_last(inference_copy(stage), dtype), f"not folded: {reason}"
+        if different := trial.mismatch(folded, wanted.seen, wanted.features, dtype):
+            raise UnsupportedError(f"{where}: {different}")
+    return folded, note
+
+
+def _step(folded: nn.Module, head: ExitHead, dtype: torch.dtype, kernel: str, counted: nn.Module | None) -> CompactStep:
+    # On the CPU PyTorch's convolution is the faster one; in CUDA C++ there is none.
+    conv = pack_conv(head.convs[-1], dtype) if len(head.convs) and kernel == "Triton" else None
+    convs, _ = fold_stage(head.convs[:-1] if conv else head.convs, dtype)
+    return CompactStep(folded, convs, conv, *pack_head(head), head.kind == "plain", counted)
+
+
+def _counted(stage: nn.Module, dtype: torch.dtype, wanted: trial.Expected) -> nn.Module | None:
+    """The device-counted form, where there is one that gives the stage's answers."""
+    counted = device_counted(stage, dtype)
+    if counted is None:
+        return None
+    live = torch.full((1,), len(wanted.seen), dtype=torch.int32, device=wanted.seen.device)
+    return None if trial.mismatch(lambda x: counted(x, None, live), wanted.seen, wanted.features, dtype) else counted
+
+
+def _exit_rows(step: CompactStep, features: Tensor) -> Tensor:
+    """[N, K + 1] float32 logits and confidence row of an exit, as the packed weights give them."""
+    seen = step.head_convs(features)
+    if step.conv is not None:
+        weight, bias = step.conv
+        seen = nn.functional.conv2d(seen, weight, bias.to(seen), padding=1).relu()
+    pooled = seen.permute(0, 2, 3, 1).flatten(1) if step.flatten else seen.mean((2, 3))
+    return nn.functional.linear(pooled.float(), step.weight, step.bias)

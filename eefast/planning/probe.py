@@ -1,0 +1,43 @@
+"""What planning measures with: images to run on, thresholds that choose the exit, a timer that takes turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model import EarlyExitNet
+
+IMAGES, ROUNDS = 8, 3
+
+
+def noise(n: int, shape: Sequence[int]) -> Tensor:
+    """[n, C, H, W] float32, normally distributed, always the same."""
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def images(net: EarlyExitNet, example_inputs: Tensor | None = None) -> Tensor:
+    """[IMAGES, C, H, W] float32: the first of `example_inputs`, repeated where there are too few; else noise."""
+    if example_inputs is None or len(example_inputs) == 0:
+        return noise(IMAGES, net.input_shape)
+    return example_inputs.float()[torch.arange(IMAGES) % len(example_inputs)].contiguous()
+
+
+def thresholds(net: EarlyExitNet, exit_index: int) -> Tensor:
+    """[n] float32 thresholds by which every sample exits at this exit."""
+    rule = net.criterion
+    return torch.tensor([rule.always if i == exit_index else rule.never for i in range(net.num_exits)])
+
+
+def fastest_of(runs: Sequence[Callable[[], Any]], rounds: int = ROUNDS) -> list[float]:
+    """Seconds of each run, the least over rounds in which all take turns."""
+    least = [float("inf")] * len(runs)
+    for _ in range(rounds):
+        for i, run in enumerate(runs):
+            begin = time.perf_counter()
+            run()
+            least[i] = min(least[i], time.perf_counter() - begin)
+    return least

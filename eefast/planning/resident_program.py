@@ -1,0 +1,118 @@
+"""Build the resident engine: lowered network → the program that the op runs, checked against the network's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..engines.program import ResidentProgram, StagePlan
+from ..engines.resident import ResidentEngine
+from ..model import EarlyExitNet
+from . import layers, probe, trial, tuning
+from .errors import UnsupportedError
+from .layers import Lowered
+from .lowering import lower
+from .packing import cuda_program
+from .trial import Subject
+
+
+def lowered(subject: Subject) -> Lowered:
+    """The network as the resident engine's layers; `UnsupportedError` says why that is impossible."""
+    net, dtype = subject.net, subject.dtype
+    if subject.device.type == "cuda":
+        found = _lowered_for_cuda(net, dtype)
+    elif ops.CPP_MISSING:
+        raise UnsupportedError(f"its C++ kernels are {ops.CPP_MISSING}")
+    elif dtype == torch.bfloat16 and ops.instruction_set() != "avx512_bf16":
+        raise UnsupportedError(f"in bfloat16 it needs AVX512-BF16, but the instruction set is {ops.instruction_set()}")
+    elif dtype not in (torch.float32, torch.bfloat16):
+        raise UnsupportedError(f"it computes in float32 or bfloat16, not in {dtype}")
+    else:
+        found = lower(net)
+    answers = layers.answers(found, subject.expected[0].seen.cpu())
+    allowed = trial.tolerance(torch.float32, subject.device)
+    for i, (rows, wanted) in enumerate(zip(answers, subject.expected, strict=True)):
+        if reason := trial.difference(rows, wanted.rows.cpu(), allowed):
+            raise UnsupportedError(f"as its steps, the network's {reason} at exit {i}")
+    return found
+
+
+def _lowered_for_cuda(net: EarlyExitNet, dtype: torch.dtype) -> Lowered:
+    if ops.CUDA_MISSING:
+        raise UnsupportedError(f"its CUDA kernels are {ops.CUDA_MISSING}")
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise UnsupportedError(f"on CUDA it computes in float16 or bfloat16, not in {dtype}; pass dtype=torch.float16")
+    if max(net.input_shape[1:]) > 32:
+        height, width = net.input_shape[1:]
+        raise UnsupportedError(f"its CUDA kernel takes images of up to 32×32, not {height}×{width}")
+    found = lower(net)
+    try:
+        _shared_memory(net, cuda_program(found, dtype, torch.device("cpu")))
+    except RuntimeError as error:
+        raise UnsupportedError(str(error)) from error
+    return found
+
+
+def _shared_memory(net: EarlyExitNet, program: ResidentProgram) -> int:
+    """Bytes that the CUDA kernel needs for the maps; `RuntimeError` where it lacks a step."""
+    steps, maps, groups, _, *more = program.arguments(net.thresholds, net.criterion.name, net.num_classes)
+    return ops.resident_shared_memory(torch.empty(0, *net.input_shape), steps, maps, groups, *more)
+
+
+def build_resident(subject: Subject, found: Lowered) -> ResidentEngine:
+    """found: the network as `lowered`. Raises `UnsupportedError` where the op gives other answers."""
+    build = _for_cuda if subject.device.type == "cuda" else _for_cpu
+    return build(subject, found)
+
+
+def _for_cpu(subject: Subject, found: Lowered) -> ResidentEngine:
+    net, expected = subject.net, subject.expected
+    images = probe.images(net, subject.example_inputs)
+    program, note = tuning.tuned(net, found, subject.dtype == torch.bfloat16, images)
+    allowed = trial.tolerance(subject.dtype, subject.device)
+    all_logits = tuning.all_logits(net, program, expected[0].seen.float())
+    for i, (logits, wanted) in enumerate(zip(all_logits, expected, strict=True)):
+        if different := trial.difference(logits, wanted.rows[:, :-1], allowed):
+            raise UnsupportedError(f"its {different} at exit {i}")
+    kernel = f"C++, {ops.instruction_set().replace('_', '-')}"
+    rows = _rows(net, found, kernel, lambda section: _section(found, program, section))
+    return ResidentEngine(net, subject.plan("resident", rows, *([note] if note else [])), program)
+
+
+def _for_cuda(subject: Subject, found: Lowered) -> ResidentEngine:
+    net, device = subject.net, subject.device
+    program = cuda_program(found, subject.dtype, device)
+    program = replace(program, normalization=_normalization(net, device))
+    rows = _rows(net, found, "in the kernel", lambda section: "{}×{}".format(*found.sizes[section]))
+    kilobytes = _shared_memory(net, program) / 1024
+    note = f"one kernel for the whole network, {kilobytes:.0f} KiB of shared memory per image in work"
+    return ResidentEngine(net, subject.plan("resident", rows, note), program)
+
+
+def _rows(net: EarlyExitNet, found: Lowered, kernel: str, described: Callable[[int], str]) -> list[StagePlan]:
+    """The rows of the plan's table; described: how a section runs."""
+    rows, begin = [], 0
+    for cost, share, end in zip(net.stage_costs, trial.shares(net), found.exit_sections, strict=True):
+        note = ", ".join(described(section) for section in range(begin, end + 1))
+        rows.append(StagePlan(cost.feature_shape, share, kernel, note))
+        begin = end
+    return rows
+
+
+def _section(found: Lowered, program: ResidentProgram, section: int) -> str:
+    """How a section runs, for instance "16×16 F(4×4) by 4": map size, Winograd tiles, samples that go together."""
+    size, side, group = found.sizes[section], program.algorithms[section], program.group_sizes[section]
+    algorithm = f"F({side}×{side})" if side else "direct"
+    return f"{size[0]}×{size[1]} {algorithm}" + (f" by {group}" if group > 1 else "")
+
+
+def _normalization(net: EarlyExitNet, device: torch.device) -> Tensor | None:
+    """[2, C] scale and shift that make of uint8 pixels what `net.prepare` makes of them."""
+    if net.normalization is None:
+        return None
+    mean, std = (torch.tensor(part, dtype=torch.float64) for part in net.normalization)
+    return torch.stack([1 / (255 * std), -mean / std]).to(device, torch.float32)
