@@ -360,11 +360,6 @@ def test_switched_off(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not isinstance(planned(net, 8), GraphEngine)
 
 
-def test_max_batch_size_is_checked(net: Any) -> None:
-    with pytest.raises(ValueError, match="max_batch_size=0 must be at least 1"):
-        eefast.accelerate(net, max_batch_size=0)
-
-
 @pytest.mark.gpu
 class TestOnTheGpu:
     @pytest.fixture(scope="class")

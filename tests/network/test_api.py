@@ -1,7 +1,6 @@
 """The accelerated module as a drop-in: what it shares, what it notices, what it refuses."""
 
 import copy
-import logging
 import pickle
 import threading
 
@@ -13,7 +12,6 @@ from torch import nn
 import eefast
 from eefast import ops, zoo
 from eefast.heads import ExitHead
-from eefast.planning import planner
 from eefast.planning.folding import fold_stage
 
 
@@ -257,40 +255,11 @@ def test_a_subclassed_head_is_not_packed_as_if_it_were_the_original(net, x):
     assert_same_answers(eefast.accelerate(net)(x), one_by_one(net, x), net)
 
 
-class OddHead(nn.Module):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, features):
-        return self.inner(features)
-
-
-def test_a_named_engine_that_cannot_run_raises_and_auto_falls_back_once(net, x, caplog):
-    net.heads[1] = OddHead(net.heads[1])
-    with pytest.raises(
-        ValueError, match=r"engine='compact' cannot run: the head of exit 1 is a OddHead.*use engine='ref"
-    ):
-        eefast.accelerate(net, engine="compact")
-    planner.log_once.cache_clear()
-    with caplog.at_level(logging.WARNING, "eefast"):
-        fast = eefast.accelerate(net)
-        eefast.accelerate(net)
-    assert [r.message for r in caplog.records] == [
-        "engine='auto' runs the reference engine: the head of exit 1 is a OddHead, not an eefast.heads.ExitHead"
-    ]
-    assert fast.plan.engine == "reference"
-    assert "OddHead" in str(fast.plan)
-    assert_same_answers(fast(x), one_by_one(net, x), net)
-
-
 def test_wrong_arguments_are_refused(net):
-    with pytest.raises(ValueError, match="engine='warp' is unknown; choose one of auto, reference, compact, resident"):
-        eefast.accelerate(net, engine="warp")
     with pytest.raises(TypeError, match=r"net is a Linear; give an eefast\.EarlyExitNet"):
         eefast.accelerate(nn.Linear(1, 1))
-    with pytest.raises(ValueError, match=r"dtype=torch\.float16: the reference engine runs in the network's own"):
-        eefast.accelerate(net, engine="reference", dtype=torch.float16)
+    with pytest.raises(ValueError, match="max_batch_size=0 must be at least 1"):
+        eefast.accelerate(net, max_batch_size=0)
 
 
 def test_the_plan_prints_as_a_table(net):

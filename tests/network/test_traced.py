@@ -89,6 +89,27 @@ def test_torch_compile_goes_on_working(net, x, engine):
                 torch.testing.assert_close(compiled(images_), module(images_))
 
 
+@pytest.mark.parametrize("engine", ["reference", "compact", "resident"])
+def test_code_around_it_compiles_once_for_all_batch_sizes(net, engine):
+    """With the first size as a constant, with the second one as a symbol, and never again."""
+    torch._dynamo.reset()
+    fast, compiled = eefast.accelerate(net, engine=engine), []
+
+    def counting(graph, example_inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    around = torch.compile(Around(fast), backend=counting)
+    counts = []
+    with torch.no_grad():
+        for n in (3, 5, 7, 31):
+            x = images(n, SHAPE, n)
+            torch.testing.assert_close(around(x), fast(x * 2.0).logits + 1)
+            counts.append(len(compiled))
+    # Before and after the call of the network.
+    assert counts == [2, 4, 4, 4]
+
+
 def test_in_training_mode_a_network_compiles_as_one_graph(x):
     net = zoo.eenet("eenet8", input_shape=SHAPE, normalization=((0.5,) * 3, (0.2,) * 3)).train()
     compiled = torch.compile(net, backend="eager", fullgraph=True)

@@ -1,0 +1,235 @@
+"""Which engine the planner chooses and why: with engines that only say their name, and times that are given."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import FrozenInstanceError
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import eefast
+from eefast import zoo
+from eefast.engines import Plan
+from eefast.planning import Options, build, planner, probe
+from eefast.planning.folding import UnsupportedError
+
+SHAPE = (1, 6, 7)
+
+
+class FakeEngine:
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.runs = plan, 0
+
+    def run(self, images: torch.Tensor, thresholds: torch.Tensor) -> None:
+        self.runs += 1
+        self.asked = images, thresholds
+
+
+class Builders:
+    """Build engines that only have a plan, or raise; count what was built.
+
+    seconds: of the resident and of the compact engine, as if measured. megabytes: of the network's weights.
+    """
+
+    def __init__(self) -> None:
+        self.built: list[str] = []
+        self.errors: dict[str, Exception] = {}
+        self.seconds, self.measured, self.megabytes, self.geometry = (1.0, 2.0), 0, 1.0, "a geometry"
+        self.no_kernels = ""
+
+    def make(self, name: str, subject: Any, *notes: str) -> FakeEngine:
+        self.built.append(name)
+        if name in self.errors:
+            raise self.errors[name]
+        return FakeEngine(subject.plan(name, [], *notes))
+
+    def lowered(self, subject: Any) -> Any:
+        if "lowered" in self.errors:
+            raise self.errors["lowered"]
+        return SimpleNamespace(weights=SimpleNamespace(nbytes=1e6 * self.megabytes), geometry=self.geometry)
+
+    def fastest_of(self, runs: Any) -> tuple[float, float]:
+        for run in runs:
+            run()
+        self.measured += 1
+        return self.seconds
+
+
+@pytest.fixture
+def builders(monkeypatch: pytest.MonkeyPatch) -> Builders:
+    made = Builders()
+    monkeypatch.setattr(planner, "build_resident", lambda subject, _: made.make("resident", subject, "a note"))
+    monkeypatch.setattr(planner, "build_compact", lambda subject: made.make("compact", subject, "graphs", "memory"))
+    monkeypatch.setattr(planner, "lowered", made.lowered)
+    monkeypatch.setattr(planner, "compact_obstacle", lambda net, device: made.no_kernels)
+    monkeypatch.setattr(probe, "fastest_of", made.fastest_of)
+    monkeypatch.setattr(planner, "speeds", {})
+    planner.log_once.cache_clear()
+    return made
+
+
+@pytest.fixture(scope="module")
+def net() -> Any:
+    return zoo.eenet("eenet8", 2, num_classes=3, input_shape=SHAPE, filters=2).eval()
+
+
+def plan(net: Any, engine: str = "auto", **more: Any) -> Plan:
+    return build(net, Options(engine, **more)).plan
+
+
+@pytest.mark.parametrize("engine", ["compact", "resident"])
+def test_an_engine_asked_for_by_name_is_the_only_one_built(net: Any, builders: Builders, engine: str) -> None:
+    found = plan(net, engine)
+    assert (found.engine, builders.built, builders.measured) == (engine, [engine], 0)
+    assert found.reasons[0] == "asked for by name"
+    assert len(found.reasons) > 1
+
+
+def test_the_reference_engine_builds_no_other(net: Any, builders: Builders) -> None:
+    found = plan(net, "reference")
+    assert (found.engine, found.reasons, builders.built) == ("reference", ("asked for by name",), [])
+    assert [row.kernel for row in found.stages] == ["PyTorch"] * 3
+    with pytest.raises(ValueError, match=r"dtype=torch\.float16: the reference engine runs in"):
+        plan(net, "reference", dtype=torch.float16)
+
+
+def test_unknown_names_are_refused(net: Any, builders: Builders) -> None:
+    with pytest.raises(ValueError, match="engine='warp' is unknown; choose one of auto, reference, compact, resident"):
+        plan(net, "warp")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "engine", "reason"),
+    [
+        ((1.0, 2.0), "resident", "2.0× as fast as compact (16 images to the final exit: 1000.0 ms, 2000.0)"),
+        ((3.0, 1.0), "compact", "3.0× as fast as resident (16 images to the final exit: 1000.0 ms, 3000.0)"),
+        ((1.0, 1.0), "resident", "1.0× as fast as compact (16 images to the final exit: 1000.0 ms, 1000.0)"),
+    ],
+)
+def test_auto_takes_the_faster_and_logs_nothing(
+    net: Any, builders: Builders, seconds: Any, engine: str, reason: str, caplog: Any
+) -> None:
+    builders.seconds = seconds
+    with caplog.at_level(logging.WARNING, "eefast"):
+        found = plan(net)
+    assert not caplog.records
+    assert found.engine == engine
+    assert found.reasons == (reason, *{"resident": ["a note"], "compact": ["graphs", "memory"]}[engine])
+    assert f"{engine} engine, cpu, float32: {'; '.join(found.reasons)}" in str(found)
+
+
+def test_both_are_measured_on_images_that_go_to_the_final_exit(net: Any, builders: Builders) -> None:
+    examples = torch.rand(3, *SHAPE)
+    engine: Any = build(net, Options(example_inputs=examples))
+    images, thresholds = engine.asked
+    assert torch.equal(images, examples[torch.arange(8) % 3].repeat(2, 1, 1, 1))
+    assert thresholds.tolist() == [net.criterion.never] * 2
+
+
+@pytest.mark.parametrize(("seconds", "rebuilt"), [((1.0, 2.0), ["resident"]), ((2.0, 1.0), ["resident", "compact"])])
+def test_a_geometry_is_measured_once(net: Any, builders: Builders, seconds: Any, rebuilt: list[str]) -> None:
+    builders.seconds = seconds
+    first = plan(net)
+    builders.built.clear()
+    assert plan(net) == first
+    assert (builders.measured, builders.built) == (1, rebuilt)
+    builders.geometry = "another geometry"
+    plan(net)
+    assert builders.measured == 2
+
+
+def test_threads_and_dtypes_are_measured_apart(net: Any, builders: Builders, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan(net)
+    plan(net, dtype=torch.bfloat16)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    plan(net)
+    assert builders.measured == 3
+
+
+def test_without_the_resident_engine_auto_runs_compact(net: Any, builders: Builders) -> None:
+    builders.errors["lowered"] = UnsupportedError("stage 1 has GELU")
+    found = plan(net)
+    assert (found.engine, builders.measured) == ("compact", 0)
+    assert found.reasons == ("the resident engine cannot run: stage 1 has GELU", "graphs", "memory")
+    with pytest.raises(ValueError, match=r"engine='resident' cannot run: stage 1 has GELU; use engine='compact' or"):
+        plan(net, "resident")
+
+
+def test_without_the_compact_engine_auto_runs_resident(net: Any, builders: Builders) -> None:
+    builders.errors["compact"] = UnsupportedError("stage 0: answers differ")
+    found = plan(net)
+    assert (found.engine, builders.measured) == ("resident", 0)
+    assert found.reasons == ("the compact engine cannot run: stage 0: answers differ", "a note")
+    with pytest.raises(ValueError, match="engine='compact' cannot run: stage 0: answers differ; use engine='ref"):
+        plan(net, "compact")
+
+
+def test_without_both_auto_runs_the_reference_engine_and_logs_once(net: Any, builders: Builders, caplog: Any) -> None:
+    builders.errors = {"lowered": UnsupportedError("no kernels"), "compact": UnsupportedError("no exits")}
+    with caplog.at_level(logging.WARNING, "eefast"):
+        found = [plan(net), plan(net)]
+    assert [(p.engine, p.reasons) for p in found] == [("reference", ("no exits",))] * 2
+    assert [r.message for r in caplog.records] == ["engine='auto' runs the reference engine: no exits"]
+    with pytest.raises(ValueError, match=r"dtype=torch\.float16: the reference engine runs in"):
+        plan(net, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("engine", ["auto", "compact", "resident"])
+def test_a_network_that_only_the_reference_engine_runs(builders: Builders, engine: str, caplog: Any) -> None:
+    net = zoo.eenet("eenet8", 2, num_classes=3, input_shape=SHAPE, filters=2).eval()
+    net.stages[1].register_forward_hook(lambda *_: None)
+    if engine == "auto":
+        assert plan(net).engine == "reference"
+        assert "with a forward hook" in plan(net).reason
+        assert len(caplog.records) == 1
+    else:
+        with pytest.raises(ValueError, match=f"engine='{engine}' cannot run: .*hook.*use engine='reference' or 'auto'"):
+            plan(net, engine)
+    assert builders.built == []
+
+
+@pytest.mark.parametrize("no_kernels", ["", "no Triton"])
+def test_weights_beyond_the_caches(net: Any, builders: Builders, no_kernels: str) -> None:
+    """The resident engine is not tried where the compact one can run; by name it is."""
+    builders.megabytes, builders.no_kernels = planner.CACHEABLE_MEGABYTES + 1, no_kernels
+    found = plan(net)
+    if no_kernels:
+        assert found.engine == "resident"
+    else:
+        assert found.engine == "compact"
+        assert found.reasons[0] == (
+            "weights of 129 MB are more than what caches hold, so the resident engine was not tried"
+        )
+    assert plan(net, "resident").engine == "resident"
+
+
+@pytest.mark.parametrize("part", ["lowered", "resident", "compact"])
+def test_exceptions_are_obstacles_but_wrong_settings_are_raised(net: Any, builders: Builders, part: str) -> None:
+    builders.errors[part] = RuntimeError("CUDNN_STATUS_NOT_SUPPORTED\nand more")
+    assert "cannot run: RuntimeError: CUDNN_STATUS_NOT_SUPPORTED" in plan(net).reasons[0]
+    builders.errors[part] = ValueError("EEFAST_CONV='fft' is unknown")
+    with pytest.raises(ValueError, match=r"^EEFAST_CONV='fft' is unknown$"):
+        plan(net)
+
+
+def test_a_plan_is_a_value(net: Any, builders: Builders) -> None:
+    one = plan(net, "resident")
+    assert one == plan(net, "resident")
+    assert hash(one) == hash(plan(net, "resident"))
+    with pytest.raises(FrozenInstanceError):
+        one.engine = "compact"  # type: ignore[misc]
+
+
+def test_build_is_what_accelerate_calls_and_printing_is_not(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = eefast.accelerate(net, engine="compact")
+    before = fast.plan
+    with torch.no_grad():
+        next(net.parameters()).mul_(1.0)
+    with monkeypatch.context() as patched:
+        patched.setattr("eefast.api.build", lambda *_: pytest.fail("planned"))
+        assert "engine='compact'" in repr(fast)
+        assert fast.plan is before
+    assert fast.warmup() is not before
