@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from . import fusing
 from .folding import fold_stage
 from .inference_copies import inference_copy
-from .trial import brief
 from .probe import fastest_of
+from .trial import brief
 
 ROUNDS = 5
 

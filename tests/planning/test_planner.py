@@ -14,7 +14,7 @@ import eefast
 from eefast import zoo
 from eefast.engines import Plan
 from eefast.planning import Options, build, planner, probe
-from eefast.planning.folding import UnsupportedError
+from eefast.planning.errors import UnsupportedError
 
 SHAPE = (1, 6, 7)
 
