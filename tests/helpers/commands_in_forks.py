@@ -3,7 +3,7 @@
 A job: words; and what happens to it. signal: a number, sent once stderr has the text `seen`, `after` so many seconds,
 to its process, or with `group` to its worker processes too. missing: modules. limit: bytes that a file may have.
 slow_gpu: there is a CUDA device, which does nothing but make `eefast calibrate-device` wait.
-Results, a line each: code, out, err, left: processes of the command that are there half a second after its end.
+Results, a line each: code, out, err, left: processes of the command that are there two seconds after its end.
 """
 
 import gc
@@ -44,7 +44,7 @@ def ended(words, signal=None, seen="", after=0.0, group=False, missing=(), limit
             (os.killpg if group else os.kill)(process, signal)
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         left = True
-        for _ in range(50):
+        for _ in range(200):
             try:
                 os.killpg(process, 0)
             except ProcessLookupError:
