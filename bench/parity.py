@@ -99,7 +99,7 @@ def ways(device: str) -> list[Way]:
 
 def on_mnist(device: str, count: int) -> Iterator[Subject]:
     """The shipped network and real images, under each criterion."""
-    from eefast.data.datasets import mnist_test
+    from eefast.data.mnist import mnist_test
 
     net, chosen = shipped()
     net = net.to(device)

@@ -120,7 +120,7 @@ def shipped() -> tuple[EarlyExitNet, dict[str, list[float]]]:
 @torch.no_grad()
 def network_on_mnist(count: int) -> tuple[EarlyExitNet, Tensor, list[ExitOutput]]:
     """The shipped network with its own thresholds, and `count` real test images in an order without meaning."""
-    from eefast.data.datasets import mnist_test
+    from eefast.data.mnist import mnist_test
 
     net, thresholds = shipped()
     net.thresholds.copy_(torch.tensor(thresholds[net.criterion.name]))

@@ -16,7 +16,7 @@ class TrainingRecord:
     resize: pixels of the shorter side to which photographs are scaled before the centre is cropped to H × W; None where
         images are taken as they are.
     images, fingerprint: number of all training images, including those held out, and a hash of their order, see
-        `eefast.data.datasets.fingerprint`.
+        `eefast.data.image_sets.fingerprint`.
     held_out, seed: number of images that were held out to choose thresholds on, drawn with this seed, see
         `eefast.thresholds.evaluation.split`.
     """

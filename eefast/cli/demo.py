@@ -26,7 +26,7 @@ def command(
     """Run the shipped network on real MNIST test images in every way, and compare answers and speed."""
     from .. import ops
     from ..checkpoint.loading import load
-    from ..data.datasets import mnist_test
+    from ..data.mnist import mnist_test
     from ..measure import demonstration, environment
     from ..measure import figures as plot
 

@@ -79,10 +79,10 @@ class HeldOutImages:
         return count
 
     def _check_unchanged(self, whole: Any) -> None:
-        from ..data import datasets
+        from ..data import image_sets
 
         record = self.source.record
-        if record is not None and (len(whole), datasets.fingerprint(whole)) != (record.images, record.fingerprint):
+        if record is not None and (len(whole), image_sets.fingerprint(whole)) != (record.images, record.fingerprint):
             raise ValueError(
                 f"the {len(whole):,} training images of {self.source.dataset} in {self.source.data_root or 'data'} are "
                 f"not the {record.images:,} that {self.source.network} was trained on, so the ones kept aside are not "

@@ -131,16 +131,16 @@ def load_images(net: EarlyExitNet, source: Source, split: str, count: int | None
     """
     from torch.utils.data import Subset
 
-    from ..data import datasets
+    from ..data import datasets, image_sets, mnist
 
     if source.data_root is None and (source.dataset, split) == ("mnist", "test"):
-        found: Any = datasets.ImageTensors(*datasets.mnist_test())
+        found: Any = image_sets.ImageTensors(*mnist.mnist_test())
     else:
         # Photographs come in all sizes; they are resized to the one that the network's costs were counted for.
         size = net.input_shape[1] if source.dataset in ("imagenet", "folder") else None
         root = source.data_root or "data"
         found = datasets.dataset(source.dataset, root, split, source.download, image_size=size)
-    classes, trained = datasets.class_names(found), source.record.classes if source.record is not None else None
+    classes, trained = image_sets.class_names(found), source.record.classes if source.record is not None else None
     if classes is not None and trained is not None and classes != trained:
         raise ValueError(
             f"the classes in {source.data_root or 'data'} are not those that {source.network} was trained on; they "

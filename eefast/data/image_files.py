@@ -1,17 +1,13 @@
-"""Folders of image files → classes and paths; a path → an RGB image of 8 bits, or an error that names the file."""
+"""Folders of image files → classes and paths, or an error that names the file or folder."""
 
 from __future__ import annotations
 
 import logging
 import os
 import unicodedata
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 log = logging.getLogger("eefast")
 
@@ -23,7 +19,7 @@ IMAGE_SUFFIXES = frozenset(
 OTHER_SUFFIXES = frozenset(
     (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".exr", ".hdr", ".dcm", ".dng", ".nef", ".cr2", ".arw")
 )
-# What operating systems and servers put beside the user's folders.
+# Folders that operating systems and servers add to the user's.
 SYSTEM_FOLDERS = frozenset(("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"))
 SPLIT_NAMES = frozenset(
     f"{name}{end}"
@@ -157,65 +153,3 @@ def difference(found: Sequence[str], expected: Sequence[str]) -> str:
     more = f" and {len(few) - 5} more" if len(few) > 5 else ""
     why = " (the same names but for capitals, or for how accents are encoded)" if alike else ""
     return f"{names}{more}{why}"
-
-
-def decode(path: str | Path) -> Any:
-    """The image in a file, [H, W] RGB of 8 bits: the first one of animations and of files with several pages.
-
-    As torchvision's ImageFolder with Pillow's `convert("RGB")`: whatever the file's name ends in, the format is that of
-    its content; transparency is dropped, not blended; the camera's orientation (EXIF) is not applied. Grey images of 16
-    bits, which `convert` would clip to white, keep their high byte, as Pillow keeps it of 16-bit RGB; grey TIFFs of 12
-    bits keep the 8 highest. Images of 32-bit integers and of floats have no agreed scale: they are read where all
-    values lie in 0 … 255 (floats not all in 0 … 1), and refused otherwise.
-    Raises `ImageFileError`, which names the file, for everything that cannot be read whole.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Path(path).open("rb") as file, Image.open(file) as image:
-            pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
-            if limit and pixels > limit:  # Pillow warns too, but does not say of which file.
-                warnings.warn(f"{shown(path)} has {pixels:,} pixels", Image.DecompressionBombWarning, stacklevel=2)
-            return _eight_bits(image)
-    except UnidentifiedImageError as error:
-        empty = Path(path).stat().st_size == 0
-        why, cause = "it is empty" if empty else "its content is of no format that Pillow knows", error
-    except Exception as error:  # what the bytes lead to: OSError, SyntaxError, struct.error, MemoryError, …
-        why, cause = shown(error) or type(error).__name__, error  # type: ignore[assignment]
-    raise ImageFileError(
-        f"{shown(path)} cannot be read as an image ({why}); replace it, or take it out of the data folder"
-    ) from cause
-
-
-def _eight_bits(image: Any) -> Any:
-    from PIL import Image
-
-    # Older Pillow gives the mode "I" to grey PNGs of 16 bits, all versions to PGM files, which are scaled to 16 bits.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return Image.fromarray(_high_byte(image)).convert("RGB")
-    if image.mode in ("I", "F"):
-        values = np.asarray(image)
-        low, high = values.min(), values.max()
-        if not (low >= 0 and high <= 255) or (image.mode == "F" and 0 < high <= 1):
-            raise ValueError(
-                f"its values, {low:g} … {high:g} in mode {image.mode}, have no agreed scale to 8 bits; "
-                "save it with 8 bits, or 16, per channel"
-            )
-        return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
-    if isinstance(image.info.get("transparency"), bytes):
-        del image.info["transparency"]  # It would be dropped anyway, with a warning.
-    return image.convert("RGB")
-
-
-def _high_byte(image: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    values, bits = np.asarray(image).astype(np.int64), 16
-    if image.format == "TIFF":
-        bits = int(image.tag_v2.get(258, (16,))[0])
-        if image.tag_v2.get(262) == 0:  # White is zero, which Pillow minds in images of 8 bits only.
-            values = 2**bits - 1 - values
-    if 0 < values.max() < 2 ** (bits - 8):
-        raise ValueError(
-            f"its values reach {values.max()} of {2**bits - 1} only, of which nothing would be left in 8 bits; "
-            "save it with 8 bits per channel"
-        )
-    return (values >> (bits - 8)).clip(0, 255).astype(np.uint8)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch.utils.data import Dataset, Subset
 
 from ..data import datasets
+from ..data.image_sets import ImageFiles
 from ..data.loading import default_held_out, split
 from ..thresholds.calibration import least_images
 from .options import TrainOptions
@@ -43,7 +44,7 @@ def open_images(options: TrainOptions) -> RunImages:
     count = _held_out(options, len(whole))  # type: ignore[arg-type]
     test = opened("test") if options.test else None
     unchanged, held_out = split(whole, count, options.seed)
-    augmented = whole.for_training() if isinstance(whole, datasets.ImageFiles) else whole
+    augmented = whole.for_training() if isinstance(whole, ImageFiles) else whole
     return RunImages(info, whole, unchanged, Subset(augmented, unchanged.indices), held_out, test)
 
 

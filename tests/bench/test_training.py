@@ -13,7 +13,7 @@ import torch
 from idx_files import idx_bytes
 
 import eefast
-from eefast.data.datasets import mnist_test
+from eefast.data.mnist import mnist_test
 
 ROOT = Path(__file__).parents[2]
 

@@ -22,7 +22,7 @@ from torchvision.models._api import BUILTIN_MODELS
 import eefast
 from eefast import zoo
 from eefast.checkpoint import RECORD_FILE
-from eefast.data import datasets, loading
+from eefast.data import datasets, image_sets, loading, mnist
 from eefast.record import TrainingRecord
 from eefast.surgery import attach, backbone
 from eefast.thresholds import calibration
@@ -123,7 +123,7 @@ def test_a_record_that_is_no_file_is_refused(tmp_path: Path) -> None:
 def test_the_shipped_network_says_what_it_was_trained_on() -> None:
     net = eefast.load(resources.files("eefast") / "assets" / "eenet-mnist")
     assert (net.record.dataset, net.record.images, net.record.held_out, net.record.seed) == ("mnist", 60_000, 5_000, 1)
-    assert datasets.PUBLISHED_LABELS[net.record.fingerprint] == "mnist"
+    assert mnist.PUBLISHED_LABELS[net.record.fingerprint] == "mnist"
 
 
 def test_how_many_images_are_enough() -> None:
@@ -136,7 +136,7 @@ def test_how_many_images_are_enough() -> None:
 @pytest.mark.parametrize("seed", [1, 7])
 def test_fewer_held_out_images_are_some_of_the_same(seed: int) -> None:
     """What lets --held-out be smaller than it was in training."""
-    images = datasets.ImageTensors(torch.zeros(97, 1, 1, 1, dtype=torch.uint8), torch.arange(97))
+    images = image_sets.ImageTensors(torch.zeros(97, 1, 1, 1, dtype=torch.uint8), torch.arange(97))
     trained, kept = loading.split(images, 40, seed)
     fewer = loading.split(images, 11, seed)[1]
     assert set(fewer.indices) < set(kept.indices)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import eefast
 from eefast.cli.commands import app
-from eefast.data import datasets
+from eefast.data import datasets, image_sets
 from eefast.record import TrainingRecord
 
 
@@ -33,7 +33,7 @@ def test_train_writes_a_network_that_loads(tmp_path):
     assert "held_out=40 images are few to choose thresholds on; 100 would tell more" in done.stderr
     assert report["arguments"]["held_out"] == 40
     net = eefast.load(tmp_path / "out")
-    trained_on = datasets.fingerprint(datasets.dataset("mnist", tmp_path, "train"))
+    trained_on = image_sets.fingerprint(datasets.dataset("mnist", tmp_path, "train"))
     shape = (1, 28, 28)
     assert net.record == TrainingRecord("eenet20", 10, shape, "mnist", None, None, 200, trained_on, 40, 1)
     assert net.config["placement"] == [1, 4]

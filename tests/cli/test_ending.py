@@ -18,7 +18,7 @@ from networks import lived_in
 import eefast_command
 from eefast import zoo
 from eefast.cli import ending
-from eefast.data import datasets
+from eefast.data import mnist
 from eefast.system import files
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -207,7 +207,7 @@ def shop(tmp_path_factory):
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("shop")
-    images, labels = datasets.mnist_test()
+    images, labels = mnist.mnist_test()
     for stem, n in (("train", 1500), ("t10k", 10_000)):
         (folder / f"{stem}-images-idx3-ubyte").write_bytes(idx_bytes(images[:n, 0].numpy()))
         (folder / f"{stem}-labels-idx1-ubyte").write_bytes(idx_bytes(labels[:n].to(torch.uint8).numpy()))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from idx_files import idx_bytes
 from torch.utils.data import DataLoader
 
-from eefast.data import datasets
+from eefast.data import datasets, image_sets, mnist
 from eefast.data.loading import collate
 
 
@@ -28,7 +28,7 @@ def test_idx_round_trip(tmp_path_factory: pytest.TempPathFactory, shape: list[in
     array = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     path = tmp_path_factory.mktemp("idx") / ("values.gz" if packed else "values")
     path.write_bytes(gzip.compress(idx_bytes(array)) if packed else idx_bytes(array))
-    read = datasets.read_idx(path)
+    read = mnist.read_idx(path)
     assert read.dtype == torch.uint8
     assert read.shape == torch.Size(shape)
     assert np.array_equal(read.numpy(), array)
@@ -55,7 +55,7 @@ def test_idx_malformed(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "values"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(message)) as raised:
-        datasets.read_idx(path)
+        mnist.read_idx(path)
     assert str(path) in str(raised.value)
 
 
@@ -64,7 +64,7 @@ def test_idx_damaged_gzip(tmp_path: Path, damage) -> None:
     path = tmp_path / "values.gz"
     path.write_bytes(damage(gzip.compress(WHOLE)))
     with pytest.raises(ValueError, match="not a whole gzip file"):
-        datasets.read_idx(path)
+        mnist.read_idx(path)
 
 
 def write_mnist(folder: Path, stem: str, count: int, suffix: str = "") -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +153,7 @@ def test_unknown_names(tmp_path: Path) -> None:
 
 def test_files_of_another_data_set_are_refused(tmp_path: Path) -> None:
     """MNIST's and Fashion-MNIST's files have the same names."""
-    assert len(set(datasets.PUBLISHED_LABELS)) == 4
+    assert len(set(mnist.PUBLISHED_LABELS)) == 4
     for kind in ("images-idx3", "labels-idx1"):
         name = f"t10k-{kind}-ubyte.gz"
         (tmp_path / name).write_bytes((resources.files("eefast") / "assets" / "mnist" / name).read_bytes())
@@ -167,22 +167,22 @@ def test_fingerprint_follows_labels_names_and_their_order(tmp_path: Path) -> Non
     tensors = datasets.dataset("mnist", tmp_path, "train")
     files = [(Path("a") / f"{i}.png", 0) for i in range(3)] + [(Path("b") / "0.png", 1)]
     changed = [
-        datasets.fingerprint(images)
+        image_sets.fingerprint(images)
         for images in (
             tensors,
-            datasets.ImageTensors(*tensors[:30]),
-            datasets.ImageTensors(tensors.images, tensors.labels.flip(0)),
-            datasets.ImageFiles(files, torch.Tensor),
-            datasets.ImageFiles(files[1:], torch.Tensor),
-            datasets.ImageFiles(files[::-1], torch.Tensor),
-            datasets.ImageFiles([*files[:3], (Path("c") / "0.png", 1)], torch.Tensor),
+            image_sets.ImageTensors(*tensors[:30]),
+            image_sets.ImageTensors(tensors.images, tensors.labels.flip(0)),
+            image_sets.ImageFiles(files, torch.Tensor),
+            image_sets.ImageFiles(files[1:], torch.Tensor),
+            image_sets.ImageFiles(files[::-1], torch.Tensor),
+            image_sets.ImageFiles([*files[:3], (Path("c") / "0.png", 1)], torch.Tensor),
         )
     ]
     assert len(set(changed)) == len(changed)
-    moved = datasets.ImageFiles([(tmp_path / path, label) for path, label in files], torch.Tensor)
-    assert datasets.fingerprint(moved) == changed[3]
+    moved = image_sets.ImageFiles([(tmp_path / path, label) for path, label in files], torch.Tensor)
+    assert image_sets.fingerprint(moved) == changed[3]
     with pytest.raises(TypeError, match="images is a Subset"):
-        datasets.fingerprint(torch.utils.data.Subset(tensors, [0]))
+        image_sets.fingerprint(torch.utils.data.Subset(tensors, [0]))
 
 
 def published_md5(monkeypatch: pytest.MonkeyPatch, owner: type, attribute: str, entries: object) -> None:
@@ -356,7 +356,7 @@ def test_augmentation_as_in_the_papers() -> None:
 
 
 def test_shipped_mnist() -> None:
-    images, labels = datasets.mnist_test()
+    images, labels = mnist.mnist_test()
     assert images.shape == (10000, 1, 28, 28)
     assert images.dtype == torch.uint8
     assert labels.dtype == torch.int64
@@ -370,7 +370,7 @@ def test_shipped_mnist() -> None:
 
 def test_shipped_mnist_needs_torch_only() -> None:
     code = (
-        "import sys; from eefast.data.datasets import mnist_test; assert len(mnist_test()[1]) == 10000; "
+        "import sys; from eefast.data.mnist import mnist_test; assert len(mnist_test()[1]) == 10000; "
         "print([m for m in ('lightning', 'torchvision', 'PIL', 'matplotlib', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

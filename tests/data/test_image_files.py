@@ -16,8 +16,9 @@ from torch._utils import ExceptionWrapper
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
 
-from eefast.data import datasets
-from eefast.data.image_files import IMAGE_SUFFIXES, ImageFileError, decode, shown
+from eefast.data import datasets, photographs
+from eefast.data.decoding import decode
+from eefast.data.image_files import IMAGE_SUFFIXES, ImageFileError, shown
 
 
 def ramp(height: int, width: int, most: int) -> np.ndarray:
@@ -262,10 +263,10 @@ def test_the_centre_is_torchvisions(tmp_path: Path) -> None:
     chain = transforms.Compose([transforms.Resize(37), transforms.CenterCrop(32), transforms.PILToTensor()])
     for height, width in ((30, 41), (100, 33), (30, 599)):
         picture = photograph(height, width)
-        assert torch.equal(datasets._centre(picture, 32), chain(picture))
+        assert torch.equal(photographs.centre_crop(picture, 32), chain(picture))
     # Beyond, only the centre is looked at, which is the same but for a fraction of a pixel.
     picture = Image.fromarray(np.tile(ramp(1, 1001, 255).astype(np.uint8)[:, :, None], (10, 1, 3)))
-    assert (datasets._centre(picture, 32).int() - chain(picture).int()).abs().max() <= 1
+    assert (photographs.centre_crop(picture, 32).int() - chain(picture).int()).abs().max() <= 1
 
 
 def picture(path: Path) -> Path:

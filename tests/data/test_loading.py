@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import random_split
 
 from eefast.data import loading
-from eefast.data.datasets import ImageTensors
+from eefast.data.image_sets import ImageTensors
 
 
 def test_held_out_images_are_those_that_training_keeps_aside():

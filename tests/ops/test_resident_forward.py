@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import eefast
 from eefast import ops, zoo
 from eefast.checkpoint.loading import load
-from eefast.data.datasets import mnist_test
+from eefast.data.mnist import mnist_test
 from eefast.ops.resident_forward import COLUMNS
 from eefast.ops.resident_forward import reference as reference_op
 from eefast.planning.folding import fold_stage

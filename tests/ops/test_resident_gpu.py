@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import eefast
 from eefast import ops, zoo
 from eefast.api import Accelerated
-from eefast.data.datasets import mnist_test
+from eefast.data.mnist import mnist_test
 from eefast.model import EarlyExitNet
 from eefast.planning.lowering import lower
 from eefast.result import ExitResult

@@ -9,14 +9,14 @@ import torch
 
 from eefast import criteria
 from eefast.checkpoint.loading import load
-from eefast.data import datasets
+from eefast.data.mnist import mnist_test
 
 
 def test_shipped_network() -> None:
     """The figures in the shipped network's README hold on the shipped test images."""
     folder = resources.files("eefast") / "assets" / "eenet-mnist"
     net = load(folder)
-    images, labels = datasets.mnist_test()
+    images, labels = mnist_test()
     row = r"^\| (learned|max_probability) \|.*\| ([\d.]+) % \| ([\d.]+) % \|$"
     rows = re.findall(row, (folder / "README.md").read_text(), re.M)
     claims = {name: (float(accuracy) / 100, float(cost) / 100) for name, accuracy, cost in rows}

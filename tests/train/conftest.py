@@ -9,14 +9,14 @@ import pytest
 import torch
 from idx_files import idx_bytes
 
-from eefast.data import datasets
+from eefast.data.mnist import mnist_test
 
 
 @pytest.fixture(scope="session")
 def small_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """1,500 real images to train on and 300 to test on, cut from the shipped test set, in the published layout."""
     root = tmp_path_factory.mktemp("data")
-    images, labels = datasets.mnist_test()
+    images, labels = mnist_test()
     for stem, part in (("train", slice(0, 1500)), ("t10k", slice(2000, 2300))):
         for kind, values in (("images-idx3", images[part, 0]), ("labels-idx1", labels[part])):
             (root / f"{stem}-{kind}-ubyte.gz").write_bytes(gzip.compress(idx_bytes(values.numpy()), 1))

@@ -11,7 +11,7 @@ from networks import lived_in
 from torch.utils.data import Subset
 
 from eefast import EarlyExitNet, ExitOutput, zoo
-from eefast.data.datasets import ImageFiles, ImageTensors
+from eefast.data.image_sets import ImageFiles, ImageTensors
 from eefast.data.loading import batches
 from eefast.train.batches import EpochOrder, EpochSeeds, Indexed, training_batches
 from eefast.train.module import EarlyExitModule

@@ -1,0 +1,109 @@
+"""Photographs in folders of classes (Tiny-ImageNet, ImageNet, the user's) → labelled files, cut to one size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .image_files import class_folders, difference, image_paths, refuse_splits, shown
+from .image_sets import ImageFiles
+from .sources import how_to_get
+
+if TYPE_CHECKING:
+    from .datasets import DatasetInfo
+
+
+def load_tiny_imagenet(root: Path, split: str, download: bool, info: DatasetInfo) -> Dataset:
+    from torchvision.transforms.functional import pil_to_tensor
+
+    folder = next((f for f in (root, root / "tiny-imagenet-200") if (f / "train").is_dir()), None)
+    if folder is None:
+        raise FileNotFoundError(f"no tiny-imagenet-200/train or train in {root}; {how_to_get('tiny-imagenet')}")
+    classes = [entry.name for entry in class_folders(folder / "train")]
+    _check_count("tiny-imagenet", folder / "train", classes, info.num_classes)
+    label = {name: i for i, name in enumerate(classes)}
+    if split == "train":
+        samples = [(path, label[c]) for c in classes for path in sorted(image_paths(folder / "train" / c / "images"))]
+    else:
+        annotations = folder / "val" / "val_annotations.txt"
+        if not annotations.is_file():
+            raise FileNotFoundError(f"{annotations} is missing; it names the class of every validation image")
+        rows = [line.split("\t") for line in annotations.read_text(errors="replace").splitlines() if line.strip()]
+        unknown = sorted({row[1] if len(row) > 1 else row[0] for row in rows if len(row) < 2 or row[1] not in label})
+        if unknown:
+            raise ValueError(f"{annotations} names classes that train/ does not have: {', '.join(unknown[:5])}")
+        there = {path.name for path in image_paths(folder / "val" / "images")}
+        if missing := sorted({row[0] for row in rows} - there):
+            raise FileNotFoundError(
+                f"{annotations} names {len(missing)} images that {folder / 'val' / 'images'} does not have, such as "
+                f"{shown(missing[0])}; get the data set again"
+            )
+        samples = [(folder / "val" / "images" / row[0], label[row[1]]) for row in rows]
+    if not samples:
+        raise FileNotFoundError(f"{folder} has no images of the {split} split; {how_to_get('tiny-imagenet')}")
+    return ImageFiles(samples, pil_to_tensor, classes=classes)
+
+
+def load_class_folders(name: str, root: Path, split: str, download: bool, info: DatasetInfo) -> Dataset:
+    from torchvision import transforms
+
+    size, num_classes = info.shape[1], info.num_classes
+    folders = class_folders_of(name, root, split, num_classes)
+    classes = [folder.name for folder in folders]
+    if split == "test" and (root / "train").is_dir():
+        expected = [folder.name for folder in class_folders_of(name, root, "train", num_classes)]
+        if different := difference(classes, expected):
+            raise ValueError(f"{folders[0].parent} and {root / 'train'} differ in classes: {different}")
+    samples = [(path, label) for label, folder in enumerate(folders) for path in sorted(image_paths(folder))]
+    crop = transforms.Compose([transforms.RandomResizedCrop(size), transforms.PILToTensor()])
+    return ImageFiles(samples, partial(centre_crop, size=size), crop, classes)
+
+
+def centre_crop(image: Any, size: int) -> Tensor:
+    """The centre of an RGB image, [3, size, size] uint8: 224/256 of its shorter side, as ImageNet is measured."""
+    from torchvision.transforms import functional
+
+    shorter = min(image.size)
+    if max(image.size) > 20 * shorter:
+        # Only the centre is needed, and the whole at this height or width may not fit into memory.
+        image = functional.center_crop(image, [min(length, 20 * shorter) for length in (image.height, image.width)])
+    image = functional.resize(image, [shorter_side(size)])
+    return functional.pil_to_tensor(functional.center_crop(image, [size]))
+
+
+def shorter_side(size: int) -> int:
+    """Pixels of the shorter side of a photograph before its centre of `size` pixels is cut out."""
+    return round(size * 256 / 224)
+
+
+def class_folders_of(name: str, root: Path, split: str, num_classes: int = 0) -> list[Path]:
+    """The folders of the classes, sorted by name as torchvision's ImageFolder does.
+
+    num_classes: how many there must be, 0 for any number.
+    """
+    names = {"train": ["train"], "test": ["val"] if name == "imagenet" else ["val", "test"]}[split]
+    found = next((root / part for part in names if (root / part).is_dir()), None)
+    flat = found is None and (name, split) == ("folder", "train") and not (root / "val").is_dir() and root.is_dir()
+    folder = root if flat else found
+    classes = class_folders(folder) if folder is not None else []
+    if not classes:
+        raise FileNotFoundError(f"no folders of classes in {root / ' or '.join(names)}; {how_to_get(name)}")
+    if flat:
+        refuse_splits(root, classes)
+    if num_classes:
+        _check_count(name, classes[0].parent, [entry.name for entry in classes], num_classes)
+    return classes
+
+
+def _check_count(name: str, folder: Path, classes: Sequence[str], num_classes: int) -> None:
+    """Labels are indices into the sorted list of classes, so a missing class shifts the labels of all later ones."""
+    if len(classes) != num_classes:
+        raise ValueError(
+            f"{folder} has {len(classes)} classes, {name} has {num_classes}; get the whole data set, or "
+            "use its folders as a data set of your own: dataset='folder' (--dataset folder)"
+        )
