@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*' 'tests/tsan/*.cpp'
 SANITIZED := $(CURDIR)/build/sanitized
 
-.PHONY: demo test fuzz sanitize bench latency parity guard training report aot gpu lint format clean
+.PHONY: demo test test-all fuzz sanitize bench latency parity guard training report aot gpu lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eefast demo
@@ -14,6 +14,10 @@ demo: $(VENV)/.ready
 # Two test processes on few cores: threads that spin while they wait would slow one another down many times over.
 test: $(VENV)/.ready
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist worksteal
+
+# The tests marked slow, too: what `make test` proves, on more inputs.
+test-all: $(VENV)/.ready
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist worksteal -m ""
 
 # A million rows of random networks, called in random ways, beside float64 (FUZZ="--rows 20000 --seed 7" for others); what
 # fails is printed as the line of code that repeats it. A quarter of an hour.

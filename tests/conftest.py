@@ -1,7 +1,9 @@
-"""What all tests share: a quiet number of threads, poisoned fresh memory, Triton interpreted where no GPU is."""
+"""What all tests share: few threads, poisoned fresh memory, a limit of memory, Triton interpreted where no GPU is."""
 
 import os
+import resource
 import signal
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -30,6 +32,28 @@ def poison_fresh_memory():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+PEAK_GIGABYTES = 3
+"""What a test process, or one that it starts, may take: machines have 4 GB per core and more."""
+
+
+def peak_gigabytes():
+    """Of this process, and the largest of those that it has started and waited for."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return max(resource.getrusage(of).ru_maxrss for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit / 1e9
+
+
+@pytest.fixture(autouse=True)
+def limit_memory():
+    """The first test after which a process is too large fails; on a GPU the driver's own memory counts, too."""
+    before = peak_gigabytes()
+    yield
+    after = peak_gigabytes()
+    if not GPU and before < PEAK_GIGABYTES <= after:
+        pytest.fail(
+            f"a process of {after:.1f} GB; {PEAK_GIGABYTES} are the limit, {before:.1f} it was before this test"
+        )
 
 
 @pytest.fixture(autouse=True)

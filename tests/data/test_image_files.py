@@ -200,6 +200,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")  # Pillow's own
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "tif", "webp", "ppm"])
 def test_a_damaged_file_is_named(tmp_path: Path, damage: str, suffix: str) -> None:
@@ -236,6 +237,7 @@ def test_names_that_cannot_be_printed(tmp_path: Path) -> None:
     assert decode(path).size == (41, 30)
 
 
+@pytest.mark.filterwarnings("ignore:Image size")  # Pillow's own, beside that of eefast
 def test_huge_images_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photograph().save(tmp_path / "big.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30 * 41 - 1)

@@ -3,7 +3,7 @@
 A job: words; and what happens to it. signal: a number, sent once stderr has the text `seen`, `after` so many seconds,
 to its process, or with `group` to its worker processes too. missing: modules. limit: bytes that a file may have.
 slow_gpu: there is a CUDA device, which does nothing but make `eefast calibrate-device` wait.
-Results, a line each: code, out, err, left: processes of the command that are there two seconds after its end.
+Results, a line each: code, out, err, left: processes of the command that are there five seconds after its end.
 """
 
 import gc
@@ -13,9 +13,13 @@ import resource
 import sys
 import tempfile
 import time
+from signal import SIGKILL
+
+LIMIT = 120
+"""Seconds that a command may take; one that a signal did not stop is killed then."""
 
 
-def ended(words, signal=None, seen="", after=0.0, group=False, missing=(), limit=None, slow_gpu=False):
+def run(words, signal=None, seen="", after=0.0, group=False, missing=(), limit=None, slow_gpu=False):
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = os.fork()
         if process == 0:
@@ -42,9 +46,14 @@ def ended(words, signal=None, seen="", after=0.0, group=False, missing=(), limit
                 time.sleep(0.02)
             time.sleep(after)
             (os.killpg if group else os.kill)(process, signal)
-        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        end = time.monotonic() + LIMIT
+        while not (ended := os.waitpid(process, os.WNOHANG))[0]:
+            time.sleep(0.01)
+            if time.monotonic() > end:
+                os.killpg(process, SIGKILL)
+        code = os.waitstatus_to_exitcode(ended[1])
         left = True
-        for _ in range(200):
+        for _ in range(500):
             try:
                 os.killpg(process, 0)
             except ProcessLookupError:
@@ -74,4 +83,4 @@ if __name__ == "__main__":
     # The collector must not touch, and so copy, what all forks share.
     gc.freeze()
     for job in json.loads(sys.argv[1]):
-        print(json.dumps(ended(**job)), flush=True)
+        print(json.dumps(run(**job)), flush=True)

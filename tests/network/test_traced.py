@@ -68,7 +68,7 @@ def test_tracing_says_what_to_take_instead(net, x, way, what):
         assert_same_answers(net(x), one_by_one(net, x), net)  # and nothing is left behind
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @torch.no_grad()
 def test_what_the_message_proposes_can_be_traced(net, x):
     other = images(3, SHAPE, 7)

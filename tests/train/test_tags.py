@@ -149,6 +149,9 @@ class Watch(Callback):
             self.expected.append(brute_force(module.net, self.images, 2.0))
 
 
+@pytest.mark.filterwarnings(
+    "ignore:You defined a `validation_step`", "ignore:`isinstance.treespec, LeafSpec.`"
+)  # Lightning
 @pytest.mark.parametrize("first_epochs", [0, 2])
 def test_tags_are_refreshed_once_per_epoch(first_epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from eefast.train import losses
