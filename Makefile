@@ -4,9 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*' 'tests/tsan/*.cpp'
-SANITIZED := $(CURDIR)/build/sanitized
 
-.PHONY: demo test test-all fuzz sanitize bench latency parity guard training report aot gpu lint format clean
+.PHONY: demo test test-all fuzz sanitize sanitize-tests sanitize-calls sanitize-threads bench latency parity guard \
+	training report aot gpu lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eefast demo
@@ -25,18 +25,28 @@ fuzz: $(VENV)/.ready
 	$(BIN)/python tests/fuzz --rows 1000000 $(FUZZ)
 
 # The tests of the C++ ops and HOSTILE wrong calls of each, on kernels that stop at a wrong address, an overflow or
-# undefined behaviour; then the engines under ThreadSanitizer; with GCC. HOSTILE=10000 takes some minutes more.
+# undefined behaviour; the engines under ThreadSanitizer; with GCC, side by side. HOSTILE=10000 takes some minutes more.
 HOSTILE ?= 1000
+SANITIZED := build/sanitized/eefast/_C.abi3.so
+UNDER_ASAN = EEFAST_LIBRARY=$(CURDIR)/$(SANITIZED) OMP_WAIT_POLICY=PASSIVE \
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0
 sanitize: $(VENV)/.ready
-	SANITIZE=1 $(BIN)/python setup.py --quiet build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)
-	EEFAST_LIBRARY=$(SANITIZED)/eefast/_C.abi3.so OMP_WAIT_POLICY=PASSIVE ASAN_OPTIONS=detect_leaks=0 \
-	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
-	$(BIN)/pytest tests/ops/test_exit_head.py tests/ops/test_resident_forward.py -p no:cacheprovider \
+	$(MAKE) --jobs 2 --output-sync=target sanitize-threads sanitize-tests sanitize-calls
+
+$(SANITIZED): $(VENV)/.ready
+	SANITIZE=1 $(BIN)/python setup.py --quiet build_ext --build-lib build/sanitized --build-temp build/sanitized
+	touch $@
+
+sanitize-tests: $(SANITIZED)
+	$(UNDER_ASAN) $(BIN)/pytest tests/ops/test_exit_head.py tests/ops/test_resident_forward.py -p no:cacheprovider \
 		-k "not (other or without or compiles or opcheck or triton or trained or 110 or eenet18 or eenet34 or eenet50)"
-	EEFAST_LIBRARY=$(SANITIZED)/eefast/_C.abi3.so OMP_WAIT_POLICY=PASSIVE \
-	ASAN_OPTIONS=detect_leaks=0,allocator_may_return_null=1,max_allocation_size_mb=1024 \
-	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
-	$(BIN)/python tests/helpers/hostile_ops.py 0 $(HOSTILE) > $(SANITIZED)/calls || { tail -n 1 $(SANITIZED)/calls; false; }
+
+sanitize-calls: $(SANITIZED)
+	$(UNDER_ASAN):allocator_may_return_null=1:max_allocation_size_mb=1024 \
+		$(BIN)/python tests/helpers/hostile_ops.py 0 $(HOSTILE) > build/sanitized/calls || \
+		{ tail -n 1 build/sanitized/calls; false; }
+
+sanitize-threads: $(VENV)/.ready
 	$(BIN)/python tests/tsan/run.py
 
 # Microbenchmarks and whole networks on this machine's CPU, rows to bench/results/; under 25 minutes, best alone. What no
