@@ -32,7 +32,7 @@ from torch import Tensor
 import eefast
 from eefast.criteria import CRITERIA, get
 from eefast.data import datasets
-from eefast.data.loading import batches, split
+from eefast.data.loaders import batches, split
 from eefast.result import ExitOutput
 from eefast.thresholds.calibration import Calibration, calibrate, pareto_front
 from eefast.thresholds.outputs import collect, exits_taken, outcome

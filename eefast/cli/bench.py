@@ -84,7 +84,7 @@ def command(
     import torch
     from torch.utils.data import Subset
 
-    from ..data.loading import batches
+    from ..data.loaders import batches
     from ..measure import benchmark, environment
     from ..thresholds import calibration, evaluation
 

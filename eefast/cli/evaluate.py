@@ -29,7 +29,7 @@ def command(
 ) -> None:
     """Measure accuracy, cost and exits, over all images, per class and per exit, and compare with the reference."""
     from ..api import accelerate
-    from ..data.loading import batches
+    from ..data.loaders import batches
     from ..measure import environment
     from ..thresholds import evaluation
     from ..thresholds.outputs import collect, collect_answers

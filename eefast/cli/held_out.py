@@ -43,7 +43,7 @@ class HeldOutImages:
         self, net: EarlyExitNet, cache: Path | None, batch_size: int, progress: Progress
     ) -> tuple[list[ExitOutput], Tensor]:
         """Outputs of all exits on these images, read from the cache if it has them, and the labels."""
-        from ..data import loading
+        from ..data import loaders
         from ..thresholds import outputs
 
         count, cached = self.count, cache is not None and cache.exists()
@@ -59,18 +59,18 @@ class HeldOutImages:
         if cache is not None and cached:
             self._check_enough(count)
             return outputs.load_outputs(cache, source)
-        _, kept = loading.split(whole, count, self.seed)
+        _, kept = loaders.split(whole, count, self.seed)
         self._check_enough(count)
-        batches = loading.batches(kept, batch_size, self.source.workers)
+        batches = loaders.batches(kept, batch_size, self.source.workers)
         found = outputs.collect(net, batches.reported("held-out images", progress))
         if cache is not None:
             outputs.save_outputs(cache, *found, source)
         return found
 
     def _default_count(self, total: int) -> int:
-        from ..data import loading
+        from ..data import loaders
 
-        count = loading.default_held_out(total)
+        count = loaders.default_held_out(total)
         why = "--other-data" if self.source.other_data else f"{self.source.network} has no {RECORD_FILE}"
         note(
             f"{why}: the held-out images are the {count:,} that eefast train keeps aside by default with seed "

@@ -67,7 +67,7 @@ def command(
     """Draw accuracy against mean cost beside static networks, images per exit, and examples of who leaves where."""
     import torch
 
-    from ..data import loading
+    from ..data import loaders
     from ..measure import figures as drawing
     from ..thresholds import calibration, evaluation
     from ..thresholds.outputs import by_thresholds, collect, outcome
@@ -77,7 +77,7 @@ def command(
     check_picture(output)
     net, source = open_network(network, dataset, data_root, download, workers, device, other_data)
     names = criterion_names(criterion, net)
-    measured = loading.batches(load_images(net, source, split, images), batch_size, workers)
+    measured = loaders.batches(load_images(net, source, split, images), batch_size, workers)
     least = None if few_images else least_images()
     aside = None if same_images else HeldOutImages(source, held_out, seed, least)
     with bars() as progress:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..data.loading import ImageLoader, collate
+from ..data.loaders import ImageLoader, collate
 
 
 class Indexed(Dataset):

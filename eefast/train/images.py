@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, Subset
 
 from ..data import datasets
 from ..data.image_sets import ImageFiles
-from ..data.loading import default_held_out, split
+from ..data.loaders import default_held_out, split
 from ..thresholds.calibration import least_images
 from .options import TrainOptions
 

@@ -11,7 +11,7 @@ import torch
 from .. import zoo
 from ..checkpoint.weights import load_network, load_weights
 from ..data import datasets
-from ..data.loading import batches
+from ..data.loaders import batches
 from ..model import EarlyExitNet
 from ..surgery import attach
 from ..surgery import backbone as library_backbone

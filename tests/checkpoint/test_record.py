@@ -22,7 +22,7 @@ from torchvision.models._api import BUILTIN_MODELS
 import eefast
 from eefast import zoo
 from eefast.checkpoint import RECORD_FILE
-from eefast.data import datasets, image_sets, loading, mnist
+from eefast.data import datasets, image_sets, loaders, mnist
 from eefast.record import TrainingRecord
 from eefast.surgery import attach, backbone
 from eefast.thresholds import calibration
@@ -130,15 +130,15 @@ def test_how_many_images_are_enough() -> None:
     assert [calibration.least_images(drop) for drop in (None, 0.05, 0.01, 0.005, 0.003, 0.001, 1e-9, 0.0)] == [
         100, 100, 100, 200, 334, 1000, 1000, 1000,
     ]  # fmt: skip
-    assert [loading.default_held_out(n) for n in (1, 7, 100, 24_999, 25_000, 60_000)] == [1, 1, 20, 4999, 5000, 5000]
+    assert [loaders.default_held_out(n) for n in (1, 7, 100, 24_999, 25_000, 60_000)] == [1, 1, 20, 4999, 5000, 5000]
 
 
 @pytest.mark.parametrize("seed", [1, 7])
 def test_fewer_held_out_images_are_some_of_the_same(seed: int) -> None:
     """What lets --held-out be smaller than it was in training."""
     images = image_sets.ImageTensors(torch.zeros(97, 1, 1, 1, dtype=torch.uint8), torch.arange(97))
-    trained, kept = loading.split(images, 40, seed)
-    fewer = loading.split(images, 11, seed)[1]
+    trained, kept = loaders.split(images, 40, seed)
+    fewer = loaders.split(images, 11, seed)[1]
     assert set(fewer.indices) < set(kept.indices)
     assert not set(fewer.indices) & set(trained.indices)
 

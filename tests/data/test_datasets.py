@@ -19,7 +19,7 @@ from idx_files import idx_bytes
 from torch.utils.data import DataLoader
 
 from eefast.data import datasets, image_sets, mnist
-from eefast.data.loading import collate
+from eefast.data.loaders import collate
 
 
 @settings(max_examples=60, deadline=None)

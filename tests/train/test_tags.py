@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 
 from eefast import EarlyExitNet, ExitOutput, zoo
 from eefast.data.image_sets import ImageFiles, ImageTensors
-from eefast.data.loading import batches
+from eefast.data.loaders import batches
 from eefast.train.batches import EpochOrder, EpochSeeds, Indexed, training_batches
 from eefast.train.module import EarlyExitModule
 from eefast.train.tags import exit_tags, random_tags, refreshed

@@ -4,28 +4,28 @@ import pytest
 import torch
 from torch.utils.data import random_split
 
-from eefast.data import loading
+from eefast.data import loaders
 from eefast.data.image_sets import ImageTensors
 
 
 def test_held_out_images_are_those_that_training_keeps_aside():
     kept = ImageTensors(torch.arange(31).view(31, 1, 1, 1).to(torch.uint8), torch.arange(31))
-    rest, found = loading.split(kept, 7, 3)
+    rest, found = loaders.split(kept, 7, 3)
     expected = random_split(kept, [24, 7], generator=torch.Generator().manual_seed(3))[1]
     assert sorted([*rest.indices, *found.indices]) == list(range(31))
-    loaded = list(loading.batches(found, 3))
+    loaded = list(loaders.batches(found, 3))
     assert [len(labels) for _, labels in loaded] == [3, 3, 1]
     labels = torch.cat([labels for _, labels in loaded])
     assert labels.tolist() == list(expected.indices)
     assert torch.cat([x for x, _ in loaded]).flatten().tolist() == labels.tolist()
     for count in (0, 32):
         with pytest.raises(ValueError, match=rf"held_out={count} must lie in 1 … 31"):
-            loading.split(kept, count, 1)
+            loaders.split(kept, count, 1)
 
 
 def test_progress_counts_images():
     steps = []
     kept = ImageTensors(torch.zeros(7, 1, 2, 2, dtype=torch.uint8), torch.arange(7))
-    seen = list(loading.batches(kept, 3).reported("work", lambda *step: steps.append(step)))
+    seen = list(loaders.batches(kept, 3).reported("work", lambda *step: steps.append(step)))
     assert len(seen) == 3
     assert steps == [("work", 0, 7), ("work", 3, 7), ("work", 6, 7), ("work", 7, 7)]
