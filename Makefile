@@ -78,7 +78,7 @@ training: $(VENV)/.ready
 
 # docs/benchmarks.md and its figures, from the committed rows in bench/results/.
 report: $(VENV)/.ready
-	$(BIN)/python bench/page.py
+	$(BIN)/python bench/benchmarks_page.py
 
 # Compiles every Triton kernel for five generations of GPUs, without one; a table of registers, memory, instructions.
 aot: $(VENV)/.ready

@@ -125,6 +125,6 @@ for phase in ${*:-$PHASES}; do
   summary+=("$(grep -aE "$filter" "$OUT/$phase.log" | tail -n $keep | cut -c 1-150 | sed 's/^/    /')")
 done
 
-if compgen -G "$OUT/*.jsonl" >/dev/null; then "$PYTHON" bench/report.py "$OUT"/*.jsonl --since "$BEGIN" --lines 64; fi
+if compgen -G "$OUT/*.jsonl" >/dev/null; then "$PYTHON" bench/summary.py "$OUT"/*.jsonl --since "$BEGIN" --lines 64; fi
 printf '%s\n' "${summary[@]}"
 exit $failed

@@ -10,44 +10,35 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from peers import Peer, Run, eefast_engines, masked, memory_kept
-from prepared import (
-    ON_MNIST,
-    Network,
-    Prepared,
-    check,
-    mix_of_cost,
-    network_on_noise,
-    thresholds,
-)
+from peers import MASKED, Peer, Run, eefast_engines, memory_kept
 from rows import RESULTS, environment
+from subjects import ON_MNIST, Network, Prepared, check, mix_of_cost, network_on_noise, thresholds
 from torch import Tensor
 
-from eefast.result import ExitOutput
+from eefast.measure.timing import PAUSE_SECONDS, in_turns, mean_seconds, run_all
 
 COMMITTED = RESULTS / "guard.json"
 SHARE_THAT_MAY_BE_LOST = 0.25
 # On shared machines a neighbour can spoil one attempt, hardly three with pauses between them.
 ATTEMPTS, THREADS, IMAGES = 3, 2, 256
-# Of one attempt at one case: so many rounds, fewer where they take long.
+# Of one attempt at one case; fewer rounds where they take long.
 ROUNDS, LEAST_ROUNDS, SECONDS = 7, 3, 4
-# Threads that spin after a call have stopped by then.
-PAUSE_SECONDS = 0.05
 PAUSE_BETWEEN_ATTEMPTS_SECONDS = 20
-# Waiting threads give their core away, since a spinning one makes the ratio depend on who else is at work. Page faults
+# Waiting threads give their core away, since a spinning one makes the ratio depend on what else is running. Page faults
 # of the masked loop, whose price a virtual machine's host decides, moved it by half.
 VARIABLES = {"OMP_WAIT_POLICY": "PASSIVE", **dict(memory_kept.VARIABLES)}
 OURS = Peer("eefast", lambda net: eefast_engines.prepare(net, "auto", torch.float32), str, False, "guard")
-PEERS = (masked.PEER, OURS)
+PEERS = (MASKED, OURS)
 
 Ratios = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Case:
+class GuardCase:
     """A network at one batch size; cost: the mean that thresholds are to give, None: the network's own thresholds."""
 
     network: Network
@@ -59,38 +50,36 @@ class Case:
 
 
 EENET20 = Network("eenet20", (3, 32, 32), 10, (0.0, 0.0, 1.0))
-CASES = (Case(EENET20, 256, 0.25), Case(EENET20, 16, 0.25), Case(ON_MNIST, 256, None))
+CASES = (GuardCase(EENET20, 256, 0.25), GuardCase(EENET20, 16, 0.25), GuardCase(ON_MNIST, 256, None))
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One way to run a case, its answers found to be right, with its images as it wants them to lie."""
+    """One way to run a case, its answers found to be right, with its images in the layout that it wants."""
 
     run: Run
     batches: Sequence[Tensor]
 
     def seconds(self) -> float:
         time.sleep(PAUSE_SECONDS)
-        begin = time.perf_counter()
-        for x in self.batches:
-            self.run(x)
-        return time.perf_counter() - begin
+        return mean_seconds(partial(run_all, self.run, self.batches))
 
 
 Pair = tuple[Timed, Timed]
 
 
-def prepared(case: Case) -> Prepared:
+def prepared(case: GuardCase) -> Prepared:
     if case.network.real is not None:
-        net, images, outputs = case.network.real(IMAGES)
+        subject = case.network.real(IMAGES)
     else:
-        net, images, outputs = network_on_noise(case.network, IMAGES, IMAGES, "cpu", torch.float32)
-        net.thresholds.copy_(torch.tensor(thresholds(outputs, mix_of_cost(net.cost.tolist(), case.cost))))
-    return Prepared(net, images.split(case.batch_size), [ExitOutput(*out) for out in outputs])
+        subject = network_on_noise(case.network, IMAGES, IMAGES, "cpu", torch.float32)
+        net, cost = subject.net, 1.0 if case.cost is None else case.cost
+        net.thresholds.copy_(torch.tensor(thresholds(subject.outputs, mix_of_cost(net.cost.tolist(), cost))))
+    return Prepared(subject.net, subject.images.split(case.batch_size), subject.outputs)
 
 
 @torch.no_grad()
-def checked(case: Case, peers: Sequence[Peer] = PEERS) -> Pair:
+def checked(case: GuardCase, peers: Sequence[Peer] = PEERS) -> Pair:
     """The masked loop and eefast, in this order; `RuntimeError` where one of them answers wrongly."""
     ready, found = prepared(case), []
     for peer in peers:
@@ -106,12 +95,12 @@ def checked(case: Case, peers: Sequence[Peer] = PEERS) -> Pair:
 
 
 def ratio(pair: Pair) -> float:
-    """Time of the masked loop ÷ time of eefast: median over rounds A B B A, so that a drift hits both alike."""
-    begin, found = time.perf_counter(), []
+    """Time of the masked loop ÷ time of eefast: median over rounds A B B A, see `in_turns`."""
+    found: list[float] = []
+    begin = time.perf_counter()
     while len(found) < LEAST_ROUNDS or (len(found) < ROUNDS and time.perf_counter() - begin < SECONDS):
-        a, b = pair
-        spans = [way.seconds() for way in (a, b, b, a)]
-        found.append((spans[0] + spans[3]) / (spans[1] + spans[2]))
+        there, back = (in_turns([timed.seconds for timed in pair], number) for number in (0, 1))
+        found.append((there[0] + back[0]) / (there[1] + back[1]))
     return statistics.median(found)
 
 
@@ -155,7 +144,7 @@ def write(capability: str, ratios: Ratios) -> None:
     COMMITTED.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
 
 
-def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] = CASES) -> int:
+def main(arguments: Sequence[str] | None = None, cases: Sequence[GuardCase] = CASES) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"measure, and write the ratios to {COMMITTED.name}")
     asked = parser.parse_args(arguments)

@@ -9,33 +9,33 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from guard import CASES, THREADS, Case
+from guard import CASES, THREADS, GuardCase
 from guard import prepared as prepare_case
-from peers import Peer, Run, eager, eefast_engines, masked, onnx_runtime
-from prepared import Prepared, check
+from peers import EAGER, MASKED, ONNX_RUNTIME, Peer, Run, eefast_engines
 from progress import track
-from report import failures, show
 from rows import LatencyRow, append, environment, first_line, now, read, results_file
+from subjects import Prepared, check
+from summary import failures, show
 from torch import Tensor
 
 import eefast
+from eefast.measure.timing import PAUSE_SECONDS, in_turns, mean_seconds
 
 OFFLINE, SERVER, SINGLE = "Offline", "Server", "SingleStream"
-# Of the capacity of the plain network, which all are offered, and of a way's own.
+# Of the capacity of the plain network, which all are offered, and of a service's.
 LOADS = (0.3, 0.6, 0.9)
 MOST, ROUNDS, OFFLINE_SHARE = 64, 2, 0.1
-# Threads that spin after a call have stopped by then.
-PAUSE_SECONDS = 0.06
 QUANTILES = (0.5, 0.9, 0.99)
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to run a network, its answers found to be right, with its images as it wants them to lie.
+class Service:
+    """One way to run a network, its answers found to be right, with its images in the layout that it wants.
 
     stream: batches → an iterator of answers, where it takes batches ahead of its answers: fit for Offline alone.
     """
@@ -67,42 +67,42 @@ class Served:
 
 def plain() -> Peer:
     """The network without exits, by the best that is installed."""
-    return onnx_runtime.PEER if all(map(find_spec, onnx_runtime.NEEDS)) else eager.PEER
+    return ONNX_RUNTIME if all(map(find_spec, ONNX_RUNTIME.needs)) else EAGER
 
 
-def ways(ready: Prepared) -> Iterator[tuple[str, Callable[[], Way]]]:
+def services(ready: Prepared) -> Iterator[tuple[str, Callable[[], Service]]]:
     """(name, how to make it), plain first."""
     images = torch.cat(list(ready.batches))
 
-    def of(peer: Peer) -> Way:
+    def of(peer: Peer) -> Service:
         laid = images.contiguous(memory_format=peer.memory_format)
-        return Way(peer.name, peer.static, laid, peer.prepare(ready.net), details=peer.describe())
+        return Service(peer.name, peer.static, laid, peer.prepare(ready.net), details=peer.describe())
 
-    def stream() -> Way:
+    def stream() -> Service:
         fast = eefast.accelerate(ready.net, frozen=True)
-        return Way("eefast stream", False, images, fast, fast.stream, eefast_engines.describe())
+        return Service("eefast stream", False, images, fast, fast.stream, eefast_engines.describe())
 
-    def call() -> Way:
+    def call() -> Service:
         run = eefast_engines.prepare(ready.net, "auto", torch.float32)
-        return Way("eefast call", False, images, run, details=eefast_engines.describe())
+        return Service("eefast call", False, images, run, details=eefast_engines.describe())
 
-    for peer in (plain(), masked.PEER):
-        yield peer.name, lambda peer=peer: of(peer)
+    for peer in (plain(), MASKED):
+        yield peer.name, partial(of, peer)
     yield "eefast call", call
     yield "eefast stream", stream
 
 
-def wrong(ready: Prepared, way: Way, most: int) -> str:
+def wrong(ready: Prepared, service: Service, most: int) -> str:
     """What is wrong with the answers, in batches of `most` and alone; nothing where they are right."""
     for size in (most, 1):
-        parts = way.images.split(size)
-        answers = way.all(parts)
-        if way.static:
+        parts = service.images.split(size)
+        answers = service.all(parts)
+        if service.static:
             logits = torch.cat([answer.clone() for answer in answers])
             taken = torch.full((len(logits),), ready.net.num_exits)
         else:
             logits, taken = (torch.cat([getattr(a, name) for a in answers]) for name in ("logits", "exit_index"))
-        _, note = check(ready, way.static, logits, taken, torch.float32)
+        _, note = check(ready, service.static, logits, taken, torch.float32)
         if note:
             return note
     return ""
@@ -119,7 +119,7 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
 def serve(run: Run, images: Tensor, times: Sequence[float], most: int) -> Served:
     """Answer image after image, in batches of what has arrived when the last batch is done.
 
-    The clock of an image starts when it arrives, whether anybody is free to see it or not.
+    The clock of an image starts when it arrives, whether the server is free or not.
     """
     seen, first = Served(), 0
     begin = time.perf_counter()
@@ -155,15 +155,13 @@ def back_to_back(run: Run, images: Tensor, seconds: float) -> Served:
     return seen
 
 
-def capacity(way: Way, most: int, seconds: float) -> float:
+def capacity(service: Service, most: int, seconds: float) -> float:
     """Images/s where all are there: median over passes."""
-    batches, spans = way.images.split(most), []
-    begin = time.perf_counter()
+    batches, begin = service.images.split(most), time.perf_counter()
+    spans: list[float] = []
     while len(spans) < 3 or time.perf_counter() - begin < seconds:
-        start = time.perf_counter()
-        way.all(batches)
-        spans.append(time.perf_counter() - start)
-    return len(way.images) / statistics.median(spans)
+        spans.append(mean_seconds(lambda: service.all(batches)))
+    return len(service.images) / statistics.median(spans)
 
 
 def quantiles(waits: Sequence[float]) -> tuple[float, float, float]:
@@ -173,75 +171,76 @@ def quantiles(waits: Sequence[float]) -> tuple[float, float, float]:
 
 
 @torch.no_grad()
-def measure(case: Case, most: int, seconds: float) -> list[LatencyRow]:
-    """All ways in all scenarios at one network, in about so many seconds besides what setting up takes."""
+def measure(case: GuardCase, most: int, seconds: float) -> list[LatencyRow]:
+    """All services in all scenarios at one network; seconds: of measuring, besides what setting up takes."""
     ready, rows, found = prepare_case(case), [], []
 
     def row(scenario: str, name: str, checked: bool = True, **more: Any) -> LatencyRow:
         setting = "own thresholds" if case.cost is None else f"cost {case.cost:g}"
         return LatencyRow(scenario, case.network.name, name, setting, most, checked, **more)
 
-    for name, make in ways(ready):
+    for name, make in services(ready):
         try:
-            way = make()
-            note = wrong(ready, way, most)
-            # A server has met all sizes before; some runtimes plan for each of them anew.
+            service = make()
+            note = wrong(ready, service, most)
+            # A server has met all sizes before; some runtimes plan again for each of them.
             for n in range(1, most + 1):
-                way.run(way.images[:n])
+                service.run(service.images[:n])
         except Exception as error:
             note = first_line(error)
         if note:
             rows.append(row(OFFLINE, name, False, note=note))
         else:
-            found.append(way)
-    speeds = [capacity(way, most, OFFLINE_SHARE * seconds / len(found)) for way in found]
-    for way, speed in zip(found, speeds, strict=True):
-        rows.append(row(OFFLINE, way.name, images_per_s=speed, images=len(way.images), details=way.details))
-    base = next((speed for way, speed in zip(found, speeds, strict=True) if way.static), None)
-    runs: list[tuple[Way, float | None]] = []
-    for way, speed in zip(found, speeds, strict=True):
-        if way.stream is not None:
+            found.append(service)
+    speeds = [capacity(service, most, OFFLINE_SHARE * seconds / len(found)) for service in found]
+    for service, speed in zip(found, speeds, strict=True):
+        rows.append(row(OFFLINE, service.name, images_per_s=speed, images=len(service.images), details=service.details))
+    base = next((speed for service, speed in zip(found, speeds, strict=True) if service.static), None)
+    runs: list[tuple[Service, float | None]] = []
+    for service, speed in zip(found, speeds, strict=True):
+        if service.stream is not None:
             note = "reads batches ahead of its answers, so it fits Offline alone"
-            rows.append(row(SERVER, way.name, note=note))
+            rows.append(row(SERVER, service.name, note=note))
             continue
-        # Everybody is offered the same share of the plain network's capacity, and then of what is its own.
+        # All are offered the same share of the plain network's capacity, and then of their own.
         rates = {share * of for share in LOADS for of in (base, speed) if of is not None and share * of < speed}
-        runs += [(way, None), *((way, rate) for rate in sorted(rates))]
-    for (way, rate), seen in zip(runs, timed(runs, most, (1 - OFFLINE_SHARE) * seconds), strict=True):
+        runs += [(service, None), *((service, rate) for rate in sorted(rates))]
+    for (service, rate), seen in zip(runs, timed(runs, most, (1 - OFFLINE_SHARE) * seconds), strict=True):
         scenario = SINGLE if rate is None else SERVER
         rows.append(
             row(
                 scenario,
-                way.name,
+                service.name,
                 load=None if rate is None or base is None else rate / base,
                 offered=rate,
                 images_per_s=len(seen.waits) / seen.seconds,
                 milliseconds=quantiles(seen.waits),
                 images=len(seen.waits),
                 batch=statistics.mean(seen.batches),
-                details=way.details,
+                details=service.details,
             )
         )
     return rows
 
 
-def timed(runs: Sequence[tuple[Way, float | None]], most: int, seconds: float) -> list[Served]:
-    """One `Served` per (way, images/s; None: back to back), in rounds that go forth and back."""
+def timed(runs: Sequence[tuple[Service, float | None]], most: int, seconds: float) -> list[Served]:
+    """One `Served` per (service, images/s; None: back to back), in turns."""
     found, each = [Served() for _ in runs], seconds / max(len(runs) * ROUNDS, 1)
-    for r in range(ROUNDS):
-        order = list(range(len(runs)))[:: 1 if r % 2 == 0 else -1]
-        for i in order:
-            way, rate = runs[i]
-            time.sleep(PAUSE_SECONDS)
-            way.run(way.images[:1])
-            if rate is None:
-                found[i].add(back_to_back(way.run, way.images, each))
-            else:
-                found[i].add(serve(way.run, way.images, arrivals(rate, each, r), most))
+
+    def turn(service: Service, rate: float | None, number: int) -> Served:
+        time.sleep(PAUSE_SECONDS)
+        service.run(service.images[:1])
+        if rate is None:
+            return back_to_back(service.run, service.images, each)
+        return serve(service.run, service.images, arrivals(rate, each, number), most)
+
+    for number in range(ROUNDS):
+        for seen, more in zip(found, in_turns([partial(turn, *run, number) for run in runs], number), strict=True):
+            seen.add(more)
     return found
 
 
-def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] = (CASES[0], CASES[-1])) -> int:
+def main(arguments: Sequence[str] | None = None, cases: Sequence[GuardCase] = (CASES[0], CASES[-1])) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=90, help="for all networks, besides setting up; default 90")
     parser.add_argument("--most", type=int, default=MOST, help=f"images answered together at most; default {MOST}")

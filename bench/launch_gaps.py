@@ -93,7 +93,7 @@ def busy_seconds(run: Callable[[], Any]) -> float | None:
         with torch.profiler.profile(activities=[activities.CPU, activities.CUDA]) as trace:
             run()
             torch.cuda.synchronize()
-        events = [e for e in trace.events() or () if e.device_type == torch.autograd.DeviceType.CUDA]
+        events = [e for e in trace.events() or () if e.device_type == torch.autograd.DeviceType.CUDA]  # type: ignore[attr-defined]
     except (RuntimeError, AssertionError):
         return None
     # An annotation spans all kernels within it, and the gaps between them.

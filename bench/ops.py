@@ -7,14 +7,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from cases import BASELINES, COPY, READ, Case, Inputs, Provider, check, gpu_cases, make_inputs, providers
+from op_cases import BASELINES, COPY, READ, Inputs, OpCase, Provider, check, gpu_cases, make_inputs, providers
 from progress import track
-from report import failures, show
 from rows import CeilingRow, OpRow, append, environment, first_line, now, read, results_file
+from summary import failures, show
 
 QUANTILES = [0.2, 0.5, 0.8]
 Call = Callable[[], Any]
@@ -38,12 +39,12 @@ def attempt(provider: Provider, inputs: Inputs) -> tuple[Call | None, str]:
     return (None, f"WRONG: {wrong}") if wrong else (call, "")
 
 
-def untimed(case: Case, provider: Provider, note: str, timing: str = "launch") -> OpRow:
+def untimed(case: OpCase, provider: Provider, note: str, timing: str = "launch") -> OpRow:
     return _row(case, provider, timing=timing, checked=False, note=note)
 
 
 def timed(
-    case: Case, provider: Provider, timing: str, quantiles: list[float], typical: float, baseline: float | None,
+    case: OpCase, provider: Provider, timing: str, quantiles: list[float], typical: float, baseline: float | None,
     ceilings: Ceilings,
 ) -> OpRow:  # fmt: skip
     """quantiles, typical, baseline: seconds per call."""
@@ -66,7 +67,7 @@ def timed(
     )
 
 
-def _row(case: Case, provider: Provider, **more: Any) -> OpRow:
+def _row(case: OpCase, provider: Provider, **more: Any) -> OpRow:
     shape = {name: getattr(case, name) for name in ("op", "samples", "channels", "classes", "layout", "criterion")}
     shape |= {"height": case.side, "width": case.side, "exit_rate": case.exit_rate}
     shape |= {"dtype": str(case.dtype).removeprefix("torch."), "bytes": case.bytes, "flops": case.flops}
@@ -85,7 +86,7 @@ def measure_ceilings(
     torch.set_float32_matmul_precision("high")
     for dtype in dtypes:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        rate = 2 * size**3 / seconds(lambda a=a, b=b: a @ b)
+        rate = 2 * size**3 / seconds(partial(torch.matmul, a, b))
         found[dtype] = Ceilings(copy, rate)
         rows.append(CeilingRow("matmul", str(dtype).removeprefix("torch."), rate / 1e12))
     torch.set_float32_matmul_precision(precision)
@@ -93,7 +94,7 @@ def measure_ceilings(
 
 
 def bench_gpu(only: str, budget: float) -> None:
-    """Case by case, rows written as soon as they are there, until the budget of seconds is spent."""
+    """OpCase by case, rows written as soon as they are there, until the budget of seconds is spent."""
     from triton.testing import do_bench
 
     torch.backends.cudnn.benchmark = True
@@ -117,7 +118,7 @@ def bench_gpu(only: str, budget: float) -> None:
         torch.cuda.empty_cache()
 
 
-def _gpu_rows(case: Case, ceilings: Ceilings) -> list[OpRow]:
+def _gpu_rows(case: OpCase, ceilings: Ceilings) -> list[OpRow]:
     from triton.testing import do_bench, do_bench_cudagraph
 
     inputs, rows = make_inputs(case, "cuda"), []

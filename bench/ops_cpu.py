@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BASELINES, COPY, READ, Case, Inputs, Provider, cpu_cases, make_inputs, providers
+from op_cases import BASELINES, COPY, READ, Inputs, OpCase, Provider, cpu_cases, make_inputs, providers
 from ops import QUANTILES, Call, Ceilings, attempt, measure_ceilings, timed, untimed
 from rows import OpRow, append, environment
 
@@ -18,10 +18,10 @@ TURN_SECONDS = 0.1
 # Maps from here on are larger than last-level caches; there a plain copy takes its turns as well.
 LARGE = 2**26
 
-Spans = dict[tuple[Case, Provider], list[list[float]]]
+Spans = dict[tuple[OpCase, Provider], list[list[float]]]
 
 
-def _providers(case: Case) -> tuple[Provider, ...]:
+def _providers(case: OpCase) -> tuple[Provider, ...]:
     found = providers(case)
     if case.map_bytes >= LARGE:
         return (*found, COPY)
@@ -32,12 +32,12 @@ PLAN = [(case, turn, provider) for case in cpu_cases() for turn in range(TURNS) 
 
 
 @lru_cache(maxsize=1)
-def _inputs(case: Case) -> Inputs:
+def _inputs(case: OpCase) -> Inputs:
     return make_inputs(case, "cpu")
 
 
 @lru_cache(maxsize=8)
-def _attempt(case: Case, provider: Provider) -> tuple[Call | None, str]:
+def _attempt(case: OpCase, provider: Provider) -> tuple[Call | None, str]:
     return attempt(provider, _inputs(case))
 
 
@@ -56,7 +56,7 @@ def _seconds(call: Call) -> float:
 
 
 @pytest.mark.parametrize(("case", "turn", "provider"), PLAN, ids=lambda value: getattr(value, "name", str(value)))
-def test_speed(benchmark: Any, spans: Spans, case: Case, turn: int, provider: Provider) -> None:
+def test_speed(benchmark: Any, spans: Spans, case: OpCase, turn: int, provider: Provider) -> None:
     turns = spans.setdefault((case, provider), [])
     call, note = _attempt(case, provider)
     if call is None:

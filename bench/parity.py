@@ -14,9 +14,10 @@ from typing import Any
 from unittest import mock
 
 import torch
-from prepared import MNIST, Network, mix_of_cost, network_on_noise, shipped, thresholds
+from parity_table import table
 from progress import track
-from rows import ParityRow, append, environment, first_line, now, read, results_file
+from rows import ParityRow, Record, append, environment, first_line, now, read, results_file
+from subjects import MNIST, Network, mix_of_cost, network_on_noise, shipped, thresholds
 from torch import Tensor
 
 import eefast
@@ -37,19 +38,17 @@ HALF_ON_CPU = 500
 WITHOUT_GRAPHS, COUNTED = "without graphs", "device-counted"
 NO_FAILURE = ("refused", "skipped")
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True)
-class Way:
-    """An engine in a dtype; how: what it is held to where it would choose for itself, or nothing."""
+class EngineForm:
+    """An engine in a dtype; how: the form it is restricted to where it would choose itself, or nothing."""
 
     engine: str
     dtype: torch.dtype
     how: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name}, {_words(self.dtype)}"
+        return f"{self.name}, {name_of(self.dtype)}"
 
     @property
     def name(self) -> str:
@@ -57,7 +56,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ParitySubject:
     """A float32 network in eval mode under one criterion, and what is known about its answers.
 
     images: [N, C, H, W] where the network is; labels: [N] int64, on the CPU as all that follows, or None.
@@ -74,8 +73,8 @@ class Subject:
     def __str__(self) -> str:
         return f"{self.name}, {self.net.criterion.name}"
 
-    def first(self, count: int) -> Subject:
-        return Subject(
+    def first(self, count: int) -> ParitySubject:
+        return ParitySubject(
             self.name,
             self.net,
             self.images[:count],
@@ -85,8 +84,8 @@ class Subject:
         )
 
 
-def ways(device: str) -> list[Way]:
-    """All engines, on a GPU the compact one also held to its other forms, in all dtypes; some will refuse.
+def forms(device: str) -> list[EngineForm]:
+    """All engines, on a GPU the compact one also restricted to its other forms, in all dtypes; some will refuse.
 
     What the device is mostly used with comes first, since the seconds may end before the list does.
     """
@@ -94,10 +93,10 @@ def ways(device: str) -> list[Way]:
     forms = {"compact": ("", WITHOUT_GRAPHS, COUNTED)} if gpu else {}
     engines = [(engine, how) for engine in reversed(ENGINES) if engine != "auto" for how in forms.get(engine, ("",))]
     dtypes = sorted(FLIP_MARGIN, key=lambda dtype: (dtype == torch.float32) == gpu)
-    return [Way(engine, dtype, how) for dtype in dtypes for engine, how in engines]
+    return [EngineForm(engine, dtype, how) for dtype in dtypes for engine, how in engines]
 
 
-def on_mnist(device: str, count: int) -> Iterator[Subject]:
+def on_mnist(device: str, count: int) -> Iterator[ParitySubject]:
     """The shipped network and real images, under each criterion."""
     from eefast.data.mnist import mnist_test
 
@@ -107,25 +106,28 @@ def on_mnist(device: str, count: int) -> Iterator[Subject]:
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))[:count]
     images = net.prepare(pixels[order].to(device))
     outputs = all_exits(net, images, MNIST)
-    for criterion, own in chosen.items():
-        at = net.with_criterion(criterion, own).to(device)
+    for criterion, values in chosen.items():
+        at = net.with_criterion(criterion, values).to(device)
         yield subject(MNIST, at, images, labels[order], outputs)
 
 
-def on_noise(device: str, count: int) -> Iterator[Subject]:
+def on_noise(device: str, count: int) -> Iterator[ParitySubject]:
     """A network with convolutions in its heads."""
     count = min(count, MOST_NOISE)
-    net, images, seen = network_on_noise(NOISE, count, count, device, torch.float32)
-    net.thresholds.copy_(torch.tensor(thresholds(seen, mix_of_cost(net.cost.tolist(), NOISE_COST))))
+    made = network_on_noise(NOISE, count, count, device, torch.float32)
+    net, images = made.net, made.images
+    net.thresholds.copy_(torch.tensor(thresholds(made.outputs, mix_of_cost(net.cost.tolist(), NOISE_COST))))
     yield subject(ON_NOISE, net, images, None, all_exits(net, images, ON_NOISE))
 
 
-SUBJECTS: dict[str, Callable[[str, int], Iterator[Subject]]] = {MNIST: on_mnist, ON_NOISE: on_noise}
+SUBJECTS: dict[str, Callable[[str, int], Iterator[ParitySubject]]] = {MNIST: on_mnist, ON_NOISE: on_noise}
 
 
-def subject(name: str, net: EarlyExitNet, images: Tensor, labels: Tensor | None, outputs: list[ExitOutput]) -> Subject:
+def subject(
+    name: str, net: EarlyExitNet, images: Tensor, labels: Tensor | None, outputs: list[ExitOutput]
+) -> ParitySubject:
     reference, _ = collect_answers(net, singles(images, f"{name}, {net.criterion.name}: net(x)"), images.device)
-    return Subject(name, net, images, labels, outputs, reference)
+    return ParitySubject(name, net, images, labels, outputs, reference)
 
 
 def all_exits(net: EarlyExitNet, images: Tensor, name: str) -> list[ExitOutput]:
@@ -134,21 +136,21 @@ def all_exits(net: EarlyExitNet, images: Tensor, name: str) -> list[ExitOutput]:
 
 
 def singles(images: Tensor, what: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """One image at a time, with a label that nobody reads."""
+    """One image at a time, with a label that is not read."""
     for part in track([range(i, min(i + 1000, len(images))) for i in range(0, len(images), 1000)], what):
         for i in part:
             yield images[i : i + 1], torch.zeros(1)
 
 
-def made(way: Way, net: EarlyExitNet, example: Tensor) -> tuple[Callable[[Tensor], ExitResult], str]:
-    """What runs, and in its plan's words why so; `ValueError` where the engine refuses."""
-    if way.engine == "reference":
-        # In the network's own dtype.
-        own = eefast.accelerate(copy.deepcopy(net).to(way.dtype), engine="reference", frozen=True)  # type: ignore[call-overload]
-        return lambda x: own(x.to(way.dtype)), own.plan.reason
-    with mock.patch.dict(os.environ, {"EEFAST_GRAPHS": "0"} if way.how == WITHOUT_GRAPHS else {}):
-        fast = eefast.accelerate(net, engine=way.engine, dtype=way.dtype, example_inputs=example, frozen=True)
-    if way.how == COUNTED:
+def made(form: EngineForm, net: EarlyExitNet, example: Tensor) -> tuple[Callable[[Tensor], ExitResult], str]:
+    """What runs, and its plan's reason; `ValueError` where the engine refuses."""
+    if form.engine == "reference":
+        # In the network's dtype.
+        fast = eefast.accelerate(copy.deepcopy(net).to(form.dtype), engine="reference", frozen=True)  # type: ignore[call-overload]
+        return lambda x: fast(x.to(form.dtype)), fast.plan.reason
+    with mock.patch.dict(os.environ, {"EEFAST_GRAPHS": "0"} if form.how == WITHOUT_GRAPHS else {}):
+        fast = eefast.accelerate(net, engine=form.engine, dtype=form.dtype, example_inputs=example, frozen=True)
+    if form.how == COUNTED:
         _always_count(fast)
     return fast, fast.plan.reason
 
@@ -163,23 +165,23 @@ def _always_count(fast: Any) -> None:
 
 
 @torch.no_grad()
-def measure(seen: Subject, way: Way) -> list[ParityRow]:
+def measure(seen: ParitySubject, form: EngineForm) -> list[ParityRow]:
     """A row per batch size, or one that says why there are no answers."""
-    if way.dtype != torch.float32 and seen.images.device.type == "cpu":
+    if form.dtype != torch.float32 and seen.images.device.type == "cpu":
         seen = seen.first(HALF_ON_CPU)
     try:
-        run, details = made(way, seen.net, seen.images[:256])
+        run, details = made(form, seen.net, seen.images[:256])
     except ValueError as error:
-        return [row(seen, way, note=f"refused: {error}")]
-    except Exception as error:  # the others' answers count all the same
-        return [row(seen, way, note=f"FAILED: {first_line(error)}")]
+        return [row(seen, form, note=f"refused: {error}")]
+    except Exception as error:  # the others' answers still count
+        return [row(seen, form, note=f"FAILED: {first_line(error)}")]
     try:
         found = {n: _answers(run, seen.images, n) for n in BATCH_SIZES}
         others = [*found.values(), *(_answers(run, seen.images, n, backwards=True) for n in BATCH_SIZES if n > 1)]
         unsteady = int(torch.stack([_differing(others[0], other) for other in others]).any(dim=0).sum())
-        return [compared(seen, way, n, answer, unsteady, details) for n, answer in found.items()]
+        return [compared(seen, form, n, answer, unsteady, details) for n, answer in found.items()]
     except Exception as error:
-        return [row(seen, way, note=f"FAILED: {first_line(error)}")]
+        return [row(seen, form, note=f"FAILED: {first_line(error)}")]
 
 
 def _answers(run: Callable[[Tensor], ExitResult], images: Tensor, n: int, backwards: bool = False) -> ExitResult:
@@ -195,11 +197,11 @@ def _differing(one: ExitResult, other: ExitResult) -> Tensor:
     return (one.exit_index != other.exit_index) | (floats[0] != floats[1]).any(dim=1)
 
 
-def compared(seen: Subject, way: Way, n: int, got: ExitResult, unsteady: int, details: str) -> ParityRow:
+def compared(seen: ParitySubject, form: EngineForm, n: int, got: ExitResult, unsteady: int, details: str) -> ParityRow:
     """Answers in batches of n beside the reference."""
     expected, net = seen.reference, seen.net
-    _, problem = judge(net, seen.outputs, got.logits, got.exit_index, way.dtype)
-    if not problem and unsteady and way.engine == "resident":
+    _, problem = judge(net, seen.outputs, got.logits, got.exit_index, form.dtype)
+    if not problem and unsteady and form.engine == "resident":
         problem = f"{unsteady} answers depend on batch or position; the resident engine promises the same bits"
     distances = flip_distances(got.exit_index, expected.exit_index, seen.outputs, net)
     same = got.exit_index == expected.exit_index
@@ -211,7 +213,7 @@ def compared(seen: Subject, way: Way, n: int, got: ExitResult, unsteady: int, de
     cost = float(got.cost.double().mean())
     return row(
         seen,
-        way,
+        form,
         n,
         note=f"WRONG: {problem}" if problem else "",
         flips=len(distances),
@@ -227,99 +229,17 @@ def compared(seen: Subject, way: Way, n: int, got: ExitResult, unsteady: int, de
     )
 
 
-def row(seen: Subject, way: Way, batch_size: int = 0, **figures: Any) -> ParityRow:
+def row(seen: ParitySubject, form: EngineForm, batch_size: int = 0, **figures: Any) -> ParityRow:
     """batch_size: 0 where there are no answers in any."""
-    names = seen.name, seen.net.criterion.name, way.name, _words(way.dtype)
-    return ParityRow(*names, batch_size, len(seen.images), FLIP_MARGIN[way.dtype], **figures)
+    names = seen.name, seen.net.criterion.name, form.name, name_of(form.dtype)
+    return ParityRow(*names, batch_size, len(seen.images), FLIP_MARGIN[form.dtype], **figures)
 
 
-def _words(dtype: torch.dtype) -> str:
+def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-TITLES = (
-    *("network", "criterion", "engine", "dtype", "images", "flips", "from the threshold", "logits off by"),
-    *("other answers", "accuracy", "mean cost", "not the same bits"),
-)
-LEGEND = """\
-Each way beside the float32 network that is asked about one image at a time. *Flips*: images that took another exit, in
-batches of {sizes}, as *other answers*: images given another class; all else is the worst of these. *From the
-threshold*: median and largest |confidence - threshold| of the flips. *Logits off by*: largest and root mean square,
-same exits. In brackets: change of accuracy in percentage points, and of mean cost. *Not the same bits*: images whose
-answer depends on batch or position in its last bits."""
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The newest of `rows`, Markdown that is aligned for a terminal, too; rows of other kinds are left out.
-
-    rows: as `rows.read` gives them, of one machine. Empty without rows of parity.
-    """
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for one in (one for one in rows if "parity" in one):
-        groups.setdefault(_key(one), []).append(one)
-    last = [_last_run(own) for own in groups.values()]
-    if not last:
-        return ""
-    lines = [TITLES, *(_cells(own) for own in last if own[0]["flips"] is not None)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines]
-    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    notes: dict[str, list[str]] = {}
-    for one in (one for own in last for one in own if one["note"]):
-        where = ", ".join([*_key(one), *([f"batch {one['batch_size']}"] if one["batch_size"] else [])])
-        notes.setdefault(one["note"], []).append(where)
-    said = [f"- {note} ({places[0]}{_more(places)})" for note, places in notes.items()]
-    sizes = sorted({one["batch_size"] for own in last for one in own if one["batch_size"]})
-    legend = LEGEND.format(sizes=" / ".join(map(str, sizes)))
-    return "\n".join([legend, "", *text, *([""] if said else []), *said])
-
-
-def _last_run(own: Sequence[Row]) -> list[Row]:
-    """Of one way, in all batch sizes; a run that skipped it says nothing about it, one that it refused does."""
-    asked = [one for one in own if not one["note"].startswith("skipped")] or own
-    return [one for one in asked if one["environment"]["date"] == asked[-1]["environment"]["date"]]
-
-
-def _key(row: Row) -> tuple[str, ...]:
-    return row["parity"], row["criterion"], row["engine"], row["dtype"]
-
-
-def _more(places: Sequence[str]) -> str:
-    return f" and {len(places) - 1} more" if len(places) > 1 else ""
-
-
-def _cells(own: Sequence[Row]) -> tuple[str, ...]:
-    """One way in all batch sizes."""
-    own = sorted(own, key=lambda row: row["batch_size"])
-
-    def worst(name: str) -> Row:
-        return max(own, key=lambda row: abs(row[name] or 0))
-
-    def largest(name: str, i: int) -> float | None:
-        return max((row[name][i] for row in own if row[name] is not None), default=None)
-
-    def pair(name: str) -> str:
-        found = largest(name, 0), largest(name, 1)
-        return "" if None in found else "{:.1e}, {:.1e}".format(*found)
-
-    accuracy, cost = worst("accuracy_change"), worst("cost_change")
-    change = "" if accuracy["accuracy"] is None else "{:.2%} ({:+.2f})".format(
-        accuracy["accuracy"], 100 * accuracy["accuracy_change"]
-    )  # fmt: skip
-    return (
-        *_key(own[0]),
-        f"{own[0]['images']:,}",
-        " / ".join(str(row["flips"]) for row in own),
-        pair("flip_distances"),
-        pair("logit_differences"),
-        " / ".join(str(row["other_answers"]) for row in own),
-        change,
-        f"{cost['mean_cost']:.4f} ({cost['cost_change']:+.4f})",
-        f"{own[0]['unsteady']:,}",
-    )
-
-
-def run(device: str, count: int, seconds: float, around: Row) -> None:
+def run(device: str, count: int, seconds: float, around: Record) -> None:
     """All ways of all networks, as far as the seconds go; rows go to the file of this machine as they come."""
     end, note = time.perf_counter() + seconds, f"skipped: the budget of {seconds:.0f} s is spent"
     for name, make in SUBJECTS.items():
@@ -327,13 +247,13 @@ def run(device: str, count: int, seconds: float, around: Row) -> None:
             append([ParityRow(name, "all criteria", "all engines", "all dtypes", 0, count, 0.0, note=note)], around)
             continue
         for seen in make(device, count):
-            for way in track(ways(device), str(seen)):
+            for form in track(forms(device), str(seen)):
                 late = time.perf_counter() > end
-                append([row(seen, way, note=note)] if late else measure(seen, way), around)
+                append([row(seen, form, note=note)] if late else measure(seen, form), around)
 
 
-def failed(rows: Sequence[Row]) -> bool:
-    """Whether a way gave wrong answers, or none for another reason than that its engine cannot run here."""
+def failed(rows: Sequence[Record]) -> bool:
+    """Whether a form gave wrong answers, or none for another reason than that its engine cannot run here."""
     return any(row["note"] and not row["note"].startswith(NO_FAILURE) for row in rows if "parity" in row)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import statistics
 import subprocess
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,9 @@ from energy import meter
 from eefast.measure import environment as report
 
 RESULTS = Path(__file__).parent / "results"
+
+Record = dict[str, Any]
+"""A row of any kind as it was read, or the environment beside it."""
 
 
 @dataclass(frozen=True)
@@ -65,35 +67,11 @@ class OpRow:
 
 @dataclass(frozen=True)
 class CeilingRow:
-    """What the device does at best, measured in the same run.
-
-    "copy" in GB/s (read + written), "matmul" in TFLOP/s, "multiply-adds of one core" in billions per second.
-    """
+    """What the device does at best, measured in the same run: "copy" in GB/s (read + written), "matmul" in TFLOP/s."""
 
     ceiling: str
     dtype: str
     value: float
-
-
-@dataclass(frozen=True)
-class AlgorithmRow:
-    """The resident op on one thread, all sections with one algorithm, no image leaving early.
-
-    trunk: the network.
-    algorithm: "direct" or "F(m×m)"; group: samples that go together.
-    microseconds: per image, median over rounds; sections: their part of it.
-    peak_share: multiply-adds of direct convolution ÷ time ÷ peak of one core; Winograd may exceed 1.
-    error: largest difference of the logits from float64's ÷ largest logit, found before the timing.
-    """
-
-    trunk: str
-    algorithm: str
-    group: int
-    images: int
-    microseconds: float
-    sections: tuple[float, ...]
-    peak_share: float
-    error: float
 
 
 @dataclass(frozen=True)
@@ -149,7 +127,7 @@ class TrainingRow:
 class NetworkRow:
     """One network at one batch size, run in one way.
 
-    mix: share of the images that the thresholds were chosen to send out at each exit.
+    mix: share of the images that the thresholds were chosen to let exit at each exit.
     images_per_s: 20 %, 50 % and 80 % quantile over rounds; None where nothing was timed, and `note` says why.
     mean_cost: of the exits taken, 1 = the plain network.
     realised_ratio: median over paired rounds of mean cost × time of the best static provider ÷ time of this row.
@@ -163,7 +141,8 @@ class NetworkRow:
         is taken last, since it slows the host down.
     peak_memory: bytes while the way is made and answers all batches once, see `peak_memory.peak_memory`. On a CPU it is
         the whole process that the ways of one family share, on a GPU what a way shares with one before is not in it.
-    joules_per_image: of the whole device, see `energy.Meter`; the environment's `energy` says who counts or why nobody.
+    joules_per_image: of the whole device, see `energy.Meter`; the environment's `energy` says what counts it, or
+        why nothing does.
     None: not measured, as also in rows from before there were these figures.
     """
 
@@ -254,26 +233,10 @@ class ParityRow:
     details: str = ""
 
 
-def summary(
-    batch_size: int, spans: Sequence[tuple[float, float]], best: Sequence[tuple[float, float]] | None
-) -> dict[str, Any]:
-    """Speed, cost and realised ratio for a `NetworkRow`.
+def environment(device: str) -> Record:
+    """What is written beside every row; `COMMIT` names the commit where git does not know it.
 
-    spans: seconds per batch and mean cost, round by round; best: those of the best static way in the same rounds.
-    """
-    speeds = torch.tensor([batch_size / s for s, _ in spans], dtype=torch.float64)
-    ratios = [] if best is None else [c * b / s for (s, c), (b, _) in zip(spans, best, strict=True)]
-    return {
-        "images_per_s": tuple(speeds.quantile(torch.tensor([0.2, 0.5, 0.8]).double()).tolist()),
-        "mean_cost": statistics.mean(c for _, c in spans),
-        "realised_ratio": statistics.median(ratios) if ratios else None,
-    }
-
-
-def environment(device: str) -> dict[str, Any]:
-    """What stands beside every row; `COMMIT` names the commit where git does not know it.
-
-    load: processes that wanted to run in the last minute, the bench's own among them.
+    load: processes that wanted to run in the last minute, those of the measurement among them.
     """
     found = report.environment()
     on_gpu = device == "cuda"
@@ -300,15 +263,15 @@ def first_line(error: Exception) -> str:
 
 
 def append(
-    rows: Iterable[OpRow | CeilingRow | AlgorithmRow | NetworkRow | LatencyRow | ParityRow | TrainingRow],
-    around: dict[str, Any],
+    rows: Iterable[OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow],
+    around: Record,
 ) -> None:
     """Add lines to `bench/results/<device>.jsonl`, and to the same file in the folder `$OUT` where that is set."""
     lines = "".join(json.dumps({**asdict(row), "environment": around}) + "\n" for row in rows)
-    own = results_file(around)
-    for folder in {own.parent, Path(os.environ.get("OUT") or own.parent)}:
+    target = results_file(around)
+    for folder in {target.parent, Path(os.environ.get("OUT") or target.parent)}:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / own.name).open("a") as file:
+        with (folder / target.name).open("a") as file:
             file.write(lines)
 
 
@@ -317,9 +280,11 @@ def results_file(around: dict[str, Any]) -> Path:
     return RESULTS / f"{name}.jsonl"
 
 
-def read(paths: Iterable[Path], since: str = "") -> list[dict[str, Any]]:
-    """All rows in `paths` dated `since` or later, oldest first."""
+def read(paths: Iterable[Path], since: str = "") -> list[Record]:
+    """All rows in `paths` dated `since` or later, oldest first; old rows of networks have the fields of today."""
+    later = {f.name: f.default for f in fields(NetworkRow) if f.default is not MISSING}
     rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    rows = [{**later, **row} if "network" in row else row for row in rows]
     return sorted((r for r in rows if r["environment"]["date"] >= since), key=lambda r: r["environment"]["date"])
 
 

@@ -19,14 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import throughput
-import throughput_cpu
+import cpu_runs
+import gpu_runs
 import torch
 import training_page
 from peers import KEY_PEERS
-from prepared import Network, on_images
-from report import failures
-from rows import RESULTS, TrainedPoint, TrainingRow, append, environment, now, read, results_file
+from rows import RESULTS, Record, TrainedPoint, TrainingRow, append, environment, now, read, results_file
+from subjects import Network, on_images
+from summary import failures
 from torch import Tensor
 
 import eefast
@@ -78,7 +78,7 @@ class Training:
     """A network to train beside its plain twin, which has its layers but no early exit to learn for.
 
     options: of `eefast train` for both, besides the twin's loss and the kind of early heads, which it does not train.
-    first: options of a run that trains the plain network, from whose weights both go on; empty: both start anew.
+    first: options of a run that trains the plain network, from whose weights both go on; empty: both start untrained.
     """
 
     dataset: str
@@ -108,7 +108,7 @@ class Training:
         return {"dataset": self.dataset, "net": self.net, "held_out": HELD_OUT, "seed": SEED, **kept}
 
 
-def _begun(dataset: str, net: str, placement: Sequence[int], epochs: tuple[int, int], **options: Any) -> Training:
+def continued(dataset: str, net: str, placement: Sequence[int], epochs: tuple[int, int], **options: Any) -> Training:
     """Epochs: of the plain network, then of both that go on from it."""
     shared = {
         "num_exits": len(placement),
@@ -125,13 +125,13 @@ def _begun(dataset: str, net: str, placement: Sequence[int], epochs: tuple[int, 
 # By device; what matters most comes first.
 TRAININGS = {
     "cpu": (
-        _begun("fashion-mnist", "eenet32", (1, 3, 5, 6, 8), (7, 4), head="conv1"),
+        continued("fashion-mnist", "eenet32", (1, 3, 5, 6, 8), (7, 4), head="conv1"),
         Training("mnist", "eenet20", {"num_exits": 3, "epochs": 4, "shift": 2}),
         # The network that ships with the package.
         Training("mnist", "eenet32", {"num_exits": 5, "epochs": 8, "shift": 2}),
     ),
     "cuda": tuple(
-        _begun(dataset, net, placement, epochs, head="conv1", batch_size=256, precision="bf16-mixed")
+        continued(dataset, net, placement, epochs, head="conv1", batch_size=256, precision="bf16-mixed")
         for net, placement, epochs in (
             ("eenet56", (2, 4, 6, 10, 12, 14), (10, 6)),
             ("eenet20", (1, 2, 3, 4, 6), (12, 8)),
@@ -145,7 +145,7 @@ TRAININGS = {
 def train(trainings: Sequence[Training], folder: Path, device: str, data_root: Path, seconds: float) -> dict[Path, str]:
     """Train what is missing, several networks at a time; per folder what went wrong, "" where it is there.
 
-    What has not ended after so many `seconds` in all is stopped; given again, the command goes on from its last epoch.
+    What has not ended after `seconds` in all is stopped; given again, the command goes on from its last epoch.
     """
     end, jobs = time.monotonic() + seconds, 3 if device == "cuda" else max(os.cpu_count() or 1, 1)
     threads = max((os.cpu_count() or 1) // jobs, 1)
@@ -156,7 +156,9 @@ def train(trainings: Sequence[Training], folder: Path, device: str, data_root: P
         notes |= dict.fromkeys((run.output for run in runs), "")
         with ThreadPoolExecutor(jobs) as pool:
             made = {
-                run.output: pool.submit(_train_one, run, notes.get(run.weights, ""), device, data_root, threads, end)
+                run.output: pool.submit(
+                    _train_one, run, notes.get(run.weights, "") if run.weights else "", device, data_root, threads, end
+                )
                 for run in todo
             }
             _follow(made, sum(run.options["epochs"] for run in todo))
@@ -316,19 +318,19 @@ def chosen(training: Training, folder: Path, rows: Sequence[TrainingRow]) -> eef
     return net.with_criterion(row["criterion"], row["at_cost"]["thresholds"]).eval()
 
 
-def speeds(training: Training, net: eefast.EarlyExitNet, data_root: Path, around: dict[str, Any]) -> None:
+def speeds(training: Training, net: eefast.EarlyExitNet, data_root: Path, around: Record) -> None:
     """Append rows of the ways without exits and eefast on test images, measured as `bench/throughput.py` does it."""
     test: Any = datasets.dataset(training.dataset, data_root, "test")
     shape, source = net.input_shape, partial(on_images, net, test.images)
     network = Network(str(training), shape, net.num_classes, (), real=source)
     if around["cuda"] is not None:
         most, *others = BATCH_SIZES["cuda"]
-        works = [throughput.Work(network, most, compile_seconds=COMPILE_SECONDS.get(training.net, 0))]
-        works += [throughput.Work(network, n) for n in others]
-        throughput.run_on_gpu(works, around, GPU_SECONDS)
+        works = [gpu_runs.GpuWork(network, most, compile_seconds=COMPILE_SECONDS.get(training.net, 0))]
+        works += [gpu_runs.GpuWork(network, n) for n in others]
+        gpu_runs.run(works, around, GPU_SECONDS)
     else:
-        cpu_works = [throughput_cpu.Work(network, n, throughput_cpu.OWN) for n in BATCH_SIZES["cpu"]]
-        throughput_cpu.run(cpu_works, around, float("inf"), KEY_PEERS)
+        cpu_works = [cpu_runs.CpuWork(network, n, cpu_runs.OWN) for n in BATCH_SIZES["cpu"]]
+        cpu_runs.run(cpu_works, around, float("inf"), KEY_PEERS)
 
 
 def main() -> int:
@@ -347,7 +349,7 @@ def main() -> int:
         help="for networks and logs; default: build/training",
     )
     parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="stop training after so many; given again, it goes on"
+        "--seconds", type=float, default=float("inf"), help="stop training after this time; given again, it goes on"
     )
     asked = parser.parse_args()
     device = asked.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from report import OURS, OWN_THRESHOLDS, _newest
-from rows import RESULTS, read
+from rows import RESULTS, Record, read
+from selection import OURS, OWN_THRESHOLDS, newest, speed
 
 from eefast.measure import figures as plot
+from eefast.measure.tables import line, markdown
 
-Row = dict[str, Any]
 Key = tuple[str, str, str]
 
 PAGE = "training.md"
-HELD_BACK = (", avx2", ", direct")
+RESTRICTED = (", avx2", ", direct")
 INTRODUCTION = """# Trained networks beside their plain twins
 
 Made by `make training` (on a GPU: `bench/gpu.sh train`), which trains, measures and appends the rows; `make report`
@@ -49,11 +48,11 @@ def page(files: Iterable[Path], folder: Path = RESULTS) -> str:
     return _page(groups, {key: folder / f"training-{_slug(key)}.png" for key in groups}, rows) if groups else ""
 
 
-def _groups(rows: Sequence[Row]) -> dict[Key, list[Row]]:
+def _groups(rows: Sequence[Record]) -> dict[Key, list[Record]]:
     """(device, data set, network) → a row per criterion, the newest."""
     named = [{**row, "device": row["environment"]["device"]} for row in rows if "training" in row]
-    groups: dict[Key, list[Row]] = {}
-    for row in _newest(named, ("device", "training", "model", "criterion")):
+    groups: dict[Key, list[Record]] = {}
+    for row in newest(named, ("device", "training", "model", "criterion")):
         groups.setdefault((row["device"], row["training"], row["model"]), []).append(row)
     return groups
 
@@ -62,19 +61,19 @@ def _slug(key: Key) -> str:
     return re.sub(r"[^a-z0-9]+", "-", " ".join((key[1], key[2], key[0])).lower()).strip("-")
 
 
-def proposed(rows: Sequence[Row]) -> Row:
+def proposed(rows: Sequence[Record]) -> Record:
     """The criterion with the most accurate held-out answers within the allowed cost; of all, where none keeps it."""
     return max(rows, key=lambda row: row["at_cost"]["held_out_accuracy"] if row["at_cost"] else -1.0)
 
 
-def reached(row: Row) -> bool:
+def reached(row: Record) -> bool:
     """Whether accuracy and cost on the test images are as they are to be."""
     point = row["at_cost"]
     lost = row["twin_accuracy"] - point["accuracy"] if point else 1.0
     return bool(lost <= row["allowed_drop"] + 1e-9 and point["cost"] <= row["allowed_cost"] + 1e-9)
 
 
-def _page(groups: dict[Key, list[Row]], figures: dict[Key, Path], rows: Sequence[Row]) -> str:
+def _page(groups: dict[Key, list[Record]], figures: dict[Key, Path], rows: Sequence[Record]) -> str:
     lines = [INTRODUCTION, *_overview(groups), ""]
     for key, group in groups.items():
         lines += _section(key, group, figures[key].name)
@@ -82,14 +81,14 @@ def _page(groups: dict[Key, list[Row]], figures: dict[Key, Path], rows: Sequence
     return "\n".join(lines)
 
 
-def _overview(groups: dict[Key, list[Row]]) -> list[str]:
+def _overview(groups: dict[Key, list[Record]]) -> list[str]:
     lines = _head("network", "twin", "early exits", "lost", "mean cost", "to be reached", "")
     for (_, dataset, model), group in groups.items():
         row = proposed(group)
         point, goal = row["at_cost"], f"lost ≤ {100 * row['allowed_drop']:.1f} at cost ≤ {row['allowed_cost']:.2f}"
         cells = [_percent(point["accuracy"]), _lost(row, point), f"{point['cost']:.3f}"] if point else ["–"] * 3
         verdict = "reached" if reached(row) else "**not reached**"
-        lines.append(_line(f"{model} on {dataset}", _percent(row["twin_accuracy"]), *cells, goal, verdict))
+        lines.append(_row(f"{model} on {dataset}", _percent(row["twin_accuracy"]), *cells, goal, verdict))
     return [
         *lines,
         "",
@@ -98,7 +97,7 @@ def _overview(groups: dict[Key, list[Row]]) -> list[str]:
     ]
 
 
-def _section(key: Key, group: list[Row], figure: str) -> list[str]:
+def _section(key: Key, group: list[Record], figure: str) -> list[str]:
     _, dataset, model = key
     row, around = proposed(group), group[-1]["environment"]
     best = row["criterion"]
@@ -108,18 +107,18 @@ def _section(key: Key, group: list[Row], figure: str) -> list[str]:
     who = "plain network, network, twin" if row["first"] else "network, twin"
     lines = [f"## {model} on {dataset}", "", f"![Accuracy against cost]({figure})", ""]
     lines += _head("all images leave at exit", *(str(i) for i in range(len(row["exit_accuracy"]))), "twin")
-    lines.append(_line("cost", *(f"{cost:.3f}" for cost in row["exit_costs"]), "1.000"))
-    lines.append(_line("accuracy, %", *map(_percent, row["exit_accuracy"]), _percent(row["twin_accuracy"])))
+    lines.append(_row("cost", *(f"{cost:.3f}" for cost in row["exit_costs"]), "1.000"))
+    lines.append(_row("accuracy, %", *map(_percent, row["exit_accuracy"]), _percent(row["twin_accuracy"])))
     lines += ["", *_head("criterion", "thresholds chosen for", "held-out", "cost", "test", "lost", "cost", "exits")]
     for each in group:
         name = f"**{each['criterion']}**" if each["criterion"] == best else each["criterion"]
         for aim, point in (("accuracy", each["at_accuracy"]), ("cost", each["at_cost"])):
             if point is None:
-                lines.append(_line(name, aim, *["–"] * 6))
+                lines.append(_row(name, aim, *["–"] * 6))
                 continue
             held_out, test = ((point[f"{p}accuracy"], point[f"{p}cost"]) for p in ("held_out_", ""))
             cells = [_percent(held_out[0]), f"{held_out[1]:.3f}", _percent(test[0]), _lost(each, point)]
-            lines.append(_line(name, aim, *cells, f"{test[1]:.3f}", " ".join(map(str, point["exits"]))))
+            lines.append(_row(name, aim, *cells, f"{test[1]:.3f}", " ".join(map(str, point["exits"]))))
     notes = list(dict.fromkeys(f"{each['criterion']}: {each['note']}" for each in group if each["note"]))
     return [
         *lines,
@@ -132,38 +131,38 @@ def _section(key: Key, group: list[Row], figure: str) -> list[str]:
     ]
 
 
-def _speeds(key: Key, rows: Sequence[Row]) -> list[str]:
+def _speeds(key: Key, rows: Sequence[Record]) -> list[str]:
     """The fastest way without exits and eefast, per batch size."""
     device, dataset, model = key
     own = [r for r in rows if r["network"] == f"{model} on {dataset}" and r["environment"]["device"] == device]
-    newest = _newest(own, ("batch_size", "provider", "setting"))
+    last = newest(own, ("batch_size", "provider", "setting"))
     lines = _head("batch", "fastest without exits", "images/s", "fastest of eefast", "images/s", "speed-up", "realised")
-    for batch_size in dict.fromkeys(row["batch_size"] for row in newest):
-        ways = [row for row in newest if row["batch_size"] == batch_size and row["images_per_s"]]
-        # What is held back is no way that a user runs, or where nothing is to hold back, the same one measured twice.
-        free = [w for w in ways if not w["provider"].endswith(HELD_BACK)]
-        ours = [w for w in free if w["provider"].startswith(OURS) and w.get("setting") == OWN_THRESHOLDS]
+    for batch_size in dict.fromkeys(row["batch_size"] for row in last):
+        ways = [row for row in last if row["batch_size"] == batch_size and row["images_per_s"]]
+        # Nobody runs a restricted engine; where nothing is restricted it is the same way, measured twice.
+        free = [w for w in ways if not w["provider"].endswith(RESTRICTED)]
+        ours = [w for w in free if w["provider"].startswith(OURS) and w["setting"] == OWN_THRESHOLDS]
         best = next((w for w in ways if ours and w["provider"] == ours[0]["best_static"]), None)
         if best is None:
-            lines.append(_line(str(batch_size), *["not measured"], *[""] * 5))
+            lines.append(_row(str(batch_size), *["not measured"], *[""] * 5))
             continue
-        fast = max(ours, key=lambda way: way["images_per_s"][1])
-        speeds = [way["images_per_s"][1] for way in (best, fast)]
+        fast = max(ours, key=speed)
+        speeds = [speed(way) for way in (best, fast)]
         lines.append(
-            _line(
+            _row(
                 str(batch_size), best["provider"], f"{speeds[0]:,.0f}", fast["provider"], f"{speeds[1]:,.0f}",
                 f"{speeds[1] / speeds[0]:.2f}", f"{fast['realised_ratio']:.2f}",
             )
         )  # fmt: skip
     ending = "On test images, in turns; the proposed criterion at its thresholds for cost."
-    return [*lines, "", ending, ""] if newest else ["No speed was measured.", ""]
+    return [*lines, "", ending, ""] if last else ["No speed was measured.", ""]
 
 
-def _draw(group: list[Row], path: Path) -> None:
+def _draw(group: list[Record], path: Path) -> None:
     from matplotlib import pyplot
 
     row = proposed(group)
-    curves = {each["criterion"]: tuple(zip(*((c, a) for a, c in each["curve"]), strict=True)) for each in group}
+    curves = {each["criterion"]: ([c for _, c in each["curve"]], [a for a, _ in each["curve"]]) for each in group}
     points = {"twin, trained alone": (1.0, row["twin_accuracy"])}
     if row["at_cost"]:
         points[f"chosen ({row['criterion']})"] = (row["at_cost"]["cost"], row["at_cost"]["accuracy"])
@@ -184,17 +183,17 @@ def _draw(group: list[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
+def _row(*cells: str) -> str:
+    return line(cells)
+
+
 def _head(*cells: str) -> list[str]:
-    return [_line(*cells), "|---|" + "---:|" * (len(cells) - 1)]
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+    return markdown(cells, ())
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
-def _lost(row: Row, point: Row) -> str:
+def _lost(row: Record, point: Record) -> str:
     return f"{100 * (row['twin_accuracy'] - point['accuracy']):.2f}"

@@ -1,37 +1,40 @@
-"""All ways to run a network on the CPU that are measured against one another; one file per peer."""
+"""All ways to run a network on the CPU that are measured against one another."""
+
+from eefast.measure.baselines import Run
 
 from . import (
-    batch_condition_cpu,
-    eager,
-    eager_nchw,
+    batch_condition,
     earlyon_batched,
     eefast_engines,
-    masked,
-    masked_folded,
     memory_kept,
     one_by_one,
     one_graph,
-    onnx_runtime,
-    onnx_runtime_stages,
-    openvino_plain,
-    openvino_stages,
+    runtime_stages,
     smaller,
-    torch_compile,
     torch_compile_early,
 )
-from .peer import Peer, Run, torch_version
+from .package_baselines import (
+    EAGER,
+    EAGER_NCHW,
+    MASKED,
+    MASKED_FOLDED,
+    ONNX_RUNTIME,
+    OPENVINO,
+    OPENVINO_BFLOAT16,
+    TORCH_COMPILE,
+)
+from .peer import Peer, torch_version
 
 PEERS: tuple[Peer, ...] = (
-    *(eager.PEER, eager_nchw.PEER, torch_compile.PEER, onnx_runtime.PEER),
-    *(openvino_plain.FLOAT32, openvino_plain.BFLOAT16),
-    *(one_by_one.PEER, masked.PEER, masked_folded.PEER, *batch_condition_cpu.PEERS, *torch_compile_early.PEERS),
-    *(*one_graph.PEERS, *onnx_runtime_stages.PEERS, openvino_stages.PEER),
+    *(EAGER, EAGER_NCHW, TORCH_COMPILE, ONNX_RUNTIME, OPENVINO, OPENVINO_BFLOAT16),
+    *(one_by_one.PEER, MASKED, MASKED_FOLDED, *batch_condition.PEERS, *torch_compile_early.PEERS),
+    *(*one_graph.PEERS, *runtime_stages.PEERS),
     *(*eefast_engines.PEERS, *memory_kept.PEERS),
 )
 # What decides: the best without exits, and early exit as a user would write it or as it runs fastest elsewhere.
 KEY_PEERS: tuple[Peer, ...] = (
-    *(eager.PEER, torch_compile.PEER, onnx_runtime.PEER, openvino_plain.FLOAT32, masked.PEER, masked_folded.PEER),
-    *(*onnx_runtime_stages.PEERS, openvino_stages.PEER, *eefast_engines.PEERS),
+    *(EAGER, TORCH_COMPILE, ONNX_RUNTIME, OPENVINO, MASKED, MASKED_FOLDED),
+    *(*runtime_stages.PEERS, *eefast_engines.PEERS),
 )
 # Other networks in the place of the one that is measured.
 STAND_INS: tuple[Peer, ...] = (smaller.PEER,)
@@ -39,4 +42,7 @@ STAND_INS: tuple[Peer, ...] = (smaller.PEER,)
 WHOLE_BATCH: tuple[Peer, ...] = (earlyon_batched.PEER,)
 ALL_PEERS = (*PEERS, *STAND_INS, *WHOLE_BATCH)
 
-__all__ = ["ALL_PEERS", "KEY_PEERS", "PEERS", "STAND_INS", "WHOLE_BATCH", "Peer", "Run", "torch_version"]
+__all__ = [
+    "ALL_PEERS", "EAGER", "EAGER_NCHW", "KEY_PEERS", "MASKED", "MASKED_FOLDED", "ONNX_RUNTIME", "OPENVINO",
+    "OPENVINO_BFLOAT16", "PEERS", "STAND_INS", "TORCH_COMPILE", "WHOLE_BATCH", "Peer", "Run", "torch_version",
+]  # fmt: skip

@@ -1,13 +1,12 @@
 """Early exit as in BatchCond: at every exit the batch goes on padded with dead rows, or is split, or a table decides.
 
-Written anew from the description of Selvam, "BatchCond", CASES 2024, whose own table is for one GPU and 128 images.
+Written from the description of Selvam, "BatchCond", CASES 2024, whose own table is for one GPU and 128 images.
 """
 
 from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from eefast.measure.baselines import Run
+from eefast.measure.timing import mean_seconds
 from eefast.model import EarlyExitNet
 from eefast.planning.folding import fold_stage
 from eefast.result import ExitResult
 
-from .peer import Run
+from .peer import Peer, torch_version
 
 MODES = ("padding", "splitting", "table")
 ROUNDS = 3
@@ -74,9 +75,9 @@ def in_steps(net: EarlyExitNet, steps: Sequence[Callable[[Tensor], Any]], splits
         confidence, exits = torch.zeros(n, device=device), torch.zeros(n, dtype=torch.int64, device=device)
         features, rows, live = x, torch.arange(n, device=device), torch.ones(n, dtype=torch.bool, device=device)
         for i, step in enumerate(steps):
-            features, own, value = step(features)
+            features, answer, value = step(features)
             # All live rows answer; those that go on are overwritten at a later exit.
-            logits[rows] = own.where(live[:, None], logits[rows])
+            logits[rows] = answer.where(live[:, None], logits[rows])
             confidence[rows] = value.where(live, confidence[rows])
             exits[rows] = torch.where(live, i, exits[rows])
             if i == net.num_exits:
@@ -102,9 +103,9 @@ def gathered(features: Tensor, kept: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Seconds of what comes behind an exit, by number of rows; that many entries per exit.
+    """Seconds of what follows each exit, by number of rows.
 
-    stages: of the stage behind it, with its exit. gathers: to make a batch of so many survivors.
+    stages: of the next stage, with its exit. gathers: to make a batch of that number of survivors.
     """
 
     stages: tuple[tuple[float, ...], ...]
@@ -127,8 +128,10 @@ def measured(
     stages, gathers = [], []
     for i, step in enumerate(steps):
         if i:
-            stages.append(_line(sizes, [_seconds(partial(step, features[:n]), device) for n in sizes]))
-            gathers.append(_line(sizes, [_seconds(partial(gathered, features, order[:n]), device) for n in sizes]))
+            stages.append(_line(sizes, [median_seconds(partial(step, features[:n]), device) for n in sizes]))
+            gathers.append(
+                _line(sizes, [median_seconds(partial(gathered, features, order[:n]), device) for n in sizes])
+            )
         features, *_ = step(features)
     return BreakEven(tuple(stages), tuple(gathers))
 
@@ -137,13 +140,28 @@ def _line(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, ...]:
     return tuple(np.interp(range(sizes[-1] + 1), sizes, seconds).tolist())
 
 
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+def median_seconds(work: Callable[[], Any], device: torch.device) -> float:
     """Of the host and the device; the first call, which may choose algorithms, is not counted."""
-    spans = []
-    for _ in range(ROUNDS + 1):
-        begin = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        spans.append(time.perf_counter() - begin)
-    return statistics.median(spans[1:])
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    return statistics.median([mean_seconds(work, wait=wait) for _ in range(ROUNDS + 1)][1:])
+
+
+def prepare_cpu(net: EarlyExitNet, mode: str) -> Run:
+    """As `prepare`, once for each batch size."""
+    made: dict[int, Run] = {}
+
+    def run(x: Tensor) -> ExitResult:
+        if len(x) not in made:
+            made[len(x)] = prepare(net, mode, torch.float32, len(x))
+        return made[len(x)](x)  # type: ignore[no-any-return]
+
+    return run
+
+
+PEERS = tuple(
+    Peer(
+        f"BatchCond, {mode}", partial(prepare_cpu, mode=mode), torch_version, False, "torch",
+        memory_format=torch.channels_last,
+    )
+    for mode in MODES
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Early exit by PyPI's earlyon: the batch leaves as a whole, at the first exit at which all of its images are sure.
+"""Early exit by PyPI's earlyon: the batch exits as a whole, at the first exit at which all of its images are sure.
 
 Its hooks and its decision by the largest softmax probability; our trunk, heads and weights, BatchNorm folded. earlyon
 knows no confidence row, so its heads leave that one out.
@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eefast.measure.baselines import Run
 from eefast.model import EarlyExitNet
 from eefast.planning.folding import fold_stage
 from eefast.result import ExitResult
 
-from .peer import Peer, Run, torch_version
+from .peer import Peer, torch_version
 
 RULE = "max_probability"
 
@@ -35,7 +36,7 @@ def prepare(net: EarlyExitNet) -> Run:
 
     def run(x: Tensor) -> ExitResult:
         limits = net.thresholds.tolist()
-        # No image leaves above 1; for that earlyon has a switch, which saves the head as well.
+        # No image exits above 1; for that earlyon has a switch, which saves the head as well.
         config.enabled_exits = [limit <= 1 for limit in limits]
         config.confidence_thresholds = limits
         found = wrapper.forward_inference_batched(x)

@@ -1,4 +1,4 @@
-"""eefast's own engines, and the resident one held back to AVX2 or to direct convolution."""
+"""eefast's engines, and the resident one restricted to AVX2 or to direct convolution."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 
 import eefast
 from eefast import ops
+from eefast.measure.baselines import Run
 from eefast.model import EarlyExitNet
 
-from .peer import Peer, Run
+from .peer import Peer
 
 
 def prepare(net: EarlyExitNet, engine: str, dtype: torch.dtype) -> Run:

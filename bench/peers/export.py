@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eefast.measure.baselines import onnx_model
+from eefast.measure.baselines import Run, contiguous
+from eefast.measure.runtimes import Call, onnx_model
 from eefast.model import EarlyExitNet
 from eefast.planning.folding import fold_stage
 from eefast.result import ExitResult
 
-from .peer import Run
 
-Call = Callable[[Any], Sequence[Any]]
-"""A runtime's model: float32 array → its outputs as arrays."""
+def _folded(module: nn.Module) -> Any:
+    return contiguous(fold_stage(module, torch.float32)[0])
 
 
 class _Stage(nn.Module):
@@ -26,7 +26,7 @@ class _Stage(nn.Module):
     def __init__(self, net: EarlyExitNet, i: int) -> None:
         super().__init__()
         head: Any = net.heads[i]
-        self.head, self.stage, self.convs = head, folded(net.stages[i]), folded(head.convs)
+        self.head, self.stage, self.convs = head, _folded(net.stages[i]), _folded(head.convs)
         self.confidence, self.last = net.criterion.confidence, i == net.num_exits
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -35,11 +35,6 @@ class _Stage(nn.Module):
         logits = self.head.classifier(pooled)
         answer = logits, self.confidence(logits, self.head.confidence(pooled).squeeze(1))
         return answer if self.last else (*answer, x)
-
-
-def folded(module: nn.Module) -> nn.Module:
-    """With BatchNorm folded, laid out as ONNX has it."""
-    return fold_stage(module, torch.float32)[0].to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 @torch.no_grad()
@@ -53,7 +48,7 @@ def stages(net: EarlyExitNet) -> Iterator[bytes]:
 
 
 def in_stages(net: EarlyExitNet, calls: Sequence[Call]) -> Run:
-    """Stage by stage, the survivors compacted to the batch of the next one."""
+    """Stage by stage, the survivors compacted to the batch of the next one. calls: a model per stage."""
     above = net.criterion.comparison == ">"
 
     def run(x: Tensor) -> ExitResult:
@@ -61,15 +56,15 @@ def in_stages(net: EarlyExitNet, calls: Sequence[Call]) -> Run:
         logits, confidence = np.empty((n, net.num_classes), np.float32), np.empty(n, np.float32)
         exit_index, position = np.empty(n, np.int64), np.arange(n)
         for i, call in enumerate(calls):
-            own_logits, own_confidence, *more = call(features)
+            stage_logits, stage_confidence, *more = call(features)
             if i == net.num_exits:
                 leaves = np.ones(len(position), bool)
             else:
-                leaves = own_confidence > thresholds[i] if above else own_confidence < thresholds[i]
-            # Copies are made only where some leave and some stay.
+                leaves = stage_confidence > thresholds[i] if above else stage_confidence < thresholds[i]
+            # Copies are made only where some exit and some stay.
             if leaves.any():
                 left = position[leaves]
-                logits[left], confidence[left], exit_index[left] = own_logits[leaves], own_confidence[leaves], i
+                logits[left], confidence[left], exit_index[left] = stage_logits[leaves], stage_confidence[leaves], i
                 position = position[~leaves]
                 if len(position) == 0:
                     break

@@ -1,22 +1,24 @@
-"""Early exit: the loop of the reference repository, one image at a time until the first exit that it leaves at."""
+"""Early exit: the loop of the reference repository, one image at a time until the exit that it takes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from eefast.measure.baselines import Run
 from eefast.model import EarlyExitNet
 from eefast.result import ExitResult
 
-from .peer import Peer, Run, torch_version
+from .peer import Peer, torch_version
 
 
 def prepare(net: EarlyExitNet) -> Run:
     parts = list(zip(net.stages, net.heads, strict=True))
 
-    def answer(image: Tensor, thresholds: list[float]) -> tuple[Tensor, int, float]:
+    def answer(image: Tensor, thresholds: Sequence[Tensor]) -> tuple[Tensor, int, float]:
         features = image
         for i, (stage, head) in enumerate(parts):
             features = stage(features)
@@ -28,7 +30,7 @@ def prepare(net: EarlyExitNet) -> Run:
 
     @torch.inference_mode()
     def run(x: Tensor) -> ExitResult:
-        thresholds = net.thresholds.tolist()
+        thresholds = net.thresholds.unbind()
         logits, exits, confidence = zip(*(answer(image, thresholds) for image in x.split(1)), strict=True)
         taken = torch.tensor(exits)
         return ExitResult(torch.cat(logits), taken, torch.tensor(confidence), net.cost[taken])

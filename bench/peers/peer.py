@@ -1,17 +1,15 @@
-"""What a peer is: a name, how to make it run a network, and what it needs."""
+"""What a peer is: a name, how to make it run a network, what it needs; versions for its description."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
+from eefast.measure.baselines import Run
+from eefast.measure.runtimes import OPENVINO_PRECISIONS
 from eefast.model import EarlyExitNet
-
-Run = Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -23,12 +21,12 @@ class Peer:
     describe: versions and settings.
     static: every image takes the final exit.
     family: peers of one family share a process.
-    dtype: of the arithmetic; memory_format: how the images lie that it is given.
+    dtype: of the arithmetic; memory_format: of the images that it is given.
     needs: modules to be installed first; variables: of the process's environment.
     largest_batch: where larger batches would tell nothing new and take long.
     stand_in: network → the other network that a static peer runs instead; its answers are checked against that one's.
-    whole_batch: the criterion by which all images of a batch must be sure before it leaves as a whole, its thresholds
-        sending each image alone out where the network's own would; none: images leave one by one, as the network asks.
+    whole_batch: the criterion by which all images of a batch must be sure before it exits as a whole, its thresholds
+        letting each image alone exit where the network's would; None: images exit one by one, as the network asks.
     """
 
     name: str
@@ -47,3 +45,15 @@ class Peer:
 
 def torch_version() -> str:
     return f"torch {torch.__version__}"
+
+
+def onnx_runtime_version() -> str:
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+def openvino_settings(dtype: torch.dtype) -> str:
+    import openvino
+
+    return f"openvino {openvino.__version__.split('-')[0]}, {OPENVINO_PRECISIONS[dtype]}, LATENCY"

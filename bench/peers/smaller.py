@@ -1,4 +1,4 @@
-"""Static: the same ResNet with fewer blocks, by ONNX Runtime, about as dear as early exits make the network."""
+"""Static: the same ResNet with fewer blocks, by ONNX Runtime, about as expensive as early exits make the network."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import copy
 from torch import nn
 
 from eefast.cost import macs
+from eefast.measure import baselines, runtimes
+from eefast.measure.baselines import Run
 from eefast.model import EarlyExitNet
 from eefast.zoo.resnets import BasicBlock, Bottleneck
 
-from . import onnx_runtime
-from .peer import Peer, Run
+from .peer import Peer, onnx_runtime_version
 
 # Of the whole network; a ResNet-20 costs 0.16 of a ResNet-110.
 COST = 0.25
 
 
 def smaller(net: EarlyExitNet) -> EarlyExitNet:
-    """Without early exits, and without so many blocks, evenly chosen, that its MACs come down to `COST` of `net`'s.
+    """Without early exits, and with blocks left out evenly until its MACs come down to `COST` of `net`'s.
 
-    Blocks that change the size or the channels stay, so it may remain dearer. Raises `ValueError` where there are no
+    Blocks that change the size or the channels stay, so it may cost more. Raises `ValueError` where there are no
     others, as in a network that is no ResNet of `eefast.zoo`.
     """
     trunk = nn.Sequential(*net.stages)
@@ -43,15 +44,15 @@ def _without(trunk: nn.Module, names: list[str]) -> nn.Module:
 
 
 def prepare(net: EarlyExitNet) -> Run:
-    return onnx_runtime.prepare(smaller(net))
+    return baselines.onnx_runtime(smaller(net))
 
 
 PEER = Peer(
     "fewer blocks, ONNX Runtime",
     prepare,
-    onnx_runtime.describe,
+    onnx_runtime_version,
     True,
     "onnxruntime",
-    needs=onnx_runtime.NEEDS,
+    needs=runtimes.ONNX_NEEDS,
     stand_in=smaller,
 )

@@ -1,4 +1,4 @@
-"""Early exit by torch.compile: the loop as it stands, stage by stage, and as one graph that knows no sizes."""
+"""Early exit by torch.compile: the loop as it is, stage by stage, and as one graph that knows no sizes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eefast.measure import baselines
+from eefast.measure.baselines import Run
 from eefast.model import EarlyExitNet
 from eefast.result import ExitResult
 
-from . import batch_condition, masked_folded
-from .peer import Peer, Run, torch_version
+from . import batch_condition
+from .peer import Peer, torch_version
 
 # Freezing makes constants of the weights, as for the plain network, and of the thresholds unless they are an input.
 FREEZING = "TORCHINDUCTOR_FREEZING"
@@ -23,7 +25,7 @@ MOST_STAGES = 64
 def default(net: EarlyExitNet) -> Run:
     """What a user tries first, nothing frozen. The graph breaks wherever the loop looks at the data."""
     _begin(net)
-    return torch.compile(masked_folded.prepare(net))
+    return torch.compile(baselines.masked(net, folded=True))
 
 
 def per_stage(net: EarlyExitNet) -> Run:
@@ -79,8 +81,8 @@ class _Whole(nn.Module):
 def _begin(net: EarlyExitNet) -> None:
     # What was compiled for the network before would count as versions of this one's code.
     torch._dynamo.reset()
-    # Where the batch size is unknown, inductor takes the wrong layout for granted behind a convolution of one channel,
-    # and stops at an assertion of its own; for such images everything is compiled anew for every batch size.
+    # Where the batch size is unknown, inductor assumes the wrong layout after a convolution of one channel,
+    # and stops at an assertion; for such images everything is compiled again for every batch size.
     torch._dynamo.config.automatic_dynamic_shapes = net.input_shape[0] > 1
     _counters().clear()
 
@@ -94,8 +96,8 @@ def _counters() -> Any:
 def describe() -> str:
     counters = _counters()
     graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
-    anew = "" if torch._dynamo.config.automatic_dynamic_shapes else ", anew for every batch size of one-channel images"
-    return f"{torch_version()}, inductor, {graphs} graphs, {breaks} graph breaks{anew}"
+    again = "" if torch._dynamo.config.automatic_dynamic_shapes else ", anew for every batch size of one-channel images"
+    return f"{torch_version()}, inductor, {graphs} graphs, {breaks} graph breaks{again}"
 
 
 def _peer(name: str, prepare: Callable[[EarlyExitNet], Run], freezing: bool) -> Peer:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
+from ..system.progress import Progress
 from .budget import criterion_names, least_images
 from .held_out import HeldOutImages
 from .inputs import load_images, open_network
@@ -36,6 +38,8 @@ from .render import describe
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..model import EarlyExitNet
+    from ..result import ExitOutput
     from ..thresholds.calibration import Calibration
 
 
@@ -58,69 +62,112 @@ def command(
     same_images: Annotated[
         bool, Option(help="Choose the curves' thresholds on the images that are measured: optimistic, needs no others.")
     ] = False,
-    examples: Annotated[int, Option(help="Images right, and as many wrong, per exit.", min=1)] = 6,
+    examples: Annotated[int, Option(help="Number of right images, and of wrong ones, per exit.", min=1)] = 6,
     batch_size: BatchSize = 256,
     workers: Workers = 0,
     device: Device = "auto",
     output: Figure = Path("eefast-plot.png"),
 ) -> None:
-    """Draw accuracy against mean cost beside static networks, images per exit, and examples of who leaves where."""
-    import torch
-
-    from ..data import loaders
-    from ..measure import figures as drawing
-    from ..thresholds import calibration, evaluation
-    from ..thresholds.outputs import by_thresholds, collect, outcome
+    """Draw accuracy against mean cost beside static networks, images per exit, and examples of both."""
+    from ..data.loaders import batches
 
     points = dict(map(_twin, twin or []))
     check_writable(cache)
     check_picture(output)
     net, source = open_network(network, dataset, data_root, download, workers, device, other_data)
     names = criterion_names(criterion, net)
-    measured = loaders.batches(load_images(net, source, split, images), batch_size, workers)
+    measured = batches(load_images(net, source, split, images), batch_size, workers)
     least = None if few_images else least_images()
     aside = None if same_images else HeldOutImages(source, held_out, seed, least)
     with bars() as progress:
         kept = None if aside is None else aside.outputs(net, cache, batch_size, progress)
-        pixels: list[Tensor] = []
+        seen = _seen(net, measured, progress)
+        curves = _curves(net, names, kept or (seen.outputs, seen.labels), seen, progress)
+    origin = "the same images: optimistic" if kept is None else f"{len(kept[1]):,} held-out training images"
+    title = (
+        f"{describe(net)}, {len(seen.labels):,} images of {source.dataset} ({split})\n"
+        f"thresholds of the curves chosen on {origin}"
+    )
+    _draw(net, seen, curves, points, title, examples, output)
+    echo(f"figure: {output}")
 
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            for x, y in measured.reported("asking every exit", progress):
-                pixels.append(x)
-                yield x, y
 
-        outputs, labels = collect(net, batches())
-        chosen_on = kept or (outputs, labels)
-        curves = {}
-        for i, name in enumerate(names):
-            progress("choosing thresholds", i, len(names))
-            front = calibration.pareto_front(chosen_on[0], chosen_on[1], net.cost, name)
-            line = [outcome(outputs, labels, net.cost, name, c.thresholds) for c in _thinned(front)]
-            line.sort(key=lambda point: point[1])
-            curves[name] = [cost for _, cost in line], [accuracy for accuracy, _ in line]
-        progress("choosing thresholds", len(names), len(names))
-    result = by_thresholds(outputs, net, net.criterion.name, net.thresholds.tolist())
-    found = evaluation.evaluate(result, labels, net)
+@dataclass(frozen=True)
+class Seen:
+    """Images [N, C, H, W] uint8, their labels [N], and what all exits say about them."""
+
+    images: Tensor
+    labels: Tensor
+    outputs: list[ExitOutput]
+
+
+def _seen(net: EarlyExitNet, measured: Any, progress: Progress) -> Seen:
+    import torch
+
+    from ..thresholds.outputs import collect
+
+    pixels: list[Tensor] = []
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in measured.reported("outputs of all exits", progress):
+            pixels.append(x)
+            yield x, y
+
+    outputs, labels = collect(net, batches())
+    return Seen(torch.cat(pixels), labels, outputs)
+
+
+def _curves(
+    net: EarlyExitNet,
+    names: Sequence[str],
+    chosen_on: tuple[Sequence[ExitOutput], Tensor],
+    seen: Seen,
+    progress: Progress,
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Criterion → (mean costs, accuracies) of thresholds chosen on the outputs and labels `chosen_on`."""
+    from ..thresholds import calibration
+    from ..thresholds.outputs import outcome
+
+    curves = {}
+    for i, name in enumerate(names):
+        progress("choosing thresholds", i, len(names))
+        front = _thinned(calibration.pareto_front(*chosen_on, net.cost, name))
+        line = [outcome(seen.outputs, seen.labels, net.cost, name, c.thresholds) for c in front]
+        line.sort(key=lambda point: point[1])
+        curves[name] = [cost for _, cost in line], [accuracy for accuracy, _ in line]
+    progress("choosing thresholds", len(names), len(names))
+    return curves
+
+
+def _draw(
+    net: EarlyExitNet,
+    seen: Seen,
+    curves: dict[str, tuple[list[float], list[float]]],
+    twins: dict[str, tuple[float, float]],
+    title: str,
+    examples: int,
+    path: Path,
+) -> None:
+    """twins: name → (cost, accuracy); examples: number of right images, and of wrong ones, per exit."""
+    from ..measure import figures
+    from ..thresholds import evaluation
+    from ..thresholds.outputs import by_thresholds
+
+    result = by_thresholds(seen.outputs, net, net.criterion.name, net.thresholds.tolist())
+    found = evaluation.evaluate(result, seen.labels, net)
     points = {
         f"{net.criterion.name}, as saved": (found.mean_cost, found.accuracy),
-        "final exit": (1.0, evaluation.exit_quality(outputs[-1:], labels)[0].accuracy),
-        **points,
+        "final exit": (1.0, evaluation.exit_quality(seen.outputs[-1:], seen.labels)[0].accuracy),
+        **twins,
     }
-    kept_words = "the same images: optimistic" if kept is None else f"{len(kept[1]):,} held-out training images"
-    title = (
-        f"{describe(net)}, {len(labels):,} images of {source.dataset} ({split})\n"
-        f"thresholds of the curves chosen on {kept_words}"
-    )
     costs = net.cost.tolist()
-    with canvas(output, 15, max(7.5, len(costs) + 1.5)) as drawn:
+    with canvas(path, 15, max(7.5, len(costs) + 1.5)) as drawn:
         drawn.suptitle(title, fontsize=11)
         left, right = drawn.subfigures(1, 2, width_ratios=(1, 1.4))
         above, below = left.subplots(2, 1)
-        drawing.accuracy_against_cost(above, curves, points)
-        drawing.exit_histogram(below, found.right, found.wrong, costs)
-        seen = torch.cat(pixels), labels, result.labels, result.exit_index
-        drawing.examples(right, *seen, costs, examples)
-    echo(f"figure: {output}")
+        figures.accuracy_against_cost(above, curves, points)
+        figures.exit_histogram(below, found.right, found.wrong, costs)
+        figures.examples(right, seen.images, seen.labels, result.labels, result.exit_index, costs, examples)
 
 
 def _twin(text: str) -> tuple[str, tuple[float, float]]:

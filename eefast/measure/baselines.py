@@ -1,12 +1,9 @@
-"""What a user could run instead: the network without early exits in PyTorch or ONNX Runtime, and the masked loop."""
+"""A network → what a user could run instead of eefast: without early exits by several runtimes, or the masked loop."""
 
 from __future__ import annotations
 
 import copy
-import io
-import warnings
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,73 +11,98 @@ from torch import Tensor, nn
 
 from ..model import EarlyExitNet
 from ..planning.folding import fold_stage
-
-ONNX_NEEDS = ("onnx", "onnxruntime")
+from . import runtimes
 
 Run = Callable[[Tensor], Any]
 
 
+def plain(net: EarlyExitNet, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Without early exits, BatchNorm folded: channels-last images [N, C, H, W] in `dtype` → logits [N, K]."""
+    return fold_stage(net.plain(), dtype)[0]
+
+
+def contiguous(module: nn.Module) -> Any:
+    """`module` itself, its weights as images that are not channels-last want them, and as ONNX has them."""
+    return module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
 def eager(net: EarlyExitNet, dtype: torch.dtype = torch.float32) -> Run:
-    """Channels-last images [N, C, H, W] in `dtype` → logits [N, K] of the final exit; BatchNorm folded."""
-    plain, _ = fold_stage(net.plain(), dtype)
-    return torch.inference_mode()(plain)
+    """As `plain`, in eager PyTorch."""
+    return torch.inference_mode()(plain(net, dtype))
 
 
-def compiled(net: EarlyExitNet, dtype: torch.dtype = torch.float32) -> Run:
-    """As `eager`, by torch.compile with frozen weights, anew for every batch size; seconds to minutes for each."""
+def eager_contiguous(net: EarlyExitNet) -> Run:
+    """As `eager` in float32, for images in PyTorch's default layout instead of channels-last."""
+    return torch.inference_mode()(contiguous(plain(net)))
+
+
+def compiled(module: nn.Module, freezing: bool = True, **options: Any) -> Run:
+    """`module`, see `plain`, by torch.compile for each batch size; seconds to minutes for each.
+
+    freezing: makes constants of the weights and lays them out for the processor's convolutions. options: of
+    torch.compile.
+    """
     import torch._inductor.config
 
-    plain, _ = fold_stage(net.plain(), dtype)
-    function = torch.no_grad()(torch.compile(plain, dynamic=False))
+    function = torch.no_grad()(torch.compile(module, dynamic=False, **options))
     known: set[torch.Size] = set()
 
     def run(x: Tensor) -> Any:
         if x.shape in known:
             return function(x)
         known.add(x.shape)
-        # Freezing makes constants of the weights and lays them out for the processor's convolutions. Past its limit of
-        # shapes dynamo would go on without compiling.
-        with torch._inductor.config.patch(freezing=True), torch._dynamo.config.patch(recompile_limit=2**10):
+        # Past its limit of shapes dynamo would go on without compiling.
+        with torch._inductor.config.patch(freezing=freezing), torch._dynamo.config.patch(recompile_limit=2**10):
             return function(x)
 
     return run
 
 
 def onnx_runtime(net: EarlyExitNet) -> Run:
-    """Float32 images [N, C, H, W] on the CPU → logits [N, K], by ONNX Runtime in as many threads as PyTorch.
+    """Float32 images [N, C, H, W] on the CPU → logits [N, K], by ONNX Runtime. Raises `ImportError` without it."""
+    runtimes.check_installed(runtimes.ONNX_NEEDS)
+    call = runtimes.onnx_runtime_call(_as_onnx(net))
+    return lambda x: torch.from_numpy(call(x.numpy())[0])
 
-    Raises `ImportError` naming what to install.
+
+def openvino(net: EarlyExitNet, dtype: torch.dtype = torch.float32) -> Run:
+    """As `onnx_runtime`, by OpenVINO, compiled for each batch size; dtype: float32 or bfloat16, of the arithmetic.
+
+    Raises `ImportError` without it, `ValueError` where the processor cannot compute in `dtype` and OpenVINO would take
+    another.
     """
-    missing = [name for name in ONNX_NEEDS if not find_spec(name)]
-    if missing:
-        raise ImportError(f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}")
-    import onnxruntime
+    runtimes.check_installed(runtimes.OPENVINO_NEEDS)
+    import openvino
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    session = onnxruntime.InferenceSession(plain_as_onnx(net), options, providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+    can = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if dtype == torch.bfloat16 and "BF16" not in can:
+        raise ValueError("bfloat16 needs a CPU with AVX512-BF16 or AMX; OpenVINO would compute in float32 here")
+    model = _as_onnx(net)
+    calls: dict[int, Any] = {}
+
+    def run(x: Tensor) -> Tensor:
+        if len(x) not in calls:
+            calls[len(x)] = runtimes.openvino(model, dtype, tuple(x.shape))
+        return torch.from_numpy(calls[len(x)]([x.numpy()])[0].copy())
+
+    return run
 
 
-def plain_as_onnx(net: EarlyExitNet) -> bytes:
+def _as_onnx(net: EarlyExitNet) -> bytes:
     """Images "x" [n, C, H, W] → "logits" [n, K] of the final exit, BatchNorm folded."""
-    plain: nn.Module = fold_stage(net.plain(), torch.float32)[0]
-    plain = plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return onnx_model(plain, torch.randn(2, *net.input_shape), ["logits"])
+    return runtimes.onnx_model(contiguous(plain(net)), torch.randn(2, *net.input_shape), ["logits"])
 
 
-def masked(net: EarlyExitNet, dtype: torch.dtype = torch.float32) -> Run:
-    """Channels-last images [N, C, H, W] in `dtype` → `ExitResult`; the network's own eval forward, as it is written."""
-    return torch.inference_mode()(copy.deepcopy(net).to(dtype, memory_format=torch.channels_last))  # type: ignore[call-overload]
+def masked(net: EarlyExitNet, dtype: torch.dtype = torch.float32, folded: bool = False) -> Run:
+    """The masked loop, the network's eval forward as it is written in PyTorch, by the thresholds that `net` has then.
 
-
-def onnx_model(module: nn.Module, example: Tensor, outputs: Sequence[str]) -> bytes:
-    """`module` as ONNX for any batch size: "x", laid out as `example` [n, …], float32 → `outputs` in their order."""
-    file = io.BytesIO()
-    axes = {name: {0: "n"} for name in ["x", *outputs]}
-    with warnings.catch_warnings():
-        # The exporter by tracing needs no package of its own, and announces at every call that it is the older one.
-        warnings.simplefilter("ignore")
-        options: dict[str, Any] = {"input_names": ["x"], "output_names": list(outputs), "dynamic_axes": axes}
-        torch.onnx.export(module, (example,), file, dynamo=False, **options)  # type: ignore[arg-type]
-    return file.getvalue()
+    Channels-last images [N, C, H, W] in `dtype` → `ExitResult`. folded: with BatchNorm folded, which a user could do.
+    """
+    loop: Any = copy.deepcopy(net)
+    if folded:
+        loop.stages = nn.ModuleList(fold_stage(stage, dtype)[0] for stage in loop.stages)
+        for head in loop.heads:
+            head.convs = fold_stage(head.convs, dtype)[0]
+    loop = loop.to(dtype, memory_format=torch.channels_last)
+    loop.thresholds = net.thresholds
+    return torch.inference_mode()(loop)

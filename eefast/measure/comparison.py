@@ -1,4 +1,4 @@
-"""A contest of ways to run one network: their answers are checked, then all of them are timed in turn."""
+"""Candidates that run one network → their answers checked, then a row for each, timed in turns."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,25 +14,27 @@ from torch import Tensor
 
 from ..model import EarlyExitNet
 from ..result import ExitOutput, ExitResult, concatenated
+from ..system.progress import Progress, reported
 from ..thresholds.outputs import exits_taken, flip_distances
-from .environment import Row
+from .timing import in_turns, mean_seconds, run_all
 
 # By dtype: how close to a threshold either exit is a right answer; how far the logits of an image may be off, root mean
 # square in standard deviations. Those of another image are off by about 1.4.
 FLIP_MARGIN = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-1, torch.bfloat16: 2e-1}
 
-Laid = Mapping[torch.memory_format, Tensor]
+ByLayout = Mapping[torch.memory_format, Tensor]
+"""The same images [N, C, H, W] in every layout that a candidate wants."""
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """One way to run a network.
 
     run: images [n, C, H, W] → `ExitResult`, or the final exit's logits [n, K] where `net` is None.
     net: the network by whose criterion and thresholds images leave, None without early exits.
-    images: it answers the first so many images; batch_size: in calls of so many; turn: so many of them per round.
-    memory_format: how the images lie that it is given; dtype: of the arithmetic.
+    images: number of images that it answers; batch_size: of each call; turn: number of images per round.
+    memory_format: of the images that it is given; dtype: of the arithmetic.
     """
 
     name: str
@@ -46,48 +49,80 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Span:
-    """One timed stretch: images start … start + count in so many seconds."""
+    """One timed stretch: the images start … start + count took `seconds`."""
 
     start: int
     count: int
     seconds: float
 
 
-def laid(contestants: Sequence[Contestant], images: Tensor) -> Laid:
-    """The images [N, C, H, W] in every layout that is wanted."""
-    formats = {contestant.memory_format for contestant in contestants}
+@dataclass(frozen=True)
+class Row:
+    """One candidate, measured.
+
+    images_per_s: median over rounds; images_per_s_quantiles: 20 % and 80 %.
+    mean_cost: of the exits taken, 1 = the plain network.
+    accuracy: 0 … 1.
+    realised_ratio: median over rounds of mean cost × time of the plain network ÷ time of this row, paired in one run.
+    images: number of distinct images answered; batch_size: of each call.
+    exits: number of images that left at each exit.
+    flips: images whose exit differs from the one-by-one answer, all of them closer to the threshold than `flip_margin`.
+    speedup: median over rounds of time of the plain network ÷ time of this row; speedup_quantiles: 20 % and 80 %.
+    """
+
+    name: str
+    images_per_s: float
+    images_per_s_quantiles: tuple[float, float]
+    mean_cost: float
+    accuracy: float
+    realised_ratio: float
+    images: int
+    batch_size: int
+    criterion: str | None
+    exits: tuple[int, ...]
+    flips: int
+    flip_margin: float
+    speedup: float
+    speedup_quantiles: tuple[float, float]
+
+
+def by_layout(candidates: Sequence[Candidate], images: Tensor) -> ByLayout:
+    """images: [N, C, H, W]."""
+    formats = {candidate.memory_format for candidate in candidates}
     return {wanted: images.contiguous(memory_format=wanted) for wanted in formats}
 
 
 @torch.no_grad()
-def answer(contestant: Contestant, images: Laid, outputs: Sequence[ExitOutput], cost: Tensor) -> tuple[ExitResult, int]:
+def answer(
+    candidate: Candidate, images: ByLayout, outputs: Sequence[ExitOutput], cost: Tensor
+) -> tuple[ExitResult, int]:
     """Answers to its images, on the CPU, found to be right; how many took another exit than they should.
 
     outputs: what all exits say about at least these images in float32, see
     `thresholds.outputs.collect`; cost: [n + 1].
-    Another exit is right only at a threshold's very edge, see `FLIP_MARGIN`. Raises `RuntimeError` for a wrong answer.
+    Another exit is right only very near a threshold, see `FLIP_MARGIN`. Raises `RuntimeError` for a wrong answer.
     """
     last, parts = len(outputs) - 1, []
-    for x in images[contestant.memory_format][: contestant.images].split(contestant.batch_size):
-        found = contestant.run(x)
-        if contestant.net is None:
+    for x in images[candidate.memory_format][: candidate.images].split(candidate.batch_size):
+        found = candidate.run(x)
+        if candidate.net is None:
             final = torch.full((len(x),), last)
             found = ExitResult(found, final, torch.ones(len(x)), cost.cpu()[final])
         # Runtimes and CUDA graphs may write the next answer over this one.
         parts.append(ExitResult(*(part.cpu().clone() for part in found)))
     whole = concatenated(parts)
-    flips, problem = judge(contestant.net, outputs, whole.logits, whole.exit_index, contestant.dtype)
+    flips, problem = judge(candidate.net, outputs, whole.logits, whole.exit_index, candidate.dtype)
     if problem:
-        raise RuntimeError(f"{contestant.name!r} disagrees with the reference: {problem}; its speed is not measured")
+        raise RuntimeError(f"{candidate.name!r} disagrees with the reference: {problem}; its speed is not measured")
     return whole, flips
 
 
 def judge(
     net: EarlyExitNet | None, outputs: Sequence[ExitOutput], logits: Tensor, taken: Tensor, dtype: torch.dtype
 ) -> tuple[int, str]:
-    """How many of N images took another exit than they should, and what is wrong with the answers, or nothing.
+    """How many of N images took another exit than they should, and what is wrong with the answers, "" if nothing.
 
-    net: as in `Contestant`; outputs: of all exits, float32, for the first N images and perhaps more; logits: [N, K];
+    net: as in `Candidate`; outputs: of all exits, float32, for the first N images and perhaps more; logits: [N, K];
     taken: [N] int64, exits; dtype: of the arithmetic.
     """
     n, last = len(taken), len(outputs) - 1
@@ -105,34 +140,66 @@ def judge(
     return flips, "" if right else f"{wrong} of {n} images took another exit, {off}"
 
 
+def checked(
+    candidates: Sequence[Candidate],
+    images: ByLayout,
+    outputs: Sequence[ExitOutput],
+    cost: Tensor,
+    progress: Progress,
+) -> list[tuple[ExitResult, int]]:
+    """Per candidate its answers and flips, see `answer`; progress: called with (what, done, in all)."""
+    waiting = reported(candidates, "checking answers", progress)
+    return [answer(candidate, images, outputs, cost) for candidate in waiting]
+
+
+@torch.no_grad()
+def timed(
+    candidates: Sequence[Candidate],
+    images: ByLayout,
+    what: str,
+    progress: Progress,
+    *,
+    rounds: int,
+    seconds: float = 0.0,
+    pause: float = 0.0,
+    least: float = 0.0,
+) -> list[list[Span]]:
+    """Per candidate a span per round; at least `rounds` rounds, and more until `seconds` have passed.
+
+    pause, least: see `one_round`. progress: called with (`what`, done, in all), rounds or, with `seconds`, these.
+    """
+    begin, total, done = time.perf_counter(), max(round(seconds), 1) if seconds else rounds, 0
+    found: list[list[Span]] = []
+    progress(what, 0, total)
+    while len(found) < rounds or time.perf_counter() - begin < seconds:
+        found.append(one_round(candidates, images, len(found), pause=pause, least=least))
+        done = int(time.perf_counter() - begin) if seconds else len(found)
+        progress(what, min(done, total), total)
+    progress(what, total, total)
+    return [list(spans) for spans in zip(*found, strict=True)]
+
+
 @torch.no_grad()
 def one_round(
-    contestants: Sequence[Contestant], images: Laid, number: int, *, pause: float = 0.0, least: float = 0.0
+    candidates: Sequence[Candidate], images: ByLayout, number: int, *, pause: float = 0.0, least: float = 0.0
 ) -> list[Span]:
-    """Everybody's turn once, so that whatever else the machine does falls on all; every other round goes backwards.
+    """Each candidate's turn once, see `timing.in_turns`.
 
     pause: seconds of rest before each turn, in which the last one's threads stop spinning, and a call to wake up.
-    least: a turn goes over its images again until it has taken so many seconds; what counts is the mean.
+    least: a turn repeats its images until it has taken so many seconds; what counts is the mean.
     """
-    spans: dict[int, Span] = {}
-    order = range(len(contestants))
-    for i in order if number % 2 == 0 else reversed(order):
-        contestant = contestants[i]
-        start = number * contestant.turn % (contestant.images - contestant.turn + 1)
-        mine = images[contestant.memory_format][start : start + contestant.turn]
-        batches = mine.split(contestant.batch_size)
+
+    def turn(candidate: Candidate) -> Span:
+        start = number * candidate.turn % (candidate.images - candidate.turn + 1)
+        part = images[candidate.memory_format][start : start + candidate.turn]
+        batches = part.split(candidate.batch_size)
         if pause:
             time.sleep(pause)
-            contestant.run(batches[0])
-        _wait(mine.device)
-        begin, passes, passed = time.perf_counter(), 0, 0.0
-        while passes == 0 or passed < least:
-            for x in batches:
-                contestant.run(x)
-            _wait(mine.device)
-            passes, passed = passes + 1, time.perf_counter() - begin
-        spans[i] = Span(start, contestant.turn, passed / passes)
-    return [spans[i] for i in order]
+            candidate.run(batches[0])
+        seconds = mean_seconds(partial(run_all, candidate.run, batches), least, partial(_wait, part.device))
+        return Span(start, candidate.turn, seconds)
+
+    return in_turns([partial(turn, candidate) for candidate in candidates], number)
 
 
 def _wait(device: torch.device) -> None:
@@ -141,30 +208,30 @@ def _wait(device: torch.device) -> None:
 
 
 def row(
-    contestant: Contestant,
+    candidate: Candidate,
     answer: ExitResult,
-    labels: Tensor,
     flips: int,
+    labels: Tensor,
     spans: Sequence[Span],
     base: Sequence[Span],
 ) -> Row:
-    """What the rounds tell about one way; base: the rounds of the one that it is measured against."""
+    """spans: of the candidate, one per round; base: in the same rounds, of the one that it is measured against."""
     speeds = [s.count / s.seconds for s in spans]
     gains = [(b.seconds / b.count) / (s.seconds / s.count) for s, b in zip(spans, base, strict=True)]
     costs = [float(answer.cost[s.start : s.start + s.count].mean()) for s in spans]
     return Row(
-        name=contestant.name,
+        name=candidate.name,
         images_per_s=statistics.median(speeds),
         images_per_s_quantiles=_quantiles(speeds),
         mean_cost=float(answer.cost.mean()),
-        accuracy=float((answer.labels == labels[: contestant.images]).float().mean()),
+        accuracy=float((answer.labels == labels[: candidate.images]).float().mean()),
         realised_ratio=statistics.median(cost * gain for cost, gain in zip(costs, gains, strict=True)),
-        images=contestant.images,
-        batch_size=contestant.batch_size,
-        criterion=None if contestant.net is None else contestant.net.criterion.name,
+        images=candidate.images,
+        batch_size=candidate.batch_size,
+        criterion=None if candidate.net is None else candidate.net.criterion.name,
         exits=tuple(answer.exit_index.bincount(minlength=1).tolist()),
         flips=flips,
-        flip_margin=FLIP_MARGIN[contestant.dtype],
+        flip_margin=FLIP_MARGIN[candidate.dtype],
         speedup=statistics.median(gains),
         speedup_quantiles=_quantiles(gains),
     )

@@ -1,4 +1,4 @@
-"""The demonstration: one network on real images, every way to run it checked against the others, then timed."""
+"""One network on real images → every way to run it, checked and timed, and what the demonstration's picture shows."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from torch import Tensor
 from ..api import accelerate
 from ..model import EarlyExitNet
 from ..result import ExitOutput
-from ..system.progress import Progress, reported
+from ..system.progress import Progress, counted
 from ..thresholds.outputs import collect, outcome
 from . import baselines, comparison
-from .comparison import Contestant
-from .environment import Row
+from .comparison import Candidate, Row
 
 BATCHES_A_ROUND = 5
 
 
 @dataclass(frozen=True)
-class Demo:
-    """What the demonstration found: the table's rows and the figure's data.
+class Demonstration:
+    """The table's rows and the figure's data.
 
     network: what was run, in words.
     curves: criterion → (mean costs, accuracies), one threshold for all exits going from loose to strict.
-    right, wrong: images per exit under the network's own criterion.
+    right, wrong: number of images per exit under the network's criterion.
     costs: of the exits.
     """
 
@@ -39,7 +38,7 @@ class Demo:
 
 
 @torch.no_grad()
-def run(
+def demonstrate(
     net: EarlyExitNet,
     others: Mapping[str, Sequence[float]],
     images: Tensor,
@@ -49,67 +48,60 @@ def run(
     loop_images: int = 500,
     rounds: int = 16,
     progress: Progress = lambda what, done, total: None,
-) -> Demo:
-    """Answer every image in every way, compare the answers, then time all ways in turn.
+) -> Demonstration:
+    """Let every candidate answer every image, compare the answers, then time all candidates in turns.
 
-    net: in eval mode, with its own criterion and thresholds; others: thresholds of further criteria to show.
-    images, labels: [N, C, H, W] and [N]; loop_images: so many of them go through the one-by-one loop.
+    net: in eval mode, with its criterion and thresholds; others: thresholds of further criteria to show.
+    images, labels: [N, C, H, W] and [N]; loop_images: number of them that go through the one-by-one loop.
     progress: called with (what, steps done, steps in all).
-    Raises `RuntimeError` where a way disagrees with the reference: a wrong answer gets no speed.
+    Raises `RuntimeError` where a candidate disagrees with the reference: a wrong answer gets no speed.
     """
     # The first half of MNIST's test images is easier than the second: mixed, every round sees the same kind.
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     images, labels = net.prepare(images[order]), labels[order]
     nets = {net.criterion.name: net, **{name: net.with_criterion(name, t) for name, t in others.items()}}
-    contestants = _contestants(nets, net, len(labels), batch_size, min(loop_images, len(labels)), rounds)
-    laid = comparison.laid(contestants, images)
-
-    batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
-    outputs, _ = collect(net, reported(batches, "asking every exit", progress))
-    checked = [
-        comparison.answer(c, laid, outputs, net.cost) for c in reported(contestants, "checking answers", progress)
-    ]
-
-    spans = [comparison.one_round(contestants, laid, r) for r in reported(range(rounds), "timing", progress)]
-    own_spans = list(zip(*spans, strict=True))
-    rows = [
-        comparison.row(c, answer, labels, flips, own, own_spans[0])
-        for c, (answer, flips), own in zip(contestants, checked, own_spans, strict=True)
-    ]
-    curves = {name: _sweep(outputs, labels, net.cost, nets[name]) for name in nets}
-    own = next(
-        a for c, (a, _) in zip(contestants, checked, strict=True) if c.net is not None and c.images == len(labels)
+    candidates = _candidates(nets, net, len(labels), batch_size, min(loop_images, len(labels)), rounds)
+    by_layout = comparison.by_layout(candidates, images)
+    batches = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    outputs, _ = collect(
+        net, counted(batches, "outputs of all exits", progress, len(labels), lambda batch: len(batch[1]))
     )
-    right = own.exit_index[own.labels == labels].bincount(minlength=net.num_exits + 1)
-    wrong = own.exit_index[own.labels != labels].bincount(minlength=net.num_exits + 1)
+    answers = comparison.checked(candidates, by_layout, outputs, net.cost, progress)
+    spans = comparison.timed(candidates, by_layout, "timing", progress, rounds=rounds)
+    rows = [
+        comparison.row(candidate, *answer, labels, own, spans[0])
+        for candidate, answer, own in zip(candidates, answers, spans, strict=True)
+    ]
+    early = next(
+        answer
+        for candidate, (answer, _) in zip(candidates, answers, strict=True)
+        if candidate.net is not None and candidate.images == len(labels)
+    )
+    right, wrong = (
+        early.exit_index[part].bincount(minlength=net.num_exits + 1).tolist()
+        for part in (early.labels == labels, early.labels != labels)
+    )
+    curves = {name: _sweep(outputs, labels, net.cost, other) for name, other in nets.items()}
     name = f"{(net.config or {}).get('name', 'network')} with {net.num_exits} early exits"
-    return Demo(name, tuple(rows), curves, tuple(right.tolist()), tuple(wrong.tolist()), tuple(net.cost.tolist()))
+    return Demonstration(name, tuple(rows), curves, tuple(right), tuple(wrong), tuple(net.cost.tolist()))
 
 
-def _contestants(
+def _candidates(
     nets: Mapping[str, EarlyExitNet], net: EarlyExitNet, n: int, batch_size: int, loop_images: int, rounds: int
-) -> list[Contestant]:
+) -> list[Candidate]:
     """The plain network first: the others are measured against it; then the loop, which the others must agree with."""
-    turn = min(BATCHES_A_ROUND * batch_size, n)
+    turn, last = min(BATCHES_A_ROUND * batch_size, n), torch.channels_last
     loop_turn = min(max(BATCHES_A_ROUND, loop_images // rounds), loop_images)
-    ways = dict.fromkeys([("compact", net.criterion.name), *((_fastest_engine(net), name) for name in nets)])
+    engines = dict.fromkeys([("compact", net.criterion.name), *((_fastest_engine(net), name) for name in nets)])
     return [
-        Contestant(
-            "plain network, no exits",
-            baselines.eager(net),
-            None,
-            n,
-            batch_size,
-            turn,
-            memory_format=torch.channels_last,
-        ),
-        Contestant(f"one by one ({loop_images:,} images)", net, net, loop_images, 1, loop_turn),
-        Contestant("masked early exit, PyTorch", net, net, n, batch_size, turn),
+        Candidate("plain network, no exits", baselines.eager(net), None, n, batch_size, turn, last),
+        Candidate(f"one by one ({loop_images:,} images)", net, net, loop_images, 1, loop_turn),
+        Candidate("masked early exit, PyTorch", baselines.masked(net), net, n, batch_size, turn, last),
         *(
-            Contestant(
+            Candidate(
                 f"eefast {engine}, {name}", accelerate(nets[name], engine=engine), nets[name], n, batch_size, turn
             )
-            for engine, name in ways
+            for engine, name in engines
         ),
     ]
 
@@ -128,8 +120,9 @@ def _sweep(
 ) -> tuple[list[float], list[float]]:
     """Mean costs and accuracies as one threshold for all exits goes through the quantiles of the confidences."""
     values = torch.stack([net.criterion.confidence(out.logits, out.confidence_logit) for out in outputs[:-1]])
-    points = []
-    for threshold in values.flatten().quantile(torch.linspace(0, 1, 61)).tolist():
-        points.append(outcome(outputs, labels, cost, net.criterion.name, [threshold] * net.num_exits))
+    points = [
+        outcome(outputs, labels, cost, net.criterion.name, [threshold] * net.num_exits)
+        for threshold in values.flatten().quantile(torch.linspace(0, 1, 61)).tolist()
+    ]
     points.sort(key=lambda point: point[1])
     return [c for _, c in points], [a for a, _ in points]

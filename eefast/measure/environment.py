@@ -1,10 +1,9 @@
-"""What a measurement says about one way to run a network, and where it was made."""
+"""Where a measurement is made: machine, versions, commit."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +13,8 @@ from .. import ops
 from ..version import __version__
 
 
-@dataclass(frozen=True)
-class Row:
-    """One way to run a network, measured.
-
-    images_per_s: median over rounds; images_per_s_quantiles: 20 % and 80 %.
-    mean_cost: of the exits taken, 1 = the plain network.
-    accuracy: 0 … 1.
-    realised_ratio: median over rounds of mean cost × time of the plain network ÷ time of this row, paired in one run.
-    images: how many distinct images the row answered; batch_size: in batches of how many.
-    exits: how many images left at each exit.
-    flips: images whose exit differs from the one-by-one answer, all of them closer to the threshold than `flip_margin`.
-    speedup: median over rounds of time of the plain network ÷ time of this row; speedup_quantiles: 20 % and 80 %.
-    """
-
-    name: str
-    images_per_s: float
-    images_per_s_quantiles: tuple[float, float]
-    mean_cost: float
-    accuracy: float
-    realised_ratio: float
-    images: int
-    batch_size: int
-    criterion: str | None
-    exits: tuple[int, ...]
-    flips: int
-    flip_margin: float
-    speedup: float
-    speedup_quantiles: tuple[float, float]
-
-
 def environment() -> dict[str, Any]:
-    """Machine, versions and commit, as they stand beside every measurement."""
+    """Machine, versions and commit, written beside every measurement."""
     return {
         "eefast": __version__,
         "commit": _commit(),

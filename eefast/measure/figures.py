@@ -54,7 +54,7 @@ def speedup_over_batch_size(axes: Any, speedups: Mapping[str, Mapping[int, float
         axes.plot(sorted(own), [own[size] for size in sorted(own)], style, color=f"C{i}", marker="o", label=name)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set(xlabel="batch size", ylabel="speed ÷ fastest way without early exits", xscale="log", yscale="log")
-    _plain_numbers(axes.yaxis, "{x:g}")
+    plain_numbers(axes.yaxis, "{x:g}")
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
@@ -85,13 +85,13 @@ def accuracy_against_speed(
     shown = [100 * accuracy for _, accuracy in [*points.values(), *curve]]
     margin = max(0.3, 0.1 * (max(shown) - min(shown)))
     axes.set(xlabel="images/s", ylabel="accuracy, %", xscale="log", ylim=(min(shown) - margin, max(shown) + margin))
-    _plain_numbers(axes.xaxis, "{x:,.0f}")
+    plain_numbers(axes.xaxis, "{x:,.0f}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return axes
 
 
-def _plain_numbers(axis: Any, form: str) -> None:
+def plain_numbers(axis: Any, form: str) -> None:
     """1, 2, 5, 10 … beside a logarithmic axis, instead of powers of ten."""
     from matplotlib import ticker
 

@@ -96,7 +96,7 @@ def test_the_table_is_measured_at_powers_of_two_and_a_line_in_between(net, monke
         asked.append(len(features) if len(work.args) == 1 else len(work.args[1]))
         return float(asked[-1]) if len(work.args) == 1 else 0.5
 
-    monkeypatch.setattr(batch_condition, "_seconds", fake)
+    monkeypatch.setattr(batch_condition, "median_seconds", fake)
     steps = batch_condition.steps(net, torch.float32)
     table = batch_condition.measured(steps, SHAPE, torch.float32, CPU, 12)
     assert asked == [1, 2, 4, 8, 12] * 6

@@ -7,14 +7,14 @@ import guard
 import pytest
 import torch
 from networks import images, lived_in
-from peers import masked
-from prepared import Network, Prepared
+from peers import MASKED
+from subjects import Network, Prepared
 
 import eefast
 from eefast.thresholds.outputs import collect
 
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
-SMALL = guard.Case(Network("small", (1, 12, 12), 10, ()), 16, 0.5)
+SMALL = guard.GuardCase(Network("small", (1, 12, 12), 10, ()), 16, 0.5)
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_wrong_answers_get_no_ratio(small, committed, monkeypatch, capsys):
     def wrong(net):
         return lambda x: net(x)._replace(exit_index=torch.zeros(len(x), dtype=torch.int64))
 
-    peers = (masked.PEER, replace(guard.OURS, prepare=wrong))
+    peers = (MASKED, replace(guard.OURS, prepare=wrong))
     with pytest.raises(RuntimeError, match="small, batch 16, eefast: WRONG"):
         guard.checked(SMALL, peers)
     committed.write_text(json.dumps({CAPABILITY: {"ratios": {str(SMALL): 1.0}}}))

@@ -11,15 +11,15 @@ import pytest
 import rows
 import torch
 from networks import images, lived_in
-from peers import eager
-from prepared import Network, Prepared
-from report import show
+from peers import EAGER
+from subjects import Network, Prepared
+from summary import show
 
 import eefast
 from eefast.thresholds.outputs import collect
 
 SHAPE = (1, 12, 12)
-CASE = guard.Case(Network("small", SHAPE, 10, ()), 16, 0.5)
+CASE = guard.GuardCase(Network("small", SHAPE, 10, ()), 16, 0.5)
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def small(monkeypatch):
         return Prepared(net, x.split(case.batch_size), collect(net, [(x, torch.zeros(len(x)))])[0])
 
     monkeypatch.setattr(latency, "prepare_case", prepare)
-    monkeypatch.setattr(latency, "plain", lambda: eager.PEER)
+    monkeypatch.setattr(latency, "plain", lambda: EAGER)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -154,14 +154,14 @@ def test_a_run_measures_all_scenarios_and_reports_them(small, monkeypatch, tmp_p
     )
     (line,) = [line for line in text.splitlines() if "SingleStream" in line and "eefast call" in line]
     (row,) = [row for row in found if row["scenario"] == "SingleStream" and row["provider"] == "eefast call"]
-    assert [f"{ms:.2f}" for ms in row["milliseconds"]] == line.split()[-4:-1]
+    assert [f"{ms:.2f}" for ms in row["milliseconds"]] == [cell.strip() for cell in line.split("|")][-5:-2]
 
 
 def test_wrong_answers_get_no_time(small, monkeypatch):
     ready = latency.prepare_case(CASE)
     monkeypatch.setattr(latency, "prepare_case", lambda case: ready)
     x = torch.cat(list(ready.batches))
-    right = latency.Way("right", False, x, ready.net)
+    right = latency.Service("right", False, x, ready.net)
     with torch.no_grad():
         assert latency.wrong(ready, right, 8) == ""
 
@@ -175,7 +175,7 @@ def test_wrong_answers_get_no_time(small, monkeypatch):
         raise OSError("broken")
 
     made = [("wrong", lambda: replace(right, name="wrong", run=wrong_alone)), ("raises", raises)]
-    monkeypatch.setattr(latency, "ways", lambda ready: iter([*made, ("right", lambda: right)]))
+    monkeypatch.setattr(latency, "services", lambda ready: iter([*made, ("right", lambda: right)]))
     found = {row.provider: row for row in latency.measure(CASE, 8, 0.1) if row.scenario == "Offline"}
     assert not found["wrong"].checked
     assert found["wrong"].note.startswith("WRONG")

@@ -6,11 +6,12 @@ from dataclasses import asdict
 from types import SimpleNamespace
 
 import parity
+import parity_table
 import pytest
 import rows
 import torch
 from networks import images, lived_in, one_by_one, spread_thresholds
-from parity import Way
+from parity import EngineForm
 
 from eefast import zoo
 from eefast.result import ExitResult
@@ -37,7 +38,7 @@ def sizes(monkeypatch):
     monkeypatch.setattr(parity, "BATCH_SIZES", SIZES)
 
 
-FLOAT32 = Way("compact", torch.float32)
+FLOAT32 = EngineForm("compact", torch.float32)
 
 
 @pytest.mark.parametrize("criterion", ["learned", "max_probability", "entropy", "margin"])
@@ -128,7 +129,7 @@ def test_answers_that_depend_on_batch_or_position(subject, monkeypatch, by, engi
         logits = torch.where(turned, logits.nextafter(logits + 1), logits)
         return r._replace(logits=logits, confidence=torch.zeros(len(x)))
 
-    found = measured(subject, monkeypatch, change, Way(engine, torch.float32))
+    found = measured(subject, monkeypatch, change, EngineForm(engine, torch.float32))
     # In reverse every third image comes to another place; in batches of 31 one does, and another one in reverse.
     places = {i for i in range(31) if i % 3 == 2 or (30 - i) % 3 == 2 or i in (2, 28)}
     assert {row.unsteady for row in found} == {31 if by == "size" else len(places)}
@@ -141,8 +142,8 @@ def test_answers_that_depend_on_batch_or_position(subject, monkeypatch, by, engi
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("engine", ["reference", "compact", "resident"])
 def test_engines_of_this_machine(subject, engine, dtype):
-    assert Way(engine, dtype) in parity.ways("cpu")
-    found = parity.measure(subject, Way(engine, dtype))
+    assert EngineForm(engine, dtype) in parity.forms("cpu")
+    found = parity.measure(subject, EngineForm(engine, dtype))
     if found[0].note.startswith("refused"):
         # Float32 runs everywhere that has the C++ kernels, float16 in the resident engine only on a GPU.
         assert engine == "resident"
@@ -174,7 +175,7 @@ def test_what_fails_is_told_and_stops_nothing(subject, monkeypatch):
     monkeypatch.setattr(parity, "made", broken)
     (row,) = parity.measure(subject, FLOAT32)
     assert row.note == "FAILED: RuntimeError: no memory"
-    (other,) = parity.measure(subject, Way("resident", torch.float32))
+    (other,) = parity.measure(subject, EngineForm("resident", torch.float32))
     assert other.note == "FAILED: ZeroDivisionError: division by zero"
     assert parity.failed([asdict(row)])
     assert parity.failed([asdict(other)])
@@ -183,13 +184,13 @@ def test_what_fails_is_told_and_stops_nothing(subject, monkeypatch):
 
 
 def test_ways_of_a_gpu():
-    found = parity.ways("cuda")
+    found = parity.forms("cuda")
     assert len(found) == len(set(found)) == 3 * 5
     assert str(found[0]) == "resident, float16"
     assert {way.name for way in found if way.engine == "compact"} == {
         *("compact", "compact, without graphs", "compact, device-counted")
     }
-    assert not any(way.how for way in parity.ways("cpu"))
+    assert not any(way.how for way in parity.forms("cpu"))
 
 
 def test_stages_are_made_to_count_on_the_device():
@@ -224,7 +225,7 @@ def test_a_line_per_way_shows_the_worst_of_its_batch_sizes():
         row_of(batch_size=31, flips=4, flip_distances=[0.003, 0.004], accuracy_change=0.0003, accuracy=0.9881),
         row_of(batch_size=256, flips=0, flip_distances=None, logit_differences=[0.75, 0.1]),
     ]
-    text = parity.table([{"network": "another kind"}, *sizes])
+    text = parity_table.table([{"network": "another kind"}, *sizes])
     (line,) = re.findall(r"^\| net .*$", text, re.MULTILINE)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == [
@@ -241,14 +242,14 @@ def test_the_newest_rows_count():
     refused = row_of(batch_size=0, date="2026-11-27", note="refused: not here", **NOTHING)
     skipped = row_of(batch_size=0, date="2026-11-28", note="skipped: no time", **NOTHING)
     wrong = row_of("resident", date="2026-11-27", flips=9, note="WRONG: 9 of them")
-    text = parity.table([row_of(), row_of("resident"), refused, wrong, skipped])
+    text = parity_table.table([row_of(), row_of("resident"), refused, wrong, skipped])
     assert "compact   |" not in text
     assert "- refused: not here (net, learned, compact, float16)" in text
     assert "- WRONG: 9 of them (net, learned, resident, float16, batch 1)" in text
     assert re.findall(r"resident *\| float16 *\| 10,000 *\| (\d)", text) == ["9"]
     assert "skipped" not in text
-    assert "skipped: no time (net, learned, compact, float16)" in parity.table([skipped])
-    assert parity.table([]) == parity.table([{"op": "exit_head"}]) == ""
+    assert "skipped: no time (net, learned, compact, float16)" in parity_table.table([skipped])
+    assert parity_table.table([]) == parity_table.table([{"op": "exit_head"}]) == ""
 
 
 @pytest.fixture
@@ -257,8 +258,8 @@ def two_networks(monkeypatch, tmp_path):
     monkeypatch.setattr(parity, "SUBJECTS", {"small": lambda device, n: iter([small("margin"), small("learned")])})
     monkeypatch.setattr(rows, "RESULTS", tmp_path)
     monkeypatch.delenv("OUT", raising=False)
-    ways = [Way("reference", torch.float32), FLOAT32, Way("resident", torch.float16)]
-    monkeypatch.setattr(parity, "ways", lambda device: ways)
+    ways = [EngineForm("reference", torch.float32), FLOAT32, EngineForm("resident", torch.float16)]
+    monkeypatch.setattr(parity, "forms", lambda device: ways)
     return lambda: rows.read(tmp_path.glob("*.jsonl"))
 
 

@@ -8,16 +8,24 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import cpu_runs
 import peers
 import pytest
-import throughput_cpu
 import torch
 from networks import assert_same_answers, images, lived_in, one_by_one, spread_thresholds
-from peers import batch_condition_cpu, eager_nchw, memory_kept, one_graph, openvino_plain, smaller, torch_compile_early
+from peers import (
+    EAGER_NCHW,
+    OPENVINO_BFLOAT16,
+    batch_condition,
+    memory_kept,
+    one_graph,
+    smaller,
+    torch_compile_early,
+)
 from peers import one_by_one as loop
-from prepared import Network, check
+from runtime_process import Setting
+from subjects import Network, Subject, check
 from torch import nn
-from worker import Setting
 
 import eefast
 from eefast.cost import macs
@@ -45,7 +53,7 @@ def answered(request):
     return net, x, one_by_one(net, x)
 
 
-@pytest.mark.parametrize("peer", [ready(p) for p in (loop.PEER, *batch_condition_cpu.PEERS, ON_OPENVINO)])
+@pytest.mark.parametrize("peer", [ready(p) for p in (loop.PEER, *batch_condition.PEERS, ON_OPENVINO)])
 @torch.no_grad()
 def test_early_exits_answer_as_one_image_at_a_time(peer, answered):
     net, x, expected = answered
@@ -56,7 +64,7 @@ def test_early_exits_answer_as_one_image_at_a_time(peer, answered):
         assert_same_answers(run(part), eefast.ExitResult(*(values[:n] for values in expected)), net)
 
 
-@pytest.mark.parametrize("peer", [ready(p) for p in (loop.PEER, batch_condition_cpu.PEERS[0], ON_OPENVINO)])
+@pytest.mark.parametrize("peer", [ready(p) for p in (loop.PEER, batch_condition.PEERS[0], ON_OPENVINO)])
 @torch.no_grad()
 def test_thresholds_may_change_and_nobody_need_go_on(peer):
     net, x = network(), images(3, SHAPE)
@@ -70,9 +78,9 @@ def test_thresholds_may_change_and_nobody_need_go_on(peer):
 def test_one_graph_answers_in_a_process_of_its_own(peer, answered):
     """Another peer makes threads for all sessions of a process, after which ONNX Runtime takes no session like this."""
     net, x, expected = answered
-    subject = throughput_cpu.Subject(net, x, [])
-    with throughput_cpu.started([peer]) as workers, throughput_cpu.saved(subject) as folder:
-        throughput_cpu.open_everywhere(workers, folder)
+    subject = Subject(net, x, [])
+    with cpu_runs.started([peer]) as workers, cpu_runs.saved(subject) as folder:
+        cpu_runs.open_everywhere(workers, folder)
         for batch_size in (31, 3, 1):
             setting = Setting(tuple(net.thresholds.tolist()), batch_size, -(-31 // batch_size))
             found = workers[peer.family].answer(peer, setting)
@@ -118,7 +126,7 @@ def test_pytorchs_own_layout_changes_no_answer():
     exact = net.double().plain()(x.double())
     eager = net.float().plain()(x)
     error = float((eager - exact).abs().max())
-    found = eager_nchw.prepare(net)(x)
+    found = EAGER_NCHW.prepare(net)(x)
     # Folding rounds the weights once more.
     assert float((found - exact).abs().max()) <= 4 * error
 
@@ -130,11 +138,11 @@ def test_openvino_in_bfloat16_is_not_float32_under_another_name():
     net, x = network(), images(31, SHAPE)
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(ValueError, match="bfloat16 needs a CPU with"):
-            openvino_plain.BFLOAT16.prepare(net)
+            OPENVINO_BFLOAT16.prepare(net)
         return
     with torch.no_grad():
         exact = net.plain()(x)
-    error = (openvino_plain.BFLOAT16.prepare(net)(x) - exact).square().mean().sqrt() / exact.std()
+    error = (OPENVINO_BFLOAT16.prepare(net)(x) - exact).square().mean().sqrt() / exact.std()
     assert 1e-4 < error < 0.2
 
 
@@ -163,22 +171,22 @@ def test_fewer_blocks_need_blocks():
 
 @pytest.mark.parametrize("peer", [ready(p) for p in peers.STAND_INS])
 def test_a_stand_in_is_checked_against_its_own_network_and_is_nobodys_yardstick(peer, monkeypatch):
-    monkeypatch.setattr(throughput_cpu, "ROUNDS", 2)
-    monkeypatch.setattr(throughput_cpu, "TURN_SECONDS", 0.001)
+    monkeypatch.setattr(cpu_runs, "ROUNDS", 2)
+    monkeypatch.setattr(cpu_runs, "TURN_SECONDS", 0.001)
     net, x = network(), images(16, SHAPE)
     outputs, _ = eefast.thresholds.outputs.collect(net, [(x, torch.zeros(len(x)))])
-    subject = throughput_cpu.Subject(net, x, outputs)
-    ways = (eager_nchw.PEER, peer, loop.PEER)
-    work = throughput_cpu.Work(Network("eenet20", SHAPE, 10, ()), 8, (0.3,))
-    large = throughput_cpu.Work(work.network, 32, (0.3,))
-    with throughput_cpu.started(ways) as workers, throughput_cpu.saved(subject) as folder:
-        throughput_cpu.open_everywhere(workers, folder)
-        rows = {row.provider: row for row in throughput_cpu.measure(work, subject, workers, ways)}
+    subject = Subject(net, x, outputs)
+    ways = (EAGER_NCHW, peer, loop.PEER)
+    work = cpu_runs.CpuWork(Network("eenet20", SHAPE, 10, ()), 8, (0.3,))
+    large = cpu_runs.CpuWork(work.network, 32, (0.3,))
+    with cpu_runs.started(ways) as workers, cpu_runs.saved(subject) as folder:
+        cpu_runs.open_everywhere(workers, folder)
+        rows = {row.provider: row for row in cpu_runs.measure(work, subject, workers, ways)}
     assert rows[peer.name].images_per_s is not None, rows[peer.name].note
     assert 0.15 < rows[peer.name].mean_cost < 0.3
-    assert {row.best_static for row in rows.values()} == {eager_nchw.PEER.name}
+    assert {row.best_static for row in rows.values()} == {EAGER_NCHW.name}
     # Larger batches tell nothing new about a loop over images.
-    assert [p.name for p, _ in throughput_cpu._pairs(large, subject, ways)] == [eager_nchw.PEER.name, peer.name]
+    assert [p.name for p, _ in cpu_runs.pairs_of(large, subject, ways)] == [EAGER_NCHW.name, peer.name]
 
 
 def first_sure(net, x):
@@ -196,10 +204,10 @@ def first_sure(net, x):
 @torch.no_grad()
 def test_a_batch_leaves_as_a_whole_where_all_its_images_are_sure(peer):
     net, x = network(), images(32, SHAPE)
-    subject = throughput_cpu.Subject(net, x, eefast.thresholds.outputs.collect(net, [(x, torch.zeros(32))])[0])
+    subject = Subject(net, x, eefast.thresholds.outputs.collect(net, [(x, torch.zeros(32))])[0])
     run, seen = peer.prepare(net), set()
     for n, cost in ((1, 0.4), (2, 0.3), (16, 0.2), (3, 0.9), (32, 1)):
-        prepared = throughput_cpu.make_case(subject, n, cost, peer.whole_batch).prepared
+        prepared = cpu_runs.make_case(subject, n, cost, peer.whole_batch).prepared
         net.thresholds.copy_(prepared.net.thresholds)
         found = [run(batch.contiguous(memory_format=torch.channels_last)) for batch in prepared.batches]
         for batch, result in zip(prepared.batches, found, strict=True):
@@ -223,9 +231,9 @@ def test_a_batch_leaves_as_a_whole_where_all_its_images_are_sure(peer):
 @torch.no_grad()
 def test_as_many_images_are_sure_as_would_leave(peer):
     net, x = network(), images(64, SHAPE)
-    subject = throughput_cpu.Subject(net, x, eefast.thresholds.outputs.collect(net, [(x, torch.zeros(64))])[0])
-    usual = throughput_cpu.make_case(subject, 1, 0.4)
-    alone = throughput_cpu.make_case(subject, 1, 0.4, peer.whole_batch)
+    subject = Subject(net, x, eefast.thresholds.outputs.collect(net, [(x, torch.zeros(64))])[0])
+    usual = cpu_runs.make_case(subject, 1, 0.4)
+    alone = cpu_runs.make_case(subject, 1, 0.4, peer.whole_batch)
     assert alone.mix == usual.mix
     seen = usual.prepared.batches
     assert len(seen) == 64

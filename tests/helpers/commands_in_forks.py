@@ -75,7 +75,7 @@ if __name__ == "__main__":
     import matplotlib.pyplot  # noqa: F401
 
     import eefast.cli.commands
-    import eefast.measure.benchmark
+    import eefast.measure.assessment
     import eefast.measure.demonstration
     import eefast.planning.launch_costs
     import eefast.train.run

@@ -1,4 +1,4 @@
-"""A contest: wrong answers get no speed, right ones are timed on the same images, ratios are those of the times."""
+"""Candidates: wrong answers get no speed, right ones are timed on the same images, ratios are those of the times."""
 
 from types import SimpleNamespace
 
@@ -7,8 +7,8 @@ import torch
 from networks import images, lived_in, one_by_one, spread_thresholds
 
 from eefast import zoo
-from eefast.measure import comparison
-from eefast.measure.comparison import Contestant
+from eefast.measure import comparison, timing
+from eefast.measure.comparison import Candidate
 from eefast.thresholds.outputs import collect
 
 
@@ -23,8 +23,8 @@ def ready():
 
 def check(ready, run, net, dtype=torch.float32):
     own, x, outputs = ready
-    one = Contestant("it", run, net, 31, 8, 8, dtype=dtype)
-    return comparison.answer(one, comparison.laid([one], x), outputs, own.cost)
+    one = Candidate("it", run, net, 31, 8, 8, dtype=dtype)
+    return comparison.answer(one, comparison.by_layout([one], x), outputs, own.cost)
 
 
 def test_right_answers_are_those_of_one_by_one(ready):
@@ -59,7 +59,7 @@ def test_wrong_answers_are_refused(ready, wrong, words):
 def test_other_exits_at_the_edge_of_a_threshold_are_counted(ready, distance, dtype):
     net, x, outputs = ready
     at = int((one_by_one(net, x).exit_index == 0).nonzero()[0])
-    # The threshold moves until one of those who left lies just above it; whoever is as close may go either way.
+    # The threshold moves until an image that left lies just above it; an image as close may leave or stay.
     edge = net.with_criterion(net.criterion.name, net.thresholds.tolist())
     edge.thresholds[0] = outputs[0].confidence[at] - distance
     other = net.with_criterion(net.criterion.name, edge.thresholds.tolist())
@@ -73,28 +73,28 @@ def test_other_exits_at_the_edge_of_a_threshold_are_counted(ready, distance, dty
 
 
 def test_ratios_are_those_of_the_times(ready, monkeypatch):
-    """On a clock that only the contestants move: 8 s a call without exits, 3 s with them, 1 s more in odd rounds."""
+    """On a clock that only the candidates move: 8 s a call without exits, 3 s with them, 1 s more in odd rounds."""
     net, x, outputs = ready
     now, seen = [0.0], {"plain": [], "early": []}
-    monkeypatch.setattr(comparison, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda s: None))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
-    def contestant(name, run, own, seconds):
+    def candidate(name, run, own, seconds):
         def timed(part):
             now[0] += seconds + late[0]
             seen[name].append(part[:, 0, 0, 0].tolist())
             return run(part)
 
-        return Contestant(name, timed, own, 31, 4, 8)
+        return Candidate(name, timed, own, 31, 4, 8)
 
     late = [0.0]
-    both = [contestant("plain", net.plain(), None, 8), contestant("early", net, net, 3)]
-    laid = comparison.laid(both, x)
-    answers = [comparison.answer(one, laid, outputs, net.cost) for one in both]
+    both = [candidate("plain", net.plain(), None, 8), candidate("early", net, net, 3)]
+    layouts = comparison.by_layout(both, x)
+    answers = [comparison.answer(one, layouts, outputs, net.cost) for one in both]
     seen["plain"].clear(), seen["early"].clear()
     rounds = []
     for number in range(3):
         late[0] = number % 2
-        rounds.append(comparison.one_round(both, laid, number))
+        rounds.append(comparison.one_round(both, layouts, number))
     # The same images for both, other ones in every round.
     assert seen["plain"] == seen["early"]
     assert [part for start in (0, 8, 16) for part in (start, start + 4)] == [
@@ -102,7 +102,7 @@ def test_ratios_are_those_of_the_times(ready, monkeypatch):
     ]
     plain, early = zip(*rounds, strict=True)
     labels = torch.arange(31) % 10
-    row = comparison.row(both[1], answers[1][0], labels, 0, early, plain)
+    row = comparison.row(both[1], *answers[1], labels, early, plain)
     assert row.speedup == pytest.approx(8 / 3)
     assert row.images_per_s == pytest.approx(8 / 6)
     alone = one_by_one(net, x)
@@ -110,22 +110,23 @@ def test_ratios_are_those_of_the_times(ready, monkeypatch):
     assert row.realised_ratio == pytest.approx(sorted(ratios)[1])
     assert row.accuracy == pytest.approx(float((alone.labels == labels).float().mean()))
     assert row.exits == tuple(alone.exit_index.bincount().tolist())
-    base = comparison.row(both[0], answers[0][0], labels, 0, plain, plain)
+    base = comparison.row(both[0], *answers[0], labels, plain, plain)
     assert (base.speedup, base.speedup_quantiles, base.realised_ratio, base.criterion) == (1, (1, 1), 1, None)
 
 
 def test_short_turns_are_repeated_until_they_are_long_enough(ready, monkeypatch):
     net, x, _ = ready
     now, calls = [0.0], []
-    monkeypatch.setattr(comparison, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=calls.append))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(comparison, "time", SimpleNamespace(sleep=calls.append))
 
     def run(part):
         now[0] += 0.5
         calls.append(len(part))
         return net(part)
 
-    one = Contestant("it", run, net, 31, 4, 8)
-    (span,) = comparison.one_round([one], comparison.laid([one], x), 0, pause=0.25, least=2.5)
+    one = Candidate("it", run, net, 31, 4, 8)
+    (span,) = comparison.one_round([one], comparison.by_layout([one], x), 0, pause=0.25, least=2.5)
     # A rest, a call that is not counted, then passes of two calls.
     assert calls == [0.25, 4, *[4] * 6]
     assert span == comparison.Span(0, 8, 1.0)

@@ -24,7 +24,7 @@ def found():
     spread_thresholds(other, x, 0.3)
     labels = torch.arange(70) % 10
     steps = []
-    result = demonstration.run(
+    result = demonstration.demonstrate(
         net,
         {"margin": other.thresholds.tolist()},
         x,
@@ -57,7 +57,11 @@ def test_rows_tell_the_truth(found):
         assert 0 < low <= row.images_per_s <= high
         assert row.realised_ratio > 0
     assert [a + b for a, b in zip(result.right, result.wrong, strict=True)] == list(masked.exits)
-    assert {what for what, done, total in steps if done == total} == {"asking every exit", "checking answers", "timing"}
+    assert {what for what, done, total in steps if done == total} == {
+        "outputs of all exits",
+        "checking answers",
+        "timing",
+    }
 
 
 def test_the_sweep_goes_from_the_first_exit_to_the_last(found):
@@ -84,7 +88,7 @@ def test_a_way_that_disagrees_gets_no_speed(found, monkeypatch, wrong):
 
     monkeypatch.setattr(demonstration, "accelerate", accelerate)
     with pytest.raises(RuntimeError, match=r"'eefast compact, learned' disagrees.*its speed is not measured"):
-        demonstration.run(net, {}, x, labels, batch_size=16, loop_images=20, rounds=2)
+        demonstration.demonstrate(net, {}, x, labels, batch_size=16, loop_images=20, rounds=2)
 
 
 def test_the_command_prints_a_table_and_draws_a_picture(tmp_path):

@@ -21,7 +21,7 @@ INDEXED = {"indexed_conv": 3, "indexed_conv_1x1": 1}
 
 
 @dataclass(frozen=True)
-class Case:
+class OpCase:
     """One op at one shape.
 
     samples, channels, side: of the features [N, C, side, side]; all samples are live.
@@ -101,7 +101,7 @@ class Case:
 class Inputs:
     """Tensors of one case. Weights are float32; `own` holds them in the features' dtype, as a converted network has."""
 
-    case: Case
+    case: OpCase
     features: Tensor
     residual: Tensor
     conv_weight: Tensor
@@ -121,7 +121,7 @@ class Inputs:
     exact_confidence: Tensor
 
 
-def make_inputs(case: Case, device: str) -> Inputs:
+def make_inputs(case: OpCase, device: str) -> Inputs:
     """Features that differ between samples and channels, a threshold in a gap between two exact confidences."""
     generator = torch.Generator(device).manual_seed(0)
     randn = partial(torch.randn, generator=generator, device=device)
@@ -153,7 +153,7 @@ def make_inputs(case: Case, device: str) -> Inputs:
 
 
 def _exact_logits(
-    case: Case, features: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, bias: Tensor
+    case: OpCase, features: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
     """Class rows and confidence row [N, K + 1] in float64, in parts that fit beside the features."""
     pooled = []
@@ -320,7 +320,7 @@ BASELINES = (EAGER.name, MASK.name)
 """What a speed-up is measured against."""
 
 
-def providers(case: Case) -> tuple[Provider, ...]:
+def providers(case: OpCase) -> tuple[Provider, ...]:
     if case.op == "compact":
         return (OURS, *GATHERS)
     if case.op in INDEXED:
@@ -391,10 +391,10 @@ def _tolerance(i: Inputs, provider: Provider) -> float:
     return relative * slope * max(1.0, float(i.exact_logits.abs().max()))
 
 
-def gpu_cases() -> list[Case]:
+def gpu_cases() -> list[OpCase]:
     """One axis varied at a time around a base, then corners; what matters most comes first."""
     half, full = torch.float16, torch.float32
-    exit_head = Case("exit_head", 4096, dtype=half)
+    exit_head = OpCase("exit_head", 4096, dtype=half)
     compact = replace(exit_head, op="compact")
     conv = replace(exit_head, op="exit_conv_head")
     indexed, pointwise = (replace(exit_head, op=name) for name in INDEXED)
@@ -437,9 +437,9 @@ def gpu_cases() -> list[Case]:
     ]
 
 
-def cpu_cases() -> list[Case]:
+def cpu_cases() -> list[OpCase]:
     """As `gpu_cases`, around the batch of the CPU target and in the dtype that CPUs run in."""
-    exit_head = Case("exit_head", 256)
+    exit_head = OpCase("exit_head", 256)
     compact = replace(exit_head, op="compact")
     return [
         replace(exit_head, compiled=True),

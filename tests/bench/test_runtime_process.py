@@ -8,22 +8,21 @@ from functools import partial
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
 
-import pytest
-
 # At the end, where none of its modules hides one of the tests'.
-import throughput_cpu
+import cpu_runs
+import pytest
+import runtime_process
 import torch
-import worker
 from networks import images, lived_in
-from peers import eager
-from prepared import Network
-from worker import ANSWER_SECONDS, TURN_SECONDS, PeerError, Setting, Worker
+from peers import EAGER
+from runtime_process import ANSWER_SECONDS, TURN_SECONDS, PeerError, RuntimeProcess, Setting
+from subjects import Network, Subject
 
 from eefast import zoo
 from eefast.thresholds.outputs import collect
 
 SHAPE = (1, 12, 12)
-WORK = throughput_cpu.Work(Network("eenet20", SHAPE, 10, ()), 8, (1.0,), 1)
+WORK = cpu_runs.CpuWork(Network("eenet20", SHAPE, 10, ()), 8, (1.0,), 1)
 SETTING = Setting((float("inf"),) * 2, 8, 2)
 
 
@@ -41,7 +40,7 @@ def sleeps(net, sign):
 
 
 def sleeps_when_timed(net, sign):
-    run, seen = eager.prepare(net), []
+    run, seen = EAGER.prepare(net), []
 
     def answered_then_asleep(x):
         seen.append(x)
@@ -52,8 +51,8 @@ def sleeps_when_timed(net, sign):
     return answered_then_asleep
 
 
-def peer(name, prepare=eager.prepare, family="here"):
-    return replace(eager.PEER, name=name, prepare=prepare, family=family)
+def peer(name, prepare=EAGER.prepare, family="here"):
+    return replace(EAGER, name=name, prepare=prepare, family=family)
 
 
 @pytest.fixture
@@ -79,7 +78,7 @@ def waits(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def subject():
     net, x = lived_in(zoo.eenet("eenet20", 2, input_shape=SHAPE), 5), images(16, SHAPE)
-    return throughput_cpu.Subject(net, x, collect(net, [(x, torch.zeros(len(x)))])[0])
+    return Subject(net, x, collect(net, [(x, torch.zeros(len(x)))])[0])
 
 
 @pytest.mark.usefixtures("waits")
@@ -87,9 +86,9 @@ def test_a_process_is_started_anew_for_all_but_who_ended_it(subject, tmp_path):
     right, wrong, ends = peer("right"), peer("raises", raises), peer("killed", killed)
     with torch.no_grad():
         expected = subject.net.plain()(subject.images)
-    own = Worker((right, wrong, ends), 1)
+    own = RuntimeProcess((right, wrong, ends), 1)
     try:
-        worker.save(tmp_path, subject.net, subject.images)
+        runtime_process.save(tmp_path, subject.net, subject.images)
         own.open(tmp_path)
         own.answer(right, SETTING)
         with pytest.raises(PeerError, match="RuntimeError: no such kernel"):
@@ -118,18 +117,18 @@ def test_a_process_is_started_anew_for_all_but_who_ended_it(subject, tmp_path):
 
 
 def test_the_others_are_measured_where_one_hangs(subject, waits, monkeypatch):
-    monkeypatch.setattr(throughput_cpu, "ROUNDS", 2)
-    monkeypatch.setattr(throughput_cpu, "TURN_IMAGES", 8)
-    monkeypatch.setattr(throughput_cpu, "TURN_SECONDS", 0.001)
+    monkeypatch.setattr(cpu_runs, "ROUNDS", 2)
+    monkeypatch.setattr(cpu_runs, "TURN_IMAGES", 8)
+    monkeypatch.setattr(cpu_runs, "TURN_SECONDS", 0.001)
     late = partial(sleeps_when_timed, sign=waits.sign)
     peers = (
         *(peer("right"), peer("raises", raises), peer("sleeps", partial(sleeps, sign=waits.sign))),
         *(peer("sleeps when timed", late, "elsewhere"), peer("beside it", family="elsewhere")),
     )
-    with throughput_cpu.started(peers) as workers, throughput_cpu.saved(subject) as folder:
-        throughput_cpu.open_everywhere(workers, folder)
+    with cpu_runs.started(peers) as workers, cpu_runs.saved(subject) as folder:
+        cpu_runs.open_everywhere(workers, folder)
         lost = workers["here"]._process
-        rows = {row.provider: row for row in throughput_cpu.measure(WORK, subject, workers, peers)}
+        rows = {row.provider: row for row in cpu_runs.measure(WORK, subject, workers, peers)}
         # Asked again by the next process, since the first one was lost to who hung.
         assert workers["here"].ends == 1
         assert lost.exitcode == -signal.SIGKILL
@@ -137,7 +136,7 @@ def test_the_others_are_measured_where_one_hangs(subject, waits, monkeypatch):
         workers["here"].open(folder)
         with pytest.raises(PeerError, match="not asked again: no answer within 180 s"):
             workers["here"].answer(peers[2], SETTING)
-    assert waits.limits == {ANSWER_SECONDS, TURN_SECONDS + 10 * throughput_cpu.TURN_SECONDS}
+    assert waits.limits == {ANSWER_SECONDS, TURN_SECONDS + 10 * cpu_runs.TURN_SECONDS}
     assert rows["right"].images_per_s[1] > 0
     assert rows["right"].best_static == "right"
     assert rows["raises"].note == "RuntimeError: no such kernel"

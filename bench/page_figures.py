@@ -9,7 +9,10 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
-from report import NO_EXITS, OTHER_WORK, OURS, STATIC, Row
+from rows import Record
+from selection import NO_EXITS, OTHER_WORK, OURS, STATIC, Cases, speed
+
+from eefast.measure.figures import plain_numbers
 
 # Of Okabe and Ito's, which the colour-blind can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, GRAY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7F7F7F"
@@ -17,7 +20,7 @@ BARS, CELL_BOUND = 0.38, 2.0
 
 
 @dataclass(frozen=True)
-class Point:
+class Mark:
     """A way to run a network, by its accuracy (0 … 1), speed and mean cost; static: it has no exits."""
 
     name: str
@@ -32,21 +35,19 @@ def color(name: str) -> str:
     return BLUE if name.startswith(OURS) else GRAY if name.startswith(STATIC) else ORANGE
 
 
-def realised_ratios(
-    axes: Any, cases: Mapping[tuple[Any, ...], Mapping[str, Row]], shown: Sequence[tuple[Any, ...]]
-) -> Any:
+def realised_ratios(axes: Any, cases: Cases, shown: Sequence[tuple[Any, ...]]) -> Any:
     """Two bars per case: the best of eefast, the best of all others.
 
     cases: (network, batch size, setting) → way → row; shown: those of them to draw, from top to bottom.
     """
     for place, key in enumerate(shown):
         same = {**cases.get((*key[:2], NO_EXITS), {}), **cases[key]}
-        rivals = [row for name, row in same.items() if not name.startswith((OURS, *OTHER_WORK))]
-        # Ours in another dtype than the rivals' would be another comparison.
-        dtypes = {row["dtype"] for row in rivals}
+        others = [row for name, row in same.items() if not name.startswith((OURS, *OTHER_WORK))]
+        # eefast in another dtype would be another comparison.
+        dtypes = {row["dtype"] for row in others}
         own = [row for name, row in cases[key].items() if name.startswith(OURS) and row["dtype"] in dtypes]
-        for rows, shade, offset in ((own, BLUE, -BARS / 2), (rivals, GRAY, BARS / 2)):
-            best = max(rows, key=lambda row: row["images_per_s"][1], default=None)
+        for rows, shade, offset in ((own, BLUE, -BARS / 2), (others, GRAY, BARS / 2)):
+            best = max(rows, key=speed, default=None)
             value = _ratio(best, cases[key])
             bar = axes.barh(place + offset, value, height=BARS, color=shade)
             label = f"{value:.2f}  {best['provider'] if best else 'not measured'}"
@@ -60,8 +61,8 @@ def realised_ratios(
     return axes
 
 
-def _ratio(row: Row | None, ways: Mapping[str, Row]) -> float:
-    """Mean cost × time of the best way without exits ÷ time; whoever computes everything gets that cost for nothing."""
+def _ratio(row: Record | None, ways: Mapping[str, Record]) -> float:
+    """Mean cost × time of the best way without exits ÷ time; a way without exits gets that cost for nothing."""
     if row is None or row["realised_ratio"] is None:
         return 0.0
     cost = next((r["mean_cost"] for name, r in ways.items() if not name.startswith(STATIC) and r["mean_cost"]), 1.0)
@@ -96,7 +97,7 @@ def speed_ups(axes: Any, cells: Mapping[tuple[int, str], float], sizes: Sequence
     return axes
 
 
-def latencies(axes: Any, rows: Sequence[Row]) -> Any:
+def latencies(axes: Any, rows: Sequence[Record]) -> Any:
     """Median and 99 % quantile of the time from an image's arrival to its answer, against the images/s that arrive.
 
     rows: of the scenario Server, of one network and setting.
@@ -110,12 +111,12 @@ def latencies(axes: Any, rows: Sequence[Row]) -> Any:
     if capacity is not None:
         axes.axvline(capacity, color="black", linestyle=":", linewidth=1, label="all that the plain network can do")
     axes.set(xscale="log", yscale="log", xlabel="images/s that arrive", ylabel="ms from arrival to answer")
-    _whole_ticks(axes.xaxis)
+    plain_numbers(axes.xaxis, "{x:,.0f}")
     axes.grid(alpha=0.3, which="both")
     return axes
 
 
-def accuracy_against_speed(axes: Any, points: Sequence[Point]) -> Any:
+def accuracy_of_ways(axes: Any, points: Sequence[Mark]) -> Any:
     """A mark per way, the slowest first in the legend: gray without exits, blue eefast's, orange all others."""
     shapes = {shade: cycle("osD^vP*X") for shade in (BLUE, GRAY, ORANGE)}
     for point in sorted(points, key=lambda point: point.images_per_s):
@@ -130,7 +131,7 @@ def accuracy_against_speed(axes: Any, points: Sequence[Point]) -> Any:
     return axes
 
 
-def roofline(axes: Any, ops: Sequence[Row], ceilings: Sequence[Row]) -> Any:
+def roofline(axes: Any, ops: Sequence[Record], ceilings: Sequence[Record]) -> Any:
     """A mark per measurement of an op under what memory and matrix products allow it.
 
     ops: rows of ops with flops > 0; ceilings: of the same run, "copy" and "matmul" in any number of dtypes.
@@ -150,12 +151,3 @@ def roofline(axes: Any, ops: Sequence[Row], ceilings: Sequence[Row]) -> Any:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
     return axes
-
-
-def _whole_ticks(axis: Any) -> None:
-    """Few numbers, written out: powers of ten below one another leave no room on a narrow axis."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axis.set_minor_formatter(NullFormatter())

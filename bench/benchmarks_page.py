@@ -7,34 +7,36 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import figures
-import parity
+import page_figures as figures
+import page_tables
+import parity_table
 import training_page
-from figures import Point
-from report import (
+from page_figures import Mark
+from rows import RESULTS, Record, read
+from selection import (
     COMPACT,
-    HEADINGS,
-    LATENCY_TITLES,
-    NO_EXITS,
     OURS,
     OWN_THRESHOLDS,
     RESIDENT,
     STATIC,
-    Row,
-    _by_setting,
-    _case,
-    _newest,
-    _setting_losses,
-    latency_cells,
+    Cases,
+    beside,
+    cases_of,
+    measured_networks,
+    newest,
     newest_latency,
-    newest_networks,
+    op_case,
+    speed,
 )
-from rows import RESULTS, read
+from targets import network_losses
 from training_page import proposed
+
+from eefast.measure.tables import markdown
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, FIGURES = DOCS / "benchmarks.md", DOCS / "benchmarks"
@@ -55,7 +57,6 @@ freed. By default PyTorch's large maps go back to the system after a layer and a
 """
 
 Draw = Callable[[Any], object]
-Cases = dict[tuple[Any, ...], dict[str, Row]]
 
 
 @dataclass(frozen=True)
@@ -94,26 +95,26 @@ def draw(files: Iterable[Path], folder: Path, demo: Path | None = None) -> list[
 
 
 def _sections(files: Iterable[Path], demo: Path | None) -> list[Section]:
-    machines = _machines(files)
-    return [*(s for rows in machines for s in _machine(rows)), *_accuracy(machines, demo)]
+    found = machines(files)
+    return [*(s for rows in found for s in _machine(rows)), *_accuracy(found, demo)]
 
 
 def _image(alt: str, name: str) -> list[str]:
     return [f"![{alt}]({FIGURES.name}/{name})", ""]
 
 
-def _machines(files: Iterable[Path]) -> list[list[Row]]:
+def machines(files: Iterable[Path]) -> list[list[Record]]:
     """Rows by device and CPU capability, since both decide how fast everything is."""
-    machines: dict[tuple[str, str], list[Row]] = {}
+    machines: dict[tuple[str, str], list[Record]] = {}
     for row in read(files, ""):
         around = row["environment"]
         machines.setdefault((around["device"], "" if around["cuda"] else around["capability"]), []).append(row)
     return list(machines.values())
 
 
-def _machine(rows: list[Row]) -> list[Section]:
+def _machine(rows: list[Record]) -> list[Section]:
     gpu = rows[-1]["environment"]["cuda"] is not None
-    cases, stem = _cases(_networks(rows)), _stem(rows)
+    cases, stem = cases_of(measured_networks(rows)), _stem(rows)
     sections = [
         *(_realised(cases, stem), _speed_ups(cases, stem), _tables(rows, gpu), _losses(cases, gpu)),
         *(_latency(rows, stem), _ops(rows, stem, gpu), _parity(rows)),
@@ -122,42 +123,10 @@ def _machine(rows: list[Row]) -> list[Section]:
     return [Section([f"## {_name(rows)}", ""]), *found] if found else []
 
 
-def _name(rows: list[Row]) -> str:
+def _name(rows: list[Record]) -> str:
     around = rows[-1]["environment"]
     words = (f"{around['device']}", f"{around['capability']}", f"{around['threads']} threads")
     return words[0] if around["cuda"] else ", ".join(words)
-
-
-def _networks(rows: list[Row]) -> list[Row]:
-    """The newest row of each way, network, batch size and setting."""
-    newest = newest_networks(rows)
-    measured = [r for r in newest if r["images_per_s"]]
-    # The first rows of a network were made before there were rivals beside PyTorch; they give way to later ones.
-    later = {r["network"] for r in measured if r.get("setting")}
-    return [r for r in measured if r.get("setting") or r["network"] not in later]
-
-
-def _cases(rows: list[Row]) -> Cases:
-    """(network, batch size, setting) → way → row; where rows only name a mix of exits, its mean cost is the setting."""
-    costed = [r for r in rows if not r.get("setting") and r["mean_cost"] not in (None, 1)]
-    # A mix in a few images costs a little more or less than in many.
-    costs = {_mix(r): r["mean_cost"] for r in sorted(costed, key=lambda r: r["batch_size"])}
-    named = [{**r, "setting": r.get("setting") or _setting(r, costs.get(_mix(r)))} for r in rows]
-    return _by_setting(named)
-
-
-def _mix(row: Row) -> tuple[str, str]:
-    return row["network"], str(row["mix"])
-
-
-def _setting(row: Row, cost: float | None) -> str:
-    return NO_EXITS if row["mix"][-1] == 1 else "some exits" if cost is None else f"cost {cost:.2f}"
-
-
-def _beside(cases: Cases, network: str, batch_size: int, setting: str) -> dict[str, Row]:
-    """The ways of a case, and those without exits: some were measured once, where no image leaves."""
-    without = cases.get((network, batch_size, NO_EXITS), {})
-    return {name: row for name, row in without.items() if name.startswith(STATIC)} | cases[network, batch_size, setting]
 
 
 def _realised(cases: Cases, stem: str) -> Section | None:
@@ -179,22 +148,18 @@ def speed_ups(cases: Cases) -> dict[str, dict[tuple[int, str], float]]:
     The cheapest setting comes first.
     """
     found: dict[str, dict[tuple[int, str], float]] = {}
-    costs: dict[tuple[int, str], float] = {}
+    costs: dict[tuple[str, str], float] = {}
     for (network, batch_size, setting), ways in cases.items():
-        beside = _beside(cases, network, batch_size, setting)
-        static = [row for name, row in beside.items() if name.startswith(STATIC)]
+        same = beside(cases, network, batch_size, setting)
+        static = [row for name, row in same.items() if name.startswith(STATIC)]
         # In another dtype it would be another comparison.
         dtypes = {row["dtype"] for row in static}
         own = [row for name, row in ways.items() if name.startswith(OURS) and row["dtype"] in dtypes]
         if own and static:
-            best, rival = (max(rows, key=_speed) for rows in (own, static))
-            found.setdefault(network, {})[batch_size, setting] = _speed(best) / _speed(rival)
+            best, rival = (max(rows, key=speed) for rows in (own, static))
+            found.setdefault(network, {})[batch_size, setting] = speed(best) / speed(rival)
             costs[network, setting] = min(best["mean_cost"], costs.get((network, setting), 1.0))
     return {n: dict(sorted(cells.items(), key=lambda cell: costs[n, cell[0][1]])) for n, cells in found.items()}
-
-
-def _speed(row: Row) -> float:
-    return float(row["images_per_s"][1])
 
 
 def _speed_ups(cases: Cases, stem: str) -> Section | None:
@@ -227,64 +192,39 @@ def _speed_ups(cases: Cases, stem: str) -> Section | None:
     )
 
 
-def _tables(rows: list[Row], gpu: bool) -> Section | None:
+def _tables(rows: list[Record], gpu: bool) -> Section | None:
     commands = {f"{r['model']} on {r['training']}": "make training" for r in rows if "training" in r}
-    found, rows = [], _networks(rows)
-    for network in dict.fromkeys(r["network"] for r in rows):
+    measured, found = measured_networks(rows), []
+    for network, table in page_tables.network_tables(rows, partial(markdown, left=None)).items():
         command = commands.get(network, "make gpu" if gpu else "make bench")
-        cases = {key[1:]: ways for key, ways in _cases(rows).items() if key[0] == network}
-        own = dict(sorted(cases.items(), key=_place))
-        names = list(dict.fromkeys(name for ways in own.values() for name in ways))
-        found += [f"### {network}", "", "| way | " + " | ".join(f"batch {n}, {s}" for n, s in own) + " |"]
-        found += ["|---|" + "---|" * len(own)]
-        for name in sorted(
-            names, key=lambda name: (name.startswith(OURS), list(HEADINGS).index(name) if name in HEADINGS else 99)
-        ):
-            cells = [_cell(ways.get(name)) for ways in own.values()]
-            found.append(f"| {name} | " + " | ".join(cells) + " |")
-        made = sorted(
-            {(r["environment"]["commit"], r["environment"]["date"][:10]) for r in rows if r["network"] == network}
-        )
-        dtypes, torch = sorted({r["dtype"] for r in rows}), rows[-1]["environment"]["torch"]
+        made = {
+            (r["environment"]["commit"], r["environment"]["date"][:10]) for r in measured if r["network"] == network
+        }
+        dtypes, torch = sorted({r["dtype"] for r in measured}), measured[-1]["environment"]["torch"]
         found += [
-            "",
+            *(f"### {network}", "", *table, ""),
             f"Images/s, in brackets the realised ratio, of plain ways × the best of them; {', '.join(dtypes)}; "
-            f"torch {torch}; `{command}`; commits {', '.join(f'{c} ({d})' for c, d in made)}.",
+            f"torch {torch}; `{command}`; commits {', '.join(f'{c} ({d})' for c, d in sorted(made))}.",
             "",
         ]
     return Section(found) if found else None
-
-
-def _place(case: tuple[tuple[Any, ...], dict[str, Row]]) -> tuple[Any, ...]:
-    """Of a column: large batches first, in each the dearer setting."""
-    (batch_size, setting), ways = case
-    return -batch_size, setting != NO_EXITS, -min(row["mean_cost"] for row in ways.values())
-
-
-def _cell(row: Row | None) -> str:
-    if row is None:
-        return ""
-    # Of a way whose batches leave together the cost says nothing about theory.
-    stated = row["realised_ratio"] is not None and not row["provider"].startswith("earlyon")
-    ratio = f" ({row['realised_ratio']:.2f})" if stated else ""
-    return f"{row['images_per_s'][1]:,.0f}{ratio}"
 
 
 def _losses(cases: Cases, gpu: bool) -> Section | None:
     if not cases:
         return None
     found = [
-        line for own in ((COMPACT,) if gpu else (RESIDENT, COMPACT)) for line in _setting_losses(cases, own, len(cases))
+        line for own in ((COMPACT,) if gpu else (RESIDENT, COMPACT)) for line in network_losses(cases, own, len(cases))
     ]
     return Section(["Where eefast loses:", "", *(f"- {line.strip()}" for line in found), ""])
 
 
-def _latency(rows: list[Row], stem: str) -> Section | None:
-    newest = newest_latency(rows)
-    if not newest:
+def _latency(rows: list[Record], stem: str) -> Section | None:
+    last = newest_latency(rows)
+    if not last:
         return None
-    served: dict[str, list[Row]] = {}
-    for row in newest:
+    served: dict[str, list[Record]] = {}
+    for row in last:
         if row["milliseconds"] and row["offered"]:
             served.setdefault(f"{row['model']}, {row['setting']}, up to {row['most']} together", []).append(row)
 
@@ -300,16 +240,14 @@ def _latency(rows: list[Row], stem: str) -> Section | None:
             axes.remove()
         figure.legend(labels.values(), labels, loc="outside lower center", ncols=4, fontsize=8)
 
-    name, around = f"{stem}-latency.png", newest[-1]["environment"]
-    notes = dict.fromkeys(f"- {r['model']}, {r['scenario']}, {r['provider']}: {r['note']}" for r in newest if r["note"])
+    name, around = f"{stem}-latency.png", last[-1]["environment"]
+    notes = dict.fromkeys(f"- {r['model']}, {r['scenario']}, {r['provider']}: {r['note']}" for r in last if r["note"])
     return Section(
         [
             *("### Latency", "", *(_image("Latency against load", name) if served else [])),
-            _line(LATENCY_TITLES),
-            "|---|---|---|" + "---:|" * (len(LATENCY_TITLES) - 3),
-            *(_line(latency_cells(row)) for row in newest if not row["note"]),
+            *page_tables.latency_table(rows, partial(markdown, left=3)),
             "",
-            *(f"- {line}" for line in _waits(newest)),
+            *(f"- {line}" for line in _waits(last)),
             *(*notes, ""),
             "From an image's arrival to its answer. Offline: all images are there. Server: single images arrive at "
             "random (Poisson); what has arrived when the last batch is answered is answered together. SingleStream: "
@@ -322,9 +260,9 @@ def _latency(rows: list[Row], stem: str) -> Section | None:
     )
 
 
-def _waits(rows: list[Row]) -> list[str]:
+def _waits(rows: list[Record]) -> list[str]:
     """Where an image waits longer for eefast than for another way: by the 99 % quantile, of the same arrivals."""
-    cases: dict[tuple[Any, ...], list[Row]] = {}
+    cases: dict[tuple[Any, ...], list[Record]] = {}
     for row in rows:
         if row["milliseconds"]:
             cases.setdefault((row["model"], row["setting"], row["scenario"], row["offered"]), []).append(row)
@@ -342,18 +280,13 @@ def _waits(rows: list[Row]) -> list[str]:
     return [f"eefast's p99 is longer than another way's in {len(lost)} of {count} cases{':' if lost else ''}", *lost]
 
 
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _ops(rows: list[Row], stem: str, gpu: bool) -> Section | None:
+def _ops(rows: list[Record], stem: str, gpu: bool) -> Section | None:
     """The exit ops against eager PyTorch, as far as they were measured on this machine."""
-    key = ("op", "samples", "channels", "height", "width", "classes", "dtype", "layout", "criterion", "exit_rate")
-    ops = _newest((r for r in rows if "op" in r and r["provider"] == OURS and r["typical"]), (*key, "timing"))
-    if not ops:
+    table = page_tables.op_table(rows, partial(markdown, left=None))
+    if not table:
         return Section(["The exit ops were not measured here.", ""]) if any("network" in row for row in rows) else None
     found = ["### Exit ops", ""]
-    marks, ceilings, idle = _roofline(rows)
+    marks, ceilings, idle = roofline(rows)
     name = f"{stem}-roofline.png"
     if marks:
         around = marks[-1]["environment"]
@@ -371,52 +304,40 @@ def _ops(rows: list[Row], stem: str, gpu: bool) -> Section | None:
         figure.set_size_inches(7, 4.5)
         figures.roofline(figure.subplots(), marks, ceilings)
 
-    found += ["| op | maps | dtype | leave | µs | × eager | share of the bound |", "|---|---|---|---|---|---|---|"]
-    for r in ops:
-        shape = f"{r['samples']} × {r['channels']}×{r['height']}×{r['width']}, K = {r['classes']}"
-        numbers = [
-            f"{r['typical']:,.1f}",
-            *(_or_blank(r[name], form) for name, form in (("speedup", "{:.1f}"), ("bound_share", "{:.0%}"))),
-        ]
-        how = f"{r['op']}{' in a graph' if r['timing'] == 'graph' else ''}"
-        found.append(f"| {how} | {shape} | {r['dtype']} | {r['exit_rate']:.0%} | " + " | ".join(numbers) + " |")
+    found += table
     above = "A share above 100 %: the maps came from a cache, or PyTorch's matrix product, the bound, was slower."
     note = "" if gpu else above
     return Section([*found, "", *([note, ""] if note else [])], {name: draws} if marks else {})
 
 
-def _roofline(rows: list[Row]) -> tuple[list[Row], list[Row], list[str]]:
+def roofline(rows: list[Record]) -> tuple[list[Record], list[Record], list[str]]:
     """Ops of the last run and its ceilings, and the names of the ops that compute nothing."""
-    runs: dict[str, list[Row]] = {}
+    runs: dict[str, list[Record]] = {}
     for row in rows:
         if "ceiling" in row or ("op" in row and row["provider"] == OURS and row["typical"]):
             runs.setdefault(row["environment"]["date"], []).append(row)
     for run in reversed(runs.values()):
         ceilings = [row for row in run if "ceiling" in row]
         # A graph shows the kernel without the host that launches it.
-        ops = {_case(r): r for r in sorted((r for r in run if "op" in r), key=lambda r: r["timing"] == "graph")}
+        ops = {op_case(r): r for r in sorted((r for r in run if "op" in r), key=lambda r: r["timing"] == "graph")}
         marks = [row for row in ops.values() if row["flops"]]
         if marks and {"copy", "matmul"} <= {row["ceiling"] for row in ceilings}:
             return marks, ceilings, sorted({row["op"] for row in ops.values() if not row["flops"]})
     return [], [], []
 
 
-def _parity(rows: list[Row]) -> Section | None:
-    text = parity.table(rows)
+def _parity(rows: list[Record]) -> Section | None:
+    text = parity_table.table(rows)
     return Section(["### Parity", "", text, ""]) if text else None
 
 
-def _or_blank(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
-
-
-def _stem(rows: list[Row]) -> str:
+def _stem(rows: list[Record]) -> str:
     around = rows[-1]["environment"]
     words = around["device"] if around["cuda"] else f"{around['device']} {around['capability']}"
     return "".join(c if c.isalnum() else "-" for c in words.lower())
 
 
-def _accuracy(machines: list[list[Row]], demo: Path | None) -> list[Section]:
+def _accuracy(machines: list[list[Record]], demo: Path | None) -> list[Section]:
     """Networks whose accuracy was measured, too: the demonstration's, and those that were trained here."""
     found = [*([_of_demo(demo)] if demo else []), *(s for rows in machines for s in _of_trained(rows))]
     return [Section(["## Accuracy against images/s", ""]), *found] if found else []
@@ -427,7 +348,7 @@ def _of_demo(demo: Path) -> Section:
     # The one-by-one loop answers too few images for an accuracy to be compared.
     most = max(r["images"] for r in found["rows"])
     rows = [r for r in found["rows"] if r["images"] == most]
-    points = [Point(r["name"], r["criterion"] is None, r["accuracy"], r["images_per_s"], r["mean_cost"]) for r in rows]
+    points = [Mark(r["name"], r["criterion"] is None, r["accuracy"], r["images_per_s"], r["mean_cost"]) for r in rows]
     around = found["environment"]
     title = f"{found['network']}, MNIST, {around['processor']}, {around['capability']}, {around['threads']} threads"
     batch = f"batch {', '.join(map(str, dict.fromkeys(r['batch_size'] for r in rows)))}"
@@ -435,24 +356,24 @@ def _of_demo(demo: Path) -> Section:
     return _trade_off(title, points, origin, "accuracy-demo.png")
 
 
-def _of_trained(rows: list[Row]) -> Iterable[Section]:
+def _of_trained(rows: list[Record]) -> Iterable[Section]:
     """The trained networks' own thresholds and their plain twins, in the largest batch that was timed."""
-    trained: dict[str, list[Row]] = {}
-    for row in _newest((r for r in rows if "training" in r), ("training", "model", "criterion")):
+    trained: dict[str, list[Record]] = {}
+    for row in newest((r for r in rows if "training" in r), ("training", "model", "criterion")):
         trained.setdefault(f"{row['model']} on {row['training']}", []).append(row)
-    cases = _cases(_networks(rows))
+    cases = cases_of(measured_networks(rows))
     for network, group in trained.items():
         best = proposed(group)
         sizes = [n for name, n, setting in cases if name == network and setting == OWN_THRESHOLDS]
         if not sizes or best["at_cost"] is None:
             continue
-        beside = _beside(cases, network, max(sizes), OWN_THRESHOLDS)
-        # In fewer bits than the ways without exits take, images near a threshold leave elsewhere.
-        dtypes = {row["dtype"] for name, row in beside.items() if name.startswith(STATIC)}
+        same = beside(cases, network, max(sizes), OWN_THRESHOLDS)
+        # In fewer bits than the ways without exits take, images near a threshold exit elsewhere.
+        dtypes = {row["dtype"] for name, row in same.items() if name.startswith(STATIC)}
         accuracy = {True: best["twin_accuracy"], False: best["at_cost"]["accuracy"]}
         points = [
-            Point(name, static := name.startswith(STATIC), accuracy[static], _speed(row), row["mean_cost"])
-            for name, row in beside.items()
+            Mark(name, static := name.startswith(STATIC), accuracy[static], speed(row), row["mean_cost"])
+            for name, row in same.items()
             if row["dtype"] in dtypes
         ]
         origin = (
@@ -464,16 +385,18 @@ def _of_trained(rows: list[Row]) -> Iterable[Section]:
         yield _trade_off(f"{network}, {_name(rows)}", points, origin, f"{_stem(rows)}-accuracy-{slug}.png")
 
 
-def _trade_off(title: str, points: Sequence[Point], origin: str, name: str) -> Section:
+def _trade_off(title: str, points: Sequence[Mark], origin: str, name: str) -> Section:
     def draws(figure: Any) -> None:
         figure.set_size_inches(9, 4)
-        figures.accuracy_against_speed(figure.subplots(), points).set_title(title, fontsize=10)
+        figures.accuracy_of_ways(figure.subplots(), points).set_title(title, fontsize=10)
 
     return Section(
         [
             *(f"### {title}", "", *_image("Accuracy against images/s", name)),
-            *("| way | accuracy | images/s | mean cost |", "|---|---:|---:|---:|"),
-            *(_line((p.name, f"{p.accuracy:.2%}", f"{p.images_per_s:,.0f}", f"{p.mean_cost:.3f}")) for p in points),
+            *markdown(
+                ("way", "accuracy", "images/s", "mean cost"),
+                [(p.name, f"{p.accuracy:.2%}", f"{p.images_per_s:,.0f}", f"{p.mean_cost:.3f}") for p in points],
+            ),
             *("", f"{origin} Gray: without exits, blue: eefast, orange: other ways with exits.", ""),
         ],
         {name: draws},

@@ -12,9 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-import page  # noqa: E402
+import benchmarks_page as page  # noqa: E402
 import rows  # noqa: E402
 import training_page  # noqa: E402
+from selection import cases_of, measured_networks  # noqa: E402
 
 FILES = sorted((ROOT / "bench" / "results").glob("*.jsonl"))
 
@@ -36,7 +37,7 @@ def test_the_committed_page_of_trained_networks_is_what_the_committed_rows_give(
     assert shown == {figure.name for figure in path.parent.glob("training-*.png")}
 
 
-def test_every_speed_stands_in_a_row() -> None:
+def test_every_speed_is_one_of_a_row() -> None:
     rows = [json.loads(line) for file in FILES for line in file.read_text().splitlines()]
     speeds = {f"{r['images_per_s'][1]:,.0f}" for r in rows if "network" in r and r["images_per_s"]}
     cells = re.findall(r"\| ([\d,]{3,}) \(\d+\.\d\d\)", page.page(FILES))
@@ -48,9 +49,9 @@ def line_of(tmp_path: Path, **changed: object) -> Path:
     rows = [json.loads(line) for line in FILES[0].read_text().splitlines()]
     row = next(r for r in reversed(rows) if r.get("setting") == "no exits" and r["provider"] == "eefast resident")
     slow = {**row, "images_per_s": [1, 2, 3], "realised_ratio": 0.01, **changed}
-    rival = {**row, "provider": "plain, ONNX Runtime", "images_per_s": [100, 200, 300], "realised_ratio": 1.0}
+    other = {**row, "provider": "plain, ONNX Runtime", "images_per_s": [100, 200, 300], "realised_ratio": 1.0}
     file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(r) + "\n" for r in (row, slow, rival)))
+    file.write_text("".join(json.dumps(r) + "\n" for r in (row, slow, other)))
     return file
 
 
@@ -86,7 +87,7 @@ def network(provider: str, batch_size: int, setting: str, speed: float, dtype: s
     return rows.NetworkRow("net", provider, batch_size, dtype, (0.5, 0.5), True, setting=setting, **more)
 
 
-def test_a_network_trained_anew_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+def test_a_retrained_network_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     made = [network("plain, ONNX Runtime", 4, "no exits", 10), network("eefast resident", 4, "own thresholds", 20)]
     written(tmp_path / "r.jsonl", made, commit="1234567")
     other = [replace(row, mix=(0.25, 0.75), images_per_s=(30, 33, 36)) for row in made]
@@ -106,10 +107,10 @@ def test_speed_ups_are_over_the_fastest_way_without_exits_of_the_same_dtype(tmp_
         network("eefast resident, bfloat16", 31, "cost 0.25", 9000, "bfloat16"),
     ]
     file = written(tmp_path / "rows.jsonl", made)
-    (machine,) = page._machines([file])
-    found = page.speed_ups(page._cases(page._networks(machine)))
+    (machine,) = page.machines([file])
+    found = page.speed_ups(cases_of(measured_networks(machine)))
     assert found == {"net": {(31, "cost 0.25"): 4.5, (1, "cost 0.25"): 0.3, (31, "no exits"): 0.75}}
-    # The cheapest setting stands first.
+    # The cheapest setting comes first.
     assert next(iter(found["net"]))[1] == "cost 0.25"
     text = page.page([file])
     assert "eefast is slower in 2 of 3 cells; the lowest is 0.30 at net, batch 1, cost 0.25." in text
@@ -156,11 +157,11 @@ def test_the_roofline_is_of_one_run(tmp_path: Path) -> None:
     file = written(tmp_path / "rows.jsonl", [*ceilings(10.0), op("exit_head", 500, 9.0)])
     made = [*ceilings(20.0), op("exit_head", 500, 2.0), op("exit_head", 500, 1.0, "graph"), op("compact", 0, 1.0)]
     written(file, [*made, op("exit_head", 500, 4.0, samples=1)], date="2026-01-03T00:00:00+00:00", commit="def")
-    # A run without ops, as of the resident kernels, is none of theirs.
+    # A run without ops is none of theirs.
     peak = rows.CeilingRow("multiply-adds of one core", "float32", 50.0)
     written(file, [peak], date="2026-01-04T00:00:00+00:00")
-    (machine,) = page._machines([file])
-    marks, roofs, idle = page._roofline(machine)
+    (machine,) = page.machines([file])
+    marks, roofs, idle = page.roofline(machine)
     assert sorted((row["samples"], row["typical"]) for row in marks) == [(1, 4.0), (31, 1.0)]
     assert [row["value"] for row in roofs] == [20.0, 0.2]
     assert idle == ["compact"]
@@ -168,7 +169,7 @@ def test_the_roofline_is_of_one_run(tmp_path: Path) -> None:
     assert "Left out, since it computes nothing: compact. Commit def (2026-01-03)." in text
 
 
-def test_accuracy_stands_beside_speed(tmp_path: Path) -> None:
+def test_accuracy_is_shown_beside_speed(tmp_path: Path) -> None:
     text = page.page([], page.DEMO)
     demo = json.loads(page.DEMO.read_text())
     for row in demo["rows"]:
@@ -177,7 +178,7 @@ def test_accuracy_stands_beside_speed(tmp_path: Path) -> None:
     assert "Accuracy" not in page.page([])
 
 
-def test_trained_networks_stand_there_too(tmp_path: Path) -> None:
+def test_trained_networks_are_shown_too(tmp_path: Path) -> None:
     def trained(criterion: str, held_out: float, accuracy: float) -> rows.TrainingRow:
         point = rows.TrainedPoint((0.5,), held_out, 0.3, accuracy, 0.3, 0.3, (1, 1))
         return rows.TrainingRow(
@@ -185,7 +186,7 @@ def test_trained_networks_stand_there_too(tmp_path: Path) -> None:
             *(None, point, "", ()),
         )
 
-    # Test images decide nothing, so the criterion that was better on held-out ones stands there.
+    # Test images decide nothing, so the criterion that was better on held-out ones is shown.
     made: list[Any] = [trained("entropy", 0.90, 0.94), trained("learned", 0.95, 0.93)]
     file = written(tmp_path / "rows.jsonl", made)
     assert "Accuracy" not in page.page([file])
@@ -199,7 +200,7 @@ def test_trained_networks_stand_there_too(tmp_path: Path) -> None:
     text = page.page([file])
     assert "| plain, eager | 97.00% | 3,100 | 1.000 |" in text
     assert "| eefast resident | 93.00% | 12,400 | 0.500 |" in text
-    # Nobody measured how accurate that is.
+    # How accurate that is was not measured.
     assert "bfloat16 | 93" not in text
 
 

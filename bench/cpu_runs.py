@@ -1,4 +1,4 @@
-"""Whole networks on the CPU: every peer in a process of its own, answers checked, then rounds A B C … C B A."""
+"""Whole networks on the CPU → rows: families of peers in separate processes, answers checked, then timed in turns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -15,47 +15,47 @@ from typing import Any
 
 import torch
 from energy import meter
+from network_rows import Measured, network_rows
 from peers import ALL_PEERS, PEERS, Peer, torch_compile_early
-from prepared import (
+from progress import track
+from rows import NetworkRow, Record, append, first_line
+from runtime_process import PeerError, RuntimeProcess, Setting, save
+from selection import NO_EXITS, OURS, OWN_THRESHOLDS
+from subjects import (
     LARGE,
     MIDDLE,
     ON_MNIST,
     Checked,
     Network,
     Prepared,
+    Subject,
     check,
     mix_of_cost,
     network_on_noise,
     thresholds,
 )
-from progress import track
-from rows import NetworkRow, append, first_line, summary
 from torch import Tensor
-from worker import PeerError, Setting, Worker, save
 
 from eefast import criteria
 from eefast.cost import macs
-from eefast.measure.comparison import FLIP_MARGIN
+from eefast.measure.timing import PAUSE_SECONDS, in_turns
 from eefast.model import EarlyExitNet
 from eefast.result import ExitOutput
 from eefast.thresholds.outputs import collect, exits_taken
 
 ROUNDS = 7
-# Every way answers the same images in a turn, again and again until the turn is long enough to be timed.
+# Every peer answers the same images in a turn, again and again until the turn is long enough to be timed.
 TURN_IMAGES, TURN_SECONDS = 32, 0.08
-# ONNX Runtime's and OpenMP's threads have stopped spinning by then.
-PAUSE_SECONDS = 0.06
 LEAST_IMAGES = 512
-OURS = "eefast"
 
 
 @dataclass(frozen=True)
-class Work:
-    """One network at one batch size, at several mean costs; 1: no image leaves early, None: by its own thresholds.
+class CpuWork:
+    """One network at one batch size, at several mean costs; 1: no image exits early, None: by its own thresholds.
 
     seconds: a guess with all peers on two cores; with less of the budget left the work is skipped.
-    thorough: with the early-exit peers where no image leaves, too.
-    deep: without torch.compile's early exits, each of which takes it minutes there.
+    thorough: with the early-exit peers where no image exits early, too.
+    deep: without torch.compile's early exits, each of which takes minutes there.
     """
 
     network: Network
@@ -79,25 +79,25 @@ KEY_COSTS, OTHER_COSTS, OWN = (1.0, 0.25), (0.5, 0.3, 0.2), (1.0, None)
 
 # What matters most comes first, since the budget of seconds may end before the list does.
 KEY_WORK = (
-    *(Work(EENET20, n, KEY_COSTS, seconds) for n, seconds in ((256, 190), (16, 100), (1, 70))),
-    Work(ON_MNIST, 256, OWN, 220),
-    *(Work(EENET110, n, KEY_COSTS, seconds, deep=True) for n, seconds in ((256, 240), (16, 110), (1, 80))),
+    *(CpuWork(EENET20, n, KEY_COSTS, seconds) for n, seconds in ((256, 190), (16, 100), (1, 70))),
+    CpuWork(ON_MNIST, 256, OWN, 220),
+    *(CpuWork(EENET110, n, KEY_COSTS, seconds, deep=True) for n, seconds in ((256, 240), (16, 110), (1, 80))),
 )
 ALL_WORK = (
     *KEY_WORK,
-    *(Work(ON_MNIST, n, OWN, 100) for n in (16, 1)),
-    Work(MIDDLE, 16, KEY_COSTS, 250),
-    Work(LARGE, 16, (1.0, 0.5), 700),
-    Work(EENET110, 256, KEY_COSTS, 600),
-    *(Work(EENET20, n, OTHER_COSTS, seconds, True) for n, seconds in ((256, 350), (16, 200), (1, 150))),
-    *(Work(EENET32, n, KEY_COSTS, seconds) for n, seconds in ((256, 260), (16, 150), (1, 100))),
-    *(Work(EENET56, n, KEY_COSTS, seconds) for n, seconds in ((256, 400), (16, 250), (1, 150))),
-    *(Work(EENET110, n, OTHER_COSTS, seconds, True) for n, seconds in ((256, 1000), (16, 600), (1, 400))),
-    *(Work(network, 1024, (*KEY_COSTS, *OTHER_COSTS), 800) for network in (EENET20, EENET32, EENET56)),
-    *(Work(EENET110, 1024, (*KEY_COSTS, *OTHER_COSTS), 2000), Work(ON_MNIST, 1024, OWN, 300)),
+    *(CpuWork(ON_MNIST, n, OWN, 100) for n in (16, 1)),
+    CpuWork(MIDDLE, 16, KEY_COSTS, 250),
+    CpuWork(LARGE, 16, (1.0, 0.5), 700),
+    CpuWork(EENET110, 256, KEY_COSTS, 600),
+    *(CpuWork(EENET20, n, OTHER_COSTS, seconds, True) for n, seconds in ((256, 350), (16, 200), (1, 150))),
+    *(CpuWork(EENET32, n, KEY_COSTS, seconds) for n, seconds in ((256, 260), (16, 150), (1, 100))),
+    *(CpuWork(EENET56, n, KEY_COSTS, seconds) for n, seconds in ((256, 400), (16, 250), (1, 150))),
+    *(CpuWork(EENET110, n, OTHER_COSTS, seconds, True) for n, seconds in ((256, 1000), (16, 600), (1, 400))),
+    *(CpuWork(network, 1024, (*KEY_COSTS, *OTHER_COSTS), 800) for network in (EENET20, EENET32, EENET56)),
+    *(CpuWork(EENET110, 1024, (*KEY_COSTS, *OTHER_COSTS), 2000), CpuWork(ON_MNIST, 1024, OWN, 300)),
 )
 
-Workers = Mapping[str, Worker]
+Processes = Mapping[str, RuntimeProcess]
 
 
 @dataclass(frozen=True)
@@ -117,16 +117,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A network with images, and what its exits say about them; its thresholds are its own."""
-
-    net: EarlyExitNet
-    images: Tensor
-    outputs: list[ExitOutput]
-
-
-@dataclass(frozen=True)
-class Case:
+class CpuCase:
     """A network at one batch size and one mean cost.
 
     name: "no exits", "cost 0.25" or "own thresholds". mix: share of the images per exit.
@@ -140,30 +131,30 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Way:
+class CheckedPeer:
     """A peer in a case, its answers found to be right."""
 
     peer: Peer
-    case: Case
+    case: CpuCase
     checked: Checked
     setup_seconds: float
     details: str
     peak_memory: int | None
 
 
-def run(works: Sequence[Work], around: Mapping[str, Any], seconds: float, peers: Sequence[Peer] = ALL_PEERS) -> None:
-    """Measure what fits into so many seconds, network by network; rows go to the file of this machine.
+def run(works: Sequence[CpuWork], around: Record, seconds: float, peers: Sequence[Peer] = ALL_PEERS) -> None:
+    """Measure what fits into `seconds`, network by network; rows go to the file of this machine.
 
-    What a work takes is its guess × how much longer than guessed those before it took.
+    A work takes about its guess × how much longer than guessed those before it took.
     """
     begin, guessed, taken = time.perf_counter(), 0.0, 0.0
     budget = Budget(seconds, begin + seconds)
     opened: Network | None = None
-    with started(peers) as workers, ExitStack() as folders:
+    with started(peers) as processes, ExitStack() as folders:
         for work in track(works, "networks"):
             now = time.perf_counter()
             if now + work.seconds * (taken / guessed if guessed else 1) > budget.deadline:
-                append([skipped(work, budget.note)], dict(around))
+                append([skipped(work, budget.note)], around)
                 continue
             try:
                 if work.network != opened:
@@ -171,32 +162,32 @@ def run(works: Sequence[Work], around: Mapping[str, Any], seconds: float, peers:
                     most = max(w.batch_size for w in works if w.network == work.network)
                     subject = make_subject(work.network, max(most, LEAST_IMAGES))
                     folders.close()
-                    open_everywhere(workers, folders.enter_context(saved(subject)))
+                    open_everywhere(processes, folders.enter_context(saved(subject)))
                     opened = work.network
-                rows = measure(work, subject, workers, peers, budget)
+                rows = measure(work, subject, processes, peers, budget)
             except Exception as error:  # one network that cannot be made is no reason to lose the others
                 rows = [skipped(work, first_line(error))]
-            append(rows, dict(around))
+            append(rows, around)
             guessed, taken = guessed + work.seconds, taken + time.perf_counter() - now
 
 
 @contextmanager
-def started(peers: Sequence[Peer]) -> Iterator[Workers]:
+def started(peers: Sequence[Peer]) -> Iterator[Processes]:
     """One process per family, all starting at the same time."""
     families = groupby(sorted(peers, key=lambda peer: peer.family), key=lambda peer: peer.family)
-    workers = {family: Worker(tuple(own), torch.get_num_threads()) for family, own in families}
+    processes = {family: RuntimeProcess(tuple(members), torch.get_num_threads()) for family, members in families}
     try:
-        yield workers
+        yield processes
     finally:
-        for worker in workers.values():
-            worker.close()
+        for process in processes.values():
+            process.close()
 
 
 def make_subject(network: Network, count: int) -> Subject:
     if network.real is not None:
-        return Subject(*network.real(count))
+        return network.real(count)
     count = count if network is not LARGE else 64
-    return Subject(*network_on_noise(network, count, min(count, LEAST_IMAGES), "cpu", torch.float32))
+    return network_on_noise(network, count, min(count, LEAST_IMAGES), "cpu", torch.float32)
 
 
 @contextmanager
@@ -206,39 +197,39 @@ def saved(subject: Subject) -> Iterator[Path]:
         yield Path(folder)
 
 
-def open_everywhere(workers: Workers, folder: Path) -> None:
-    for worker in workers.values():
+def open_everywhere(processes: Processes, folder: Path) -> None:
+    for process in processes.values():
         try:
-            worker.open(folder)
+            process.open(folder)
         except PeerError:
             continue  # its peers say so when they are asked to answer
 
 
-def make_case(subject: Subject, batch_size: int, cost: float | None, whole_batch: str | None = None) -> Case:
+def make_case(subject: Subject, batch_size: int, cost: float | None, whole_batch: str | None = None) -> CpuCase:
     """Thresholds for a mean cost over all images; only those that the rounds come to are measured and checked.
 
-    whole_batch: as `Peer.whole_batch`; so many images are sure at each exit as would leave there by themselves.
+    whole_batch: as `Peer.whole_batch`; at each exit as many images are sure as would exit there by themselves.
     """
     net, outputs, criterion = subject.net, subject.outputs, subject.net.criterion.name
     if cost is None:
         taken = exits_taken(outputs, net.criterion, net.thresholds)
         shares = (taken.bincount(minlength=net.num_exits + 1) / len(taken)).tolist()
-        name, mix = "own thresholds", tuple(round(share, 4) for share in shares)
+        name, mix = OWN_THRESHOLDS, tuple(round(share, 4) for share in shares)
     else:
         mix = tuple(round(share, 4) for share in mix_of_cost(net.cost.tolist(), cost))
-        name = "no exits" if cost >= 1 else f"cost {cost:g}"
+        name = NO_EXITS if cost >= 1 else f"cost {cost:g}"
     if whole_batch is not None:
-        # Whatever is compared with the thresholds takes the place of the learned confidence.
+        # What is compared with the thresholds takes the place of the learned confidence.
         criterion, outputs = "learned", [_with_confidence(out, _confidence(out, whole_batch)) for out in outputs]
-    own = cost is None and whole_batch is None
-    found = net.thresholds.tolist() if own else thresholds(outputs, mix, criterion)
+    unchanged = cost is None and whole_batch is None
+    found = net.thresholds.tolist() if unchanged else thresholds(outputs, mix, criterion)
     batches = subject.images.split(batch_size)[: ROUNDS * turn_batches(batch_size)]
     seen = sum(map(len, batches))
     outputs = [ExitOutput(*(part[:seen] for part in out)) for out in outputs]
     if whole_batch is not None:
         outputs = [_with_confidence(out, _least(out.confidence, batch_size)) for out in outputs]
     prepared = Prepared(net.with_criterion(criterion, found).eval(), batches, outputs)
-    return Case(name, cost, mix, prepared, Setting(tuple(found), batch_size, len(batches)))
+    return CpuCase(name, cost, mix, prepared, Setting(tuple(found), batch_size, len(batches)))
 
 
 def _confidence(out: ExitOutput, criterion: str) -> Tensor:
@@ -259,51 +250,45 @@ def turn_batches(batch_size: int) -> int:
 
 
 def measure(
-    work: Work, subject: Subject, workers: Workers, peers: Sequence[Peer] = PEERS, budget: Budget = Budget()
+    work: CpuWork, subject: Subject, processes: Processes, peers: Sequence[Peer] = PEERS, budget: Budget = Budget()
 ) -> list[NetworkRow]:
-    rows, ways = [], []
-    for peer, case, way, note in answers(list(_pairs(work, subject, peers)), workers, budget):
-        if way is None:
+    rows, right = [], []
+    for peer, case, checked, note in answers(list(pairs_of(work, subject, peers)), processes, budget):
+        if checked is None:
             rows.append(NetworkRow(**_shape(work, peer, case), checked=False, note=note))
         else:
-            ways.append(way)
-    spans, notes, joules = timed(ways, workers, budget)
+            right.append(checked)
+    timings = timed(right, processes, budget)
     rows += [
-        NetworkRow(**_shape(work, way.peer, way.case), checked=True, note=note)
-        for way, note in zip(ways, notes, strict=True)
-        if note
+        NetworkRow(**_shape(work, one.peer, one.case), checked=True, note=timing.note)
+        for one, timing in zip(right, timings, strict=True)
+        if timing.note
     ]
-    medians = {i: statistics.median(s for s, _ in own) for i, own in enumerate(spans) if not notes[i]}
-    best = min((i for i in medians if _rivals(ways[i].peer)), key=medians.__getitem__, default=None)
-    for i in medians:
-        way = ways[i]
-        rows.append(
-            NetworkRow(
-                **_shape(work, way.peer, way.case),
-                checked=True,
-                **summary(work.batch_size, spans[i], None if best is None else spans[best]),
-                best_static=None if best is None else ways[best].peer.name,
-                exits=way.checked.exits,
-                flips=way.checked.flips,
-                flip_margin=FLIP_MARGIN[way.peer.dtype],
-                setup_seconds=way.setup_seconds,
-                details=way.details,
-                peak_memory=way.peak_memory,
-                joules_per_image=statistics.median(joules[i]) / work.batch_size if joules[i] else None,
-            )
+    finished = [(one, timing) for one, timing in zip(right, timings, strict=True) if not timing.note]
+    measured = [
+        Measured(
+            _shape(work, one.peer, one.case), one.checked, timing.spans, one.peer.dtype, _is_yardstick(one.peer),
+            {
+                "setup_seconds": one.setup_seconds,
+                "details": one.details,
+                "peak_memory": one.peak_memory,
+                "joules_per_image": statistics.median(timing.joules) / work.batch_size if timing.joules else None,
+            },
         )
-    return rows
+        for one, timing in finished
+    ]  # fmt: skip
+    return rows + network_rows(measured)
 
 
-def _rivals(peer: Peer) -> bool:
-    """Whether eefast's ratios are against it: in float32, and with the same network."""
+def _is_yardstick(peer: Peer) -> bool:
+    """Whether ratios may be against it: without exits, in float32, and with the same network."""
     return peer.static and peer.dtype == torch.float32 and peer.stand_in is None
 
 
-def _pairs(work: Work, subject: Subject, peers: Sequence[Peer]) -> Iterator[tuple[Peer, Case]]:
-    """Who is measured in which case; static peers once, where no image leaves."""
+def pairs_of(work: CpuWork, subject: Subject, peers: Sequence[Peer]) -> Iterator[tuple[Peer, CpuCase]]:
+    """Which peer is measured in which case; static peers once, where no image exits early."""
 
-    def cases(whole_batch: str | None) -> tuple[list[Case], Case]:
+    def cases(whole_batch: str | None) -> tuple[list[CpuCase], CpuCase]:
         made = [make_case(subject, work.batch_size, cost, whole_batch) for cost in work.costs]
         without = next((case for case in made if case.cost == 1), None)
         return made, without or make_case(subject, work.batch_size, 1, whole_batch)
@@ -314,32 +299,32 @@ def _pairs(work: Work, subject: Subject, peers: Sequence[Peer]) -> Iterator[tupl
             continue
         own, without = usual if peer.whole_batch is None else cases(peer.whole_batch)
         for case in (without,) if peer.static else own:
-            # Where no image leaves, a peer's static form is the faster one.
+            # Where no image exits early, a peer's static form is the faster one.
             if peer.static or case is not without or work.thorough or peer.name.startswith(OURS):
                 yield peer, case
 
 
 def answers(
-    pairs: Sequence[tuple[Peer, Case]], workers: Workers, budget: Budget
-) -> list[tuple[Peer, Case, Way | None, str]]:
-    """What all peers answer, each from a process that still runs: who lost it to another peer is asked again."""
-    found: dict[int, tuple[Way | None, str]] = {}
+    pairs: Sequence[tuple[Peer, CpuCase]], processes: Processes, budget: Budget
+) -> list[tuple[Peer, CpuCase, CheckedPeer | None, str]]:
+    """What all peers answer, each from a process that still runs: a peer that lost it to another is asked again."""
+    found: dict[int, tuple[CheckedPeer | None, str]] = {}
     ends: dict[int, int] = {}
     waiting = list(range(len(pairs)))
     while waiting:
         for i in waiting:
             peer, case = pairs[i]
             try:
-                found[i] = (None, budget.note) if budget.spent else answered(peer, case, workers[peer.family])
+                found[i] = (None, budget.note) if budget.spent else answered(peer, case, processes[peer.family])
             except Exception as error:  # whatever a peer makes of its answer, the others are asked, too
                 found[i] = None, str(error) if isinstance(error, PeerError) else first_line(error)
-            ends[i] = workers[peer.family].ends
-        waiting = [i for i, (way, _) in found.items() if way and ends[i] < workers[pairs[i][0].family].ends]
+            ends[i] = processes[peer.family].ends
+        waiting = [i for i, (way, _) in found.items() if way and ends[i] < processes[pairs[i][0].family].ends]
     return [(*pairs[i], *found[i]) for i in range(len(pairs))]
 
 
-def answered(peer: Peer, case: Case, worker: Worker) -> tuple[Way | None, str]:
-    answer = worker.answer(peer, case.setting)
+def answered(peer: Peer, case: CpuCase, process: RuntimeProcess) -> tuple[CheckedPeer | None, str]:
+    answer = process.answer(peer, case.setting)
     prepared = case.prepared if peer.stand_in is None else in_its_place(peer.stand_in, case.prepared)
     exits = answer.exits
     if exits is None:
@@ -349,7 +334,7 @@ def answered(peer: Peer, case: Case, worker: Worker) -> tuple[Way | None, str]:
         own, whole = (macs(net.plain(), net.input_shape)[0] for net in (prepared.net, case.prepared.net))
         checked = replace(checked, costs=(own / whole,) * len(checked.costs))
     found = answer.setup_seconds, answer.details, answer.peak_memory
-    return (None if checked is None else Way(peer, case, checked, *found)), note
+    return (None if checked is None else CheckedPeer(peer, case, checked, *found)), note
 
 
 def in_its_place(other: Callable[[EarlyExitNet], EarlyExitNet], prepared: Prepared) -> Prepared:
@@ -360,47 +345,52 @@ def in_its_place(other: Callable[[EarlyExitNet], EarlyExitNet], prepared: Prepar
     return Prepared(net, prepared.batches, outputs)
 
 
-def timed(
-    ways: Sequence[Way], workers: Workers, budget: Budget
-) -> tuple[list[list[tuple[float, float]]], list[str], list[list[float]]]:
-    """Per way and round seconds per batch and mean cost; per way why it could not be timed, or nothing; per way and
-    round joules per batch, where somebody counts them.
+@dataclass
+class Timing:
+    """spans: seconds per batch and mean cost, round by round; joules: per batch, where they are counted.
+
+    note: why it could not be timed, "" where it was.
     """
-    found: list[list[tuple[float, float]]] = [[] for _ in ways]
-    joules: list[list[float]] = [[] for _ in ways]
-    notes = ["" for _ in ways]
-    for r in range(ROUNDS):
-        order = range(len(ways)) if r % 2 == 0 else reversed(range(len(ways)))
-        for i in order:
-            if notes[i] or budget.spent:
-                notes[i] = notes[i] or budget.note
-                continue
-            way, setting = ways[i], ways[i].case.setting
-            count = turn_batches(setting.batch_size)
-            turn = [(r * count + j) % setting.batches for j in range(count)]
-            time.sleep(PAUSE_SECONDS)
-            ask, begin = (
-                partial(workers[way.peer.family].seconds, way.peer, setting, turn, TURN_SECONDS),
-                time.perf_counter(),
-            )
-            try:
-                seconds, taken = meter("cpu").measure(ask)
-            except PeerError as error:
-                notes[i] = str(error)
-                continue
-            found[i].append((seconds / count, statistics.mean(way.checked.costs[j] for j in turn)))
-            if taken is not None:
-                # Meanwhile it has done the same work again and again, to get going as well as to be timed.
-                joules[i].append(taken / (time.perf_counter() - begin) * seconds / count)
-    return found, notes, joules
+
+    spans: list[tuple[float, float]] = field(default_factory=list)
+    joules: list[float] = field(default_factory=list)
+    note: str = ""
 
 
-def skipped(work: Work, note: str) -> NetworkRow:
+def timed(right: Sequence[CheckedPeer], processes: Processes, budget: Budget) -> list[Timing]:
+    found = [Timing() for _ in right]
+
+    def turn(one: CheckedPeer, timing: Timing, number: int) -> None:
+        if timing.note or budget.spent:
+            timing.note = timing.note or budget.note
+            return
+        setting = one.case.setting
+        count = turn_batches(setting.batch_size)
+        batches = [(number * count + j) % setting.batches for j in range(count)]
+        time.sleep(PAUSE_SECONDS)
+        ask = partial(processes[one.peer.family].seconds, one.peer, setting, batches, TURN_SECONDS)
+        begin = time.perf_counter()
+        try:
+            seconds, taken = meter("cpu").measure(ask)
+        except PeerError as error:
+            timing.note = str(error)
+            return
+        timing.spans.append((seconds / count, statistics.mean(one.checked.costs[j] for j in batches)))
+        if taken is not None:
+            # Meanwhile it has done the same work again and again, to warm up as well as to be timed.
+            timing.joules.append(taken / (time.perf_counter() - begin) * seconds / count)
+
+    for number in range(ROUNDS):
+        in_turns([partial(turn, *pair, number) for pair in zip(right, found, strict=True)], number)
+    return found
+
+
+def skipped(work: CpuWork, note: str) -> NetworkRow:
     shape: dict[str, Any] = {"network": work.network.name, "batch_size": work.batch_size, "dtype": "float32", "mix": ()}
     return NetworkRow(**shape, provider="all ways", checked=False, note=note)
 
 
-def _shape(work: Work, peer: Peer, case: Case) -> dict[str, Any]:
+def _shape(work: CpuWork, peer: Peer, case: CpuCase) -> dict[str, Any]:
     return {
         "network": work.network.name,
         "provider": peer.name,

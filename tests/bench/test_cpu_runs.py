@@ -5,19 +5,19 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import cpu_runs
 import pytest
 
 # At the end, where none of its modules hides one of the tests'.
 import rows
 import throughput
-import throughput_cpu
 import torch
+from cpu_runs import ALL_WORK, KEY_WORK, Budget, CpuWork
 from networks import images, lived_in
-from peers import ALL_PEERS, eager, masked, torch_compile_early
-from prepared import Network
+from peers import ALL_PEERS, EAGER, MASKED, torch_compile_early
 from rows import NetworkRow
-from throughput_cpu import ALL_WORK, KEY_WORK, Budget, Work
-from worker import ANSWER_SECONDS
+from runtime_process import ANSWER_SECONDS
+from subjects import Network, Subject
 
 from eefast import zoo
 from eefast.thresholds.outputs import collect
@@ -47,9 +47,9 @@ def bench(monkeypatch, tmp_path):
         yield {}
 
     for name, value in {"make_subject": make_subject, "measure": measure, "started": started}.items():
-        monkeypatch.setattr(throughput_cpu, name, value)
-    monkeypatch.setattr(throughput_cpu, "saved", nullcontext)
-    monkeypatch.setattr(throughput_cpu.time, "perf_counter", lambda: found.now)
+        monkeypatch.setattr(cpu_runs, name, value)
+    monkeypatch.setattr(cpu_runs, "saved", nullcontext)
+    monkeypatch.setattr(cpu_runs.time, "perf_counter", lambda: found.now)
     monkeypatch.setattr(rows, "RESULTS", tmp_path)
     monkeypatch.delenv("OUT", raising=False)
     return found
@@ -60,36 +60,36 @@ def notes(bench):
 
 
 def test_what_does_not_fit_is_skipped_and_what_does_is_not(bench):
-    works = [Work(FIRST, n, (1.0,), seconds) for n, seconds in ((256, 40), (16, 70), (1, 50))]
-    throughput_cpu.run(works, AROUND, 100, ())
+    works = [CpuWork(FIRST, n, (1.0,), seconds) for n, seconds in ((256, 40), (16, 70), (1, 50))]
+    cpu_runs.run(works, AROUND, 100, ())
     skipped = "skipped: the budget of 100 s is spent"
     assert notes(bench) == [("first", 256, ""), ("first", 16, skipped), ("first", 1, "")]
-    assert bench.made == [(FIRST, throughput_cpu.LEAST_IMAGES)], "one network for all its batch sizes"
+    assert bench.made == [(FIRST, cpu_runs.LEAST_IMAGES)], "one network for all its batch sizes"
 
 
 @pytest.mark.parametrize(("takes", "measured"), [(1, 4), (1.5, 2), (4, 1), (0.5, 8)])
 def test_guesses_follow_what_was_measured(bench, takes, measured):
     bench.takes = takes
-    throughput_cpu.run([Work(FIRST, n, (1.0,), 30) for n in range(1, 9)], AROUND, 125, ())
+    cpu_runs.run([CpuWork(FIRST, n, (1.0,), 30) for n in range(1, 9)], AROUND, 125, ())
     assert [bool(note) for *_, note in notes(bench)] == [False] * measured + [True] * (8 - measured)
     assert bench.now <= 125
 
 
 def test_a_network_that_cannot_be_made_is_a_row(bench):
-    throughput_cpu.run([Work(n, 16, (1.0,), 1) for n in (FIRST, SECOND, FIRST)], AROUND, 100, ())
+    cpu_runs.run([CpuWork(n, 16, (1.0,), 1) for n in (FIRST, SECOND, FIRST)], AROUND, 100, ())
     assert [note for *_, note in notes(bench)] == ["", "ModuleNotFoundError: no images", ""]
 
 
 @pytest.fixture(scope="module")
 def subject():
     net, x = lived_in(zoo.eenet("eenet20", 2, input_shape=(1, 12, 12)), 5), images(16, (1, 12, 12))
-    return throughput_cpu.Subject(net, x, collect(net, [(x, torch.zeros(len(x)))])[0])
+    return Subject(net, x, collect(net, [(x, torch.zeros(len(x)))])[0])
 
 
 def test_nobody_is_asked_when_the_budget_is_spent(subject):
-    work = Work(FIRST, 8, (1.0, 0.3), 1)
+    work = CpuWork(FIRST, 8, (1.0, 0.3), 1)
     workers = {"torch": SimpleNamespace(ends=0)}  # to ask it would raise
-    found = throughput_cpu.measure(work, subject, workers, (eager.PEER, masked.PEER), Budget(5, 0))
+    found = cpu_runs.measure(work, subject, workers, (EAGER, MASKED), Budget(5, 0))
     assert {row.note for row in found} == {"skipped: the budget of 5 s is spent"}
     assert [(row.provider, row.setting) for row in found] == [
         ("plain, eager", "no exits"),
@@ -99,7 +99,7 @@ def test_nobody_is_asked_when_the_budget_is_spent(subject):
 
 def test_no_minutes_of_compilation_for_deep_networks(subject):
     names = [
-        {peer.name for peer, _ in throughput_cpu._pairs(Work(FIRST, 16, (0.3,), 1, deep=deep), subject, ALL_PEERS)}
+        {peer.name for peer, _ in cpu_runs.pairs_of(CpuWork(FIRST, 16, (0.3,), 1, deep=deep), subject, ALL_PEERS)}
         for deep in (False, True)
     ]
     compiled = {peer.name for peer in torch_compile_early.PEERS}
@@ -110,7 +110,7 @@ def test_no_minutes_of_compilation_for_deep_networks(subject):
 def test_a_speed_needs_all_rounds(subject, monkeypatch):
     """Where the budget ends between two rounds, there are too few of them for quantiles."""
     budget, turns = Budget(5), []
-    case = throughput_cpu.make_case(subject, 8, 1)
+    case = cpu_runs.make_case(subject, 8, 1)
     seen = {"exits": None, "setup_seconds": 1.0, "details": "", "peak_memory": None}
     answer = SimpleNamespace(logits=subject.outputs[-1].logits, **seen)
 
@@ -119,17 +119,17 @@ def test_a_speed_needs_all_rounds(subject, monkeypatch):
         object.__setattr__(budget, "deadline", 0)
         return 0.1
 
-    worker = SimpleNamespace(ends=0, answer=lambda *_: answer, seconds=seconds)
-    way, _ = throughput_cpu.answered(eager.PEER, case, worker)
-    _, (note,), _ = throughput_cpu.timed([way], {"torch": worker}, budget)
+    process = SimpleNamespace(ends=0, answer=lambda *_: answer, seconds=seconds)
+    one, _ = cpu_runs.answered(EAGER, case, process)
+    (timing,) = cpu_runs.timed([one], {"torch": process}, budget)
     assert len(turns) == 1
-    assert note == budget.note
+    assert timing.note == budget.note
 
 
 def test_an_answer_that_makes_no_sense_is_a_row(subject):
     answer = SimpleNamespace(logits=torch.zeros(3, 4), exits=None, setup_seconds=1.0, details="", peak_memory=None)
     workers = {"torch": SimpleNamespace(ends=0, answer=lambda *_: answer)}
-    (row,) = throughput_cpu.measure(Work(FIRST, 8, (1.0,), 1), subject, workers, (eager.PEER,))
+    (row,) = cpu_runs.measure(CpuWork(FIRST, 8, (1.0,), 1), subject, workers, (EAGER,))
     assert "Error: " in row.note
     assert not row.checked
 

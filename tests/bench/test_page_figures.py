@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 Figure = pytest.importorskip("matplotlib.figure").Figure
-import figures  # noqa: E402
+import page_figures as figures  # noqa: E402
 
 
 @pytest.fixture
@@ -68,9 +68,9 @@ def test_latencies_lie_over_what_arrives(axes: Any) -> None:
 
 
 def test_ways_without_exits_are_marked_otherwise(axes: Any) -> None:
-    points = [figures.Point("plain", True, 0.99, 100, 1.0), figures.Point("eefast", False, 0.98, 900, 0.2)]
-    points.append(figures.Point("masked", False, 0.98, 300, 0.2))
-    assert figures.accuracy_against_speed(axes, points) is axes
+    points = [figures.Mark("plain", True, 0.99, 100, 1.0), figures.Mark("eefast", False, 0.98, 900, 0.2)]
+    points.append(figures.Mark("masked", False, 0.98, 300, 0.2))
+    assert figures.accuracy_of_ways(axes, points) is axes
     found = [(line.get_label(), line.get_color(), *line.get_xydata()[0]) for line in axes.lines]
     assert found == [
         ("plain: 100", figures.GRAY, 100, pytest.approx(99)),

@@ -1,4 +1,4 @@
-"""A network ready to be measured: weights, images, thresholds for a stated mix of exits; the check of its answers."""
+"""Networks to be measured: weights, images, thresholds for a stated mix of exits; the check of their answers."""
 
 from __future__ import annotations
 
@@ -22,21 +22,29 @@ MNIST = "eenet32 on MNIST"
 
 
 @dataclass(frozen=True)
-class Network:
-    """A network and the share of the images that is to leave at each exit, the final one last.
+class Subject:
+    """A network with its thresholds, images as it takes them, and what all its exits say about them in float32."""
 
-    name: in `eefast.zoo`, or in timm where `exits` names the modules that exits are attached behind.
-    real: instead, count → a trained network with its own thresholds, images [count, …] as it takes them, float32, and
-        what its exits say about them; `mix` is empty then.
+    net: EarlyExitNet
+    images: Tensor
+    outputs: list[ExitOutput]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and the share of the images that is to exit at each exit, the final one last.
+
+    name: in `eefast.zoo`, or in timm where `exits` names the modules after which exits are attached.
+    real: instead, count → a trained network and that number of images, float32; `mix` is empty then.
     head: of the early exits, see `eefast.heads.ExitHead`; timm's networks have "pool".
     """
 
     name: str
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     num_classes: int
     mix: tuple[float, ...]
     exits: tuple[str, ...] = ()
-    real: Callable[[int], tuple[EarlyExitNet, Tensor, list[ExitOutput]]] | None = None
+    real: Callable[[int], Subject] | None = None
     head: str = "pool"
 
 
@@ -57,7 +65,7 @@ class Prepared:
 class Checked:
     """Answers found to be right.
 
-    costs: mean cost of each batch; exits: images that left at each exit; flips: as in `NetworkRow`.
+    costs: mean cost of each batch; exits: number of images at each exit; flips: as in `NetworkRow`.
     """
 
     costs: tuple[float, ...]
@@ -66,13 +74,10 @@ class Checked:
 
 
 @torch.no_grad()
-def network_on_noise(
-    network: Network, count: int, calibrated: int, device: str, dtype: torch.dtype
-) -> tuple[EarlyExitNet, Tensor, list[ExitOutput]]:
+def network_on_noise(network: Network, count: int, calibrated: int, device: str, dtype: torch.dtype) -> Subject:
     """Random weights whose activations stay in range and whose confidences differ between images.
 
-    Returns the network, `count` images in `dtype`, and what its exits say about them; the first `calibrated` of them
-    give BatchNorm its statistics.
+    count: number of images, in `dtype`; the first `calibrated` of them give BatchNorm its statistics.
     """
     torch.manual_seed(0)
     # The float32 network is the yardstick; cuDNN would round what goes into its convolutions.
@@ -93,7 +98,7 @@ def network_on_noise(
         scale = 2 / float(out.confidence_logit.std())
         head.confidence.weight.mul_(scale)
         head.confidence.bias.sub_(float(out.confidence_logit.mean())).mul_(scale)
-    return net, images, collect(net, parts)[0]
+    return Subject(net, images, collect(net, parts)[0])
 
 
 def _built(network: Network) -> EarlyExitNet:
@@ -118,7 +123,7 @@ def shipped() -> tuple[EarlyExitNet, dict[str, list[float]]]:
 
 
 @torch.no_grad()
-def network_on_mnist(count: int) -> tuple[EarlyExitNet, Tensor, list[ExitOutput]]:
+def network_on_mnist(count: int) -> Subject:
     """The shipped network with its own thresholds, and `count` real test images in an order without meaning."""
     from eefast.data.mnist import mnist_test
 
@@ -128,11 +133,11 @@ def network_on_mnist(count: int) -> tuple[EarlyExitNet, Tensor, list[ExitOutput]
 
 
 @torch.no_grad()
-def on_images(net: EarlyExitNet, pixels: Tensor, count: int) -> tuple[EarlyExitNet, Tensor, list[ExitOutput]]:
-    """`net`, at most `count` of the uint8 images `pixels` in an order without meaning, and what its exits say."""
+def on_images(net: EarlyExitNet, pixels: Tensor, count: int) -> Subject:
+    """At most `count` of the uint8 images `pixels`, in an order without meaning."""
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))[:count]
     images = net.prepare(pixels[order])
-    return net, images, collect(net, [(part, torch.zeros(len(part))) for part in images.split(256)])[0]
+    return Subject(net, images, collect(net, [(part, torch.zeros(len(part))) for part in images.split(256)])[0])
 
 
 MIDDLE = Network("eenet18", (3, 64, 64), 200, (0.0, 0.0, 0.0, 1.0))
@@ -141,12 +146,12 @@ ON_MNIST = Network(MNIST, (1, 28, 28), 10, (), real=network_on_mnist)
 
 
 def thresholds(outputs: list[ExitOutput], mix: Sequence[float], criterion: str = "learned") -> list[float]:
-    """Exit by exit, half-way between two confidences, the one at which its share of all images leaves there.
+    """Exit by exit, half-way between two confidences, the one at which its share of all images exits there.
 
-    An infinity, at which nobody leaves, where the share is 0 or only one image arrives.
+    An infinity, at which no sample exits, where the share is 0 or only one image arrives.
     """
     rule = get(criterion)
-    # Whoever leaves below a threshold leaves above it with the signs turned.
+    # An image that exits below a threshold exits above it with the signs turned.
     sign = 1.0 if rule.comparison == ">" else -1.0
     live = torch.ones(len(outputs[0].confidence), dtype=torch.bool)
     found: list[float] = []
@@ -165,9 +170,9 @@ def thresholds(outputs: list[ExitOutput], mix: Sequence[float], criterion: str =
 
 
 def mix_of_cost(cost: Sequence[float], wanted: float) -> tuple[float, ...]:
-    """Share of the images per exit that costs `wanted` in the mean, or as near to it as exits of these costs come.
+    """Share of the images per exit that costs `wanted` in the mean, or as near to it as exits of these costs allow.
 
-    The same part of those who arrive leaves at every early exit.
+    The same part of those that arrive exits at every early exit.
     """
 
     def mix(leaving: float) -> tuple[float, ...]:
@@ -179,15 +184,15 @@ def mix_of_cost(cost: Sequence[float], wanted: float) -> tuple[float, ...]:
         return mix(low)
     for _ in range(40):
         middle = (low + high) / 2
-        dear = sum(share * c for share, c in zip(mix(middle), cost, strict=True)) > wanted
-        low, high = (middle, high) if dear else (low, middle)
+        above = sum(share * c for share, c in zip(mix(middle), cost, strict=True)) > wanted
+        low, high = (middle, high) if above else (low, middle)
     return mix(high)
 
 
 def check(
     prepared: Prepared, static: bool, logits: Tensor, taken: Tensor, dtype: torch.dtype
 ) -> tuple[Checked | None, str]:
-    """What the answers of one way cost, or None and what is wrong with them.
+    """What answers cost, or None and what is wrong with them.
 
     static: every image was to take the final exit. logits, taken: of all batches, float32 [N, K] and int64 [N].
     """

@@ -1,7 +1,7 @@
-"""A process of its own for each family of peers: it prepares them, answers with them and times them when it is told.
+"""A separate process for each family of peers: it prepares them, answers with them and times them on request.
 
-Thread pools that spin for a while after a call slow down whoever runs next; apart, and with a pause between two turns,
-each peer has the cores for itself.
+Thread pools that spin for a while after a call slow down whatever runs next; in separate processes, and with a pause
+between two turns, each peer has the cores for itself.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -26,6 +26,7 @@ from rows import first_line
 from torch import Tensor
 
 import eefast
+from eefast.measure.timing import mean_seconds
 from eefast.model import EarlyExitNet
 
 IMAGES = "images.pt"
@@ -49,7 +50,7 @@ class _EndedError(PeerError):
 class Setting:
     """How the network of a folder is to be run.
 
-    thresholds: one per early exit. batch_size, batches: so many batches of so many of the folder's images.
+    thresholds: one per early exit. batch_size: images per call; batches: number of calls, on the folder's first images.
     """
 
     thresholds: tuple[float, ...]
@@ -75,13 +76,13 @@ class Answer:
 
 
 def save(folder: Path, net: EarlyExitNet, images: Tensor) -> None:
-    """Write what `Worker.open` reads."""
+    """Write what `RuntimeProcess.open` reads."""
     net.save(folder)
     torch.save(images, folder / IMAGES)
 
 
-class Worker:
-    """The parent's end of a process, which is started anew after a peer has ended it; every method but `close` may
+class RuntimeProcess:
+    """The parent's end of a process, which is restarted after a peer has ended it; every method but `close` may
     raise `PeerError`.
 
     A peer that ended it is not asked again before the next network, and never again in this run if it hung.
@@ -137,7 +138,7 @@ class Worker:
         self._process: SpawnProcess | None = context.Process(
             target=_serve, args=(theirs, self.peers, self._threads), daemon=True
         )
-        # A process is born with the variables that its libraries look at while they are loaded.
+        # Libraries read these variables while they are loaded, so the process must start with them.
         variables = dict(self.peers[0].variables)
         before = {name: os.environ.get(name) for name in variables}
         _set(variables)
@@ -188,21 +189,21 @@ def _set(variables: Mapping[str, str | None]) -> None:
 def _serve(connection: Connection, peers: Iterable[Peer], threads: int) -> None:
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
-    own = _Process({peer.name: peer for peer in peers})
+    server = Server({peer.name: peer for peer in peers})
     while True:
         try:
             what, *arguments = connection.recv()
         except EOFError:
             return
         try:
-            reply = "", getattr(own, what)(*arguments)
+            reply = "", getattr(server, what)(*arguments)
         except Exception as error:
             reply = str(error) if isinstance(error, PeerError) else first_line(error), None
         connection.send(reply)
 
 
 @dataclass
-class _Process:
+class Server:
     """The other end: the network, and the peers that were asked for so far."""
 
     peers: Mapping[str, Peer]
@@ -212,7 +213,7 @@ class _Process:
     parts: dict[tuple[int, torch.memory_format], Sequence[Tensor]] = field(default_factory=dict)
 
     def open(self, folder: str) -> None:
-        # First forget: where the next network cannot be read, nobody answers with the one before.
+        # First forget: where the next network cannot be read, no peer may answer with the one before.
         self.net = None
         self.runs.clear()
         self.parts.clear()
@@ -238,9 +239,9 @@ class _Process:
     def seconds(self, name: str, setting: Setting, turn: Sequence[int], least: float) -> float:
         peer = self.peers[name]
         run, batches = self._run(peer, setting.thresholds), self._batches(peer, setting)
-        # Cores and caches that rested, or worked for others, get going first.
-        _seconds(lambda: run(batches[turn[0]]), least / 2)
-        return _seconds(lambda: [run(batches[i]) for i in turn], least)
+        # Cores and caches that rested, or worked for others, warm up first.
+        mean_seconds(lambda: run(batches[turn[0]]), least / 2)
+        return mean_seconds(lambda: [run(batches[i]) for i in turn], least)
 
     def _run(self, peer: Peer, thresholds: Sequence[float]) -> Run:
         if self.net is None:
@@ -257,13 +258,3 @@ class _Process:
         if key not in self.parts:
             self.parts[key] = self.images.contiguous(memory_format=peer.memory_format).split(setting.batch_size)
         return self.parts[key][: setting.batches]
-
-
-def _seconds(call: Callable[[], object], least: float) -> float:
-    begin, passes = time.perf_counter(), 0
-    while True:
-        call()
-        passes += 1
-        passed = time.perf_counter() - begin
-        if passed >= least:
-            return passed / passes

@@ -1,0 +1,83 @@
+"""Rows of measurements → the tables of the page of benchmarks, which a run prints too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from rows import Record
+from selection import NO_EXITS, ORDER, OURS, cases_of, measured_networks, newest_latency, newest_ops, speed
+
+Table = Callable[[Sequence[str], Iterable[Sequence[str]]], list[str]]
+"""Titles, rows → lines."""
+
+LATENCY_TITLES = (
+    *("network", "scenario", "way", "load", "offered/s", "answered/s", "p50 ms", "p90 ms", "p99 ms", "batch"),
+)
+OP_TITLES = ("op", "maps", "dtype", "leave", "µs", "× eager", "share of the bound")
+
+
+def network_tables(rows: Sequence[Record], table: Table) -> dict[str, list[str]]:
+    """Network → a line per way, a column per batch size and setting: images/s and realised ratio."""
+    measured, found = measured_networks(rows), {}
+    cases = cases_of(measured)
+    for network in dict.fromkeys(row["network"] for row in measured):
+        columns = dict(sorted(((key[1:], ways) for key, ways in cases.items() if key[0] == network), key=_place))
+        names = sorted(dict.fromkeys(name for ways in columns.values() for name in ways), key=_order)
+        titles = ["way", *(f"batch {n}, {setting}" for n, setting in columns)]
+        found[network] = table(
+            titles, [[name, *(_cell(ways.get(name)) for ways in columns.values())] for name in names]
+        )
+    return found
+
+
+def _order(name: str) -> tuple[bool, int]:
+    return name.startswith(OURS), ORDER.index(name) if name in ORDER else len(ORDER)
+
+
+def _place(case: tuple[tuple[Any, ...], dict[str, Record]]) -> tuple[Any, ...]:
+    """Of a column: large batches first, in each the more expensive setting."""
+    (batch_size, setting), ways = case
+    return -batch_size, setting != NO_EXITS, -min(row["mean_cost"] for row in ways.values())
+
+
+def _cell(row: Record | None) -> str:
+    if row is None:
+        return ""
+    # Of a way whose batches exit together the cost says nothing about theory.
+    stated = row["realised_ratio"] is not None and not row["provider"].startswith("earlyon")
+    return f"{speed(row):,.0f}" + (f" ({row['realised_ratio']:.2f})" if stated else "")
+
+
+def latency_table(rows: Sequence[Record], table: Table) -> list[str]:
+    """Nothing where none was timed."""
+    lines = [_latency_cells(row) for row in newest_latency(rows) if not row["note"]]
+    return table(LATENCY_TITLES, lines) if lines else []
+
+
+def _latency_cells(row: Record) -> list[str]:
+    numbers = (row["load"], row["offered"], row["images_per_s"], *(row["milliseconds"] or (None,) * 3), row["batch"])
+    forms = ("{:.2f}", "{:,.0f}", "{:,.0f}", "{:.2f}", "{:.2f}", "{:.2f}", "{:.1f}")
+    cells = ["" if number is None else form.format(number) for number, form in zip(numbers, forms, strict=True)]
+    return [f"{row['model']}, {row['setting']}", row["scenario"], row["provider"], *cells]
+
+
+def op_table(rows: Sequence[Record], table: Table) -> list[str]:
+    """The exit ops against eager PyTorch; nothing where none was timed."""
+    ops = [row for row in newest_ops(rows) if row["provider"] == OURS and row["typical"]]
+    return table(OP_TITLES, map(_op_cells, ops)) if ops else []
+
+
+def _op_cells(row: Record) -> list[str]:
+    return [
+        f"{row['op']}{' in a graph' if row['timing'] == 'graph' else ''}",
+        f"{row['samples']} × {row['channels']}×{row['height']}×{row['width']}, K = {row['classes']}",
+        row["dtype"],
+        f"{row['exit_rate']:.0%}",
+        f"{row['typical']:,.1f}",
+        *(or_blank(row[name], form) for name, form in (("speedup", "{:.1f}"), ("bound_share", "{:.0%}"))),
+    ]
+
+
+def or_blank(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)

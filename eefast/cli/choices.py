@@ -1,0 +1,85 @@
+"""Held-out images and a budget → the criterion and thresholds that a network is measured with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..system.progress import Progress
+from .budget import choose_thresholds
+from .held_out import HeldOutImages
+
+if TYPE_CHECKING:
+    from ..measure.assessment import Assessment
+    from ..model import EarlyExitNet
+    from ..thresholds.calibration import Calibration
+
+# Thresholds of the curve of accuracy against speed: how many, and how far below the final exit's accuracy at most.
+CURVE_POINTS, CURVE_DROP = 6, 0.03
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The network with the criterion and thresholds that were chosen.
+
+    chosen: the best thresholds by criterion; impossible: criterion → why it has none; both empty where nothing was to
+    be chosen. others: further thresholds of the network's criterion, from cheap to expensive.
+    """
+
+    net: EarlyExitNet
+    chosen: Mapping[str, Calibration] = field(default_factory=dict)
+    impossible: Mapping[str, str] = field(default_factory=dict)
+    others: Sequence[Sequence[float]] = ()
+
+
+def choose(
+    net: EarlyExitNet,
+    aside: HeldOutImages,
+    names: Sequence[str],
+    kind: str,
+    value: float,
+    cache: Path | None,
+    batch_size: int,
+    progress: Progress,
+) -> Choice:
+    """names: of criteria; kind, value: the budget; batch_size: of images that go through all exits together."""
+    from ..thresholds import calibration, evaluation
+
+    try:
+        outputs, labels = aside.outputs(net, cache, batch_size, progress)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; or keep the network's thresholds: --own-thresholds") from error
+    chosen, impossible = choose_thresholds(net, outputs, labels, names, kind, value, progress)
+    best = best_criterion(chosen, kind)
+    final = evaluation.exit_quality(outputs[-1:], labels)[0].accuracy
+    front = calibration.pareto_front(outputs, labels, net.cost, best)
+    near = [point for point in front if point.accuracy > final - CURVE_DROP]
+    net = net.with_criterion(best, chosen[best].thresholds).to(net.cost.device)
+    return Choice(net, chosen, impossible, [point.thresholds for point in evenly_by_cost(near, CURVE_POINTS)])
+
+
+def best_criterion(chosen: Mapping[str, Calibration], kind: str) -> str:
+    """The criterion that is cheapest within a budget of accuracy, or most accurate within one of cost."""
+    if kind == "max_cost":
+        return max(chosen, key=lambda name: (chosen[name].accuracy, -chosen[name].cost))
+    return min(chosen, key=lambda name: (chosen[name].cost, -chosen[name].accuracy))
+
+
+def evenly_by_cost(front: Sequence[Calibration], most: int) -> list[Calibration]:
+    """At most `most` points whose costs are as even as can be, both ends among them; `front` goes from cheap on."""
+    steps = [front[0].cost + i / (most - 1) * (front[-1].cost - front[0].cost) for i in range(most)] if front else []
+    nearest = [min(front, key=lambda point: abs(point.cost - step)) for step in steps]
+    return list(dict.fromkeys(nearest))
+
+
+def excess(found: Assessment, kind: str, value: float) -> str:
+    """A sentence where the budget, kept on the held-out images, is not kept on the test images; "" where it is."""
+    drop = found.plain_accuracy - found.early.accuracy
+    measured, kept = {
+        "max_accuracy_drop": (f"{drop:.4f}", drop <= value),
+        "min_accuracy": (f"{found.early.accuracy:.4f}", found.early.accuracy >= value),
+        "max_cost": (f"{found.early.mean_cost:.4f}", found.early.mean_cost <= value),
+    }[kind]
+    return "" if kept else f"the budget is not kept on the test images: {kind} {measured} instead of {value:g}"

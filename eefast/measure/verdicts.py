@@ -1,0 +1,92 @@
+"""The rows of one batch size → a verdict on early exit, as figures, as a sentence and as the code that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..model import EarlyExitNet
+from .comparison import Row
+
+LOOP = "masked loop, PyTorch"
+ENGINES = ("resident", "compact")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether early exit is worth it at one batch size.
+
+    worth: the speed-up is above 1, or below, in four of five rounds; None where it is neither.
+    static, engine: the fastest way without early exits, and the fastest of eefast's engines.
+    speedup: time of the former ÷ time of the latter, in the same rounds: 20 %, 50 % and 80 % quantile.
+    over_loop: median time of PyTorch's masked loop ÷ median time of the engine.
+    realised_ratio: median of mean cost × speed-up.
+    """
+
+    batch_size: int
+    worth: bool | None
+    static: str
+    engine: str
+    speedup: tuple[float, float, float]
+    over_loop: float
+    realised_ratio: float
+
+
+def judge(rows: Sequence[Row], static: str) -> Verdict:
+    """rows: of one batch size, all measured against `static`, the fastest of them without early exits."""
+    loop = next(row for row in rows if row.name == LOOP)
+    # Where neither engine can run, the reference engine is the masked loop.
+    engines = [row for row in rows if row.name in ENGINES] or [loop]
+    best = max(engines, key=lambda row: row.images_per_s)
+    low, high = best.speedup_quantiles
+    return Verdict(
+        batch_size=best.batch_size,
+        worth=True if low > 1 else False if high < 1 else None,
+        static=static,
+        engine="reference" if best is loop else best.name,
+        speedup=(low, best.speedup, high),
+        over_loop=best.images_per_s / loop.images_per_s,
+        realised_ratio=best.realised_ratio,
+    )
+
+
+def sentence(verdict: Verdict, accuracy_change: float) -> str:
+    """The verdict as a sentence; accuracy_change: of early exit, in -1 … 1."""
+    low, middle, high = verdict.speedup
+    judged = {True: "worth it", False: "not worth it", None: "no clear difference"}[verdict.worth]
+    times = f"{low:.2f} … {high:.2f}" if verdict.worth is None else f"{middle:.2f}"
+    return (
+        f"{judged}: {verdict.engine} is {times} × as fast as {verdict.static}, accuracy {100 * accuracy_change:+.2f} "
+        f"points; realised ratio {verdict.realised_ratio:.2f}, {verdict.over_loop:.2f} × the masked loop"
+    )
+
+
+def code(path: str, net: EarlyExitNet, verdicts: Sequence[Verdict], dtype: torch.dtype, saved: bool) -> str:
+    """The lines of Python that run what was found, for the batch sizes at which it is worth it; empty if at none.
+
+    path: what `eefast.load` reads; saved: that this holds the criterion and the thresholds.
+    """
+    sizes: dict[str, list[int]] = {}
+    for verdict in verdicts:
+        if verdict.worth:
+            sizes.setdefault(verdict.engine, []).append(verdict.batch_size)
+    if not sizes:
+        return ""
+    load = f"net = eefast.load({path!r})"
+    if not saved:
+        # Nine digits give every float32 back.
+        load += f".with_criterion({net.criterion.name!r}, [{', '.join(f'{t:.9g}' for t in net.thresholds.tolist())}])"
+    device = "" if net.cost.device.type == "cpu" else f".to({str(net.cost.device)!r})"
+    kind = "" if dtype == torch.float32 else f", dtype={dtype}"
+    lines = [
+        f"fast = eefast.accelerate(net, engine={engine!r}{kind}, frozen=True)"
+        + (
+            f"  # batches of {', '.join(map(str, batch_sizes))}"
+            if len(sizes) > 1 or len(batch_sizes) < len(verdicts)
+            else ""
+        )
+        for engine, batch_sizes in sizes.items()
+    ]
+    return "\n".join([load + device, *lines])

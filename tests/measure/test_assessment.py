@@ -1,0 +1,80 @@
+"""An assessment: figures that one image at a time gives too, and a verdict that follows from its rows."""
+
+import pytest
+import torch
+from networks import images, lived_in, one_by_one, spread_thresholds
+
+from eefast import ops, zoo
+from eefast.measure import assessment
+
+SIZES = (1, 9)
+
+
+@pytest.fixture(scope="module")
+def found():
+    net = lived_in(zoo.eenet("eenet8", input_shape=(1, 12, 12)), 3)
+    x = images(41, (1, 12, 12))
+    spread_thresholds(net, x, 0.4)
+    other = [float("inf"), float(net.thresholds[1])]
+    labels = torch.arange(41) % 10
+    steps = []
+    result = assessment.assess(
+        net,
+        list(zip(x.split(7), labels.split(7), strict=True)),
+        batch_sizes=SIZES,
+        others=[other],
+        seconds=0,
+        progress=lambda what, done, total: steps.append((what, done == total)),
+    )
+    return net, other, x, labels, result, steps
+
+
+def accuracy(answer, labels):
+    return pytest.approx(float((answer.labels == labels).double().mean()))
+
+
+def test_accuracy_cost_and_exits_are_those_of_one_by_one(found):
+    net, other, x, labels, result, steps = found
+    alone = one_by_one(net, x)
+    assert result.early.accuracy == accuracy(alone, labels)
+    assert result.early.mean_cost == pytest.approx(float(alone.cost.mean()))
+    exits = [right + wrong for right, wrong in zip(result.early.right, result.early.wrong, strict=True)]
+    assert exits == alone.exit_index.bincount(minlength=3).tolist()
+    assert result.criteria == {"learned": (result.early.accuracy, pytest.approx(result.early.mean_cost))}
+    final = one_by_one(net.with_criterion("learned", [float("inf")] * 2), x)
+    assert result.plain_accuracy == accuracy(final, labels)
+    (point,) = result.curve
+    there = one_by_one(net.with_criterion("learned", other), x)
+    assert (point.accuracy, point.mean_cost) == (accuracy(there, labels), pytest.approx(float(there.cost.mean())))
+    for row in result.rows:
+        answer = final if row.criterion is None else alone
+        assert row.exits == tuple(answer.exit_index.bincount().tolist())
+        assert row.accuracy == accuracy(answer, labels)
+        assert (row.images, row.flips) == (41, 0)
+    assert {what for what, done in steps if done} == {"checking answers", "timing, batch 1", "timing, batch 9"}
+
+
+def test_all_ways_are_there_or_said_to_be_missing(found):
+    result = found[4]
+    engines = [name for name in assessment.ENGINES if name != "resident" or not ops.CPP_MISSING]
+    onnx = [] if "ONNX Runtime" in result.left_out else ["plain, ONNX Runtime"]
+    for size in SIZES:
+        names = [row.name for row in result.rows if row.batch_size == size]
+        assert names == ["plain, PyTorch", *onnx, assessment.LOOP, *engines]
+    assert "--compile" in result.left_out["torch.compile"]
+    assert ("resident" in result.left_out) == bool(ops.CPP_MISSING)
+    assert result.auto in engines
+
+
+def test_verdicts_follow_from_the_rows(found):
+    result = found[4]
+    for size, verdict in zip(SIZES, result.verdicts, strict=True):
+        rows = {row.name: row for row in result.rows if row.batch_size == size}
+        assert rows[verdict.static].criterion is None
+        # Measured against itself.
+        assert rows[verdict.static].speedup == rows[verdict.static].realised_ratio == 1
+        assert all(row.speedup < 1.5 for row in rows.values() if row.criterion is None)
+        best = max((rows[name] for name in assessment.ENGINES if name in rows), key=lambda row: row.images_per_s)
+        assert (verdict.engine, verdict.batch_size) == (best.name, size)
+        assert verdict.speedup[1] == best.speedup
+        assert verdict.over_loop == best.images_per_s / rows[assessment.LOOP].images_per_s
