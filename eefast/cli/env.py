@@ -10,10 +10,10 @@ from .output import check_writable, echo, write_json
 
 def command(json_path: Json = "") -> None:
     """Print versions, devices, which kernels are available, why each other one is not, and variables that are set."""
-    from ..measure.installation import installation
+    from ..measure.installation import inspect_installation
 
     check_writable(json_path)
-    found = installation()
+    found = inspect_installation()
     if json_path != "-":
         for title, lines in found.items():
             echo(f"{title}:")

@@ -20,7 +20,7 @@ PACKAGES = (
 VARIABLES = ("ATEN_CPU_CAPABILITY", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "XDG_CACHE_HOME")
 
 
-def installation() -> dict[str, Any]:
+def inspect_installation() -> dict[str, Any]:
     """What `eefast env` prints, as JSON holds it; no part of it raises.
 
     versions: of eefast, Python and packages, None for those that are not installed.

@@ -62,7 +62,7 @@ def test_devices_are_described(monkeypatch):
 
 def test_packages_that_are_not_installed_are_named(monkeypatch):
     monkeypatch.setattr(installation, "PACKAGES", ("torch", "no-such-package"))
-    assert installation.installation()["versions"]["no-such-package"] is None
+    assert installation.inspect_installation()["versions"]["no-such-package"] is None
 
 
 def test_faults_are_reported_and_not_raised(monkeypatch):
@@ -72,7 +72,7 @@ def test_faults_are_reported_and_not_raised(monkeypatch):
     monkeypatch.setattr(ops, "instruction_set", broken)
     monkeypatch.setattr(torch.cuda, "device_count", broken)
     monkeypatch.setenv("EEFAST_EXIT_KERNELS", "none of them")
-    found = installation.installation()
+    found = installation.inspect_installation()
     assert found["system"]["cpp_instructions"] == found["devices"] == "RuntimeError: EEFAST_ISA=foo is unknown"
     assert found["exits_on_gpu"].startswith("ValueError: EEFAST_EXIT_KERNELS='none of them' is unknown")
     assert "RuntimeError: EEFAST_ISA=foo is unknown" in run("env").stdout
