@@ -29,7 +29,7 @@ app = typer.Typer(cls=_Commands, add_completion=False, no_args_is_help=True, pre
 def _root() -> None:
     """Early-exit CNNs that answer a whole batch as fast as the arithmetic they save.
 
-    Exit codes: 0 done; 1 failed while it worked, or answers disagree; 2 wrong options or files, or a missing package;
+    Exit codes: 0 done; 1 failed during the work, or answers disagree; 2 wrong options or files, or a missing package;
     130 Ctrl-C; 143 SIGTERM. Whatever the end, no file is left half written.
     """
 

@@ -1,4 +1,4 @@
-"""How a command ended → its exit code and, unless all went well, one line on stderr that says why."""
+"""How a command ended → its exit code and, after an error or a signal, one line on stderr that says why."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ EXTRAS = {
     **dict.fromkeys(("lightning", "yaml", "scipy", "torchvision"), "train"),
     "matplotlib": "plot",
 }
-# So long the first signal has for removing what is half written and ending worker processes.
+# Time after the first signal to remove half-written files and end worker processes; then a second one ends at once.
 GRACE_SECONDS = 3.0
 
 
 class Stopped(BaseException):
-    """A KeyboardInterrupt on its way through Typer, which would drop its words."""
+    """A KeyboardInterrupt in disguise: Typer would drop its text."""
 
 
 def main() -> None:
@@ -40,18 +40,18 @@ def main() -> None:
 
         from .commands import app
 
-        # Called directly, the app would put its own hook for uncaught exceptions in the place of `_Stops`'.
+        # Called directly, the app would replace the hook for uncaught exceptions that `_Stops` installs.
         get_command(app)()
 
     raise SystemExit(run(command))
 
 
 def run(command: Callable[[], object]) -> int:
-    """The exit code of a command: 0, or its own; says in one line on stderr why it failed.
+    """Run a command → its exit code; one line on stderr says why it failed.
 
     1: the work failed (`RuntimeError`, `WriteError`, `MemoryError`). 2: wrong usage, files or packages (`ValueError`,
     other `OSError`, `ImportError`). 128 + number: SIGINT (130), SIGTERM (143), SIGHUP (129); they raise
-    `KeyboardInterrupt` in the command, whose text is said too. Other exceptions are faults of this program and pass.
+    `KeyboardInterrupt` in the command, whose text is printed too. Other exceptions are bugs and are raised.
     """
     stops = _Stops()
     code, why, more = 0, "", ""
@@ -65,7 +65,7 @@ def run(command: Callable[[], object]) -> int:
     except (KeyboardInterrupt, Stopped) as stop:
         code, why, more = 128 + signal.SIGINT, STOPS[signal.SIGINT], str(stop)
     except BrokenPipeError:
-        # Who read stdout has seen enough.
+        # The reader of stdout has closed it.
         code = FAILED
     except (RuntimeError, WriteError, MemoryError) as error:
         code, why = FAILED, str(error) or type(error).__name__
@@ -75,9 +75,9 @@ def run(command: Callable[[], object]) -> int:
         code, why = WRONG_USAGE, str(error) or type(error).__name__
     finally:
         stops.over = True
-        _let_go_of_stdout()
+        _drop_stdout()
     if stops.first is not None:
-        # Whatever became of it on the way, such as the SystemExit that Lightning makes of Ctrl-C.
+        # Whatever it was turned into, such as the SystemExit that Lightning makes of Ctrl-C.
         code, why = 128 + stops.first, STOPS[stops.first]
     if why:
         with suppress(OSError, AttributeError):
@@ -87,7 +87,7 @@ def run(command: Callable[[], object]) -> int:
 
 
 class _Stops:
-    """Signals that ask for an end: the first one raises KeyboardInterrupt, unless the command is over."""
+    """Handlers of signals that end a command: the first signal raises KeyboardInterrupt, unless the command is over."""
 
     def __init__(self) -> None:
         self.first: signal.Signals | None = None
@@ -99,21 +99,21 @@ class _Stops:
         if threading.current_thread() is not threading.main_thread():
             return
         for number in STOPS:
-            # What a parent has told this process to ignore, such as nohup, it ignores.
+            # A signal that the parent, such as nohup, told this process to ignore stays ignored.
             if signal.getsignal(number) != signal.SIG_IGN:
                 self.before[number] = signal.signal(number, self._stop)
         sys.unraisablehook, sys.excepthook = self._unraisable, self._uncaught
 
     def restore(self) -> None:
-        """After a signal the process is about to end, which no second one should break into."""
+        """Not after a signal: the process is about to end, which no second signal should interrupt."""
         sys.unraisablehook, sys.excepthook = self.hooks
         for number, handler in self.before.items() if self.first is None else ():
             signal.signal(number, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
-            # A worker process that was forked from here and got the signal with the whole group. PyTorch would tell
-            # of any other exit code, in the middle of the cleaning up.
+            # A forked worker process that got the signal with its whole group. PyTorch would report any other exit
+            # code in the middle of the cleaning up.
             os._exit(0)
         if self.first is not None:
             if time.monotonic() - self.since > GRACE_SECONDS:
@@ -130,13 +130,13 @@ class _Stops:
         if self.first is None:
             self.hooks[0](what)
         elif issubclass(what.exc_type, KeyboardInterrupt) and not self.over and hasattr(signal, "setitimer"):
-            # It was raised in a destructor or after a fork, where Python lets nothing out: again, once that is over.
+            # It was raised in a destructor or after a fork, where Python drops exceptions: raise it again afterwards.
             signal.signal(signal.SIGALRM, self._raise)
             signal.setitimer(signal.ITIMER_REAL, 0.01)
 
     def _uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        # Worker processes inherit this. Only multiprocessing's thread that hands out memory calls it there, when the
-        # process that asked for some has gone; in this process, workers may have gone after a signal.
+        # Worker processes inherit this. There only multiprocessing's thread that shares memory calls it, when the
+        # process that asked for some has ended; in this process, workers may have ended after a signal.
         gone = os.getpid() != self.process or (self.first is not None and issubclass(kind, (OSError, EOFError)))
         if not gone:
             self.hooks[1](kind, error, trace)
@@ -151,8 +151,8 @@ def _missing(error: ModuleNotFoundError) -> str:
     )
 
 
-def _let_go_of_stdout() -> None:
-    """Where stdout takes no more, Python must not try again at its end, and say so in its own words."""
+def _drop_stdout() -> None:
+    """After an error on stdout: keep Python from trying again when it ends, and reporting that in its own words."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

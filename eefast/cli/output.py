@@ -1,4 +1,4 @@
-"""What a command says → stdout (results, JSON), stderr (notes, progress) and files."""
+"""A command's output → stdout (results, JSON), stderr (notes, progress) and files."""
 
 from __future__ import annotations
 

@@ -26,13 +26,13 @@ def decode(path: str | Path) -> Any:
     try:
         with Path(path).open("rb") as file, Image.open(file) as image:
             pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
-            if limit and pixels > limit:  # Pillow warns too, but does not say of which file.
+            if limit and pixels > limit:  # Pillow warns too, but does not name the file.
                 warnings.warn(f"{shown(path)} has {pixels:,} pixels", Image.DecompressionBombWarning, stacklevel=2)
             return _eight_bits(image)
     except UnidentifiedImageError as error:
         empty = Path(path).stat().st_size == 0
-        why, cause = "it is empty" if empty else "its content is of no format that Pillow knows", error
-    except Exception as error:  # what the bytes lead to: OSError, SyntaxError, struct.error, MemoryError, …
+        why, cause = "it is empty" if empty else "its content has no format that Pillow reads", error
+    except Exception as error:  # whatever the bytes cause: OSError, SyntaxError, struct.error, MemoryError, …
         why, cause = shown(error) or type(error).__name__, error  # type: ignore[assignment]
     raise ImageFileError(
         f"{shown(path)} cannot be read as an image ({why}); replace it, or take it out of the data folder"
@@ -63,11 +63,11 @@ def _high_byte(image: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
     values, bits = np.asarray(image).astype(np.int64), 16
     if image.format == "TIFF":
         bits = int(image.tag_v2.get(258, (16,))[0])
-        if image.tag_v2.get(262) == 0:  # White is zero, which Pillow minds in images of 8 bits only.
+        if image.tag_v2.get(262) == 0:  # White is zero, which Pillow respects in images of 8 bits only.
             values = 2**bits - 1 - values
     if 0 < values.max() < 2 ** (bits - 8):
         raise ValueError(
-            f"its values reach {values.max()} of {2**bits - 1} only, of which nothing would be left in 8 bits; "
+            f"its values reach {values.max()} of {2**bits - 1} only, which would all become 0 in 8 bits; "
             "save it with 8 bits per channel"
         )
     return (values >> (bits - 8)).clip(0, 255).astype(np.uint8)

@@ -15,7 +15,7 @@ log = logging.getLogger("eefast")
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 )
-# Images that are not read, or photographs in a form that has to be developed first.
+# Image formats that are not read, among them raw photographs, which need processing first.
 OTHER_SUFFIXES = frozenset(
     (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".exr", ".hdr", ".dcm", ".dng", ".nef", ".cr2", ".arw")
 )
@@ -31,7 +31,7 @@ SPLIT_NAMES = frozenset(
 class ImageFileError(ValueError):
     """An image file cannot be read; one line that names the file and says what to do.
 
-    Worker processes hand on the class of an error and its traceback as a text: the line is taken out of that.
+    Worker processes pass on an error as its class and its traceback's text, from which the line is extracted.
     """
 
     def __init__(self, message: str) -> None:
@@ -39,16 +39,16 @@ class ImageFileError(ValueError):
 
 
 def shown(path: object) -> str:
-    """A path for people: characters that cannot be printed, line breaks among them, are escaped."""
+    """A path as one printable line: line breaks and other characters that cannot be printed are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
 
 def class_folders(root: Path) -> list[Path]:
     """The folders in `root`, each a class, sorted by name as torchvision's ImageFolder does; empty if there are none.
 
-    Links count as what they lead to. Hidden folders (names with a dot in front) and those of the operating system are
-    no classes. Raises `FileNotFoundError` for a folder without images and for a link to nothing: either would shift the
-    labels of the classes after it.
+    Links count as what they lead to. Hidden folders (names that start with a dot) and those of the operating system
+    are not classes. Raises `FileNotFoundError` for a folder without images and for a link to nothing: they would
+    shift the labels of later classes.
     """
     folders, loose = [], []
     for entry in _entries(root):
@@ -58,11 +58,11 @@ def class_folders(root: Path) -> list[Path]:
             loose.append(entry.name)
     folders.sort()
     if folders and loose:
-        _warn_once(f"{shown(root)} has {len(loose)} images in no class, left out, such as {shown(min(loose))}")
+        _warn_once(f"{shown(root)} has {len(loose)} images outside all classes, ignored, such as {shown(min(loose))}")
     above = _identities_above(root)
     for folder in folders:
         if _identity(folder) in above:
-            raise ValueError(f"{shown(folder)} is a link to a folder that holds it, which is no class; delete it")
+            raise ValueError(f"{shown(folder)} is a link to a folder that contains it and cannot be a class; delete it")
         if next(image_paths(folder), None) is None:
             raise FileNotFoundError(
                 f"{shown(folder)} has no images ({' '.join(sorted(IMAGE_SUFFIXES))}), but would be a class; "
@@ -74,8 +74,8 @@ def class_folders(root: Path) -> list[Path]:
 def image_paths(folder: Path) -> Iterator[Path]:
     """All image files in a folder and in the folders below it, in no order; linked files and folders are followed.
 
-    Hidden files and folders are left out, so are files without a name of an image. A link to a folder that holds it
-    leads to nothing new and is not followed.
+    Hidden files and folders are ignored, and so are files whose ending is not an image's. A link to a folder that
+    contains it leads to nothing new and is not followed.
     Raises `FileNotFoundError` for links to nothing, `ImageFileError` for what looks like an image by its name, but is
     no file, and `OSError` for folders that may not be read.
     """
@@ -97,7 +97,7 @@ def image_paths(folder: Path) -> Iterator[Path]:
                 left_out.append(entry.path)
     if left_out:
         _warn_once(
-            f"{shown(folder)} has {len(left_out)} images in formats that are not read, which are left out, such as "
+            f"{shown(folder)} has {len(left_out)} images in formats that are not read, which are ignored, such as "
             f"{shown(min(left_out))}; convert them to PNG or JPEG"
         )
 
@@ -108,7 +108,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         found = [entry for entry in listing if not entry.name.startswith(".") and entry.name not in SYSTEM_FOLDERS]
     for entry in found:
         if entry.is_symlink() and not Path(entry.path).exists():
-            raise FileNotFoundError(f"{shown(entry.path)} is a link to nothing; mend or delete it")
+            raise FileNotFoundError(f"{shown(entry.path)} is a link to nothing; repair or delete it")
     return found
 
 
@@ -118,10 +118,10 @@ def _identity(path: str | Path) -> tuple[int, int]:
 
 
 def _identities_above(folder: Path) -> frozenset[tuple[int, int]]:
-    """Of a folder and of all folders that hold it, by the way it is named and by the way it lies on the disk."""
+    """Of a folder and of all folders that contain it, by the path given and by its path on disk."""
     absolute = folder.absolute()
     return frozenset(
-        _identity(path) for way in (absolute, absolute.resolve()) for path in (way, *way.parents) if path.exists()
+        _identity(path) for named in (absolute, absolute.resolve()) for path in (named, *named.parents) if path.exists()
     )
 
 
@@ -136,13 +136,13 @@ def refuse_splits(root: Path, folders: list[Path]) -> None:
         inner = [entry.name for entry in _entries(folder) if entry.is_dir()]
         if folder.name.casefold() in SPLIT_NAMES and inner:
             raise ValueError(
-                f"{shown(folder)} holds folders such as {shown(min(inner))}: is it a part of the data set, no class? "
+                f"{shown(folder)} has folders such as {shown(min(inner))}: is it a part of the data set, not a class? "
                 f"name its parts {shown(root / 'train')} and {shown(root / 'val')}"
             )
 
 
 def difference(found: Sequence[str], expected: Sequence[str]) -> str:
-    """How two lists of classes differ, in words for an error; "" if they do not."""
+    """How two lists of classes differ, as text for an error; "" if they do not."""
     few = sorted(set(found) ^ set(expected))
     if not few:
         return ""

@@ -42,7 +42,7 @@ class ImageFiles(Dataset):
 
     samples: (path, label) of every image.
     transform: PIL image → uint8 tensor [C, H, W].
-    training_transform: the same with random changes, if there are any at this place.
+    training_transform: the same with random changes, if training makes any while it decodes.
     classes: their names in the order of the labels, where folders give them names.
     A sample that cannot be read whole raises `ImageFileError`, which names its file.
     """
@@ -76,10 +76,10 @@ def class_names(images: Dataset) -> tuple[str, ...] | None:
 
 
 def fingerprint(images: Dataset) -> str:
-    """A hash of what stands at which place: of all labels, and of the names of files and of their folders.
+    """A hash of all labels in their order, and of the names of the files and of their folders.
 
     images: an `ImageTensors` or `ImageFiles`. It changes with the data set, the number and the order of its images, not
-    with the folder that it lies in.
+    with its place on disk.
     """
     state = hashlib.sha256()
     if isinstance(images, ImageTensors):

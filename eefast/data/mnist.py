@@ -46,7 +46,7 @@ def read_idx(path: Path | Traversable) -> Tensor:
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is not a whole gzip file ({error}); get it again") from error
+            raise ValueError(f"{path} is not a complete gzip file ({error}); get it again") from error
     if len(data) < 4 or data[:2] != b"\0\0":
         raise ValueError(f"{path} is not an idx file: it starts with {data[:4].hex(' ') or 'nothing'}")
     kind, rank = data[2], data[3]

@@ -52,7 +52,7 @@ def test_linked_files_and_folders_are_read_as_torchvision_reads_them(tmp_path: P
     (store / "home").symlink_to(root / "train" / "c")
     assert read(root) == expected
     (root / "train" / "d").symlink_to(root)
-    with pytest.raises(ValueError, match=r"train/d is a link to a folder that holds it"):
+    with pytest.raises(ValueError, match=r"train/d is a link to a folder that contains it"):
         read(root)
 
 
@@ -89,7 +89,7 @@ def test_a_class_without_images_is_named(tmp_path: Path, split: str) -> None:
 def test_what_looks_like_an_image_but_is_none_stops_the_listing(tmp_path: Path) -> None:
     picture(tmp_path / "train" / "a" / "0.png")
     for name, make, message in (
-        ("a/1.png", lambda path: path.symlink_to("gone.png"), r"a/1\.png is a link to nothing; mend or delete it"),
+        ("a/1.png", lambda path: path.symlink_to("gone.png"), r"a/1\.png is a link to nothing; repair or delete it"),
         ("a/more", lambda path: path.symlink_to("gone"), r"a/more is a link to nothing"),
         ("a/2.png", lambda path: path.symlink_to("2.png"), r"a/2\.png is a link to nothing"),
         ("b", lambda path: path.symlink_to("gone"), r"train/b is a link to nothing"),
@@ -129,7 +129,7 @@ def test_images_that_are_left_out_are_told_of(tmp_path: Path, caplog: pytest.Log
         for _ in range(2):
             assert read(tmp_path) == {"train/a/0.png": "a"}
     assert len(caplog.messages) == 2
-    assert re.search(r"train has 2 images in no class, left out, such as x\.png", caplog.text)
+    assert re.search(r"train has 2 images outside all classes, ignored, such as x\.png", caplog.text)
     assert re.search(r"a has 1 images in formats that are not read, .*1\.HEIC; convert them", caplog.text)
 
 
@@ -157,7 +157,9 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path: Path, names: tuple[str, st
     for part in names:
         for name in "ab":
             picture(tmp_path / part / name / "0.png")
-    with pytest.raises(ValueError, match=r"is it a part of the data set, no class\? name its parts .*train and .*val"):
+    with pytest.raises(
+        ValueError, match=r"is it a part of the data set, not a class\? name its parts .*train and .*val"
+    ):
         read(tmp_path)
     # A class may be called so.
     picture(tmp_path / "other" / "test" / "0.png")

@@ -61,7 +61,7 @@ def test_idx_malformed(tmp_path: Path, content: bytes, message: str) -> None:
 def test_idx_damaged_gzip(tmp_path: Path, damage) -> None:
     path = tmp_path / "values.gz"
     path.write_bytes(damage(gzip.compress(WHOLE)))
-    with pytest.raises(ValueError, match="not a whole gzip file"):
+    with pytest.raises(ValueError, match="not a complete gzip file"):
         mnist.read_idx(path)
 
 
