@@ -174,11 +174,6 @@ def command(
     json_path: Json = "",
 ) -> None:
     """Train an early-exit network, choose its thresholds on held-out training images, save it."""
-    from lightning.pytorch.utilities import rank_zero_only
-
-    from ..train.folder import LAST_FILE
-    from ..train.run import train
-
     check_writable(json_path)
     options = TrainOptions(
         net=net, dataset=dataset, data_root=data_root, output=output, download=download, image_size=image_size,
@@ -191,6 +186,11 @@ def command(
         precision=_mixed_precision(device) if amp else precision, device=device, devices=devices, nodes=nodes,
         strategy=strategy, workers=workers, tensorboard=tensorboard, resume=resume, test=test,
     )  # fmt: skip
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from ..train.folder import LAST_FILE
+    from ..train.run import train
+
     try:
         report = train(options)
     except KeyboardInterrupt as stop:

@@ -1,1 +1,1 @@
-"""From images to a trained early-exit network: data, losses, the Lightning module and the run that joins them."""
+"""A data set → a trained early-exit network with its thresholds, see `eefast.train.run.train`."""

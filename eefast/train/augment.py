@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def random_shift(images: Tensor, pixels: int) -> Tensor:
-    """Every image moved by its own random offset of at most `pixels` in each direction, zeros moving in.
+    """Every image moved by another random offset of at most `pixels` in each direction, zeros where nothing was.
 
     images: [N, C, H, W]; returns a new tensor of that shape, dtype and device. Equivalent to zero padding by `pixels`
     and a random crop of the old size per image.

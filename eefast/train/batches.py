@@ -1,4 +1,4 @@
-"""A data set → batches in an order that follows from seed and epoch alone, so that a resumed run continues the same."""
+"""A data set → batches in an order that depends on seed and epoch alone, so that a resumed run has the same."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..data.loaders import ImageLoader, collate
 
 
 class Indexed(Dataset):
-    """(image, label, index) of every sample (image, label), so that what is known of a sample can follow it."""
+    """(image, label, index) of every sample (image, label), so that its exit tag can be looked up."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -35,7 +35,7 @@ class Indexed(Dataset):
 
 
 class EpochOrder(Sampler[int]):
-    """0 … count - 1 in a random order that follows from seed and epoch."""
+    """0 … count - 1 in a random order that depends on seed and epoch alone."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.count, self.seed, self.epoch = count, seed, 0
@@ -49,7 +49,7 @@ class EpochOrder(Sampler[int]):
 
 
 class EpochSeeds(Callback):
-    """Before every epoch, all random numbers start anew from seed and epoch."""
+    """Before every epoch, all generators of random numbers are seeded from seed and epoch."""
 
     def __init__(self, seed: int, batches: DataLoader) -> None:
         self.seed, self.batches = seed, batches
@@ -72,7 +72,7 @@ class EpochSeeds(Callback):
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """A seed of its own for every epoch; seed: 0 … 2³² - 1."""
+    """A different seed for every epoch; seed: 0 … 2³² - 1."""
     return (seed << 24) + epoch
 
 
@@ -82,7 +82,7 @@ def training_batches(images: Dataset, batch_size: int, seed: int, workers: int) 
         Indexed(images),
         batch_size,
         sampler=EpochOrder(len(images), seed),  # type: ignore[arg-type]
-        # BatchNorm cannot train on a last batch of one image, so what is left over is dropped.
+        # BatchNorm cannot train on a last batch of one image, so an incomplete last batch is dropped.
         drop_last=True,
         num_workers=workers,
         collate_fn=collate,

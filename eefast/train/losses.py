@@ -1,4 +1,4 @@
-"""What all exits say about a batch → one number to minimise, in log-softmax and log-sigmoid form throughout."""
+"""Outputs of all exits for a batch → the loss to minimise, in log-softmax and log-sigmoid form throughout."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Loss = Callable[[Sequence[ExitOutput], Tensor, Tensor, Tensor | None], Tensor]
 
 
 def deep_supervision(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None) -> Tensor:
-    """Σ over exits of the negative log-likelihood (EENets' v0); confidences and cost play no part."""
+    """Σ over exits of the negative log-likelihood (EENets' v0); confidences and cost are not used."""
     return _log_likelihoods(outputs, labels).mean(dim=1).sum().neg()
 
 
 def mixture(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None) -> Tensor:
-    """NLL(P_0) + mean(C_0): what is expected of a sample that enters the network (EENets' v1), see `mixtures`."""
+    """NLL(P_0) + mean(C_0), the expected loss of a sample that enters the network (EENets' v1), see `mixtures`."""
     return _expected_losses(outputs, labels, cost)[0]
 
 
@@ -31,7 +31,7 @@ def mixtures(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: 
     """Σ over exits i of NLL(P_i) + mean(C_i): EENets' default loss, v2 (Demir & Akbas 2024).
 
     P_i = h_i·p_i + (1 - h_i)·P_{i+1} and C_i = h_i·c_i + (1 - h_i)·C_{i+1} from the final exit backwards, with p_i the
-    softmax, h_i the confidence and c_i the weighted cost of exit i: what is expected of a sample that reaches exit i.
+    softmax, h_i the confidence and c_i the weighted cost of exit i: the expected loss of a sample that reaches exit i.
     """
     return _expected_losses(outputs, labels, cost).sum()
 
@@ -48,17 +48,17 @@ def confidence_weighted(
 def exit_tagged(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None) -> Tensor:
     """NLL and cost of every sample at the exit of its tag, and each confidence against "tag = i" (EENets' v4).
 
-    Its binary cross-entropy is balanced: samples that leave at exit i weigh the batch's share of those that do not, and
-    the other way round. Without tags they are what `eefast.train.tags.exit_tags` makes of these outputs.
+    Its binary cross-entropy is balanced: a sample with tag i has the share of the batch's other samples as its weight,
+    and these have the share of samples with tag i. Without tags, `eefast.train.tags.exit_tags` of these outputs.
     """
     log_likelihood = _log_likelihoods(outputs, labels)
     tags = exit_tags(outputs, labels, cost) if tags is None else tags
     taken = cost[tags] - log_likelihood.gather(0, tags[None])[0]
-    leaves = F.one_hot(tags, len(outputs)).T.to(log_likelihood.dtype)
-    share = leaves.mean(dim=1, keepdim=True)
-    weight = leaves * (1 - share) + (1 - leaves) * share
+    tagged = F.one_hot(tags, len(outputs)).T.to(log_likelihood.dtype)
+    share = tagged.mean(dim=1, keepdim=True)
+    weight = tagged * (1 - share) + (1 - tagged) * share
     confidence_loss = F.binary_cross_entropy_with_logits(
-        _confidence_logits(outputs).to(leaves.dtype), leaves, weight, reduction="none"
+        _confidence_logits(outputs).to(tagged.dtype), tagged, weight, reduction="none"
     )
     return taken.mean() + confidence_loss.mean(dim=1).sum()
 
@@ -76,14 +76,14 @@ def mean_mixtures(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, t
 
 
 def early_mixtures(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None) -> Tensor:
-    """`mean_mixtures` without the final exit's own term (PTEENet's v5)."""
+    """`mean_mixtures` without the final exit's term (PTEENet's v5)."""
     return _expected_losses(outputs, labels, cost)[:-1].mean()
 
 
 def final_supervision(
     outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None
 ) -> Tensor:
-    """Negative log-likelihood of the final exit: the backbone alone, before its exits (PTEENet's v6)."""
+    """Negative log-likelihood of the final exit: trains the backbone alone (PTEENet's v6)."""
     return F.cross_entropy(outputs[-1].logits, labels)
 
 
@@ -162,7 +162,7 @@ class WeightedSum:
 
     @property
     def uses_tags(self) -> bool:
-        """Whether a term looks at exit tags."""
+        """Whether a term needs exit tags."""
         return any(name == "exit_tagged" for _, name in self.terms)
 
     def __call__(
@@ -177,7 +177,7 @@ class WeightedSum:
 def parse(text: str, cost_weight: float = 1.0) -> WeightedSum:
     """The loss written as "deep_supervision + 0.5*correctness"; a term is a name of `LOSSES` or `ALIASES`.
 
-    Raises `ValueError` for what is neither.
+    Raises `ValueError` for unknown names and for weights that are not positive and finite.
     """
     terms = []
     for term in text.split("+"):

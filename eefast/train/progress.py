@@ -11,7 +11,7 @@ from .checkpoints import RunRecord
 
 
 class EpochLines(Callback):
-    """record: has the seconds; its own callbacks must run first."""
+    """record: measures the seconds; it must come before this one in the list of callbacks."""
 
     def __init__(self, record: RunRecord) -> None:
         self.record = record

@@ -1,4 +1,4 @@
-"""What all exits say about a training image → its exit tag, the exit at which it should leave."""
+"""Outputs of all exits for training images → their exit tags: the exit that each image should take."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def refreshed(
     cost: Tensor,
     targets: Callable[[Sequence[ExitOutput], Tensor], Tensor] = lambda outputs, labels: labels,
 ) -> Tensor:
-    """Tags of all images in the order of `batches`, from the network in eval mode; it is left as it was.
+    """Tags of all images in the order of `batches`, [N] int64, from the network in eval mode, which is restored after.
 
     batches: (images as the network takes them, labels [N]), without augmentation and in a fixed order.
     cost: [n + 1], already weighted by λ.
-    targets: (outputs, labels) → what each image should be taken for.
+    targets: (outputs, labels) → the class that each image should get.
     """
     device = next(net.parameters()).device
     found = []
-    # A frozen backbone stays in eval mode while its heads train, so every module gets its own flag back.
+    # A frozen backbone stays in eval mode while its heads train, so every module's flag is restored.
     with mode(net, training=False):
         for images, labels in batches:
             outputs = net.all_exits(net.prepare(images.to(device)))

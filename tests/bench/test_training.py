@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from subprocess import PIPE
+from types import SimpleNamespace
+from typing import Any, TextIO
 
 import pytest
 import torch
@@ -39,6 +45,26 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
+@pytest.fixture(scope="module")
+def in_forks() -> Iterator[Callable[..., SimpleNamespace]]:
+    """`subprocess.run` of `python -m eefast`, but in a fork of one process, since a start of Python takes seconds."""
+    script = ROOT / "tests" / "helpers" / "commands_in_forks.py"
+    lock = threading.Lock()
+    with subprocess.Popen([sys.executable, script], stdin=PIPE, stdout=PIPE, text=True) as process:
+
+        def run(command: list[str], stdout: TextIO, stderr: TextIO, **_: Any) -> SimpleNamespace:
+            assert command[:3] == [sys.executable, "-m", "eefast"]
+            with lock:
+                print(json.dumps({"words": command[3:]}), file=process.stdin, flush=True)
+                ended = json.loads(process.stdout.readline())
+            stdout.write(ended["out"])
+            stderr.write(ended["err"])
+            return SimpleNamespace(returncode=ended["code"])
+
+        yield run
+        process.stdin.close()
+
+
 def made(folder: Path, plan: Training = TINY) -> None:
     """As after training, but with random weights."""
     for i, run in enumerate(plan.both(folder)):
@@ -53,7 +79,10 @@ def made(folder: Path, plan: Training = TINY) -> None:
         (run.output / training.REPORT_FILE).write_text(json.dumps(report))
 
 
-def test_trains_both_and_says_what_went_wrong_with_another(root: Path, tmp_path: Path) -> None:
+def test_trains_both_and_says_what_went_wrong_with_another(
+    root: Path, tmp_path: Path, in_forks: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training.subprocess, "run", in_forks)
     wrong = Training("mnist", "eenet20", {**TINY.options, "batch_size": 10_000})
     notes = train([TINY, wrong], tmp_path / "runs", "cpu", root, 1800)
     right, failed = (dict.fromkeys(run.output for run in plan.both(tmp_path / "runs")) for plan in (TINY, wrong))
@@ -74,16 +103,17 @@ def test_trains_both_and_says_what_went_wrong_with_another(root: Path, tmp_path:
 
 
 def test_both_go_on_from_the_plain_network_and_only_one_gets_convolutions_in_its_heads(
-    root: Path, tmp_path: Path
+    root: Path, tmp_path: Path, in_forks: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(training.subprocess, "run", in_forks)
     begin, (own, twin) = BEGUN.begin(tmp_path), BEGUN.both(tmp_path)
     assert begin is not None
     assert train([BEGUN], tmp_path, "cpu", root, 1800) == dict.fromkeys((begin.output, own.output, twin.output), "")
     assert [eefast.load(run.output).heads[0].kind for run in (begin, own, twin)] == ["pool", "conv1", "pool"]
     reports = [json.loads((run.output / "report.json").read_text()) for run in (begin, own, twin)]
     assert [report["arguments"]["weights"] for report in reports] == [None, begin.output.name, begin.output.name]
-    assert "exits [0, 1] start anew" in (own.output / training.LOG_FILE).read_text()
-    assert "anew" not in (twin.output / training.LOG_FILE).read_text()
+    assert "exits [0, 1] start from random weights" in (own.output / training.LOG_FILE).read_text()
+    assert "random weights" not in (twin.output / training.LOG_FILE).read_text()
 
 
 def test_rows_say_what_the_network_itself_answers(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,5 +126,5 @@ def broken_runs(folder, options, kind, kills, seed=1):
 
 
 if __name__ == "__main__":
-    place, data, own, kind, kills = sys.argv[1:]
-    broken_runs(Path(place), {**json.loads(own), "data_root": data}, kind, int(kills))
+    place, data, options, kind, kills = sys.argv[1:]
+    broken_runs(Path(place), {**json.loads(options), "data_root": data}, kind, int(kills))

@@ -9,9 +9,9 @@ from eefast.train.run import train
 RESUMABLE = {
     "net": "eenet8",
     "num_exits": 2,
-    "epochs": 4,
-    "held_out": 1100,
-    "batch_size": 32,
+    "epochs": 3,
+    "held_out": 708,
+    "batch_size": 16,
     "loss": "v4+v2",
     "two_stage": 1,
     "shift": 1,
