@@ -30,7 +30,10 @@ def test_train_writes_a_network_that_loads(tmp_path):
     assert report["held_out"]["learned"]["cost"] <= 0.9
     assert "epoch 1/1" in done.stderr
     assert "40 of 200 training images, a fifth, are held out for choosing thresholds" in done.stderr
-    assert "held_out=40 images are few for choosing thresholds: each is 0.0250 of their accuracy; hold out 100 or more" in done.stderr
+    assert (
+        "held_out=40 images are few for choosing thresholds: each is 0.0250 of their accuracy; hold out 100 or more"
+        in done.stderr
+    )
     assert report["arguments"]["held_out"] == 40
     net = eefast.load(tmp_path / "out")
     trained_on = image_sets.fingerprint(datasets.dataset("mnist", tmp_path, "train"))
