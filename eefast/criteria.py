@@ -1,8 +1,8 @@
 """Exit rules: turn a head's logits and confidence row into the number that is compared with the threshold.
 
-Each rule is a pure function in float32 plus an explicit comparison. A sample leaves where the comparison holds, and
-survives otherwise: NaN compares false, so it survives to the end. Rules that carry state across exits (patience,
-survival products) would take that state as a third argument and return it beside the confidence.
+Each rule is a pure function in float32 plus an explicit comparison. A sample exits where the comparison holds, and goes
+on otherwise: NaN compares false, so such a sample goes on to the final exit. Rules that carry state across exits
+(patience, survival products) would take that state as a third argument and return it with the confidence.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Criterion:
 
     name: key in `CRITERIA`.
     confidence: (logits [N, K], confidence_logit [N]) → [N] float32.
-    comparison: ">" leaves above the threshold, "<" below; both strict, exactly at the threshold a sample goes on.
+    comparison: ">" exits above the threshold, "<" below; both strict, exactly at the threshold a sample goes on.
     default_threshold: used where a network is built without thresholds.
     """
 
@@ -40,7 +40,7 @@ class Criterion:
         return -self.never
 
     def leaves(self, confidence: Tensor, threshold: Tensor) -> Tensor:
-        """[N] bool: which samples leave; `threshold` is a float32 scalar tensor."""
+        """[N] bool: which samples exit; `threshold` is a float32 scalar tensor."""
         return confidence > threshold if self.comparison == ">" else confidence < threshold
 
 
@@ -81,7 +81,7 @@ CRITERIA = {
 
 
 def get(name: str) -> Criterion:
-    """The criterion called `name`; `ValueError` lists the names there are."""
+    """The criterion called `name`; `ValueError` lists all names."""
     if name not in CRITERIA:
         raise ValueError(f"criterion={name!r} is unknown; choose one of {', '.join(CRITERIA)}")
     return CRITERIA[name]

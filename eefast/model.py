@@ -1,4 +1,4 @@
-"""The early-exit network: stages and heads, and the plain forward pass that defines the right answer."""
+"""The early-exit network: images → stages and heads → answers; its plain forward pass defines the right ones."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class EarlyExitNet(nn.Module):
     heads: modules that map a stage's features to an `ExitOutput`; the last one is the final exit's.
     input_shape: (C, H, W) for which the costs are counted.
     criterion: name of the exit rule, see `eefast.criteria`.
-    thresholds: n numbers; by default the criterion's own default everywhere.
+    thresholds: n numbers; by default the criterion's default at every exit.
     normalization: (mean, std), one number per channel on the scale 0 … 1; with it the network also takes uint8 images.
     config: its "kind", "eenet" or "attached", and the arguments with which `eefast.load` builds it again; `eefast.zoo`
         and `eefast.attach` give it, `save` needs it.
 
     Attributes that may be set:
     record: what it was trained on, which `save` writes too; None for what you trained on other images yourself.
-    built_from: what `save` says of a network without config.
+    built_from: what it was made of, for the error of `save` where there is no config.
 
     Buffers, always float32 whatever the parameters' dtype:
     thresholds: [n], may change at any time, also from another thread: a batch is answered by those of one moment.
@@ -42,7 +42,7 @@ class EarlyExitNet(nn.Module):
     cost, path_cost: [n + 1], see `eefast.cost.path_costs`.
 
     In training mode `net(x)` returns all exits, a list of n + 1 `ExitOutput`; in eval mode an `ExitResult`: every
-    sample answered by the first exit that it leaves at, as if it had been run alone.
+    sample answered by the first exit whose criterion it meets, as if it had been run alone.
     """
 
     thresholds: Tensor
@@ -105,7 +105,7 @@ class EarlyExitNet(nn.Module):
         return self.all_exits(x) if self.training else self.first_exits(x)
 
     def all_exits(self, x: Tensor) -> list[ExitOutput]:
-        """What every head says about every sample of prepared images [N, C, H, W]."""
+        """What every head returns for all of the prepared images [N, C, H, W]."""
         outputs = []
         for stage, head in zip(self.stages, self.heads, strict=True):
             x = stage(x)
@@ -115,7 +115,7 @@ class EarlyExitNet(nn.Module):
     def first_exits(
         self, x: Tensor, limits: Tensor | None = None, criterion: criteria.Criterion | None = None
     ) -> ExitResult:
-        """Stage by stage, the samples that leave written to their rows, the survivors carried on.
+        """Stage by stage: samples that exit are written to their rows, the others go on.
 
         limits: [n] float32 thresholds of a criterion, by default both as they are at this moment.
         """
@@ -170,7 +170,7 @@ class EarlyExitNet(nn.Module):
         return made
 
     def with_criterion(self, criterion: str, thresholds: Sequence[float] | None = None) -> EarlyExitNet:
-        """The same network, sharing its modules, under another exit rule with thresholds of its own."""
+        """The same network, sharing its modules, under another exit rule with its thresholds."""
         net = EarlyExitNet(
             list(self.stages),
             list(self.heads),
@@ -204,7 +204,7 @@ class EarlyExitNet(nn.Module):
     def check_images(self, x: Tensor, dtype: torch.dtype | None = None, weight: Tensor | None = None) -> None:
         """Check images [N, C, H, W] before any work starts.
 
-        dtype: accepted besides the parameters' own. weight: one of the parameters; looking for it takes time.
+        dtype: accepted as well as the parameters'. weight: one of the parameters, since looking for it takes time.
         Raises `TypeError` or `ValueError` naming the rank, channels, size, dtype or device that does not fit.
         """
         if not isinstance(x, Tensor):
@@ -319,12 +319,12 @@ class EarlyExitNet(nn.Module):
 TRACED = (
     "torch.jit, torch.export, ONNX and torch.fx would keep the exits that one example takes, so a network that answers "
     "image by image cannot be traced; take net.plain(), the network without early exits, or a module around "
-    "net.all_exits, what every exit says; to run it, torch.compile"
+    "net.all_exits, the output of every exit; to run it faster, use torch.compile"
 )
 
 
 def is_property(module: nn.Module, name: str) -> bool:
-    """Whether Python asks `__getattr__` only since a property raised `AttributeError`; asked again, it says why."""
+    """Whether Python calls `__getattr__` because a property raised `AttributeError`; calling it again says why."""
     return isinstance(getattr(type(module), name, None), property)
 
 
@@ -344,7 +344,7 @@ def _is_traced() -> bool:
 
 
 class PixelCheck:
-    """Looks at the first float images on the CPU; logs once if they are on another scale than the normalization's."""
+    """Checks the first float images on the CPU; warns once if they are on another scale than the normalization's."""
 
     def __init__(self) -> None:
         self.left = 3
@@ -359,7 +359,7 @@ class PixelCheck:
         black, white = min(ends), max(ends)
         far = 4 * (white - black)
         outside = isfinite(low) and isfinite(high) and (low < black - far or high > white + far)
-        # One value in all pixels says nothing, and a network that was trained on 0 … 1 nearly as it stands is right.
+        # A single value tells nothing, and a network that was trained on nearly unscaled 0 … 1 takes them as they are.
         unscaled = 0 <= low < high - 0.5 and high <= 1 and black < -0.2
         if outside or unscaled:
             self.left = 0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class ExitOutput(NamedTuple):
-    """What one head says about every sample it saw.
+    """What one head returns for its samples.
 
     logits: [N, K], dtype of the head.
     confidence: [N] float32, sigmoid of the confidence row.

@@ -1,6 +1,6 @@
-"""The bytes of a zip file → where each of its entries lies, for `unpickle`; read strictly, since readers differ.
+"""The bytes of a zip file → the place of each of its entries, for `unpickle`; read strictly, since readers differ.
 
-A hostile zip file shows one reader other entries than the next one. `torch.save` writes one kind only: uncompressed
+A hostile zip file shows different entries to different readers. `torch.save` writes one kind only: uncompressed
 entries one after another, then the directory, then its end, without comment. All others are refused.
 """
 
@@ -13,14 +13,14 @@ from .stored import quoted
 
 MOST_ENTRIES = 50_000
 _LANGUAGE, _DESCRIPTOR = 1 << 11, 1 << 3  # flags: names in UTF-8; sizes follow the content
-_ONES, _ALSO = 0xFFFFFFFF, 0xFFFF  # a number that did not fit and stands in 64 bits elsewhere
+_ONES, _ALSO = 0xFFFFFFFF, 0xFFFF  # a number that did not fit and is elsewhere, in 64 bits
 
 
 def entries(data: bytearray) -> dict[str, tuple[int, int]]:
     """Name → (first byte, size) of every entry.
 
     Raises `ValueError` for zip files that `torch.save` does not write: compressed, encrypted, overlapping or
-    contradictory entries, bytes in front or behind, several disks, over 50,000 entries.
+    contradictory entries, bytes before or after them, several disks, over 50,000 entries.
     """
     try:
         return _entries(data)

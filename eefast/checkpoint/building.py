@@ -15,7 +15,7 @@ from .stored import FLOATS, check_finite, quoted
 
 
 def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], size: int) -> EarlyExitNet:
-    """The network of `zoo.eenet(**config)` with `weights`, all of them checked before one is taken.
+    """The network of `zoo.eenet(**config)` with `weights`, all of them checked before one is copied.
 
     size: bytes of the file that they come from; nothing larger is built or copied.
     """
@@ -27,12 +27,12 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], size: int) -
     if config["name"] == "eenet8":
         widest = shape_of(weights, "stages.2.0.residual.5.weight", 4)
         checks.append(("filters", config["filters"], min(widest[:2]) // 4))
-    for key, said, found in checks:
-        if said != found:
-            raise ValueError(f"{key}={config[key]} does not fit the weights, which say {found}")
+    for key, value, found in checks:
+        if value != found:
+            raise ValueError(f"{key}={config[key]} does not fit the weights, where it is {found}")
     if config["head"] == "plain" and (features < height * width or features % (height * width)):
         raise ValueError(f"input_shape={config['input_shape']} does not fit plain exits of {features} features")
-    # Shapes are compared before there is memory for any, since a small file may describe a large network.
+    # Shapes are compared before memory is taken, since a small file may describe a large network.
     net = zoo.eenet(**config, device="meta")
     put(net, weights, size, config["name"])
     net.check_thresholds()
@@ -42,7 +42,7 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], size: int) -
 def shape_of(weights: Mapping[str, Any], name: str, dims: int) -> tuple[int, ...]:
     """Shape of the weight called `name`; `ValueError` unless it has `dims` dimensions."""
     if name not in weights or weights[name].dim() != dims:
-        raise ValueError(f"the weight {name} is missing or has not {dims} dimensions")
+        raise ValueError(f"the weight {name} is missing or does not have {dims} dimensions")
     return tuple(weights[name].shape)
 
 

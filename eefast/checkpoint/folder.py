@@ -1,4 +1,4 @@
-"""A network ↔ a folder: config.json says how it is built, model.safetensors and training.json what it has learned."""
+"""A network ↔ a folder: config.json says how to build it, model.safetensors holds weights, training.json the record."""
 
 from __future__ import annotations
 

@@ -65,5 +65,7 @@ def _load(
     if not path.is_dir():
         return read_reference(path, input_shape, head, normalization)
     if not (input_shape is None and head is None and normalization is None):
-        raise ValueError(f"input_shape, head and normalization are for files of {REFERENCE}; a folder says its own")
+        raise ValueError(
+            f"input_shape, head and normalization are for files of {REFERENCE}; leave them out, the folder has them"
+        )
     return read_folder(path)

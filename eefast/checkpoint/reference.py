@@ -39,7 +39,7 @@ def read_reference(
     check_head(config["head"], head, attributes)
     shape: Any = attributes.get("input_shape") if input_shape is None else input_shape
     if not is_shape(shape):
-        raise ValueError("it does not say the size of the images; give input_shape=(channels, height, width)")
+        raise ValueError("it does not hold the size of the images; give input_shape=(channels, height, width)")
     weights["thresholds"] = torch.full((config["num_exits"],), threshold(attributes))
     config |= {"input_shape": tuple(shape), "normalization": normalization}
     return build(config, weights, len(data))
@@ -51,10 +51,10 @@ def architecture(weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[st
     weights: by the names of the reference or of its fork PTEENet, any version, whole modules' names included.
     Raises `ValueError` for weights of other networks.
     """
-    # DataParallel puts "module." into the names, in front of all or inside.
+    # DataParallel puts "module." into the names, at the start or inside.
     found = {re.sub(r"(^|\.)module\.", r"\1", name): value for name, value in weights.items()}
     if len(found) < len(weights):
-        raise ValueError("some of its weights are there twice, with and without module")
+        raise ValueError("it has some weights twice, with and without module in their names")
     for first, converted in (("initblock.0.weight", _eenet8), ("stages.0.0.0.weight", _eenet)):
         inside = without_prefix(found, {first})
         if any(re.search(r"(^|\.)heads\.\d+\.classifier\.", name) for name in inside):
@@ -71,7 +71,7 @@ def architecture(weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[st
 
 
 def threshold(attributes: Mapping[str, Any]) -> float:
-    """The float32 number that decides every float32 confidence as the module's own number does."""
+    """The float32 number that decides every float32 confidence as the module's float64 number does."""
     # Versions without `exit_threshold` compare with 0.5; their `threshold` is a list of FLOPs.
     value = attributes.get("exit_threshold", 0.5)
     if not is_number(value):
@@ -83,11 +83,11 @@ def threshold(attributes: Mapping[str, Any]) -> float:
 
 
 def check_head(found: str, wanted: str | None, attributes: Mapping[str, Any]) -> None:
-    said = attributes.get("exit_type")
-    if isinstance(said, str):
-        said = "conv1" if said == "conv" else said[:80]
-        if said != found:
-            raise ValueError(f"the module says that its exits are {said!r}, but its weights are those of {found!r}")
+    claimed = attributes.get("exit_type")
+    if isinstance(claimed, str):
+        claimed = "conv1" if claimed == "conv" else claimed[:80]
+        if claimed != found:
+            raise ValueError(f"the module says that its exits are {claimed!r}, but its weights are those of {found!r}")
     if wanted is None or wanted == found:
         return
     if wanted == "bnpool" and not attributes:
@@ -144,8 +144,8 @@ def _eenet(weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor
 def _without_alias(weights: dict[str, Tensor], last: int) -> dict[str, Tensor]:
     """The reference holds its last stage twice, as `stages.n` and as the `layers` that it was collected in."""
     for name in [name for name in weights if name.startswith("layers.")]:
-        twin = weights.get(f"stages.{last}.{name[7:]}")
-        if twin is None or not _same(twin, weights[name]):
+        original = weights.get(f"stages.{last}.{name[7:]}")
+        if original is None or not _same(original, weights[name]):
             raise ValueError(f"{quoted(name)} differs from the last stage, whose second name it is")
     return {name: value for name, value in weights.items() if not name.startswith("layers.")}
 
@@ -161,7 +161,7 @@ def _exit_type(weights: Mapping[str, Tensor]) -> str | None:
     convs = [weights[name] for k in (0, 3, 6) if (name := f"exits.0.layers.0.{k}.weight") in weights]
     if convs and convs[0].dim() == 1:
         raise ValueError(
-            "its exits are PTEENet's bnpool, which has a ReLU that EENet's has not; "
+            "its exits are PTEENet's bnpool, which has a ReLU that EENet's does not have; "
             "eefast has no such head, train with another exit type"
         )
     return f"conv{len(convs)}" if convs else None
@@ -197,15 +197,15 @@ def _renamed(weights: Mapping[str, Tensor], rules: Sequence[tuple[str, str]]) ->
     for name, value in weights.items():
         ours = next((re.sub(rule, to, name) for rule, to in rules if re.fullmatch(rule, name)), None)
         if ours is None:
-            raise ValueError(f"{quoted(name)} is a weight that no EENet of {REFERENCE} has")
+            raise ValueError(f"{quoted(name)} is no weight of an EENet of {REFERENCE}")
         if ours in renamed:
-            raise ValueError(f"{quoted(name)} is there twice under different names")
+            raise ValueError(f"{quoted(name)} is in the file twice, under different names")
         renamed[ours] = value
     return renamed
 
 
 def _completed(weights: dict[str, Tensor], n: int) -> dict[str, Tensor]:
-    """With zeros for what old versions lack and no answer depends on: batch counters, the final exit's confidence."""
+    """With zeros for what old versions lack and no answer needs: batch counters, the final exit's confidence row."""
     for name in [name for name in weights if name.endswith(".running_mean")]:
         weights.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
     if not any(name.startswith(f"heads.{n}.confidence.") for name in weights):

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .pickled import Inert, Stored, attributes, kind
 from .stored import quoted
-from .unpickle import Inert, Stored, attributes, kind
 
 log = logging.getLogger("eefast")
 
@@ -41,7 +41,7 @@ def tensors(module: Inert) -> dict[str, Any]:
             children += [(f"layers.{i}", child) for i, child in enumerate(layers[:MOST_TENSORS])]
         left -= 1 + len(values) + len(children)
         if left < 0 or len(prefix) > 1000:
-            raise ValueError(f"its modules hold over {MOST_TENSORS} things, or are nested without end")
+            raise ValueError(f"its modules hold over {MOST_TENSORS} tensors and modules, or contain themselves")
         found |= {prefix + name: value for name, value in values if value is not None}
         todo += [(f"{prefix}{name}.", child) for name, child in children if isinstance(child, Inert)]
     return found
@@ -50,11 +50,11 @@ def tensors(module: Inert) -> dict[str, Any]:
 def _table(inside: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
     entries = inside.get(name, {})
     if not isinstance(entries, dict) or not all(isinstance(key, str) and len(key) < 100 for key in entries):
-        raise ValueError(f"{name} of one of its modules is no table by name")
+        raise ValueError(f"{name} of one of its modules is no dict of names")
     return list(entries.items())
 
 
-# Where people keep the weights in a checkpoint, in the order in which they are looked for; averages come last.
+# Usual keys of the weights in a checkpoint, in the order in which they are tried; averages come last.
 _KEYS = (
     *("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "checkpoint"),
     *("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema"),
@@ -64,7 +64,7 @@ _KEYS = (
 def weights(content: Any, data: bytearray) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     """The state_dict in what `read` returned: tensors that are views of `data`, by name.
 
-    Also the attributes of the module that it was, if it was a whole module, and the keys under which it stood, such as
+    Also the attributes of the module, if it was a whole module, and the keys under which it was found, such as
     "state_dict", else "". `_orig_mod.` of torch.compile is taken out of the names.
     Raises `ValueError` for other content, naming the entry that is no dense tensor, or is larger than the file.
     """
@@ -75,20 +75,20 @@ def weights(content: Any, data: bytearray) -> tuple[dict[str, Tensor], dict[str,
         where.append(inner[0])
         content = content[inner[0]]
         if len(inner) > 1:
-            log.warning("the checkpoint has weights under %s; taken are those under %r", inner, inner[0])
+            log.warning("the checkpoint has weights under %s; those under %r are used", inner, inner[0])
     state: dict[str, Any] = {}
     found = content
     if is_module(content):
         state, found = attributes(_unwrapped(content)), tensors(content)
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"it holds {kind(content)}, neither a module nor a state_dict")
+        raise ValueError(f"it holds {kind(content)}, neither a module nor a state_dict; save model.state_dict()")
     if len(found) > MOST_TENSORS:
         raise ValueError(f"it holds {len(found)} tensors; at most {MOST_TENSORS} are read")
     for name, value in found.items():
         if not isinstance(value, Stored):
-            raise ValueError(f"{quoted(name)} is {kind(value)}, but no dense tensor in memory")
+            raise ValueError(f"{quoted(name)} is {kind(value)}, not a dense tensor in memory")
         if value.nbytes > len(data):
-            raise ValueError(f"{quoted(name)} claims shape {value.shape}, more than the file holds")
+            raise ValueError(f"{quoted(name)} claims the shape {value.shape}, more than the file holds")
     # Twice, for what has two names.
     if sum(value.nbytes for value in found.values()) > 2 * len(data):
         raise ValueError("its tensors claim more than the file holds")
@@ -96,9 +96,9 @@ def weights(content: Any, data: bytearray) -> tuple[dict[str, Tensor], dict[str,
     for name, value in found.items():
         short = re.sub(r"(^|\.)_orig_mod\.", r"\1", name)
         if short in result:
-            raise ValueError(f"{quoted(short)} is there twice, with and without _orig_mod")
+            raise ValueError(f"{quoted(short)} is in the file twice, with and without _orig_mod")
         result[short] = value.tensor(data)
-    # AveragedModel counts beside the weights what it has averaged.
+    # AveragedModel keeps the number of averaged models with the weights.
     result.pop("n_averaged", None)
     return result, state, ".".join(where)
 
@@ -143,7 +143,7 @@ def without_prefix(found: Mapping[str, Tensor], wanted: Mapping[str, Any] | set[
         named = ", ".join(map(quoted, fitting[:4]))
         raise ValueError(f"it holds {len(fitting)} networks, under {named} …; save one of them alone")
     if len(fitting) > 1:
-        log.warning("the checkpoint has networks under %s; taken is the one under %r", fitting[:8], chosen)
+        log.warning("the checkpoint has networks under %s; the one under %r is used", fitting[:8], chosen)
     return dict(found) if chosen is None else _under(found, chosen)
 
 

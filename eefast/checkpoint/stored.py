@@ -37,8 +37,8 @@ def read(path: Path, most: int | None = None, check: Callable[[bytes], None] | N
 
     most: bytes that it may have. check: gets its first 16 bytes, and raises for a file that is not worth reading.
     """
-    _check_regular(path, path.stat())  # opening a device may already do something
-    # Without waiting, in case that a pipe has taken its place since.
+    _check_regular(path, path.stat())  # opening a device may have effects
+    # Without waiting, in case a pipe has replaced it since.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     with open(os.open(path, flags), "rb", buffering=0) as file:  # noqa: PTH123 (of a descriptor)
         status = os.fstat(file.fileno())
@@ -99,7 +99,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         doubled, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {quoted(doubled)} is there twice")
+        raise ValueError(f"the key {quoted(doubled)} occurs twice")
     return found
 
 
@@ -122,11 +122,11 @@ def _tensors(data: bytearray) -> dict[str, Tensor]:
     places: list[tuple[int, int, str, torch.dtype, list[int]]] = []
     for name, entry in header.items():
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            raise ValueError(f"{quoted(name)} has not just dtype, shape and data_offsets")
+            raise ValueError(f"{quoted(name)} must have exactly dtype, shape and data_offsets")
         kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         dtype = getattr(torch, _DTYPES.get(kind, "") if isinstance(kind, str) else "", None)
         if dtype is None:
-            raise ValueError(f"{quoted(name)} has the dtype {quoted(str(kind))}, which this reader does not know")
+            raise ValueError(f"{quoted(name)} has the dtype {quoted(str(kind))}, which is not supported")
         if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
             raise ValueError(f"{quoted(name)} has no shape or no data_offsets")
         if offsets[1] - offsets[0] != prod(shape) * dtype.itemsize:
@@ -166,8 +166,8 @@ def view(
 def check_finite(weights: Mapping[str, Tensor]) -> None:
     """`ValueError` that names the first weight with a NaN or an infinity, or the first negative variance.
 
-    An infinite threshold, or bias of a confidence, says that no image leaves, or that all do. The network checks
-    thresholds.
+    An infinite threshold, or bias of a confidence row, is valid: no sample exits there, or all do. The network checks
+    its thresholds.
     """
     for name, value in weights.items():
         if name == "thresholds" or value.dtype not in FLOATS or not value.numel():
@@ -180,5 +180,5 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
 
 
 def quoted(text: str) -> str:
-    """A name out of a file as it may stand in a message: short, and every character printable."""
+    """A name from a file, for messages: short, and every character printable."""
     return repr(text if len(text) <= 80 else text[:79] + "…")

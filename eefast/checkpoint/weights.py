@@ -19,21 +19,21 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
 
 
 def load_network(network: EarlyExitNet, path: str | Path) -> list[int]:
-    """As `load_weights`, but early exits keep their own weights where those in `path` are of another kind of head.
+    """As `load_weights`, but early exits keep their weights where those in `path` are of another kind of head.
 
-    Returns the exits that did.
+    Returns these exits.
     """
-    own = network.state_dict()
-    found = without_prefix(read_weights(path), {name for name in own if not name.startswith("heads.")})
-    anew = []
+    initial = network.state_dict()
+    found = without_prefix(read_weights(path), {name for name in initial if not name.startswith("heads.")})
+    others = []
     for i in range(network.num_exits):
         prefix = f"heads.{i}."
-        here, there = ({k: v.shape for k, v in weights.items() if k.startswith(prefix)} for weights in (own, found))
+        here, there = ({k: v.shape for k, v in weights.items() if k.startswith(prefix)} for weights in (initial, found))
         if there and here != there:
-            anew.append(i)
-            found = {k: v for k, v in found.items() if k not in there} | {k: own[k] for k in here}
+            others.append(i)
+            found = {k: v for k, v in found.items() if k not in there} | {k: initial[k] for k in here}
     _load(network, found, path)
-    return anew
+    return others
 
 
 def _load(network: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
@@ -46,8 +46,8 @@ def _load(network: nn.Module, weights: dict[str, Tensor], path: str | Path) -> N
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state_dict in a .safetensors file, in a folder with model.safetensors, or in a file of `torch.save`.
 
-    The latter may be a checkpoint that holds more, see `checkpoint.state_dict.weights`; no code in it is run. What all
-    names begin with, such as "module.", stays, see `eefast.checkpoint.state_dict.without_prefix`.
+    The latter may be a checkpoint that holds more, see `checkpoint.state_dict.weights`; no code in it is run. A common
+    prefix of the names, such as "module.", stays, see `eefast.checkpoint.state_dict.without_prefix`.
     Raises `FileNotFoundError`, or `ValueError` for what is no state_dict, and for weights that are NaN or infinite.
     """
     path = Path(path).expanduser()

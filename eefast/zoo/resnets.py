@@ -1,4 +1,4 @@
-"""Plain residual networks: the trunks that exits are put into, and the twins without exits."""
+"""Plain residual networks: the trunks that exits are put into, and the same networks without exits."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def trunk(depth: int, in_channels: int) -> tuple[nn.Module, list[nn.Module], int
 
 
 def resnet(name: str, num_classes: int = 10, input_shape: Sequence[int] = (3, 32, 32)) -> nn.Sequential:
-    """The plain twin "resnet20" … "resnet152" of an EENet: images [N, C, H, W] → logits [N, K]."""
+    """The plain network "resnet20" … "resnet152" of an EENet, without exits: images [N, C, H, W] → logits [N, K]."""
     depth = {f"resnet{depth}": depth for depth in DEPTHS}.get(name)
     if depth is None:
         raise ValueError(f"name={name!r} is unknown; choose one of {', '.join(f'resnet{d}' for d in DEPTHS)}")
@@ -96,7 +96,7 @@ def resnet(name: str, num_classes: int = 10, input_shape: Sequence[int] = (3, 32
 
 
 def initialise(module: nn.Module) -> None:
-    """Kaiming-normal (fan out) convolutions, unit BatchNorms, as the reference does; in place."""
+    """Kaiming-normal (fan out) convolutions, unit BatchNorms, as the reference has them; in place."""
     for m in module.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")

@@ -40,11 +40,6 @@ def test_an_attached_network_comes_back_bit_for_bit(tmp_path, name, exits, head,
     assert all(torch.equal(a, b) for a, b in zip(got.float()(x), net.float()(x), strict=True))
 
 
-def test_a_detector_is_no_backbone_and_downloads_nothing():
-    with pytest.raises(ValueError, match="'torchvision:fasterrcnn_resnet50_fpn' is unknown to torchvision"):
-        backbone("torchvision:fasterrcnn_resnet50_fpn", 5)
-
-
 @pytest.fixture(scope="module")
 def small():
     """A ResNet with two exits."""

@@ -1,4 +1,4 @@
-"""Names of backbones and files of weights that do not fit, and heads of another kind, which keep random weights."""
+"""Files of weights for a network: those that do not fit are refused, heads of another kind keep their own weights."""
 
 import copy
 from pathlib import Path
@@ -8,16 +8,9 @@ import torch
 
 from eefast import zoo
 from eefast.checkpoint.weights import load_network, load_weights, read_weights
-from eefast.surgery import backbone
 
 
-def test_backbones_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'torchvision:resnet81' is unknown to torchvision; similar names: resnet18"):
-        backbone("torchvision:resnet81", 10)
-    with pytest.raises(ValueError, match="'timm:resnet10tt' is unknown to timm; similar names: resnet10t"):
-        backbone("timm:resnet10tt", 10)
-    with pytest.raises(ValueError, match="must be torchvision:NAME or timm:NAME"):
-        backbone("resnet18", 10)
+def test_files_that_hold_no_fitting_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         read_weights(tmp_path / "weights.pth")
     (tmp_path / "text.pth").write_text("weights")
@@ -31,15 +24,15 @@ def test_backbones_that_do_not_fit(tmp_path: Path) -> None:
         load_weights(torch.nn.Linear(3, 2), tmp_path / "linear.pth")
 
 
-@pytest.mark.parametrize(("kind", "anew"), [("pool", []), ("conv2", [0, 1]), ("bnpool", [0, 1])])
-def test_heads_of_another_kind_start_anew(tmp_path: Path, kind: str, anew: list[int]) -> None:
+@pytest.mark.parametrize(("kind", "others"), [("pool", []), ("conv2", [0, 1]), ("bnpool", [0, 1])])
+def test_heads_of_another_kind_keep_their_weights(tmp_path: Path, kind: str, others: list[int]) -> None:
     made = [
         zoo.eenet("eenet8", 2, head=head, input_shape=(1, 12, 12)) for head in ("pool", kind)
     ]  # different weights: nothing seeds them
     made[0].save(tmp_path / "net")
     (there, before), network = (net.state_dict() for net in (made[0], copy.deepcopy(made[1]))), made[1]
-    assert load_network(network, tmp_path / "net") == anew
-    own = tuple(f"heads.{i}." for i in anew)
+    assert load_network(network, tmp_path / "net") == others
+    own = tuple(f"heads.{i}." for i in others)
     for name, value in network.state_dict().items():
         assert torch.equal(value, (before if name.startswith(own) else there)[name]), name
     assert not torch.equal(before["heads.2.classifier.weight"], there["heads.2.classifier.weight"])
