@@ -1,0 +1,103 @@
+"""Passes over layers made by hand: which layer takes an addition or a ReLU, the order of sections, maps used again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from eefast.ops import Kind
+from eefast.planning.errors import UnsupportedError
+from eefast.planning.layer_passes import assign_maps, fuse, order_by_section
+from eefast.planning.layers import ADDITION, Layer
+
+
+def conv(source: int, target: int, kernel: int = 3, stride: int = 1, **more: int) -> Layer:
+    return Layer(Kind.CONVOLUTION, source, target, kernel=kernel, stride=stride, padding=kernel // 2, **more)
+
+
+def relu(source: int, target: int) -> Layer:
+    return Layer(Kind.AFFINE, source, target, relu=True, weight=torch.ones(4), bias=torch.zeros(4))
+
+
+def addition(first: int, second: int, target: int) -> Layer:
+    return Layer(ADDITION, first, target, residual=second)
+
+
+def leave(source: int, index: int = 0) -> Layer:
+    return Layer(Kind.EXIT, source, index)
+
+
+def brief(layers: list[Layer]) -> list[tuple[int, int, int, bool]]:
+    return [(layer.source, layer.target, layer.residual, layer.relu) for layer in layers]
+
+
+@pytest.mark.parametrize("summands", [(3, 4), (4, 3)])
+def test_an_addition_and_its_relu_go_into_the_convolution_that_does_not_resize(summands: tuple[int, int]) -> None:
+    """Values 1 → 2 → 3 on the main path, 1 → 4 by the projection."""
+    layers = [conv(0, 1), conv(1, 2, stride=2), conv(2, 3), conv(1, 4, kernel=1, stride=2)]
+    fused = fuse([*layers, addition(*summands, 5), relu(5, 6), leave(6)])
+    assert brief(fused)[2:] == [(1, 4, -1, False), (2, 6, 4, True), (6, 0, -1, False)]
+
+
+def test_of_two_convolutions_that_keep_the_size_the_larger_kernel_takes_the_addition() -> None:
+    fused = fuse([conv(0, 1), conv(1, 2, kernel=1), conv(1, 3), addition(2, 3, 4), leave(4)])
+    assert brief(fused)[1:] == [(1, 2, -1, False), (1, 4, 2, False), (4, 0, -1, False)]
+
+
+def test_a_relu_of_a_value_with_other_readers_stays() -> None:
+    layers = [conv(0, 1), relu(1, 2), conv(2, 3), addition(3, 1, 4), leave(4)]
+    assert brief(fuse(layers))[1] == (1, 2, -1, True)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [conv(0, 1), addition(1, 0, 2), leave(2)],
+        [conv(0, 1), conv(0, 2), conv(1, 4), conv(2, 5), addition(1, 2, 3), leave(3), leave(4, 1), leave(5, 2)],
+        [conv(0, 1), conv(1, 2), relu(2, 3), addition(3, 1, 4), leave(4)],
+    ],
+    ids=["of the image", "of results with other readers", "of a ReLU"],
+)
+def test_additions_that_no_convolution_takes(layers: list[Layer]) -> None:
+    with pytest.raises(UnsupportedError, match="an addition follows no convolution whose result is used only there"):
+        fuse(layers)
+
+
+def test_layers_that_resize_come_first_in_their_section() -> None:
+    shortcut, total = conv(1, 4, 1, 2), conv(3, 5, residual=4)
+    ordered = order_by_section([conv(0, 1), conv(1, 2, 3, 2), conv(2, 3), leave(1), shortcut, total, leave(5, 1)])
+    assert [layer.section for layer in ordered] == [0, 0, 1, 1, 1, 1, 1]
+    assert [layer.target for layer in ordered] == [1, 0, 2, 4, 3, 5, 1]
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([conv(0, 1), conv(1, 2, stride=2), conv(1, 3, residual=2), leave(3)], "joins maps of different sections"),
+        ([conv(0, 1), conv(1, 2, 3, 2), conv(2, 3), conv(1, 4, 1, 2, residual=3), leave(4)], "result of later"),
+        ([conv(0, 1), leave(1), conv(1, 2, stride=2)], "the final exit does not come last"),
+        ([conv(0, 1), leave(1), conv(1, 2)], "the final exit does not come last"),
+    ],
+)  # fmt: skip
+def test_orders_that_the_engine_cannot_run(layers: list[Layer], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        order_by_section(layers)
+
+
+def test_maps_are_used_again_once_nothing_reads_them() -> None:
+    """A chain needs two maps; a residual is overwritten by the sum."""
+    chain = [conv(0, 1), *(conv(i, i + 1) for i in range(1, 7)), conv(7, 8, residual=6), leave(8)]
+    lowered = assign_maps(order_by_section(chain), [3] + [4] * 8, (5, 6))
+    assert lowered.maps == ((3, -1), (4, 0), (4, 0))
+    assert lowered.sizes == ((5, 6),)
+    *_, last, _ = lowered.layers
+    assert last.target == last.residual != last.source
+    for layer in lowered.layers[:-2]:
+        assert layer.target != layer.source
+
+
+def test_maps_of_other_sizes_and_channels_are_kept_apart() -> None:
+    layers = [conv(0, 1), conv(1, 2), conv(2, 3, stride=2), conv(3, 4), leave(4)]
+    lowered = assign_maps(order_by_section(layers), [3, 4, 8, 8, 8], (5, 6))
+    assert lowered.maps == ((3, -1), (4, 0), (8, 0), (8, 1), (8, 1))
+    assert lowered.sizes == ((5, 6), (3, 3))
