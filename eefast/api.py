@@ -1,4 +1,4 @@
-"""The front door: check a network, plan how it runs, wrap it in a module that does so."""
+"""`accelerate`: a network → a module with the same answers, run by the engine that planning chose."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ class Accelerated(nn.Module):
 
 @cache
 def _hide_from_torch_compile() -> None:
-    """Watching weights, locks and replays cannot be traced; tried all the same, each batch size would compile anew.
+    """Watching weights, locks and replays cannot be traced; tried all the same, each batch size would be compiled again.
 
     Not on import, since this imports TorchDynamo, which takes a second; a network that was built has imported it.
     """

@@ -1,4 +1,4 @@
-"""Choose where the host waits for a count: seconds of every stage at every batch size → a way through each exit."""
+"""Choose where the host waits for a count: seconds of every stage at every batch size → a decision at each exit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 from math import ceil
 
 STEP = 1.25
-"""Ratio of neighbouring batch sizes; rows that only fill up cost 12 % on average."""
+"""Ratio of neighbouring batch sizes; rows that only fill up the batch cost 12 % on average."""
 
 
 def sizes(largest: int, step: float = STEP) -> tuple[int, ...]:
@@ -22,7 +22,7 @@ def sizes(largest: int, step: float = STEP) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Counted:
-    """Seconds of a stage that reads the number of its rows on the device: at once, and more for each live row."""
+    """Seconds of a stage that reads the number of its rows on the device: fixed, and more for each live row."""
 
     fixed: float
     row: float
@@ -49,7 +49,7 @@ class Times:
 
 
 class HostReadPolicy:
-    """The fastest ways through the exits by the times of a device.
+    """At which exits the host reads a count so that a batch takes least, by the times of a device.
 
     At each exit the host can wait for the number of survivors, so that the next stage runs at the next larger size that
     has a graph; or go on without knowing, with dead rows carried along, or with a stage that counts its rows itself.
@@ -71,7 +71,7 @@ class HostReadPolicy:
         return form is not None and form.fixed + form.row * expected < self.times.stages[stage][self.bucket(most)]
 
     def __call__(self, stage: int, most: int, expected: float) -> tuple[bool, float]:
-        """Whether the host reads the count behind an early exit, and how many survivors it expects."""
+        """Whether the host reads the count after an early exit, and how many survivors it expects."""
         reading, carrying = self._choices(stage, most, expected, 1.0)
         return reading < carrying, expected * self.times.survivors[stage]
 
@@ -80,7 +80,7 @@ class HostReadPolicy:
         return self._rest(0, rows, float(rows), 1.0)
 
     def path(self, rows: int) -> list[str]:
-        """What happens at each exit of a batch, were all to go as expected."""
+        """What happens at each exit of a batch where as many survive as expected."""
         most, expected, found = rows, float(rows), []
         last = len(self.times.stages) - 1
         for stage in range(last):
@@ -93,10 +93,10 @@ class HostReadPolicy:
 
     def _seconds_from(self, stage: int, most: int, expected: float, others: float) -> float:
         """others: probability that the other queues still have work."""
-        own = self._of_stage(stage, most, expected)
+        here = self._of_stage(stage, most, expected)
         if stage == len(self.times.stages) - 1:
-            return own
-        return own + min(self._choices(stage, most, expected, others))
+            return here
+        return here + min(self._choices(stage, most, expected, others))
 
     def _of_stage(self, stage: int, most: int, expected: float) -> float:
         form = self.times.counted[stage]
@@ -105,9 +105,9 @@ class HostReadPolicy:
         return max(self.times.stages[stage][self.bucket(most)], self.times.launch)
 
     def _choices(self, stage: int, most: int, expected: float, others: float) -> tuple[float, float]:
-        """Seconds behind an exit: with reading its count, and without."""
+        """Seconds after an exit: with reading its count, and without."""
         share = self.times.survivors[stage]
-        # Where nobody survives, and the host knows, nothing more runs.
+        # Where no row survives, and the host knows, nothing more runs.
         some = 1 - (1 - share) ** max(expected, 1)
         survivors = min(expected * share / some, most) if some else 1.0
         known = min(most, max(1, ceil(survivors)))

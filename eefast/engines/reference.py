@@ -1,4 +1,4 @@
-"""The reference engine: the network's own plain forward pass, which defines the right answer."""
+"""The reference engine: the network's plain forward pass, which defines the right answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notice that weights were changed after planning: load_state_dict, an optimiser's step, new tensors."""
+"""Notice that weights were changed after planning: by load_state_dict, an optimiser's step or new tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class WeightWatch:
     """Remembers every parameter, buffer and submodule of some modules as they were, and how many hooks there are.
 
     Every in-place change through PyTorch raises a tensor's version, every exchange changes the tensor or its memory;
-    fused optimisers raise no version, so their steps are listened to. Only writes that go round all bookkeeping
+    fused optimisers raise no version, so their steps are listened to. Only writes that bypass version counters
     (`parameter.data.add_`, numpy views, tensors made in inference mode) stay unseen.
     """
 
@@ -34,7 +34,7 @@ class WeightWatch:
         self._entries = self._current()
         self._tensors = [t for t in self._entries if isinstance(t, Tensor)]
         self._tracked = [t for t in self._tensors if not t.is_inference()]
-        # The aliases keep the old memory alive, so that no new tensor can come to lie at the same address.
+        # The aliases keep the old memory alive, so that no new tensor can get the same address.
         self._aliases = [t.detach() for t in self._tensors]
         self._old_pointers = list(map(_pointers, self._tensors))
         self._old_versions = list(map(_versions, self._tracked))

@@ -100,9 +100,9 @@ def _subject(net: EarlyExitNet, options: Options) -> Subject:
 def _reference(net: EarlyExitNet, dtype: torch.dtype | None, reason: str) -> Engine:
     weight = next(net.parameters())
     if dtype not in (None, weight.dtype):
-        raise ValueError(f"dtype={dtype}: the reference engine runs in the network's own; use net.to({dtype})")
+        raise ValueError(f"dtype={dtype}: the reference engine runs in the network's dtype; use net.to({dtype})")
     stages = tuple(
-        StagePlan(cost.feature_shape, share, "PyTorch", "as it stands")
+        StagePlan(cost.feature_shape, share, "PyTorch", "unchanged")
         for cost, share in zip(net.stage_costs, trial.shares(net), strict=True)
     )
     return ReferenceEngine(net, Plan("reference", weight.device, weight.dtype, net.criterion.name, (reason,), stages))

@@ -1,4 +1,4 @@
-"""Try a network's stages and heads as they stand on a few images: what engines must answer, or why they cannot."""
+"""Try a network's unchanged stages and heads on a few images: what engines must answer, or why they cannot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .inference_copies import inference_copy, is_computing_hook
 IMAGES = 2
 
 TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.25, torch.bfloat16: 0.25}
-"""By dtype, the largest difference from the network's own answers ÷ largest of these that planning allows.
+"""By dtype, the largest difference from the network's answers ÷ largest of these that planning allows.
 
 Folding and another order of additions change the last digits; a wrong formula changes the first ones.
 """
@@ -147,7 +147,7 @@ def check_modes(net: EarlyExitNet, images: Tensor) -> None:
         for part, where in zip(pair, (f"stage {i}", f"the head of exit {i}"), strict=True):
             try:
                 wanted, found = (run(inference_copy(part, mode), x, where) for mode in (True, False))
-            except UnsupportedError:  # of which others will speak
+            except UnsupportedError:  # which `expected` reports
                 return
             rows = _as_rows(wanted)
             if not isinstance(rows, Tensor):
