@@ -232,7 +232,7 @@ class Accelerated(nn.Module):
 
 @cache
 def _hide_from_torch_compile() -> None:
-    """Watching weights, locks and replays cannot be traced; tried all the same, each batch size would be compiled again.
+    """What watches weights, locks and replays cannot be traced; its parts would be compiled for each batch size.
 
     Not on import, since this imports TorchDynamo, which takes a second; a network that was built has imported it.
     """

@@ -4,78 +4,34 @@ from __future__ import annotations
 
 import gc
 import itertools
-import re
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from graphs_on_cpu import SHAPE, assert_same, capture_on_cpu, network, planned, run
 from networks import images, lived_in, one_by_one, spread_thresholds
 
 import eefast
 from eefast import zoo
-from eefast.engines import Batch, CompactEngine, GraphEngine, graphs
+from eefast.engines import Batch, CompactEngine, graphs
 from eefast.engines.host_reads import HostReadPolicy
-from eefast.engines.stores import Stores
-from eefast.planning import Options, build, capture, launch_costs
+from eefast.planning import capture, launch_costs
 from eefast.planning.fusing import fuse_convolutions
 from eefast.planning.indexed_stages import indexed_stage
-from eefast.planning.launch_costs import LaunchCosts
-
-SHAPE = (3, 16, 16)
-
-
-class NoEvent:
-    def record(self) -> None:
-        pass
-
-    wait = synchronize = record
-
-
-@contextmanager
-def nowhere(device: torch.device) -> Iterator[None]:
-    yield None
 
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replays do the work anew; sizes, queues, memory and everything of the host are as on a GPU."""
-
-    def keep(work: Callable[[], None], fill: Callable[[], None], pool: Any) -> Callable[[], None]:
-        work()
-        fill()
-        return work
-
-    monkeypatch.setattr(graphs, "captured", keep)
-    monkeypatch.setattr(graphs, "capturing", nowhere)
-    monkeypatch.setattr(graphs, "event", NoEvent)
-    monkeypatch.setattr(graphs, "on", lambda device: nullcontext())
-    monkeypatch.setattr(graphs, "reserved", lambda device: 0)
-    monkeypatch.setattr(capture, "forget", lambda: None)
-    monkeypatch.setattr(capture, "DEVICES", ("cpu", "cuda"))
-    monkeypatch.setattr(launch_costs, "load", lambda device: LaunchCosts(launch=5e-6, wait=15e-6))
-    monkeypatch.setattr(launch_costs, "seconds", lambda work, device: (work(), 1e-4)[1])
+    capture_on_cpu(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def net() -> Any:
-    net = lived_in(zoo.eenet("eenet20", 3, "fine", "pool", input_shape=SHAPE), 1)
-    spread_thresholds(net, images(64, SHAPE), 0.4)
-    return net
-
-
-def planned(net: Any, capacity: int, example_inputs: torch.Tensor | None = None) -> Any:
-    return build(net, Options("compact", None, example_inputs, capacity))
-
-
-@torch.no_grad()
-def run(engine: Any, net: Any, x: torch.Tensor) -> Any:
-    """The engine by the thresholds of a network, which may be another one than its own."""
-    return engine.run(x, net.thresholds)
+    return network()
 
 
 def stream(engine: Any, net: Any, chunks: Iterable[torch.Tensor]) -> Any:
@@ -93,12 +49,6 @@ def reading(engine: Any, reads: Callable[[int], bool], queues: int) -> None:
             return 0.0 if self.queues == queues else 1.0
 
     engine.graphs.policies = [Fixed(p.times, p.queues) for p in engine.graphs.policies]
-
-
-def assert_same(got: Any, expected: Any) -> None:
-    assert torch.equal(got.exit_index, expected.exit_index)
-    torch.testing.assert_close(got.logits, expected.logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(got.confidence, expected.confidence, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -148,81 +98,6 @@ class TestOnTheCpu:
         other = net.with_criterion("learned", [0.3, 0.5, 0.4])
         assert_same(run(p, net, x), net(x))
         assert_same(run(p, other, x), other(x))
-        assert_same(run(p, net, x), net(x))
-
-    def test_out_of_memory_leaves_fewer_sizes_then_smaller_batches(
-        self, net: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        keep, budget = graphs.captured, 0
-
-        def short(*args: Any) -> Any:
-            nonlocal budget
-            budget -= 1
-            if budget < 0:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-            return keep(*args)
-
-        class Counted(graphs.Graphs):
-            def __init__(self, *args: Any) -> None:
-                nonlocal budget
-                budget = allowed
-                super().__init__(*args)
-
-        monkeypatch.setattr(graphs, "captured", short)
-        monkeypatch.setattr(capture, "Graphs", Counted)
-        x = images(20, SHAPE)
-        seen = []
-        for allowed in (1000, 100, 60, 30, 20, 0):
-            p = planned(net, 64)
-            got = run(p, net, x)
-            assert_same(got, net(x))
-            g = getattr(p, "graphs", None)
-            seen.append((g.capacity, g.queues, len(g.sizes)) if g else None)
-            reason = p.plan.reason
-            assert ("memory was full" in reason or "memory is full" in reason) == (allowed < 1000)
-        full = len(graphs.sizes(64))
-        assert seen == [(64, 2, full), (64, 2, 9), (64, 2, 7), (64, 1, 7), (16, 1, 5), None]
-
-    def test_a_stage_that_cannot_be_captured(self, net: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-        def refused(*args: Any) -> Any:
-            raise RuntimeError("operation not permitted when stream is capturing")
-
-        monkeypatch.setattr(graphs, "captured", refused)
-        p, x = planned(net, 8), images(5, SHAPE)
-        assert "without CUDA graphs: RuntimeError: operation not permitted" in str(p.plan)
-        assert_same(run(p, net, x), net(x))
-
-    @pytest.mark.parametrize("part", ["logits", "confidence"])
-    def test_answers_that_are_no_numbers_mean_no_graphs(
-        self, net: Any, part: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        take = Stores.take
-
-        def poisoned(self: Any, slot: int, size: int) -> Any:
-            result = take(self, slot, size)
-            getattr(result, part)[-1] = torch.nan
-            return result
-
-        monkeypatch.setattr(Stores, "take", poisoned)
-        p, x = planned(net, 8), images(5, SHAPE)
-        assert f"without CUDA graphs: RuntimeError: their answers differ by nan of the largest ({part})" in str(p.plan)
-        assert not isinstance(p, GraphEngine)
-        assert_same(run(p, net, x), net(x))
-
-    def test_wrong_answers_mean_no_graphs(self, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        advance = Stores.advance
-
-        def forgetful(self: Any, queue: int, stage: int, rows: int, counted: bool = False) -> None:
-            advance(self, queue, stage, rows, counted)
-            if stage == 1:
-                # The survivors' maps lie in another order than their positions.
-                waiting = self.before(queue, stage + 1)
-                waiting.features.copy_(waiting.features.roll(1, 0))
-
-        monkeypatch.setattr(Stores, "advance", forgetful)
-        p, x = planned(net, 8), images(5, SHAPE)
-        assert "without CUDA graphs: RuntimeError: their answers differ by" in str(p.plan)
-        assert not isinstance(p, GraphEngine)
         assert_same(run(p, net, x), net(x))
 
     def test_other_sizes_and_calls_meanwhile_run_without_graphs(self, net: Any) -> None:
@@ -318,21 +193,6 @@ class TestOnTheCpu:
             t.join()
         assert not failed
 
-    def test_survivors_of_the_example_guide_the_plan(self, net: Any) -> None:
-        x = images(40, SHAPE)
-        taken = net(x).exit_index
-        p = planned(net, 8, x)
-        arriving = [int((taken >= i).sum()) for i in range(4)]
-        expected = tuple(b / a for a, b in itertools.pairwise(arriving))
-        assert p.graphs.policies[0].times.survivors == pytest.approx(expected)
-        assert planned(net, 8).graphs.policies[0].times.survivors == (0.5,) * 3
-
-    def test_the_plan_tells_sizes_queues_and_memory(self, net: Any) -> None:
-        p = planned(net, 8)
-        assert f"{2 * 4 * 7} CUDA graphs, 7 batch sizes up to 8, 2 under way at a time, 0 MB" in str(p.plan)
-        assert len(re.findall(r"; (the host reads the count|carried along|the next stage counts)\n", str(p.plan))) == 3
-        assert str(p.plan).endswith("; the end")
-
     def test_stages_that_count_their_rows_themselves(self, net: Any) -> None:
         p = planned(net, 8)
         counted = []
@@ -352,12 +212,6 @@ class TestOnTheCpu:
             x = images(n, SHAPE, seed=n)
             assert_same(run(p, net, x), one_by_one(net, x))
         assert p.graphs.waits == 0
-
-
-def test_switched_off(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture, "DEVICES", ("cpu",))
-    monkeypatch.setenv("EEFAST_GRAPHS", "0")
-    assert not isinstance(planned(net, 8), GraphEngine)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,123 @@
+"""What is captured, measured and checked before the compact engine has CUDA graphs, on the CPU."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+import pytest
+import torch
+from graphs_on_cpu import SHAPE, assert_same, capture_on_cpu, network, planned, run
+from networks import images
+
+from eefast.engines import GraphEngine, graphs
+from eefast.engines.stores import Stores
+from eefast.planning import capture
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    capture_on_cpu(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def net() -> Any:
+    return network()
+
+
+def test_out_of_memory_leaves_fewer_sizes_then_smaller_batches(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep, budget = graphs.captured, 0
+
+    def short(*args: Any) -> Any:
+        nonlocal budget
+        budget -= 1
+        if budget < 0:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return keep(*args)
+
+    class Counted(graphs.Graphs):
+        def __init__(self, *args: Any) -> None:
+            nonlocal budget
+            budget = allowed
+            super().__init__(*args)
+
+    monkeypatch.setattr(graphs, "captured", short)
+    monkeypatch.setattr(capture, "Graphs", Counted)
+    x = images(20, SHAPE)
+    seen = []
+    for allowed in (1000, 100, 60, 30, 20, 0):
+        p = planned(net, 64)
+        got = run(p, net, x)
+        assert_same(got, net(x))
+        g = getattr(p, "graphs", None)
+        seen.append((g.capacity, g.queues, len(g.sizes)) if g else None)
+        reason = p.plan.reason
+        assert ("memory was full" in reason or "memory is full" in reason) == (allowed < 1000)
+    full = len(graphs.sizes(64))
+    assert seen == [(64, 2, full), (64, 2, 9), (64, 2, 7), (64, 1, 7), (16, 1, 5), None]
+
+
+def test_a_stage_that_cannot_be_captured(net: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    def refused(*args: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphs, "captured", refused)
+    p, x = planned(net, 8), images(5, SHAPE)
+    assert "without CUDA graphs: RuntimeError: operation not permitted" in str(p.plan)
+    assert_same(run(p, net, x), net(x))
+
+
+@pytest.mark.parametrize("part", ["logits", "confidence"])
+def test_answers_that_are_no_numbers_mean_no_graphs(net: Any, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = Stores.take
+
+    def poisoned(self: Any, slot: int, size: int) -> Any:
+        result = take(self, slot, size)
+        getattr(result, part)[-1] = torch.nan
+        return result
+
+    monkeypatch.setattr(Stores, "take", poisoned)
+    p, x = planned(net, 8), images(5, SHAPE)
+    assert f"without CUDA graphs: RuntimeError: their answers differ by nan of the largest ({part})" in str(p.plan)
+    assert not isinstance(p, GraphEngine)
+    assert_same(run(p, net, x), net(x))
+
+
+def test_wrong_answers_mean_no_graphs(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = Stores.advance
+
+    def forgetful(self: Any, queue: int, stage: int, rows: int, counted: bool = False) -> None:
+        advance(self, queue, stage, rows, counted)
+        if stage == 1:
+            # The survivors' maps lie in another order than their positions.
+            waiting = self.before(queue, stage + 1)
+            waiting.features.copy_(waiting.features.roll(1, 0))
+
+    monkeypatch.setattr(Stores, "advance", forgetful)
+    p, x = planned(net, 8), images(5, SHAPE)
+    assert "without CUDA graphs: RuntimeError: their answers differ by" in str(p.plan)
+    assert not isinstance(p, GraphEngine)
+    assert_same(run(p, net, x), net(x))
+
+
+def test_survivors_of_the_example_guide_the_plan(net: Any) -> None:
+    x = images(40, SHAPE)
+    taken = net(x).exit_index
+    p = planned(net, 8, x)
+    arriving = [int((taken >= i).sum()) for i in range(4)]
+    expected = tuple(b / a for a, b in itertools.pairwise(arriving))
+    assert p.graphs.policies[0].times.survivors == pytest.approx(expected)
+    assert planned(net, 8).graphs.policies[0].times.survivors == (0.5,) * 3
+
+
+def test_the_plan_tells_sizes_queues_and_memory(net: Any) -> None:
+    p = planned(net, 8)
+    assert f"{2 * 4 * 7} CUDA graphs, 7 batch sizes up to 8, 2 under way at a time, 0 MB" in str(p.plan)
+    assert len(re.findall(r"; (the host reads the count|carried along|the next stage counts)\n", str(p.plan))) == 3
+    assert str(p.plan).endswith("; the end")
+
+
+def test_switched_off(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EEFAST_GRAPHS", "0")
+    assert not isinstance(planned(net, 8), GraphEngine)
