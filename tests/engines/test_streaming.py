@@ -342,14 +342,20 @@ def test_another_engine_may_be_planned_on_the_way(first: torch.dtype) -> None:
     fast = eefast.accelerate(net.to(first), engine="auto")
     then = torch.float64 if first == torch.float32 else torch.float32
 
-    def batches() -> Iterator[Tensor]:
-        yield x.to(first)
-        yield x.to(first)
-        net.to(then)
-        yield x.to(then)
-        yield x.to(then)
+    buffer: list[Tensor] = []
 
+    def batches() -> Iterator[Tensor]:
+        for dtype in (first, first, then, then):
+            net.to(dtype)
+            buffer[:] = [x.to(dtype, copy=True)]
+            yield buffer[0]
+
+    results = list[ExitResult]()
     for result in fast.stream(batches()):
+        buffer[0].fill_(7)  # what has been handed out may be written to, also while results come
+        results.append(result)
+    assert len(results) == 4
+    for result in results:
         assert_same_answers(result, expected, net)
 
 
