@@ -1,5 +1,6 @@
 """What all tests share: few threads, poisoned fresh memory, a limit of memory, Triton interpreted where no GPU is."""
 
+import gc
 import os
 import resource
 import signal
@@ -73,6 +74,12 @@ def pytest_report_header():
     return "GPU tests: " + (
         torch.cuda.get_device_name() if GPU else "deselected, no CUDA device; run `make gpu` on one"
     )
+
+
+def pytest_collection_finish():
+    """What there is now stays, so the garbage collector need only look at what tests make: quickly, therefore often."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config, items):

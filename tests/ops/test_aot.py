@@ -117,7 +117,7 @@ def jobs() -> Iterator[Any]:
             yield pytest.param(name, capability, marks=marks, id=f"{name}-{capability}")
 
 
-@pytest.mark.parametrize(("name", "capability"), list(jobs()))
+@pytest.mark.parametrize(("name", "capability"), [*jobs()])
 def test_variant(compiler: ProcessPoolExecutor, name: str, capability: int) -> None:
     report = compiler.submit(aot.compile_variant, name, capability).result()
     assert not report.failures(aot.variants()[name][1]), report
