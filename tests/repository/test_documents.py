@@ -1,0 +1,43 @@
+"""The documents for developers: every file and function that they name exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = (
+    "CONTRIBUTING.md",
+    "README.md",
+    "SECURITY.md",
+    "docs/design.md",
+    "docs/extending.md",
+    "docs/reliability.md",
+)
+# Where the documents leave out the first folder.
+FOLDERS = (".", "eefast", "eefast/planning")
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_exist(document: str) -> None:
+    named = set(re.findall(r"`(?:python )?([\w./-]+\.(?:py|cpp|h|cuh|cu|sh|md|toml))\b", text(document)))
+    named |= {f"{Path(document).parent}/{link}" for link in re.findall(r"\]\((?!\s*http)([^)#]+)\)", text(document))}
+    assert named
+    placeholders = [name for name in named if "NAME" in name]
+    missing = [
+        name for name in named if name not in placeholders and not any((ROOT / f / name).exists() for f in FOLDERS)
+    ]
+    assert not missing
+
+
+def test_the_tasks_name_functions_that_exist() -> None:
+    """Ten tasks under "Where would you change", each with files; names in brackets are in the file before them."""
+    rows = re.findall(r"^\| (?!task|---)(.*) \|$", text("CONTRIBUTING.md").split("### Where would you change")[1], re.M)
+    tasks = [row for row in rows if "`EEFAST" not in row and ".py`" in row]
+    assert len(tasks) >= 10
+    for file, name in re.findall(r"`([\w/.]+)` \(`(\w+)`", " ".join(tasks)):
+        assert re.search(rf"\b{name}\b", (ROOT / file).read_text()), f"{file} has no {name}"
