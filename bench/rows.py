@@ -238,7 +238,7 @@ def environment(device: str) -> Record:
 
     load: processes that wanted to run in the last minute, those of the measurement among them.
     """
-    found = report.environment()
+    found = report.describe_environment()
     on_gpu = device == "cuda"
     return {
         **found,

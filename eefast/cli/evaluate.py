@@ -67,6 +67,6 @@ def command(
         "evaluation": asdict(found),
         "exits": [asdict(q) for q in quality],
         "flips": asdict(flips),
-        "environment": environment.environment(),
+        "environment": environment.describe_environment(),
     }
     write_json(json_path, figures)

@@ -1,12 +1,19 @@
 """Words of `eefast train`, and the lines of its --config file → the options that `train` gets."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import torch
+from command_line import run
+from idx_files import idx_bytes
 from typer.testing import CliRunner
 
+import eefast
 from eefast.cli.commands import app
+from eefast.data import datasets, image_sets
+from eefast.record import TrainingRecord
 from eefast.train.options import TrainOptions
 
 
@@ -74,3 +81,34 @@ def test_options_from_a_malformed_file(tmp_path: Path, text: str, message: str) 
     file.write_text("epochs: many")
     with pytest.raises(SystemExit):
         command_line("--config", file)
+
+
+def test_train_writes_a_network_that_loads(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(10, (200,), generator=generator, dtype=torch.uint8)
+    images = torch.randint(256, (200, 28, 28), generator=generator, dtype=torch.uint8)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(images.numpy()))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(labels.numpy()))
+    words = ["--net", "eenet20", "--placement", "1,4", "--epochs", 1, "--batch-size", 32]
+    done = run("train", *words, "--data-root", tmp_path, "--output", tmp_path / "out", "--max-cost", 0.9, "--json", "-")
+    report = json.loads(done.stdout)
+    assert report["held_out"]["learned"]["cost"] <= 0.9
+    assert "epoch 1/1" in done.stderr
+    assert "40 of 200 training images, a fifth, are held out for choosing thresholds" in done.stderr
+    assert (
+        "held_out=40 images are few for choosing thresholds: each is 0.0250 of their accuracy; hold out 100 or more"
+        in done.stderr
+    )
+    assert report["arguments"]["held_out"] == 40
+    net = eefast.load(tmp_path / "out")
+    trained_on = image_sets.fingerprint(datasets.dataset("mnist", tmp_path, "train"))
+    shape = (1, 28, 28)
+    assert net.record == TrainingRecord("eenet20", 10, shape, "mnist", None, None, 200, trained_on, 40, 1)
+    assert net.config["placement"] == [1, 4]
+    assert net.thresholds.tolist() == torch.tensor(report["held_out"]["learned"]["thresholds"]).tolist()
+    assert eefast.accelerate(net)(images.unsqueeze(1)).logits.shape == (200, 10)
+
+
+def test_missing_data_says_how_to_get_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"does not exist; download=True \(--download\)"):
+        run("train", "--data-root", tmp_path / "nowhere")
