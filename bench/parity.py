@@ -151,11 +151,11 @@ def made(form: EngineForm, net: EarlyExitNet, example: Tensor) -> tuple[Callable
     with mock.patch.dict(os.environ, {"EEFAST_GRAPHS": "0"} if form.how == WITHOUT_GRAPHS else {}):
         fast = eefast.accelerate(net, engine=form.engine, dtype=form.dtype, example_inputs=example, frozen=True)
     if form.how == COUNTED:
-        _always_count(fast)
+        always_count(fast)
     return fast, fast.plan.reason
 
 
-def _always_count(fast: Any) -> None:
+def always_count(fast: Any) -> None:
     """Every stage that can reads the number of its rows on the device, however long that takes."""
     graphs = getattr(fast.engine, "graphs", None)
     if graphs is None or all(rows is not None for _, _, rows in graphs.replays):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from energy import meter
 
-from eefast.measure import environment as report
+from eefast.measure.environment import inspect_environment
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -238,7 +238,7 @@ def environment(device: str) -> Record:
 
     load: processes that wanted to run in the last minute, those of the measurement among them.
     """
-    found = report.describe_environment()
+    found = inspect_environment()
     on_gpu = device == "cuda"
     return {
         **found,

@@ -176,5 +176,5 @@ def _record(
         "accuracy_change": found.early.accuracy - found.plain_accuracy,
         **asdict(found),
         "code": code,
-        "environment": environment.describe_environment(),
+        "environment": environment.inspect_environment(),
     }

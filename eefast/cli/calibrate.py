@@ -107,6 +107,6 @@ def command(
         "exits": [asdict(q) for q in quality],
         "exits_before_scaling": [asdict(q) for q in raw] if scale else None,
         "scaling": asdict(fitted) if fitted is not None else None,
-        "environment": environment.describe_environment(),
+        "environment": environment.inspect_environment(),
     }
     write_json(json_path, figures)

@@ -53,7 +53,7 @@ def command(
             net, others, pixels[:images], labels[:images], batch_size=batch_size, rounds=rounds, progress=progress
         )
     draw(found, figure)
-    figures = {"rows": [asdict(row) for row in found.rows], "environment": environment.describe_environment()}
+    figures = {"rows": [asdict(row) for row in found.rows], "environment": environment.inspect_environment()}
     more = {"network": found.network, "curves": found.curves, "right": found.right, "wrong": found.wrong}
     write_json(json_path, {**figures, **more})
     if json_path != "-":

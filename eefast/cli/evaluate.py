@@ -67,6 +67,6 @@ def command(
         "evaluation": asdict(found),
         "exits": [asdict(q) for q in quality],
         "flips": asdict(flips),
-        "environment": environment.describe_environment(),
+        "environment": environment.inspect_environment(),
     }
     write_json(json_path, figures)

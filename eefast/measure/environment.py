@@ -13,7 +13,7 @@ from .. import ops
 from ..version import __version__
 
 
-def describe_environment() -> dict[str, Any]:
+def inspect_environment() -> dict[str, Any]:
     """Machine, versions and commit, written beside every measurement."""
     return {
         "eefast": __version__,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .. import ops
-from .environment import describe_environment
+from .environment import inspect_environment
 
 PACKAGES = (
     "torch", "triton", "numpy", "safetensors", "torchvision", "timm", "lightning", "typer", "rich", "matplotlib",
@@ -30,7 +30,7 @@ def inspect_installation() -> dict[str, Any]:
     exits_on_gpu: what evaluates exits on GPUs, see `ops.exit_kernels`.
     variables: EEFAST_* and `VARIABLES` as far as they are set.
     """
-    around = describe_environment()
+    around = inspect_environment()
     return {
         "versions": {
             "eefast": around["eefast"],

@@ -195,12 +195,12 @@ def test_ways_of_a_gpu():
 
 def test_stages_are_made_to_count_on_the_device():
     choice = SimpleNamespace(counted=lambda stage, most, expected: False)
-    graphs = SimpleNamespace(replays={(0, 0, 8): None, (0, 1, 8): None}, ways=[choice])
-    fast = SimpleNamespace(plan=SimpleNamespace(graphs=graphs, reason="as asked for"))
+    graphs = SimpleNamespace(replays={(0, 0, 8): None, (0, 1, 8): None}, policies=[choice])
+    fast = SimpleNamespace(engine=SimpleNamespace(graphs=graphs), plan=SimpleNamespace(reason="as asked for"))
     with pytest.raises(ValueError, match="counts its rows on the device: as asked for"):
-        parity._always_count(fast)
+        parity.always_count(fast)
     graphs.replays[0, 1, None] = None
-    parity._always_count(fast)
+    parity.always_count(fast)
     assert choice.counted(1, 8, 8.0)
 
 
