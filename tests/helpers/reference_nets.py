@@ -18,6 +18,9 @@ from torch import nn
 VERSIONS = ("head", "forked", "pteenet", "fully_connected", "fc")
 REPETITIONS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
+MODULE, STATE = "module", "state_dict"
+"""What of a network a file holds."""
+
 
 class BasicBlock(nn.Module):
     __module__ = "eenet"
