@@ -204,7 +204,7 @@ def test_commands_take_what_training_had(trained: Path, tmp_path: Path) -> None:
         ("calibrate --max-accuracy-drop 0.05", "so 100 are needed for this budget"),
         (
             "calibrate --held-out 3 --max-cost 0.7",
-            "3 held-out images are too few: .* so 100 are needed .*; take more with --held-out",
+            "3 held-out images are too few: .* so 100 are needed .*; use more with --held-out",
         ),
         ("plot", "31 held-out images are too few"),
         ("bench --batch-sizes 4", "31 held-out images are too few: .* so 200 are needed"),
@@ -232,7 +232,10 @@ def test_other_images_under_the_same_name_are_refused(trained: Path, tmp_path: P
     done = run(*words, "--data-root", trained / "fashion-mnist", "--other-data", "--held-out", 40, "--seed", 6)
     assert [json.loads(done.stdout)[key] for key in ("held_out", "seed")] == [40, 6]
     done = run(*words, "--data-root", trained / "fashion-mnist", "--other-data")
-    assert "--other-data: the held-out images are the 14 that eefast train keeps aside with seed 1" in done.stderr
+    assert (
+        "--other-data: the held-out images are the 14 that eefast train keeps aside by default with seed 1"
+        in done.stderr
+    )
 
 
 def test_networks_without_a_record(trained: Path, tmp_path: Path) -> None:
@@ -242,7 +245,7 @@ def test_networks_without_a_record(trained: Path, tmp_path: Path) -> None:
     root = ["--data-root", trained / "fashion-mnist", "--json", "-"]
     done = run("evaluate", tmp_path / "old", *root, "--engine", "reference")
     assert json.loads(done.stdout)["dataset"] == "fashion-mnist"
-    assert "old has no training.json; its normalisation is that of fashion-mnist, which is taken" in done.stderr
+    assert "old has no training.json; its normalisation is that of fashion-mnist, which is used" in done.stderr
     done = run("calibrate", tmp_path / "old", *root, "--max-cost", 0.7, "--few-images")
     assert "old has no training.json: the held-out images are the 14 that eefast train keeps aside" in done.stderr
     assert json.loads(done.stdout)["held_out"] == 14
