@@ -1,4 +1,4 @@
-"""A module and batches → the checkpoint of its best epoch, by Lightning; failures say what can be resumed."""
+"""A module and batches → the checkpoint of its best epoch: Lightning's training loop."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..system import files
 from .batches import EpochSeeds
-from .checkpoints import CheckpointWriter, RunRecord, best_and_last, first_line, read_checkpoint
+from .checkpoints import CheckpointWriter, RunRecord, best_and_last, read_checkpoint
 from .curves import CurvesLogger
-from .folder import LAST_FILE, LOGS_FOLDER, begin
-from .module import DivergedError, EarlyExitModule
+from .failures import explained
+from .folder import LOGS_FOLDER, begin
+from .module import EarlyExitModule
 from .options import TrainOptions
 from .progress import EpochLines
 
@@ -65,7 +64,7 @@ def fit(
     narrow = _too_narrow_for_onednn(module.net)
     with (
         _quiet(),
-        _explained(record, writer, checkpoint),
+        explained(record, writer, checkpoint),
         torch.backends.mkldnn.flags(enabled=False) if narrow else nullcontext(),
     ):
         trainer = lightning.Trainer(
@@ -115,40 +114,6 @@ def _strategy(options: TrainOptions) -> str:
 def _loggers(output: Path, tensorboard: bool) -> list[Any]:
     logs = CurvesLogger(output, LOGS_FOLDER)
     return [logs, *([TensorBoardLogger(output, LOGS_FOLDER, logs.version)] if tensorboard else [])]
-
-
-@contextmanager
-def _explained(record: RunRecord, writer: CheckpointWriter, checkpoint: Path | None) -> Iterator[None]:
-    """Whatever interrupts training is raised with one line that says what can be resumed."""
-
-    def finished() -> int:
-        return writer.epochs or (read_checkpoint(checkpoint)["epoch"] + 1 if checkpoint else 0)
-
-    def more() -> str:
-        return f"--resume (resume=True) goes on after epoch {finished()}" if finished() else "no epoch was finished"
-
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit) as stop:
-        # Lightning makes a SystemExit of Ctrl-C, and another one of SIGTERM, which stays.
-        if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt(more()) from stop
-        raise
-    except DivergedError as error:
-        raise DivergedError(f"{error}; {LAST_FILE} has epoch {finished()}" if finished() else str(error)) from error
-    except files.WriteError as error:
-        raise files.WriteError(f"{error}; {more()}") from error
-    except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
-    except Exception as error:
-        if checkpoint is not None and not record.started:
-            raise ValueError(
-                f"resume=True: {checkpoint} does not fit this run ({first_line(error)}); "
-                "start again without --resume (resume=False)"
-            ) from error
-        if record.started and isinstance(error, (OSError, RuntimeError)):
-            raise RuntimeError(f"{error}; {more()}") from error
-        raise
 
 
 @contextmanager
