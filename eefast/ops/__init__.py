@@ -1,4 +1,4 @@
-"""The package's PyTorch ops: each with schema, reference, fake and FLOP formula; C++ and Triton kernels run them."""
+"""The ops that the engines call: each with schema, reference, fake and FLOP formula; C++ and Triton run them."""
 
 from . import exit_conv_head, exit_head, gather_survivors, indexed_conv, resident_forward
 from .exit_head import MAX_CLASSES_ON_CUDA
