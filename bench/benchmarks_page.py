@@ -53,7 +53,7 @@ engine that a user could pick shows on the clock. Where no image leaves early it
 A cost in a heading is the one asked for, or what the same mix of exits costs in the largest batch measured.
 
 *Memory kept*: with `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184` in the environment glibc keeps what is
-freed. By default PyTorch's large maps go back to the system after a layer and are faulted in anew by a later one.
+freed. By default PyTorch's large maps go back to the system after a layer and are faulted in again by a later one.
 """
 
 Draw = Callable[[Any], object]

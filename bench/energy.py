@@ -24,7 +24,7 @@ class Counter:
 
 @dataclass(frozen=True)
 class Meter:
-    """What counts a device's energy, all of it: whoever else uses the device, and what it takes at rest, is in it.
+    """What counts a device's energy, all of it: other users of the device, and what it takes at rest, are in it.
 
     counters: one per GPU or CPU package; empty where none can be read, and `source` says why, else who counts.
     """
@@ -35,7 +35,7 @@ class Meter:
     def measure(self, run: Callable[[], Any]) -> tuple[Any, float | None]:
         """What `run` returns, and the joules taken meanwhile; None without a counter.
 
-        A counter may begin anew once meanwhile. NVML's moves every tenth of a second or so, RAPL's every millisecond:
+        A counter may wrap around once meanwhile. NVML's moves every tenth of a second or so, RAPL's every millisecond:
         `run` is to take many times as long, and to wait for the device before it returns.
         """
         before = [counter.read() for counter in self.counters]

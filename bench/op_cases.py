@@ -219,11 +219,11 @@ def _ours(inputs: Inputs) -> Callable[[], Any]:
             return out
 
         return compact
-    behind = (i.positions, i.positions, i.live, case.criterion, EXIT, i.logits, i.confidence, i.exits)
+    outputs = (i.positions, i.positions, i.live, case.criterion, EXIT, i.logits, i.confidence, i.exits)
     if case.op == "exit_conv_head":
-        arguments = (i.features, i.conv_weight, i.conv_bias, i.weight, i.bias, i.threshold, *behind)
+        arguments = (i.features, i.conv_weight, i.conv_bias, i.weight, i.bias, i.threshold, *outputs)
         return lambda: ops.exit_conv_head.run(*arguments)[1:]
-    return lambda: ops.exit_head.run(i.features, i.weight, i.bias, i.threshold, *behind)[1:]
+    return lambda: ops.exit_head.run(i.features, i.weight, i.bias, i.threshold, *outputs)[1:]
 
 
 def _answers(i: Inputs) -> tuple[Tensor, Tensor, Tensor]:

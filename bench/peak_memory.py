@@ -19,7 +19,7 @@ def peak_memory(run: Callable[[], Result], device: str) -> tuple[Result, int | N
     "cuda": what PyTorch reserved at most, less what it held before: weights and CUDA graphs that `run` makes are in it,
     those made before are not, nor what others than PyTorch's allocator hold.
     "cpu": the largest resident set of this process, the interpreter, libraries and all else that it holds included;
-    None where the system does not let it begin anew, as only Linux does.
+    None where the system cannot reset it, as only Linux can.
     """
     return _on_cuda(run) if device == "cuda" else _of_process(run, PROCESS)
 
@@ -35,7 +35,7 @@ def _on_cuda(run: Callable[[], Result]) -> tuple[Result, int | None]:
 
 def _of_process(run: Callable[[], Result], process: Path) -> tuple[Result, int | None]:
     try:
-        # See proc(5): the peak begins anew at what is resident now.
+        # See proc(5): the peak is reset to what is resident now.
         (process / "clear_refs").write_text("5")
     except OSError:
         return run(), None

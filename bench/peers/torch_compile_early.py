@@ -48,7 +48,7 @@ def per_stage(net: EarlyExitNet) -> Run:
 
 
 def full_graph(net: EarlyExitNet) -> Run:
-    """One graph from the images to the answers, the numbers of survivors being sizes that nobody knows before."""
+    """One graph from the images to the answers, the numbers of survivors being sizes that are not known before."""
     torch._dynamo.config.capture_dynamic_output_shape_ops = True
     _begin(net)
     run = torch.no_grad()(torch.compile(_Whole(net), fullgraph=True))
@@ -96,7 +96,9 @@ def _counters() -> Any:
 def describe() -> str:
     counters = _counters()
     graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
-    again = "" if torch._dynamo.config.automatic_dynamic_shapes else ", anew for every batch size of one-channel images"
+    again = (
+        "" if torch._dynamo.config.automatic_dynamic_shapes else ", again for every batch size of one-channel images"
+    )
     return f"{torch_version()}, inductor, {graphs} graphs, {breaks} graph breaks{again}"
 
 

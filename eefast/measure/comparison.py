@@ -186,7 +186,7 @@ def one_round(
     """Each candidate's turn once, see `timing.in_turns`.
 
     pause: seconds of rest before each turn, in which the last one's threads stop spinning, and a call to wake up.
-    least: a turn repeats its images until it has taken so many seconds; what counts is the mean.
+    least: a turn repeats its images until it has taken this many seconds; what counts is the mean.
     """
 
     def turn(candidate: Candidate) -> Span:

@@ -106,8 +106,8 @@ def examples(
     """A row of images per exit: the first ones that it answered right, one class after the other, then wrong ones.
 
     figure: a matplotlib Figure or SubFigure. images: [N, C, H, W] uint8, C 1 or 3. labels, answers, exit_index: [N]
-    int64. costs: of the n + 1 exits. each: so many images right and as many wrong. Under a wrong one stands answer ≠
-    label.
+    int64. costs: of the n + 1 exits. each: number of right images, and of wrong ones. Under a wrong one:
+    answer ≠ label.
     """
     # A narrow empty column between right and wrong.
     widths = [1.0] * each + [0.3] + [1.0] * each
