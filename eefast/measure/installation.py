@@ -71,7 +71,7 @@ def devices() -> dict[str, str]:
 
 def kernels() -> dict[str, str]:
     """Implementation of the ops → "available", or why it is not; the references in PyTorch always are."""
-    no_gpu = None if torch.cuda.is_available() else "PyTorch finds no CUDA device"
+    no_gpu = None if attempted(torch.cuda.is_available) is True else "PyTorch finds no CUDA device"
     missing = {
         "PyTorch": None,
         "C++ on the CPU": ops.CPP_MISSING,

@@ -18,7 +18,7 @@ import pytest
 import torch
 from exit_cases import CRITERIA, LAYOUTS, expected_confidence, layout
 from networks import images, lived_in
-from resident_calls import network, op, tables, victim
+from resident_calls import lowered, network, op, tables, victim
 from torch import Tensor, nn
 
 import eefast
@@ -125,6 +125,7 @@ def test_networks_match_float64(name: str, arguments: dict[str, Any], share: flo
     exact = everywhere(net, x)
     assert len(first_exits(net, exact[1], net.thresholds)[0].unique()) > 1
     for algorithm in ALGORITHMS:
+        lowered.cache_clear()  # the weights of EENet-50, packed for every algorithm, take gigabytes
         tables_ = tables(net, algorithm, 1 + (case + algorithm) % 4)
         for limits in (net.thresholds, *(forced(net, i) for i in range(net.num_exits + 1))):
             check(net, run(net, x, tables_, 1 + case % 3, limits), exact, limits, TOLERANCE[algorithm])

@@ -224,10 +224,11 @@ def test_an_exception_in_the_stage_itself_names_its_module(caplog):
     """The constant meets another dtype; the reference engine then says so at the call, as the network does."""
     inner = Stage(lambda s, x: F.conv2d(x, s.conv.weight.bfloat16()), conv=nn.Conv2d(8, 8, 1))
     net = network(nn.Sequential(nn.ReLU(), inner))
-    with pytest.raises(ValueError, match=r"cannot run: stage 1 in '1': RuntimeError: Input type"):
+    said = "(Input type|expected scalar type)"  # by which of PyTorch's convolutions is tried first
+    with pytest.raises(ValueError, match=rf"cannot run: stage 1 in '1': RuntimeError: {said}"):
         eefast.accelerate(net, engine="compact")
     fast = eefast.accelerate(net)
-    with pytest.raises(RuntimeError, match="Input type"):
+    with pytest.raises(RuntimeError, match=said):
         fast(images(2, SHAPE))
 
 
