@@ -264,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="skip, and say so, what does not fit")
     asked = parser.parse_args(arguments)
     if not max(BATCH_SIZES) <= asked.images <= 10_000:
-        parser.error(f"--images {asked.images} must lie in {max(BATCH_SIZES)}, the largest batch, … 10,000")
+        parser.error(f"--images {asked.images} must be in {max(BATCH_SIZES)}, the largest batch, … 10,000")
     device = asked.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device here; leave the option out to look at the CPU")

@@ -183,7 +183,7 @@ class Accelerated(nn.Module):
         return engine, Batch(images, thresholds, since)
 
     def _ready(self) -> tuple[Engine, Tensor, object]:
-        """By what a call is answered: the engine for the network as it is now, and the thresholds of this moment."""
+        """What answers a call: the engine for the network as it is now, and the thresholds of this moment."""
         check_not_traced()
         if self.training:
             raise RuntimeError(

@@ -102,12 +102,12 @@ SIMT_DEVICE float total(const Vector<T, VECTOR>& v) {
 template <class T, int VECTOR>
 SIMT_DEVICE void pool_planes(const Tiles& tiles, const T* map, int channels, int part, float* sums) {
   const int groups = tiles.columns / VECTOR, planes = 32 / tiles.lanes;
-  const int step = tiles.warps_per_sample * planes, own = lane_index() & (tiles.lanes - 1);
+  const int step = tiles.warps_per_sample * planes, lane = lane_index() & (tiles.lanes - 1);
   for (int first = part * planes; first < channels; first += kUnroll * step) {
     const int channel = first + lane_index() / tiles.lanes;
     float sum[kUnroll] = {};
     for (int line = 0; line < tiles.lines; ++line) {
-      for (int i = own; i < groups; i += tiles.lanes) {
+      for (int i = lane; i < groups; i += tiles.lanes) {
         const T* const place = map + line * tiles.line_stride + i * VECTOR * tiles.pixel_stride;
         Vector<T, VECTOR> vector[kUnroll];
         load(
@@ -124,7 +124,7 @@ SIMT_DEVICE void pool_planes(const Tiles& tiles, const T* map, int channels, int
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      if (own == 0 && channel + u * step < channels) sums[channel + u * step] = sum[u];
+      if (lane == 0 && channel + u * step < channels) sums[channel + u * step] = sum[u];
     }
   }
 }
@@ -133,13 +133,13 @@ SIMT_DEVICE void pool_planes(const Tiles& tiles, const T* map, int channels, int
 template <class T, int VECTOR>
 SIMT_DEVICE void pool_channels_last(const Tiles& tiles, const T* map, int channels, int part, float* sums) {
   const int groups = channels / VECTOR, columns = 32 / tiles.lanes;
-  const int step = tiles.warps_per_sample * columns, own = lane_index() & (tiles.lanes - 1);
+  const int step = tiles.warps_per_sample * columns, lane = lane_index() & (tiles.lanes - 1);
   const int first_pixel = part * columns + lane_index() / tiles.lanes;
   for (int first = 0; first < groups; first += tiles.lanes) {
-    const bool mine = first + own < groups;
+    const bool mine = first + lane < groups;
     float sum[VECTOR] = {};
     for (int line = 0; mine && line < tiles.lines; ++line) {
-      const T* const place = map + (first + own) * VECTOR + line * tiles.line_stride;
+      const T* const place = map + (first + lane) * VECTOR + line * tiles.line_stride;
       for (int pixel = first_pixel; pixel < tiles.columns; pixel += kUnroll * step) {
         Vector<T, VECTOR> vector[kUnroll];
         load(
@@ -158,7 +158,7 @@ SIMT_DEVICE void pool_channels_last(const Tiles& tiles, const T* map, int channe
     }
     if (mine && lane_index() < tiles.lanes) {
 #pragma unroll
-      for (int i = 0; i < VECTOR; ++i) sums[(first + own) * VECTOR + i] = sum[i];
+      for (int i = 0; i < VECTOR; ++i) sums[(first + lane) * VECTOR + i] = sum[i];
     }
   }
 }
@@ -226,11 +226,11 @@ SIMT_DEVICE void partition(const ExitHead& head, int count, ExitHeadScratch* scr
   const volatile uint32_t* const flags = reinterpret_cast<const uint32_t*>(head.workspace + ExitHead::kFlags);
   int before = 0;
   for (int first = 0; first < size; first += Tiles::kThreads * 32) {
-    const int own = first + static_cast<int>(threadIdx.x) * 32, alive = count - own;
+    const int begin = first + static_cast<int>(threadIdx.x) * 32, alive = count - begin;
     uint32_t survivors = 0;
     if (alive > 0) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) survivors |= bits_of(flags[own / 4 + i]) << 4 * i;
+      for (int i = 0; i < 8; ++i) survivors |= bits_of(flags[begin / 4 + i]) << 4 * i;
       if (alive < 32) survivors &= (1u << alive) - 1;
     }
     int up_to = __popc(survivors);
@@ -298,10 +298,10 @@ SIMT_DEVICE void run(const ExitHead& head, const Tiles& tiles, char* shared) {
         __syncthreads();  // sums complete; also, every warp is done with the means before
         if (sample < samples) {
           for (int c = part * 32 + lane_index(); c < channels; c += parts * 32) {
-            const float* const own = sums + (warp - part) * tiles.chunk + c;
-            float sum = own[0];
+            const float* const partials = sums + (warp - part) * tiles.chunk + c;
+            float sum = partials[0];
             if (tiles.channels_last)
-              for (int other = 1; other < parts; ++other) sum += own[other * tiles.chunk];
+              for (int other = 1; other < parts; ++other) sum += partials[other * tiles.chunk];
             means[sample * tiles.chunk + c] = sum / pixels;
           }
         }

@@ -1,7 +1,7 @@
 // A whole early-exit network as one persistent kernel: a thread block carries one image at a time to its exit.
 //
 // Each block takes an image from a queue, keeps its maps in shared memory from the first convolution to the exit it
-// leaves by, writes K logits, the exit and the confidence, and takes the next image. Nothing is compacted, no host read
+// takes, writes K logits, the exit and the confidence, and takes the next image. Nothing is compacted, no host read
 // happens, no second launch: an image that exits early makes room for another one.
 //
 // Bytes moved per image: the image in, K + 3 numbers out; weights come from L1 and L2, since all blocks read the same.
@@ -145,7 +145,7 @@ SIMT_DEVICE void store(const float (&acc)[TILES][2][4], Step step, char* shared,
     store_sum<T, SIDE, true>(acc, step, shared, item);
 }
 
-// ---- Layers. Barriers stand between them, in the caller; only `leaves_at` contains any.
+// ---- Layers. The caller puts barriers between them; only `leaves_at` contains any.
 
 template <int TAPS>
 SIMT_DEVICE void load_weights(uint4 (&w)[TAPS], const uint4* __restrict__ weight, int blocks_out) {
@@ -175,9 +175,9 @@ SIMT_FUNCTION void convolve(Step step, char* shared, const uint4* __restrict__ p
     const uint4* weight = bias + blocks_out * 4 + item.block * 32 + lane;
 #pragma unroll(kUnrolls&& BLOCKS ? BLOCKS : 1)
     for (int k = 0; k < blocks_in; ++k) {
-      uint4 own[TAPS];
-      if constexpr (BLOCKS != 1) load_weights(own, weight, blocks_out);
-      const uint4* const w = BLOCKS == 1 ? all : own;
+      uint4 block_weights[TAPS];
+      if constexpr (BLOCKS != 1) load_weights(block_weights, weight, blocks_out);
+      const uint4* const w = BLOCKS == 1 ? all : block_weights;
       weight += TAPS * blocks_out * 32;
       uint32_t pixels[4];
       if constexpr (STRIDE == 1 && TAPS == 9) {

@@ -22,12 +22,12 @@ def read_budget(**bounds: float | None) -> tuple[str, float]:
         raise ValueError(f"{', '.join(f'{k}={v}' for k, v in given.items())}: give one of them")
     ((name, value),) = given.items()
     if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value} must lie in 0 … 1")
+        raise ValueError(f"{name}={value} must be in 0 … 1")
     return name, value
 
 
 def criterion_names(name: str, net: EarlyExitNet) -> list[str]:
-    """Those of all criteria for "all", else the named one, or for "" that of the network."""
+    """All criteria for "all", else the named one; for "" the one of the network."""
     from .. import criteria
 
     return list(criteria.CRITERIA) if name == "all" else [criteria.get(name or net.criterion.name).name]

@@ -25,7 +25,7 @@ class Choice:
     """The network with the criterion and thresholds that were chosen.
 
     chosen: the best thresholds by criterion; impossible: criterion → why it has none; both empty where nothing was to
-    be chosen. others: further thresholds of the network's criterion, from cheap to expensive.
+    be chosen. others: further thresholds of the network's criterion, by ascending cost.
     """
 
     net: EarlyExitNet
@@ -61,14 +61,14 @@ def choose(
 
 
 def best_criterion(chosen: Mapping[str, Calibration], kind: str) -> str:
-    """The criterion that is cheapest within a budget of accuracy, or most accurate within one of cost."""
+    """The criterion of lowest cost for a budget of accuracy, of highest accuracy for a budget of cost."""
     if kind == "max_cost":
         return max(chosen, key=lambda name: (chosen[name].accuracy, -chosen[name].cost))
     return min(chosen, key=lambda name: (chosen[name].cost, -chosen[name].accuracy))
 
 
 def evenly_by_cost(front: Sequence[Calibration], most: int) -> list[Calibration]:
-    """At most `most` points whose costs are as even as can be, both ends among them; `front` goes from cheap on."""
+    """At most `most` points with costs spaced evenly, first and last included; front: by ascending cost."""
     steps = [front[0].cost + i / (most - 1) * (front[-1].cost - front[0].cost) for i in range(most)] if front else []
     nearest = [min(front, key=lambda point: abs(point.cost - step)) for step in steps]
     return list(dict.fromkeys(nearest))

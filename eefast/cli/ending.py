@@ -152,7 +152,7 @@ def _missing(error: ModuleNotFoundError) -> str:
 
 
 def _drop_stdout() -> None:
-    """After an error on stdout: keep Python from trying again when it ends, and reporting that in its own words."""
+    """After an error on stdout: keep Python from trying again when it ends, and from printing a message about it."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -47,9 +47,9 @@ Device = Annotated[str, Option(help="auto, cpu, cuda.")]
 CriterionName = Annotated[
     str, Option(help="learned, max_probability, entropy, margin, or all; default: the network's.")
 ]
-MinAccuracy = Annotated[float | None, Option(help="Budget: cheapest thresholds with at least this accuracy, 0 … 1.")]
+MinAccuracy = Annotated[float | None, Option(help="Budget: lowest cost with at least this accuracy, 0 … 1.")]
 MaxAccuracyDrop = Annotated[
-    float | None, Option(help="Budget: cheapest with at most this drop below the final exit's accuracy; 0.005.")
+    float | None, Option(help="Budget: lowest cost with at most this drop below the final exit's accuracy; 0.005.")
 ]
 MaxCost = Annotated[float | None, Option(help="Budget: most accurate thresholds with at most this mean cost, 0 … 1.")]
 Figure = Annotated[Path, Option(help="File of the picture; its ending is its type.")]

@@ -18,7 +18,7 @@ def decode(path: str | Path) -> Any:
     its content; transparency is dropped, not blended; the camera's orientation (EXIF) is not applied. Grey images of 16
     bits, which `convert` would clip to white, keep their high byte, as Pillow keeps it of 16-bit RGB; grey TIFFs of 12
     bits keep the 8 highest. Images of 32-bit integers and of floats have no agreed scale: they are read where all
-    values lie in 0 … 255 (floats not all in 0 … 1), and refused otherwise.
+    values are in 0 … 255 (floats not all in 0 … 1), and refused otherwise.
     Raises `ImageFileError`, which names the file, for everything that cannot be read whole.
     """
     from PIL import Image, UnidentifiedImageError

@@ -18,7 +18,7 @@ def split(images: Dataset, count: int, seed: int) -> tuple[Subset, Subset]:
     """
     total = len(images)  # type: ignore[arg-type]
     if not 1 <= count <= total:
-        raise ValueError(f"held_out={count} must lie in 1 … {total}, the number of training images")
+        raise ValueError(f"held_out={count} must be in 1 … {total}, the number of training images")
     rest, kept = random_split(images, [total - count, count], generator=torch.Generator().manual_seed(seed))
     return rest, kept
 

@@ -94,7 +94,7 @@ class Graphs(Stores):
         self.replays[queue, stage, key] = captured(work, fill, pool)
 
     def fill(self, queue: int, stage: int, rows: int) -> None:
-        """So many rows wait before one stage, none elsewhere."""
+        """`rows` rows wait before this stage, none elsewhere."""
         self.clear()
         self.before(queue, stage).count.fill_(rows)
 

@@ -117,7 +117,8 @@ def assess(
             )  # fmt: skip
             base = _fastest_static(each, spans)
             found = [
-                comparison.row(c, *next(answers), labels, own, spans[base]) for c, own in zip(each, spans, strict=True)
+                comparison.row(c, *next(answers), labels, turns, spans[base])
+                for c, turns in zip(each, spans, strict=True)
             ]
             measured.append(found)
             judged.append(verdicts.judge(found[: len(candidates)], each[base].name))

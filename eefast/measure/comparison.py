@@ -32,7 +32,7 @@ class Candidate:
     """One way to run a network.
 
     run: images [n, C, H, W] → `ExitResult`, or the final exit's logits [n, K] where `net` is None.
-    net: the network by whose criterion and thresholds images leave, None without early exits.
+    net: the network by whose criterion and thresholds images exit, None without early exits.
     images: number of images that it answers; batch_size: of each call; turn: number of images per round.
     memory_format: of the images that it is given; dtype: of the arithmetic.
     """
@@ -65,7 +65,7 @@ class Row:
     accuracy: 0 … 1.
     realised_ratio: median over rounds of mean cost × time of the plain network ÷ time of this row, paired in one run.
     images: number of distinct images answered; batch_size: of each call.
-    exits: number of images that left at each exit.
+    exits: number of images that exited at each exit.
     flips: images whose exit differs from the one-by-one answer, all of them closer to the threshold than `flip_margin`.
     speedup: median over rounds of time of the plain network ÷ time of this row; speedup_quantiles: 20 % and 80 %.
     """

@@ -69,8 +69,8 @@ def demonstrate(
     answers = comparison.checked(candidates, by_layout, outputs, net.cost, progress)
     spans = comparison.timed(candidates, by_layout, "timing", progress, rounds=rounds)
     rows = [
-        comparison.row(candidate, *answer, labels, own, spans[0])
-        for candidate, answer, own in zip(candidates, answers, spans, strict=True)
+        comparison.row(candidate, *answer, labels, turns, spans[0])
+        for candidate, answer, turns in zip(candidates, answers, spans, strict=True)
     ]
     early = next(
         answer

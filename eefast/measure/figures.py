@@ -18,7 +18,7 @@ def accuracy_against_cost(
     """A line per criterion over its thresholds and a marker per operating point or static network.
 
     curves: name → (mean costs, accuracies 0 … 1); points: name → (mean cost, accuracy).
-    The accuracies shown end 4 points below the best, or where the lowest marker stands.
+    The accuracies shown end 4 points below the best, or at the lowest marker.
     """
     for name, (costs, accuracies) in curves.items():
         axes.plot(costs, [100 * a for a in accuracies], label=name)
@@ -48,10 +48,12 @@ def speedup_over_batch_size(axes: Any, speedups: Mapping[str, Mapping[int, float
 
     speedups: way → batch size → time of the fastest static way ÷ time of this one. static: ways without early exits.
     """
-    sizes = sorted({size for own in speedups.values() for size in own})
-    for i, (name, own) in enumerate(speedups.items()):
+    sizes = sorted({size for by_size in speedups.values() for size in by_size})
+    for i, (name, by_size) in enumerate(speedups.items()):
         style = "--" if name in static else "-"
-        axes.plot(sorted(own), [own[size] for size in sorted(own)], style, color=f"C{i}", marker="o", label=name)
+        axes.plot(
+            sorted(by_size), [by_size[size] for size in sorted(by_size)], style, color=f"C{i}", marker="o", label=name
+        )
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set(xlabel="batch size", ylabel="speed ÷ fastest way without early exits", xscale="log", yscale="log")
     plain_numbers(axes.yaxis, "{x:g}")

@@ -26,7 +26,7 @@ def check_installed(needs: Sequence[str]) -> None:
 
 
 def onnx_model(module: nn.Module, example: Tensor, outputs: Sequence[str]) -> bytes:
-    """`module` as ONNX for any batch size: "x", laid out as `example` [n, …], float32 → `outputs` in their order."""
+    """`module` as ONNX for any batch size: "x", in the layout of `example`, float32 → `outputs` in their order."""
     file = io.BytesIO()
     axes = {name: {0: "n"} for name in ["x", *outputs]}
     with warnings.catch_warnings():

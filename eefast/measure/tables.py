@@ -10,7 +10,7 @@ def line(cells: Iterable[str]) -> str:
 
 
 def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]], left: int | None = 1) -> list[str]:
-    """Lines of a table; the first `left` columns to the left, the others to the right, None: nothing is said."""
+    """Lines of a table; the first `left` columns to the left, the others to the right, None: no alignment."""
     words, numbers = (len(titles), 0) if left is None else (left, len(titles) - left)
     return [line(titles), "|" + "---|" * words + "---:|" * numbers, *map(line, rows)]
 

@@ -87,7 +87,7 @@ class Tracer(fx.Tracer):
 def attributes(root: nn.Module, graph: fx.Graph, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The modules, parameters and constants that the graph names, by name; what `fx.GraphModule` takes as root.
 
-    known: by name, what stands for attributes of `root`.
+    known: what to use in place of attributes of `root`, by name.
     """
     found = dict[str, Any]()
     for node in graph.nodes:

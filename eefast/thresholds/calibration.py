@@ -44,7 +44,7 @@ def calibrate(
     min_accuracy: float | None = None,
     max_cost: float | None = None,
 ) -> Calibration:
-    """The cheapest thresholds with at least `min_accuracy`, or the most accurate ones with at most `max_cost`.
+    """The thresholds of lowest cost with at least `min_accuracy`, or the most accurate ones with at most `max_cost`.
 
     outputs, labels: of n + 1 exits on held-out data, see `outputs.collect`.
     cost: [n + 1], `EarlyExitNet.cost` or `path_cost`.
@@ -57,7 +57,7 @@ def calibrate(
     of one threshold improves it, nor does one of two at a time among about 150 cuts of each. The search starts from the
     optima without the bound at many prices of cost (`pareto_front`), and with fewer than 50,000 samples again from
     random changes of its answer, the same ones each time. 50,000 samples and eight exits take some 5 s on two cores.
-    A threshold lies half-way between two confidences that occurred, so none of them ties with it.
+    A threshold is half-way between two confidences that occurred, so none of them ties with it.
     Raises `ValueError` if nothing found keeps the bound, with the nearest that was found.
     """
     if (min_accuracy is None) == (max_cost is None):
@@ -71,9 +71,9 @@ def calibrate(
 
     def within_bound(totals: Tensor) -> Tensor:
         accuracy, mean_cost = totals / n
-        # Among equals the cheaper, or the more accurate: accuracies differ by at least 1 / n.
+        # Ties go to the lower cost, or to the higher accuracy: accuracies differ by at least 1 / n.
         gain = accuracy - mean_cost / (4 * n) if max_cost is not None else 1e-9 * accuracy - mean_cost
-        # Both lie within a few units of 0, so everything feasible is above everything infeasible.
+        # Both are within a few units of 0, so everything feasible is above everything infeasible.
         return gain.where(excess(totals) <= 1e-12, -100 - excess(totals))
 
     best = search.find_best(cuts, within_bound)
@@ -91,7 +91,7 @@ def calibrate(
 def pareto_front(
     outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, criterion: str = "learned"
 ) -> tuple[Calibration, ...]:
-    """Thresholds of which none is both cheaper and at least as accurate as another, from cheap to accurate.
+    """Thresholds of which none has lower cost and no lower accuracy than another, by ascending cost.
 
     Arguments as `calibrate`. Where that tries all combinations this is the whole front; elsewhere its convex hull, as
     far as a search that changes one threshold at a time finds it: optima of accuracy - price × mean cost for many

@@ -42,7 +42,7 @@ class Cuts:
             known = score[score > -torch.inf]
             if len(known) == 0:
                 raise ValueError("an early exit has no confidence that is a number; was the network trained?")
-            # The outermost lie beyond all confidences by 1: finite numbers at which no sample exits, or every one.
+            # The outermost are 1 beyond all confidences: finite thresholds at which no sample exits, or every one does.
             edges = torch.cat([known[:1] + 1, (known[:-1] + known[1:]) / 2, known[-1:] - 1])
             apart = torch.ones(len(edges), dtype=torch.bool)
             apart[1:-1] = (known[:-1] > edges[1:-1]) & (edges[1:-1] > known[1:])

@@ -48,8 +48,8 @@ def find_best(cuts: Cuts, objective: Objective) -> list[int]:
 
 
 def find_front(cuts: Cuts) -> tuple[Tensor, list[list[int]]]:
-    """Totals [2, M] and picks from cheap to accurate, none worse in both than another; complete if `is_exhaustive`."""
-    points = _cheapest_by_accuracy(cuts) if is_exhaustive(cuts) else _optima_by_price(cuts)
+    """Totals [2, M] and picks by ascending cost, none worse in both than another; complete if `is_exhaustive`."""
+    points = _lowest_cost_by_accuracy(cuts) if is_exhaustive(cuts) else _optima_by_price(cuts)
     found = sorted(points, key=lambda point: (point[1], -point[0]))
     most = list(accumulate((right for right, _, _ in found), max, initial=-1.0))
     front = [point for point, before in zip(found, most, strict=False) if point[0] > before + 0.5]
@@ -129,22 +129,22 @@ def _optima_by_price(cuts: Cuts) -> Iterator[tuple[float, float, list[int]]]:
             yield right, cost, picks
 
 
-def _cheapest_by_accuracy(cuts: Cuts) -> Iterator[tuple[float, float, list[int]]]:
-    """(right, cost, picks): for every number of right answers the cheapest of all combinations of cuts."""
-    cheapest = torch.full((cuts.num_samples + 1,), torch.inf, dtype=torch.float64)
-    best: list[list[int]] = [[] for _ in cheapest]
+def _lowest_cost_by_accuracy(cuts: Cuts) -> Iterator[tuple[float, float, list[int]]]:
+    """(right, cost, picks): for every number of right answers the combination of cuts with the lowest cost."""
+    lowest_cost = torch.full((cuts.num_samples + 1,), torch.inf, dtype=torch.float64)
+    best: list[list[int]] = [[] for _ in lowest_cost]
     last = len(cuts.sizes[-1])
     for others in product(*(range(len(sizes)) for sizes in cuts.sizes[:-2])):
         right, cost = _last_two(cuts, others).flatten(1)
         right = right.round().long()
-        least = torch.full_like(cheapest, torch.inf).scatter_reduce(0, right, cost, "amin")
-        cell = torch.empty_like(cheapest, dtype=torch.int64)
+        least = torch.full_like(lowest_cost, torch.inf).scatter_reduce(0, right, cost, "amin")
+        cell = torch.empty_like(lowest_cost, dtype=torch.int64)
         chosen = (cost == least[right]).nonzero().flatten()
         cell[right[chosen]] = chosen
-        for r in (least < cheapest - 1e-9).nonzero().flatten().tolist():
-            cheapest[r] = least[r]
+        for r in (least < lowest_cost - 1e-9).nonzero().flatten().tolist():
+            lowest_cost[r] = least[r]
             best[r] = [*others, *divmod(int(cell[r]), last)][-cuts.num_exits :]
-    yield from ((float(r), float(cheapest[r]), picks) for r, picks in enumerate(best) if picks)
+    yield from ((float(r), float(lowest_cost[r]), picks) for r, picks in enumerate(best) if picks)
 
 
 def _last_two(cuts: Cuts, others: Sequence[int]) -> Tensor:

@@ -128,9 +128,9 @@ class TrainOptions:
             if value is not None and (value < least or value == 0):
                 raise ValueError(f"{name}={value} must be at least {least}" + " and not 0" * (least < 0))
         if not 0 <= self.max_accuracy_drop <= 1:
-            raise ValueError(f"max_accuracy_drop={self.max_accuracy_drop} must lie in 0 … 1")
+            raise ValueError(f"max_accuracy_drop={self.max_accuracy_drop} must be in 0 … 1")
         if not 0 <= self.two_stage < self.epochs:
-            raise ValueError(f"two_stage={self.two_stage} must lie in 0 … epochs - 1 = {self.epochs - 1}")
+            raise ValueError(f"two_stage={self.two_stage} must be in 0 … epochs - 1 = {self.epochs - 1}")
 
     def record(self) -> dict[str, Any]:
         """What determined the network, as JSON takes it: no folders, and of `weights` the last part of its path."""

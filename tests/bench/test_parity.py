@@ -289,8 +289,8 @@ def test_wrong_answers_fail_the_command(two_networks, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--images", "30"], "--images 30 must lie in 31, the largest batch, … 10,000"),
-        (["--images", "10001"], "--images 10001 must lie in 31"),
+        (["--images", "30"], "--images 30 must be in 31, the largest batch, … 10,000"),
+        (["--images", "10001"], "--images 10001 must be in 31"),
         pytest.param(
             *(["--device", "cuda"], "--device cuda: PyTorch finds no CUDA device here"),
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),

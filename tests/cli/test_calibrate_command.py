@@ -82,9 +82,9 @@ def test_calibrate_scales_what_it_saves(shop, tmp_path):
     [
         (["--min-accuracy", 1], r"learned: min_accuracy=1\.0 cannot be kept; the nearest is accuracy"),
         (["--min-accuracy", 0.5, "--max-cost", 0.5], r"min_accuracy=0.5, max_cost=0.5: give one of them"),
-        (["--max-cost", 1.5], r"max_cost=1.5 must lie in 0 … 1"),
+        (["--max-cost", 1.5], r"max_cost=1.5 must be in 0 … 1"),
         (["--criterion", "best"], r"criterion='best' is unknown"),
-        (["--held-out", 99], r"held_out=99 must lie in 1 … 70"),
+        (["--held-out", 99], r"held_out=99 must be in 1 … 70"),
     ],
 )
 def test_calibrate_refuses_options(shop, options, message):

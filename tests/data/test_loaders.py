@@ -19,7 +19,7 @@ def test_held_out_images_are_those_that_training_keeps_aside():
     assert labels.tolist() == list(expected.indices)
     assert torch.cat([x for x, _ in loaded]).flatten().tolist() == labels.tolist()
     for count in (0, 32):
-        with pytest.raises(ValueError, match=rf"held_out={count} must lie in 1 … 31"):
+        with pytest.raises(ValueError, match=rf"held_out={count} must be in 1 … 31"):
             loaders.split(kept, count, 1)
 
 
