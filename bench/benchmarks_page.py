@@ -214,7 +214,9 @@ def _losses(cases: Cases, gpu: bool) -> Section | None:
     if not cases:
         return None
     found = [
-        line for own in ((COMPACT,) if gpu else (RESIDENT, COMPACT)) for line in network_losses(cases, own, len(cases))
+        line
+        for engine in ((COMPACT,) if gpu else (RESIDENT, COMPACT))
+        for line in network_losses(cases, engine, len(cases))
     ]
     return Section(["Where eefast loses:", "", *(f"- {line.strip()}" for line in found), ""])
 

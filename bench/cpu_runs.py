@@ -297,8 +297,8 @@ def pairs_of(work: CpuWork, subject: Subject, peers: Sequence[Peer]) -> Iterator
     for peer in peers:
         if work.batch_size > peer.largest_batch or (work.deep and peer in torch_compile_early.PEERS):
             continue
-        own, without = usual if peer.whole_batch is None else cases(peer.whole_batch)
-        for case in (without,) if peer.static else own:
+        all_cases, without = usual if peer.whole_batch is None else cases(peer.whole_batch)
+        for case in (without,) if peer.static else all_cases:
             # Where no image exits early, a peer's static form is the faster one.
             if peer.static or case is not without or work.thorough or peer.name.startswith(OURS):
                 yield peer, case
@@ -331,8 +331,8 @@ def answered(peer: Peer, case: CpuCase, process: RuntimeProcess) -> tuple[Checke
         exits = torch.full((len(answer.logits),), prepared.net.num_exits)
     checked, note = check(prepared, peer.static, answer.logits, exits, peer.dtype)
     if checked is not None and peer.stand_in is not None:
-        own, whole = (macs(net.plain(), net.input_shape)[0] for net in (prepared.net, case.prepared.net))
-        checked = replace(checked, costs=(own / whole,) * len(checked.costs))
+        stand_in, whole = (macs(net.plain(), net.input_shape)[0] for net in (prepared.net, case.prepared.net))
+        checked = replace(checked, costs=(stand_in / whole,) * len(checked.costs))
     found = answer.setup_seconds, answer.details, answer.peak_memory
     return (None if checked is None else CheckedPeer(peer, case, checked, *found)), note
 

@@ -26,7 +26,7 @@ class Counter:
 class Meter:
     """What counts a device's energy, all of it: other users of the device, and what it takes at rest, are in it.
 
-    counters: one per GPU or CPU package; empty where none can be read, and `source` says why, else who counts.
+    counters: one per GPU or CPU package; empty where none can be read, and `source` says why, else what counts.
     """
 
     counters: Sequence[Counter]

@@ -333,8 +333,8 @@ def timed(ways: Sequence[CheckedRun], batches: Sequence[Tensor]) -> list[list[tu
     for r in range(ROUNDS):
         turn = [(r * count + j) % len(batches) for j in range(count)]
         spans = in_turns([partial(seconds, way, turn) for way in ways], r)
-        for way, span, own in zip(ways, spans, found, strict=True):
-            own.append((span, statistics.mean(way.checked.costs[i] for i in turn)))
+        for way, span, samples in zip(ways, spans, found, strict=True):
+            samples.append((span, statistics.mean(way.checked.costs[i] for i in turn)))
     return found
 
 
@@ -353,8 +353,8 @@ def measure(work: GpuWork) -> tuple[list[NetworkRow], Trace]:
             right.append(way)
     spans = timed(right, prepared.batches) if right else []
     measured = [
-        Measured(_shape(work, way.name, mix), way.checked, own, DTYPE, way.static, {})
-        for way, own in zip(right, spans, strict=True)
+        Measured(_shape(work, way.name, mix), way.checked, samples, DTYPE, way.static, {})
+        for way, samples in zip(right, spans, strict=True)
     ]
     best = fastest(measured)
     metered = {*METERED, *(() if best is None else (best.shape["provider"],))} if work.metered else set()

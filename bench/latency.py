@@ -75,8 +75,8 @@ def services(ready: Prepared) -> Iterator[tuple[str, Callable[[], Service]]]:
     images = torch.cat(list(ready.batches))
 
     def of(peer: Peer) -> Service:
-        laid = images.contiguous(memory_format=peer.memory_format)
-        return Service(peer.name, peer.static, laid, peer.prepare(ready.net), details=peer.describe())
+        in_layout = images.contiguous(memory_format=peer.memory_format)
+        return Service(peer.name, peer.static, in_layout, peer.prepare(ready.net), details=peer.describe())
 
     def stream() -> Service:
         fast = eefast.accelerate(ready.net, frozen=True)
@@ -202,7 +202,7 @@ def measure(case: GuardCase, most: int, seconds: float) -> list[LatencyRow]:
             note = "reads batches ahead of its answers, so it fits Offline alone"
             rows.append(row(SERVER, service.name, note=note))
             continue
-        # All are offered the same share of the plain network's capacity, and then of their own.
+        # The same shares of the plain network's capacity for all services, and then of each service's capacity.
         rates = {share * of for share in LOADS for of in (base, speed) if of is not None and share * of < speed}
         runs += [(service, None), *((service, rate) for rate in sorted(rates))]
     for (service, rate), seen in zip(runs, timed(runs, most, (1 - OFFLINE_SHARE) * seconds), strict=True):

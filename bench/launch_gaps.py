@@ -29,7 +29,7 @@ def host_waits(run: Callable[[], Any], device: str, graphs: Any = None) -> int:
     """Calls in `run` that wait for the device.
 
     device: "cuda"; or "cpu", to count what would wait if the tensors there were on a GPU.
-    graphs: what counts its own waits, see `eefast.engines.graphs`.
+    graphs: an object that counts its waits itself, see `eefast.engines.graphs`.
     """
     before = graphs.waits if graphs else 0
     counter = _Waits(device)
@@ -102,7 +102,7 @@ def busy_seconds(run: Callable[[], Any]) -> float | None:
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """How much of the time lies within at least one of the spans (begin, end)."""
+    """How much of the time is within at least one of the spans (begin, end)."""
     total, reached = 0.0, float("-inf")
     for begin, end in sorted(spans):
         total += max(0.0, end - max(begin, reached))

@@ -25,7 +25,7 @@ class OpCase:
     """One op at one shape.
 
     samples, channels, side: of the features [N, C, side, side]; all samples are live.
-    exit_rate: share that leaves; for "compact" and the convolutions, share that is not read.
+    exit_rate: share that exits; for "compact" and the convolutions, share that is not read.
     compiled: also measure torch.compile here, which takes seconds per shape.
     """
 
@@ -99,7 +99,11 @@ class OpCase:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Tensors of one case. Weights are float32; `own` holds them in the features' dtype, as a converted network has."""
+    """Tensors of one case. Weights are float32.
+
+    converted: bias of the convolution, weight and bias of the linear layer in the features' dtype, as in a network that
+        was converted to it.
+    """
 
     case: OpCase
     features: Tensor
@@ -108,7 +112,7 @@ class Inputs:
     conv_bias: Tensor
     weight: Tensor
     bias: Tensor
-    own: tuple[Tensor, Tensor, Tensor]
+    converted: tuple[Tensor, Tensor, Tensor]
     threshold: Tensor
     positions: Tensor
     long_positions: Tensor
@@ -141,7 +145,7 @@ def make_inputs(case: OpCase, device: str) -> Inputs:
     positions = torch.arange(n, dtype=torch.int32, device=device)
     return Inputs(
         case, features, features.flip(0) if case.op in INDEXED else features, conv_weight, conv_bias, weight, bias,
-        own=(conv_bias.to(case.dtype), weight.to(case.dtype), bias.to(case.dtype)),
+        converted=(conv_bias.to(case.dtype), weight.to(case.dtype), bias.to(case.dtype)),
         threshold=edges[case.leaving : case.leaving + 2].mean().float(),
         positions=positions, long_positions=positions.long(),
         live=torch.tensor([n], dtype=torch.int32, device=device),
@@ -227,8 +231,8 @@ def _ours(inputs: Inputs) -> Callable[[], Any]:
 
 
 def _answers(i: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """What every rival begins with: logits, confidence and who leaves, in the features' dtype."""
-    conv_bias, weight, bias = i.own
+    """What every rival begins with: logits, confidence and the samples that exit, in the features' dtype."""
+    conv_bias, weight, bias = i.converted
     maps = i.features
     if i.case.op == "exit_conv_head":
         maps = F.relu(F.conv2d(maps, i.conv_weight, conv_bias, padding=1))
@@ -264,7 +268,7 @@ def _compiled(i: Inputs) -> Callable[[], Any]:
 
 
 def _index_select(features: Tensor, rows: Tensor) -> Tensor:
-    """Of [N, C, H, W] in its own layout."""
+    """Rows of features [N, C, H, W], in the layout of these."""
     if features.is_contiguous():
         return features.index_select(0, rows)
     return features.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
@@ -282,7 +286,7 @@ def _known_count(i: Inputs) -> Callable[[], Tensor]:
 
 
 def _eager_conv(i: Inputs) -> Tensor:
-    sums = F.conv2d(i.features[i.survives], i.conv_weight, i.own[0], padding=i.case.kernel // 2)
+    sums = F.conv2d(i.features[i.survives], i.conv_weight, i.converted[0], padding=i.case.kernel // 2)
     return F.relu(sums + i.residual[i.survives])
 
 
@@ -290,7 +294,7 @@ def _cudnn_conv(i: Inputs) -> Callable[[], Tensor]:
     """As fused as cuDNN has it, on gathered rows; the host knows how many."""
     rows, padding = i.survives.nonzero()[:, 0], [i.case.kernel // 2] * 2
     return lambda: torch.cudnn_convolution_add_relu(
-        _index_select(i.features, rows), i.conv_weight, _index_select(i.residual, rows), 1.0, i.own[0],
+        _index_select(i.features, rows), i.conv_weight, _index_select(i.residual, rows), 1.0, i.converted[0],
         [1, 1], padding, [1, 1], 1,
     )  # fmt: skip
 
@@ -332,7 +336,7 @@ def check(i: Inputs, provider: Provider, call: Callable[[], Any]) -> str:
     """What is wrong with a call's answers, or nothing.
 
     Logits, confidence and decisions agree with float64 within a few rounding errors of what the provider computes in;
-    samples closer to the threshold than that may leave or survive.
+    samples closer to the threshold than that may exit or survive.
     """
     if provider is COPY:
         return "" if torch.equal(call(), i.features) else "the copy differs"

@@ -80,8 +80,8 @@ def _rows(spans: Spans, ceilings: Ceilings) -> list[OpRow]:
         if COPY.name in typical:
             beside = Ceilings(2 * case.map_bytes / typical[COPY.name], ceilings.matmul)
         baseline = next((typical[name] for name in BASELINES if name in typical), None)
-        own = quantiles[case, provider]
-        rows.append(timed(case, provider, "launch", own, own[0], baseline, beside))
+        seconds = quantiles[case, provider]
+        rows.append(timed(case, provider, "launch", seconds, seconds[0], baseline, beside))
     return rows
 
 

@@ -45,8 +45,8 @@ def realised_ratios(axes: Any, cases: Cases, shown: Sequence[tuple[Any, ...]]) -
         others = [row for name, row in same.items() if not name.startswith((OURS, *OTHER_WORK))]
         # eefast in another dtype would be another comparison.
         dtypes = {row["dtype"] for row in others}
-        own = [row for name, row in cases[key].items() if name.startswith(OURS) and row["dtype"] in dtypes]
-        for rows, shade, offset in ((own, BLUE, -BARS / 2), (others, GRAY, BARS / 2)):
+        eefast_rows = [row for name, row in cases[key].items() if name.startswith(OURS) and row["dtype"] in dtypes]
+        for rows, shade, offset in ((eefast_rows, BLUE, -BARS / 2), (others, GRAY, BARS / 2)):
             best = max(rows, key=speed, default=None)
             value = _ratio(best, cases[key])
             bar = axes.barh(place + offset, value, height=BARS, color=shade)
@@ -103,9 +103,9 @@ def latencies(axes: Any, rows: Sequence[Record]) -> Any:
     rows: of the scenario Server, of one network and setting.
     """
     for name, marker in zip(dict.fromkeys(row["provider"] for row in rows), cycle("osD^v"), strict=False):
-        own = sorted((row for row in rows if row["provider"] == name), key=lambda row: row["offered"])
+        by_load = sorted((row for row in rows if row["provider"] == name), key=lambda row: row["offered"])
         for place, style, quantile in ((0, "-", "p50"), (2, "--", "p99")):
-            points = [(row["offered"], row["milliseconds"][place]) for row in own]
+            points = [(row["offered"], row["milliseconds"][place]) for row in by_load]
             axes.plot(*zip(*points, strict=True), style, marker=marker, color=color(name), label=f"{name}, {quantile}")
     capacity = next((row["offered"] / row["load"] for row in rows if row["load"]), None)
     if capacity is not None:
@@ -145,8 +145,8 @@ def roofline(axes: Any, ops: Sequence[Record], ceilings: Sequence[Record]) -> An
         axes.plot([low, rate / copy, high], [copy * low, rate, rate], style, color=GRAY, label=label)
     names = dict.fromkeys(name for name, _, _ in marks)
     for name, marker, shade in zip(names, cycle("osD^"), cycle((BLUE, ORANGE, GREEN, PURPLE)), strict=False):
-        own = [(x, y) for op, x, y in marks if op == name]
-        axes.plot(*zip(*own, strict=True), marker, color=shade, alpha=0.7, label=name)
+        points = [(x, y) for op, x, y in marks if op == name]
+        axes.plot(*zip(*points, strict=True), marker, color=shade, alpha=0.7, label=name)
     axes.set(xscale="log", yscale="log", xlabel="flops per byte that the work needs", ylabel="GFLOP/s")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")

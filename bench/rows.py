@@ -30,7 +30,7 @@ class OpRow:
     provider: "eefast" or what a user would write instead.
     timing: "launch" (one call after the other, caches flushed between them on a GPU, the host's part included),
         "graph" (replayed in a CUDA graph on the same inputs: no host, and inputs that fit the L2 cache stay there).
-    exit_rate: share of the samples that leave.
+    exit_rate: share of the samples that exit.
     microseconds: 20 %, 50 % and 80 % quantile of a call; None where nothing was timed, and `note` says why.
     typical: the median on a GPU; the 20 % quantile on a CPU, where other processes only ever add time. All that follows
         is computed from it.
@@ -98,10 +98,10 @@ class TrainingRow:
     first: options of an earlier run of the plain network alone, from whose weights both started; empty: none.
     seconds: of training: of that first run if there was one, the network's, its twin's.
     allowed_drop, allowed_cost: what the accuracy may lack to the twin's, and the mean cost, at most.
-    twin_accuracy, exit_accuracy: on all test images; the twin's, and each exit's of the network if all leave there.
-    at_accuracy: the cheapest thresholds whose held-out accuracy is the twin's less the allowed drop; at_cost: the most
-        accurate ones within the allowed cost; None where held-out images allow none, and `note` says so.
-    curve: (accuracy, mean cost) on the test images, of thresholds from cheap to accurate that held-out images chose.
+    twin_accuracy, exit_accuracy: on all test images; the twin's, and each exit's of the network if all exit there.
+    at_accuracy: the thresholds of lowest cost whose held-out accuracy is the twin's less the allowed drop; at_cost: the
+        most accurate ones within the allowed cost; None where held-out images allow none, and `note` says so.
+    curve: (accuracy, mean cost) on the test images, of thresholds chosen on held-out images, by ascending cost.
     """
 
     training: str
@@ -132,7 +132,7 @@ class NetworkRow:
     mean_cost: of the exits taken, 1 = the plain network.
     realised_ratio: median over paired rounds of mean cost × time of the best static provider ÷ time of this row.
     best_static: that provider's name.
-    exits: images that left at each exit; flips: of those that took another exit than the float32 network says, all
+    exits: images that exited at each exit; flips: of those that took another exit than the float32 network says, all
         closer to a threshold than `flip_margin`.
     setting: "no exits", "cost 0.25", "own thresholds"; empty where a network has only one.
     setup_seconds: until the first answer: export, compilation, first call; details: versions, settings.
@@ -204,7 +204,7 @@ class ParityRow:
 
     parity: name of the network and its images; engine: of eefast, and what of it was held fixed.
     flips: images that took another exit; flip_distances: median and largest |confidence - threshold| among them, by the
-        network's confidence at the earlier of the two exits; None without flips. All must lie within `flip_margin`.
+        network's confidence at the earlier of the two exits; None without flips. All must be within `flip_margin`.
     logit_differences: largest and root mean square, over the images that took the same exit; None without such.
     other_answers: images whose largest logit is another class's; accuracy: None without labels; mean_cost: of the exits
         taken; *_change: this way's less the network's.

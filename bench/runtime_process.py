@@ -39,7 +39,7 @@ class PeerError(RuntimeError):
 
 
 class _EndedError(PeerError):
-    """The process is no more; `hung`: it was killed, as it did not answer in time."""
+    """The process has ended; `hung`: it was killed, as it did not answer in time."""
 
     def __init__(self, note: str, hung: bool) -> None:
         super().__init__(note)

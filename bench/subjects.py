@@ -124,7 +124,7 @@ def shipped() -> tuple[EarlyExitNet, dict[str, list[float]]]:
 
 @torch.no_grad()
 def network_on_mnist(count: int) -> Subject:
-    """The shipped network with its own thresholds, and `count` real test images in an order without meaning."""
+    """The shipped network with its own thresholds, and `count` real test images in a random order."""
     from eefast.data.mnist import mnist_test
 
     net, thresholds = shipped()
@@ -134,7 +134,7 @@ def network_on_mnist(count: int) -> Subject:
 
 @torch.no_grad()
 def on_images(net: EarlyExitNet, pixels: Tensor, count: int) -> Subject:
-    """At most `count` of the uint8 images `pixels`, in an order without meaning."""
+    """At most `count` of the uint8 images `pixels`, in a random order."""
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))[:count]
     images = net.prepare(pixels[order])
     return Subject(net, images, collect(net, [(part, torch.zeros(len(part))) for part in images.split(256)])[0])

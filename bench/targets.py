@@ -31,7 +31,7 @@ class Target:
     """What a way must reach in all of its cases.
 
     least: realised ratio; with `against` images/s ÷ those of the fastest way whose name begins so.
-    batch_sizes, costs: from … to, both included; costs as asked for, 1: no image leaves early, None: own thresholds.
+    batch_sizes, costs: from … to, both included; costs as asked for, 1: no image exits early, None: own thresholds.
     times_cost: with `against`, times the mean cost, which makes it a realised ratio against that way.
     gpu: whether it is to be reached on a GPU, else on a CPU.
     """
@@ -150,22 +150,22 @@ def network_checks(cases: Cases, gpu: bool, lines: int) -> list[str]:
     return [*found, *network_losses(cases, COMPACT if gpu else RESIDENT, lines)]
 
 
-def network_losses(cases: Cases, own: str, lines: int) -> list[str]:
+def network_losses(cases: Cases, engine: str, lines: int) -> list[str]:
     """Against all other ways at the same setting, and those without exits."""
     lost, ours = [], 0
     for (network, batch_size, setting), ways in cases.items():
-        if own not in ways:
+        if engine not in ways:
             continue
         ours += 1
         same = {**cases.get((network, batch_size, NO_EXITS), {}), **ways}
         # Another network, other exits than those asked for, or another dtype would be another comparison.
-        fair = {name: row for name, row in same.items() if row["dtype"] == ways[own]["dtype"]}
+        fair = {name: row for name, row in same.items() if row["dtype"] == ways[engine]["dtype"]}
         others = {name: row for name, row in fair.items() if not name.startswith((OURS, *OTHER_WORK))}
         best = max(others.values(), key=speed, default=None)
-        if best and speed(best) > speed(ways[own]):
-            ratio = speed(best) / speed(ways[own])
+        if best and speed(best) > speed(ways[engine]):
+            ratio = speed(best) / speed(ways[engine])
             lost.append((ratio, f"  {network}, batch {batch_size}, {setting}: {best['provider']} is {ratio:.2f}×"))
-    found = [f"{own} is slower than another way in {len(lost)} of {ours} cases{':' if lost else ''}"]
+    found = [f"{engine} is slower than another way in {len(lost)} of {ours} cases{':' if lost else ''}"]
     return [*found, *(text for _, text in sorted(lost, reverse=True)[:lines])]
 
 

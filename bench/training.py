@@ -98,9 +98,9 @@ class Training:
         """Of the network, and of its twin."""
         stem, begin = f"{self.dataset}-{self.net}", self.begin(folder)
         weights = None if begin is None else begin.output
-        own = Run(folder / stem, {**self._shared, "loss": LOSS, **self.options}, weights)
-        plain = {name: value for name, value in own.options.items() if name != "head"}
-        return own, Run(folder / f"{stem}-twin", {**plain, "loss": TWIN_LOSS}, weights)
+        run = Run(folder / stem, {**self._shared, "loss": LOSS, **self.options}, weights)
+        plain = {name: value for name, value in run.options.items() if name != "head"}
+        return run, Run(folder / f"{stem}-twin", {**plain, "loss": TWIN_LOSS}, weights)
 
     @property
     def _shared(self) -> dict[str, Any]:
@@ -118,8 +118,8 @@ def continued(dataset: str, net: str, placement: Sequence[int], epochs: tuple[in
         **options,
     }
     first, then = epochs
-    own = {**shared, "epochs": then, "learning_rate": 0.005, "loss": GENTLE_LOSS}
-    return Training(dataset, net, own, {"epochs": first})
+    continuation = {**shared, "epochs": then, "learning_rate": 0.005, "loss": GENTLE_LOSS}
+    return Training(dataset, net, continuation, {"epochs": first})
 
 
 # By device; what matters most comes first.
@@ -179,7 +179,7 @@ def finished(run: Run) -> bool:
 
 
 def _train_one(run: Run, before: str, device: str, data_root: Path, threads: int, end: float) -> str:
-    """In a process of its own, so that several train at a time and one may be stopped; what went wrong, or nothing.
+    """In a separate process, so that several train at a time and one may be stopped; what went wrong, or nothing.
 
     before: what went wrong with the run that it starts from.
     """
@@ -246,10 +246,10 @@ def seen(net: eefast.EarlyExitNet, dataset: str, data_root: Path) -> tuple[Seen,
 
 def worth(training: Training, folder: Path, data_root: Path) -> list[TrainingRow]:
     """A row per criterion; thresholds come from held-out images alone."""
-    own, alone = training.both(folder)
+    early, alone = training.both(folder)
     begin, goal = training.begin(folder), GOALS[training.dataset]
-    net, twin = (eefast.load(run.output).eval() for run in (own, alone))
-    seconds = [sum(_report(run.output)["seconds_per_epoch"]) for run in (begin, own, alone) if run]
+    net, twin = (eefast.load(run.output).eval() for run in (early, alone))
+    seconds = [sum(_report(run.output)["seconds_per_epoch"]) for run in (begin, early, alone) if run]
     held_out, test = seen(net, training.dataset, data_root)
     twin_held_out, twin_test = (part.accuracy(-1) for part in seen(twin, training.dataset, data_root))
     bounds = {
@@ -274,7 +274,7 @@ def worth(training: Training, folder: Path, data_root: Path) -> list[TrainingRow
                 model=training.net,
                 criterion=criterion,
                 exit_costs=tuple(net.cost.tolist()),
-                options=own.options,
+                options=early.options,
                 first=training.first,
                 seconds=tuple(seconds),
                 test_images=len(test.labels),

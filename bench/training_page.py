@@ -134,12 +134,12 @@ def _section(key: Key, group: list[Record], figure: str) -> list[str]:
 def _speeds(key: Key, rows: Sequence[Record]) -> list[str]:
     """The fastest way without exits and eefast, per batch size."""
     device, dataset, model = key
-    own = [r for r in rows if r["network"] == f"{model} on {dataset}" and r["environment"]["device"] == device]
-    last = newest(own, ("batch_size", "provider", "setting"))
+    here = [r for r in rows if r["network"] == f"{model} on {dataset}" and r["environment"]["device"] == device]
+    last = newest(here, ("batch_size", "provider", "setting"))
     lines = _head("batch", "fastest without exits", "images/s", "fastest of eefast", "images/s", "speed-up", "realised")
     for batch_size in dict.fromkeys(row["batch_size"] for row in last):
         ways = [row for row in last if row["batch_size"] == batch_size and row["images_per_s"]]
-        # Nobody runs a restricted engine; where nothing is restricted it is the same way, measured twice.
+        # Restricted engines are for comparison only; where nothing is restricted it is the same way, measured twice.
         free = [w for w in ways if not w["provider"].endswith(RESTRICTED)]
         ours = [w for w in free if w["provider"].startswith(OURS) and w["setting"] == OWN_THRESHOLDS]
         best = next((w for w in ways if ours and w["provider"] == ours[0]["best_static"]), None)

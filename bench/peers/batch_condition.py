@@ -28,7 +28,7 @@ MODES = ("padding", "splitting", "table")
 ROUNDS = 3
 
 Splits = Callable[[int, int, int], bool]
-"""(early exit, rows that arrived, survivors) → whether the survivors become a batch of their own."""
+"""(early exit, rows that arrived, survivors) → whether the survivors become a separate batch."""
 
 
 class Step(nn.Module):

@@ -71,8 +71,8 @@ class _Whole(nn.Module):
         for i, step in enumerate(others):
             kept = (~self.criterion.leaves(value, thresholds[i])).nonzero().squeeze(1)
             position = position[kept]
-            x, own, value = step(batch_condition.gathered(x, kept))
-            logits = logits.index_copy(0, position, own)
+            x, out, value = step(batch_condition.gathered(x, kept))
+            logits = logits.index_copy(0, position, out)
             confidence = confidence.index_copy(0, position, value)
             exits = exits.index_fill(0, position, i + 1)
         return ExitResult(logits, exits, confidence, self.cost[exits])
