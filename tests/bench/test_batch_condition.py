@@ -29,25 +29,25 @@ def test_answers_of_the_network(net, mode, n):
     assert_same_answers(run(x.contiguous(memory_format=torch.channels_last)), net(x), net)
 
 
-@pytest.mark.parametrize("threshold", [-1.0, 2.0], ids=["all leave at once", "none leaves"])
+@pytest.mark.parametrize("threshold", [-1.0, 2.0], ids=["all exit at once", "none exits"])
 @pytest.mark.parametrize("mode", batch_condition.MODES)
 @torch.no_grad()
 def test_thresholds_may_change(net, mode, threshold):
-    own = net.with_criterion("learned", net.thresholds.tolist())
-    run, x = batch_condition.prepare(own, mode, torch.float32, 31), images(31, SHAPE)
+    early = net.with_criterion("learned", net.thresholds.tolist())
+    run, x = batch_condition.prepare(early, mode, torch.float32, 31), images(31, SHAPE)
     run(x)
-    own.thresholds.fill_(threshold)
-    assert_same_answers(run(x), own(x), own)
+    early.thresholds.fill_(threshold)
+    assert_same_answers(run(x), early(x), early)
     assert run(x).exit_index.unique().tolist() == [0 if threshold < 0 else 3]
 
 
 @pytest.mark.parametrize("criterion", ["entropy", "margin"])
 @torch.no_grad()
 def test_other_criteria(net, criterion):
-    own, x = net.with_criterion(criterion, [0.5] * 3), images(31, SHAPE)
-    spread_thresholds(own, x, 0.4)
+    early, x = net.with_criterion(criterion, [0.5] * 3), images(31, SHAPE)
+    spread_thresholds(early, x, 0.4)
     for mode in batch_condition.MODES:
-        assert_same_answers(batch_condition.prepare(own, mode, torch.float32, 31)(x), own(x), own)
+        assert_same_answers(batch_condition.prepare(early, mode, torch.float32, 31)(x), early(x), early)
 
 
 @torch.no_grad()

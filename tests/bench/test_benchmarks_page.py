@@ -55,7 +55,7 @@ def line_of(tmp_path: Path, **changed: object) -> Path:
     return file
 
 
-def test_the_newest_row_counts_and_a_loss_is_told(tmp_path: Path) -> None:
+def test_the_newest_row_counts_and_a_loss_is_reported(tmp_path: Path) -> None:
     text = page.page([line_of(tmp_path)])
     assert "| eefast resident | 2 (0.01) |" in text
     assert "eefast resident is slower than another way in 1 of 1 cases:" in text
@@ -110,7 +110,7 @@ def test_speed_ups_are_over_the_fastest_way_without_exits_of_the_same_dtype(tmp_
     (machine,) = page.machines([file])
     found = page.speed_ups(cases_of(measured_networks(machine)))
     assert found == {"net": {(31, "cost 0.25"): 4.5, (1, "cost 0.25"): 0.3, (31, "no exits"): 0.75}}
-    # The cheapest setting comes first.
+    # The setting of lowest cost comes first.
     assert next(iter(found["net"]))[1] == "cost 0.25"
     text = page.page([file])
     assert "eefast is slower in 2 of 3 cells; the lowest is 0.30 at net, batch 1, cost 0.25." in text
@@ -124,7 +124,7 @@ def latency(provider: str, scenario: str, offered: float | None, p99: float, loa
     )  # fmt: skip
 
 
-def test_latency_is_of_the_last_run_and_its_losses_are_told(tmp_path: Path) -> None:
+def test_latency_is_of_the_last_run_and_its_losses_are_reported(tmp_path: Path) -> None:
     file = written(tmp_path / "rows.jsonl", [latency("plain, eager", "Server", 12345, 77.77)])
     made = [
         *(latency("plain, eager", "Server", offered, p99, offered / 200) for offered, p99 in ((60, 9.0), (180, 99.0))),

@@ -86,7 +86,7 @@ def subject():
     return Subject(net, x, collect(net, [(x, torch.zeros(len(x)))])[0])
 
 
-def test_nobody_is_asked_when_the_budget_is_spent(subject):
+def test_no_peer_is_asked_when_the_budget_is_spent(subject):
     work = CpuWork(FIRST, 8, (1.0, 0.3), 1)
     workers = {"torch": SimpleNamespace(ends=0)}  # to ask it would raise
     found = cpu_runs.measure(work, subject, workers, (EAGER, MASKED), Budget(5, 0))

@@ -1,4 +1,4 @@
-"""Energy: counters that begin anew, several packages, unreadable files, and an NVML that counts millijoules."""
+"""Energy: counters that begin again at 0, several packages, unreadable files, and an NVML that counts millijoules."""
 
 import sys
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ RANGE = 1000.0
 
 
 def zone(folder, name, what, joules):
-    """As Linux shows them: the zones within a package lie beside it, too."""
+    """As Linux shows them: the zones within a package are beside it, too."""
     (folder / name).mkdir()
     for file, text in (("name", what), ("energy_uj", joules * 1e6), ("max_energy_range_uj", RANGE * 1e6)):
         (folder / name / file).write_text(f"{text if isinstance(text, str) else int(text)}\n")
@@ -30,7 +30,7 @@ def runs(*steps):
     return run
 
 
-def test_packages_add_up_and_what_lies_within_them_is_not_counted_twice(tmp_path):
+def test_packages_add_up_and_parts_of_them_are_not_counted_twice(tmp_path):
     first, second = (zone(tmp_path, f"intel-rapl:{i}", f"package-{i}", 100 * i) for i in range(2))
     cores = zone(tmp_path, "intel-rapl:0:0", "core", 50)
     whole = zone(tmp_path, "intel-rapl:2", "psys", 500)
@@ -42,7 +42,7 @@ def test_packages_add_up_and_what_lies_within_them_is_not_counted_twice(tmp_path
     assert found.measure(runs()) == ("done", 0.0)
 
 
-def test_a_counter_begins_anew(tmp_path):
+def test_a_counter_that_begins_again(tmp_path):
     first = zone(tmp_path, "intel-rapl:0", "package-0", 999)
     second = zone(tmp_path, "intel-rapl:1", "package-1", 10)
     assert rapl(tmp_path).measure(runs((first, 4), (second, 11)))[1] == pytest.approx(5 + 1)

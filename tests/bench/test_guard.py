@@ -26,7 +26,7 @@ def committed(tmp_path, monkeypatch):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Ratios that the attempts find, one after the other; who is measured, in this order."""
+    """Ratios that the attempts find, one after the other; the pairs measured, in this order."""
     ratios, asked = [], []
 
     def ratio(pair):
@@ -161,7 +161,7 @@ def test_wrong_answers_get_no_ratio(small, committed, monkeypatch, capsys):
 
 
 def test_every_case_can_be_prepared_and_is_committed():
-    """The committed file is read as it stands; names that nobody measures would guard nothing."""
+    """The committed file is read unchanged; names that are never measured would guard nothing."""
     names = {str(case) for case in guard.CASES}
     for capability, known in json.loads(guard.COMMITTED.read_text()).items():
         assert set(known["ratios"]) == names, capability

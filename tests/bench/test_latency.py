@@ -68,7 +68,7 @@ def test_there_is_an_arrival_however_short_the_run():
 def test_an_image_waits_from_its_arrival_to_its_answer(clock):
     run, batches = server(clock, 1.0)
     found = latency.serve(run, torch.arange(10), [0.0, 0.1, 0.5, 0.9, 5.0], 3)
-    # One alone; the three that came meanwhile; nobody until 5.
+    # One alone; the three that came meanwhile; none until 5.
     assert batches == [[0], [1, 2, 3], [4]]
     assert found.waits == pytest.approx([1.0, 1.9, 1.5, 1.1, 1.0])
     assert found.batches == [1, 3, 1]
@@ -139,12 +139,12 @@ def test_a_run_measures_all_scenarios_and_reports_them(small, monkeypatch, tmp_p
     assert {row["provider"] for row in found if row["scenario"] == "SingleStream"} == {*early, "plain, eager"}
     served = [row for row in found if row["scenario"] == "Server" and not row["note"]]
     for name in ("plain, eager", *early):
-        own = [row for row in served if row["provider"] == name]
-        loads = [row["load"] for row in own]
+        of_way = [row for row in served if row["provider"] == name]
+        loads = [row["load"] for row in of_way]
         assert loads == sorted(set(loads))
-        assert len(own) >= 3
-        assert all(row["milliseconds"] == sorted(row["milliseconds"]) for row in own)
-        assert all(1 <= row["batch"] <= 8 for row in own)
+        assert len(of_way) >= 3
+        assert all(row["milliseconds"] == sorted(row["milliseconds"]) for row in of_way)
+        assert all(1 <= row["batch"] <= 8 for row in of_way)
     assert all(row["checked"] and row["environment"]["threads"] == latency.THREADS for row in served)
     text = capsys.readouterr().out
     assert text == show(found) + "\n"

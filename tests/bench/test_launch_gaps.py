@@ -125,7 +125,7 @@ def test_spans_that_overlap_count_once(spans, expected):
 
 
 class Trace:
-    """Stands for the profiler on a GPU: (device, begin, end, whether an annotation)."""
+    """In place of the profiler on a GPU: (device, begin, end, whether an annotation)."""
 
     EVENTS = (
         (DeviceType.CPU, 0, 90, False),

@@ -1,4 +1,4 @@
-"""The figures of docs/benchmarks.md: every mark stands where its row says, losses look like losses."""
+"""The figures of docs/benchmarks.md: every mark is where its row says, losses look like losses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_realised_ratios_are_of_the_fastest_and_in_the_same_dtype(axes: Any) -> 
     key = ("net", 31, "cost 0.25")
     cases = {("net", 31, "no exits"): {"plain, eager": static}, key: {row["provider"]: row for row in ours}}
     assert figures.realised_ratios(axes, cases, [key]) is axes
-    # Who computes everything gets the cost for nothing.
+    # A way without exits has cost 1.
     assert [bar.get_width() for container in axes.containers for bar in container] == [2.0, 0.25]
     assert [text.get_text() for text in axes.texts] == ["2.00  eefast resident", "0.25  plain, eager"]
 
@@ -54,7 +54,7 @@ def test_cells_show_wins_blue_losses_red_and_nothing_where_nothing_was_measured(
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "31"]
 
 
-def test_latencies_lie_over_what_arrives(axes: Any) -> None:
+def test_latencies_are_plotted_over_what_arrives(axes: Any) -> None:
     rows = [
         {"provider": provider, "offered": offered, "load": offered / 200, "milliseconds": [p50, p50 * 2, p50 * 3]}
         for provider, offered, p50 in (("plain, eager", 180, 9), ("plain, eager", 60, 2), ("eefast call", 800, 1))
@@ -79,7 +79,7 @@ def test_ways_without_exits_are_marked_otherwise(axes: Any) -> None:
     ]
 
 
-def test_marks_lie_under_the_roof_of_their_run(axes: Any) -> None:
+def test_marks_are_under_the_roof_of_their_run(axes: Any) -> None:
     ceilings = [
         {"ceiling": "copy", "dtype": "uint8", "value": 20.0},
         {"ceiling": "matmul", "dtype": "float32", "value": 0.2},

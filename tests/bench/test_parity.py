@@ -21,7 +21,7 @@ SIZES = (1, 3, 31)
 
 
 def small(criterion="learned", n=31):
-    """A subject whose images leave at all exits."""
+    """A subject whose images use all exits."""
     net, x = lived_in(zoo.eenet("eenet8", input_shape=SHAPE), 1).with_criterion(criterion).eval(), images(n, SHAPE)
     spread_thresholds(net, x, 0.4)
     labels = torch.arange(n) % 10
@@ -71,9 +71,9 @@ def measured(subject, monkeypatch, change, way=FLOAT32):
     return parity.measure(subject, way)
 
 
-def test_flips_are_told_with_their_distances(subject, monkeypatch):
+def test_flips_are_reported_with_their_distances(subject, monkeypatch):
     reference, net = subject.reference, subject.net
-    # One image that leaves too late, close to its threshold, and one that leaves too early, far from its own.
+    # One image that exits too late, close to its threshold, and one that exits too early, far from its threshold.
     gaps = [(subject.outputs[i].confidence - net.thresholds[i]).abs() for i in range(2)]
     stays = int(gaps[0].where(reference.exit_index == 0, torch.inf).argmin())
     leaves = int(gaps[1].where(reference.exit_index == 2, -torch.inf).argmax())
@@ -166,7 +166,7 @@ def test_engines_of_this_machine(subject, engine, dtype):
         assert found[0].logit_differences == (0, 0)
 
 
-def test_what_fails_is_told_and_stops_nothing(subject, monkeypatch):
+def test_what_fails_is_reported_and_stops_nothing(subject, monkeypatch):
     def broken(way, net, example):
         if way.engine == "compact":
             raise RuntimeError("no memory\nat all")
@@ -275,7 +275,7 @@ def test_a_run_from_the_networks_to_the_table(two_networks, capsys):
     assert "small, margin: net(x) 1/1" in talk.err
 
 
-def test_a_spent_budget_is_told(two_networks, capsys):
+def test_a_spent_budget_is_reported(two_networks, capsys):
     assert parity.main(["--device", "cpu", "--images", "31", "--seconds", "0"]) == 0
     assert "skipped: the budget of 0 s is spent (small, all criteria" in capsys.readouterr().out
 

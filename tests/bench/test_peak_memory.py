@@ -1,4 +1,4 @@
-"""Peak memory: of this process on a CPU, seen to rise and to begin anew; beyond what was held before on a GPU."""
+"""Peak memory: of this process on a CPU, seen to rise and to be reset; beyond what was held before on a GPU."""
 
 import mmap
 from pathlib import Path
@@ -10,7 +10,7 @@ from peak_memory import _of_process, peak_memory
 MEGABYTE = 2**20
 
 
-def peaks_begin_anew():
+def peaks_can_be_reset():
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -18,11 +18,11 @@ def peaks_begin_anew():
     return True
 
 
-@pytest.mark.skipif(not peaks_begin_anew(), reason="this system does not let the peak begin anew")
-def test_the_peak_of_this_process_begins_anew():
+@pytest.mark.skipif(not peaks_can_be_reset(), reason="this system does not reset the peak")
+def test_the_peak_of_this_process_is_reset():
     def hold(megabytes):
         def run():
-            # Pages of its own: malloc may hand out some that the tests before freed, which are resident already.
+            # Fresh pages: malloc may hand out some that the tests before freed, which are resident already.
             with mmap.mmap(-1, megabytes * MEGABYTE) as pages:
                 for _ in range(megabytes):
                     pages.write(bytes(MEGABYTE))
@@ -37,7 +37,7 @@ def test_the_peak_of_this_process_begins_anew():
     assert again[1] < high[1] - 100 * MEGABYTE
 
 
-def test_the_figure_is_in_bytes_and_none_where_nobody_tells(tmp_path):
+def test_the_figure_is_in_bytes_or_none_where_it_is_unknown(tmp_path):
     assert _of_process(lambda: "done", tmp_path / "nowhere") == ("done", None)
     (tmp_path / "status").write_text("VmPeak:\t  99 kB\nVmHWM:\t    1234 kB\nVmRSS:\t 1 kB\n")
     assert _of_process(lambda: "done", tmp_path) == ("done", 1234 * 1024)

@@ -47,7 +47,7 @@ def network(criterion="learned"):
 
 @pytest.fixture(scope="module", params=["learned", "entropy"])
 def answered(request):
-    """A network whose images leave at all exits, the images, the answers."""
+    """A network whose images use all exits, the images, the answers."""
     net, x = network(request.param), images(31, SHAPE)
     spread_thresholds(net, x, 0.4)
     return net, x, one_by_one(net, x)
@@ -66,7 +66,7 @@ def test_early_exits_answer_as_one_image_at_a_time(peer, answered):
 
 @pytest.mark.parametrize("peer", [ready(p) for p in (loop.PEER, batch_condition.PEERS[0], ON_OPENVINO)])
 @torch.no_grad()
-def test_thresholds_may_change_and_nobody_need_go_on(peer):
+def test_thresholds_may_change_and_all_may_exit(peer):
     net, x = network(), images(3, SHAPE)
     run = peer.prepare(net)
     for thresholds, expected in (([-1, -1], 0), ([2, -1], 1), ([2, 2], 2), ([float("inf"), -1], 1)):
@@ -75,7 +75,7 @@ def test_thresholds_may_change_and_nobody_need_go_on(peer):
 
 
 @pytest.mark.parametrize("peer", [ready(ON_ONNX_RUNTIME)])
-def test_one_graph_answers_in_a_process_of_its_own(peer, answered):
+def test_one_graph_answers_in_a_separate_process(peer, answered):
     """Another peer makes threads for all sessions of a process, after which ONNX Runtime takes no session like this."""
     net, x, expected = answered
     subject = Subject(net, x, [])
@@ -86,12 +86,12 @@ def test_one_graph_answers_in_a_process_of_its_own(peer, answered):
             found = workers[peer.family].answer(peer, setting)
             assert torch.equal(found.exits, expected.exit_index)
             torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-4)
-        # Nobody need go on, and nobody leave, under thresholds that come after the graph was made.
-        all_leave, none_leaves = (-math.inf, math.inf) if net.criterion.comparison == ">" else (math.inf, -math.inf)
+        # All images may exit, or none, under thresholds that are set after the graph was made.
+        all_exit, none_exits = (-math.inf, math.inf) if net.criterion.comparison == ">" else (math.inf, -math.inf)
         for thresholds, taken in (
-            ((all_leave, all_leave), 0),
-            ((none_leaves, all_leave), 1),
-            ((none_leaves, none_leaves), 2),
+            ((all_exit, all_exit), 0),
+            ((none_exits, all_exit), 1),
+            ((none_exits, none_exits), 2),
         ):
             found = workers[peer.family].answer(peer, Setting(thresholds, 31, 1))
             assert found.exits.tolist() == [taken] * 31
@@ -170,7 +170,7 @@ def test_fewer_blocks_need_blocks():
 
 
 @pytest.mark.parametrize("peer", [ready(p) for p in peers.STAND_INS])
-def test_a_stand_in_is_checked_against_its_own_network_and_is_nobodys_yardstick(peer, monkeypatch):
+def test_a_stand_in_is_checked_against_its_own_network_and_is_no_yardstick(peer, monkeypatch):
     monkeypatch.setattr(cpu_runs, "ROUNDS", 2)
     monkeypatch.setattr(cpu_runs, "TURN_SECONDS", 0.001)
     net, x = network(), images(16, SHAPE)
@@ -202,7 +202,7 @@ def first_sure(net, x):
 
 @pytest.mark.parametrize("peer", [ready(p) for p in peers.WHOLE_BATCH])
 @torch.no_grad()
-def test_a_batch_leaves_as_a_whole_where_all_its_images_are_sure(peer):
+def test_a_batch_exits_as_a_whole_where_all_its_images_are_sure(peer):
     net, x = network(), images(32, SHAPE)
     subject = Subject(net, x, eefast.thresholds.outputs.collect(net, [(x, torch.zeros(32))])[0])
     run, seen = peer.prepare(net), set()
@@ -216,7 +216,7 @@ def test_a_batch_leaves_as_a_whole_where_all_its_images_are_sure(peer):
             torch.testing.assert_close(result.logits, logits, rtol=0, atol=1e-4)
             torch.testing.assert_close(result.confidence, sure, rtol=0, atol=1e-4)
             seen.add((len(batch) > 1, exit_index))
-        # What the bench says of them: right as they are, wrong where one image left by itself.
+        # What the bench says of them: right as they are, wrong where one image exited by itself.
         logits, taken = (torch.cat([getattr(result, name) for result in found]) for name in ("logits", "exit_index"))
         checked, note = check(prepared, peer.static, logits, taken, peer.dtype)
         assert checked, note
@@ -229,7 +229,7 @@ def test_a_batch_leaves_as_a_whole_where_all_its_images_are_sure(peer):
 
 @pytest.mark.parametrize("peer", [ready(p) for p in peers.WHOLE_BATCH])
 @torch.no_grad()
-def test_as_many_images_are_sure_as_would_leave(peer):
+def test_as_many_images_are_sure_as_would_exit(peer):
     net, x = network(), images(64, SHAPE)
     subject = Subject(net, x, eefast.thresholds.outputs.collect(net, [(x, torch.zeros(64))])[0])
     usual = cpu_runs.make_case(subject, 1, 0.4)

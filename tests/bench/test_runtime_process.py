@@ -82,38 +82,38 @@ def subject():
 
 
 @pytest.mark.usefixtures("waits")
-def test_a_process_is_started_anew_for_all_but_who_ended_it(subject, tmp_path):
+def test_a_process_is_restarted_for_all_but_the_peer_that_ended_it(subject, tmp_path):
     right, wrong, ends = peer("right"), peer("raises", raises), peer("killed", killed)
     with torch.no_grad():
         expected = subject.net.plain()(subject.images)
-    own = RuntimeProcess((right, wrong, ends), 1)
+    process = RuntimeProcess((right, wrong, ends), 1)
     try:
         runtime_process.save(tmp_path, subject.net, subject.images)
-        own.open(tmp_path)
-        own.answer(right, SETTING)
+        process.open(tmp_path)
+        process.answer(right, SETTING)
         with pytest.raises(PeerError, match="RuntimeError: no such kernel"):
-            own.answer(wrong, SETTING)
-        assert own.ends == 0, "an exception is no reason to start anew"
+            process.answer(wrong, SETTING)
+        assert process.ends == 0, "an exception is no reason to restart"
         with pytest.raises(PeerError, match="its process has ended, exit code -9"):
-            own.answer(ends, SETTING)
-        assert own.ends == 1
+            process.answer(ends, SETTING)
+        assert process.ends == 1
         with pytest.raises(PeerError, match=r"lost its process to killed \(its process has ended, exit code -9\)"):
-            own.seconds(right, SETTING, [0], 0.001)
+            process.seconds(right, SETTING, [0], 0.001)
         with pytest.raises(PeerError, match="not asked again: its process has ended"):
-            own.answer(ends, SETTING)
-        torch.testing.assert_close(own.answer(right, SETTING).logits, expected, rtol=0, atol=1e-4)
-        assert own.seconds(right, SETTING, [0], 0.001) > 0
+            process.answer(ends, SETTING)
+        torch.testing.assert_close(process.answer(right, SETTING).logits, expected, rtol=0, atol=1e-4)
+        assert process.seconds(right, SETTING, [0], 0.001) > 0
 
         with pytest.raises(PeerError, match="missing"):
-            own.open(tmp_path / "missing")
+            process.open(tmp_path / "missing")
         with pytest.raises(PeerError, match="could not open the network"):
-            own.answer(right, SETTING)  # nobody answers with the network before
-        own.open(tmp_path)  # with the next network it may try again
+            process.answer(right, SETTING)  # no answers with the previous network
+        process.open(tmp_path)  # with the next network it may try again
         with pytest.raises(PeerError, match=r"^its process has ended, exit code -9$"):
-            own.answer(ends, SETTING)
-        assert own.ends == 2
+            process.answer(ends, SETTING)
+        assert process.ends == 2
     finally:
-        own.close()
+        process.close()
 
 
 def test_the_others_are_measured_where_one_hangs(subject, waits, monkeypatch):
@@ -129,7 +129,7 @@ def test_the_others_are_measured_where_one_hangs(subject, waits, monkeypatch):
         cpu_runs.open_everywhere(workers, folder)
         lost = workers["here"]._process
         rows = {row.provider: row for row in cpu_runs.measure(WORK, subject, workers, peers)}
-        # Asked again by the next process, since the first one was lost to who hung.
+        # Asked again by the next process, since another peer hung and ended the first one.
         assert workers["here"].ends == 1
         assert lost.exitcode == -signal.SIGKILL
 

@@ -56,8 +56,8 @@ def test_cost_goes_from_the_first_exit_to_none(subject):
     assert mix_of_cost(cost, 1) == (0, 0, 1)
     assert mix_of_cost(cost, 0.5 * cost[0]) == pytest.approx((1, 0, 0))
     for name, criterion in criteria.CRITERIA.items():
-        nobody = thresholds(subject.outputs, (0, 0, 1), name)
-        assert exits_taken(subject.outputs, criterion, nobody).tolist() == [2] * 64
+        never = thresholds(subject.outputs, (0, 0, 1), name)
+        assert exits_taken(subject.outputs, criterion, never).tolist() == [2] * 64
 
 
 @pytest.mark.parametrize("criterion", list(criteria.CRITERIA))
@@ -124,7 +124,7 @@ def ready(peer):
     )
 
 
-# torch.compile takes longer than all the others; those with variables need processes of their own.
+# torch.compile takes longer than all the others; those with variables need separate processes.
 @pytest.mark.parametrize("peer", [ready(p) for p in PEERS if p.family != "torch.compile" and not p.variables])
 @torch.no_grad()
 def test_a_peer_agrees_with_the_reference(subject, peer):

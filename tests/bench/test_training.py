@@ -89,8 +89,8 @@ def test_trains_both_and_says_what_went_wrong_with_another(
     assert notes.keys() == {**right, **failed}.keys()
     assert all(notes[path].startswith("exit code 2") and "batch_size=10000" in notes[path] for path in failed)
     assert [notes[path] for path in right] == ["", ""]
-    own, twin = (json.loads((path / "report.json").read_text()) for path in right)
-    assert own["arguments"]["loss"] != twin["arguments"]["loss"] == "final_supervision"
+    early, twin = (json.loads((path / "report.json").read_text()) for path in right)
+    assert early["arguments"]["loss"] != twin["arguments"]["loss"] == "final_supervision"
     heads = [eefast.load(path).heads[0].classifier.weight for path in right]
     assert not torch.equal(*heads), "the twin's early exits learn nothing"
 
@@ -106,13 +106,13 @@ def test_both_go_on_from_the_plain_network_and_only_one_gets_convolutions_in_its
     root: Path, tmp_path: Path, in_forks: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training.subprocess, "run", in_forks)
-    begin, (own, twin) = BEGUN.begin(tmp_path), BEGUN.both(tmp_path)
+    begin, (early, twin) = BEGUN.begin(tmp_path), BEGUN.both(tmp_path)
     assert begin is not None
-    assert train([BEGUN], tmp_path, "cpu", root, 1800) == dict.fromkeys((begin.output, own.output, twin.output), "")
-    assert [eefast.load(run.output).heads[0].kind for run in (begin, own, twin)] == ["pool", "conv1", "pool"]
-    reports = [json.loads((run.output / "report.json").read_text()) for run in (begin, own, twin)]
+    assert train([BEGUN], tmp_path, "cpu", root, 1800) == dict.fromkeys((begin.output, early.output, twin.output), "")
+    assert [eefast.load(run.output).heads[0].kind for run in (begin, early, twin)] == ["pool", "conv1", "pool"]
+    reports = [json.loads((run.output / "report.json").read_text()) for run in (begin, early, twin)]
     assert [report["arguments"]["weights"] for report in reports] == [None, begin.output.name, begin.output.name]
-    assert "exits [0, 1] start from random weights" in (own.output / training.LOG_FILE).read_text()
+    assert "exits [0, 1] start from random weights" in (early.output / training.LOG_FILE).read_text()
     assert "random weights" not in (twin.output / training.LOG_FILE).read_text()
 
 

@@ -83,7 +83,7 @@ def test_a_process_that_ends_shows(loader, made):
 
 
 def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(tmp_path, monkeypatch):
-    """Between the look at the path and the opening, somebody exchanges what stands there."""
+    """Between the check of the path and the opening, another process replaces the file."""
     path = tmp_path / "model.pt"
     path.write_bytes(b"PK\3\4")
     opened = os.open

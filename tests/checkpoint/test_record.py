@@ -166,8 +166,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_commands_take_what_training_had(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "net", tmp_path / "net")
-    own = [tmp_path / "net", "--data-root", trained / "fashion-mnist", "--json", "-"]
-    report = json.loads(run("calibrate", *own, "--max-cost", 0.7, "--few-images", "--save").stdout)
+    defaults = [tmp_path / "net", "--data-root", trained / "fashion-mnist", "--json", "-"]
+    report = json.loads(run("calibrate", *defaults, "--max-cost", 0.7, "--few-images", "--save").stdout)
     assert (report["dataset"], report["held_out"], report["seed"]) == ("fashion-mnist", 31, 5)
     # The same as from images that are drawn here.
     net, whole = eefast.load(trained / "net"), datasets.dataset("fashion-mnist", trained / "fashion-mnist", "train")
@@ -178,11 +178,11 @@ def test_commands_take_what_training_had(trained: Path, tmp_path: Path) -> None:
     saved = eefast.load(tmp_path / "net")
     assert saved.record == net.record
     assert saved.thresholds.tolist() == list(expected.thresholds)
-    report = json.loads(run("evaluate", *own, "--engine", "reference").stdout)
+    report = json.loads(run("evaluate", *defaults, "--engine", "reference").stdout)
     test = datasets.dataset("fashion-mnist", trained / "fashion-mnist", "test")
     assert report["dataset"] == "fashion-mnist"
     assert report["evaluation"]["accuracy"] == float((saved(test.images).labels == test.labels).double().mean())
-    fewer = run("calibrate", *own, "--max-cost", 0.7, "--few-images", "--held-out", 7)
+    fewer = run("calibrate", *defaults, "--max-cost", 0.7, "--few-images", "--held-out", 7)
     assert json.loads(fewer.stdout)["held_out"] == 7
 
 
@@ -226,8 +226,8 @@ def test_other_images_under_the_same_name_are_refused(trained: Path, tmp_path: P
     with pytest.raises(ValueError, match=r"the 70 training images of fashion-mnist in .*mnist are not the 70 that"):
         run(*words, "--data-root", trained / "mnist")
     for command in ("calibrate", "evaluate"):
-        own = [command, trained / "net", "--dataset", "mnist", "--data-root", trained / "mnist", "--other-data"]
-        done = run(*own, *words[2:] if command == "calibrate" else ["--engine", "reference", "--json", "-"])
+        start = [command, trained / "net", "--dataset", "mnist", "--data-root", trained / "mnist", "--other-data"]
+        done = run(*start, *words[2:] if command == "calibrate" else ["--engine", "reference", "--json", "-"])
         assert json.loads(done.stdout)["dataset"] == "mnist"
     done = run(*words, "--data-root", trained / "fashion-mnist", "--other-data", "--held-out", 40, "--seed", 6)
     assert [json.loads(done.stdout)[key] for key in ("held_out", "seed")] == [40, 6]
@@ -284,7 +284,7 @@ class Tiny(nn.Module):
         return self.fc(torch.flatten(self.pool(self.second(self.first(x))), 1))
 
 
-def test_thresholds_of_a_backbone_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thresholds_of_a_custom_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_classes(tmp_path / "ab", "ab", 6)
     torch.manual_seed(0)
     monkeypatch.setitem(BUILTIN_MODELS, "tiny", Tiny)

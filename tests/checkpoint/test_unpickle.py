@@ -100,7 +100,7 @@ def test_the_error_names_the_code_and_does_not_recommend_to_run_it(tmp_path):
     assert "weights_only" not in str(error.value)
 
 
-def test_loading_in_threads_allows_no_names_to_anybody_else(intact, tmp_path):
+def test_loading_in_threads_allows_no_names_to_others(intact, tmp_path):
     before = set(torch.serialization.get_safe_globals())
     path = tmp_path / "model.pt"
     path.write_bytes(intact[MODULE, True])

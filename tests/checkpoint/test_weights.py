@@ -32,9 +32,9 @@ def test_heads_of_another_kind_keep_their_weights(tmp_path: Path, kind: str, oth
     made[0].save(tmp_path / "net")
     (there, before), network = (net.state_dict() for net in (made[0], copy.deepcopy(made[1]))), made[1]
     assert load_network(network, tmp_path / "net") == others
-    own = tuple(f"heads.{i}." for i in others)
+    kept = tuple(f"heads.{i}." for i in others)
     for name, value in network.state_dict().items():
-        assert torch.equal(value, (before if name.startswith(own) else there)[name]), name
+        assert torch.equal(value, (before if name.startswith(kept) else there)[name]), name
     assert not torch.equal(before["heads.2.classifier.weight"], there["heads.2.classifier.weight"])
 
     # Nothing else may be missing or too many.

@@ -10,7 +10,7 @@ from eefast import zoo
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """A folder with MNIST's files, of noise, and one with a network that leaves at all its exits."""
+    """A folder with MNIST's files, of noise, and one with a network that uses all its exits."""
     folder = tmp_path_factory.mktemp("shop")
     random = torch.Generator().manual_seed(0)
     images = {}

@@ -68,9 +68,9 @@ def test_the_command_chooses_measures_and_saves(shop, tmp_path):
     test = datasets.dataset("mnist", shop, "test")
     chosen_at = torch.randperm(41, generator=torch.Generator().manual_seed(0))[:20]
     for name, chosen in report["chosen"].items():
-        own = net.with_criterion(name, chosen["thresholds"])
-        assert chosen["accuracy"] == accuracy(one_by_one(own, net.prepare(kept)), labels)
-        answer = one_by_one(own, net.prepare(test.images[chosen_at]))
+        early = net.with_criterion(name, chosen["thresholds"])
+        assert chosen["accuracy"] == accuracy(one_by_one(early, net.prepare(kept)), labels)
+        answer = one_by_one(early, net.prepare(test.images[chosen_at]))
         assert report["criteria"][name][0] == accuracy(answer, test.labels[chosen_at])
         assert report["criteria"][name][1] == pytest.approx(float(answer.cost.mean()), abs=1e-6)
     assert [verdict["batch_size"] for verdict in report["verdicts"]] == [1, 4]

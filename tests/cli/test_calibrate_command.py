@@ -42,7 +42,7 @@ def test_calibrate_saves_what_it_says(shop, tmp_path):
         assert chosen["cost"] <= 0.7
         assert chosen["accuracy"] == pytest.approx(float((answer.labels == labels).float().mean()))
         assert chosen["exits"] == answer.exit_index.bincount(minlength=3).tolist()
-    # The cache stands for the images, and for no others.
+    # The cache replaces these images, and no others.
     again = run(*words, "--criterion", "all", "--cache", cache, "--data-root", tmp_path / "gone", "--json", "-")
     assert json.loads(again.stdout)["chosen"] == report["chosen"]
     with pytest.raises(ValueError, match="was collected with images=31 of mnist by seed 5, not 31 of mnist by seed 6"):

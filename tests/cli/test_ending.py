@@ -250,14 +250,14 @@ def test_every_command_stops_at_a_signal(shop, tmp_path):
     jobs = [
         {
             "words": words,
-            "signal": stops[(i + own) % 2][0],
-            "group": stops[(i + own) % 2][1],
+            "signal": stops[(i + j) % 2][0],
+            "group": stops[(i + j) % 2][1],
             "after": after,
             "seen": "epoch 1/" if words[0] == "train" else "",
             "slow_gpu": words[0] == "calibrate-device",
         }
         for i, (words, after) in enumerate(commands)
-        for own in range(2 if words[0] == "train" else 1)
+        for j in range(2 if words[0] == "train" else 1)
     ]
     said = {signal.SIGINT: "error: interrupted by Ctrl-C", signal.SIGTERM: "error: ended by SIGTERM"}
     for job, found in zip(jobs, results(jobs), strict=True):

@@ -43,7 +43,7 @@ def tiff(path: Path, values: np.ndarray, bits: int, photometric: int, order: str
     out = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", start) + body + b"\0" * (len(body) % 2)
     out += struct.pack(f"{order}H", len(tags))
     for tag, value in tags:
-        # Short numbers stand at the left of their four bytes.
+        # Short numbers are in the first of their four bytes.
         out += struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0)
     path.write_bytes(out + b"\0\0\0\0")
 

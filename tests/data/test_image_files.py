@@ -118,7 +118,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
         read(tmp_path)
 
 
-def test_images_that_are_left_out_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_that_are_left_out_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     picture(tmp_path / "train" / "a" / "0.png")
     with caplog.at_level(logging.WARNING, "eefast"):
         read(tmp_path)

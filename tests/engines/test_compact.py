@@ -1,4 +1,4 @@
-"""The compact engine's stream: survivors of several batches merge, answers are those of batches on their own."""
+"""The compact engine's stream: survivors of several batches merge, answers are those of single batches."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def assert_same(got: ExitResult, expected: ExitResult) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[9] * 12, [1] * 9, [31, 0, 5, 64, 1], [0], [], [257, 2], [2, 257]], ids=str)
-def test_answers_of_batches_on_their_own(net: Any, fast: Any, sizes: list[int]) -> None:
+def test_answers_are_those_of_single_batches(net: Any, fast: Any, sizes: list[int]) -> None:
     x = images(sum(sizes) + 1, (3, 16, 16))[: sum(sizes)]
     batches = x.split(sizes) if sizes else []
     got = list(fast.stream(batches))
@@ -101,15 +101,15 @@ def test_memory_stays_bounded_on_an_endless_stream(fast: Any) -> None:
 
 
 def test_changed_weights_and_image_sizes_between_batches(net: Any) -> None:
-    own = lived_in(zoo.eenet("eenet20", 3, "fine", "pool", input_shape=(3, 16, 16)), 5)
-    spread_thresholds(own, images(64, (3, 16, 16)), 0.4)
-    fast = eefast.accelerate(own, engine="compact")
+    small = lived_in(zoo.eenet("eenet20", 3, "fine", "pool", input_shape=(3, 16, 16)), 5)
+    spread_thresholds(small, images(64, (3, 16, 16)), 0.4)
+    fast = eefast.accelerate(small, engine="compact")
     x, large = images(9, (3, 16, 16)), images(5, (3, 24, 24))
-    before, other = own(x), own(large)
-    results = fast.stream(batches_changing(own, x, large))
+    before, other = small(x), small(large)
+    results = fast.stream(batches_changing(small, x, large))
     for expected in (before, other, before):
         assert_same(next(results), expected)
-    assert_same(next(results), own(x))
+    assert_same(next(results), small(x))
 
 
 def batches_changing(net: Any, x: Tensor, large: Tensor) -> Any:

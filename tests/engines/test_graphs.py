@@ -64,7 +64,7 @@ class TestOnTheCpu:
             assert_same(run(p, net, x), one_by_one(net, x) if n else net(x))
         assert pattern != "never" or p.graphs.waits == 0
 
-    def test_a_plan_that_nobody_holds_frees_its_memory_at_once(self, net: Any) -> None:
+    def test_an_unreferenced_plan_frees_its_memory_at_once(self, net: Any) -> None:
         p = planned(net, 8)
         run(p, net, images(5, SHAPE))
         held = weakref.ref(p.graphs)
@@ -112,18 +112,18 @@ class TestOnTheCpu:
         assert not p.graphs.busy.locked()
 
     def test_streams_of_other_thresholds_do_not_mix(self, net: Any) -> None:
-        own = net.with_criterion("learned", net.thresholds.tolist()).eval()
-        fast, x = eefast.accelerate(own, engine="compact", max_batch_size=16), images(8, SHAPE)
+        early = net.with_criterion("learned", net.thresholds.tolist()).eval()
+        fast, x = eefast.accelerate(early, engine="compact", max_batch_size=16), images(8, SHAPE)
         settings = [net.thresholds.clone(), torch.tensor([0.3, 0.5, 0.4]), torch.tensor([0.9, 0.2, 0.1])]
         expected = []
         for setting in settings:
-            own.thresholds.copy_(setting)
-            expected.append(one_by_one(own, x))
+            early.thresholds.copy_(setting)
+            expected.append(one_by_one(early, x))
         order = [0, 1, 1, 2, 0, 0, 2]
 
         def batches() -> Iterator[torch.Tensor]:
             for i in order:
-                own.thresholds.copy_(settings[i])
+                early.thresholds.copy_(settings[i])
                 yield x
 
         for i, result in zip(order, fast.stream(batches()), strict=True):
@@ -152,7 +152,7 @@ class TestOnTheCpu:
         assert not any(w.count.any() for queue in p.graphs._waiting for w in queue)
         assert_same(run(p, net, x), one_by_one(net, x))
 
-    def test_whoever_goes_on_may_do_so_in_another_cuda_stream(self, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_stream_may_go_on_in_another_cuda_stream(self, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """Between two results, and before it is closed elsewhere, the work queued so far is what others wait for."""
         order: list[str] = []
         p, x = planned(net, 8), images(12, SHAPE)
@@ -299,16 +299,16 @@ class TestOnTheGpu:
                 assert_same(type(result)(*(p.cpu() for p in result)), net(d))
 
     def test_changed_weights_renew_the_graphs(self, on_gpu: Any) -> None:
-        own = lived_in(zoo.eenet("eenet20", 3, "fine", "pool", input_shape=SHAPE), 3)
-        spread_thresholds(own, images(64, SHAPE), 0.4)
+        on_host = lived_in(zoo.eenet("eenet20", 3, "fine", "pool", input_shape=SHAPE), 3)
+        spread_thresholds(on_host, images(64, SHAPE), 0.4)
         there = lived_in(zoo.eenet("eenet20", 3, "fine", "pool", input_shape=SHAPE), 3).cuda()
-        there.thresholds.copy_(own.thresholds)
+        there.thresholds.copy_(on_host.thresholds)
         fast, x = eefast.accelerate(there, engine="compact", max_batch_size=32), images(40, SHAPE)
-        self.answered(fast, own, x)
+        self.answered(fast, on_host, x)
         with torch.no_grad():
-            for n in (own, there):
+            for n in (on_host, there):
                 next(n.parameters()).mul_(0.5)
-        self.answered(fast, own, x)
+        self.answered(fast, on_host, x)
 
     def test_inside_of_compiled_code_autocast_and_inference_mode(self, net: Any, on_gpu: Any) -> None:
         fast, x = eefast.accelerate(on_gpu, engine="compact", max_batch_size=32), images(20, SHAPE)

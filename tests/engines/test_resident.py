@@ -1,4 +1,4 @@
-"""The resident engine behind `accelerate`: what it plans and why, what it refuses, streams of batches."""
+"""The resident engine by `accelerate`: what it plans and why, what it refuses, streams of batches."""
 
 import copy
 import threading
@@ -52,7 +52,7 @@ def test_sections_take_the_fastest_algorithm_and_the_plan_shows_it(net, x, fresh
     def timed(net, program, images, limits, seconds=None):
         if seconds is not None:
             mine = zip(program.algorithms, program.groups.tolist(), strict=True)
-            seconds += torch.tensor([1.0 if own == b else 2.0 for own, b in zip(mine, best, strict=True)])
+            seconds += torch.tensor([1.0 if a == b else 2.0 for a, b in zip(mine, best, strict=True)])
         return run(net, program, images, limits, seconds if seconds is None else seconds.clone())
 
     monkeypatch.setattr(tuning, "run", timed)
@@ -241,7 +241,7 @@ class TestStream:
             assert time.perf_counter() - begin < 30
             time.sleep(0.01)
 
-    def test_it_plans_anew_where_weights_change_on_the_way(self, net, x):
+    def test_it_plans_again_where_weights_change_on_the_way(self, net, x):
         net = copy.deepcopy(net)
         fast = eefast.accelerate(net, engine="resident")
 

@@ -93,7 +93,7 @@ def test_survivors_of_several_chunks_run_together() -> None:
     assert [rows for _, stage, _, rows in device.launches if stage == 1] == [5, 3]
 
 
-def test_nobody_waits_longer_than_the_delay() -> None:
+def test_no_sample_waits_longer_than_the_delay() -> None:
     """One survivor in the first chunk, none later: it must not wait for company that never comes."""
     first = torch.tensor([2, 0, 0]).view(-1, 1, 1, 1)
     begun = 0
@@ -109,7 +109,7 @@ def test_nobody_waits_longer_than_the_delay() -> None:
     assert begun <= DELAY + 3
 
 
-def test_queues_take_turns_so_that_a_wait_is_never_without_work_behind() -> None:
+def test_queues_take_turns_so_that_work_follows_every_wait() -> None:
     order: list[tuple[str, int]] = []
 
     class Watched(Lists):

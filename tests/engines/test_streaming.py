@@ -96,7 +96,7 @@ def numpy_backed(data: list[Tensor]) -> Iterator[Tensor]:
 
 
 def by_a_list_of_one_tensor(data: list[Tensor]) -> Iterator[Tensor]:
-    """Written to by whoever hands it out, as an iterator that is not a generator does."""
+    """Written to by its source, an iterator that is not a generator."""
     memory, left = torch.empty_like(data[0]), iter(data)
 
     def following() -> Tensor | None:
@@ -159,7 +159,7 @@ def test_a_refilled_buffer_in_half_precision(engine: str) -> None:
         assert_same_answers(result, wanted, net)
 
 
-def test_results_lie_in_memory_of_their_own(fast: Any) -> None:
+def test_results_are_in_separate_memory(fast: Any) -> None:
     x = images(17, SHAPE)
     results = [fast(x), fast(x), *fast.stream([x] * 9), fast(x)]
     parts = [part for result in results for part in result]
@@ -167,7 +167,7 @@ def test_results_lie_in_memory_of_their_own(fast: Any) -> None:
 
 
 class Late:
-    """A CUDA stream, or an event in it, at its slowest: work waits until somebody must have it."""
+    """A CUDA stream, or an event in it, at its slowest: work waits until its result is needed."""
 
     current: Any = None
 
@@ -283,7 +283,7 @@ class TestThresholdsOnTheWay:
 
     @pytest.mark.parametrize("how", ["copy_", "a new tensor"])
     def test_changed_by_another_thread(self, engine: str, how: str) -> None:
-        """All leave at the first exit or all at the last; whatever else shows that two settings were mixed."""
+        """All exit at the first exit or all at the last; anything else shows that two settings were mixed."""
         net = small()
         fast, x, done = eefast.accelerate(net, engine=engine), images(37, SHAPE), threading.Event()
         first, last = torch.full((2,), -1.0), torch.full((2,), 2.0)
@@ -319,18 +319,18 @@ class TestThresholdsOnTheWay:
 @pytest.mark.parametrize("first", ["net", "compact", "reference"])
 def test_a_criterion_and_its_thresholds_belong_together(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread changes both just when one of them has been read."""
-    own, x = small(), images(33, SHAPE)
-    fast = own if first == "net" else eefast.accelerate(own, engine=first)
-    other = own.with_criterion("margin").eval()
+    early, x = small(), images(33, SHAPE)
+    fast = early if first == "net" else eefast.accelerate(early, engine=first)
+    other = early.with_criterion("margin").eval()
     spread_thresholds(other, x, 0.5)
-    limits = own.limits
+    limits = early.limits
 
     def late() -> Any:
-        if own.criterion.name == "learned":
-            own.criterion, own.thresholds = other.criterion, other.thresholds.clone()
+        if early.criterion.name == "learned":
+            early.criterion, early.thresholds = other.criterion, other.thresholds.clone()
         return limits()
 
-    monkeypatch.setattr(own, "limits", late)
+    monkeypatch.setattr(early, "limits", late)
     assert_same_answers(fast(x), one_by_one(other, x), other)
 
 
@@ -369,7 +369,7 @@ def test_many_streams_and_calls_leave_nothing() -> None:
 
 
 class TestDroppedStreams:
-    def test_the_garbage_collector_waits_for_nobody(self, fast: Any, net: Any, engine: str) -> None:
+    def test_the_garbage_collector_waits_for_no_stream(self, fast: Any, net: Any, engine: str) -> None:
         """In cycles, collected now and then, within the start and the end of other streams' threads."""
         x = images(40, SHAPE)
         expected = net(x)
@@ -399,7 +399,7 @@ class TestDroppedStreams:
         assert len(read) == before
 
     def test_within_a_worker(self, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The garbage collector closes streams on the thread of another one, and on their own."""
+        """The garbage collector closes streams on another stream's thread, and on their own."""
         if ops.CPP_MISSING:
             pytest.skip(f"the C++ kernels are {ops.CPP_MISSING}")
         fast, x, collected = eefast.accelerate(net, engine="resident"), images(33, SHAPE), []

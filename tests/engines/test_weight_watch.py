@@ -20,7 +20,7 @@ SHAPE = (1, 6, 7)
 
 
 def step() -> None:
-    """One step of an optimiser that nobody watches."""
+    """One step of an optimiser that no watch sees."""
     weight = nn.Parameter(torch.ones(3))
     weight.grad = torch.ones(3)
     torch.optim.SGD([weight], lr=0.1).step()
@@ -86,7 +86,7 @@ def test_a_step_is_noticed_by_those_alone_whose_weights_it_changes() -> None:
     assert [w.changed() for w in watches] == [True, False, True]
 
 
-def test_watches_that_nobody_holds_are_forgotten() -> None:
+def test_unreferenced_watches_are_forgotten() -> None:
     before = len(weight_watch._watches)
     for _ in range(20):
         WeightWatch(nn.Linear(2, 2))

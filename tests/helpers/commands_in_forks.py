@@ -1,7 +1,7 @@
 """Jobs as JSON → commands in forks of one process that has imported everything, so that each costs no start of Python.
 
 Jobs: a list as the argument, or, without an argument, one per line of stdin.
-A job: words; and what happens to it. signal: a number, sent once stderr has the text `seen`, `after` so many seconds,
+A job: words; and what happens to it. signal: a number, sent once stderr has the text `seen`, `after` seconds later,
 to its process, or with `group` to its worker processes too. missing: modules. limit: bytes that a file may have.
 slow_gpu: there is a CUDA device, which does nothing but make `eefast calibrate-device` wait.
 Results, a line each: code, out, err, left: processes of the command that are there five seconds after its end.

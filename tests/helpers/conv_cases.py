@@ -52,7 +52,7 @@ def make_case(
     r: int, c_in: int, c: int, h: int, w: int, *, kernel: int = 3, stride: int = 1, rows: bool = True,
     residual: str = "none", relu: bool = True, live: str = "part", dtype: torch.dtype = torch.float32, seed: int = 0,
 ) -> ConvCase:  # fmt: skip
-    """residual: "none", "own" (read in order) or "through" (read through the rows).
+    """residual: "none", "in order" or "through" (read through the rows).
 
     Rows in any order, some twice, garbage beyond `live`; NaN in every row of features and residual that no live entry
     names.

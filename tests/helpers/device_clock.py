@@ -1,4 +1,4 @@
-"""A device made of two clocks, the host's and its own: what launches, kernels and waits would take, for tests."""
+"""A device as two clocks, the host's and the device's: what launches, kernels and waits would take, for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eefast.result import ExitResult
 
 
 class Clock:
-    """Rows leave at random, by the shares in `times`; see `eefast.engines.schedule.Device`.
+    """Rows exit at random, by the shares in `times`; see `eefast.engines.schedule.Device`.
 
     counted: (stage, rows at most, rows expected) → whether the stage runs in its device-counted form.
     """

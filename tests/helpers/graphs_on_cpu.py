@@ -61,7 +61,7 @@ def planned(net: Any, capacity: int, example_inputs: torch.Tensor | None = None)
 
 @torch.no_grad()
 def run(engine: Any, net: Any, x: torch.Tensor) -> Any:
-    """The engine by the thresholds of a network, which may be another one than its own."""
+    """The engine's answers by the thresholds of `net`, which may be another network than the engine's."""
     return engine.run(x, net.thresholds)
 
 

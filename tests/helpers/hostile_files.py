@@ -1,4 +1,4 @@
-"""Files made to hurt whoever loads them, by kind and seed, and the process in which `eefast.load` meets them.
+"""Files made to harm the process that loads them, by kind and seed, and the process in which `eefast.load` meets them.
 
 `python tests/helpers/hostile_files.py` loads all and prints the worst of each kind;
 `tests/checkpoint/test_hostile_files.py` loads a part.
@@ -429,7 +429,7 @@ def quadratic(rng, canary):
 
 @kind
 def nesting(rng, canary):
-    """Containers inside of containers, for whoever goes into them by recursion."""
+    """Containers inside of containers, for a reader that recurses into them."""
     depth = 100_000
     yield from both("lists", b"]" * depth + b"a" * (depth - 1))
     yield from both("tuples", b")" + b"\x85" * depth)
@@ -532,7 +532,7 @@ def archives(rng, canary):
     yield "two directories", bomb + good
     yield "two directories, the other first", good + bomb
     yield "in front", b"PK\3\4" + bytes(1000) + good
-    yield "something behind", good + bytes(1000)
+    yield "something after", good + bytes(1000)
     yield "a comment", patched(good, len(good) - 2, struct.pack("<H", 22)) + good[-22:]
     yield "a directory in the comment", patched(good, len(good) - 2, struct.pack("<H", len(bomb))) + bomb
     yield "no end", good[:end]
@@ -572,7 +572,7 @@ def archives(rng, canary):
 
 
 def overlapping(count: int) -> bytes:
-    """One content of 1 MB under `count` names, whose headers all stand in front of it."""
+    """One content of 1 MB under `count` names, with all headers in front of it."""
     content, entries = bytes(1 << 20), b""
     header = b"PK\3\4" + struct.pack("<5H3L2H", 0, 0, 0, 0, 0, 0, len(content), len(content), 8, 0) + b"a/data/0"
     for i in range(count):
@@ -601,7 +601,7 @@ def script() -> bytes:
 
 @kind
 def tensors_files(rng, canary):
-    """model.safetensors of a folder whose header lies."""
+    """model.safetensors of a folder, with a false header."""
 
     def with_header(header: bytes, data: bytes = bytes(16), length: int | None = None) -> dict[str, bytes]:
         size = len(header) if length is None else length
@@ -765,7 +765,7 @@ def attachments(rng, canary):
         ("another key", {"code": "print(1)"}),
         ("classes", {"num_classes": 4}),
         ("classes as a list", {"num_classes": [5]}),
-        ("a twin", {"backbone": "timm:mobilenetv3_small_100"}),
+        ("another variant", {"backbone": "timm:mobilenetv3_small_100"}),
     ):
         yield label, attached(**changes)
     good = attached()

@@ -27,12 +27,12 @@ CONV_HEADS = (
 # (C_in, C_out, H, W, kernel, stride, residual): through the rows, in order, or none. As in ResNets for CIFAR and
 # ImageNet; then channels that are no multiples of 16.
 CONVS = (
-    (16, 16, 32, 32, 3, 1, "through"), (32, 32, 16, 16, 3, 1, "own"), (64, 64, 8, 8, 3, 1, "through"),
+    (16, 16, 32, 32, 3, 1, "through"), (32, 32, 16, 16, 3, 1, "in order"), (64, 64, 8, 8, 3, 1, "through"),
     (16, 32, 32, 32, 3, 2, "none"), (16, 32, 32, 32, 1, 2, "none"), (32, 64, 16, 16, 3, 2, "none"),
-    (64, 64, 56, 56, 3, 1, "through"), (128, 128, 28, 28, 3, 1, "own"), (256, 256, 14, 14, 3, 1, "through"),
+    (64, 64, 56, 56, 3, 1, "through"), (128, 128, 28, 28, 3, 1, "in order"), (256, 256, 14, 14, 3, 1, "through"),
     (512, 512, 7, 7, 3, 1, "through"), (64, 256, 56, 56, 1, 1, "through"), (1024, 256, 14, 14, 1, 1, "none"),
     (128, 128, 56, 56, 3, 2, "none"), (1024, 2048, 14, 14, 1, 2, "none"), (3, 16, 32, 32, 3, 1, "none"),
-    (37, 200, 15, 13, 3, 1, "through"), (8, 8, 1, 1, 1, 1, "own"),
+    (37, 200, 15, 13, 3, 1, "through"), (8, 8, 1, 1, 1, 1, "in order"),
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import eefast
 
 
 class Stage(nn.Module):
-    """A function of the layers' own."""
+    """A function of the layers."""
 
     def __init__(self, run: Callable[..., torch.Tensor], **layers: nn.Module) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def images(n: int, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
 
 @torch.no_grad()
 def one_by_one(net: eefast.EarlyExitNet, x: torch.Tensor) -> eefast.ExitResult:
-    """Plain Python: each image alone through stage after stage until the first exit that it leaves at."""
+    """Plain Python: each image alone through stage after stage until its exit."""
     rows = []
     for image in x.split(1):
         features = image
@@ -71,7 +71,7 @@ def one_by_one(net: eefast.EarlyExitNet, x: torch.Tensor) -> eefast.ExitResult:
 
 @torch.no_grad()
 def spread_thresholds(net: eefast.EarlyExitNet, x: torch.Tensor, share: float) -> None:
-    """Set thresholds at which about `share` of the samples that arrive leave, half-way between two confidences."""
+    """Set thresholds at which about `share` of the samples that arrive exit, half-way between two confidences."""
     for i, (stage, head) in enumerate(zip(net.stages, net.heads, strict=True)):
         if i == net.num_exits or len(x) == 0:
             break

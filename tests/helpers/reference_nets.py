@@ -263,7 +263,7 @@ def answers(model: nn.Module, x: torch.Tensor, dtype: torch.dtype = torch.float3
 
 
 def _get_thnn_function_backend():
-    raise AssertionError("stands for code that no reader may run")
+    raise AssertionError("code that no reader may run")
 
 
 _get_thnn_function_backend.__module__ = "torch.nn.backends.thnn"

@@ -14,7 +14,7 @@ from eefast.thresholds.outputs import collect
 
 @pytest.fixture(scope="module")
 def ready():
-    """A network that leaves at all its exits, 31 images, and what all exits say about them."""
+    """A network that uses all its exits, 31 images, and what all exits say about them."""
     net = lived_in(zoo.eenet("eenet8", input_shape=(1, 12, 12)), 3)
     x = images(31, (1, 12, 12))
     spread_thresholds(net, x, 0.4)
@@ -22,9 +22,9 @@ def ready():
 
 
 def check(ready, run, net, dtype=torch.float32):
-    own, x, outputs = ready
+    expected, x, outputs = ready
     one = Candidate("it", run, net, 31, 8, 8, dtype=dtype)
-    return comparison.answer(one, comparison.by_layout([one], x), outputs, own.cost)
+    return comparison.answer(one, comparison.by_layout([one], x), outputs, expected.cost)
 
 
 def test_right_answers_are_those_of_one_by_one(ready):
@@ -59,7 +59,7 @@ def test_wrong_answers_are_refused(ready, wrong, words):
 def test_other_exits_at_the_edge_of_a_threshold_are_counted(ready, distance, dtype):
     net, x, outputs = ready
     at = int((one_by_one(net, x).exit_index == 0).nonzero()[0])
-    # The threshold moves until an image that left lies just above it; an image as close may leave or stay.
+    # The threshold moves until an image that exited is just above it; an image as close may exit or go on.
     edge = net.with_criterion(net.criterion.name, net.thresholds.tolist())
     edge.thresholds[0] = outputs[0].confidence[at] - distance
     other = net.with_criterion(net.criterion.name, edge.thresholds.tolist())
@@ -78,13 +78,13 @@ def test_ratios_are_those_of_the_times(ready, monkeypatch):
     now, seen = [0.0], {"plain": [], "early": []}
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
-    def candidate(name, run, own, seconds):
+    def candidate(name, run, early, seconds):
         def timed(part):
             now[0] += seconds + late[0]
             seen[name].append(part[:, 0, 0, 0].tolist())
             return run(part)
 
-        return Candidate(name, timed, own, 31, 4, 8)
+        return Candidate(name, timed, early, 31, 4, 8)
 
     late = [0.0]
     both = [candidate("plain", net.plain(), None, 8), candidate("early", net, net, 3)]

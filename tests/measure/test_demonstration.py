@@ -48,8 +48,8 @@ def test_rows_tell_the_truth(found):
         assert row.mean_cost == pytest.approx(float(answer.cost.mean()), rel=1e-5)
         assert row.accuracy == pytest.approx(float((answer.labels == wanted).float().mean()))
         assert list(row.exits) == answer.exit_index.bincount().tolist()
-    for twin in (masked, compact, *resident):
-        assert (twin.mean_cost, twin.accuracy, twin.exits) == (masked.mean_cost, masked.accuracy, masked.exits)
+    for row in (masked, compact, *resident):
+        assert (row.mean_cost, row.accuracy, row.exits) == (masked.mean_cost, masked.accuracy, masked.exits)
     assert margin.mean_cost == pytest.approx(float(one_by_one(other, x).cost.mean()), rel=1e-5)
     assert (plain.mean_cost, plain.realised_ratio, plain.criterion) == (1.0, 1.0, None)
     for row in result.rows:

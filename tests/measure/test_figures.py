@@ -1,4 +1,4 @@
-"""Figures: every mark stands where its figures say, every image beside its exit."""
+"""Figures: every mark is where its figures say, every image beside its exit."""
 
 import pytest
 import torch
@@ -39,12 +39,12 @@ def test_histogram_stacks_wrong_on_right(axes):
     assert axes.get_xticklabels()[1].get_text() == "exit 1\ncost 0.30"
 
 
-def test_speeds_stand_over_their_batch_sizes(axes):
+def test_speeds_are_plotted_over_batch_sizes(axes):
     speedups = {"plain": {16: 1.0, 1: 0.5}, "loop": {1: 0.1, 16: 3.0}, "resident": {16: 20.0, 1: 4.0}}
     assert figures.speedup_over_batch_size(axes, speedups, ["plain"]) is axes
     lines = {line.get_label(): line for line in axes.lines}
-    for name, own in speedups.items():
-        assert lines[name].get_xydata().tolist() == [[1, own[1]], [16, own[16]]]
+    for name, by_size in speedups.items():
+        assert lines[name].get_xydata().tolist() == [[1, by_size[1]], [16, by_size[16]]]
         assert lines[name].get_linestyle() == ("--" if name == "plain" else "-")
     low, high = axes.get_ylim()
     assert 0 < low < 0.1
@@ -52,7 +52,7 @@ def test_speeds_stand_over_their_batch_sizes(axes):
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "16"]
 
 
-def test_accuracies_stand_over_their_speeds(axes):
+def test_accuracies_are_plotted_over_speeds(axes):
     points = {"plain": (100.0, 0.99), "resident": (2000.0, 0.985)}
     assert figures.accuracy_against_speed(axes, points, ["plain"], [(900.0, 0.989), (2500.0, 0.97)], "others") is axes
     lines = {line.get_label(): line for line in axes.lines}
@@ -68,7 +68,7 @@ def test_accuracies_stand_over_their_speeds(axes):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_examples_stand_in_the_row_of_their_exit(channels):
+def test_examples_are_in_the_row_of_their_exit(channels):
     n, each = 31, 3
     # Every image carries its number.
     pixels = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, channels, 5, 4)

@@ -16,8 +16,8 @@ from eefast.measure.verdicts import Verdict
 def a_row(name, criterion, images_per_s, speedup, quantiles):
     known = {"images_per_s_quantiles": (1, 2), "mean_cost": 0.5, "accuracy": 0.9, "images": 4, "batch_size": 16}
     more = {"exits": (4,), "flips": 0, "flip_margin": 1e-4, "realised_ratio": 0.5 * speedup}
-    own = {"images_per_s": images_per_s, "speedup": speedup, "speedup_quantiles": quantiles}
-    return Row(name=name, criterion=criterion, **known, **more, **own)
+    speeds = {"images_per_s": images_per_s, "speedup": speedup, "speedup_quantiles": quantiles}
+    return Row(name=name, criterion=criterion, **known, **more, **speeds)
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_training_mode_is_refused_and_shared(net, x, engine):
     fast(x)
 
 
-def test_moving_to_another_dtype_plans_anew(net, x):
+def test_moving_to_another_dtype_plans_again(net, x):
     fast = eefast.accelerate(net)
     fast.to(torch.float64)
     assert net.thresholds.dtype == torch.float32
@@ -289,7 +289,7 @@ class Branching(nn.Module):
         return self.norm(self.conv(x)) if bool(x.sum() > -1e30) or not len(x) else x
 
 
-def test_stages_that_cannot_be_traced_run_as_they_stand(x):
+def test_stages_that_cannot_be_traced_run_unchanged(x):
     stage = lived_in(Branching(), 2)
     copied, what = fold_stage(stage, torch.float32)
     assert what.startswith("not folded: torch.fx cannot trace it")
@@ -309,17 +309,17 @@ def test_folding_errs_no_more_than_float32_does(name):
     assert (folded(x) - exact).abs().max() <= tolerance
 
 
-def test_warmup_plans_anew_and_runs(net, x, monkeypatch):
-    own = copy.deepcopy(net)
-    fast = eefast.accelerate(own, engine="compact")
+def test_warmup_plans_again_and_runs(net, x, monkeypatch):
+    changed = copy.deepcopy(net)
+    fast = eefast.accelerate(changed, engine="compact")
     before = fast.plan
     with torch.no_grad():
-        next(own.parameters()).mul_(0.5)
+        next(changed.parameters()).mul_(0.5)
     after = fast.warmup()
     assert after is not before
     monkeypatch.setattr("eefast.api.build", lambda *_: pytest.fail("planned again"))
-    assert torch.equal(fast(x).exit_index, own(x).exit_index)
-    own.train()
+    assert torch.equal(fast(x).exit_index, changed(x).exit_index)
+    changed.train()
     with pytest.raises(RuntimeError, match="eval mode"):
         fast.warmup()
 

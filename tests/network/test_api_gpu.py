@@ -18,7 +18,7 @@ pytestmark = runs_triton
 
 @pytest.fixture
 def triton_everywhere():
-    """Without a GPU: the Triton kernels, interpreted, behind the ops on the CPU, and plans as if for a GPU."""
+    """Without a GPU: the Triton kernels, interpreted, run the ops on the CPU, and plans as if for a GPU."""
     if GPU:
         yield
         return

@@ -48,7 +48,7 @@ def test_entropy_is_zero_where_one_class_has_everything():
 
 
 @pytest.mark.parametrize("name", criteria.CRITERIA)
-def test_nan_never_leaves(name):
+def test_nan_never_exits(name):
     rule = criteria.get(name)
     value = rule.confidence(torch.full((2, 3), torch.nan), torch.full((2,), torch.nan))
     assert value.isnan().all()

@@ -36,7 +36,7 @@ def random_net(name, head, seed, criterion="learned", shape=(3, 16, 16), **more)
 )
 def test_batched_equals_one_by_one(name, head):
     index = zoo.names().index(name) + HEADS.index(head)
-    # Networks cheap enough to run 257 different images one by one; the others take batches of 33.
+    # Networks small enough to run 257 different images one by one; the others take batches of 33.
     different = 257 if (name, head) in (("eenet8", "pool"), ("eenet20", "pool")) else 33
     for seed, share in ((index, 0.4), (index + 101, 0.15)):
         net = random_net(name, head, seed, CRITERIA[(index + seed) % len(CRITERIA)])
@@ -121,7 +121,7 @@ class TestEngines:
         net.thresholds[0] = towards
         assert fast(x).exit_index.tolist() == [0] * 5
 
-    def test_nothing_leaves_and_everything_leaves(self, small, engine):
+    def test_no_sample_exits_and_every_sample_exits(self, small, engine):
         net, x = small
         kept = net.thresholds.clone()
         fast = eefast.accelerate(net, engine=engine)
@@ -236,7 +236,7 @@ def scaled(p):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int8, torch.bool])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_integer_pixels_are_told_to_be_uint8(normalised, dtype, autocast):
+def test_integer_pixels_must_be_uint8(normalised, dtype, autocast):
     message = (
         rf"x is {dtype}; give pixels 0 … 255 as uint8, by x.to\(torch.uint8\) or normalised images as torch.float32"
     )
@@ -263,7 +263,7 @@ def test_integer_pixels_are_told_to_be_uint8(normalised, dtype, autocast):
     ],
     ids=["0 … 255", "0 … 1", "-128 … 127", "right", "brighter", "noise", "zeros", "NaN", "inf", "uint8", "none"],
 )
-def test_floats_on_another_scale_are_told_once(normalised, caplog, images_of, told, accelerated):
+def test_floats_on_another_scale_warn_once(normalised, caplog, images_of, told, accelerated):
     x = images_of(pixels())
     other = zoo.eenet("eenet8", input_shape=(3, 8, 8)).eval()
     other.load_state_dict(normalised.state_dict())

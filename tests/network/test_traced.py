@@ -65,7 +65,7 @@ def test_tracing_says_what_to_take_instead(net, x, way, what):
         WAYS[way](traced, x)
     assert way == "export, strict" or type(caught.value) is RuntimeError
     with torch.no_grad():
-        assert_same_answers(net(x), one_by_one(net, x), net)  # and nothing is left behind
+        assert_same_answers(net(x), one_by_one(net, x), net)  # and no state is left
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")

@@ -99,7 +99,7 @@ class TestBatches:
 
     @pytest.mark.parametrize("threshold", [-math.inf, math.inf, math.nan])
     @pytest.mark.parametrize("shape", [SHAPES["few classes"], SHAPES["many classes"]])
-    def test_all_leave_and_none_leaves(self, shape: tuple[int, ...], threshold: float) -> None:
+    def test_all_exit_and_none_exits(self, shape: tuple[int, ...], threshold: float) -> None:
         for criterion in ("learned", "entropy"):
             check(run, replace(make_case(19, *shape, criterion=criterion), threshold=torch.tensor(threshold)))
 

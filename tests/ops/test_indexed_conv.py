@@ -19,7 +19,7 @@ op = torch.ops.eefast.indexed_conv.default
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("residual", ["none", "own", "through"])
+@pytest.mark.parametrize("residual", ["none", "in order", "through"])
 @pytest.mark.parametrize("rows", [True, False], ids=["rows", "all"])
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("stride", [1, 2])
@@ -37,14 +37,14 @@ def test_small_maps(h: int, w: int) -> None:
         check(op, make_case(3, 1, 1, h, w, stride=stride, residual="through"))
 
 
-def test_rows_behind_live_are_zero_on_the_cpu() -> None:
+def test_rows_after_live_are_zero_on_the_cpu() -> None:
     case = make_case(7, 3, 4, 5, 5)
     assert (op(*case.arguments())[case.count :] == 0).all()
 
 
 def test_more_live_than_rows_counts_as_all() -> None:
     for rows in (True, False):
-        case = make_case(5, 3, 4, 5, 5, rows=rows, residual="own", live="all")
+        case = make_case(5, 3, 4, 5, 5, rows=rows, residual="in order", live="all")
         check(op, replace(case, live=case.live + 3))
 
 
@@ -55,7 +55,7 @@ def test_nan_stays_nan() -> None:
 
 
 def test_opcheck() -> None:
-    for stride, rows, residual in ((1, True, "through"), (2, False, "own"), (2, True, "none")):
+    for stride, rows, residual in ((1, True, "through"), (2, False, "in order"), (2, True, "none")):
         torch.library.opcheck(op, make_case(5, 4, 6, 5, 4, stride=stride, rows=rows, residual=residual).arguments())
 
 

@@ -43,18 +43,18 @@ def written(case: ConvCase, programs: int) -> Tensor:
 # taps and channels in one step and in several, odd sizes, output channels in one block and in two.
 SHAPES = {
     "cifar stage 1": (2, 16, 16, 16, 16, 3, 1, True, "through", True),
-    "cifar stage 3": (5, 64, 64, 8, 8, 3, 1, True, "own", True),
+    "cifar stage 3": (5, 64, 64, 8, 8, 3, 1, True, "in order", True),
     "odd": (7, 19, 21, 7, 5, 3, 1, True, "through", False),
     "odd, strided": (7, 5, 21, 7, 5, 3, 2, True, "none", True),
-    "even, strided": (5, 16, 8, 8, 6, 3, 2, False, "own", True),
-    "one pixel": (33, 16, 16, 1, 1, 3, 1, True, "own", True),
+    "even, strided": (5, 16, 8, 8, 6, 3, 2, False, "in order", True),
+    "one pixel": (33, 16, 16, 1, 1, 3, 1, True, "in order", True),
     "one line": (5, 4, 4, 1, 9, 3, 2, True, "none", True),
     "stem": (3, 3, 16, 13, 11, 3, 1, False, "none", True),
     "one channel": (3, 1, 1, 9, 31, 3, 1, True, "through", True),
-    "pointwise": (3, 64, 40, 7, 7, 1, 1, True, "own", True),
+    "pointwise": (3, 64, 40, 7, 7, 1, 1, True, "in order", True),
     "pointwise, no rows": (3, 37, 16, 7, 7, 1, 1, False, "through", True),
     "shortcut": (7, 16, 32, 7, 5, 1, 2, True, "none", False),
-    "two blocks of channels": (3, 8, 136, 4, 4, 3, 1, True, "own", True),
+    "two blocks of channels": (3, 8, 136, 4, 4, 3, 1, True, "in order", True),
     "several large tiles": (3, 8, 130, 17, 17, 1, 1, True, "through", True),
     "no rows": (0, 16, 16, 4, 4, 3, 1, True, "none", True),
 }
@@ -76,12 +76,12 @@ class TestAnswers:
     @pytest.mark.parametrize("stride", [1, 2])
     @pytest.mark.parametrize("kernel_size", [1, 3])
     def test_every_combination(self, kernel_size: int, stride: int) -> None:
-        for i, options in enumerate(itertools.product((True, False), ("none", "own", "through"), (True, False))):
+        for i, options in enumerate(itertools.product((True, False), ("none", "in order", "through"), (True, False))):
             check(run, shaped((5, 3, 5, 5, 3, kernel_size, stride, *options), seed=i))
 
     def test_more_live_than_rows_counts_as_all(self) -> None:
         for rows in (True, False):
-            case = make_case(5, 3, 4, 5, 5, rows=rows, residual="own", live="all")
+            case = make_case(5, 3, 4, 5, 5, rows=rows, residual="in order", live="all")
             check(run, replace(case, live=case.live + 1000))
 
     def test_nan_stays_nan(self) -> None:
@@ -186,12 +186,12 @@ class TestOnTheGPU:
         [
             (257, 16, 16, 32, 32, 3, 1, True, "through", True),
             (257, 32, 64, 16, 16, 3, 2, True, "none", True),
-            (257, 64, 64, 8, 8, 3, 1, True, "own", True),
-            (31, 128, 128, 28, 28, 3, 1, True, "own", True),
-            (31, 512, 512, 7, 7, 3, 1, False, "own", True),
+            (257, 64, 64, 8, 8, 3, 1, True, "in order", True),
+            (31, 128, 128, 28, 28, 3, 1, True, "in order", True),
+            (31, 512, 512, 7, 7, 3, 1, False, "in order", True),
             (31, 64, 256, 56, 56, 1, 1, True, "through", True),
             (31, 1024, 256, 14, 14, 1, 1, True, "none", False),
-            (31, 96, 200, 15, 13, 3, 2, True, "own", True),
+            (31, 96, 200, 15, 13, 3, 2, True, "in order", True),
         ],
         ids=str,
     )

@@ -167,7 +167,7 @@ def test_in_a_graph(net: EarlyExitNet, fast: Accelerated) -> None:
     assert same_bits(result, first)
 
 
-def test_on_a_stream_of_its_own(fast: Accelerated) -> None:
+def test_on_a_separate_stream(fast: Accelerated) -> None:
     x = images(257, SHAPE, 15)
     first = fast(x.cuda().half())
     side = torch.cuda.Stream()

@@ -138,7 +138,7 @@ def test_any_order_and_number_of_blocks_gives_the_same_bits(library: ctypes.CDLL
         assert torch.equal(torch.cat([getattr(a, name) for a in alone]), getattr(first, name))
 
 
-def test_nobody_is_answered_without_images(library: ctypes.CDLL) -> None:
+def test_no_answers_without_images(library: ctypes.CDLL) -> None:
     kernel, x, thresholds, _ = free("learned", HALF, library)
     assert kernel(x[:0], thresholds).fault is None
 

@@ -90,7 +90,7 @@ def test_wrong_answers_mean_no_graphs(net: Any, monkeypatch: pytest.MonkeyPatch)
     def forgetful(self: Any, queue: int, stage: int, rows: int, counted: bool = False) -> None:
         advance(self, queue, stage, rows, counted)
         if stage == 1:
-            # The survivors' maps lie in another order than their positions.
+            # The survivors' maps are in another order than their positions.
             waiting = self.before(queue, stage + 1)
             waiting.features.copy_(waiting.features.roll(1, 0))
 

@@ -132,7 +132,7 @@ def test_changed_heads(name):
     kind, change, reason = HEADS[name]
     net, x = network(conv(), head=kind), images(5, SHAPE)
     change(net.heads[0])
-    net.thresholds.fill_(0.0)  # all leave at the head that was changed
+    net.thresholds.fill_(0.0)  # all exit at the head that was changed
     if name in BROKEN:
         for call in (lambda: net(x), lambda: eefast.accelerate(net)(x)):
             with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):

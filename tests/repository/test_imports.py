@@ -1,4 +1,4 @@
-"""Who may import whom, and what `import eefast` must not drag in."""
+"""Which folder may import which, and what `import eefast` must not load."""
 
 import ast
 import graphlib

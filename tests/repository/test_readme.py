@@ -1,4 +1,4 @@
-"""The README: its code runs, its commands exist, its numbers stand in a committed row."""
+"""The README: its code runs, its commands exist, its numbers are in a committed row."""
 
 import json
 import os

@@ -73,8 +73,8 @@ def case(request):
 @torch.no_grad()
 def assert_answers_of(net: eefast.EarlyExitNet, backbone: nn.Module, x: Tensor) -> None:
     """The final exit alone answers bit for bit as the backbone."""
-    everyone_stays = net.with_criterion("max_probability", [float("inf")] * net.num_exits).eval()
-    assert torch.equal(everyone_stays(x).logits, backbone.eval()(x))
+    none_exits = net.with_criterion("max_probability", [float("inf")] * net.num_exits).eval()
+    assert torch.equal(none_exits(x).logits, backbone.eval()(x))
     assert torch.equal(net.plain().eval()(x), backbone(x))
 
 
@@ -117,10 +117,10 @@ def _is_random(module: nn.Module) -> bool:
 
 def test_nothing_is_doubled_and_nothing_lost(case):
     backbone, net, _ = case
-    own = {id(p) for p in backbone.parameters()}
+    old = {id(p) for p in backbone.parameters()}
     new = {id(p) for _, p in new_parameters(net)}
-    assert {id(p) for p in net.parameters()} == own | new
-    assert not own & new
+    assert {id(p) for p in net.parameters()} == old | new
+    assert not old & new
     assert len(net.state_dict().keys()) == len(
         [*backbone.state_dict(), *new_parameters(net), *net.heads[:-1].buffers(), "thresholds"]
     )
@@ -130,7 +130,7 @@ def test_nothing_is_doubled_and_nothing_lost(case):
 
 
 class Custom(nn.Module):
-    """A forward of the test's own around a few layers; most tests change one thing about it."""
+    """A forward given by the test around a few layers; most tests change one thing about it."""
 
     def __init__(self, forward: Callable[..., Tensor] | None = None, **layers: nn.Module) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ def plain(m: Custom, x: Tensor) -> Tensor:
 
 
 def in_place(m: Custom, x: Tensor) -> Tensor:
-    """Statements whose values nobody reads, and additions that other names of the same map see."""
+    """Statements whose values are never read, and additions that other names of the same map see."""
     x = m.second(m.first(x))
     same = m.relu(x)
     x += m.third(x)
@@ -183,9 +183,9 @@ def test_however_it_is_written(forward, exits):
     x = images(33, SMALL)
     for n in (1, 3, 33):
         assert_answers_of(net, backbone, x[:n].clone())
-    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-        assert_answers_of(twin, backbone, x.clone())
-        assert twin.state_dict().keys() == net.state_dict().keys()
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert_answers_of(other, backbone, x.clone())
+        assert other.state_dict().keys() == net.state_dict().keys()
 
 
 ENDS = {
@@ -469,7 +469,7 @@ def dynamically_quantized(m: Custom) -> nn.Module:
 
 
 class DistributedDataParallel(nn.Module):
-    """Stands for PyTorch's, which wants other processes."""
+    """In place of PyTorch's, which needs other processes."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

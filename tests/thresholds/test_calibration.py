@@ -32,7 +32,7 @@ def test_no_confidence_ties_with_its_threshold(criterion: str, rounded: bool) ->
         assert outcome(outputs, labels, cost, criterion, found.thresholds) == pytest.approx(expected)
 
 
-def test_nan_confidence_never_leaves() -> None:
+def test_nan_confidence_never_exits() -> None:
     outputs, labels = make_outputs(31, 2, 0)
     outputs[0].confidence_logit[:5] = float("nan")
     found = calibrate(outputs, labels, COST[:2], max_cost=0.2 + 0.3 * 5 / 31 + 1e-6)

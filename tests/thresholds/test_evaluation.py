@@ -14,7 +14,7 @@ from eefast.thresholds.outputs import collect, collect_answers
 
 @pytest.fixture(scope="module")
 def case():
-    """A network, 31 images that leave at all its exits, labels that lack a class, and what all exits say."""
+    """A network, 31 images that use all its exits, labels that lack a class, and what all exits say."""
     net = lived_in(zoo.eenet("eenet8", input_shape=(1, 12, 12)), 1)
     x = images(31, (1, 12, 12))
     spread_thresholds(net, x, 0.4)
