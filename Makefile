@@ -71,7 +71,7 @@ guard: $(VENV)/.ready
 	$(BIN)/python bench/guard.py $(GUARD)
 
 # Networks beside their plain twins on MNIST and Fashion-MNIST in the folder DATA, then bench/results/training.md; hours
-# on two cores. Broken off, it goes on where it was.
+# on two cores. Interrupted, it continues where it stopped.
 DATA ?= data
 training: $(VENV)/.ready
 	$(BIN)/python bench/training.py --data-root $(DATA)

@@ -130,7 +130,7 @@ def _name(rows: list[Record]) -> str:
 
 
 def _realised(cases: Cases, stem: str) -> Section | None:
-    """The best of eefast and of all others, where no image leaves early and where most do."""
+    """The best of eefast and of all others, where no image exits early and where most do."""
     shown = sorted(key for key, ways in cases.items() if any(name.startswith(OURS) for name in ways))
     if not shown:
         return None
@@ -145,7 +145,7 @@ def _realised(cases: Cases, stem: str) -> Section | None:
 def speed_ups(cases: Cases) -> dict[str, dict[tuple[int, str], float]]:
     """Network → (batch size, setting) → images/s of eefast's fastest way ÷ those of the fastest without exits.
 
-    The cheapest setting comes first.
+    The setting of lowest cost comes first.
     """
     found: dict[str, dict[tuple[int, str], float]] = {}
     costs: dict[tuple[str, str], float] = {}
@@ -154,9 +154,9 @@ def speed_ups(cases: Cases) -> dict[str, dict[tuple[int, str], float]]:
         static = [row for name, row in same.items() if name.startswith(STATIC)]
         # In another dtype it would be another comparison.
         dtypes = {row["dtype"] for row in static}
-        own = [row for name, row in ways.items() if name.startswith(OURS) and row["dtype"] in dtypes]
-        if own and static:
-            best, rival = (max(rows, key=speed) for rows in (own, static))
+        eefast_rows = [row for name, row in ways.items() if name.startswith(OURS) and row["dtype"] in dtypes]
+        if eefast_rows and static:
+            best, rival = (max(rows, key=speed) for rows in (eefast_rows, static))
             found.setdefault(network, {})[batch_size, setting] = speed(best) / speed(rival)
             costs[network, setting] = min(best["mean_cost"], costs.get((network, setting), 1.0))
     return {n: dict(sorted(cells.items(), key=lambda cell: costs[n, cell[0][1]])) for n, cells in found.items()}
@@ -166,16 +166,16 @@ def _speed_ups(cases: Cases, stem: str) -> Section | None:
     found = speed_ups(cases)
     if not found:
         return None
-    cells = [(value, f"{name}, batch {n}, {s}") for name, own in found.items() for (n, s), value in own.items()]
+    cells = [(value, f"{name}, batch {n}, {s}") for name, ratios in found.items() for (n, s), value in ratios.items()]
     bound = max(figures.CELL_BOUND, *(max(value, 1 / value) for value, _ in cells))
-    sizes = sorted({n for own in found.values() for n, _ in own})
-    widths = [0.5 + len({setting for _, setting in own}) for own in found.values()]
+    sizes = sorted({n for ratios in found.values() for n, _ in ratios})
+    widths = [0.5 + len({setting for _, setting in ratios}) for ratios in found.values()]
 
     def draws(figure: Any) -> None:
         figure.set_size_inches(1.5 + 1.05 * sum(widths), 3.6)
         panels = figure.subplots(1, len(found), squeeze=False, sharey=True, gridspec_kw={"width_ratios": widths})[0]
-        for axes, (network, own) in zip(panels, found.items(), strict=True):
-            figures.speed_ups(axes, own, sizes, bound).set_title(network, fontsize=10)
+        for axes, (network, ratios) in zip(panels, found.items(), strict=True):
+            figures.speed_ups(axes, ratios, sizes, bound).set_title(network, fontsize=10)
         panels[0].set_ylabel("batch size")
 
     lost = sorted(cell for cell in cells if cell[0] < 1)
@@ -270,11 +270,11 @@ def _waits(rows: list[Record]) -> list[str]:
             cases.setdefault((row["model"], row["setting"], row["scenario"], row["offered"]), []).append(row)
     lost, count = [], 0
     for (model, setting, scenario, offered), ways in cases.items():
-        own, others = ([w for w in ways if w["provider"].startswith(OURS) == ours] for ours in (True, False))
-        if not own or not others:
+        eefast_rows, others = ([w for w in ways if w["provider"].startswith(OURS) == ours] for ours in (True, False))
+        if not eefast_rows or not others:
             continue
         count += 1
-        ours, best = (min(part, key=lambda row: row["milliseconds"][2]) for part in (own, others))
+        ours, best = (min(part, key=lambda row: row["milliseconds"][2]) for part in (eefast_rows, others))
         if best["milliseconds"][2] < ours["milliseconds"][2]:
             where = f"{model}, {setting}, {scenario}" + (f" at {offered:,.0f}/s" if offered else "")
             times = ours["milliseconds"][2] / best["milliseconds"][2]

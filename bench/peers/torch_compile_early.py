@@ -48,7 +48,7 @@ def per_stage(net: EarlyExitNet) -> Run:
 
 
 def full_graph(net: EarlyExitNet) -> Run:
-    """One graph from the images to the answers, the numbers of survivors being sizes that are not known before."""
+    """One graph from the images to the answers; the numbers of survivors are symbolic sizes."""
     torch._dynamo.config.capture_dynamic_output_shape_ops = True
     _begin(net)
     run = torch.no_grad()(torch.compile(_Whole(net), fullgraph=True))

@@ -1,4 +1,4 @@
-// Memory that the kernels work in, and what they say where it is not to be had.
+// Memory that the kernels work in, and the error where there is none.
 #pragma once
 
 #include <cstdint>
