@@ -206,9 +206,9 @@ def open_everywhere(processes: Processes, folder: Path) -> None:
 
 
 def make_case(subject: Subject, batch_size: int, cost: float | None, whole_batch: str | None = None) -> CpuCase:
-    """Thresholds for a mean cost over all images; only those that the rounds come to are measured and checked.
+    """Thresholds for a mean cost over all images; only the images used in the rounds are measured and checked.
 
-    whole_batch: as `Peer.whole_batch`; at each exit as many images are sure as would exit there by themselves.
+    whole_batch: as `Peer.whole_batch`; at each exit as many images are sure as would exit there one by one.
     """
     net, outputs, criterion = subject.net, subject.outputs, subject.net.criterion.name
     if cost is None:

@@ -94,7 +94,7 @@ def measure_ceilings(
 
 
 def bench_gpu(only: str, budget: float) -> None:
-    """OpCase by case, rows written as soon as they are there, until the budget of seconds is spent."""
+    """Case by case, rows written as soon as they are measured, until the budget of seconds is spent."""
     from triton.testing import do_bench
 
     torch.backends.cudnn.benchmark = True

@@ -1,6 +1,6 @@
 """Networks trained beside their plain twins, what they are worth on test images as rows, and training.md from these.
 
-Runs that ended before are taken as they are, and broken ones go on, so the command can be given again.
+Finished runs are reused and interrupted ones continue, so the command can be repeated.
 """
 
 from __future__ import annotations

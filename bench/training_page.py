@@ -67,7 +67,7 @@ def proposed(rows: Sequence[Record]) -> Record:
 
 
 def reached(row: Record) -> bool:
-    """Whether accuracy and cost on the test images are as they are to be."""
+    """Whether accuracy and cost on the test images are within what is allowed."""
     point = row["at_cost"]
     lost = row["twin_accuracy"] - point["accuracy"] if point else 1.0
     return bool(lost <= row["allowed_drop"] + 1e-9 and point["cost"] <= row["allowed_cost"] + 1e-9)

@@ -20,7 +20,7 @@ Tensor empty(const char* name, const std::vector<int64_t>& sizes, int32_t dtype,
 Tensor as_contiguous(const char* name, const Tensor& tensor);
 
 // work(begin, end) for parts of [0, n). That of torch turns what a thread throws into another error, prints it and,
-// before 2.13, loses its message; here the first one is rethrown as it was, when all threads are done.
+// before 2.13, loses its message; here the first one is rethrown unchanged, when all threads are done.
 template <class Work>
 void parallel_for(int64_t n, int64_t grain, const Work& work) {
   std::atomic_flag failed = ATOMIC_FLAG_INIT;

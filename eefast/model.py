@@ -117,7 +117,7 @@ class EarlyExitNet(nn.Module):
     ) -> ExitResult:
         """Stage by stage: samples that exit are written to their rows, the others go on.
 
-        limits: [n] float32 thresholds of a criterion, by default both as they are at this moment.
+        limits: [n] float32 thresholds of `criterion`; by default both are the current ones of the network.
         """
         check_not_traced()
         if limits is None or criterion is None:
@@ -359,7 +359,7 @@ class PixelCheck:
         black, white = min(ends), max(ends)
         far = 4 * (white - black)
         outside = isfinite(low) and isfinite(high) and (low < black - far or high > white + far)
-        # A single value tells nothing, and a network that was trained on nearly unscaled 0 … 1 takes them as they are.
+        # A constant image says nothing. Where the normalization keeps nearly 0 … 1, images in 0 … 1 are right.
         unscaled = 0 <= low < high - 0.5 and high <= 1 and black < -0.2
         if outside or unscaled:
             self.left = 0

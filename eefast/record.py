@@ -14,7 +14,7 @@ class TrainingRecord:
     dataset: a name in `eefast.data.datasets.DATASETS`.
     classes: names of the classes in the order of the labels, where folders give them names.
     resize: pixels of the shorter side to which photographs are scaled before the centre is cropped to H × W; None where
-        images are taken as they are.
+        images are not resized.
     images, fingerprint: number of all training images, including those held out, and a hash of their order, see
         `eefast.data.image_sets.fingerprint`.
     held_out, seed: number of images that were held out to choose thresholds on, drawn with this seed, see

@@ -107,7 +107,7 @@ Worker make_worker(Job& job, Team& team) {
   worker.team = &team;
   worker.used.resize(net.sections.size());
   worker.live.resize(net.sections.size());
-  // Reserved now: helpers would wait for ever for a leader that runs out of memory on its way.
+  // Reserved now: helpers would wait forever for a leader that runs out of memory on its way.
   for (std::size_t s = 0; s < net.sections.size(); ++s) worker.live[s].reserve(net.sections[s].group);
   int64_t size = kLine;
   const auto reserve = [&](int64_t bytes) {

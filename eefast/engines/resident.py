@@ -22,7 +22,7 @@ class ResidentEngine(PlannedEngine):
         self.program = program
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Where the kernel applies the normalization, uint8 images stay as they are."""
+        """Where the kernel applies the normalization, uint8 images are not converted here."""
         if self.program.normalization is None:
             return super().prepare(x)
         self.net.check_images(x, self.plan.dtype, self.weight)

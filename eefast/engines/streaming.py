@@ -70,7 +70,7 @@ def stream_in_threads(batches: Iterable[Batch], run: Run) -> Iterator[ExitResult
             raise failed.pop()  # kept nowhere: its traceback knows this frame
     finally:
         # The garbage collector may close a dropped stream in any thread, at any time, also within the start or the end
-        # of a thread: waiting for another one could then last for ever.
+        # of a thread: waiting for another one could then last forever.
         pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -43,8 +43,8 @@ class Tracer(fx.Tracer):
 
     `fx.Tracer.trace` patches `nn.Module`, `math` and wrapped functions for the whole process, so that modules of other
     threads fail meanwhile. Here each copy records its calls and the names of its parameters, and functions that need
-    wrapped ones are copied with other global variables. The module that is traced stays as it is, also where its code
-    sets attributes.
+    wrapped ones are copied with other global variables. The traced module is not changed, even where its code sets
+    attributes.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ def graph_module(root: nn.Module | dict[str, Any], graph: fx.Graph) -> fx.GraphM
 
 
 def recompile(module: fx.GraphModule) -> None:
-    """Make the module run its graph as it is now."""
+    """Make the module run its current graph."""
     module.recompile()
     _forget_with(module)
 

@@ -64,7 +64,7 @@ def on_cuda(x: Tensor) -> bool:
 def fuse_convolutions(folded: nn.Module) -> tuple[nn.Module, int, int]:
     """A copy of the graph in which every `nn.Conv2d` also computes the addition and the ReLU that follow it.
 
-    folded: what `planning.folding.fold_stage` returns. It stays as it is and shares its parameters with the copy; where
+    folded: what `planning.folding.fold_stage` returns. It is not changed and shares its parameters with the copy; where
     it is no `fx.GraphModule`, it is returned itself. Convolutions with another padding than zeros, or a padding in
     words, stay `nn.Conv2d`.
     Returns the module, the number of fused convolutions and that of all. A convolution counts as fused where it

@@ -51,7 +51,7 @@ class _IndexedConv(nn.Module):
 def indexed_stage(module: nn.Module) -> tuple[IndexedStage | None, str]:
     """The stage that `fuse_convolutions` made, reading its input through an index; or None and the obstacle.
 
-    module: stays as it is and shares its weights with the indexed stage; biases become float32.
+    module: is not changed and shares its weights with the indexed stage; biases become float32.
     Convolutions of the input, and its additions to their results, read it through the rows; all later maps hold the
     survivors alone. An input that is added to a later map is gathered first, since the op reads a residual through
     the rows only where it reads its features so.

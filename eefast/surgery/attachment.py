@@ -39,7 +39,7 @@ def attach(
 
     The backbone's own pooling and last linear are the final exit, so that without early exits the answers are the
     backbone's, at every image size that it takes. All trials run on a copy of the backbone, which takes its memory once
-    more; its tensors, flags and hooks stay as they are. The network is in training mode if the backbone is.
+    more; its tensors, flags and hooks do not change. The network is in training mode if the backbone is.
     `net.save` needs a backbone of `eefast.surgery.backbone`, which knows its name.
     Raises `ValueError` for names, cuts and backbones that do not fit, saying which would.
     """

@@ -1,4 +1,4 @@
-"""Process → an error where it was forked from one with threads, for which PyTorch would wait for ever."""
+"""Process → an error where it was forked from one with threads, for which PyTorch would wait forever."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def fit(
 
 def _strategy(options: TrainOptions) -> str:
     several = (options.devices, options.nodes) != (1, 1)
-    # Some losses leave rows of confidence out, for which plain "ddp" would wait for ever.
+    # Some losses leave rows of confidence out, for which plain "ddp" would wait forever.
     return "ddp_find_unused_parameters_true" if several and options.strategy == "auto" else options.strategy
 
 

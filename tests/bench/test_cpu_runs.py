@@ -28,7 +28,7 @@ FIRST, SECOND = Network("first", (1, 8, 8), 10, ()), Network("second", (1, 8, 8)
 
 @pytest.fixture
 def bench(monkeypatch, tmp_path):
-    """A clock that only work moves, by `takes` × its guess; networks and processes of air; rows in a fresh folder."""
+    """A clock that only work moves, by `takes` × its guess; fake networks and processes; rows in a fresh folder."""
     found = SimpleNamespace(now=0.0, takes=1.0, made=[], rows=lambda: rows.read(tmp_path.glob("*.jsonl")))
 
     def make_subject(network, count):

@@ -39,7 +39,7 @@ def measured(monkeypatch):
 
 
 class Clock:
-    """Time that only passes where something says so."""
+    """A clock that only the candidates move."""
 
     def __init__(self, monkeypatch):
         self.now, self.called = 0.0, []

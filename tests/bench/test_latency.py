@@ -37,7 +37,7 @@ def clock(monkeypatch):
 
 
 def server(clock, seconds):
-    """Takes so long for a batch, whatever its size; the batches that it was given."""
+    """A server that takes this time for a batch of any size, and the batches that it was given."""
     seen = []
 
     def run(x):

@@ -254,7 +254,7 @@ def test_the_newest_rows_count():
 
 @pytest.fixture
 def two_networks(monkeypatch, tmp_path):
-    """Small ones in the place of the real ones; rows go to a fresh folder."""
+    """Small networks in place of the real ones; rows go to a fresh folder."""
     monkeypatch.setattr(parity, "SUBJECTS", {"small": lambda device, n: iter([small("margin"), small("learned")])})
     monkeypatch.setattr(rows, "RESULTS", tmp_path)
     monkeypatch.delenv("OUT", raising=False)

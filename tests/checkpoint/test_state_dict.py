@@ -22,11 +22,11 @@ from eefast.checkpoint.weights import load_weights
 
 
 class Settings:
-    """What people keep beside the weights: an object of a class that only they have."""
+    """What users keep beside the weights: an object of their class."""
 
 
 def around(state):
-    """`state` as people's training scripts save it, by what they use."""
+    """`state` as training scripts save it, by the library that they use."""
     optimizer = torch.optim.AdamW([torch.nn.Parameter(value.float().clone()) for value in state.values()])
     for group in optimizer.param_groups:
         for parameter in group["params"]:

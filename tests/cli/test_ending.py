@@ -276,7 +276,7 @@ def test_every_command_stops_at_a_signal(shop, tmp_path):
 
 
 def test_faults_while_commands_work(shop, tmp_path):
-    """What fails in the middle, and what is not installed: one line, and the exit code that the help tells."""
+    """What fails in the middle, and what is not installed: one line, and the exit code in the help."""
     (tmp_path / "file").write_text("text")
     eenet, mnist = str(shop / "net"), ["--dataset", "mnist", "--data-root", str(shop)]
     photos = ["--dataset", "folder", "--data-root"]

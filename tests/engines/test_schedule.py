@@ -94,7 +94,7 @@ def test_survivors_of_several_chunks_run_together() -> None:
 
 
 def test_no_sample_waits_longer_than_the_delay() -> None:
-    """One survivor in the first chunk, none later: it must not wait for company that never comes."""
+    """One survivor in the first chunk, none later: it must not wait for others that never come."""
     first = torch.tensor([2, 0, 0]).view(-1, 1, 1, 1)
     begun = 0
 

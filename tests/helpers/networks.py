@@ -22,7 +22,7 @@ class Stage(nn.Module):
 
 
 def lived_in(net: nn.Module, seed: int) -> nn.Module:
-    """`net` in eval mode with random weights, BatchNorm parameters and statistics that keep activations sane."""
+    """`net` in eval mode with random weights, BatchNorm parameters and statistics that keep activations in range."""
     generator = torch.Generator().manual_seed(seed)
     for m in net.modules():
         if isinstance(m, nn.Conv2d):

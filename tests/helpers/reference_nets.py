@@ -276,7 +276,7 @@ class Backend:
 
 @contextmanager
 def importable() -> Iterator[None]:
-    """The classes under the module names that the reference has, sources included, as long as it lasts."""
+    """The classes under the module names that the reference has, sources included, within the context."""
     modules = {name: types.ModuleType(name) for name in ("eenet", "custom_eenet", "torch.nn.backends.thnn")}
     for module in modules.values():
         module.__file__ = __file__

@@ -80,7 +80,7 @@ def test_strided_arguments(run: Any) -> None:
 
 @every
 def test_no_features_and_no_results(run: Any) -> None:
-    """A batch that has died out: neither features nor results, but a live list of full size."""
+    """A batch without survivors: neither features nor results, but a live list of full size."""
     case = replace(make_case(3, 10, 16, 4, 4, live="none"), features=torch.empty(0, 16, 4, 4), results=0)
     check(run, case)
     check(run, replace(case, threshold=None))
@@ -126,7 +126,7 @@ def test_decision_agrees_with_the_written_confidence(run: Any, criterion: str) -
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("threshold", [0.4, -math.inf, math.inf, math.nan, None])
 def test_non_finite_features(run: Any, criterion: str, threshold: float | None) -> None:
-    """NaN compares false, so the sample survives until the final exit; its neighbours do not notice."""
+    """NaN compares false, so the sample survives until the final exit; its neighbours are unchanged."""
     for dtype, memory in zip(DTYPES, ("contiguous", "channels_last", "channels_last", "cropped"), strict=True):
         case = make_case(31, 10, 16, 4, 4, dtype=dtype, memory=memory, criterion=criterion, final=True)
         case.features[case.rows[1], 3, 2, 1] = math.nan

@@ -240,7 +240,7 @@ def test_threads_of_python_at_once() -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_non_finite_images(criterion: str, algorithm: int) -> None:
-    """NaN compares false, so the sample goes to the final exit; its neighbours do not notice."""
+    """NaN compares false, so the sample goes to the final exit; its neighbours are unchanged."""
     net, x = small_net(criterion=criterion)
     tables_ = tables(net, algorithm, 4 + 4 * (CRITERIA.index(criterion) % 2))
     wanted = run(net, x, tables_)
