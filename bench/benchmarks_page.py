@@ -234,8 +234,8 @@ def _latency(rows: list[Record], stem: str) -> Section | None:
         figure.set_size_inches(10, 0.6 + 4 * ((len(served) + 1) // 2))
         panels = list(figure.subplots((len(served) + 1) // 2, 2, squeeze=False).flat)
         labels: dict[str, Any] = {}
-        for axes, (title, own) in zip(panels, served.items(), strict=False):
-            lines, names = figures.latencies(axes, own).get_legend_handles_labels()
+        for axes, (title, rows_shown) in zip(panels, served.items(), strict=False):
+            lines, names = figures.latencies(axes, rows_shown).get_legend_handles_labels()
             labels |= dict(zip(names, lines, strict=True))
             axes.set_title(title, fontsize=10)
         for axes in panels[len(served) :]:

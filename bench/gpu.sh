@@ -46,12 +46,12 @@ ln -s "$PWD/kernels" "$SITE/eefast/kernels"
 export PYTHONPATH=$SITE${PYTHONPATH:+:$PYTHONPATH}
 
 build() {
-  # For the GPU that is here, with the instructions of its own generation.
+  # For this machine's GPU, with the instructions of its generation.
   TORCH_CUDA_ARCH_LIST=$("$PYTHON" -c 'import torch
 major, minor = torch.cuda.get_device_capability()
 print(f"{major}.{minor}" + "a" * (major >= 9))') || return
   export TORCH_CUDA_ARCH_LIST
-  # The system's compiler: a variable may name one that links its own C++ runtime, through which no exception gets out.
+  # The system's compiler: a variable may name one that links another C++ runtime, through which no exception passes.
   export CC=cc CXX=c++
   "$PYTHON" setup.py build_ext --build-lib "$SITE" --build-temp build/gpu/temp && cd build/gpu &&
     "$PYTHON" -c 'import eefast.kernels.exit_head as _, eefast.ops as o

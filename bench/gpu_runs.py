@@ -52,7 +52,7 @@ RunAll = Callable[[Sequence[Tensor]], Sequence[Any]]
 class GpuWork:
     """One network at one batch size.
 
-    cost: mean cost that the thresholds are to give, all ways compared; None: the network's own mix, fewer ways.
+    cost: mean cost that the thresholds are to give, all ways compared; None: the thresholds of the network, fewer ways.
     compile_seconds: a guess of what torch.compile takes; 0: measure without it.
     stage_seconds: the same for torch.compile stage by stage.
     seconds: a guess of what the rest takes. With less of the budget left the work is skipped.

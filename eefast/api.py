@@ -148,7 +148,7 @@ class Accelerated(nn.Module):
         return engine.run(engine.prepare(x), thresholds)
 
     def warmup(self) -> Plan:
-        """Do now what the first call would do besides its own work, such as planning and loading kernels."""
+        """Do now what the first call would do besides answering, such as planning and loading kernels."""
         weight = next(self.net.parameters())
         for n in (1, 2):
             self(torch.zeros(n, *self.net.input_shape, dtype=weight.dtype, device=weight.device))

@@ -23,7 +23,7 @@ RULE = "max_probability"
 
 
 def prepare(net: EarlyExitNet) -> Run:
-    """The network's thresholds are taken as those of the largest probability, whatever its own criterion."""
+    """The network's thresholds are taken as those of the largest probability, whatever its criterion."""
     from earlyon import EarlyExitConfig, EarlyExitWrapper, ExitPoint
 
     stages = [fold_stage(stage, torch.float32)[0] for stage in net.stages]

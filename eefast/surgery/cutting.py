@@ -130,7 +130,7 @@ def _has_weights(trace: Trace, node: fx.Node) -> bool:
 
 
 def _final(trace: Trace, cuts: Sequence[fx.Node], classifier: nn.Linear) -> tuple[fx.Graph, fx.Graph | None]:
-    """Last stage, and the pooling of the final exit: the backbone's own, if it is an average at every size.
+    """Last stage, and the pooling of the final exit: the backbone's if it is an average at every size.
 
     Any other end of the backbone goes into the stage, whose maps then have one pixel.
     """

@@ -135,7 +135,7 @@ def test_a_peer_agrees_with_the_reference(subject, peer):
         except ValueError as error:
             if "AVX512-BF16" not in str(error) and "C++ kernels are" not in str(error):
                 raise
-            pytest.skip(str(error))  # what this machine lacks, in the engine's own words
+            pytest.skip(str(error))  # what this machine lacks, in the engine's words
         batches = [x.contiguous(memory_format=peer.memory_format) for x in prepared.batches]
         found = [run(x) for x in batches]
         if peer.static:
