@@ -93,7 +93,7 @@ def test_only_right_answers_get_a_speed(subject, monkeypatch):
         right,
         replace(right, name="wrong logits", prepare=wrong_logits),
         Peer("wrong exits", wrong_exits, str, False, "here"),
-        replace(right, name="missing", needs=("a_package_that_nobody_has",)),
+        replace(right, name="missing", needs=("a_package_that_is_missing",)),
         replace(right, name="ends", prepare=ends, family="elsewhere"),
     )
     work = cpu_runs.CpuWork(Network("eenet20", SHAPE, 10, ()), 8, (0.3,))
