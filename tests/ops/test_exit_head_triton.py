@@ -83,17 +83,17 @@ class TestBatches:
         """Bitwise the same in any batch and at any position."""
         first = list(SHAPES.values()).index(shape) % 4
         for criterion in CRITERIA if GPU else CRITERIA[first : first + 1]:
-            case = make_case(37, *shape, dtype=torch.float16, memory="channels_last", criterion=criterion, final=True)
+            case = make_case(20, *shape, dtype=torch.float16, memory="channels_last", criterion=criterion, final=True)
             whole, split = case.arguments(), case.outputs()
             run(*whole)
             start = 0
-            for size in (1, 2, 17, 3, 14):
+            for size in (1, 2, 17):
                 part = torch.arange(start, start + size).flip(0)
                 live = torch.tensor([size], dtype=torch.int32)
                 some = replace(case, rows=case.rows[part], positions=case.positions[part], live=live)
                 run(*some.arguments()[:-3], *split)
                 start += size
-            assert start == 37
+            assert start == 20
             for a, b in zip(whole[-3:], split, strict=True):
                 assert_same_bits(a, b)
 
@@ -120,7 +120,7 @@ class TestInterpreted:
             assert not launch.arguments["workspace"].any()
             return lists
 
-        for seed in range(3):
+        for seed in range(2):
             check(run, make_case(257, 3, 4, 2, 2, seed=seed))
 
     def test_the_workspace_is_left_as_it_was_found(self) -> None:

@@ -12,6 +12,7 @@ from eefast.checkpoint.loading import load
 from eefast.data.mnist import mnist_test
 
 
+@torch.no_grad()
 def test_shipped_network() -> None:
     """The figures in the shipped network's README hold on the shipped test images."""
     folder = resources.files("eefast") / "assets" / "eenet-mnist"
