@@ -43,6 +43,7 @@ for path in "$PWD"/eefast/*; do
   [[ $path == *.so || $path == */__pycache__ ]] || ln -s "$path" "$SITE/eefast/"
 done
 ln -s "$PWD/kernels" "$SITE/eefast/kernels"
+ln -sf "$PWD/eefast_command.py" "$SITE/"
 export PYTHONPATH=$SITE${PYTHONPATH:+:$PYTHONPATH}
 
 build() {
