@@ -13,6 +13,7 @@ from .budget import criterion_names, least_images, read_budget
 from .held_out import HeldOutImages
 from .inputs import check_saving, load_images, open_network
 from .options import (
+    CRITERION_NAMES,
     Cache,
     DataRoot,
     Dataset,
@@ -50,9 +51,7 @@ def command(
     min_accuracy: MinAccuracy = None,
     max_accuracy_drop: MaxAccuracyDrop = None,
     max_cost: MaxCost = None,
-    criterion: Annotated[str, Option(help="learned, max_probability, entropy, margin, or all; the best is taken.")] = (
-        "all"
-    ),
+    criterion: Annotated[str, Option(help=f"{CRITERION_NAMES}, or all; the best is taken.")] = ("all"),
     own_thresholds: Annotated[
         bool, Option("--own-thresholds", help="Keep the network's criterion and thresholds; needs no held-out images.")
     ] = False,

@@ -7,6 +7,10 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from ..criteria import CRITERIA
+
+CRITERION_NAMES = ", ".join(CRITERIA)
+
 Network = Annotated[Path, Argument(help="A folder that net.save() wrote, or a checkpoint of the reference repository.")]
 Dataset = Annotated[
     str | None,
@@ -44,9 +48,7 @@ Cache = Annotated[
 BatchSize = Annotated[int, Option(help="Images per call.", min=1)]
 Workers = Annotated[int, Option(help="Number of processes that decode images.", min=0)]
 Device = Annotated[str, Option(help="auto, cpu, cuda.")]
-CriterionName = Annotated[
-    str, Option(help="learned, max_probability, entropy, margin, or all; default: the network's.")
-]
+CriterionName = Annotated[str, Option(help=f"{CRITERION_NAMES}, or all; default: the network's.")]
 MinAccuracy = Annotated[float | None, Option(help="Budget: lowest cost with at least this accuracy, 0 … 1.")]
 MaxAccuracyDrop = Annotated[
     float | None, Option(help="Budget: lowest cost with at most this drop below the final exit's accuracy; 0.005.")

@@ -71,7 +71,7 @@ def build(net: EarlyExitNet, options: Options) -> Engine:
         try:
             return _because(_compact(subject) if name == "compact" else _resident(subject)[0], BY_NAME)
         except UnsupportedError as obstacle:
-            raise _refused(name, obstacle, {"compact": "reference", "resident": "compact"}[name]) from obstacle
+            raise _refused(name, obstacle, {"resident": "compact"}.get(name, "reference")) from obstacle
 
 
 def _auto(subject: Subject, dtype: torch.dtype | None) -> Engine:

@@ -113,6 +113,7 @@ def _confidence(criterion: str, logits: Tensor, row: Tensor) -> Tensor:
         return ordered[:, 0]
     if criterion == "margin":
         return ordered[:, 0] - (ordered[:, 1] if p.shape[1] > 1 else 0)
+    assert criterion == "entropy", f"_confidence has no formula for {criterion!r}"
     return torch.special.entr(p).sum(dim=1)
 
 

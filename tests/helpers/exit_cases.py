@@ -15,6 +15,8 @@ from torch import Tensor
 from where import GPU
 
 CRITERIA = ("learned", "max_probability", "entropy", "margin")
+BELOW = ("entropy",)
+"""Criteria by which a sample exits below the threshold."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = ("contiguous", "channels_last", "cropped", "cropped channels_last", "every second", "transposed", "expanded")
 SENTINEL = -7.0
@@ -144,6 +146,7 @@ def expected_confidence(out: np.ndarray, criterion: str) -> float:
         return probs[0]
     if criterion == "margin":
         return probs[0] - (probs[1] if len(probs) > 1 else 0)
+    assert criterion == "entropy", f"expected_confidence has no formula for {criterion!r}"
     probs = probs[probs > 0]
     return -(probs * np.log(probs)).sum()
 
@@ -175,7 +178,7 @@ def leaves(case: Case, confidence: np.ndarray) -> np.ndarray:
     if case.threshold is None:
         return np.ones(len(confidence), dtype=bool)
     threshold = float(case.threshold)
-    return confidence < threshold if case.criterion == "entropy" else confidence > threshold
+    return confidence < threshold if case.criterion in BELOW else confidence > threshold
 
 
 def assert_close(actual: np.ndarray, plain: np.ndarray, exact: np.ndarray, unit: np.ndarray) -> None:

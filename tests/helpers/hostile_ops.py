@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from exit_cases import CRITERIA
 from resident_calls import victim
 from resident_cases import small
 from torch import Tensor
@@ -58,7 +59,7 @@ def exit_arguments(r: random.Random) -> Arguments:
         "threshold": r.choice((None, torch.tensor(r.choice((0.5, *VALUES))))),
         "rows": torch.randperm(m)[:size].int(), "positions": torch.randperm(n)[:size].int(),
         "live": torch.tensor([live]).int(),
-        "criterion": r.choice(("learned", "max_probability", "entropy", "margin")), "exit_index": r.randint(0, 9),
+        "criterion": r.choice(CRITERIA), "exit_index": r.randint(0, 9),
         "logits": torch.full((n, k), -7.0), "confidence": torch.full((n,), -7.0), "exits": torch.full((n,), -7),
     }  # fmt: skip
 
@@ -101,7 +102,7 @@ def conv_arguments(r: random.Random) -> Arguments:
 
 def network_arguments(r: random.Random) -> Arguments:
     found = victim() | {"threads": r.choice((0, 1, 1, 2, 3)), "seconds": None, "normalization": None}
-    found["criterion"] = r.choice(("learned", "max_probability", "entropy", "margin"))
+    found["criterion"] = r.choice(CRITERIA)
     found["thresholds"] = torch.tensor([r.choice((0.5, *VALUES))])
     if r.random() < 0.2:
         found |= {"threads": 1, "seconds": torch.zeros(len(found["groups"]), dtype=torch.float64)}

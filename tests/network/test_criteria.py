@@ -21,6 +21,7 @@ def plain_python(name: str, logits: list[float], row: float) -> float:
         return probs[0]
     if name == "margin":
         return probs[0] - probs[1] if len(probs) > 1 else probs[0]
+    assert name == "entropy", f"plain_python has no formula for {name!r}"
     return -sum(p * math.log(p) for p in probs if p > 0)
 
 

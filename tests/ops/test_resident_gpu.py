@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from exit_cases import CRITERIA
 from networks import images, lived_in, spread_thresholds
 from resident_cases import Answer, check, exits_of, expected, forced, never, small
 from torch import Tensor, nn
@@ -111,7 +112,7 @@ def test_free_exits(name: str, dtype: torch.dtype) -> None:
     assert float(difference.max()) < 3e-2 * scale
 
 
-@pytest.mark.parametrize("criterion", ["max_probability", "entropy", "margin"])
+@pytest.mark.parametrize("criterion", CRITERIA[1:])
 def test_criteria(criterion: str) -> None:
     net = spread(small(1, 10, SHAPE, "pool", 9).with_criterion(criterion).eval())
     x = images(257, SHAPE, 10)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from exit_cases import CRITERIA
 from networks import images, lived_in, spread_thresholds
 from resident_cases import Answer, check, exits_of, expected, forced, never, small
 from simt_build import build
@@ -119,7 +120,7 @@ def free(criterion: str, dtype: torch.dtype, library: ctypes.CDLL) -> tuple[Kern
     return kernel, x, net.thresholds, want
 
 
-@pytest.mark.parametrize("criterion", ["learned", "max_probability", "entropy", "margin"])
+@pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("dtype", [HALF, BFLOAT])
 def test_free_exits(library: ctypes.CDLL, criterion: str, dtype: torch.dtype) -> None:
     kernel, x, thresholds, want = free(criterion, dtype, library)
