@@ -51,7 +51,7 @@ def command(
     min_accuracy: MinAccuracy = None,
     max_accuracy_drop: MaxAccuracyDrop = None,
     max_cost: MaxCost = None,
-    criterion: Annotated[str, Option(help=f"{CRITERION_NAMES}, or all; the best is taken.")] = ("all"),
+    criterion: Annotated[str, Option(help=f"{CRITERION_NAMES}, or all; the best is taken.")] = "all",
     own_thresholds: Annotated[
         bool, Option("--own-thresholds", help="Keep the network's criterion and thresholds; needs no held-out images.")
     ] = False,

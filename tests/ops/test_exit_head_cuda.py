@@ -35,18 +35,9 @@ def test_against_float64(k: int, dtype: torch.dtype) -> None:
         memory = ("contiguous", "channels_last", "cropped", "transposed")[i % 4]
         live = ("all", "part", "none")[i % 3]
         case = make_case(
-            r,
-            k,
-            c,
-            h,
-            w,
-            dtype=dtype,
-            memory=memory,
-            criterion=CRITERIA[i % len(CRITERIA)],
-            live=live,
-            final=i % 5 == 0,
-            seed=i,
-        )
+            r, k, c, h, w, dtype=dtype, memory=memory, criterion=CRITERIA[i % len(CRITERIA)], live=live,
+            final=i % 5 == 0, seed=i,
+        )  # fmt: skip
         check(on_gpu(op), case)
 
 
