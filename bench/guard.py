@@ -19,6 +19,7 @@ from rows import RESULTS, environment
 from subjects import ON_MNIST, Network, Prepared, check, mix_of_cost, network_on_noise, thresholds
 from torch import Tensor
 
+from eefast.measure.environment import inspect_environment
 from eefast.measure.timing import PAUSE_SECONDS, in_turns, mean_seconds, run_all
 
 COMMITTED = RESULTS / "guard.json"
@@ -149,9 +150,15 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[GuardCase] = CA
     parser.add_argument("--write", action="store_true", help=f"measure, and write the ratios to {COMMITTED.name}")
     asked = parser.parse_args(arguments)
     capability = torch.backends.cpu.get_cpu_capability()
-    known = read().get(capability, {}).get("ratios", {})
+    committed = read().get(capability, {})
+    known = committed.get("ratios", {})
     if not asked.write and not known:
         print(f"no committed ratios for {capability}: nothing to compare with; measure them with --write")
+        return 0
+    here = inspect_environment()["processor"]
+    if not asked.write and (there := committed.get("environment", {}).get("processor", here)) != here:
+        # The same instructions are worth more or less on another maker's processors.
+        print(f"the committed ratios for {capability} are of {there}, this is {here}: nothing to compare with")
         return 0
     torch.set_num_threads(THREADS)
     try:

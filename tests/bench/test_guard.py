@@ -146,6 +146,11 @@ def test_what_was_written_is_compared_with(small, committed, capsys):
         assert guard.main([], (SMALL,)) == status
     assert "attempt 3 of 3" in capsys.readouterr().out
 
+    written[CAPABILITY]["environment"]["processor"] = "Another Maker's"
+    committed.write_text(json.dumps(written))
+    assert guard.main([], (SMALL,)) == 0
+    assert "are of Another Maker's" in capsys.readouterr().out
+
 
 def test_wrong_answers_get_no_ratio(small, committed, monkeypatch, capsys):
     def wrong(net):
