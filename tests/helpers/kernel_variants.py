@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from eefast.kernels import exit_conv_head, exit_head, gather_survivors, indexed_conv
 from eefast.kernels.launch import Launch
-from exit_cases import CRITERIA
 from torch import Tensor
+
+from eefast.criteria import CRITERIA
 
 ENTRIES = 4096
 HALF, BFLOAT, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -44,7 +45,7 @@ def variants() -> Iterator[tuple[str, Launch, frozenset[str]]]:
     for shape in ((10, 64, 8, 8), (1000, 2048, 7, 7)):
         for dtype in (BFLOAT, SINGLE, DOUBLE):
             yield _exit_head(shape, dtype)
-        for criterion in CRITERIA[1:]:
+        for criterion in list(CRITERIA)[1:]:
             yield _exit_head(shape, criterion=criterion)
         yield _exit_head(shape, layout=torch.contiguous_format)
         yield _exit_head(shape, final=True)
