@@ -1,15 +1,10 @@
 """The demonstration: its rows are true, its pictures are drawn, and a wrong answer gets no speed."""
 
-import json
-import sys
-
 import pytest
 import torch
-from command_line import run
 from networks import images, lived_in, one_by_one, spread_thresholds
 
-import eefast
-from eefast import cli, ops, zoo
+from eefast import ops, zoo
 from eefast.measure import demonstration
 
 WORDS = ("demo", "--images", 64, "--rounds", 2)
@@ -89,37 +84,3 @@ def test_a_way_that_disagrees_gets_no_speed(found, monkeypatch, wrong):
     monkeypatch.setattr(demonstration, "accelerate", accelerate)
     with pytest.raises(RuntimeError, match=r"'eefast compact, learned' disagrees.*its speed is not measured"):
         demonstration.demonstrate(net, {}, x, labels, batch_size=16, loop_images=20, rounds=2)
-
-
-def test_the_command_prints_a_table_and_draws_a_picture(tmp_path):
-    figure = tmp_path / "figure.png"
-    file = tmp_path / "rows.json"
-    done = run(*WORDS, "--figure", figure, "--json", file)
-    rows = json.loads(file.read_text())["rows"]
-    assert len(rows) == 5 + (ops.CPP_MISSING is None)
-    for row in rows:
-        assert row["name"] in done.stdout
-        assert f"{row['accuracy']:.2%}" in done.stdout
-    assert "realised ratio" in done.stdout
-    assert "exit 0" in done.stdout
-    assert figure.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-
-
-def test_json_on_stdout_is_nothing_but_json(tmp_path):
-    done = run(*WORDS, "--figure", tmp_path / "figure.png", "--json", "-")
-    data = json.loads(done.stdout)
-    assert {"name", "images_per_s", "mean_cost", "accuracy", "realised_ratio"} <= set(data["rows"][0])
-    assert {"torch", "processor", "threads", "commit", "cpp_kernels"} <= set(data["environment"])
-    assert data["environment"]["eefast"] == eefast.__version__
-    assert "timing" in done.stderr
-
-
-def test_wrong_usage_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
-    words = [*WORDS, "--figure", tmp_path / "no" / "folder.png"]
-    monkeypatch.setattr(sys, "argv", ["eefast", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert end.value.code == 2
-    error = capsys.readouterr().err
-    assert "folder.png cannot be written: there is no folder" in error
-    assert len(error.splitlines()) == 1

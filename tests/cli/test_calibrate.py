@@ -91,15 +91,3 @@ def test_calibrate_refuses_options(shop, options, message):
     words = ["calibrate", shop / "net", "--data-root", shop, "--held-out", 31, "--few-images"]
     with pytest.raises(ValueError, match=message):
         run(*words, *options)
-
-
-def test_calibrate_saves_into_folders_only(shop):
-    with pytest.raises(ValueError, match="is a file"):
-        run("calibrate", shop / "train-labels-idx1-ubyte", "--save")
-
-
-@pytest.mark.parametrize("command", ["calibrate", "evaluate", "plot"])
-def test_missing_images_say_how_to_get_them(shop, tmp_path, command):
-    with pytest.raises(FileNotFoundError, match=r"does not exist; download=True \(--download\)"):
-        run(command, shop / "net", "--data-root", tmp_path / "gone")
-    assert "--download" in run(command, "--help").stdout

@@ -46,8 +46,3 @@ def test_evaluate_takes_a_checkpoint_of_the_reference(shop, tmp_path):
     assert [r + w for r, w in zip(report["right"], report["wrong"], strict=True)] == exits.bincount(
         minlength=3
     ).tolist()
-
-
-def test_evaluate_refuses_data_of_other_channels_or_classes(shop):
-    with pytest.raises(ValueError, match="cifar10 has 3 channels and 10 classes; name with --dataset what"):
-        run("evaluate", shop / "net", "--dataset", "cifar10")

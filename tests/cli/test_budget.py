@@ -1,0 +1,95 @@
+"""Budgets: one bound or the default, the best thresholds of each criterion within it, a reason for each without any."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from made_outputs import make_outputs
+
+from eefast import criteria
+from eefast.cli import budget
+from eefast.thresholds.calibration import calibrate
+
+COST = torch.tensor([0.2, 0.5, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"min_accuracy": None, "max_cost": None}, ("max_accuracy_drop", 0.005)),
+        ({"min_accuracy": None, "max_cost": 0.7}, ("max_cost", 0.7)),
+        ({"min_accuracy": 0.0}, ("min_accuracy", 0.0)),
+        ({"max_accuracy_drop": 1.0}, ("max_accuracy_drop", 1.0)),
+    ],
+)
+def test_one_bound_or_the_default_is_the_budget(given, expected):
+    assert budget.read_budget(**given) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"min_accuracy": 0.5, "max_cost": 0.0}, r"min_accuracy=0.5, max_cost=0.0: give one of them"),
+        ({"max_cost": 1.5}, r"max_cost=1.5 must be in 0 … 1"),
+        ({"min_accuracy": -0.1}, r"min_accuracy=-0.1 must be in 0 … 1"),
+        ({"max_accuracy_drop": math.nan}, r"max_accuracy_drop=nan must be in 0 … 1"),
+    ],
+)
+def test_other_budgets_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        budget.read_budget(**given)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("all", list(criteria.CRITERIA)), ("margin", ["margin"]), ("", ["entropy"])]
+)
+def test_criteria_are_all_the_named_one_or_that_of_the_network(name, expected):
+    net = SimpleNamespace(criterion=criteria.get("entropy"))
+    assert budget.criterion_names(name, net) == expected
+
+
+def test_an_unknown_criterion_is_refused():
+    with pytest.raises(ValueError, match="criterion='best' is unknown"):
+        budget.criterion_names("best", SimpleNamespace(criterion=criteria.get("entropy")))
+
+
+@pytest.mark.parametrize(
+    ("bound", "images"), [((), 100), (("max_accuracy_drop", 0.005), 200), (("max_cost", 0.005), 100)]
+)
+def test_only_a_drop_of_accuracy_needs_more_images(bound, images):
+    assert budget.least_images(*bound) == images
+
+
+@pytest.mark.parametrize(("kind", "value"), [("max_cost", 0.4), ("min_accuracy", 0.8), ("max_accuracy_drop", 0.1)])
+def test_each_criterion_gets_its_best_thresholds(kind, value):
+    outputs, labels = make_outputs(67, 3, 0)
+    final = float((outputs[-1].logits.argmax(1) == labels).double().mean())
+    bound = {"min_accuracy": final - value} if kind == "max_accuracy_drop" else {kind: value}
+    steps = []
+    chosen, impossible = budget.choose_thresholds(
+        SimpleNamespace(cost=COST),
+        outputs,
+        labels,
+        ["margin", "learned"],
+        kind,
+        value,
+        lambda *step: steps.append(step),
+    )
+    assert chosen == {name: calibrate(outputs, labels, COST, name, **bound) for name in ("margin", "learned")}
+    assert impossible == {}
+    assert steps == [("choosing thresholds", done, 2) for done in range(3)]
+
+
+def test_a_criterion_without_thresholds_has_a_reason():
+    outputs, labels = make_outputs(31, 3, 0)
+    outputs[0].confidence_logit[:] = math.nan
+    arguments = SimpleNamespace(cost=COST), outputs, labels
+    chosen, impossible = budget.choose_thresholds(
+        *arguments, ["learned", "margin"], "max_cost", 0.4, lambda *step: None
+    )
+    assert list(chosen) == ["margin"]
+    assert list(impossible) == ["learned"]
+    assert "no confidence that is a number" in impossible["learned"]
+    with pytest.raises(ValueError, match=r"^margin: max_cost=0\.1 cannot be kept; .*; learned: .* no confidence"):
+        budget.choose_thresholds(*arguments, ["margin", "learned"], "max_cost", 0.1, lambda *step: None)
