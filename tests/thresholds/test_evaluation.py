@@ -50,18 +50,18 @@ def test_figures_are_those_of_a_loop(case):
 
 
 @pytest.mark.parametrize("n", [1, 3, 257])
-def test_calibration_error_is_that_of_a_loop_over_bins(n):
+@pytest.mark.parametrize("bins", [1, 5, 15])
+def test_calibration_error_is_that_of_a_loop_over_bins(n, bins):
     random = torch.Generator().manual_seed(n)
     p, right = torch.rand(n, generator=random), torch.rand(n, generator=random) < 0.7
     p[0] = 1.0
-    for bins in (1, 5, 15):
-        expected = 0.0
-        for low in np.arange(bins) / bins:
-            inside = [k for k in range(n) if low < float(p[k]) <= low + 1 / bins + 1e-12]
-            if inside:
-                gap = np.mean([float(p[k]) for k in inside]) - np.mean([float(right[k]) for k in inside])
-                expected += len(inside) / n * abs(gap)
-        assert evaluation.expected_calibration_error(p, right, bins) == pytest.approx(expected, abs=1e-9)
+    expected = 0.0
+    for low in np.arange(bins) / bins:
+        inside = [k for k in range(n) if low < float(p[k]) <= low + 1 / bins + 1e-12]
+        if inside:
+            gap = np.mean([float(p[k]) for k in inside]) - np.mean([float(right[k]) for k in inside])
+            expected += len(inside) / n * abs(gap)
+    assert evaluation.expected_calibration_error(p, right, bins) == pytest.approx(expected, abs=1e-9)
 
 
 def test_calibration_error_at_its_ends():
@@ -113,9 +113,13 @@ def test_bad_arguments(case):
     empty = ExitResult(*(part[:0] for part in result))
     with pytest.raises(ValueError, match="0 answers and 0 labels"):
         evaluation.evaluate(empty, labels[:0], net)
-    for wrong in (labels + 2, labels - 1):
-        with pytest.raises(ValueError, match="the network has 10 classes"):
-            evaluation.evaluate(result, wrong, net)
+
+
+@pytest.mark.parametrize("off", [2, -1])
+def test_labels_of_other_classes_are_refused(case, off):
+    net, x, labels, _ = case
+    with pytest.raises(ValueError, match="the network has 10 classes"):
+        evaluation.evaluate(net(x), labels + off, net)
 
 
 def test_nan_confidence_is_no_confidence():

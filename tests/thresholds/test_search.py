@@ -50,17 +50,17 @@ def test_few_samples_are_exact(n, exits, seed, criterion, rounded, bound, by_cos
 
 @pytest.mark.parametrize("criterion", criteria.CRITERIA)
 @pytest.mark.parametrize("exits", [2, 3])
-def test_the_front_is_all_that_nothing_beats(criterion: str, exits: int) -> None:
-    for seed in range(5):
-        outputs, labels = make_outputs(11, exits, seed, rounded=seed % 2 == 0)
-        points = set(every_point(outputs, labels, costs_of(exits), criterion))
-        best = {(a, c) for a, c in points if not any(b >= a and d <= c and (b, d) != (a, c) for b, d in points)}
-        found = pareto_front(outputs, labels, costs_of(exits), criterion)
-        got = np.array([(f.accuracy, f.cost) for f in found])
-        assert got == pytest.approx(np.array(sorted(best, key=lambda point: point[1])))
-        for f in found:
-            again = looped(outputs, labels, costs_of(exits), criterion, f.thresholds)
-            assert again == pytest.approx((f.accuracy, f.cost))
+@pytest.mark.parametrize("seed", range(5))
+def test_the_front_is_all_that_nothing_beats(criterion: str, exits: int, seed: int) -> None:
+    outputs, labels = make_outputs(11, exits, seed, rounded=seed % 2 == 0)
+    points = set(every_point(outputs, labels, costs_of(exits), criterion))
+    best = {(a, c) for a, c in points if not any(b >= a and d <= c and (b, d) != (a, c) for b, d in points)}
+    found = pareto_front(outputs, labels, costs_of(exits), criterion)
+    got = np.array([(f.accuracy, f.cost) for f in found])
+    assert got == pytest.approx(np.array(sorted(best, key=lambda point: point[1])))
+    for f in found:
+        again = looped(outputs, labels, costs_of(exits), criterion, f.thresholds)
+        assert again == pytest.approx((f.accuracy, f.cost))
 
 
 @pytest.mark.parametrize("criterion", criteria.CRITERIA)
@@ -85,20 +85,20 @@ def test_the_search_comes_close_to_the_optimum(monkeypatch, criterion: str, n: i
     assert sum(loss > 0 for loss in losses) <= 1
 
 
-def test_two_thresholds_move_together(monkeypatch) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_two_thresholds_move_together(monkeypatch, seed: int) -> None:
     """Within a bound that is used up no single threshold can move; here that would cost three to six points."""
     cost = torch.tensor([0.1, 0.55, 1.0])
-    for seed in range(2):
-        outputs, labels = make_outputs(1500, 3, seed)
-        exact = calibrate(outputs, labels, cost, max_cost=0.3)
-        with monkeypatch.context() as patched:
-            patched.setattr(search, "EXHAUSTIVE_STEPS", 0)
-            patched.setattr(search, "RESTARTS", 0)
-            found = calibrate(outputs, labels, cost, max_cost=0.3)
-        assert exact.accuracy - 0.001 <= found.accuracy <= exact.accuracy
+    outputs, labels = make_outputs(1500, 3, seed)
+    exact = calibrate(outputs, labels, cost, max_cost=0.3)
+    monkeypatch.setattr(search, "EXHAUSTIVE_STEPS", 0)
+    monkeypatch.setattr(search, "RESTARTS", 0)
+    found = calibrate(outputs, labels, cost, max_cost=0.3)
+    assert exact.accuracy - 0.001 <= found.accuracy <= exact.accuracy
 
 
-def test_search_finds_a_planted_optimum() -> None:
+@pytest.mark.parametrize("bound", [0.2, 0.3, 0.5])
+def test_search_finds_a_planted_optimum(bound: float) -> None:
     """3,000 samples of 12 kinds: at least what is best for the kinds, since a threshold may split a kind too."""
     kinds, kind_labels = make_outputs(12, 4, 5)
     points = every_point(kinds, kind_labels, costs_of(4), "learned")
@@ -108,11 +108,10 @@ def test_search_finds_a_planted_optimum() -> None:
         z = out.confidence_logit.repeat(250) + 1e-4 * torch.rand(3000, generator=random)
         outputs.append(ExitOutput(out.logits.repeat(250, 1), torch.sigmoid(z), z))
     labels = kind_labels.repeat(250)
-    for bound in (0.2, 0.3, 0.5):
-        planted = max(accuracy for accuracy, cost in points if cost <= bound)
-        found = calibrate(outputs, labels, costs_of(4), max_cost=bound)
-        assert found.cost <= bound
-        assert found.accuracy >= planted - 1e-9
+    planted = max(accuracy for accuracy, cost in points if cost <= bound)
+    found = calibrate(outputs, labels, costs_of(4), max_cost=bound)
+    assert found.cost <= bound
+    assert found.accuracy >= planted - 1e-9
 
 
 def test_fifty_thousand_samples_and_eight_exits() -> None:
