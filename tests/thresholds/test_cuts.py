@@ -19,7 +19,7 @@ def by_loop(outputs, labels, criterion, cuts, picks):
     return np.array(looped(outputs, labels, costs_of(len(outputs)), criterion, cuts.thresholds_of(picks))) * len(labels)
 
 
-@pytest.fixture(params=itertools.product(criteria.CRITERIA, [False, True]), ids=lambda p: f"{p[0]}-{'ties' * p[1]}")
+@pytest.fixture(params=itertools.product(criteria.CRITERIA, [False, True]), ids=lambda p: p[0] + "-ties" * p[1])
 def case(request):
     """Outputs of four exits for 23 samples, their labels, the criterion and the cuts; rounded outputs tie often."""
     criterion, rounded = request.param
