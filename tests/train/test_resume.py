@@ -1,4 +1,4 @@
-"""Runs that are killed, interrupted or moved end in the bits of an undisturbed one; damaged checkpoints are refused."""
+"""Runs that are killed or interrupted end in the bits of an undisturbed one; damaged checkpoints are refused."""
 
 import io
 import json
@@ -51,33 +51,6 @@ def test_broken_run_goes_on_as_if_nothing_had_happened(
     # What is finished can be resumed too: nothing is left to train.
     trained(output=tmp_path / "broken", resume=True, **options)
     same_run(tmp_path / "whole", tmp_path / "broken")
-
-
-def test_a_moved_run_knows_its_best_epoch(small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first epoch is made the best; after the move nothing is better, and the old folder is gone."""
-    options = {**RESUMABLE, "data_root": small_mnist, "loss": "v0", "two_stage": 0, "epochs": 3}
-    step = EarlyExitModule.training_step
-
-    def worse(module, batch, index):
-        if module.current_epoch == 1 and index == 0:
-            for head in module.net.heads:
-                head.classifier.weight.data.mul_(-30)
-        if (module.current_epoch, index) == (stop, 3):
-            raise ArithmeticError
-        return step(module, batch, index)
-
-    monkeypatch.setattr(EarlyExitModule, "training_step", worse)
-    stop = None
-    trained(output=tmp_path / "whole", **options)
-    stop = 2
-    with pytest.raises(ArithmeticError):
-        trained(output=tmp_path / "before", **options)
-    (tmp_path / "before").rename(tmp_path / "after")
-    stop = None
-    report = trained(output=tmp_path / "after", resume=True, **options)
-    assert report.best_epoch == 1
-    same_run(tmp_path / "whole", tmp_path / "after")
-    assert not (tmp_path / "before").exists()
 
 
 def test_resume_without_a_checkpoint(small_mnist: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,6 @@
-"""What Lightning's loop keeps: the best epoch, the last good one of a diverging run, float32 weights, curves."""
+"""What Lightning's loop keeps: the best epoch, float32 weights, curves."""
 
 import csv
-import math
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,43 +42,6 @@ def test_the_best_epoch_is_saved(small_mnist: Path, tmp_path: Path, monkeypatch:
         outputs = net.all_exits(net.prepare(images[kept.indices]))
     held_out_loss = sum(torch.nn.functional.cross_entropy(out.logits, labels[kept.indices]) for out in outputs)
     assert held_out_loss.item() == pytest.approx(min(by_epoch), rel=1e-4)
-
-
-def test_divergence_stops_at_once_and_keeps_the_last_good_epoch(
-    small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = {**RESUMABLE, "data_root": small_mnist, "optimizer": "sgd", "schedule": "constant", "epochs": 3}
-    message = r"training diverged: the loss is NaN or infinite in step \d+ of epoch 1; lower learning_rate=1e\+30$"
-    with pytest.raises(RuntimeError, match=message):
-        trained(output=tmp_path / "first", learning_rate=1e30, **options)
-    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["logs", "started.json"]
-    step = EarlyExitModule.training_step
-
-    def spoilt(module, batch, index):
-        loss = step(module, batch, index)
-        if (module.current_epoch, index) == (2, 4):
-            module._check(loss * math.nan, index)
-        if (module.current_epoch, index) == (1, 11) and only_weights:
-            module.net.heads[0].classifier.bias.data[0] = math.inf
-        return loss
-
-    monkeypatch.setattr(EarlyExitModule, "training_step", spoilt)
-    only_weights = False
-    with pytest.raises(
-        RuntimeError, match=r"the loss is NaN or infinite in step 5 of epoch 3; .*; last\.ckpt has epoch 2$"
-    ):
-        trained(output=tmp_path / "later", **options)
-    for name in ("best.ckpt", "last.ckpt"):
-        state = torch.load(tmp_path / "later" / name, weights_only=True)["state_dict"]
-        assert all(value.isfinite().all() for value in state.values())
-    assert not (tmp_path / "later" / "model.safetensors").exists()
-    # The last step of an epoch breaks the weights: no loss has shown it when the checkpoints are due.
-    only_weights = True
-    with pytest.raises(
-        RuntimeError, match=r"weights are NaN or infinite at the end of epoch 2; .*; last\.ckpt has epoch 1$"
-    ):
-        trained(output=tmp_path / "weights", **options)
-    assert torch.load(tmp_path / "weights" / "last.ckpt", weights_only=True)["epoch"] == 0
 
 
 def test_mixed_precision_trains_in_bfloat16_and_saves_float32(colours: Path, tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""Images of a run: the seed draws those held out, few of them are reported, photographs are cropped at random."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from eefast.data import loaders
+from eefast.data.image_sets import ImageFiles
+from eefast.train.images import open_images
+from eefast.train.options import TrainOptions
+
+
+def opened(root: Path, **options: object):
+    return open_images(TrainOptions(data_root=root, **options))
+
+
+def test_the_seed_draws_the_images_that_are_held_out(small_mnist: Path) -> None:
+    found = opened(small_mnist, held_out=200, seed=7)
+    rest, kept = loaders.split(found.whole, 200, 7)
+    assert (found.unchanged.indices, found.held_out.indices) == (rest.indices, kept.indices)
+    assert len(found.whole) == 900
+    assert found.info.shape == (1, 28, 28)
+    assert opened(small_mnist, held_out=200, seed=8).held_out.indices != kept.indices
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_test_images_are_opened_where_they_are_asked_for(small_mnist: Path, asked: bool) -> None:
+    test = opened(small_mnist, test=asked).test
+    assert (test and len(test)) == (300 if asked else None)
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        ({}, ["180 of 900 training images, a fifth, are held out", "held_out=180 images are few .* 0.0056 .* 200 or"]),
+        ({"held_out": 180}, ["held_out=180 images are few .* 0.0056 .* hold out 200 or more"]),
+        ({"held_out": 180, "max_accuracy_drop": 0.01}, []),
+        ({"held_out": 180, "max_cost": 0.5}, []),
+        ({"held_out": 99, "max_cost": 0.5}, ["held_out=99 images are few .* hold out 100 or more"]),
+        ({"held_out": 200}, []),
+    ],
+    ids=str,
+)
+def test_few_held_out_images_are_reported(small_mnist: Path, capsys, options: dict, lines: list[str]) -> None:
+    opened(small_mnist, **options)
+    out, err = capsys.readouterr()
+    assert out == ""
+    said = err.splitlines()
+    assert len(said) == len(lines)
+    assert all(re.match(line, text) for line, text in zip(lines, said, strict=True))
+
+
+@pytest.mark.parametrize(("held_out", "batch_size", "fits"), [(772, 128, True), (773, 128, False), (899, 2, False)])
+def test_a_batch_to_train_on_must_be_left(small_mnist: Path, held_out: int, batch_size: int, fits: bool) -> None:
+    options = {"held_out": held_out, "batch_size": batch_size}
+    if fits:
+        assert len(opened(small_mnist, **options).unchanged) == batch_size
+        return
+    with pytest.raises(ValueError, match=f"held_out={held_out} of 900 training images leaves no batch of batch_size="):
+        opened(small_mnist, **options)
+
+
+def test_photographs_to_train_on_are_cropped_at_random_and_no_others(colours: Path) -> None:
+    found = opened(colours, dataset="folder", image_size=8, held_out=60, batch_size=16)
+    assert isinstance(found.whole, ImageFiles)
+    assert found.augmented.indices == found.unchanged.indices
+    torch.manual_seed(0)
+    for images, same in ((found.unchanged, True), (found.held_out, True), (found.augmented, False)):
+        first, again = (torch.stack([images[i][0] for i in range(5)]) for _ in range(2))
+        assert torch.equal(first, again) == same
+
+
+def test_images_in_memory_are_changed_in_training_steps_only(small_mnist: Path) -> None:
+    found = opened(small_mnist, held_out=200)
+    assert found.augmented.dataset is found.whole
