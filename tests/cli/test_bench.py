@@ -37,70 +37,83 @@ def test_a_wrong_answer_gets_no_speed_and_exit_code_1(shop, monkeypatch, tmp_pat
     assert not (tmp_path / "no.png").exists()
 
 
-def test_the_command_chooses_measures_and_saves(shop, tmp_path):
-    net = eefast.load(shop / "net")
-    net.save(tmp_path / "net")
-    words = [
-        "bench",
-        tmp_path / "net",
-        "--data-root",
-        shop,
-        "--held-out",
-        31,
-        "--few-images",
-        "--seed",
-        5,
-        "--batch-sizes",
-        "4,1",
-    ]
-    more = ["--max-cost", 0.7, "--seconds", 0, "--save", "--images", 20]
-    done = run(*words, *more, "--figure", tmp_path / "a.png", "--json", tmp_path / "a.json")
-    report = json.loads((tmp_path / "a.json").read_text())
-    assert (tmp_path / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+@pytest.fixture(scope="module")
+def benched(shop, tmp_path_factory):
+    """A network that the command chose thresholds for and saved, its folder, what was printed and the report."""
+    net, folder = eefast.load(shop / "net"), tmp_path_factory.mktemp("benched")
+    net.save(folder / "net")
+    held_out = ["--held-out", 31, "--few-images", "--seed", 5]
+    sizes = ["--batch-sizes", "4,1", "--images", 20, "--seconds", 0]
+    places = ["--figure", folder / "a.png", "--json", folder / "a.json"]
+    done = run("bench", folder / "net", "--data-root", shop, *held_out, *sizes, "--max-cost", 0.7, "--save", *places)
+    return net, folder, done.stdout, json.loads((folder / "a.json").read_text())
+
+
+def test_the_best_criterion_is_taken_and_saved(benched):
+    _, folder, _, report = benched
     assert set(report["chosen"]) == set(eefast.criteria.CRITERIA) == set(report["criteria"])
     best = max(report["chosen"].values(), key=lambda c: (c["accuracy"], -c["cost"]))
-    assert report["criterion"] == best["criterion"]
-    assert report["thresholds"] == best["thresholds"]
-    saved = eefast.load(tmp_path / "net")
+    assert (report["criterion"], report["thresholds"]) == (best["criterion"], best["thresholds"])
+    saved = eefast.load(folder / "net")
     assert (saved.criterion.name, saved.thresholds.tolist()) == (best["criterion"], best["thresholds"])
-    assert set(json.loads((tmp_path / "net" / "thresholds.json").read_text())) == set(report["chosen"])
+    assert set(json.loads((folder / "net" / "thresholds.json").read_text())) == set(report["chosen"])
+
+
+@pytest.mark.parametrize("name", eefast.criteria.CRITERIA)
+def test_figures_are_those_of_one_image_at_a_time(shop, benched, name):
+    net, _, _, report = benched
+    chosen = report["chosen"][name]
+    early = net.with_criterion(name, chosen["thresholds"])
     kept, labels = held_out_of(shop, 31, 5)
+    assert chosen["accuracy"] == accuracy(one_by_one(early, net.prepare(kept)), labels)
     test = datasets.dataset("mnist", shop, "test")
     chosen_at = torch.randperm(41, generator=torch.Generator().manual_seed(0))[:20]
-    for name, chosen in report["chosen"].items():
-        early = net.with_criterion(name, chosen["thresholds"])
-        assert chosen["accuracy"] == accuracy(one_by_one(early, net.prepare(kept)), labels)
-        answer = one_by_one(early, net.prepare(test.images[chosen_at]))
-        assert report["criteria"][name][0] == accuracy(answer, test.labels[chosen_at])
-        assert report["criteria"][name][1] == pytest.approx(float(answer.cost.mean()), abs=1e-6)
+    answer = one_by_one(early, net.prepare(test.images[chosen_at]))
+    assert report["criteria"][name][0] == accuracy(answer, test.labels[chosen_at])
+    assert report["criteria"][name][1] == pytest.approx(float(answer.cost.mean()), abs=1e-6)
+
+
+def test_each_batch_size_gets_a_verdict(benched):
+    _, folder, said, report = benched
+    assert (folder / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert [verdict["batch_size"] for verdict in report["verdicts"]] == [1, 4]
     for text in ("batch 1: ", "batch 4: ", "realised ratio", "not compared: torch.compile", "saved: "):
-        assert text in done.stdout
+        assert text in said
     assert report["environment"]["threads"] == torch.get_num_threads()
-    # Own thresholds need no training images; only JSON goes to stdout.
+
+
+def test_the_network_s_thresholds_need_no_training_images(shop, benched, tmp_path):
+    """And only JSON goes to stdout."""
+    _, folder, _, before = benched
     for stem in ("images-idx3-ubyte", "labels-idx1-ubyte"):
         (tmp_path / f"t10k-{stem}").write_bytes((shop / f"t10k-{stem}").read_bytes())
-    again = ["bench", tmp_path / "net", "--data-root", tmp_path, "--batch-sizes", 4, "--seconds", 0]
-    done = run(*again, "--own-thresholds", "--figure", tmp_path / "b.png", "--json", "-")
+    words = ["bench", folder / "net", "--data-root", tmp_path, "--batch-sizes", 4, "--seconds", 0]
+    done = run(*words, "--own-thresholds", "--figure", tmp_path / "b.png", "--json", "-")
     report = json.loads(done.stdout)
-    assert (report["criterion"], report["thresholds"]) == (best["criterion"], best["thresholds"])
+    assert (report["criterion"], report["thresholds"]) == (before["criterion"], before["thresholds"])
     assert (report["bound"], report["chosen"], report["curve"]) == (None, {}, [])
     with pytest.raises(FileNotFoundError, match="or keep the network's thresholds: --own-thresholds"):
-        run(*again)
+        run(*words)
 
 
-def test_it_refuses_before_it_works(shop, tmp_path):
-    words = ["bench", shop / "net", "--data-root", shop, "--held-out", 31, "--few-images"]
-    for more, error in (
-        (["--batch-sizes", "1,x"], r"batch_sizes='1,x' must be numbers from 1 on"),
-        (["--batch-sizes", "0,4"], r"batch_sizes='0,4' must be numbers from 1 on"),
-        (["--batch-sizes", "64"], r"batch_sizes='64': there are only 41 test images"),
-        (["--dtype", "int8"], r"dtype='int8' is unknown; choose one of float32, float16, bfloat16"),
-        (["--own-thresholds", "--save"], "own_thresholds=True chooses nothing"),
-        (["--own-thresholds", "--max-cost", "0.5"], "own_thresholds=True chooses nothing"),
-        (["--min-accuracy", "0.5", "--max-cost", "0.5"], r"min_accuracy=0.5, max_cost=0.5: give one of them"),
-        (["--criterion", "best"], r"criterion='best' is unknown"),
-        (["--figure", tmp_path / "no" / "a.png"], "there is no folder"),
-    ):
-        with pytest.raises(ValueError, match=error):
-            run(*words, *more)
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("--batch-sizes 1,x", r"batch_sizes='1,x' must be numbers from 1 on"),
+        ("--batch-sizes 0,4", r"batch_sizes='0,4' must be numbers from 1 on"),
+        ("--batch-sizes 64", r"batch_sizes='64': there are only 41 test images"),
+        ("--dtype int8", r"dtype='int8' is unknown; choose one of float32, float16, bfloat16"),
+        ("--own-thresholds --save", "own_thresholds=True chooses nothing"),
+        ("--own-thresholds --max-cost 0.5", "own_thresholds=True chooses nothing"),
+        ("--own-thresholds --criterion margin", "own_thresholds=True chooses nothing"),
+        ("--min-accuracy 0.5 --max-cost 0.5", r"min_accuracy=0.5, max_cost=0.5: give one of them"),
+        ("--criterion best", r"criterion='best' is unknown"),
+        ("--figure no/a.png", "there is no folder"),
+    ],
+)
+def test_it_refuses_before_it_works(shop, tmp_path, monkeypatch, words, error):
+    monkeypatch.chdir(tmp_path)
+    start = ["bench", shop / "net", "--data-root", shop, "--held-out", 31, "--few-images"]
+    with pytest.raises(ValueError, match=error):
+        run(*start, *words.split())
+    assert not list(tmp_path.iterdir())

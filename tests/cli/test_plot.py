@@ -4,17 +4,26 @@ import pytest
 from command_line import run
 
 
+def words(shop):
+    return ["plot", shop / "net", "--data-root", shop, "--held-out", 31, "--few-images"]
+
+
 def test_plot_draws_a_picture(shop, tmp_path):
-    words = ["plot", shop / "net", "--data-root", shop, "--held-out", 31, "--few-images"]
-    done = run(*words, "--twin", "ResNet-8=0.98,0.6", "--twin", "a=b=0.5", "--output", tmp_path / "one.png")
+    done = run(*words(shop), "--twin", "ResNet-8=0.98,0.6", "--twin", "a=b=0.5", "--output", tmp_path / "one.png")
     assert "one.png" in done.stdout
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes((shop / "t10k-images-idx3-ubyte").read_bytes())
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes((shop / "t10k-labels-idx1-ubyte").read_bytes())
     run("plot", shop / "net", "--data-root", tmp_path, "--same-images", "--output", tmp_path / "two.png")
     for name in ("one.png", "two.png"):
         assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    for twin in ("ResNet-8", "=0.9", "a=98", "a=0.9,x", "a=0.9,-1"):
-        with pytest.raises(ValueError, match=r"must be name=accuracy\[,cost\]"):
-            run(*words, "--twin", twin)
+
+
+@pytest.mark.parametrize("twin", ["ResNet-8", "=0.9", "a=98", "a=0.9,x", "a=0.9,-1", "a=0.9,0.5,1"])
+def test_a_point_without_accuracy_or_name_is_refused(shop, twin):
+    with pytest.raises(ValueError, match=r"must be name=accuracy\[,cost\]"):
+        run(*words(shop), "--twin", twin)
+
+
+def test_a_picture_without_a_folder_is_refused(shop, tmp_path):
     with pytest.raises(ValueError, match="there is no folder"):
-        run(*words, "--output", tmp_path / "no" / "folder.png")
+        run(*words(shop), "--output", tmp_path / "no" / "folder.png")

@@ -54,27 +54,28 @@ def test_accuracy_cost_and_exits_are_those_of_one_by_one(found):
     assert {what for what, done in steps if done} == {"checking answers", "timing, batch 1", "timing, batch 9"}
 
 
-def test_all_ways_are_there_or_said_to_be_missing(found):
+@pytest.mark.parametrize("size", SIZES)
+def test_all_ways_are_there_or_said_to_be_missing(found, size):
     result = found[4]
     engines = [name for name in assessment.ENGINES if name != "resident" or not ops.CPP_MISSING]
     onnx = [] if "ONNX Runtime" in result.left_out else ["plain, ONNX Runtime"]
-    for size in SIZES:
-        names = [row.name for row in result.rows if row.batch_size == size]
-        assert names == ["plain, PyTorch", *onnx, assessment.LOOP, *engines]
+    names = [row.name for row in result.rows if row.batch_size == size]
+    assert names == ["plain, PyTorch", *onnx, assessment.LOOP, *engines]
     assert "--compile" in result.left_out["torch.compile"]
     assert ("resident" in result.left_out) == bool(ops.CPP_MISSING)
     assert result.auto in engines
 
 
-def test_verdicts_follow_from_the_rows(found):
+@pytest.mark.parametrize("size", SIZES)
+def test_verdicts_follow_from_the_rows(found, size):
     result = found[4]
-    for size, verdict in zip(SIZES, result.verdicts, strict=True):
-        rows = {row.name: row for row in result.rows if row.batch_size == size}
-        assert rows[verdict.static].criterion is None
-        # Measured against itself.
-        assert rows[verdict.static].speedup == rows[verdict.static].realised_ratio == 1
-        assert all(row.speedup < 1.5 for row in rows.values() if row.criterion is None)
-        best = max((rows[name] for name in assessment.ENGINES if name in rows), key=lambda row: row.images_per_s)
-        assert (verdict.engine, verdict.batch_size) == (best.name, size)
-        assert verdict.speedup[1] == best.speedup
-        assert verdict.over_loop == best.images_per_s / rows[assessment.LOOP].images_per_s
+    verdict = dict(zip(SIZES, result.verdicts, strict=True))[size]
+    rows = {row.name: row for row in result.rows if row.batch_size == size}
+    assert rows[verdict.static].criterion is None
+    # Measured against itself.
+    assert rows[verdict.static].speedup == rows[verdict.static].realised_ratio == 1
+    assert all(row.speedup < 1.5 for row in rows.values() if row.criterion is None)
+    best = max((rows[name] for name in assessment.ENGINES if name in rows), key=lambda row: row.images_per_s)
+    assert (verdict.engine, verdict.batch_size) == (best.name, size)
+    assert verdict.speedup[1] == best.speedup
+    assert verdict.over_loop == best.images_per_s / rows[assessment.LOOP].images_per_s

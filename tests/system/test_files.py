@@ -103,22 +103,25 @@ def test_impossible_places_are_named_before_and_after(tmp_path, place, why):
     assert whole(tmp_path) == before
 
 
-def test_a_protected_file_stays(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("attempt", "error"), [(files.check, ValueError), (lambda path: files.write(path, "new"), WriteError)],
+    ids=["check", "write"],
+)  # fmt: skip
+def test_a_protected_file_stays(tmp_path, monkeypatch, attempt, error):
     """Renaming would not ask for the permission of the file. Root has all permissions, so it is asked in its stead."""
     path = tmp_path / "file"
     path.write_text("kept")
     path.chmod(0o444)
     monkeypatch.setattr(os, "access", lambda path, mode: bool(path.stat().st_mode & 0o222))
-    for attempt, error in ((files.check, ValueError), (lambda path: files.write(path, "new"), WriteError)):
-        with pytest.raises(error, match=r"file cannot be written: permission denied"):
-            attempt(path)
+    with pytest.raises(error, match=r"file cannot be written: permission denied"):
+        attempt(path)
     assert whole(tmp_path) == {"file": b"kept"}
 
 
-def test_checking_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("name", ["old", "new", "/dev/stdout"])
+def test_checking_leaves_nothing(tmp_path, name):
     (tmp_path / "old").write_text("kept")
-    for name in ("old", "new", "/dev/stdout"):
-        files.check(tmp_path / name)
+    files.check(tmp_path / name)
     assert whole(tmp_path) == {"old": b"kept"}
 
 

@@ -44,11 +44,11 @@ def test_cuts_let_the_most_confident_exit_and_split_no_tie(case):
             assert torch.equal(cuts.selected(picks, i), exits)
 
 
-def test_totals_are_those_of_a_loop(case):
+@pytest.mark.parametrize("share", [0, 1 / 3, 1 / 2, 1])
+def test_totals_are_those_of_a_loop(case, share):
     outputs, labels, criterion, cuts = case
-    last = [len(sizes) - 1 for sizes in cuts.sizes]
-    for picks in ([0, 0, 0], last, [n // 3 for n in last], [n // 2 for n in last]):
-        assert cuts.totals(picks).tolist() == pytest.approx(by_loop(outputs, labels, criterion, cuts, picks))
+    picks = [int(share * (len(sizes) - 1)) for sizes in cuts.sizes]
+    assert cuts.totals(picks).tolist() == pytest.approx(by_loop(outputs, labels, criterion, cuts, picks))
 
 
 @pytest.mark.parametrize("i", range(3))

@@ -124,15 +124,15 @@ def frozen() -> EarlyExitModule:
     return EarlyExitModule(small_net(), "early_supervision", frozen=True, self_labelled=True)
 
 
-def test_of_a_frozen_network_the_early_heads_learn(frozen: EarlyExitModule) -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_of_a_frozen_network_the_early_heads_learn(frozen: EarlyExitModule, training: bool) -> None:
     """The backbone and its head stay in eval mode, so that their BatchNorm statistics do not change."""
     new = {name for name, _ in new_parameters(frozen.net)}
     assert {name for name, p in frozen.net.named_parameters() if p.requires_grad} == new
     assert new
-    for training in (True, False):
-        assert frozen.train(training) is frozen
-        assert [head.training for head in frozen.net.heads] == [training, training, False]
-        assert not any(module.training for stage in frozen.net.stages for module in stage.modules())
+    assert frozen.train(training) is frozen
+    assert [head.training for head in frozen.net.heads] == [training, training, False]
+    assert not any(module.training for stage in frozen.net.stages for module in stage.modules())
 
 
 def test_without_freezing_everything_learns() -> None:
