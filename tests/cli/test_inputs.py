@@ -7,6 +7,7 @@ import torch
 from command_line import run
 
 import eefast
+from eefast import zoo
 from eefast.cli import inputs
 from eefast.data import mnist
 
@@ -44,12 +45,18 @@ def test_other_data_is_taken_where_it_is_asked_for(shipped):
     assert opened(shipped, other_data=True)[1].record is None
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "tiny-imagenet"])
-def test_data_of_other_channels_or_classes_is_refused(shop, dataset):
-    with pytest.raises(
-        ValueError, match=rf"1 channels and has 10 classes, but {dataset} has 3 .*; name with --dataset"
-    ):
-        opened(shop / "net", dataset)
+@pytest.mark.parametrize(
+    ("channels", "dataset", "message"),
+    [
+        (1, "cifar10", "1 channels and has 10 classes, but cifar10 has 3 channels and 10 classes; name with --dataset"),
+        (3, "mnist", "3 channels and has 10 classes, but mnist has 1 channels and 10 classes"),
+        (3, "tiny-imagenet", "3 channels and has 10 classes, but tiny-imagenet has 3 channels and 200 classes"),
+    ],
+)
+def test_data_of_other_channels_or_classes_is_refused(tmp_path, channels, dataset, message):
+    zoo.eenet("eenet8", input_shape=(channels, 12, 12)).eval().save(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        opened(tmp_path, dataset)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +78,7 @@ def test_a_file_needs_the_name_of_a_data_set(shop):
         opened(shop / "train-labels-idx1-ubyte")
 
 
-@pytest.mark.parametrize("count", [None, 7, 41, 99])
+@pytest.mark.parametrize("count", [None, 7, 41, 42])
 def test_the_first_images_or_all_are_taken(shop, count):
     net, source = opened(shop / "net", root=shop)
     found = inputs.load_images(net, source, "test", count)

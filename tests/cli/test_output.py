@@ -8,6 +8,7 @@ import pytest
 from rich.table import Table
 
 from eefast.cli import output
+from eefast.system import files
 from eefast.system.files import WriteError
 
 FIGURES = {"accuracy": 0.5, "exits": [1, None]}
@@ -70,21 +71,26 @@ def test_a_closed_pipe_stays_what_it_is(monkeypatch):
 def test_each_kind_of_work_has_its_bar(monkeypatch):
     """Whose length follows the total."""
     shown = []
-    monkeypatch.setattr(output.Bars, "add_task", lambda self, what, total: what)
+    monkeypatch.setattr(output.Bars, "add_task", lambda self, what, total: shown.append(what) or what)
     monkeypatch.setattr(output.Bars, "update", lambda self, task, **more: shown.append((task, more)))
     with output.bars() as progress:
         progress("one", 0, 2)
         progress("two", 0, 5)
         progress("one", 1, 3)
     assert shown == [
+        "one",
         ("one", {"completed": 0, "total": 2}),
+        "two",
         ("two", {"completed": 0, "total": 5}),
         ("one", {"completed": 1, "total": 3}),
     ]
 
 
-def test_every_file_is_checked_and_stdout_is_none(tmp_path):
-    output.check_writable("-", "", None, tmp_path / "x.json")
-    assert list(tmp_path.iterdir()) == []
+def test_every_file_is_checked_and_stdout_is_none(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        checked = []
+        patch.setattr(files, "check", checked.append)
+        output.check_writable("-", "a", "", None, tmp_path / "x.json")
+        assert checked == ["a", tmp_path / "x.json"]
     with pytest.raises(ValueError, match=r"no/y\.json cannot be written: there is no folder"):
         output.check_writable("-", tmp_path / "x.json", tmp_path / "no" / "y.json")

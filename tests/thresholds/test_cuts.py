@@ -83,6 +83,8 @@ def test_nan_confidence_never_exits() -> None:
     outputs[0].confidence_logit[:5] = float("nan")
     found = calibrate(outputs, labels, COST[:2], max_cost=0.2 + 0.3 * 5 / 31 + 1e-6)
     assert found.cost == pytest.approx(0.2 + 0.3 * 5 / 31)
+    expected = looped(outputs, labels, COST[:2], "learned", found.thresholds)
+    assert (found.accuracy, found.cost) == pytest.approx(expected)
     with pytest.raises(ValueError, match="cannot be kept"):
         calibrate(outputs, labels, COST[:2], max_cost=0.2 + 0.3 * 4 / 31)
 
