@@ -1,9 +1,13 @@
-"""What the tests of checkpoints share: one thread, and trained networks of the reference."""
+"""What the tests of checkpoints share: one thread, a saved network, and trained networks of the reference."""
+
+import shutil
 
 import pytest
 import torch
-from networks import images
+from networks import images, lived_in
 from reference_nets import EENet, trained
+
+from eefast import zoo
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -13,6 +17,18 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved")
+    lived_in(zoo.eenet("eenet8", num_classes=3, input_shape=(1, 8, 8), normalization=((0.5,), (2.0,))), 3).save(path)
+    return path
+
+
+@pytest.fixture
+def broken(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "broken")
 
 
 @pytest.fixture(scope="module")

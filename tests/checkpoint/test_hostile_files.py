@@ -3,14 +3,10 @@
 import itertools
 import os
 import random
-import socket
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from hostile_files import KINDS, File, Loader, Outcome, attempt, files
-
-from eefast.checkpoint.loading import CheckpointError, load
 
 SEED = int(os.environ.get("EEFAST_HOSTILE_SEED", "0"))
 EACH = int(os.environ.get("EEFAST_HOSTILE_FILES", "2"))
@@ -80,32 +76,3 @@ def test_a_process_that_ends_shows(loader, made):
     loader.process.kill()
     loader.process.wait()
     assert "ended process" in attempt(loader, made["control"].chosen[0]).error
-
-
-def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(tmp_path, monkeypatch):
-    """Between the check of the path and the opening, another process replaces the file."""
-    path = tmp_path / "model.pt"
-    path.write_bytes(b"PK\3\4")
-    opened = os.open
-
-    def exchange(name, flags, *more):
-        if str(name) == str(path):
-            path.unlink()
-            os.mkfifo(path)
-        return opened(name, flags, *more)
-
-    monkeypatch.setattr(os, "open", exchange)
-    with pytest.raises(CheckpointError, match="is a pipe; only a regular file is read"):
-        load(path, input_shape=(1, 8, 8))
-
-
-def test_a_refused_file_leaves_nothing_open(tmp_path):
-    before = len([*Path("/proc/self/fd").iterdir()])
-    (tmp_path / "half.pt").write_bytes(b"PK\3\4")
-    os.mkfifo(tmp_path / "pipe.pt")
-    with socket.socket(socket.AF_UNIX) as s:
-        s.bind(str(tmp_path / "socket.pt"))
-    for name in ("half.pt", "pipe.pt", "socket.pt"):
-        with pytest.raises(CheckpointError):
-            load(tmp_path / name)
-    assert len([*Path("/proc/self/fd").iterdir()]) == before

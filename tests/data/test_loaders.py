@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import random_split
 
-from eefast.data import loaders
+from eefast.data import image_sets, loaders
 from eefast.data.image_sets import ImageTensors
 
 
@@ -29,3 +29,13 @@ def test_progress_counts_images():
     seen = list(loaders.batches(kept, 3).reported("work", lambda *step: steps.append(step)))
     assert len(seen) == 3
     assert steps == [("work", 0, 7), ("work", 3, 7), ("work", 6, 7), ("work", 7, 7)]
+
+
+@pytest.mark.parametrize("seed", [1, 7])
+def test_fewer_held_out_images_are_some_of_the_same(seed: int) -> None:
+    """What lets --held-out be smaller than it was in training."""
+    images = image_sets.ImageTensors(torch.zeros(97, 1, 1, 1, dtype=torch.uint8), torch.arange(97))
+    trained, kept = loaders.split(images, 40, seed)
+    fewer = loaders.split(images, 11, seed)[1]
+    assert set(fewer.indices) < set(kept.indices)
+    assert not set(fewer.indices) & set(trained.indices)
