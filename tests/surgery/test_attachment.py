@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
-from collections.abc import Callable
-
 import pytest
 import torch
 import torchvision
+from custom_backbones import SMALL, Custom, assert_answers_of, checked, in_place, make, residual
 from networks import assert_same_answers, images, lived_in, one_by_one, spread_thresholds
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
-from torch.nn import functional as F
-from torch.testing._internal.two_tensor import TwoTensor
 from torchvision.models import vgg
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -23,7 +17,6 @@ from eefast.heads import ExitHead
 from eefast.surgery.attachment import attach, new_parameters
 
 SHAPE = (3, 64, 64)
-SMALL = (3, 17, 15)
 
 
 def small_convnext() -> nn.Module:
@@ -68,14 +61,6 @@ def case(request):
         backbone = torchvision.models.get_model(name, weights=None, num_classes=7)
     lived_in(backbone, 3)
     return backbone, attach(backbone, exits, input_shape=SHAPE), ends_in_pooling
-
-
-@torch.no_grad()
-def assert_answers_of(net: eefast.EarlyExitNet, backbone: nn.Module, x: Tensor) -> None:
-    """The final exit alone answers bit for bit as the backbone."""
-    none_exits = net.with_criterion("max_probability", [float("inf")] * net.num_exits).eval()
-    assert torch.equal(none_exits(x).logits, backbone.eval()(x))
-    assert torch.equal(net.plain().eval()(x), backbone(x))
 
 
 def test_the_final_exit_answers_as_the_backbone(case):
@@ -127,88 +112,6 @@ def test_nothing_is_doubled_and_nothing_lost(case):
     names = {name for name, _ in new_parameters(net)}
     assert {f"heads.{net.num_exits}.confidence.weight", "heads.0.classifier.weight"} < names
     assert f"heads.{net.num_exits}.classifier.weight" not in names
-
-
-class Custom(nn.Module):
-    """A forward given by the test around a few layers; most tests change one thing about it."""
-
-    def __init__(self, forward: Callable[..., Tensor] | None = None, **layers: nn.Module) -> None:
-        super().__init__()
-        self.run = forward or plain
-        self.first, self.norm, self.relu = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
-        self.second, self.third = nn.Conv2d(8, 8, 3, 2, padding=1), nn.Conv2d(8, 8, 3, padding=1)
-        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 5)
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
-
-
-def plain(m: Custom, x: Tensor) -> Tensor:
-    return m.fc(torch.flatten(m.pool(m.third(m.second(m.relu(m.norm(m.first(x)))))), 1))
-
-
-def in_place(m: Custom, x: Tensor) -> Tensor:
-    """Statements whose values are never read, and additions that other names of the same map see."""
-    x = m.second(m.first(x))
-    same = m.relu(x)
-    x += m.third(x)
-    m.relu(x)
-    x = m.fc(m.pool(same).view(same.size(0), -1) * 2)
-    return x
-
-
-def checked(m: Custom, x: Tensor) -> Tensor:
-    """What torch.fx cannot trace."""
-    if x.shape[-1] < 4:
-        raise ValueError("too small")
-    return plain(m, x)
-
-
-def residual(m: Custom, x: Tensor) -> Tensor:
-    x = m.second(m.first(x))
-    return m.fc(m.pool(x + m.third(x)).flatten(1))
-
-
-def make(forward: Callable[..., Tensor] | None = None, **layers: nn.Module) -> Custom:
-    return lived_in(Custom(forward, **layers), 5)
-
-
-@pytest.mark.parametrize("forward", [plain, in_place, checked, residual])
-@pytest.mark.parametrize("exits", [[], ["first"], ["first", "second"]])
-def test_however_it_is_written(forward, exits):
-    backbone = make(forward)
-    net = attach(backbone, exits, input_shape=SMALL)
-    x = images(33, SMALL)
-    for n in (1, 3, 33):
-        assert_answers_of(net, backbone, x[:n].clone())
-    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-        assert_answers_of(other, backbone, x.clone())
-        assert other.state_dict().keys() == net.state_dict().keys()
-
-
-ENDS = {
-    "fixed window": lambda m, x: m.fc(F.avg_pool2d(m.third(m.second(m.first(x))), (8, 7)).view(x.size(0), -1)),
-    "batch size from its shape": lambda m, x: m.fc(m.pool(m.third(m.second(m.first(x)))).reshape(x.shape[0], 8)),
-    "mean": lambda m, x: m.fc(m.third(m.second(m.first(x))).mean([-2, -1])),
-    "one map, unpooled": lambda m, x: m.fc(m.third(m.second(m.first(x)))[:, :, 0, 0]),
-    "maximum": lambda m, x: m.fc(F.adaptive_max_pool2d(m.third(m.second(m.first(x))), 1).flatten(1)),
-    "activation after the mean": lambda m, x: m.fc(torch.tanh(m.pool(m.third(m.second(m.first(x))))).flatten(1)),
-    "norm after the mean": lambda m, x: m.fc(m.extra(m.pool(m.third(m.second(m.first(x)))).flatten(1))),
-    "two linears": lambda m, x: m.fc(m.relu(m.extra2(m.third(m.second(m.first(x))).view(-1, 8 * 56)))),
-}
-
-
-@pytest.mark.parametrize("end", ENDS)
-def test_every_end_is_kept(end):
-    backbone = make(ENDS[end], extra=nn.BatchNorm1d(8, affine=False), extra2=nn.Linear(8 * 56, 8))
-    net = attach(backbone, ["first"], input_shape=SMALL)
-    x = images(33, SMALL)
-    assert_answers_of(net, backbone, x)
-    assert (net.heads[-1].feature_shape == (8, 8, 7)) == (end in ("batch size from its shape", "mean"))
-    spread_thresholds(net, x, 0.4)
-    assert_same_answers(eefast.accelerate(net, engine="compact")(x), one_by_one(net, x), net)
 
 
 @pytest.mark.parametrize(
@@ -266,50 +169,6 @@ def test_the_backbone_stays_as_it_is():
     assert not any(m.training for m in attach(backbone, ["first"], input_shape=SMALL).modules())
 
 
-def dropping(m: Custom, x: Tensor) -> Tensor:
-    x = F.dropout(m.first(x), 0.5, training=m.training)
-    return m.fc(F.dropout(m.pool(m.second(x)).flatten(1), 0.5, m.training))
-
-
-@pytest.mark.parametrize("copied", [lambda net: net, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
-@pytest.mark.parametrize("mode", [True, False])
-def test_dropout_as_a_function_follows_the_mode_that_it_was_traced_in_and_the_other(copied, mode):
-    backbone = make(dropping).train(mode)
-    net = copied(attach(backbone, ["first"], input_shape=SMALL))
-    x = torch.ones(3, *SMALL)
-    assert_answers_of(net.eval(), backbone, x)
-    assert (net.stages[1](net.stages[0](x)) != 0).all()
-    net.train()
-    features = net.stages[1](net.stages[0](x))
-    assert not torch.equal(features, net.stages[1](net.stages[0](x))), "dropout inside of a stage"
-    assert (net.heads[1].pool(features) == 0).any(), "dropout after the pooling"
-
-
-def test_heads_get_their_gradients_where_the_next_stage_works_in_place():
-    gradients = []
-    for inplace in (False, True):
-        torch.manual_seed(0)
-        backbone = make(relu=nn.ReLU(inplace=inplace))
-        net = attach(backbone, ["norm"], head="conv1", input_shape=SMALL).train()
-        sum(out.logits.square().sum() for out in net(images(3, SMALL))).backward()
-        gradients.append([p.grad for _, p in net.named_parameters() if p.grad is not None])
-        assert_answers_of(net, backbone, images(3, SMALL))
-    assert len(gradients[0]) == len(list(net.parameters())) - 4, "all but the two confidence rows"
-    assert all(map(torch.equal, *gradients))
-
-
-def test_dtype_and_optional_arguments_of_the_backbone():
-    class Optional(Custom):
-        def forward(self, x: Tensor, mask: Tensor | None = None, features_only: bool = False) -> Tensor:
-            x = self.first(x) if mask is None else self.first(x * mask)
-            return x if features_only else self.fc(self.pool(self.third(x)).flatten(1))
-
-    backbone = lived_in(Optional(), 1).bfloat16()
-    net = attach(backbone, ["first"], input_shape=SMALL)
-    assert {p.dtype for p in net.parameters()} == {torch.bfloat16}
-    assert_answers_of(net, backbone, images(3, SMALL).bfloat16())
-
-
 @torch.no_grad()
 def test_a_state_dict_goes_into_a_network_attached_alike():
     net = attach(make(), ["first"], head="bnpool", input_shape=SMALL)
@@ -317,199 +176,6 @@ def test_a_state_dict_goes_into_a_network_attached_alike():
     other.load_state_dict(net.state_dict())
     x = images(3, SMALL)
     assert_same_answers(other(x), net(x), net, 0.0)
-
-
-RESNET = ResNet(BasicBlock, [1, 2, 1, 1], num_classes=7)
-
-
-@pytest.mark.parametrize(
-    ("exits", "message"),
-    [
-        ("layer1", r"exits='layer1' must be a list of names: exits=\['layer1'\]"),
-        (["layer1", "layer2.3"], r"no module 'layer2.3'; take 'layer2.\d' or 'layer"),
-        (["stem"], "no module 'stem'; take one of backbone.named_modules"),
-        (["layer2", "layer1"], r"order in which they run; write exits=\['layer1', 'layer2'\]"),
-        (["layer2.1", "layer2"], "'layer2.1' is at the same place as another exit"),
-        (["layer1", "layer1"], "'layer1' is at the same place as another exit"),
-        (
-            ["layer2.0.conv1"],
-            "after 'layer2.0.conv1' the backbone still needs what 'layer1' returned; take 'layer2.0'",
-        ),
-        (["layer2.0.downsample"], "after 'layer2.0.downsample' .* what 'layer2.0.bn2' returned; take 'layer2.0'"),
-        (["layer1.0.relu"], "'layer1.0.relu' is called 2 times"),
-        (["fc"], r"'fc' returns shape \[N, 7\], but an exit needs maps"),
-        (["layer4"], "after what 'layer4' returned only the classifier has weights"),
-        (["avgpool"], "after what 'avgpool' returned only the classifier has weights"),
-    ],
-)
-def test_exits_that_do_not_fit(exits, message):
-    with pytest.raises(ValueError, match=message):
-        attach(RESNET, exits, input_shape=(3, 32, 32))
-
-
-def softmax(m: Custom, x: Tensor) -> Tensor:
-    return m.last(plain(m, x))
-
-
-def unlike_in_training(m: Custom, x: Tensor) -> Tensor:
-    return plain(m, x * 2 if m.training else x)
-
-
-def neither_traced_nor_a_chain(m: Custom, x: Tensor) -> Tensor:
-    return plain(m, x * 2 if x.mean() > 0 else x * 3)
-
-
-def unlike_in_training_and_not_traced(m: Custom, x: Tensor) -> Tensor:
-    return checked(m, x * 2 if m.training else x)
-
-
-def unused(m: Custom, x: Tensor) -> Tensor:
-    return m.fc(m.pool(m.first(x)).flatten(1))
-
-
-@pytest.mark.parametrize(
-    ("backbone", "arguments", "message"),
-    [
-        (
-            make(softmax, last=nn.Softmax(1)),
-            {},
-            r"logits come from 'last', Softmax\(dim=1\); they must be the output of",
-        ),
-        (make(lambda m, x: [plain(m, x)]), {}, r"returns a list; wrap it in a module that returns logits \[N, K\]"),
-        (make(lambda m, x: m.first(x)), {}, r"returns shape \(2, 8, 15, 13\); wrap it"),
-        (Custom(fc=nn.Linear(8, 5, bias=False)), {}, r"'fc' has no bias; give it one: backbone.fc.bias = nn.Parameter"),
-        (
-            make(),
-            {"num_classes": 9},
-            r"num_classes=9, but .* 5; first replace its last layer 'fc' by nn.Linear\(8, 9\)",
-        ),
-        (make(), {"input_shape": (17, 15)}, r"input_shape=\(17, 15\) must be \(C, H, W\)"),
-        (make(), {"input_shape": (1, 17, 15)}, r"input_shape=\(1, 17, 15\): the backbone cannot take such images \("),
-        (make(), {"head": "round"}, "head='round' is unknown"),
-        (make(), {"criterion": "luck"}, "criterion='luck' is unknown"),
-        (make(unused), {"exits": ["second"]}, "'second' is called 0 times"),
-        (make(unlike_in_training), {}, "in training mode the backbone computes"),
-        (make(unlike_in_training_and_not_traced), {}, "'first' receives something other than"),
-        (
-            make(neither_traced_nor_a_chain),
-            {},
-            "cannot be cut: torch.fx cannot trace it .*'first' receives something other than",
-        ),
-    ],
-)
-def test_backbones_and_arguments_that_do_not_fit(backbone, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        attach(backbone, **{"exits": ["first"], "input_shape": SMALL, **arguments})
-
-
-def test_maps_that_are_channels_last_are_refused_with_their_shape():
-    swin = torchvision.models.SwinTransformer([4, 4], 16, [1, 1], [1, 2], [2, 2], num_classes=7)
-    with pytest.raises(ValueError, match=r"'features.1' returns shape \[N, 8, 8, 16\], but"):
-        attach(swin, ["features.1"], input_shape=(3, 32, 32))
-
-
-def test_what_tracing_does_not_see_is_noticed():
-    class Counting(Custom):
-        def forward(self, x: Tensor) -> Tensor:
-            self.calls = getattr(self, "calls", 0) + 1
-            return super().forward(x * self.calls)
-
-    backbone = lived_in(Counting(), 1).eval()
-    with pytest.raises(ValueError, match=r"off the whole one's; it computes something that torch.fx does not see"):
-        attach(backbone, ["first"], input_shape=SMALL)
-
-
-def lazy(m: Custom) -> nn.Module:
-    m.second = nn.LazyConv2d(8, 3)
-    return m
-
-
-def on_meta(m: Custom) -> nn.Module:
-    m.second.to("meta")
-    return m
-
-
-def sparse(m: Custom) -> nn.Module:
-    m.fc.weight = nn.Parameter(m.fc.weight.detach().to_sparse())
-    return m
-
-
-def complex_weights(m: Custom) -> nn.Module:
-    m.first = nn.Conv2d(3, 8, 3, dtype=torch.complex64)
-    return m
-
-
-def fake(m: Custom) -> nn.Module:
-    with FakeTensorMode():
-        m.second = nn.Conv2d(8, 8, 3)
-    return m
-
-
-def subclassed(m: Custom) -> nn.Module:
-    m.second.weight = nn.Parameter(TwoTensor(m.second.weight.detach(), m.second.weight.detach()))
-    return m
-
-
-def quantized_buffer(m: Custom) -> nn.Module:
-    m.register_buffer("table", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8))
-    return m
-
-
-def scripted_inside(m: Custom) -> nn.Module:
-    m.second = torch.jit.script(m.second)
-    return m
-
-
-def accelerated(m: Custom) -> nn.Module:
-    return eefast.accelerate(attach(m, ["first"], input_shape=SMALL))
-
-
-def dynamically_quantized(m: Custom) -> nn.Module:
-    return torch.ao.quantization.quantize_dynamic(m, {nn.Linear})
-
-
-class DistributedDataParallel(nn.Module):
-    """In place of PyTorch's, which needs other processes."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lazy, "backbone.second.weight has no shape yet; run the backbone on one image first"),
-        (on_meta, r"backbone.second.weight is on the meta device, without values; give it some, by .to_empty"),
-        (sparse, r"backbone.fc.weight has layout torch.sparse_coo; make it dense by .to_dense\(\)"),
-        (complex_weights, "the backbone cannot take such images"),
-        (fake, "backbone.second.weight is a FakeTensor; attach exits to the backbone with plain tensors first"),
-        (subclassed, "backbone.second.weight is a TwoTensor; attach exits to the backbone with plain tensors first"),
-        (quantized_buffer, "backbone.table is quantized; attach exits first, then quantize the result"),
-        (dynamically_quantized, "backbone.fc is a quantized Linear; attach exits first"),
-        (scripted_inside, "backbone.second is a ScriptModule, which cannot be cut; give the module that it was made"),
-        (lambda m: torch.jit.trace(m, images(2, SMALL)), "the backbone is a ScriptModule, which cannot be cut"),
-        (lambda m: attach(m, ["first"], input_shape=SMALL), r"has exits already \(EarlyExitNet\); give one without"),
-        (accelerated, r"the backbone has exits already \(Accelerated\); give one without, such as net.plain\(\)"),
-        (lambda m: nn.Sequential(attach(m, [], input_shape=SMALL)), "backbone.0 has exits already"),
-        (DistributedDataParallel, "the backbone is a DistributedDataParallel; attach exits to its module first"),
-        (lambda m: m.forward, "backbone is a method; give an nn.Module that maps images to logits"),
-    ],
-)
-def test_what_is_no_plain_module_of_plain_tensors_is_refused_before_any_work(change, message):
-    backbone = change(make())
-    if isinstance(backbone, nn.Module):
-        backbone.register_forward_pre_hook(lambda *_: pytest.fail("it ran")) if change is lazy else None
-    with pytest.raises(ValueError, match=message):
-        attach(backbone, ["first"], input_shape=SMALL)
-
-
-@pytest.mark.parametrize("change", [fake, lazy])
-def test_a_network_of_odd_tensors_is_refused_as_well(change):
-    stage = change(make()).second
-    with pytest.raises(ValueError, match=r"a parameter is a FakeTensor; build the|has no shape yet"):
-        eefast.EarlyExitNet([stage], [ExitHead("pool", (8, 6, 6), 5, SMALL)], input_shape=(8, 9, 9))
 
 
 @torch.no_grad()
@@ -553,3 +219,27 @@ def test_what_the_caller_has_set_does_not_reach_the_network():
         torch.set_default_dtype(torch.float32)
     assert {(t.device.type, t.dtype) for t in [*net.parameters(), net.cost, net.thresholds]} == {("cpu", torch.float32)}
     assert_answers_of(net, backbone, images(3, SMALL))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"head": "round"}, "head='round' is unknown"), ({"criterion": "luck"}, "criterion='luck' is unknown")],
+)
+def test_unknown_heads_and_criteria_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        attach(make(), ["first"], input_shape=SMALL, **arguments)
+
+
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = nn.Parameter(torch.zeros(3, dtype=torch.int64), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
+def test_a_first_parameter_of_integers_is_refused():
+    backbone = make(first=nn.Sequential(Table(), nn.Conv2d(3, 8, 3)))
+    with pytest.raises(ValueError, match=r"stages\.0\.first\.0\.numbers is torch\.int64; .* so make it a float"):
+        attach(backbone, ["first"], input_shape=SMALL)

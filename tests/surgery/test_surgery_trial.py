@@ -1,16 +1,19 @@
-"""Attached networks at image and batch sizes other than those of the trial: the whole backbone's answers everywhere."""
+"""Trials of a cut backbone, and what they promise: the whole backbone's answers at all image and batch sizes."""
 
+import copy
 from contextlib import nullcontext, suppress
 
 import pytest
 import torch
 import torchvision
+from custom_backbones import SMALL, Custom
 from networks import images, lived_in
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import eefast
 from eefast.surgery.attachment import attach
+from eefast.surgery.trial import averages, check_answers
 
 SHAPE = (3, 32, 32)
 SIZES = ((32, 32), (44, 36), (33, 65), (24, 17))
@@ -292,3 +295,81 @@ def test_constants_of_the_forward_are_not_put_into_the_backbone():
     net = attach(backbone, ["first"], input_shape=SHAPE)
     assert (set(vars(backbone)), set(dict(backbone.named_buffers()))) == before
     check(backbone, net, (40, 36), 2, engines_of(net))
+
+
+def test_what_tracing_does_not_see_is_noticed():
+    class Counting(Custom):
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls = getattr(self, "calls", 0) + 1
+            return super().forward(x * self.calls)
+
+    backbone = lived_in(Counting(), 1).eval()
+    with pytest.raises(ValueError, match=r"off the whole one's; it computes something that torch.fx does not see"):
+        attach(backbone, ["first"], input_shape=SMALL)
+
+
+class Pool(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def forward(self, x):
+        return self.run(x)
+
+
+POOLS = {
+    "module": (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), True),
+    "mean": (Pool(lambda x: x.mean((2, 3))), True),
+    "window of its size": (Pool(lambda x: F.avg_pool2d(x, x.shape[2:]).flatten(1)), True),
+    "window of one size": (Pool(lambda x: F.avg_pool2d(x, (5, 4)).flatten(1)), False),
+    "squeezed": (Pool(lambda x: x.mean((2, 3), keepdim=True).squeeze()), False),
+    "maximum": (Pool(lambda x: x.amax((2, 3))), False),
+    "sum": (Pool(lambda x: x.sum((2, 3)) / 20), False),
+    "activation after it": (Pool(lambda x: torch.tanh(x.mean((2, 3)))), False),
+    "square maps": (Pool(lambda x: x.mean((2, 3)) * x.shape[2] / x.shape[3] * 4 / 5), False),
+    "one row": (Pool(lambda x: x.mean((2, 3))[:1]), False),
+    "four dimensions": (nn.AdaptiveAvgPool2d(1), False),
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("pool", POOLS)
+def test_what_averages_at_every_size(pool, device):
+    module, expected = POOLS[pool]
+    assert averages(module, torch.zeros(2, 8, 5, 4, device=device)) is expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda whole, x: whole(x), None),
+        (lambda whole, x: whole(x)[0], r"for images of \(6, 6\) the cut backbone's logits are of shape \(5,\), unlike"),
+        (lambda whole, x: whole(x) + (x.shape[3] == 7), r"for images of \(4, 7\) the cut backbone's logits are 1 off"),
+        (lambda whole, x: whole(x) * torch.nan, r"for images of \(6, 6\) the cut .* nan off"),
+        (lambda whole, x: whole(x) * 1.001, None),
+        (lambda whole, x: whole(x) * 1.1, r"for images of \(6, 6\) the cut .* off the whole one's; it computes"),
+        (
+            lambda whole, x: whole(x[:, :, :6, :6].view(-1, 3, 6, 6)),
+            r"for images of \(4, 7\) .*and the whole one does not",
+        ),
+    ],
+    ids=["same", "one row", "a size", "NaN", "rounding", "other", "fails"],
+)
+def test_answers_of_the_cut_backbone_are_compared(change, message):
+    whole = lived_in(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)), 1)
+    batches = [images(2, (3, 6, 6), 1), images(1, (3, 4, 7), 2)]
+    with torch.no_grad():
+        answers = [(x, whole(x)) for x in batches]
+        with pytest.raises(ValueError, match=message) if message else nullcontext():
+            check_answers(Pool(lambda x: change(whole, x)), whole, answers)
+
+
+@torch.no_grad()
+def test_what_does_not_follow_the_weights_is_noticed():
+    whole = lived_in(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)), 1)
+    kept = copy.deepcopy(whole)
+    x = images(2, (3, 6, 6), 1)
+    with pytest.raises(ValueError, match=r"with other weights the cut backbone's logits are .* off the whole one's"):
+        check_answers(kept, whole, [(x, whole(x))])
