@@ -1,0 +1,61 @@
+"""Heads: shapes, layers and dtypes of every kind, and what is said of kinds that are not there."""
+
+import pytest
+import torch
+from networks import images, lived_in
+from torch import nn
+
+from eefast.heads import HEADS, ExitHead
+
+SHAPE, INPUT = (4, 6, 5), (3, 6, 5)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_every_kind_returns_logits_and_a_confidence_per_sample(kind):
+    head = lived_in(ExitHead(kind, SHAPE, 7, INPUT), 1)
+    out = head(images(3, SHAPE))
+    assert (out.logits.shape, out.confidence.shape, out.confidence_logit.shape) == ((3, 7), (3,), (3,))
+    assert torch.equal(out.confidence, torch.sigmoid(out.confidence_logit))
+    assert head.num_features == (120 if kind == "plain" else 4)
+    assert repr(head).startswith(f"ExitHead(\n  kind={kind!r}")
+
+
+@torch.no_grad()
+def test_the_rows_read_the_same_features():
+    head = lived_in(ExitHead("pool", SHAPE, 7, INPUT), 1)
+    x = images(3, SHAPE)
+    pooled = x.mean((2, 3))
+    out = head(x)
+    torch.testing.assert_close(out.logits, head.classifier(pooled))
+    torch.testing.assert_close(out.confidence_logit, head.confidence(pooled)[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "convolutions", "norms"),
+    [("pool", 0, 0), ("bnpool", 0, 1), ("plain", 0, 0), ("conv1", 1, 1), ("conv2", 2, 2), ("conv3", 3, 3)],
+)
+def test_layers_of_every_kind(kind, convolutions, norms):
+    head = ExitHead(kind, SHAPE, 7, INPUT)
+    convs = [m for m in head.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convs) == convolutions
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in head.modules()) == norms
+    assert all((m.in_channels, m.out_channels, m.kernel_size, m.bias) == (4, 4, (3, 3), None) for m in convs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_confidences_are_float32_in_every_dtype(dtype):
+    out = ExitHead("pool", SHAPE, 7, INPUT).to(dtype)(images(3, SHAPE).to(dtype))
+    assert (out.logits.dtype, out.confidence.dtype, out.confidence_logit.dtype) == (dtype, torch.float32, torch.float32)
+
+
+def test_an_unknown_kind_lists_the_known_ones():
+    with pytest.raises(
+        ValueError, match="head='conv4' is unknown; choose one of pool, bnpool, plain, conv1, conv2, co"
+    ):
+        ExitHead("conv4", SHAPE, 7, INPUT)
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 4), (4, 3, 5), (4, 1, 1)])
+def test_flattening_needs_maps_of_the_size_of_the_images(shape):
+    with pytest.raises(ValueError, match=r"input's size \(6, 5\), but here the map is .*; place the exits earlier or"):
+        ExitHead("plain", shape, 7, INPUT)
