@@ -37,13 +37,15 @@ def test_the_record_goes_where_the_network_goes(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "config.json", "model.safetensors"]
 
 
-def test_too_many_names_of_classes_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("length", "kept"), [(9, True), (200, False)])
+def test_too_many_names_of_classes_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int, kept: bool
+) -> None:
     monkeypatch.setattr("eefast.checkpoint.record_file.MOST_BYTES", 800)
     net = small()
-    for length, kept in ((9, True), (200, False)):
-        net.record = replace(RECORD, classes=tuple(letter * length for letter in "abcdefghij"))
-        net.save(tmp_path)
-        assert eefast.load(tmp_path).record.classes == (net.record.classes if kept else None)
+    net.record = replace(RECORD, classes=tuple(letter * length for letter in "abcdefghij"))
+    net.save(tmp_path)
+    assert eefast.load(tmp_path).record.classes == (net.record.classes if kept else None)
 
 
 @pytest.mark.parametrize(

@@ -114,15 +114,22 @@ def test_weights_of_eefast_without_their_folder_say_the_way_out(tmp_path, prefix
         load(save({"state_dict": state}, tmp_path / "last.ckpt"), input_shape=(3, 32, 32))
 
 
-def test_modules_without_end_are_refused(tmp_path):
-    loop = EENet(20, (2, 4), input_shape=(1, 8, 8))
-    loop.exits[0]._modules["itself"] = loop
-    doubling = EENet(20, (2, 4), input_shape=(1, 8, 8))
+def loop(model):
+    model.exits[0]._modules["itself"] = model
+    return model
+
+
+def doubling(model):
     for _ in range(64):
-        doubling = nn.Sequential(doubling, doubling)
-    for model in (loop, doubling):
-        with pytest.raises(CheckpointError, match="its modules hold over"):
-            load(save(model, tmp_path / "model.pt"))
+        model = nn.Sequential(model, model)
+    return model
+
+
+@pytest.mark.parametrize("change", [loop, doubling])
+def test_modules_without_end_are_refused(tmp_path, change):
+    model = change(EENet(20, (2, 4), input_shape=(1, 8, 8)))
+    with pytest.raises(CheckpointError, match="its modules hold over"):
+        load(save(model, tmp_path / "model.pt"))
 
 
 @pytest.mark.parametrize("table", [None, [], {"a" * 1000: None}, {1: torch.zeros(1)}, torch.zeros(1)])

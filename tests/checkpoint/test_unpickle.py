@@ -117,7 +117,8 @@ def test_damaged_files_load_or_are_one_clear_error(intact, tmp_path, data):
     loads_or_complains(tmp_path / "model.pt")
 
 
-def test_the_undamaged_files_load(intact, tmp_path):
-    for content in intact.values():
-        (tmp_path / "model.pt").write_bytes(content)
-        assert load(tmp_path / "model.pt", input_shape=(1, 8, 8)).num_classes == 3
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("kind", [MODULE, STATE])
+def test_the_undamaged_files_load(intact, tmp_path, kind, legacy):
+    (tmp_path / "model.pt").write_bytes(intact[kind, legacy])
+    assert load(tmp_path / "model.pt", input_shape=(1, 8, 8)).num_classes == 3

@@ -18,7 +18,7 @@ from torchvision.models._api import BUILTIN_MODELS
 
 import eefast
 from eefast import zoo
-from eefast.data import datasets, loaders
+from eefast.data import datasets
 from eefast.surgery import attach, backbone
 from eefast.thresholds import calibration
 from eefast.thresholds import outputs as outputs_module
@@ -31,7 +31,6 @@ def test_how_many_images_are_enough() -> None:
     assert [calibration.least_images(drop) for drop in (None, 0.05, 0.01, 0.005, 0.003, 0.001, 1e-9, 0.0)] == [
         100, 100, 100, 200, 334, 1000, 1000, 1000,
     ]  # fmt: skip
-    assert [loaders.default_held_out(n) for n in (1, 7, 100, 24_999, 25_000, 60_000)] == [1, 1, 20, 4999, 5000, 5000]
 
 
 @pytest.fixture(scope="module")

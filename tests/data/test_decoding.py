@@ -157,17 +157,16 @@ def test_eight_bits_are_read_as_torchvision_reads_them(tmp_path: Path, mode: str
         assert np.array_equal(np.asarray(found), np.asarray(pil_loader(str(path))))
 
 
-def test_the_first_picture_of_several(tmp_path: Path) -> None:
-    first, second = photograph(seed=1), photograph(seed=2)
-    for suffix in ("gif", "tiff", "png", "webp"):
-        path = tmp_path / f"x.{suffix}"
-        more = {"lossless": True} if suffix == "webp" else {}
-        first.save(path, save_all=True, append_images=[second], **more)
-        read = np.asarray(decode(path))
-        alone = Image.open(path)
-        alone.seek(0)
-        assert getattr(alone, "n_frames", 1) == 2
-        assert np.array_equal(read, np.asarray(alone.convert("RGB")))
+@pytest.mark.parametrize("suffix", ["gif", "tiff", "png", "webp"])
+def test_the_first_picture_of_several(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    more = {"lossless": True} if suffix == "webp" else {}
+    photograph(seed=1).save(path, save_all=True, append_images=[photograph(seed=2)], **more)
+    read = np.asarray(decode(path))
+    alone = Image.open(path)
+    alone.seek(0)
+    assert getattr(alone, "n_frames", 1) == 2
+    assert np.array_equal(read, np.asarray(alone.convert("RGB")))
 
 
 def test_content_counts_and_orientation_does_not(tmp_path: Path) -> None:

@@ -86,20 +86,24 @@ def test_a_class_without_images_is_named(tmp_path: Path, split: str) -> None:
         read(tmp_path, split)
 
 
-def test_what_looks_like_an_image_but_is_none_stops_the_listing(tmp_path: Path) -> None:
-    picture(tmp_path / "train" / "a" / "0.png")
-    for name, make, message in (
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
         ("a/1.png", lambda path: path.symlink_to("gone.png"), r"a/1\.png is a link to nothing; repair or delete it"),
         ("a/more", lambda path: path.symlink_to("gone"), r"a/more is a link to nothing"),
         ("a/2.png", lambda path: path.symlink_to("2.png"), r"a/2\.png is a link to nothing"),
         ("b", lambda path: path.symlink_to("gone"), r"train/b is a link to nothing"),
         ("a/3.png", os.mkfifo, r"a/3\.png is no regular file"),
-    ):
-        path = tmp_path / "train" / name
-        make(path)
-        with pytest.raises((FileNotFoundError, ImageFileError), match=message):
-            read(tmp_path)
-        path.unlink()
+    ],
+    ids=["file", "folder", "itself", "class", "pipe"],
+)
+def test_what_looks_like_an_image_but_is_none_stops_the_listing(tmp_path: Path, name: str, make, message: str) -> None:
+    picture(tmp_path / "train" / "a" / "0.png")
+    path = tmp_path / "train" / name
+    make(path)
+    with pytest.raises((FileNotFoundError, ImageFileError), match=message):
+        read(tmp_path)
+    path.unlink()
     assert read(tmp_path) == {"train/a/0.png": "a"}
 
 

@@ -18,9 +18,20 @@ def test_held_out_images_are_those_that_training_keeps_aside():
     labels = torch.cat([labels for _, labels in loaded])
     assert labels.tolist() == list(expected.indices)
     assert torch.cat([x for x, _ in loaded]).flatten().tolist() == labels.tolist()
-    for count in (0, 32):
-        with pytest.raises(ValueError, match=rf"held_out={count} must be in 1 … 31"):
-            loaders.split(kept, count, 1)
+
+
+@pytest.mark.parametrize("count", [-1, 0, 32])
+def test_no_more_images_are_held_out_than_there_are(count):
+    kept = ImageTensors(torch.zeros(31, 1, 1, 1, dtype=torch.uint8), torch.arange(31))
+    with pytest.raises(ValueError, match=rf"held_out={count} must be in 1 … 31"):
+        loaders.split(kept, count, 1)
+
+
+@pytest.mark.parametrize(
+    ("total", "count"), [(1, 1), (7, 1), (100, 20), (24_999, 4999), (25_000, 5000), (60_000, 5000)]
+)
+def test_a_fifth_is_held_out_by_default_and_at_most_5000(total, count):
+    assert loaders.default_held_out(total) == count
 
 
 def test_progress_counts_images():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pictures import photograph, ramp
 from PIL import Image
+from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from eefast.data import datasets, photographs
@@ -121,24 +122,33 @@ def test_photographs_are_cropped_at_random_for_training_only(tmp_path: Path) -> 
     assert all(crop[0, 0, 0] < crop[0, 0, -1] for crop in crops)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 9000), (9000, 1), (3, 2)])
-def test_all_shapes_of_images(tmp_path: Path, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9000), (9000, 1), (3, 2)], ids=str)
+def test_all_shapes_of_images(tmp_path: Path, size: tuple[int, int], training: bool) -> None:
     path = tmp_path / "train" / "a" / "x.png"
     path.parent.mkdir(parents=True)
     Image.new("RGB", size, (9, 80, 200)).save(path)
     plain = datasets.dataset("folder", tmp_path, "train", image_size=224)
-    for images in (plain, plain.for_training()):
-        assert torch.equal(images[0][0].float().mean((1, 2)), torch.tensor([9.0, 80.0, 200.0]))
-        assert images[0][0].shape == (3, 224, 224)
+    images = plain.for_training() if training else plain
+    assert torch.equal(images[0][0].float().mean((1, 2)), torch.tensor([9.0, 80.0, 200.0]))
+    assert images[0][0].shape == (3, 224, 224)
 
 
-def test_the_centre_is_torchvisions(tmp_path: Path) -> None:
-    from torchvision import transforms
+CENTRE = transforms.Compose([transforms.Resize(37), transforms.CenterCrop(32), transforms.PILToTensor()])
 
-    chain = transforms.Compose([transforms.Resize(37), transforms.CenterCrop(32), transforms.PILToTensor()])
-    for height, width in ((30, 41), (100, 33), (30, 599)):
-        picture = photograph(height, width)
-        assert torch.equal(photographs.centre_crop(picture, 32), chain(picture))
-    # Beyond, only the centre is looked at, which is the same but for a fraction of a pixel.
+
+@pytest.mark.parametrize(("height", "width"), [(30, 41), (100, 33), (30, 599)])
+def test_the_centre_is_torchvisions(height: int, width: int) -> None:
+    picture = photograph(height, width)
+    assert torch.equal(photographs.centre_crop(picture, 32), CENTRE(picture))
+
+
+def test_of_a_very_wide_picture_only_the_centre_is_looked_at() -> None:
+    """Which is the same but for a fraction of a pixel."""
     picture = Image.fromarray(np.tile(ramp(1, 1001, 255).astype(np.uint8)[:, :, None], (10, 1, 3)))
-    assert (photographs.centre_crop(picture, 32).int() - chain(picture).int()).abs().max() <= 1
+    assert (photographs.centre_crop(picture, 32).int() - CENTRE(picture).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("size", "shorter"), [(224, 256), (32, 37), (64, 73), (1, 1)])
+def test_the_centre_is_seven_eighths_of_the_shorter_side(size: int, shorter: int) -> None:
+    assert photographs.shorter_side(size) == shorter

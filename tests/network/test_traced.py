@@ -69,24 +69,24 @@ def test_tracing_says_what_to_take_instead(net, x, way, what):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("proposed", [eefast.EarlyExitNet.plain, AllExits], ids=["plain", "all exits"])
 @torch.no_grad()
-def test_what_the_message_proposes_can_be_traced(net, x):
-    other = images(3, SHAPE, 7)
-    for module in (net.plain(), AllExits(net)):
-        for traced in (torch.jit.trace(module, x), make_fx(module)(x)):
-            torch.testing.assert_close(traced(x), module(x))
-        torch.testing.assert_close(torch.jit.trace(module, x)(other), module(other))
-        torch.testing.assert_close(torch.export.export(module, (x,)).module()(x), module(x))
+def test_what_the_message_proposes_can_be_traced(net, x, proposed):
+    module, other = proposed(net), images(3, SHAPE, 7)
+    traced = torch.jit.trace(module, x)
+    torch.testing.assert_close(traced(x), module(x))
+    torch.testing.assert_close(traced(other), module(other))
+    torch.testing.assert_close(make_fx(module)(x)(x), module(x))
+    torch.testing.assert_close(torch.export.export(module, (x,)).module()(x), module(x))
 
 
-@pytest.mark.parametrize("engine", ["reference", "compact", "resident"])
+@pytest.mark.parametrize("engine", ["none", "reference", "compact", "resident"])
 def test_torch_compile_goes_on_working(net, x, engine):
-    fast = eefast.accelerate(net, engine=engine)
-    for module in (Around(fast), Around(net)):
-        compiled = torch.compile(module, backend="eager")
-        with torch.no_grad():
-            for images_ in (x, images(3, SHAPE, 7)):
-                torch.testing.assert_close(compiled(images_), module(images_))
+    module = Around(net if engine == "none" else eefast.accelerate(net, engine=engine))
+    compiled = torch.compile(module, backend="eager")
+    with torch.no_grad():
+        for images_ in (x, images(3, SHAPE, 7)):
+            torch.testing.assert_close(compiled(images_), module(images_))
 
 
 @pytest.mark.parametrize("engine", ["reference", "compact", "resident"])

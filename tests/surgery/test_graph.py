@@ -120,10 +120,10 @@ def test_a_value_that_a_later_node_reads_is_needed_after_a_cut():
     assert not trace.is_map(trace.returned["fc"])
 
 
+@pytest.mark.parametrize(
+    ("name", "targets"), [("body", ["body", "fc"]), ("body.0", ["body.0", "body.1", "fc"])], ids=["whole", "opened"]
+)
 @torch.no_grad()
-def test_only_modules_with_a_cut_inside_are_opened():
+def test_only_modules_with_a_cut_inside_are_opened(name, targets):
     backbone = make(lambda m, x: m.fc(m.body(x).mean((2, 3))), body=nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
-    targets = {}
-    for name in ("body", "body.0"):
-        targets[name] = [n.target for n in trace_of(backbone, [name, "fc"]).nodes if n.op == "call_module"]
-    assert targets == {"body": ["body", "fc"], "body.0": ["body.0", "body.1", "fc"]}
+    assert [n.target for n in trace_of(backbone, [name, "fc"]).nodes if n.op == "call_module"] == targets

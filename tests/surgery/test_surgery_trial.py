@@ -325,6 +325,7 @@ POOLS = {
     "window of its size": (Pool(lambda x: F.avg_pool2d(x, x.shape[2:]).flatten(1)), True),
     "window of one size": (Pool(lambda x: F.avg_pool2d(x, (5, 4)).flatten(1)), False),
     "squeezed": (Pool(lambda x: x.mean((2, 3), keepdim=True).squeeze()), False),
+    "up to 40 pixels": (Pool(lambda x: x[:, :, :40].mean((2, 3))), False),
     "maximum": (Pool(lambda x: x.amax((2, 3))), False),
     "sum": (Pool(lambda x: x.sum((2, 3)) / 20), False),
     "activation after it": (Pool(lambda x: torch.tanh(x.mean((2, 3)))), False),
@@ -373,3 +374,11 @@ def test_what_does_not_follow_the_weights_is_noticed():
     x = images(2, (3, 6, 6), 1)
     with pytest.raises(ValueError, match=r"with other weights the cut backbone's logits are .* off the whole one's"):
         check_answers(kept, whole, [(x, whole(x))])
+
+
+@torch.no_grad()
+def test_what_is_nan_in_both_is_the_same():
+    whole = lived_in(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)), 1)
+    whole[2].bias[1] = torch.nan
+    x = images(2, (3, 6, 6), 1)
+    check_answers(Pool(whole), whole, [(x, whole(x))])
