@@ -133,7 +133,7 @@ def ran(content: bytes) -> object:
     return Machine(bytearray(content), 0, len(content)).run()
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", [2, 5])
 @pytest.mark.parametrize(
     "value",
     [

@@ -114,22 +114,27 @@ def test_nothing_is_doubled_and_nothing_lost(case):
     assert f"heads.{net.num_exits}.classifier.weight" not in names
 
 
+ACCELERATED = {
+    "resnet": (ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7), ["layer1", "layer2"]),
+    "convnext": (
+        ConvNeXt([CNBlockConfig(12, 16, 2), CNBlockConfig(16, None, 1)], num_classes=7),
+        ["features.1.0", "features.2"],
+    ),
+    "chain": (make(checked), ["first", "second"]),
+    "in place": (make(in_place), ["first", "second"]),
+}
+
+
 @pytest.mark.parametrize(
-    ("backbone", "exits"),
+    ("name", "head"),
     [
-        (ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7), ["layer1", "layer2"]),
-        (
-            ConvNeXt([CNBlockConfig(12, 16, 2), CNBlockConfig(16, None, 1)], num_classes=7),
-            ["features.1.0", "features.2"],
-        ),
-        (make(checked), ["first", "second"]),
-        (make(in_place), ["first", "second"]),
+        pytest.param(name, head, marks=[pytest.mark.slow] * (head != "pool" and name not in ("chain", "in place")))
+        for name in ACCELERATED
+        for head in ("pool", "bnpool", "conv1")
     ],
-    ids=["resnet", "convnext", "chain", "in place"],
 )
-@pytest.mark.parametrize("head", ["pool", "bnpool", "conv1"])
-def test_accelerated_it_answers_as_the_reference(backbone, exits, head):
-    shape = (3, 33, 32)
+def test_accelerated_it_answers_as_the_reference(name, head):
+    (backbone, exits), shape = ACCELERATED[name], (3, 33, 32)
     net = lived_in(attach(backbone, exits, head=head, input_shape=shape, criterion="entropy"), 7)
     x = images(33, shape)
     spread_thresholds(net, x, 0.4)
