@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from torch.utils.data import random_split
+from torch.utils.data import Dataset, random_split
 
 from eefast.data import image_sets, loaders
+from eefast.data.image_files import ImageFileError
 from eefast.data.image_sets import ImageTensors
 
 
@@ -50,3 +51,42 @@ def test_fewer_held_out_images_are_some_of_the_same(seed: int) -> None:
     fewer = loaders.split(images, 11, seed)[1]
     assert set(fewer.indices) < set(kept.indices)
     assert not set(fewer.indices) & set(trained.indices)
+
+
+class Unreadable(Dataset):
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> object:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError("first line\nthe disk is gone"), "the disk is gone"),
+        (RuntimeError(""), "RuntimeError"),
+        (ImageFileError("x.png cannot be read"), "x.png cannot be read"),
+    ],
+    ids=["two lines", "no text", "file"],
+)
+def test_images_that_cannot_be_read_are_an_error_of_one_line(error, line):
+    with pytest.raises(RuntimeError, match=f"^images could not be read: {line}$") as raised:
+        list(loaders.batches(Unreadable(error), 2))
+    assert raised.value.__cause__ is error
+
+
+def test_a_lack_of_memory_stays_what_it_is():
+    with pytest.raises(MemoryError):
+        list(loaders.batches(Unreadable(MemoryError()), 2))
+
+
+def test_samples_become_batches_and_batches_stay():
+    whole = torch.zeros(2, 1), torch.zeros(2)
+    assert loaders.collate(whole) is whole
+    images, labels = loaders.collate([(torch.zeros(1, 2, 2), 3), (torch.ones(1, 2, 2), 4)])
+    assert images.shape == (2, 1, 2, 2)
+    assert labels.tolist() == [3, 4]

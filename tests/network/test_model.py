@@ -342,3 +342,30 @@ def test_the_plain_network_ends_as_the_final_head():
     net.heads[1] = nn.Linear(4, 5)
     with pytest.raises(ValueError, match=r"the final head is a Linear, not an eefast\.heads\.ExitHead"):
         net.plain()
+
+
+def test_limits_are_those_of_one_moment(normalised):
+    net = normalised.with_criterion("learned", [0.25, 0.5])
+    values, moment = net.limits()
+    assert net.limits()[1] is moment, "an object that stays the same for as long as they do"
+    net.thresholds[1] = 0.75
+    assert values.tolist() == [0.25, 0.5]
+    again, later = net.limits()
+    assert again.tolist() == [0.25, 0.75]
+    assert later is not moment
+
+
+@torch.no_grad()
+def test_first_exits_under_another_rule(normalised):
+    x = images(7, (3, 8, 8))
+    other = normalised.with_criterion("margin", [0.2, 0.1])
+    got = normalised.first_exits(x, torch.tensor([0.2, 0.1]), other.criterion)
+    assert_same_answers(got, other(x), other, 0.0)
+
+
+def test_a_head_of_other_classes_is_named(normalised):
+    net = normalised.with_criterion("learned", [2.0, 2.0])
+    net.heads[1] = eefast.heads.ExitHead("pool", net.heads[1].feature_shape, 7, (3, 8, 8))
+    message = "the head of exit 1 answers with 7 classes, the network was built for 10; .*with_criterion"
+    with torch.no_grad(), pytest.raises(ValueError, match=message):
+        net(images(2, (3, 8, 8)))

@@ -1,10 +1,11 @@
-"""Plain ResNets: their multiply-accumulates as published."""
+"""Plain ResNets: blocks, maps, and their multiply-accumulates as published."""
 
 import pytest
 import torch
 
 from eefast import zoo
 from eefast.cost import macs
+from eefast.zoo.resnets import BasicBlock, Bottleneck, trunk
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,27 @@ def test_macs_of_the_plain_networks(name, shape, classes, mmacs):
 def test_unknown_plain_networks(name):
     with pytest.raises(ValueError, match="is unknown; choose one of resnet18, resnet20"):
         zoo.resnet(name)
+
+
+@pytest.mark.parametrize(
+    ("depth", "blocks", "kind", "width", "maps"),
+    [
+        (20, 9, BasicBlock, 64, [(16, 32)] * 3 + [(32, 16)] * 3 + [(64, 8)] * 3),
+        (18, 8, BasicBlock, 512, [(64, 8)] * 2 + [(128, 4)] * 2 + [(256, 2)] * 2 + [(512, 1)] * 2),
+        (50, 16, Bottleneck, 2048, [(256, 8)] * 3 + [(512, 4)] * 4 + [(1024, 2)] * 6 + [(2048, 1)] * 3),
+    ],
+)
+def test_blocks_and_maps_of_every_family(depth, blocks, kind, width, maps):
+    with torch.device("meta"):
+        stem, found, channels = trunk(depth, 3)
+        x = stem(torch.empty(2, 3, 32, 32))
+        shapes = [tuple((x := block(x)).shape[1:3]) for block in found]
+    assert (len(found), channels) == (blocks, width)
+    assert {type(block) for block in found} == {kind}
+    assert shapes == maps
+
+
+@pytest.mark.parametrize("depth", [0, 19, 21])
+def test_unknown_depths(depth):
+    with pytest.raises(ValueError, match=f"there is no ResNet-{depth}; choose one of 18, 20, 32"):
+        trunk(depth, 3)
