@@ -43,6 +43,14 @@ def test_other_dtypes_cost_the_same(dtype):
     assert macs(nn.Conv2d(3, 8, 3).to(dtype), (3, 7, 5)) == (28 * 120, (8, 5, 3))
 
 
+def test_costs_are_those_of_eval_mode():
+    class Twice(nn.Linear):
+        def forward(self, x):
+            return super().forward(super().forward(x) if self.training else x)
+
+    assert macs(Twice(8, 8).train(), (8,)) == (64, (8,))
+
+
 def test_of_several_outputs_the_first_gives_the_shape():
     class Two(nn.Linear):
         def forward(self, x):
