@@ -1,4 +1,4 @@
-"""Streams in every engine: buffers written to again, streams that are dropped, thresholds and dtypes that change."""
+"""Streams in every engine: order, buffers written to again, dropped streams, thresholds and dtypes that change."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from torch import Tensor
 
 import eefast
 from eefast import ops, zoo
-from eefast.engines.streaming import stream_on_cuda
+from eefast.engines.streaming import PIECE, stream_on_cuda
 from eefast.result import ExitResult
 
+needs_cpp = pytest.mark.skipif(bool(ops.CPP_MISSING), reason=f"the C++ kernels are {ops.CPP_MISSING}")
 SHAPE = (1, 6, 7)
 NORMALIZATION = ([0.4], [0.3])
 
@@ -40,10 +41,8 @@ def net() -> Any:
     return small()
 
 
-@pytest.fixture(params=["reference", "compact", "resident"])
+@pytest.fixture(params=["reference", "compact", pytest.param("resident", marks=needs_cpp)])
 def engine(request: Any) -> str:
-    if request.param == "resident" and ops.CPP_MISSING:
-        pytest.skip(f"the C++ kernels are {ops.CPP_MISSING}")
     return request.param  # type: ignore[no-any-return]
 
 
@@ -62,6 +61,64 @@ def wait_for(condition: Callable[[], bool]) -> bool:
 
 def no_threads_are_left() -> bool:
     return wait_for(lambda: not any(t.name.startswith("eefast-stream") for t in threading.enumerate()))
+
+
+class TestOrder:
+    def test_results_come_in_order_for_any_sizes(self, fast: Any, net: Any) -> None:
+        x, sizes = images(65, SHAPE), [3, 0, 1, 31, PIECE, 14]
+        got = list(fast.stream(x.split(sizes)))
+        assert [len(r.labels) for r in got] == sizes
+        whole = fast(x)
+        if fast.plan.engine == "resident":
+            assert torch.equal(torch.cat([r.logits for r in got]), whole.logits)
+        for r, wanted in zip(got, zip(*(part.split(sizes) for part in whole), strict=True), strict=True):
+            assert_same_answers(r, ExitResult(*wanted), net)
+
+    def test_memory_stays_bounded_on_an_endless_stream(self, fast: Any) -> None:
+        x, read = images(5, SHAPE), []
+
+        def endless() -> Iterator[Tensor]:
+            while True:
+                read.append(1)
+                yield x
+
+        results = fast.stream(endless())
+        for i in range(50):
+            assert len(next(results).labels) == 5
+            assert len(read) <= i + 1 + 8 * torch.get_num_threads()
+
+    def test_an_exception_comes_after_the_finished_results(self, fast: Any) -> None:
+        def failing() -> Iterator[Tensor]:
+            yield images(40, SHAPE)
+            yield images(7, SHAPE)
+            raise OSError("the camera is gone")
+
+        results = fast.stream(failing())
+        assert len(next(results).labels) == 40
+        assert len(next(results).labels) == 7
+        with pytest.raises(OSError, match="the camera is gone"):
+            next(results)
+
+    def test_a_bad_batch_is_refused_in_its_turn(self, fast: Any) -> None:
+        x = images(9, SHAPE)
+        results = fast.stream([x, x[:4].repeat(1, 2, 1, 1), x])
+        assert len(next(results).labels) == 9
+        with pytest.raises(ValueError, match=r"x has shape \(4, 2, 6, 7\)"):
+            next(results)
+
+    def test_it_plans_again_where_weights_change_on_the_way(self, engine: str) -> None:
+        net, x = small(), images(20, SHAPE)
+        fast = eefast.accelerate(net, engine=engine)
+
+        def batches() -> Iterator[Tensor]:
+            yield x
+            net.load_state_dict(small(9).state_dict())
+            yield x
+
+        first, second = fast.stream(batches())
+        assert not torch.equal(first.logits, second.logits)
+        assert_same_answers(second, fast(x), net)
+        assert engine != "resident" or torch.equal(second.logits, fast(x).logits)
 
 
 def of_any_layout(buffer: Tensor) -> Callable[[list[Tensor]], Iterator[Tensor]]:
@@ -398,10 +455,18 @@ class TestDroppedStreams:
         assert no_threads_are_left()
         assert len(read) == before
 
+    @needs_cpp
+    def test_closing_early_waits_for_nothing_and_leaves_no_thread(self, net: Any) -> None:
+        x = images(65, SHAPE)
+        results = eefast.accelerate(net, engine="resident").stream(x for _ in range(1000))
+        next(results)
+        assert any(t.name.startswith("eefast-stream") for t in threading.enumerate())
+        results.close()
+        assert no_threads_are_left()
+
+    @needs_cpp
     def test_within_a_worker(self, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """The garbage collector closes streams on another stream's thread, and on their own."""
-        if ops.CPP_MISSING:
-            pytest.skip(f"the C++ kernels are {ops.CPP_MISSING}")
         fast, x, collected = eefast.accelerate(net, engine="resident"), images(33, SHAPE), []
         run = fast.engine.run
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import eefast
 from eefast.heads import ExitHead
@@ -17,6 +19,21 @@ ENGINES = ("compact", "resident", "auto")
 
 def conv(inputs: int = 8, outputs: int = 8, **more: Any) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1, **more)
+
+
+def layers(**more: nn.Module) -> dict[str, nn.Module]:
+    """A convolution and a BatchNorm for a `Stage`."""
+    return {"conv": conv(), "norm": nn.BatchNorm2d(8), **more}
+
+
+COMPUTED_WEIGHTS: dict[str, Callable[[], nn.Module]] = {
+    "weight_norm": lambda: nn.Sequential(weight_norm(conv()), nn.BatchNorm2d(8)),
+    "spectral_norm": lambda: nn.Sequential(spectral_norm(conv()), nn.BatchNorm2d(8)),
+    "pruned": lambda: nn.Sequential(prune.l1_unstructured(conv(), "weight", 0.5), nn.BatchNorm2d(8)),
+    "parametrised": lambda: nn.Sequential(parametrizations.weight_norm(conv()), nn.BatchNorm2d(8)),
+    "orthogonal": lambda: nn.Sequential(parametrizations.orthogonal(conv()), nn.BatchNorm2d(8)),
+}
+"""Stages with weights that PyTorch computes at every call."""
 
 
 def randomised(net: nn.Module) -> nn.Module:

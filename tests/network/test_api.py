@@ -12,7 +12,6 @@ from torch import nn
 import eefast
 from eefast import ops, zoo
 from eefast.heads import ExitHead
-from eefast.planning.folding import fold_stage
 
 
 @pytest.fixture
@@ -243,18 +242,6 @@ def test_code_around_it_compiles(net, x, engine):
     assert torch.equal(classify(x), fast(x).labels + 1)
 
 
-class LouderHead(ExitHead):
-    def forward(self, features):
-        return super().forward(2 * features)
-
-
-def test_a_subclassed_head_is_not_packed_as_if_it_were_the_original(net, x):
-    net.heads[0] = lived_in(LouderHead("pool", net.stage_costs[0].feature_shape, 10, net.input_shape), 7)
-    with pytest.raises(ValueError, match="the head of exit 0 is a LouderHead"):
-        eefast.accelerate(net, engine="compact")
-    assert_same_answers(eefast.accelerate(net)(x), one_by_one(net, x), net)
-
-
 def test_wrong_arguments_are_refused(net):
     with pytest.raises(TypeError, match=r"net is a Linear; give an eefast\.EarlyExitNet"):
         eefast.accelerate(nn.Linear(1, 1))
@@ -262,51 +249,9 @@ def test_wrong_arguments_are_refused(net):
         eefast.accelerate(net, max_batch_size=0)
 
 
-def test_the_plan_prints_as_a_table(net):
-    text = str(eefast.accelerate(net, engine="compact").plan)
-    lines = text.splitlines()
-    assert lines[0].startswith("compact engine, cpu, float32: ")
-    assert len(lines) == 2 + 3
-    assert all("folded" in line for line in lines[2:])
-    assert ("C++" if ops.CPP_MISSING is None else ops.CPP_MISSING) in text
-    shares = [float(line.split("%")[0].split()[-1]) for line in lines[2:]]
-    assert sum(shares) == pytest.approx(100, abs=0.2)
-
-
 def test_accelerating_twice_is_accelerating_once(net, x):
     fast = eefast.accelerate(eefast.accelerate(net))
     assert fast.net is net
-
-
-class Branching(nn.Module):
-    """A stage that torch.fx cannot trace, since it looks at its data."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
-
-    def forward(self, x):
-        return self.norm(self.conv(x)) if bool(x.sum() > -1e30) or not len(x) else x
-
-
-def test_stages_that_cannot_be_traced_run_unchanged(x):
-    stage = lived_in(Branching(), 2)
-    copied, what = fold_stage(stage, torch.float32)
-    assert what.startswith("not folded: torch.fx cannot trace it")
-    torch.testing.assert_close(copied(x), stage(x))
-
-
-@pytest.mark.parametrize("name", ["eenet8", "eenet18", "eenet20", "eenet50"])
-def test_folding_errs_no_more_than_float32_does(name):
-    net = lived_in(zoo.eenet(name, 2, "linear", input_shape=(3, 16, 16)), 5)
-    x = images(3, (3, 16, 16))
-    exact = copy.deepcopy(net).double().plain()(x.double())
-    folded, what = fold_stage(net.plain(), torch.float32)
-    assert what == "folded"
-    left = sum(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-    assert left == (3 if name == "eenet8" else 0)  # EENet-8 has BatchNorms before its convolutions
-    tolerance = 2 * (net.plain()(x) - exact).abs().max() + 1e-6 * exact.abs().max()
-    assert (folded(x) - exact).abs().max() <= tolerance
 
 
 def test_warmup_plans_again_and_runs(net, x, monkeypatch):
@@ -324,9 +269,24 @@ def test_warmup_plans_again_and_runs(net, x, monkeypatch):
         fast.warmup()
 
 
-@pytest.mark.parametrize("name", ["auto", "reference"])
-def test_stages_without_arithmetic(name):
-    heads = [ExitHead("bnpool", (4, 5, 7), 3, (4, 5, 7)) for _ in range(2)]
-    net = lived_in(eefast.EarlyExitNet([nn.Identity(), nn.Identity()], heads, input_shape=(4, 5, 7)), 3)
-    x = images(9, (4, 5, 7))
-    assert_same_answers(eefast.accelerate(net, engine=name)(x), one_by_one(net, x), net)
+def test_a_frozen_network_is_not_looked_at_again(net, x, engine):
+    fast = eefast.accelerate(net, engine=engine, frozen=True)
+    before = fast(x)
+    for p in net.parameters():
+        p.data.mul_(0.5)
+    net.load_state_dict(lived_in(copy.deepcopy(net), 9).state_dict() | {"thresholds": net.thresholds})
+    assert torch.equal(fast(x).logits, before.logits)
+    net.thresholds.fill_(2.0)
+    assert fast(x).exit_index.tolist() == [2] * len(x)
+
+
+def test_build_is_what_accelerate_calls_and_printing_is_not(net, monkeypatch):
+    fast = eefast.accelerate(net, engine="compact")
+    before = fast.plan
+    with torch.no_grad():
+        next(net.parameters()).mul_(1.0)
+    with monkeypatch.context() as patched:
+        patched.setattr("eefast.api.build", lambda *_: pytest.fail("planned"))
+        assert "engine='compact'" in repr(fast)
+        assert fast.plan is before
+    assert fast.warmup() is not before

@@ -1,34 +1,38 @@
-"""Folding and planning of odd stages: an engine gives the network's answers, or says why it cannot."""
+"""Folded stages: each call of a convolution with the BatchNorm that follows it, the answers of the network."""
 
 from __future__ import annotations
 
+import copy
 import gc
 import linecache
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from networks import Stage, images
-from odd_networks import ENGINES, SHAPE, ActivatedNorm, assert_answers_or_refusal, conv, network
+from networks import Stage, images, lived_in
+from odd_networks import (
+    COMPUTED_WEIGHTS,
+    ENGINES,
+    SHAPE,
+    ActivatedNorm,
+    assert_answers_or_refusal,
+    conv,
+    layers,
+    network,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import eefast
-from eefast.planning import planner
+from eefast import zoo
+from eefast.planning.folding import fold_stage
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-    planner.log_once.cache_clear()
-
-
-def layers(**more: nn.Module) -> dict[str, nn.Module]:
-    return {"conv": conv(), "norm": nn.BatchNorm2d(8), **more}
 
 
 class Standardised(nn.Conv2d):
@@ -98,11 +102,7 @@ STAGES: dict[str, Callable[[], nn.Module]] = {
     "dropout": lambda: nn.Sequential(conv(), nn.Dropout2d(), nn.BatchNorm2d(8), nn.Dropout(), nn.FeatureAlphaDropout()),
     "self.training": lambda: Stage(lambda s, x: s.conv(x * 5 if s.training else x), **layers()),
     "view": lambda: Stage(lambda s, x: s.norm(s.conv(x)).view(x.size(0), 2, -1).view_as(x).contiguous(), **layers()),
-    "weight_norm": lambda: nn.Sequential(weight_norm(conv()), nn.BatchNorm2d(8)),
-    "spectral_norm": lambda: nn.Sequential(spectral_norm(conv()), nn.BatchNorm2d(8)),
-    "pruned": lambda: nn.Sequential(prune.l1_unstructured(conv(), "weight", 0.5), nn.BatchNorm2d(8)),
-    "parametrised": lambda: nn.Sequential(parametrizations.weight_norm(conv()), nn.BatchNorm2d(8)),
-    "orthogonal": lambda: nn.Sequential(parametrizations.orthogonal(conv()), nn.BatchNorm2d(8)),
+    **COMPUTED_WEIGHTS,
     "untraceable": lambda: Stage(lambda s, x: s.norm(s.conv(x)) if len(x) < 1e9 else x, **layers()),
     "a conv alone": conv,
     "a norm alone": lambda: nn.BatchNorm2d(8),
@@ -122,171 +122,65 @@ def test_odd_stages_are_answered_as_the_network_does(name):
         assert torch.equal(value, before[key]), key
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["weight_norm", "spectral_norm", "pruned", "parametrised", "conv and norm twice"])
-def test_after_a_step_of_training_the_weights_are_the_current_ones(name):
-    """Their weights are no leaves of autograd then, which `copy.deepcopy` refuses."""
-    net, x = network(STAGES[name](), STAGES[name]()), images(5, SHAPE)
-    fast = eefast.accelerate(net)
-    optimiser = torch.optim.SGD(net.parameters(), 0.05)
-    sum(out.logits.square().sum() for out in net.train()(x)).backward()
-    optimiser.step()
-    net.eval()
-    with torch.no_grad():
-        torch.testing.assert_close(fast(x).logits, net(x).logits, rtol=1e-4, atol=1e-4)
-    sum(out.logits.square().sum() for out in net.all_exits(x)).backward()
-    for engine in ENGINES:
-        assert assert_answers_or_refusal(net, x, engine) == ""
-
-
-def test_a_stage_object_used_twice_is_right():
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_stage_object_used_twice_is_right(engine):
     block = nn.Sequential(conv(), nn.BatchNorm2d(8), nn.ReLU())
-    net, x = network(block, block), images(5, SHAPE)
-    for engine in ENGINES:
-        assert assert_answers_or_refusal(net, x, engine) == ""
+    assert assert_answers_or_refusal(network(block, block), images(5, SHAPE), engine) == ""
 
 
-def test_modules_with_two_names_are_right():
+@pytest.mark.parametrize("engine", ENGINES)
+def test_modules_with_two_names_are_right(engine):
     stage = Stage(lambda s, x: s.norm(s.conv(s.norm2(s.conv2(x)))), **layers(conv2=conv(), norm2=nn.BatchNorm2d(8)))
     net, x = network(stage), images(5, SHAPE)
     stage.conv2, stage.norm2 = stage.conv, stage.norm
-    for engine in ENGINES:
-        assert assert_answers_or_refusal(net, x, engine) == ""
-
-
-class Counting(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = conv()
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return self.conv(x) * self.calls
-
-
-def hooked(register: str) -> nn.Module:
-    stage = nn.Sequential(conv(), nn.ReLU())
-    hook = (lambda m, args: (args[0] * 2,)) if "pre" in register else (lambda m, args, out: out * 2)
-    getattr(stage[0], register)(hook)
-    return stage
-
-
-REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "batch statistics": (
-        lambda: nn.Sequential(conv(), nn.BatchNorm2d(8, track_running_stats=False)),
-        "stage 1 has BatchNorm2d '1' without running statistics, so that its answers depend on the whole batch",
-    ),
-    "functional batch statistics": (
-        lambda: Stage(lambda s, x: F.batch_norm(s.conv(x), None, None, training=True), **layers()),
-        "stage 1 answers differently for an image alone, so it depends on the whole batch",
-    ),
-    "mean of the batch": (
-        lambda: Stage(lambda s, x: s.conv(x - x.mean(0)), **layers()),
-        "stage 1 answers differently for an image alone, so it depends on the whole batch",
-    ),
-    "random": (
-        lambda: Stage(lambda s, x: s.conv(F.dropout(x, 0.5, True)), **layers()),
-        "stage 1 answers differently when it is called again",
-    ),
-    "stateful": (Counting, "stage 1 answers differently when it is called again"),
-    "hook": (
-        partial(hooked, "register_forward_hook"),
-        "stage 1 has Conv2d '0' with a forward hook, which only the reference engine calls",
-    ),
-    "pre-hook": (partial(hooked, "register_forward_pre_hook"), "stage 1 has Conv2d '0' with a forward hook"),
-    "no view": (
-        lambda: nn.Sequential(Stage(lambda s, x: s.conv(x).view(len(x), -1).view_as(x), **layers())),
-        "stage 1: on channels-last maps in float32 its copy in '0': RuntimeError: view size is not compatible",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_stages_that_only_the_reference_engine_answers(name, caplog):
-    make, reason = REFUSED[name]
-    net, x = network(make()), images(5, SHAPE)
-    for engine in ("compact", "resident"):
-        with pytest.raises(ValueError, match=f"^engine='{engine}' cannot run: .*; use engine='"):
-            eefast.accelerate(net, engine=engine)
-    assert reason in assert_answers_or_refusal(net, x, "compact")
-    with caplog.at_level(logging.WARNING, "eefast"):
-        for _ in range(2):
-            fast = eefast.accelerate(net)
-    assert [r.message for r in caplog.records if reason in r.message] == [caplog.records[-1].message]
-    assert fast.plan.engine == "reference"
-    if name not in ("random", "stateful"):
-        with torch.no_grad():
-            torch.testing.assert_close(fast(x).logits, net(x).logits)
-
-
-def test_an_exception_in_the_stage_itself_names_its_module(caplog):
-    """The constant meets another dtype; the reference engine then says so at the call, as the network does."""
-    inner = Stage(lambda s, x: F.conv2d(x, s.conv.weight.bfloat16()), conv=nn.Conv2d(8, 8, 1))
-    net = network(nn.Sequential(nn.ReLU(), inner))
-    said = "(Input type|expected scalar type)"  # by which of PyTorch's convolutions is tried first
-    with pytest.raises(ValueError, match=rf"cannot run: stage 1 in '1': RuntimeError: {said}"):
-        eefast.accelerate(net, engine="compact")
-    fast = eefast.accelerate(net)
-    with pytest.raises(RuntimeError, match=said):
-        fast(images(2, SHAPE))
-
-
-@pytest.mark.parametrize("engine", ["auto", "compact", "reference", "resident"])
-def test_another_number_of_classes_is_refused_with_the_way_out(engine):
-    net, x = network(conv()), images(5, SHAPE)
-    fast = eefast.accelerate(net, engine=engine)
-    for head in net.heads:
-        head.classifier = nn.Linear(8, 100)
-    message = r"the head of exit 0 answers with 100 classes, the network was built for 5; .*with_criterion"
-    for call in (lambda: eefast.accelerate(net, engine=engine), lambda: fast(x), lambda: net(x)):
-        with pytest.raises(ValueError, match=message):
-            call()
-    rebuilt = net.with_criterion(net.criterion.name, [1.0])
-    assert eefast.accelerate(rebuilt, engine=engine)(x).logits.shape == (5, 100)
-
-
-def test_a_part_left_in_training_mode_is_refused():
-    net, x = network(conv()), images(5, SHAPE)
-    net.heads[1].classifier = nn.Sequential(nn.Dropout(), nn.Linear(8, 5))
-    for engine in ENGINES:
-        with pytest.raises(ValueError, match=r"exit 1 has parts in training mode .*\(Dropout, Linear, Seq"):
-            eefast.accelerate(net, engine=engine)
-    net.eval()
-    assert assert_answers_or_refusal(net, x, "auto") == ""
-    net.stages[1] = conv()  # in training mode too, but it answers the same
-    assert assert_answers_or_refusal(net, x, "compact") == "" or "Dropout" in repr(net)
-
-
-def test_weights_that_are_no_numbers_run_as_the_reference_does():
-    net, x = network(conv()), images(5, SHAPE)
-    net.thresholds.fill_(0.0)
-    with torch.no_grad():
-        net.stages[1].weight[0] = torch.nan
-    for engine in ENGINES:
-        fast = eefast.accelerate(net, engine=engine)
-        torch.testing.assert_close(fast(x).logits, net(x).logits, equal_nan=True, rtol=1e-4, atol=1e-4)
+    assert assert_answers_or_refusal(net, x, engine) == ""
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
-def test_compiled_and_scripted_stages_run_as_they_were_written():
-    compiled, x = torch.compile(nn.Sequential(conv(), nn.BatchNorm2d(8)), backend="eager"), images(5, SHAPE)
-    scripted = network(conv(), compiled)
-    scripted.stages[1] = torch.jit.script(nn.Sequential(conv(), nn.BatchNorm2d(8)).eval())
-    in_place = network(nn.Sequential(conv(), nn.BatchNorm2d(8)))
-    in_place.stages[1].compile(backend="eager")
-    for net in (scripted, in_place):
-        assert assert_answers_or_refusal(net, x, "compact") == ""
-        assert assert_answers_or_refusal(net, x, "auto") == ""
-    assert [row.note for row in eefast.accelerate(in_place, engine="compact").plan.stages] == ["folded"] * 2
+@pytest.mark.parametrize("engine", ["compact", "auto"])
+def test_compiled_and_scripted_stages_run_as_they_were_written(engine):
+    net = network(conv(), torch.compile(nn.Sequential(conv(), nn.BatchNorm2d(8)), backend="eager"))
+    net.stages[1] = torch.jit.script(nn.Sequential(conv(), nn.BatchNorm2d(8)).eval())
+    assert assert_answers_or_refusal(net, images(5, SHAPE), engine) == ""
 
 
-def test_planning_under_inference_mode_serves_calls_outside_of_it():
-    net, x = network(conv()), images(5, SHAPE)
-    with torch.inference_mode():
-        fast = eefast.accelerate(net, engine="compact")
-    assert not any(t.is_inference() for step in fast.engine.steps for t in step.stage.parameters())
-    torch.testing.assert_close(fast(x).logits, net(x).logits, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("engine", ["compact", "auto"])
+def test_stages_compiled_in_place_are_folded(engine):
+    net = network(nn.Sequential(conv(), nn.BatchNorm2d(8)))
+    net.stages[1].compile(backend="eager")
+    assert assert_answers_or_refusal(net, images(5, SHAPE), engine) == ""
+    assert [row.note for row in eefast.accelerate(net, engine="compact").plan.stages] == ["folded"] * 2
+
+
+class Branching(nn.Module):
+    """A stage that torch.fx cannot trace, since it looks at its data."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) if bool(x.sum() > -1e30) or not len(x) else x
+
+
+def test_stages_that_cannot_be_traced_run_unchanged():
+    stage, x = lived_in(Branching(), 2), images(33, (3, 16, 16))
+    copied, what = fold_stage(stage, torch.float32)
+    assert what == "not folded: torch.fx cannot trace it (TraceError)"
+    torch.testing.assert_close(copied(x), stage(x))
+
+
+@pytest.mark.parametrize("name", ["eenet8", "eenet18", "eenet20", "eenet50"])
+def test_folding_errs_no_more_than_float32_does(name):
+    net = lived_in(zoo.eenet(name, 2, "linear", input_shape=(3, 16, 16)), 5)
+    x = images(3, (3, 16, 16))
+    exact = copy.deepcopy(net).double().plain()(x.double())
+    folded, what = fold_stage(net.plain(), torch.float32)
+    assert what == "folded"
+    left = sum(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    assert left == (3 if name == "eenet8" else 0)  # EENet-8 has BatchNorms before its convolutions
+    tolerance = 2 * (net.plain()(x) - exact).abs().max() + 1e-6 * exact.abs().max()
+    assert (folded(x) - exact).abs().max() <= tolerance
 
 
 def test_plans_leave_no_sources():

@@ -168,3 +168,17 @@ def test_heads_changed_after_planning_are_noticed(name):
         assert (name == "the mean in other words") == torch.allclose(wanted.logits, before.logits)
         torch.testing.assert_close(fast(x).logits, wanted.logits, rtol=1e-4, atol=1e-4)
     assert (fast.plan.engine == "reference") == bool(reason)
+
+
+class LouderHead(ExitHead):
+    def forward(self, features):
+        return super().forward(2 * features)
+
+
+def test_a_subclassed_head_is_not_packed_as_if_it_were_the_original():
+    net, x = network(conv()), images(5, SHAPE)
+    net.heads[0] = randomised(LouderHead("pool", net.stage_costs[0].feature_shape, 5, net.input_shape))
+    net.thresholds.fill_(0.0)  # all exit at the head that was changed
+    with pytest.raises(ValueError, match="the head of exit 0 is a LouderHead"):
+        eefast.accelerate(net, engine="compact")
+    assert assert_answers_or_refusal(net, x, "auto") == ""

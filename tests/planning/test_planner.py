@@ -1,4 +1,4 @@
-"""Which engine the planner chooses and why: with engines that only say their name, and times that are given."""
+"""Which engine the planner chooses and why: mostly with engines that only say their name, and times that are given."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from networks import images
+from odd_networks import SHAPE as ODD_SHAPE
+from odd_networks import conv, network
+from torch import nn
 
 import eefast
-from eefast import zoo
+from eefast import ops, zoo
 from eefast.engines import Plan
 from eefast.planning import Options, build, planner, probe
 from eefast.planning.errors import UnsupportedError
@@ -223,13 +227,37 @@ def test_a_plan_is_a_value(net: Any, builders: Builders) -> None:
         one.engine = "compact"  # type: ignore[misc]
 
 
-def test_build_is_what_accelerate_calls_and_printing_is_not(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = eefast.accelerate(net, engine="compact")
-    before = fast.plan
-    with torch.no_grad():
-        next(net.parameters()).mul_(1.0)
-    with monkeypatch.context() as patched:
-        patched.setattr("eefast.api.build", lambda *_: pytest.fail("planned"))
-        assert "engine='compact'" in repr(fast)
-        assert fast.plan is before
-    assert fast.warmup() is not before
+class TestRealEngines:
+    @pytest.mark.skipif(bool(ops.CPP_MISSING), reason=f"the C++ kernels are {ops.CPP_MISSING}")
+    def test_auto_takes_the_faster_engine_and_says_why(self, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(planner, "speeds", {})
+        found = plan(net)
+        (speeds,) = planner.speeds.values()
+        assert found.engine == ("resident" if speeds[0] <= speeds[1] else "compact")
+        other = {"resident": "compact", "compact": "resident"}[found.engine]
+        assert f"as fast as {other} (16 images to the final exit: " in str(found)
+
+    @pytest.mark.parametrize("call", ["accelerate", "the accelerated network", "the network"])
+    @pytest.mark.parametrize("engine", ["auto", "compact", "reference", "resident"])
+    def test_another_number_of_classes_is_refused_with_the_way_out(self, engine: str, call: str) -> None:
+        net, x = network(conv()), images(5, ODD_SHAPE)
+        fast = eefast.accelerate(net, engine=engine)
+        for head in net.heads:
+            head.classifier = nn.Linear(8, 100)
+        calls = {
+            "accelerate": lambda: eefast.accelerate(net, engine=engine),
+            "the accelerated network": lambda: fast(x),
+            "the network": lambda: net(x),
+        }
+        message = r"the head of exit 0 answers with 100 classes, the network was built for 5; .*with_criterion"
+        with pytest.raises(ValueError, match=message):
+            calls[call]()
+        rebuilt = net.with_criterion(net.criterion.name, [1.0])
+        assert eefast.accelerate(rebuilt, engine=engine)(x).logits.shape == (5, 100)
+
+    def test_planning_under_inference_mode_serves_calls_outside_of_it(self) -> None:
+        net, x = network(conv()), images(5, ODD_SHAPE)
+        with torch.inference_mode():
+            fast: Any = eefast.accelerate(net, engine="compact")
+        assert not any(t.is_inference() for step in fast.engine.steps for t in step.stage.parameters())
+        torch.testing.assert_close(fast(x).logits, net(x).logits, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,69 @@
+"""Plans as values: printed, compared and pickled; the arguments of the resident op in its order."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import pytest
+import torch
+from networks import lived_in
+
+import eefast
+from eefast import ops, zoo
+from eefast.engines.program import Plan, ResidentProgram, StagePlan
+
+STAGES = (StagePlan((16, 8, 4), 0.256, "C++", "folded"), StagePlan((8, 1, 1), 0.744, "C++ with conv", "not folded"))
+PLAN = Plan("compact", torch.device("cpu"), torch.bfloat16, "entropy", ("asked for by name", "a note"), STAGES)
+
+
+def test_it_prints_as_a_table() -> None:
+    assert str(PLAN).splitlines() == [
+        "compact engine, cpu, bfloat16: asked for by name; a note",
+        "exit  features  MACs   exit kernel    stage",
+        "0     16×8×4    25.6%  C++            folded",
+        "1     8×1×1     74.4%  C++ with conv  not folded",
+    ]
+
+
+def test_the_plan_of_a_network_has_a_row_for_each_exit() -> None:
+    net: Any = lived_in(zoo.eenet("eenet20", 2, "linear", "bnpool", input_shape=(3, 16, 16)), 1)
+    text = str(eefast.accelerate(net, engine="compact").plan)
+    lines = text.splitlines()
+    assert lines[0].startswith("compact engine, cpu, float32: ")
+    assert len(lines) == 2 + 3
+    assert all("folded" in line for line in lines[2:])
+    assert ("C++" if ops.CPP_MISSING is None else ops.CPP_MISSING) in text
+    shares = [float(line.split("%")[0].split()[-1]) for line in lines[2:]]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+
+
+def test_copies_are_equal() -> None:
+    for other in (replace(PLAN), pickle.loads(pickle.dumps(PLAN))):
+        assert other == PLAN
+        assert hash(other) == hash(PLAN)
+    with pytest.raises(FrozenInstanceError):
+        PLAN.engine = "resident"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"engine": "resident"}, {"dtype": torch.float32}, {"reasons": ("a note",)}, {"stages": STAGES[:1]}],
+    ids=lambda change: next(iter(change)),
+)
+def test_other_plans_are_not(change: dict[str, Any]) -> None:
+    assert replace(PLAN, **change) != PLAN
+
+
+def test_arguments_of_the_resident_op() -> None:
+    parts = {name: torch.tensor(i) for i, name in enumerate(("steps", "maps", "groups", "weights", "packed"))}
+    program = ResidentProgram(**parts, bfloat16=True, algorithms=(0,), group_sizes=(1,))
+    thresholds = torch.zeros(2)
+    arguments = program.arguments(thresholds, "entropy", 10)
+    names = [a.name for a in torch.ops.eefast.resident_forward.default._schema.arguments]
+    given = dict(zip(names[1:], arguments, strict=False))
+    assert all(given[name] is part for name, part in parts.items())
+    assert given["thresholds"] is thresholds
+    assert (given["criterion"], given["num_classes"], given["bfloat16"]) == ("entropy", 10, True)
+    assert list(given)[-1] == "bfloat16"
