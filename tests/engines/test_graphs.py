@@ -34,6 +34,22 @@ def net() -> Any:
     return network()
 
 
+SIZES = (0, 1, 2, 3, 31, 32, 100)
+
+
+@pytest.fixture(scope="module")
+def expected(net: Any) -> dict[int, Any]:
+    """What the one-by-one loop answers, by the number of images."""
+    return {n: one_by_one(net, images(n, SHAPE, seed=n)) if n else net(images(0, SHAPE)) for n in SIZES}
+
+
+@pytest.fixture(scope="module")
+def with_graphs(net: Any) -> Any:
+    with pytest.MonkeyPatch.context() as patched:
+        capture_on_cpu(patched)
+        return planned(net, 31)
+
+
 def stream(engine: Any, net: Any, chunks: Iterable[torch.Tensor]) -> Any:
     return engine.stream(Batch(x, net.thresholds, net) for x in chunks)
 
@@ -53,15 +69,16 @@ def reading(engine: Any, reads: Callable[[int], bool], queues: int) -> None:
 
 @pytest.mark.usefixtures("on_cpu")
 class TestOnTheCpu:
+    @pytest.mark.parametrize("n", SIZES)
     @pytest.mark.parametrize("queues", [1, 2])
     @pytest.mark.parametrize("pattern", ["never", "always", "second"])
-    def test_answers_of_the_one_by_one_loop(self, net: Any, pattern: str, queues: int) -> None:
-        p = planned(net, 31)
+    def test_answers_of_the_one_by_one_loop(
+        self, net: Any, with_graphs: Any, expected: dict[int, Any], pattern: str, queues: int, n: int
+    ) -> None:
+        p, p.graphs.waits = with_graphs, 0
         reads = {"never": lambda _: False, "always": lambda _: True, "second": lambda stage: stage == 1}[pattern]
         reading(p, reads, queues)
-        for n in (0, 1, 2, 3, 31, 32, 100):
-            x = images(n, SHAPE, seed=n)
-            assert_same(run(p, net, x), one_by_one(net, x) if n else net(x))
+        assert_same(run(p, net, images(n, SHAPE, seed=n)), expected[n])
         assert pattern != "never" or p.graphs.waits == 0
 
     def test_an_unreferenced_plan_frees_its_memory_at_once(self, net: Any) -> None:
@@ -252,15 +269,15 @@ class TestOnTheGpu:
             torch.cuda.set_sync_debug_mode("default")
         assert fast.engine.graphs.waits == 0
 
-    def test_in_half_precision(self, net: Any, on_gpu: Any) -> None:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_in_half_precision(self, net: Any, on_gpu: Any, dtype: torch.dtype) -> None:
         x = images(257, SHAPE)
-        for dtype in (torch.float16, torch.bfloat16):
-            fast = eefast.accelerate(on_gpu, engine="compact", dtype=dtype, max_batch_size=64)
-            got, expected = fast(x.cuda().to(dtype)), net(x)
-            same = got.exit_index.cpu() == expected.exit_index
-            assert same.float().mean() > 0.9
-            error = (got.logits.cpu() - expected.logits)[same].abs().max()
-            assert error < (0.05 if dtype == torch.float16 else 0.4) * expected.logits.abs().max()
+        fast = eefast.accelerate(on_gpu, engine="compact", dtype=dtype, max_batch_size=64)
+        got, expected = fast(x.cuda().to(dtype)), net(x)
+        same = got.exit_index.cpu() == expected.exit_index
+        assert same.float().mean() > 0.9
+        error = (got.logits.cpu() - expected.logits)[same].abs().max()
+        assert error < (0.05 if dtype == torch.float16 else 0.4) * expected.logits.abs().max()
 
     def test_device_counted_stages(self, net: Any, on_gpu: Any) -> None:
         fast = eefast.accelerate(on_gpu, engine="compact", max_batch_size=64)

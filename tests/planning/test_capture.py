@@ -26,7 +26,18 @@ def net() -> Any:
     return network()
 
 
-def test_out_of_memory_leaves_fewer_sizes_then_smaller_batches(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+ALL_SIZES = len(graphs.sizes(64))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "kept"),
+    [(1000, (64, 2, ALL_SIZES)), (100, (64, 2, 9)), (60, (64, 2, 7)), (30, (64, 1, 7)), (20, (16, 1, 5)), (0, None)],
+    ids=str,
+)
+def test_out_of_memory_leaves_fewer_sizes_then_smaller_batches(
+    net: Any, allowed: int, kept: tuple[int, int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """allowed: graphs for which there is memory; kept: images, queues and sizes of those that stay."""
     keep, budget = graphs.captured, 0
 
     def short(*args: Any) -> Any:
@@ -44,18 +55,12 @@ def test_out_of_memory_leaves_fewer_sizes_then_smaller_batches(net: Any, monkeyp
 
     monkeypatch.setattr(graphs, "captured", short)
     monkeypatch.setattr(capture, "Graphs", Counted)
-    x = images(20, SHAPE)
-    seen = []
-    for allowed in (1000, 100, 60, 30, 20, 0):
-        p = planned(net, 64)
-        got = run(p, net, x)
-        assert_same(got, net(x))
-        g = getattr(p, "graphs", None)
-        seen.append((g.capacity, g.queues, len(g.sizes)) if g else None)
-        reason = p.plan.reason
-        assert ("memory was full" in reason or "memory is full" in reason) == (allowed < 1000)
-    full = len(graphs.sizes(64))
-    assert seen == [(64, 2, full), (64, 2, 9), (64, 2, 7), (64, 1, 7), (16, 1, 5), None]
+    p, x = planned(net, 64), images(20, SHAPE)
+    assert_same(run(p, net, x), net(x))
+    g = getattr(p, "graphs", None)
+    assert ((g.capacity, g.queues, len(g.sizes)) if g else None) == kept
+    reason = p.plan.reason
+    assert ("memory was full" in reason or "memory is full" in reason) == (allowed < 1000)
 
 
 def test_a_stage_that_cannot_be_captured(net: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

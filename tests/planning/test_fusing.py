@@ -6,6 +6,7 @@ import pickle
 import random
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -63,16 +64,17 @@ def test_stages_of_the_zoo(depth: int, shape: tuple[int, int, int]) -> None:
         x = expected
 
 
-@pytest.mark.parametrize("kind", ["resnet18", "resnet50"])
-def test_layers_of_torchvision(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "wide"), [("resnet18", 64), ("resnet50", 256)])
+@pytest.mark.parametrize("layer", ["layer1", "layer2"])
+def test_layers_of_torchvision(kind: str, wide: int, layer: str) -> None:
     """Which write `out += identity`."""
-    net = getattr(torchvision.models, kind)(weights=None)
-    for layer, channels in (("layer1", 64), ("layer2", 64 if kind == "resnet18" else 256)):
-        folded, fused, count, total = folded_and_fused(getattr(net, layer))
-        assert count == total
-        assert kinds(fused) == Counter(FusedConv=total)
-        x = features(2, channels, 5, 7)
-        same(fused(x), folded(x))
+    block = torchvision.models.resnet.BasicBlock if kind == "resnet18" else torchvision.models.resnet.Bottleneck
+    net = torchvision.models.ResNet(block, [2, 2, 1, 1])
+    folded, fused, count, total = folded_and_fused(getattr(net, layer))
+    assert count == total
+    assert kinds(fused) == Counter(FusedConv=total)
+    x = features(2, 64 if layer == "layer1" else wide, 5, 7)
+    same(fused(x), folded(x))
 
 
 def test_the_folded_stage_stays_and_shares_its_weights() -> None:
@@ -194,16 +196,23 @@ def test_what_counts_as_fused() -> None:
     assert counts["called twice"] == (2, 2)
 
 
+def pooled(s: Any, x: Tensor) -> Tensor:
+    return s.a(x.mean((2, 3), keepdim=True))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "run",
+    [lambda s, x: s.b(x) + pooled(s, x), lambda s, x: pooled(s, x) + s.b(x)],
+    ids=["one pixel last", "one pixel first"],
+)
 @pytest.mark.parametrize("relu", [False, True])
-def test_smaller_and_larger_residuals(relu: bool) -> None:
+def test_smaller_and_larger_residuals(relu: bool, run: Callable[..., Tensor]) -> None:
     """A map of one pixel plus a whole one, either of which may run last."""
-    pooled: Callable[..., Tensor] = lambda s, x: s.a(x.mean((2, 3), keepdim=True))  # noqa: E731
-    for run in (lambda s, x: s.b(x) + pooled(s, x), lambda s, x: pooled(s, x) + s.b(x)):
-        stage = Stage(lambda s, x, run=run: run(s, x).relu() if relu else run(s, x), a=conv(), b=conv())
-        folded, fused, count, _ = folded_and_fused(stage)
-        assert count == 2
-        x = features(2, 3, 5, 6)
-        same(fused(x), folded(x))
+    stage = Stage(lambda s, x: run(s, x).relu() if relu else run(s, x), a=conv(), b=conv())
+    folded, fused, count, _ = folded_and_fused(stage)
+    assert count == 2
+    x = features(2, 3, 5, 6)
+    same(fused(x), folded(x))
 
 
 def test_modules_that_cannot_be_traced() -> None:
@@ -296,23 +305,24 @@ def test_the_calls_of_cudnn(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(got.double(), exact(x), rtol=0, atol=tolerance)
 
 
-def test_where_cudnn_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    cudnn = Cudnn(monkeypatch)
-    layer = conv(3, 4)
-    fused = FusedConv(layer, relu=True)
-    x = images(2, (3, 5, 5))
+@pytest.mark.parametrize(
+    ("relu", "call", "expected"),
+    [
+        (True, lambda fused, x: fused(x, torch.ones(4, 1, 1)), lambda y: (y + 1).relu()),
+        (True, lambda fused, x: fused(x[0]), lambda y: y[0].relu()),
+        (True, lambda fused, x: fused(x[0], torch.ones(4, 5, 5)), lambda y: (y[0] + 1).relu()),
+        (False, lambda fused, x: fused(x), lambda y: y),
+        (True, lambda fused, x: fused.double()(x.double()).float(), lambda y: y.relu()),
+    ],
+    ids=["another shape", "no batch", "no batch, with residual", "no ReLU", "float64"],
+)
+def test_where_cudnn_is_not_called(relu: bool, call: Any, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn, x = Cudnn(monkeypatch), images(2, (3, 5, 5))
+    fused = FusedConv(conv(3, 4), relu)
     before = F.conv2d(x, fused.weight, fused.bias, 1, 1)
-    cases = {
-        "another shape": (fused, (x, torch.ones(4, 1, 1)), (before + 1).relu()),
-        "no batch": (fused, (x[0],), before[0].relu()),
-        "no batch, with residual": (fused, (x[0], torch.ones_like(before[0])), (before[0] + 1).relu()),
-        "no ReLU": (FusedConv(layer, relu=False), (x,), before),
-    }
-    for name, (module, arguments, expected) in cases.items():
-        torch.testing.assert_close(module(*arguments), expected, rtol=1e-5, atol=1e-5, msg=name)
-    same(fused.double()(x.double()), F.conv2d(x.double(), fused.weight, fused.bias, 1, 1).relu())
+    torch.testing.assert_close(call(fused, x), expected(before), rtol=1e-5, atol=1e-5)
     assert not cudnn.calls
-    fused.float()(x)
+    FusedConv(conv(3, 4), relu=True)(x)
     assert cudnn.calls == ["relu"]
 
 
@@ -362,14 +372,15 @@ def test_an_input_that_is_its_own_residual(dtype: torch.dtype) -> None:
 
 
 @gpu
-def test_nan_stays_nan() -> None:
+@pytest.mark.parametrize("residual", [False, True], ids=["no residual", "residual"])
+def test_nan_stays_nan(residual: bool) -> None:
     """As after PyTorch's ReLU: such a sample must not look sound."""
     layer = lived_in(conv(16, 16), 1).cuda().to(torch.float16, memory_format=torch.channels_last)
     x = on_gpu(images(3, (16, 5, 5)), torch.float16)
     x[1, :, 2, 2] = torch.nan
     fused = FusedConv(layer, relu=True)
-    for got in (fused(x), fused(x, torch.zeros_like(x))):
-        assert torch.equal(got.isnan(), layer(x).isnan())
+    got = fused(x, torch.zeros_like(x)) if residual else fused(x)
+    assert torch.equal(got.isnan(), layer(x).isnan())
 
 
 @gpu

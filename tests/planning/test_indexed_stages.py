@@ -63,7 +63,20 @@ def test_indexed_stages(name: str) -> None:
     torch.testing.assert_close(got[:4].double(), expected, rtol=0, atol=tolerance)
 
 
-def test_what_reads_through_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("run", "expected", "copies"),
+    [
+        (lambda s, x: s.a(x).relu(), [(True, False, True)], 0),
+        (lambda s, x: (s.a(x) + x).relu(), [(True, True, True)], 0),
+        (lambda s, x: (s.b(s.a(x)) + s.c(x)).relu(), [(True, False, False), (False, False, False),
+                                                      (True, False, True)], 0),
+        (lambda s, x: (s.b(s.a(x).relu()) + x).relu(), [(False, False, True), (False, False, True)], 1),
+    ],
+    ids=["a convolution", "the input is added", "a shortcut", "the input is added later"],
+)  # fmt: skip
+def test_what_reads_through_the_rows(
+    run: Callable[..., Tensor], expected: list[tuple[bool, bool, bool]], copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """First convolutions and shortcuts of the input, nothing else; an input that is added later is gathered."""
     seen: list[tuple[bool, bool, bool]] = []
 
@@ -82,22 +95,12 @@ def test_what_reads_through_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     rows, live = torch.tensor([4, 0], dtype=torch.int32), torch.tensor([2], dtype=torch.int32)
     x = images(5, (3, 6, 6)).contiguous(memory_format=torch.channels_last)
-    cases = [
-        (lambda s, x: s.a(x).relu(), [(True, False, True)], 0),
-        (lambda s, x: (s.a(x) + x).relu(), [(True, True, True)], 0),
-        (lambda s, x: (s.b(s.a(x)) + s.c(x)).relu(), [(True, False, False), (False, False, False),
-                                                      (True, False, True)], 0),
-        (lambda s, x: (s.b(s.a(x).relu()) + x).relu(), [(False, False, True), (False, False, True)], 1),
-    ]  # fmt: skip
-    for run, expected, copies in cases:
-        seen.clear()
-        gathered.clear()
-        folded, fused, _, _ = folded_and_fused(Stage(run, a=conv(), b=conv(), c=conv(kernel=1)), torch.float32)
-        indexed, _ = indexed_stage(fused)
-        assert indexed is not None
-        torch.testing.assert_close(indexed(x, rows, live), folded(x[[4, 0]]), rtol=1e-5, atol=1e-5)
-        assert seen == expected
-        assert len(gathered) == copies
+    folded, fused, _, _ = folded_and_fused(Stage(run, a=conv(), b=conv(), c=conv(kernel=1)), torch.float32)
+    indexed, _ = indexed_stage(fused)
+    assert indexed is not None
+    torch.testing.assert_close(indexed(x, rows, live), folded(x[[4, 0]]), rtol=1e-5, atol=1e-5)
+    assert seen == expected
+    assert len(gathered) == copies
 
 
 OBSTACLES = {

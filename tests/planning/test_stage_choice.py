@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -46,16 +47,19 @@ def is_of(candidate: nn.Module, name: str) -> bool:
     return any(type(m).__name__ == name for m in candidate.modules())
 
 
+@pytest.mark.parametrize(
+    ("seconds", "note"), [(1.0, "fused (2 of 2 convolutions), 1.4× folded"), (3.0, "folded")], ids=["fused", "folded"]
+)
 @pytest.mark.usefixtures("poison_fresh_memory")
-def test_the_fastest_of_folded_and_fused(monkeypatch: pytest.MonkeyPatch, slow: dict[str, float]) -> None:
+def test_the_fastest_of_folded_and_fused(
+    seconds: float, note: str, monkeypatch: pytest.MonkeyPatch, slow: dict[str, float]
+) -> None:
     Cudnn(monkeypatch)
     monkeypatch.setattr(torch, "compile", lambda *a, **k: pytest.fail("every convolution was fused"))
-    x = images(2, (16, 5, 5))
-    for fused_seconds, note in ((1.0, "fused (2 of 2 convolutions), 1.4× folded"), (3.0, "folded")):
-        slow |= {"FusedConv": fused_seconds, "Conv2d": 1.4}
-        stage, found = fastest_stage(basic_block(), torch.float32, x)
-        assert found == note
-        assert is_of(stage, "FusedConv") == (note != "folded")
+    slow |= {"FusedConv": seconds, "Conv2d": 1.4}
+    stage, found = fastest_stage(basic_block(), torch.float32, images(2, (16, 5, 5)))
+    assert found == note
+    assert is_of(stage, "FusedConv") == (note != "folded")
 
 
 class Compiled(nn.Module):
@@ -132,12 +136,16 @@ def test_seconds_are_the_least_of_rounds_in_turns(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", HALVES)
-def test_the_fastest_on_a_gpu(dtype: torch.dtype) -> None:
-    for stage, words in ((basic_block(), "of 2 conv"), (nn.Sequential(conv(16, 16), nn.SiLU()), "torch.compile")):
-        x = images(64, (16, 8, 8)).cuda()
-        found, note = fastest_stage(stage.cuda(), dtype, x)
-        assert words in note or note.startswith("folded")
-        assert "left out" not in note, note
-        given = on_gpu(x, dtype)
-        folded, _ = fold_stage(nn.Sequential(stage), dtype)
-        torch.testing.assert_close(found(given), folded(given), rtol=2e-2, atol=2e-2)
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(basic_block, "of 2 conv"), (lambda: nn.Sequential(conv(16, 16), nn.SiLU()), "torch.compile")],
+    ids=["fused", "compiled"],
+)
+def test_the_fastest_on_a_gpu(make: Callable[[], nn.Module], words: str, dtype: torch.dtype) -> None:
+    stage, x = make(), images(64, (16, 8, 8)).cuda()
+    found, note = fastest_stage(stage.cuda(), dtype, x)
+    assert words in note or note.startswith("folded")
+    assert "left out" not in note, note
+    given = on_gpu(x, dtype)
+    folded, _ = fold_stage(nn.Sequential(stage), dtype)
+    torch.testing.assert_close(found(given), folded(given), rtol=2e-2, atol=2e-2)

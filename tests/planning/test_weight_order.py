@@ -57,8 +57,9 @@ def expected(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor) -> np.nd
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("planes", [False, True])
 @pytest.mark.parametrize("kernel", [1, 2, 3])
-def test_direct(kernel: int, planes: bool, bfloat16: bool) -> None:
-    for outputs, inputs in product((1, 16, 20, 40, 64), (1, 3, 16, 17, 35)):
+@pytest.mark.parametrize("outputs", [1, 16, 20, 40, 64])
+def test_direct(outputs: int, kernel: int, planes: bool, bfloat16: bool) -> None:
+    for inputs in (1, 3, 16, 17, 35):
         weight, bias, x = random(outputs, inputs, kernel, kernel), random(outputs), random(inputs, kernel, kernel)
         reader = Reader(weight_order.convolution(weight, bias, 0, planes, bfloat16))
         padded = -(-outputs // 16) * 16
@@ -77,14 +78,16 @@ def test_direct(kernel: int, planes: bool, bfloat16: bool) -> None:
         assert len(reader.rest) == 0
         assert (sums[outputs:] == 0).all()
         rounded = weight.bfloat16() if bfloat16 and not planes else weight
-        np.testing.assert_allclose(sums[:outputs], expected(rounded, bias, x)[0, 0], atol=1e-10)
+        wanted = expected(rounded, bias, x)[0, 0]
+        np.testing.assert_allclose(sums[:outputs], wanted, atol=1e-10, err_msg=f"{inputs} inputs")
 
 
 @pytest.mark.parametrize("side", [2, 4])
-def test_winograd(side: int) -> None:
+@pytest.mark.parametrize("outputs", [1, 16, 20, 48, 64, 130])
+def test_winograd(outputs: int, side: int) -> None:
     """One tile: Aᵀ [(weights) ⊙ (Bᵀ d B)] A."""
     before, after = np.array(INPUT[side], dtype=float), np.array(OUTPUT[side], dtype=float)
-    for outputs, inputs in product((1, 16, 20, 48, 64, 130), (1, 16, 19)):
+    for inputs in (1, 16, 19):
         weight, bias, x = random(outputs, inputs, 3, 3), random(outputs), random(inputs, side + 2, side + 2)
         reader = Reader(weight_order.convolution(weight, bias, side, False, False))
         padded = -(-outputs // 16) * 16
@@ -96,23 +99,25 @@ def test_winograd(side: int) -> None:
         product_ = np.einsum("cab,abgcw->abgw", tile, weights).reshape(side + 2, side + 2, padded)
         found = np.einsum("ya,abo,xb->yxo", after, product_, after) + biases
         assert (found[..., outputs:] == 0).all()
-        np.testing.assert_allclose(found[..., :outputs], expected(weight, bias, x), atol=1e-4)
+        wanted = expected(weight, bias, x)
+        np.testing.assert_allclose(found[..., :outputs], wanted, atol=1e-4, err_msg=f"{inputs} inputs")
 
 
-def test_affine() -> None:
-    for channels in (1, 16, 20):
-        scale, shift = random(channels), random(channels) + 1
-        reader = Reader(weight_order.affine(scale, shift))
-        padded = -(-channels // 16) * 16
-        for wanted in (shift, scale):
-            np.testing.assert_array_equal(reader.take(padded), F.pad(wanted, (0, padded - channels)).double().numpy())
-        assert len(reader.rest) == 0
+@pytest.mark.parametrize("channels", [1, 16, 20])
+def test_affine(channels: int) -> None:
+    scale, shift = random(channels), random(channels) + 1
+    reader = Reader(weight_order.affine(scale, shift))
+    padded = -(-channels // 16) * 16
+    for wanted in (shift, scale):
+        np.testing.assert_array_equal(reader.take(padded), F.pad(wanted, (0, padded - channels)).double().numpy())
+    assert len(reader.rest) == 0
 
 
 @pytest.mark.parametrize("flatten", [False, True])
-def test_exit_rows(flatten: bool) -> None:
+@pytest.mark.parametrize("classes", [1, 10, 15, 16, 1000])
+def test_exit_rows(classes: int, flatten: bool) -> None:
     height, width = (3, 2) if flatten else (1, 1)
-    for classes, channels in product((1, 10, 15, 16, 1000), (1, 16, 20)):
+    for channels in (1, 16, 20):
         weight = random(classes + 1, channels, height, width)
         bias, x = random(classes + 1), random(channels, height, width)
         packed = weight_order.exit_rows(weight if flatten else weight[:, :, 0, 0], bias)
@@ -127,4 +132,4 @@ def test_exit_rows(flatten: bool) -> None:
         assert len(reader.rest) == 0
         assert (sums[classes + 1 :] == 0).all()
         wanted = weight.double().flatten(1) @ x.double().flatten() + bias.double()
-        np.testing.assert_allclose(sums[: classes + 1], wanted.numpy(), atol=1e-5)
+        np.testing.assert_allclose(sums[: classes + 1], wanted.numpy(), atol=1e-5, err_msg=f"{channels} channels")
