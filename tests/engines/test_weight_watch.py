@@ -1,4 +1,4 @@
-"""What notices changed weights: while optimisers step, modules come and go, and other threads plan."""
+"""What notices changed weights: while optimisers step, and modules come and go."""
 
 from __future__ import annotations
 
@@ -6,17 +6,11 @@ import gc
 import threading
 from typing import Any
 
-import pytest
 import torch
-from networks import assert_same_answers, images, lived_in, one_by_one, spread_thresholds
 from torch import nn
 
-import eefast
-from eefast import zoo
 from eefast.engines import weight_watch
 from eefast.engines.weight_watch import WeightWatch
-
-SHAPE = (1, 6, 7)
 
 
 def step() -> None:
@@ -113,86 +107,3 @@ def test_modules_that_come_and_go_while_it_looks() -> None:
         done.set()
         thread.join()
     assert not watched.changed()
-
-
-@pytest.fixture
-def net() -> Any:
-    net = lived_in(zoo.eenet("eenet8", 2, num_classes=3, input_shape=SHAPE, filters=2), 1)
-    spread_thresholds(net, images(64, SHAPE), 0.4)
-    return net
-
-
-def change(net: Any) -> None:
-    with torch.no_grad():
-        net.heads[-1].classifier.weight.mul_(-1.0)
-
-
-class TestPlanning:
-    def test_many_threads_make_one_plan(self, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        fast, x, make, plans, answers = eefast.accelerate(net), images(33, SHAPE), eefast.api.build, [], []
-
-        def counted(*args: Any) -> Any:
-            plans.append(make(*args))
-            return plans[-1]
-
-        monkeypatch.setattr("eefast.api.build", counted)
-        change(net)
-        expected = one_by_one(net, x)
-        threads = [threading.Thread(target=lambda: answers.append(fast.forward(x))) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(plans) == 1
-        assert len(answers) == 4
-        for answer in answers:
-            assert_same_answers(answer, expected, net)
-
-    @pytest.mark.parametrize("engine", ["compact", "auto"])
-    def test_what_changes_meanwhile_is_noticed(self, net: Any, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Another thread writes new weights after the old ones have been read."""
-        fast, x, make, plans = eefast.accelerate(net, engine=engine), images(33, SHAPE), eefast.api.build, []
-
-        def slow(*args: Any) -> Any:
-            plans.append(make(*args))
-            if len(plans) == 1:
-                change(net)
-            return plans[-1]
-
-        monkeypatch.setattr("eefast.api.build", slow)
-        with torch.no_grad():
-            next(net.parameters()).mul_(1.1)
-        got = fast(x)
-        assert_same_answers(got, one_by_one(net, x), net)
-        assert len(plans) == 2
-        fast(x)
-        assert len(plans) == 2
-
-    def test_a_network_that_always_changes_is_planned_all_the_same(
-        self, net: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        fast, make, plans = eefast.accelerate(net, engine="compact"), eefast.api.build, []
-        x = images(5, SHAPE)
-
-        def changing(*args: Any) -> Any:
-            change(net)
-            plans.append(make(*args))
-            change(net)
-            return plans[-1]
-
-        monkeypatch.setattr("eefast.api.build", changing)
-        change(net)
-        for _ in range(2):
-            assert len(fast(x).labels) == 5
-            assert fast.plan is plans[-1].plan
-        assert len(plans) == 2
-
-    def test_plans_of_other_modules_go_on_within_one(self, net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        """For instance where a finaliser, or a stage, calls an accelerated module."""
-        fast, other, make = eefast.accelerate(net), eefast.accelerate(net, engine="compact"), eefast.api.build
-        monkeypatch.setattr(
-            "eefast.api.build", lambda *args: (other.warmup() if args[1].engine == "auto" else None, make(*args))[1]
-        )
-        change(net)
-        x = images(5, SHAPE)
-        assert_same_answers(fast(x), one_by_one(net, x), net)

@@ -13,6 +13,8 @@ import eefast
 from eefast import ops, zoo
 from eefast.heads import ExitHead
 
+SMALL = (1, 6, 7)
+
 
 @pytest.fixture
 def net():
@@ -290,3 +292,83 @@ def test_build_is_what_accelerate_calls_and_printing_is_not(net, monkeypatch):
         assert "engine='compact'" in repr(fast)
         assert fast.plan is before
     assert fast.warmup() is not before
+
+
+def negate_the_last_head(net):
+    with torch.no_grad():
+        net.heads[-1].classifier.weight.mul_(-1.0)
+
+
+class TestPlanningAgain:
+    @pytest.fixture
+    def net(self):
+        made = lived_in(zoo.eenet("eenet8", 2, num_classes=3, input_shape=SMALL, filters=2), 1)
+        spread_thresholds(made, images(64, SMALL), 0.4)
+        return made
+
+    def test_many_threads_make_one_plan(self, net, monkeypatch):
+        fast, x, make, plans, answers = eefast.accelerate(net), images(33, SMALL), eefast.api.build, [], []
+
+        def counted(*args):
+            plans.append(make(*args))
+            return plans[-1]
+
+        monkeypatch.setattr("eefast.api.build", counted)
+        negate_the_last_head(net)
+        expected = one_by_one(net, x)
+        threads = [threading.Thread(target=lambda: answers.append(fast.forward(x))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(plans) == 1
+        assert len(answers) == 4
+        for answer in answers:
+            assert_same_answers(answer, expected, net)
+
+    @pytest.mark.parametrize("engine", ["compact", "auto"])
+    def test_what_changes_meanwhile_is_noticed(self, net, engine, monkeypatch):
+        """Another thread writes new weights after the old ones have been read."""
+        fast, x, make, plans = eefast.accelerate(net, engine=engine), images(33, SMALL), eefast.api.build, []
+
+        def slow(*args):
+            plans.append(make(*args))
+            if len(plans) == 1:
+                negate_the_last_head(net)
+            return plans[-1]
+
+        monkeypatch.setattr("eefast.api.build", slow)
+        with torch.no_grad():
+            next(net.parameters()).mul_(1.1)
+        got = fast(x)
+        assert_same_answers(got, one_by_one(net, x), net)
+        assert len(plans) == 2
+        fast(x)
+        assert len(plans) == 2
+
+    def test_a_network_that_always_changes_is_planned_all_the_same(self, net, monkeypatch):
+        fast, make, plans = eefast.accelerate(net, engine="compact"), eefast.api.build, []
+        x = images(5, SMALL)
+
+        def changing(*args):
+            negate_the_last_head(net)
+            plans.append(make(*args))
+            negate_the_last_head(net)
+            return plans[-1]
+
+        monkeypatch.setattr("eefast.api.build", changing)
+        negate_the_last_head(net)
+        for _ in range(2):
+            assert len(fast(x).labels) == 5
+            assert fast.plan is plans[-1].plan
+        assert len(plans) == 2
+
+    def test_plans_of_other_modules_go_on_within_one(self, net, monkeypatch):
+        """For instance where a finaliser, or a stage, calls an accelerated module."""
+        fast, other, make = eefast.accelerate(net), eefast.accelerate(net, engine="compact"), eefast.api.build
+        monkeypatch.setattr(
+            "eefast.api.build", lambda *args: (other.warmup() if args[1].engine == "auto" else None, make(*args))[1]
+        )
+        negate_the_last_head(net)
+        x = images(5, SMALL)
+        assert_same_answers(fast(x), one_by_one(net, x), net)
