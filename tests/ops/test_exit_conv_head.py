@@ -91,20 +91,19 @@ def check_conv(run: Any, case: ConvCase) -> None:
 
 
 @every
+@pytest.mark.parametrize("live", ["part", "all", "none"])
 @dtypes_and_shapes(SHAPES, ("cifar stage 3", "odd"))
-def test_shapes_match_float64(run: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_shapes_match_float64(run: Any, dtype: torch.dtype, shape: tuple[int, ...], live: str) -> None:
     i = list(SHAPES.values()).index(shape)
-    for live in ("part", "all", "none"):
-        check_conv(
-            run, make_conv_case(*shape, dtype=dtype, criterion=CRITERIA[i % len(CRITERIA)], live=live, final=i % 3 == 0)
-        )
+    criterion = CRITERIA[i % len(CRITERIA)]
+    check_conv(run, make_conv_case(*shape, dtype=dtype, criterion=criterion, live=live, final=i % 3 == 0))
 
 
 @every
+@pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("memory", LAYOUTS)
-def test_layouts_match_float64(run: Any, memory: str) -> None:
-    for criterion in CRITERIA:
-        check_conv(run, make_conv_case(5, 10, 6, 5, 7, 5, memory=memory, criterion=criterion, live="part"))
+def test_layouts_match_float64(run: Any, memory: str, criterion: str) -> None:
+    check_conv(run, make_conv_case(5, 10, 6, 5, 7, 5, memory=memory, criterion=criterion, live="part"))
 
 
 @every
@@ -134,9 +133,9 @@ def test_answer_depends_on_the_sample_only(run: Any, shape: tuple[int, ...]) -> 
         assert_same_bits(a, b, tolerance=1e-3)  # the map in between is rounded to float16
 
 
-def test_opcheck() -> None:
-    for final in (False, True):
-        torch.library.opcheck(op, make_conv_case(5, 10, 4, 4, 3, 3, final=final).arguments())
+@pytest.mark.parametrize("final", [False, True])
+def test_opcheck(final: bool) -> None:
+    torch.library.opcheck(op, make_conv_case(5, 10, 4, 4, 3, 3, final=final).arguments())
 
 
 @interpreted

@@ -63,9 +63,9 @@ def test_layouts_match_float64(run: Any, dtype: torch.dtype, memory: str) -> Non
 
 
 @every
-def test_large_maps_match_float64(run: Any) -> None:
-    for memory in ("contiguous", "channels_last", "cropped channels_last"):
-        check(run, make_case(2, 3, 24, 112, 112, memory=memory, final=True))
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last", "cropped channels_last"])
+def test_large_maps_match_float64(run: Any, memory: str) -> None:
+    check(run, make_case(2, 3, 24, 112, 112, memory=memory, final=True))
 
 
 @every
@@ -172,40 +172,44 @@ def test_impossible_classes(run: Any, criterion: str, impossible: int) -> None:
 
 
 @every
-def test_far_apart_logits(run: Any) -> None:
+@pytest.mark.parametrize("scale", [30.0, 1000.0])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_far_apart_logits(run: Any, criterion: str, scale: float) -> None:
     """Probabilities that underflow, confidences that saturate."""
-    for criterion, scale in itertools.product(CRITERIA, (30.0, 1000.0)):
-        case = make_case(31, 10, 16, 1, 1, criterion=criterion, final=True)
-        check(run, replace(case, weight=case.weight * scale))
+    case = make_case(31, 10, 16, 1, 1, criterion=criterion, final=True)
+    check(run, replace(case, weight=case.weight * scale))
 
 
 @cpp_only
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last", "every second"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_answer_depends_on_the_sample_only(dtype: torch.dtype, memory: str) -> None:
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("shape", [(10, 64, 8, 8), (37, 19, 7, 5)], ids=str)
+def test_answer_depends_on_the_sample_only(
+    shape: tuple[int, ...], criterion: str, dtype: torch.dtype, memory: str
+) -> None:
     """Bitwise the same in any batch, at any position, with any number of threads."""
-    for criterion, (k, c, h, w) in itertools.product(CRITERIA, ((10, 64, 8, 8), (37, 19, 7, 5))):
-        case = make_case(257, k, c, h, w, dtype=dtype, memory=memory, criterion=criterion, final=True)
-        whole, single, split = case.arguments(), case.arguments(), case.outputs()
-        threads = torch.get_num_threads()
-        try:
-            torch.set_num_threads(2)
-            op(*whole)
-            torch.set_num_threads(1)
-            op(*single)
-        finally:
-            torch.set_num_threads(threads)
-        start = 0
-        for size in (1, 2, 3, 4, 5, 31, 33, 178):
-            part = torch.arange(start, start + size).flip(0)
-            live = torch.tensor([size], dtype=torch.int32)
-            part_case = replace(case, rows=case.rows[part], positions=case.positions[part], live=live)
-            op(*part_case.arguments()[:-3], *split)
-            start += size
-        assert start == 257
-        for a, b, one in zip(whole[-3:], split, single[-3:], strict=True):
-            assert torch.equal(a, b)
-            assert torch.equal(a, one)
+    case = make_case(257, *shape, dtype=dtype, memory=memory, criterion=criterion, final=True)
+    whole, single, split = case.arguments(), case.arguments(), case.outputs()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        op(*whole)
+        torch.set_num_threads(1)
+        op(*single)
+    finally:
+        torch.set_num_threads(threads)
+    start = 0
+    for size in (1, 2, 3, 4, 5, 31, 33, 178):
+        part = torch.arange(start, start + size).flip(0)
+        live = torch.tensor([size], dtype=torch.int32)
+        part_case = replace(case, rows=case.rows[part], positions=case.positions[part], live=live)
+        op(*part_case.arguments()[:-3], *split)
+        start += size
+    assert start == 257
+    for a, b, one in zip(whole[-3:], split, single[-3:], strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, one)
 
 
 @every
@@ -237,9 +241,9 @@ def test_other_instruction_sets(capability: str) -> None:
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("r", [0, 5])
-def test_opcheck(dtype: torch.dtype, memory: str, r: int) -> None:
-    for final in (False, True):
-        torch.library.opcheck(op, make_case(r, 10, 16, 3, 3, dtype=dtype, memory=memory, final=final).arguments())
+@pytest.mark.parametrize("final", [False, True])
+def test_opcheck(dtype: torch.dtype, memory: str, r: int, final: bool) -> None:
+    torch.library.opcheck(op, make_case(r, 10, 16, 3, 3, dtype=dtype, memory=memory, final=final).arguments())
 
 
 def test_compiles_and_exports_as_one_node() -> None:

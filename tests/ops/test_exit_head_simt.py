@@ -144,17 +144,20 @@ SHAPES = [(1, 1, 1, 1), (10, 3, 7, 5), (10, 16, 8, 8), (100, 64, 8, 8), (10, 64,
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_shapes_match_float64(exit_head: ctypes.CDLL, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    for i, (memory, live) in enumerate((("channels_last", "part"), ("contiguous", "all"))):
-        criterion = CRITERIA[(i + SHAPES.index(shape)) % len(CRITERIA)]
-        check(runner(exit_head), make_case(9, *shape, dtype=dtype, memory=memory, criterion=criterion, live=live))
+@pytest.mark.parametrize(("i", "memory", "live"), [(0, "channels_last", "part"), (1, "contiguous", "all")])
+def test_shapes_match_float64(
+    exit_head: ctypes.CDLL, i: int, memory: str, live: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    criterion = CRITERIA[(i + SHAPES.index(shape)) % len(CRITERIA)]
+    check(runner(exit_head), make_case(9, *shape, dtype=dtype, memory=memory, criterion=criterion, live=live))
 
 
+@pytest.mark.parametrize("final", [False, True])
+@pytest.mark.parametrize("live", ["all", "part", "none"])
 @pytest.mark.parametrize("r", [0, 1, 3, 31, 65])
-def test_batches_match_float64(exit_head: ctypes.CDLL, r: int) -> None:
-    for live, final in itertools.product(("all", "part", "none"), (False, True)):
-        case = make_case(r, 10, 16, 2, 2, live=live, final=final, seed=r)
-        check(runner(exit_head, grid=1 + r % 4), case)
+def test_batches_match_float64(exit_head: ctypes.CDLL, r: int, live: str, final: bool) -> None:
+    case = make_case(r, 10, 16, 2, 2, live=live, final=final, seed=r)
+    check(runner(exit_head, grid=1 + r % 4), case)
 
 
 @pytest.mark.parametrize("k", [1, 2, 10, 33, 100])
@@ -167,9 +170,9 @@ def test_criteria_match_float64(exit_head: ctypes.CDLL, criterion: str, k: int) 
 @pytest.mark.parametrize(
     "memory", ["cropped", "cropped channels_last", "every second", "transposed", "expanded"], ids=str
 )
-def test_layouts_match_float64(exit_head: ctypes.CDLL, memory: str, dtype: torch.dtype) -> None:
-    for shape in ((10, 16, 8, 8), (3, 5, 7, 5), (3, 8, 1, 8), (3, 8, 8, 1), (3, 1, 4, 4)):
-        check(runner(exit_head), make_case(3, *shape, dtype=dtype, memory=memory))
+@pytest.mark.parametrize("shape", [(10, 16, 8, 8), (3, 5, 7, 5), (3, 8, 1, 8), (3, 8, 8, 1), (3, 1, 4, 4)], ids=str)
+def test_layouts_match_float64(exit_head: ctypes.CDLL, shape: tuple[int, ...], memory: str, dtype: torch.dtype) -> None:
+    check(runner(exit_head), make_case(3, *shape, dtype=dtype, memory=memory))
 
 
 # One for each way through the kernel: samples of a tile and warps of a sample, chunks of channels, many classes.
@@ -197,24 +200,25 @@ def test_ways_through_the_kernel(exit_head: ctypes.CDLL, shape: tuple[int, ...],
         assert tiles[:2] == [samples, warps]
 
 
-def test_more_entries_than_a_pass_of_the_partition(exit_head: ctypes.CDLL) -> None:
-    for r, count in ((8192, 300), (8193, 8193), (8192 * 2 + 77, 1000)):
-        m = 40
-        case = make_case(m, 2, 1, 1, 1, seed=r)
-        g = torch.Generator().manual_seed(r)
-        case = replace(
-            case, rows=torch.randint(0, m, (r,), generator=g).int(), positions=torch.arange(r).int(),
-            live=torch.tensor([count]).int(), results=r,
-        )  # fmt: skip
-        check(runner(exit_head, grid=2), case)
+@pytest.mark.parametrize(("r", "count"), [(8192, 300), (8193, 8193), (8192 * 2 + 77, 1000)])
+def test_more_entries_than_a_pass_of_the_partition(exit_head: ctypes.CDLL, r: int, count: int) -> None:
+    m = 40
+    case = make_case(m, 2, 1, 1, 1, seed=r)
+    g = torch.Generator().manual_seed(r)
+    case = replace(
+        case, rows=torch.randint(0, m, (r,), generator=g).int(), positions=torch.arange(r).int(),
+        live=torch.tensor([count]).int(), results=r,
+    )  # fmt: skip
+    check(runner(exit_head, grid=2), case)
 
 
-def test_decides_as_the_reference(exit_head: ctypes.CDLL) -> None:
-    for criterion, dtype in itertools.product(CRITERIA, DTYPES):
-        case = make_case(31, 10, 16, 7, 5, dtype=dtype, criterion=criterion, seed=7)
-        ours, theirs = bits(runner(exit_head), case), bits(exit_head_reference, case)
-        assert same(ours[:3], theirs[:3])
-        assert torch.equal(ours[5], theirs[5])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_decides_as_the_reference(exit_head: ctypes.CDLL, criterion: str, dtype: torch.dtype) -> None:
+    case = make_case(31, 10, 16, 7, 5, dtype=dtype, criterion=criterion, seed=7)
+    ours, theirs = bits(runner(exit_head), case), bits(exit_head_reference, case)
+    assert same(ours[:3], theirs[:3])
+    assert torch.equal(ours[5], theirs[5])
 
 
 def test_no_features_at_all(exit_head: ctypes.CDLL) -> None:
@@ -222,15 +226,15 @@ def test_no_features_at_all(exit_head: ctypes.CDLL) -> None:
     check(runner(exit_head), replace(case, features=case.features[:0]))
 
 
-def test_strictly_beyond_the_threshold(exit_head: ctypes.CDLL) -> None:
-    for criterion in CRITERIA:
-        case = make_case(1, 10, 16, 2, 2, criterion=criterion, final=True)
-        arguments = case.arguments()
-        runner(exit_head)(*arguments)
-        value = arguments[-2][case.positions[0]].clone()
-        beyond = torch.tensor(math.inf if criterion in BELOW else -math.inf)
-        for threshold, survivors in ((value, 1), (torch.nextafter(value, beyond), 0)):
-            assert runner(exit_head)(*replace(case, threshold=threshold).arguments())[2].item() == survivors
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_strictly_beyond_the_threshold(exit_head: ctypes.CDLL, criterion: str) -> None:
+    case = make_case(1, 10, 16, 2, 2, criterion=criterion, final=True)
+    arguments = case.arguments()
+    runner(exit_head)(*arguments)
+    value = arguments[-2][case.positions[0]].clone()
+    beyond = torch.tensor(math.inf if criterion in BELOW else -math.inf)
+    for threshold, survivors in ((value, 1), (torch.nextafter(value, beyond), 0)):
+        assert runner(exit_head)(*replace(case, threshold=threshold).arguments())[2].item() == survivors
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -264,47 +268,53 @@ def test_live_is_clamped(exit_head: ctypes.CDLL) -> None:
         assert none[2].tolist() == [0]
 
 
-def test_an_index_out_of_range_stops_the_kernel(exit_head: ctypes.CDLL) -> None:
+@pytest.mark.parametrize("value", [-1, 2**31 - 1])
+@pytest.mark.parametrize("name", ["rows", "positions"])
+def test_an_index_out_of_range_stops_the_kernel(exit_head: ctypes.CDLL, name: str, value: int) -> None:
     case = make_case(9, 3, 4, 2, 2)
-    for name, value in itertools.product(("rows", "positions"), (-1, 2**31 - 1)):
-        index = getattr(case, name).clone()
-        index[5] = value
-        with pytest.raises(Fault, match="trap"):
-            runner(exit_head)(*replace(case, **{name: index}).arguments())
+    index = getattr(case, name).clone()
+    index[5] = value
+    with pytest.raises(Fault, match="trap"):
+        runner(exit_head)(*replace(case, **{name: index}).arguments())
 
 
+@pytest.mark.parametrize("shape", [(10, 64, 8, 8), (100, 12, 3, 3)], ids=str)
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
-def test_same_bits_in_every_order_of_threads_on_every_grid(exit_head: ctypes.CDLL, memory: str) -> None:
-    for shape in ((10, 64, 8, 8), (100, 12, 3, 3)):
-        case = make_case(21, *shape, dtype=torch.float16, memory=memory, live="part")
-        first = bits(runner(exit_head), case)
-        for order, grid in ((1, 1), (2, 2), (3, 7), (4, 11), (5, 3)):
-            assert same(bits(runner(exit_head, grid, order), case), first), f"order {order}, {grid} blocks"
+def test_same_bits_in_every_order_of_threads_on_every_grid(
+    exit_head: ctypes.CDLL, memory: str, shape: tuple[int, ...]
+) -> None:
+    case = make_case(21, *shape, dtype=torch.float16, memory=memory, live="part")
+    first = bits(runner(exit_head), case)
+    for order, grid in ((1, 1), (2, 2), (3, 7), (4, 11), (5, 3)):
+        assert same(bits(runner(exit_head, grid, order), case), first), f"order {order}, {grid} blocks"
 
 
 @pytest.mark.parametrize("shape", [(10, 64, 8, 8), (100, 12, 3, 4)], ids=str)
-def test_same_bits_in_every_batch_place_and_address(exit_head: ctypes.CDLL, shape: tuple[int, ...]) -> None:
-    for memory, dtype in itertools.product(("contiguous", "channels_last"), DTYPES):
-        case = make_case(11, *shape, dtype=dtype, memory=memory, criterion="entropy", final=True)
-        tiles: list[int] = []
-        arguments = case.arguments()
-        runner(exit_head, tiles=tiles)(*arguments)
-        assert tiles[2] == (shape[1] == 64 or dtype == torch.float32)
-        # The same map one element further on in memory, alone.
-        row = case.features[case.rows[7].long()]
-        buffer = torch.full((row.numel() + 1,), math.nan, dtype=dtype)
-        strides = (row.numel(), *row.stride())
-        moved = buffer.as_strided((1, *row.shape), strides, 1)
-        moved.copy_(row)
-        alone = replace(
-            case, features=moved, rows=torch.zeros(1).int(), positions=case.positions[7:8], live=case.live * 0 + 1
-        )
-        others = alone.arguments()
-        runner(exit_head, tiles=tiles)(*others)
-        assert not tiles[2]
-        place = case.positions[7]
-        assert torch.equal(others[-3][place].view(torch.int32), arguments[-3][place].view(torch.int32))
-        assert torch.equal(others[-2][place].view(torch.int32), arguments[-2][place].view(torch.int32))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+def test_same_bits_in_every_batch_place_and_address(
+    exit_head: ctypes.CDLL, memory: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    case = make_case(11, *shape, dtype=dtype, memory=memory, criterion="entropy", final=True)
+    tiles: list[int] = []
+    arguments = case.arguments()
+    runner(exit_head, tiles=tiles)(*arguments)
+    assert tiles[2] == (shape[1] == 64 or dtype == torch.float32)
+    # The same map one element further on in memory, alone.
+    row = case.features[case.rows[7].long()]
+    buffer = torch.full((row.numel() + 1,), math.nan, dtype=dtype)
+    strides = (row.numel(), *row.stride())
+    moved = buffer.as_strided((1, *row.shape), strides, 1)
+    moved.copy_(row)
+    alone = replace(
+        case, features=moved, rows=torch.zeros(1).int(), positions=case.positions[7:8], live=case.live * 0 + 1
+    )
+    others = alone.arguments()
+    runner(exit_head, tiles=tiles)(*others)
+    assert not tiles[2]
+    place = case.positions[7]
+    assert torch.equal(others[-3][place].view(torch.int32), arguments[-3][place].view(torch.int32))
+    assert torch.equal(others[-2][place].view(torch.int32), arguments[-2][place].view(torch.int32))
 
 
 BARRIERS = [
@@ -376,21 +386,27 @@ def test_gather_as_the_reference(gather_library: ctypes.CDLL, shape: tuple[int, 
         assert torch.equal(ours, theirs)
 
 
-def test_gather_copies_as_many_bytes_at_once_as_addresses_allow(gather_library: ctypes.CDLL) -> None:
-    rows, live = torch.tensor([2, 0]).int(), torch.tensor([2]).int()
-    for shape, offset, gap, unit in (
+@pytest.mark.parametrize(
+    ("shape", "offset", "gap", "unit"),
+    [
         ((64, 2, 2), 0, 0, 16), ((64, 2, 2), 0, 8, 16), ((64, 2, 2), 0, 4, 8), ((64, 2, 2), 2, 0, 4),
         ((64, 2, 2), 1, 0, 2), ((3, 7, 5), 0, 0, 2), ((3, 7, 5), 0, 3, 2), ((4, 3, 3), 0, 0, 8),
-    ):  # fmt: skip
-        elements = math.prod(shape)
-        buffer = torch.randn(4 * (elements + gap) + 8).half()
-        strides = (elements + gap, shape[1] * shape[2], shape[2], 1)
-        features = buffer.as_strided((3, *shape), strides, offset)
-        out = torch.zeros(2, *shape, dtype=torch.float16)
-        units: list[int] = []
-        gather(gather_library, units=units)(features, rows, live, out)
-        assert units == [unit]
-        assert torch.equal(out, features[rows.long()])
+    ],
+    ids=str,
+)  # fmt: skip
+def test_gather_copies_as_many_bytes_at_once_as_addresses_allow(
+    gather_library: ctypes.CDLL, shape: tuple[int, ...], offset: int, gap: int, unit: int
+) -> None:
+    rows, live = torch.tensor([2, 0]).int(), torch.tensor([2]).int()
+    elements = math.prod(shape)
+    buffer = torch.randn(4 * (elements + gap) + 8).half()
+    strides = (elements + gap, shape[1] * shape[2], shape[2], 1)
+    features = buffer.as_strided((3, *shape), strides, offset)
+    out = torch.zeros(2, *shape, dtype=torch.float16)
+    units: list[int] = []
+    gather(gather_library, units=units)(features, rows, live, out)
+    assert units == [unit]
+    assert torch.equal(out, features[rows.long()])
 
 
 def test_gather_clamps_live_and_stops_at_an_index_out_of_range(gather_library: ctypes.CDLL) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -70,13 +69,15 @@ def launch_of(arguments: tuple[Any, ...], **override: Any) -> tuple[Launch, tupl
 class TestBatches:
     pytestmark = runs_triton
 
+    @pytest.mark.parametrize(
+        ("i", "memory", "live"), [(0, "channels_last", "part"), (1, "contiguous", "all"), (2, "channels_last", "none")]
+    )
     @dtypes_and_shapes(SHAPES, ("few classes", "many classes"))
-    def test_shapes_match_float64(self, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-        for i, (memory, live) in enumerate(
-            (("channels_last", "part"), ("contiguous", "all"), ("channels_last", "none"))
-        ):
-            criterion = CRITERIA[(i + list(SHAPES.values()).index(shape)) % len(CRITERIA)]
-            check(run, make_case(19, *shape, dtype=dtype, memory=memory, criterion=criterion, live=live, seed=i))
+    def test_shapes_match_float64(
+        self, dtype: torch.dtype, shape: tuple[int, ...], i: int, memory: str, live: str
+    ) -> None:
+        criterion = CRITERIA[(i + list(SHAPES.values()).index(shape)) % len(CRITERIA)]
+        check(run, make_case(19, *shape, dtype=dtype, memory=memory, criterion=criterion, live=live, seed=i))
 
     @shapes
     def test_answer_depends_on_the_sample_only(self, shape: tuple[int, ...]) -> None:
@@ -99,9 +100,9 @@ class TestBatches:
 
     @pytest.mark.parametrize("threshold", [-math.inf, math.inf, math.nan])
     @pytest.mark.parametrize("shape", [SHAPES["few classes"], SHAPES["many classes"]])
-    def test_all_exit_and_none_exits(self, shape: tuple[int, ...], threshold: float) -> None:
-        for criterion in ("learned", "entropy"):
-            check(run, replace(make_case(19, *shape, criterion=criterion), threshold=torch.tensor(threshold)))
+    @pytest.mark.parametrize("criterion", ["learned", "entropy"])
+    def test_all_exit_and_none_exits(self, criterion: str, shape: tuple[int, ...], threshold: float) -> None:
+        check(run, replace(make_case(19, *shape, criterion=criterion), threshold=torch.tensor(threshold)))
 
 
 class TestInterpreted:
@@ -111,7 +112,8 @@ class TestInterpreted:
 
     @pytest.mark.parametrize("window", [4, 128])
     @pytest.mark.parametrize("threads", [2, 7, 32])
-    def test_programs_in_any_order(self, threads: int, window: int) -> None:
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_programs_in_any_order(self, seed: int, threads: int, window: int) -> None:
         """The scan over tiles waits for what it needs, whatever runs when; the workspace is left as it was found."""
 
         def run(*arguments: Any) -> tuple[Tensor, ...]:
@@ -120,14 +122,14 @@ class TestInterpreted:
             assert not launch.arguments["workspace"].any()
             return lists
 
-        for seed in range(2):
-            check(run, make_case(257, 3, 4, 2, 2, seed=seed))
+        check(run, make_case(257, 3, 4, 2, 2, seed=seed))
 
-    def test_the_workspace_is_left_as_it_was_found(self) -> None:
-        for shape, live in itertools.product(SHAPES.values(), ("part", "none")):
-            launch, _ = launch_of(make_case(19, *shape, live=live).arguments())
-            launch.run()
-            assert not launch.arguments["workspace"].any()
+    @shapes
+    @pytest.mark.parametrize("live", ["part", "none"])
+    def test_the_workspace_is_left_as_it_was_found(self, live: str, shape: tuple[int, ...]) -> None:
+        launch, _ = launch_of(make_case(19, *shape, live=live).arguments())
+        launch.run()
+        assert not launch.arguments["workspace"].any()
 
     @pytest.mark.parametrize("shape", [SHAPES["few classes"], SHAPES["many classes"]])
     @pytest.mark.parametrize(("name", "value"), [("rows", 6), ("rows", -1), ("positions", 8), ("positions", -1)])
@@ -138,13 +140,14 @@ class TestInterpreted:
         with pytest.raises(Exception, match=f"{name} is out of range"):
             kernel.run(*replace(case, **{name: indices}).arguments())
 
-    def test_opcheck(self) -> None:
+    @pytest.mark.parametrize("final", [True, False])
+    @pytest.mark.parametrize("shape", [(10, 16, 3, 3), (100, 16, 1, 1)], ids=str)
+    def test_opcheck(self, shape: tuple[int, ...], final: bool) -> None:
         """The op run by the Triton kernel instead of the C++ kernel or the reference."""
         with run_by_triton("exit_head"):
-            for shape, final in itertools.product(((10, 16, 3, 3), (100, 16, 1, 1)), (True, False)):
-                case = make_case(5, *shape, final=final)
-                torch.library.opcheck(op, case.arguments())
-                check(op, case)
+            case = make_case(5, *shape, final=final)
+            torch.library.opcheck(op, case.arguments())
+            check(op, case)
 
 
 def test_more_classes_than_the_kernels_keep_in_registers() -> None:
@@ -153,7 +156,9 @@ def test_more_classes_than_the_kernels_keep_in_registers() -> None:
         ops.exit_head.run_triton(*case.arguments())
 
 
-def test_samples_at_any_address_are_read_in_the_same_way() -> None:
+@shapes
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+def test_samples_at_any_address_are_read_in_the_same_way(memory: str, shape: tuple[int, ...]) -> None:
     """What decides the order of the additions: strides, blocks and how far 16 divides the address."""
 
     def way(case: Case) -> tuple[Any, ...]:
@@ -161,21 +166,20 @@ def test_samples_at_any_address_are_read_in_the_same_way() -> None:
         features = launch.arguments["features"]
         return features.data_ptr() % 16, *features.stride()[1:], *(launch.arguments[n] for n in CONSTANTS)
 
-    for shape, memory in itertools.product(SHAPES.values(), ("contiguous", "channels_last")):
-        case = make_case(5, *shape, dtype=torch.float16, memory=memory)
-        spread = torch.cat([case.features, case.features], 1).reshape(-1)[1:][: case.features.numel()]
-        spread = spread.as_strided(case.features.shape, case.features.stride())
-        slices = [case.features[i:j] for i, j in ((0, 5), (1, 5), (1, 2), (2, 4), (3, 4))]
-        ways = {way(replace(case, features=f, rows=case.rows % len(f))) for f in (*slices, spread, case.features[::2])}
-        assert len(ways) == 1
-        assert ways.pop()[0] == 0
+    case = make_case(5, *shape, dtype=torch.float16, memory=memory)
+    spread = torch.cat([case.features, case.features], 1).reshape(-1)[1:][: case.features.numel()]
+    spread = spread.as_strided(case.features.shape, case.features.stride())
+    slices = [case.features[i:j] for i, j in ((0, 5), (1, 5), (1, 2), (2, 4), (3, 4))]
+    ways = {way(replace(case, features=f, rows=case.rows % len(f))) for f in (*slices, spread, case.features[::2])}
+    assert len(ways) == 1
+    assert ways.pop()[0] == 0
 
 
-def test_maps_spread_wider_than_32_bits_are_copied() -> None:
-    case = make_case(3, 10, 64, 8, 8)
-    for strides in ((64, 2**26, 8, 1), (1, 2**20, 2**30, 2**26)):
-        features = torch.empty_strided((2**20, 64, 8, 8), strides, device="meta")
-        assert launch_of(replace(case, features=features).arguments())[0].arguments["CHANNEL_STRIDE"] == 1
+@pytest.mark.parametrize("strides", [(64, 2**26, 8, 1), (1, 2**20, 2**30, 2**26)], ids=["contiguous", "channels_last"])
+def test_maps_spread_wider_than_32_bits_are_copied(strides: tuple[int, ...]) -> None:
+    features = torch.empty_strided((2**20, 64, 8, 8), strides, device="meta")
+    launch, _ = launch_of(replace(make_case(3, 10, 64, 8, 8), features=features).arguments())
+    assert launch.arguments["CHANNEL_STRIDE"] == 1
 
 
 def test_a_stride_that_is_never_used_compiles_nothing_new() -> None:

@@ -23,18 +23,21 @@ op = torch.ops.eefast.indexed_conv.default
 @pytest.mark.parametrize("rows", [True, False], ids=["rows", "all"])
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_matches_float64(stride: int, kernel: int, rows: bool, residual: str, dtype: torch.dtype) -> None:
-    for i, (r, live) in enumerate(((0, "none"), (1, "all"), (3, "part"), (31, "none"), (31, "part"))):
-        check(op, make_case(
-            r, 5, 3, 7, 6, kernel=kernel, stride=stride, rows=rows, residual=residual, relu=i % 2 == 0, live=live,
-            dtype=dtype, seed=i,
-        ))  # fmt: skip
+@pytest.mark.parametrize(
+    ("r", "live", "relu"),
+    [(0, "none", True), (1, "all", False), (3, "part", True), (31, "none", False), (31, "part", True)],
+)
+def test_matches_float64(
+    r: int, live: str, relu: bool, stride: int, kernel: int, rows: bool, residual: str, dtype: torch.dtype
+) -> None:
+    more = {"kernel": kernel, "stride": stride, "rows": rows, "residual": residual, "relu": relu}
+    check(op, make_case(r, 5, 3, 7, 6, live=live, dtype=dtype, seed=r, **more))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("h", "w"), [(1, 1), (1, 9), (257, 1), (2, 2)])
-def test_small_maps(h: int, w: int) -> None:
-    for stride in (1, 2):
-        check(op, make_case(3, 1, 1, h, w, stride=stride, residual="through"))
+def test_small_maps(h: int, w: int, stride: int) -> None:
+    check(op, make_case(3, 1, 1, h, w, stride=stride, residual="through"))
 
 
 def test_rows_after_live_are_zero_on_the_cpu() -> None:
@@ -42,10 +45,10 @@ def test_rows_after_live_are_zero_on_the_cpu() -> None:
     assert (op(*case.arguments())[case.count :] == 0).all()
 
 
-def test_more_live_than_rows_counts_as_all() -> None:
-    for rows in (True, False):
-        case = make_case(5, 3, 4, 5, 5, rows=rows, residual="in order", live="all")
-        check(op, replace(case, live=case.live + 3))
+@pytest.mark.parametrize("rows", [True, False], ids=["rows", "all"])
+def test_more_live_than_rows_counts_as_all(rows: bool) -> None:
+    case = make_case(5, 3, 4, 5, 5, rows=rows, residual="in order", live="all")
+    check(op, replace(case, live=case.live + 3))
 
 
 def test_nan_stays_nan() -> None:
@@ -54,9 +57,11 @@ def test_nan_stays_nan() -> None:
     assert check(op, case)[2].isnan().any()
 
 
-def test_opcheck() -> None:
-    for stride, rows, residual in ((1, True, "through"), (2, False, "in order"), (2, True, "none")):
-        torch.library.opcheck(op, make_case(5, 4, 6, 5, 4, stride=stride, rows=rows, residual=residual).arguments())
+@pytest.mark.parametrize(
+    ("stride", "rows", "residual"), [(1, True, "through"), (2, False, "in order"), (2, True, "none")]
+)
+def test_opcheck(stride: int, rows: bool, residual: str) -> None:
+    torch.library.opcheck(op, make_case(5, 4, 6, 5, 4, stride=stride, rows=rows, residual=residual).arguments())
 
 
 @interpreted
@@ -79,12 +84,12 @@ def test_compiles_and_exports_as_one_node() -> None:
     assert torch.equal(out, op(*case.arguments()))
 
 
-def test_flops_are_those_of_all_entries() -> None:
+@pytest.mark.parametrize("rows", [True, False], ids=["rows", "all"])
+def test_flops_are_those_of_all_entries(rows: bool) -> None:
     ops.register_flops()
-    for rows, entries in ((True, 5), (False, 5)):
-        with FlopCounterMode(display=False) as counter:
-            op(*make_case(5, 4, 6, 5, 7, stride=2, rows=rows, live="none").arguments())
-        assert counter.get_total_flops() == 2 * entries * (6 * 4 * 9 * 3 * 4)
+    with FlopCounterMode(display=False) as counter:
+        op(*make_case(5, 4, 6, 5, 7, stride=2, rows=rows, live="none").arguments())
+    assert counter.get_total_flops() == 2 * 5 * (6 * 4 * 9 * 3 * 4)
 
 
 INT = torch.int32
@@ -133,13 +138,12 @@ def test_wrong_arguments(run: Any, wrong: str) -> None:
         run(*arguments)
 
 
-def test_another_device() -> None:
+@pytest.mark.parametrize(("i", "name"), [(1, "weight"), (2, "bias"), (3, "residual"), (4, "rows"), (6, "live")])
+def test_another_device(i: int, name: str) -> None:
     *tensors, stride, _ = make_case(3, 4, 6, 5, 3, residual="through").arguments()
-    for i, name in enumerate(("weight", "bias", "residual", "rows", "through_rows", "live"), start=1):
-        if name != "through_rows":
-            moved = [x.to("meta") if j == i else x for j, x in enumerate(tensors)]
-            with pytest.raises(RuntimeError, match=f"{name} is on meta; move it to cpu, where features is"):
-                module.check(*moved, stride)
+    tensors[i] = tensors[i].to("meta")
+    with pytest.raises(RuntimeError, match=f"{name} is on meta; move it to cpu, where features is"):
+        module.check(*tensors, stride)
 
 
 def test_gradients_are_refused() -> None:

@@ -68,21 +68,23 @@ def shaped(shape: tuple[Any, ...], **more: Any) -> ConvCase:
 class TestAnswers:
     pytestmark = runs_triton
 
+    @pytest.mark.parametrize("live", ["part", "all", "none"])
     @dtypes_and_shapes(SHAPES, ("cifar stage 3", "odd"), DTYPES)
-    def test_shapes_match_float64(self, dtype: torch.dtype, shape: tuple[Any, ...]) -> None:
-        for live in ("part", "all", "none"):
-            check(run, shaped(shape, live=live, dtype=dtype))
+    def test_shapes_match_float64(self, dtype: torch.dtype, shape: tuple[Any, ...], live: str) -> None:
+        check(run, shaped(shape, live=live, dtype=dtype))
 
+    @pytest.mark.parametrize("relu", [True, False], ids=["relu", "no relu"])
+    @pytest.mark.parametrize("residual", ["none", "in order", "through"])
+    @pytest.mark.parametrize("rows", [True, False], ids=["rows", "all"])
     @pytest.mark.parametrize("stride", [1, 2])
     @pytest.mark.parametrize("kernel_size", [1, 3])
-    def test_every_combination(self, kernel_size: int, stride: int) -> None:
-        for i, options in enumerate(itertools.product((True, False), ("none", "in order", "through"), (True, False))):
-            check(run, shaped((5, 3, 5, 5, 3, kernel_size, stride, *options), seed=i))
+    def test_every_combination(self, kernel_size: int, stride: int, rows: bool, residual: str, relu: bool) -> None:
+        check(run, shaped((5, 3, 5, 5, 3, kernel_size, stride, rows, residual, relu)))
 
-    def test_more_live_than_rows_counts_as_all(self) -> None:
-        for rows in (True, False):
-            case = make_case(5, 3, 4, 5, 5, rows=rows, residual="in order", live="all")
-            check(run, replace(case, live=case.live + 1000))
+    @pytest.mark.parametrize("rows", [True, False], ids=["rows", "all"])
+    def test_more_live_than_rows_counts_as_all(self, rows: bool) -> None:
+        case = make_case(5, 3, 4, 5, 5, rows=rows, residual="in order", live="all")
+        check(run, replace(case, live=case.live + 1000))
 
     def test_nan_stays_nan(self) -> None:
         """A ReLU that takes NaN for 0 would hide it from the exit."""
@@ -110,19 +112,22 @@ class TestInterpreted:
     pytestmark = interpreted
 
     @pytest.mark.parametrize("programs", [1, 3, 100])
-    def test_any_number_of_programs_does_all_tiles_and_nothing_else(self, programs: int) -> None:
-        for live, shape in itertools.product(("none", "part", "all"), ("odd", "two blocks of channels")):
-            case = shaped(SHAPES[shape], live=live)
-            out = written(case, programs)
-            check(lambda *_, out=out: out, case)
-            assert (out[case.count :] == SENTINEL).all()
+    @pytest.mark.parametrize("shape", ["odd", "two blocks of channels"])
+    @pytest.mark.parametrize("live", ["none", "part", "all"])
+    def test_any_number_of_programs_does_all_tiles_and_nothing_else(self, live: str, shape: str, programs: int) -> None:
+        case = shaped(SHAPES[shape], live=live)
+        out = written(case, programs)
+        check(lambda *_: out, case)
+        assert (out[case.count :] == SENTINEL).all()
 
-    def test_an_index_out_of_range_stops_the_kernel(self) -> None:
-        for value in (8, -1):
-            case = make_case(5, 3, 4, 3, 3, live="all")
-            case.rows[1] = value
-            with pytest.raises(Exception, match="rows is out of range"):
-                written(case, 1)
+    @pytest.mark.parametrize("value", [8, -1])
+    def test_an_index_out_of_range_stops_the_kernel(self, value: int) -> None:
+        case = make_case(5, 3, 4, 3, 3, live="all")
+        case.rows[1] = value
+        with pytest.raises(Exception, match="rows is out of range"):
+            written(case, 1)
+
+    def test_a_row_beyond_the_residual_stops_the_kernel(self) -> None:
         case = make_case(5, 3, 4, 3, 3, live="all", residual="through")
         with pytest.raises(Exception, match="rows is out of range"):
             written(replace(case, residual=case.residual[: int(case.rows.max())]), 1)
