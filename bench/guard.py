@@ -14,10 +14,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from cases import Case, check, joined, make_case
 from peers import MASKED, Peer, Run, eefast_engines, memory_kept
 from rows import RESULTS, environment
-from subjects import ON_MNIST, Network, Prepared, check, mix_of_cost, network_on_noise, thresholds
+from subjects import ON_MNIST, Network, network_on_noise
 from torch import Tensor
+from workloads import EENET20
 
 from eefast.measure.environment import inspect_environment
 from eefast.measure.timing import PAUSE_SECONDS, in_turns, mean_seconds, run_all
@@ -50,7 +52,6 @@ class GuardCase:
         return f"{self.network.name}, batch {self.batch_size}"
 
 
-EENET20 = Network("eenet20", (3, 32, 32), 10, (0.0, 0.0, 1.0))
 CASES = (GuardCase(EENET20, 256, 0.25), GuardCase(EENET20, 16, 0.25), GuardCase(ON_MNIST, 256, None))
 
 
@@ -69,14 +70,10 @@ class Timed:
 Pair = tuple[Timed, Timed]
 
 
-def prepared(case: GuardCase) -> Prepared:
-    if case.network.real is not None:
-        subject = case.network.real(IMAGES)
-    else:
-        subject = network_on_noise(case.network, IMAGES, IMAGES, "cpu", torch.float32)
-        net, cost = subject.net, 1.0 if case.cost is None else case.cost
-        net.thresholds.copy_(torch.tensor(thresholds(subject.outputs, mix_of_cost(net.cost.tolist(), cost))))
-    return Prepared(subject.net, subject.images.split(case.batch_size), subject.outputs)
+def prepared(case: GuardCase) -> Case:
+    real = case.network.real
+    subject = real(IMAGES) if real else network_on_noise(case.network, IMAGES, IMAGES, "cpu", torch.float32)
+    return make_case(subject, case.batch_size, case.cost)
 
 
 @torch.no_grad()
@@ -86,9 +83,7 @@ def checked(case: GuardCase, peers: Sequence[Peer] = PEERS) -> Pair:
     for peer in peers:
         run = peer.prepare(ready.net)
         batches = [x.contiguous(memory_format=peer.memory_format) for x in ready.batches]
-        answers = [run(x) for x in batches]
-        logits, taken = (torch.cat([getattr(answer, name) for answer in answers]) for name in ("logits", "exit_index"))
-        right, note = check(ready, False, logits, taken, peer.dtype)
+        right, note = check(ready, *joined(map(run, batches), static=False), peer.dtype)
         if right is None:
             raise RuntimeError(f"{case}, {peer.name}: {note}")
         found.append(Timed(run, batches))

@@ -14,17 +14,17 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from cases import Case, check, joined
+from command import conclude
 from guard import CASES, THREADS, GuardCase
 from guard import prepared as prepare_case
 from peers import EAGER, MASKED, ONNX_RUNTIME, Peer, Run, eefast_engines
 from progress import track
-from rows import LatencyRow, append, environment, first_line, now, read, results_file
-from subjects import Prepared, check
-from summary import failures, show
+from rows import LatencyRow, append, environment, first_line
 from torch import Tensor
 
 import eefast
-from eefast.measure.timing import PAUSE_SECONDS, in_turns, mean_seconds
+from eefast.measure.timing import PAUSE_SECONDS, in_turns, mean_seconds, quantiles
 
 OFFLINE, SERVER, SINGLE = "Offline", "Server", "SingleStream"
 # Of the capacity of the plain network, which all are offered, and of a service's.
@@ -70,7 +70,7 @@ def plain() -> Peer:
     return ONNX_RUNTIME if all(map(find_spec, ONNX_RUNTIME.needs)) else EAGER
 
 
-def services(ready: Prepared) -> Iterator[tuple[str, Callable[[], Service]]]:
+def services(ready: Case) -> Iterator[tuple[str, Callable[[], Service]]]:
     """(name, how to make it), plain first."""
     images = torch.cat(list(ready.batches))
 
@@ -92,17 +92,11 @@ def services(ready: Prepared) -> Iterator[tuple[str, Callable[[], Service]]]:
     yield "eefast stream", stream
 
 
-def wrong(ready: Prepared, service: Service, most: int) -> str:
+def wrong(ready: Case, service: Service, most: int) -> str:
     """What is wrong with the answers, in batches of `most` and alone; nothing where they are right."""
     for size in (most, 1):
-        parts = service.images.split(size)
-        answers = service.all(parts)
-        if service.static:
-            logits = torch.cat([answer.clone() for answer in answers])
-            taken = torch.full((len(logits),), ready.net.num_exits)
-        else:
-            logits, taken = (torch.cat([getattr(a, name) for a in answers]) for name in ("logits", "exit_index"))
-        _, note = check(ready, service.static, logits, taken, torch.float32)
+        answers = joined(service.all(service.images.split(size)), service.static)
+        _, note = check(ready, *answers, torch.float32)
         if note:
             return note
     return ""
@@ -164,12 +158,6 @@ def capacity(service: Service, most: int, seconds: float) -> float:
     return len(service.images) / statistics.median(spans)
 
 
-def quantiles(waits: Sequence[float]) -> tuple[float, float, float]:
-    """In milliseconds."""
-    found = torch.tensor(waits, dtype=torch.float64).quantile(torch.tensor(QUANTILES, dtype=torch.float64)) * 1e3
-    return tuple(found.tolist())
-
-
 @torch.no_grad()
 def measure(case: GuardCase, most: int, seconds: float) -> list[LatencyRow]:
     """All services in all scenarios at one network; seconds: of measuring, besides what setting up takes."""
@@ -214,7 +202,7 @@ def measure(case: GuardCase, most: int, seconds: float) -> list[LatencyRow]:
                 load=None if rate is None or base is None else rate / base,
                 offered=rate,
                 images_per_s=len(seen.waits) / seen.seconds,
-                milliseconds=quantiles(seen.waits),
+                milliseconds=quantiles([1e3 * seconds for seconds in seen.waits], QUANTILES),
                 images=len(seen.waits),
                 batch=statistics.mean(seen.batches),
                 details=service.details,
@@ -252,12 +240,10 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[GuardCase] = (C
     chosen = [case for case in cases if asked.only in case.network.name]
     if not chosen:
         parser.error(f"--only {asked.only!r} is in none of {', '.join(case.network.name for case in cases)}")
-    begin, around = now(), environment("cpu")
+    around = environment("cpu")
     for case in track(chosen, "networks"):
         append(measure(case, asked.most, asked.seconds / len(chosen)), around)
-    rows = read([results_file(around)], since=begin)
-    print(show(rows))
-    return int(failures(rows))
+    return conclude(around)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ from typing import Any
 from unittest import mock
 
 import torch
+from cases import make_case
+from command import add_device_option, chosen_device
 from parity_table import table
 from progress import track
-from rows import ParityRow, Record, append, environment, first_line, now, read, results_file
-from subjects import MNIST, Network, mix_of_cost, network_on_noise, shipped, thresholds
+from rows import ParityRow, Record, append, environment, first_line, name_of, read, results_file
+from subjects import MNIST, Network, network_on_noise, shipped
 from torch import Tensor
 
 import eefast
@@ -115,9 +117,8 @@ def on_noise(device: str, count: int) -> Iterator[ParitySubject]:
     """A network with convolutions in its heads."""
     count = min(count, MOST_NOISE)
     made = network_on_noise(NOISE, count, count, device, torch.float32)
-    net, images = made.net, made.images
-    net.thresholds.copy_(torch.tensor(thresholds(made.outputs, mix_of_cost(net.cost.tolist(), NOISE_COST))))
-    yield subject(ON_NOISE, net, images, None, all_exits(net, images, ON_NOISE))
+    net = make_case(made, count, NOISE_COST).net
+    yield subject(ON_NOISE, net, made.images, None, all_exits(net, made.images, ON_NOISE))
 
 
 SUBJECTS: dict[str, Callable[[str, int], Iterator[ParitySubject]]] = {MNIST: on_mnist, ON_NOISE: on_noise}
@@ -235,10 +236,6 @@ def row(seen: ParitySubject, form: EngineForm, batch_size: int = 0, **figures: A
     return ParityRow(*names, batch_size, len(seen.images), FLIP_MARGIN[form.dtype], **figures)
 
 
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def run(device: str, count: int, seconds: float, around: Record) -> None:
     """All ways of all networks, as far as the seconds go; rows go to the file of this machine as they come."""
     end, note = time.perf_counter() + seconds, f"skipped: the budget of {seconds:.0f} s is spent"
@@ -259,20 +256,18 @@ def failed(rows: Sequence[Record]) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
+    add_device_option(parser)
     parser.add_argument("--images", type=int, default=10_000, help="of MNIST's test images; default and at most 10,000")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="skip, and say so, what does not fit")
     asked = parser.parse_args(arguments)
     if not max(BATCH_SIZES) <= asked.images <= 10_000:
         parser.error(f"--images {asked.images} must be in {max(BATCH_SIZES)}, the largest batch, … 10,000")
-    device = asked.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch finds no CUDA device here; leave the option out to look at the CPU")
+    device = chosen_device(parser, asked, "look at")
     # The float32 network is the yardstick, and so are float32 engines; cuDNN would round what goes into convolutions.
     torch.backends.cudnn.allow_tf32 = False
-    around, since = environment(device), now()
+    around = environment(device)
     run(device, asked.images, asked.seconds, around)
-    rows = read([results_file(around)], since)
+    rows = read([results_file(around)], around["date"])
     print(table(rows))
     return int(failed(rows))
 

@@ -257,6 +257,10 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def first_line(error: Exception) -> str:
     """For a row's note."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]

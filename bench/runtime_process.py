@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cases import joined
 from peak_memory import peak_memory
 from peers import Peer, Run
 from rows import first_line
@@ -36,6 +37,11 @@ ANSWER_SECONDS, TURN_SECONDS = 180.0, 60.0
 
 class PeerError(RuntimeError):
     """A peer that could not do what it was told to; the text is for a row's note."""
+
+
+def note_of(error: Exception) -> str:
+    """For a row's note."""
+    return str(error) if isinstance(error, PeerError) else first_line(error)
 
 
 class _EndedError(PeerError):
@@ -198,7 +204,7 @@ def _serve(connection: Connection, peers: Iterable[Peer], threads: int) -> None:
         try:
             reply = "", getattr(server, what)(*arguments)
         except Exception as error:
-            reply = str(error) if isinstance(error, PeerError) else first_line(error), None
+            reply = note_of(error), None
         connection.send(reply)
 
 
@@ -231,9 +237,7 @@ class Server:
         found = [run(batches[0])]
         setup = time.perf_counter() - begin
         found += [run(x) for x in batches[1:]]
-        exits = None if peer.static else torch.cat([result.exit_index for result in found])
-        logits = torch.cat([(part if peer.static else part.logits).float() for part in found])
-        return Answer(logits, exits, setup, peer.describe(), None)
+        return Answer(*joined(found, peer.static), setup, peer.describe(), None)
 
     @torch.no_grad()
     def seconds(self, name: str, setting: Setting, turn: Sequence[int], least: float) -> float:

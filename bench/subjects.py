@@ -1,9 +1,9 @@
-"""Networks to be measured: weights, images, thresholds for a stated mix of exits; the check of their answers."""
+"""Names → networks to be measured: weights, images, what all their exits say about these."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import eefast
-from eefast.criteria import get
-from eefast.measure.comparison import judge
 from eefast.model import EarlyExitNet
 from eefast.result import ExitOutput
 from eefast.thresholds.outputs import collect
@@ -46,31 +44,6 @@ class Network:
     exits: tuple[str, ...] = ()
     real: Callable[[int], Subject] | None = None
     head: str = "pool"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A network ready to be measured.
-
-    net: float32, its thresholds giving the mix on the images of `batches`, which are in the measured dtype.
-    outputs: what its exits say about them in float32, on the CPU.
-    """
-
-    net: EarlyExitNet
-    batches: Sequence[Tensor]
-    outputs: list[ExitOutput]
-
-
-@dataclass(frozen=True)
-class Checked:
-    """Answers found to be right.
-
-    costs: mean cost of each batch; exits: number of images at each exit; flips: as in `NetworkRow`.
-    """
-
-    costs: tuple[float, ...]
-    exits: tuple[int, ...]
-    flips: int
 
 
 @torch.no_grad()
@@ -143,63 +116,3 @@ def on_images(net: EarlyExitNet, pixels: Tensor, count: int) -> Subject:
 MIDDLE = Network("eenet18", (3, 64, 64), 200, (0.0, 0.0, 0.0, 1.0))
 LARGE = Network("eenet50", (3, 224, 224), 1000, (0.0, 0.0, 0.0, 1.0))
 ON_MNIST = Network(MNIST, (1, 28, 28), 10, (), real=network_on_mnist)
-
-
-def thresholds(outputs: list[ExitOutput], mix: Sequence[float], criterion: str = "learned") -> list[float]:
-    """Exit by exit, half-way between two confidences, the one at which its share of all images exits there.
-
-    An infinity, at which no sample exits, where the share is 0 or only one image arrives.
-    """
-    rule = get(criterion)
-    # An image that exits below a threshold exits above it with the signs turned.
-    sign = 1.0 if rule.comparison == ">" else -1.0
-    live = torch.ones(len(outputs[0].confidence), dtype=torch.bool)
-    found: list[float] = []
-    for out, share in zip(outputs, mix[:-1], strict=False):
-        learned = rule.name == "learned"
-        confidence = sign * (out.confidence if learned else rule.confidence(out.logits, out.confidence_logit))
-        order = confidence[live].sort(descending=True).values
-        if share == 0 or len(order) < 2:
-            found.append(sign * float("inf"))
-            continue
-        leaving = min(max(round(share * len(live)), 1), len(order) - 1)
-        limit = float(order[leaving - 1 : leaving + 1].mean())
-        found.append(sign * limit)
-        live &= confidence <= limit
-    return found
-
-
-def mix_of_cost(cost: Sequence[float], wanted: float) -> tuple[float, ...]:
-    """Share of the images per exit that costs `wanted` in the mean, or as near to it as exits of these costs allow.
-
-    The same part of those that arrive exits at every early exit.
-    """
-
-    def mix(leaving: float) -> tuple[float, ...]:
-        arriving = [(1 - leaving) ** i for i in range(len(cost))]
-        return (*(leaving * share for share in arriving[:-1]), arriving[-1])
-
-    low, high = 0.0, 1.0
-    if wanted >= 1:
-        return mix(low)
-    for _ in range(40):
-        middle = (low + high) / 2
-        above = sum(share * c for share, c in zip(mix(middle), cost, strict=True)) > wanted
-        low, high = (middle, high) if above else (low, middle)
-    return mix(high)
-
-
-def check(
-    prepared: Prepared, static: bool, logits: Tensor, taken: Tensor, dtype: torch.dtype
-) -> tuple[Checked | None, str]:
-    """What answers cost, or None and what is wrong with them.
-
-    static: every image was to take the final exit. logits, taken: of all batches, float32 [N, K] and int64 [N].
-    """
-    net = prepared.net
-    flips, problem = judge(None if static else net, prepared.outputs, logits, taken, dtype)
-    if problem:
-        return None, f"WRONG: {problem}"
-    costs = [float(net.cost.cpu()[part].mean()) for part in taken.split(len(prepared.batches[0]))]
-    exits = tuple(taken.bincount(minlength=net.num_exits + 1).tolist())
-    return Checked(tuple(costs), exits, flips), ""

@@ -19,15 +19,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cpu_runs
-import gpu_runs
-import torch
+import cpu_ways
 import training_page
+from command import add_device_option, chosen_device
+from gpu_ways import GpuWays
+from network_runs import run as measure
 from peers import KEY_PEERS
-from rows import RESULTS, Record, TrainedPoint, TrainingRow, append, environment, now, read, results_file
+from rows import RESULTS, Record, TrainedPoint, TrainingRow, append, environment, read, results_file
 from subjects import Network, on_images
 from summary import failures
 from torch import Tensor
+from workloads import OWN, Workload
 
 import eefast
 from eefast.criteria import CRITERIA, get
@@ -325,17 +327,16 @@ def speeds(training: Training, net: eefast.EarlyExitNet, data_root: Path, around
     network = Network(str(training), shape, net.num_classes, (), real=source)
     if around["cuda"] is not None:
         most, *others = BATCH_SIZES["cuda"]
-        works = [gpu_runs.GpuWork(network, most, compile_seconds=COMPILE_SECONDS.get(training.net, 0))]
-        works += [gpu_runs.GpuWork(network, n) for n in others]
-        gpu_runs.run(works, around, GPU_SECONDS)
+        works = [Workload(network, most, compile_seconds=COMPILE_SECONDS.get(training.net, 0))]
+        measure([*works, *(Workload(network, n) for n in others)], around, GPU_SECONDS, GpuWays())
     else:
-        cpu_works = [cpu_runs.CpuWork(network, n, cpu_runs.OWN) for n in BATCH_SIZES["cpu"]]
-        cpu_runs.run(cpu_works, around, float("inf"), KEY_PEERS)
+        works = [Workload(network, n, OWN) for n in BATCH_SIZES["cpu"]]
+        measure(works, around, float("inf"), cpu_ways.started(KEY_PEERS))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
+    add_device_option(parser)
     parser.add_argument(
         "--only", default="", metavar="TEXT", help='what has this in its name, such as "eenet20 on mnist"'
     )
@@ -352,16 +353,14 @@ def main() -> int:
         "--seconds", type=float, default=float("inf"), help="stop training after this time; given again, it goes on"
     )
     asked = parser.parse_args()
-    device = asked.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch finds no CUDA device here; leave the option out to train on the CPU")
+    device = chosen_device(parser, asked, "train on")
     trainings = [training for training in TRAININGS[device] if asked.only in str(training)]
     if not trainings:
         parser.error(f"--only {asked.only!r} is in none of {', '.join(map(str, TRAININGS[device]))}")
     for name in dict.fromkeys(training.dataset for training in trainings):
         datasets.dataset(name, asked.data_root, "train")  # what is missing is said before hours are spent
     notes = train(trainings, asked.output, device, asked.data_root, asked.seconds)
-    around, since = environment(device), now()
+    around = environment(device)
     for training in trainings:
         if any(notes[run.output] for run in training.both(asked.output)):
             continue
@@ -375,7 +374,7 @@ def main() -> int:
     for output, note in notes.items():
         if note:
             print(f"{output.name}: {note}", file=sys.stderr)
-    return int(any(notes.values()) or failures(read([results_file(around)], since)))
+    return int(any(notes.values()) or failures(read([results_file(around)], around["date"])))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ def compiled(net: EarlyExitNet) -> Run:
     return baselines.compiled(baselines.plain(net))
 
 
+def inductor_settings() -> str:
+    return f"{torch_version()}, inductor, freezing"
+
+
 def _openvino(name: str, dtype: torch.dtype) -> Peer:
     prepare, describe = partial(baselines.openvino, dtype=dtype), partial(openvino_settings, dtype)
     return Peer(f"plain, {name}", prepare, describe, True, "openvino", dtype, needs=runtimes.OPENVINO_NEEDS)
@@ -28,10 +32,7 @@ def _openvino(name: str, dtype: torch.dtype) -> Peer:
 
 EAGER = Peer("plain, eager", baselines.eager, torch_version, True, "torch", memory_format=LAST)
 EAGER_NCHW = Peer("plain, eager NCHW", baselines.eager_contiguous, torch_version, True, "torch")
-TORCH_COMPILE = Peer(
-    "plain, torch.compile", compiled, lambda: f"{torch_version()}, inductor, freezing", True, "torch.compile",
-    memory_format=LAST,
-)  # fmt: skip
+TORCH_COMPILE = Peer("plain, torch.compile", compiled, inductor_settings, True, "torch.compile", memory_format=LAST)
 ONNX_RUNTIME = Peer(
     "plain, ONNX Runtime", baselines.onnx_runtime, onnx_runtime_version, True, "onnxruntime", needs=runtimes.ONNX_NEEDS
 )

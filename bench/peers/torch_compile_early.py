@@ -29,8 +29,13 @@ def default(net: EarlyExitNet) -> Run:
 
 
 def per_stage(net: EarlyExitNet) -> Run:
-    """Each stage with its exit compiled once for all batch sizes; the host compacts the survivors between them."""
     torch._dynamo.config.recompile_limit = MOST_STAGES
+    _begin(net)
+    return by_stage(net, torch.float32)
+
+
+def by_stage(net: EarlyExitNet, dtype: torch.dtype) -> Run:
+    """Each stage with its exit compiled once for all batch sizes; the host compacts the survivors between them."""
 
     def compiled(step: nn.Module) -> Callable[[Tensor], Any]:
         run = torch.compile(step, fullgraph=True)
@@ -42,8 +47,7 @@ def per_stage(net: EarlyExitNet) -> Run:
 
         return call
 
-    _begin(net)
-    made = [compiled(step) for step in batch_condition.steps(net, torch.float32)]
+    made = [compiled(step) for step in batch_condition.steps(net, dtype)]
     return batch_condition.in_steps(net, made, lambda i, rows, survivors: True)
 
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import torch
+
 Result = TypeVar("Result")
 
 # Threads of ONNX Runtime and OpenMP that spin after a call have stopped by then.
@@ -42,3 +44,8 @@ def in_turns(turns: Sequence[Callable[[], Result]], number: int) -> list[Result]
     order = range(len(turns)) if number % 2 == 0 else reversed(range(len(turns)))
     found = {i: turns[i]() for i in order}
     return [found[i] for i in range(len(turns))]
+
+
+def quantiles(values: Sequence[float], shares: Sequence[float]) -> tuple[float, ...]:
+    """shares: 0 … 1; between two values on a straight line."""
+    return tuple(torch.tensor(values, dtype=torch.float64).quantile(torch.tensor(shares, dtype=torch.float64)).tolist())

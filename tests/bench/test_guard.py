@@ -6,9 +6,10 @@ from dataclasses import replace
 import guard
 import pytest
 import torch
+from cases import Case
 from networks import images, lived_in
 from peers import MASKED
-from subjects import Network, Prepared
+from subjects import Network
 
 import eefast
 from eefast.thresholds.outputs import collect
@@ -122,7 +123,7 @@ def small(monkeypatch):
 
     def prepared(case):
         net, x = lived_in(eefast.zoo.eenet("eenet8", 2, input_shape=(1, 12, 12)), 3), images(31, (1, 12, 12))
-        return Prepared(net, x.split(case.batch_size), collect(net, [(x, torch.zeros(len(x)))])[0])
+        return Case(net, x.split(case.batch_size), collect(net, [(x, torch.zeros(len(x)))])[0])
 
     monkeypatch.setattr(guard, "prepared", prepared)
     monkeypatch.setattr(guard, "PAUSE_SECONDS", 0)

@@ -10,9 +10,10 @@ import latency
 import pytest
 import rows
 import torch
+from cases import Case
 from networks import images, lived_in
 from peers import EAGER
-from subjects import Network, Prepared
+from subjects import Network
 from summary import show
 
 import eefast
@@ -107,15 +108,11 @@ def test_back_to_back_ends_when_its_time_is_over(clock):
     assert len(latency.back_to_back(run, torch.arange(2), 0.0).waits) == 1
 
 
-def test_quantiles_are_in_milliseconds():
-    assert latency.quantiles([i / 1000 for i in range(101)]) == pytest.approx((50, 90, 99))
-
-
 @pytest.fixture
 def small(monkeypatch):
     def prepare(case):
         net, x = lived_in(eefast.zoo.eenet("eenet8", 2, input_shape=SHAPE), 3), images(31, SHAPE)
-        return Prepared(net, x.split(case.batch_size), collect(net, [(x, torch.zeros(len(x)))])[0])
+        return Case(net, x.split(case.batch_size), collect(net, [(x, torch.zeros(len(x)))])[0])
 
     monkeypatch.setattr(latency, "prepare_case", prepare)
     monkeypatch.setattr(latency, "plain", lambda: EAGER)

@@ -5,13 +5,16 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
-import cpu_runs
+import cpu_ways
+import network_runs
 import peers
 import pytest
 import torch
+from cases import check, joined
 from networks import assert_same_answers, images, lived_in, one_by_one, spread_thresholds
 from peers import (
     EAGER_NCHW,
@@ -24,8 +27,9 @@ from peers import (
 )
 from peers import one_by_one as loop
 from runtime_process import Setting
-from subjects import Network, Subject, check
+from subjects import Network, Subject
 from torch import nn
+from workloads import Workload
 
 import eefast
 from eefast.cost import macs
@@ -51,6 +55,27 @@ def answered(request):
     net, x = network(request.param), images(31, SHAPE)
     spread_thresholds(net, x, 0.4)
     return net, x, one_by_one(net, x)
+
+
+# torch.compile takes longer than all the others; those with variables need separate processes.
+@pytest.mark.parametrize("peer", [ready(p) for p in peers.PEERS if p.family != "torch.compile" and not p.variables])
+@torch.no_grad()
+def test_a_peer_agrees_with_the_reference(subject, peer):
+    for cost in (1,) if peer.static else (1, 0.5, 0.25):
+        case = cpu_ways.case_of(subject, 16, cost)
+        try:
+            run = peer.prepare(case.net)
+        except ValueError as error:
+            if "AVX512-BF16" not in str(error) and "C++ kernels are" not in str(error):
+                raise
+            pytest.skip(str(error))  # what this machine lacks, in the engine's words
+        batches = [x.contiguous(memory_format=peer.memory_format) for x in case.batches]
+        checked, note = check(case, *joined(map(run, batches), peer.static), peer.dtype)
+        assert checked, note
+        if not peer.static:
+            case.net.thresholds.fill_(-1)
+            assert run(batches[0]).exit_index.tolist() == [0] * 16, "it must follow thresholds that change"
+    assert peer.describe()
 
 
 @pytest.mark.parametrize("peer", [ready(p) for p in (loop.PEER, *batch_condition.PEERS, ON_OPENVINO)])
@@ -79,11 +104,11 @@ def test_one_graph_answers_in_a_separate_process(peer, answered):
     """Another peer makes threads for all sessions of a process, after which ONNX Runtime takes no session like this."""
     net, x, expected = answered
     subject = Subject(net, x, [])
-    with cpu_runs.started([peer]) as workers, cpu_runs.saved(subject) as folder:
-        cpu_runs.open_everywhere(workers, folder)
+    with closing(cpu_ways.started([peer])) as device:
+        device.open(subject)
         for batch_size in (31, 3, 1):
             setting = Setting(tuple(net.thresholds.tolist()), batch_size, -(-31 // batch_size))
-            found = workers[peer.family].answer(peer, setting)
+            found = device.processes[peer.family].answer(peer, setting)
             assert torch.equal(found.exits, expected.exit_index)
             torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-4)
         # All images may exit, or none, under thresholds that are set after the graph was made.
@@ -93,7 +118,7 @@ def test_one_graph_answers_in_a_separate_process(peer, answered):
             ((none_exits, all_exit), 1),
             ((none_exits, none_exits), 2),
         ):
-            found = workers[peer.family].answer(peer, Setting(thresholds, 31, 1))
+            found = device.processes[peer.family].answer(peer, Setting(thresholds, 31, 1))
             assert found.exits.tolist() == [taken] * 31
 
 
@@ -171,22 +196,22 @@ def test_fewer_blocks_need_blocks():
 
 @pytest.mark.parametrize("peer", [ready(p) for p in peers.STAND_INS])
 def test_a_stand_in_is_checked_against_its_own_network_and_is_no_yardstick(peer, monkeypatch):
-    monkeypatch.setattr(cpu_runs, "ROUNDS", 2)
-    monkeypatch.setattr(cpu_runs, "TURN_SECONDS", 0.001)
+    monkeypatch.setattr(network_runs, "ROUNDS", 2)
+    monkeypatch.setattr(cpu_ways, "TURN_SECONDS", 0.001)
     net, x = network(), images(16, SHAPE)
     outputs, _ = eefast.thresholds.outputs.collect(net, [(x, torch.zeros(len(x)))])
     subject = Subject(net, x, outputs)
     ways = (EAGER_NCHW, peer, loop.PEER)
-    work = cpu_runs.CpuWork(Network("eenet20", SHAPE, 10, ()), 8, (0.3,))
-    large = cpu_runs.CpuWork(work.network, 32, (0.3,))
-    with cpu_runs.started(ways) as workers, cpu_runs.saved(subject) as folder:
-        cpu_runs.open_everywhere(workers, folder)
-        rows = {row.provider: row for row in cpu_runs.measure(work, subject, workers, ways)}
+    work = Workload(Network("eenet20", SHAPE, 10, ()), 8, (0.3,))
+    large = Workload(work.network, 32, (0.3,))
+    with closing(cpu_ways.started(ways)) as device:
+        device.open(subject)
+        rows = {row.provider: row for row in network_runs.measure(work, subject, device)[0]}
     assert rows[peer.name].images_per_s is not None, rows[peer.name].note
     assert 0.15 < rows[peer.name].mean_cost < 0.3
     assert {row.best_static for row in rows.values()} == {EAGER_NCHW.name}
     # Larger batches tell nothing new about a loop over images.
-    assert [p.name for p, _ in cpu_runs.pairs_of(large, subject, ways)] == [EAGER_NCHW.name, peer.name]
+    assert [p.name for p, _ in cpu_ways.pairs_of(large, subject, ways)] == [EAGER_NCHW.name, peer.name]
 
 
 def first_sure(net, x):
@@ -207,23 +232,23 @@ def test_a_batch_exits_as_a_whole_where_all_its_images_are_sure(peer):
     subject = Subject(net, x, eefast.thresholds.outputs.collect(net, [(x, torch.zeros(32))])[0])
     run, seen = peer.prepare(net), set()
     for n, cost in ((1, 0.4), (2, 0.3), (16, 0.2), (3, 0.9), (32, 1)):
-        prepared = cpu_runs.make_case(subject, n, cost, peer.whole_batch).prepared
-        net.thresholds.copy_(prepared.net.thresholds)
-        found = [run(batch.contiguous(memory_format=torch.channels_last)) for batch in prepared.batches]
-        for batch, result in zip(prepared.batches, found, strict=True):
+        case = cpu_ways.case_of(subject, n, cost, peer.whole_batch)
+        net.thresholds.copy_(case.net.thresholds)
+        found = [run(batch.contiguous(memory_format=torch.channels_last)) for batch in case.batches]
+        for batch, result in zip(case.batches, found, strict=True):
             exit_index, logits, sure = first_sure(net, batch)
             assert result.exit_index.tolist() == [exit_index] * len(batch)
             torch.testing.assert_close(result.logits, logits, rtol=0, atol=1e-4)
             torch.testing.assert_close(result.confidence, sure, rtol=0, atol=1e-4)
             seen.add((len(batch) > 1, exit_index))
         # What the bench says of them: right as they are, wrong where one image exited by itself.
-        logits, taken = (torch.cat([getattr(result, name) for result in found]) for name in ("logits", "exit_index"))
-        checked, note = check(prepared, peer.static, logits, taken, peer.dtype)
+        logits, taken = joined(found, peer.static)
+        checked, note = check(case, logits, taken, peer.dtype)
         assert checked, note
         means = [float(net.cost[result.exit_index].mean()) for result in found]
         assert checked.costs == pytest.approx(means)
         taken[0] = (taken[0] + 1) % 3
-        assert check(prepared, peer.static, logits, taken, peer.dtype)[1].startswith("WRONG")
+        assert check(case, logits, taken, peer.dtype)[1].startswith("WRONG")
     assert seen >= {(False, 0), (False, 1), (False, 2), (True, 0), (True, 1), (True, 2)}
 
 
@@ -232,13 +257,12 @@ def test_a_batch_exits_as_a_whole_where_all_its_images_are_sure(peer):
 def test_as_many_images_are_sure_as_would_exit(peer):
     net, x = network(), images(64, SHAPE)
     subject = Subject(net, x, eefast.thresholds.outputs.collect(net, [(x, torch.zeros(64))])[0])
-    usual = cpu_runs.make_case(subject, 1, 0.4)
-    alone = cpu_runs.make_case(subject, 1, 0.4, peer.whole_batch)
+    usual = cpu_ways.case_of(subject, 1, 0.4)
+    alone = cpu_ways.case_of(subject, 1, 0.4, peer.whole_batch)
     assert alone.mix == usual.mix
-    seen = usual.prepared.batches
-    assert len(seen) == 64
-    by_itself = net.with_criterion(peer.whole_batch, alone.setting.thresholds)(x).exit_index
-    expected = usual.prepared.net(x).exit_index
+    assert len(usual.batches) == 64
+    by_itself = net.with_criterion(peer.whole_batch, alone.net.thresholds.tolist())(x).exit_index
+    expected = usual.net(x).exit_index
     assert by_itself.bincount().tolist() == expected.bincount().tolist()
 
 

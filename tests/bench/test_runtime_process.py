@@ -3,26 +3,25 @@
 import os
 import signal
 import time
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
 
 # At the end, where none of its modules hides one of the tests'.
-import cpu_runs
+import cpu_ways
+import network_runs
 import pytest
 import runtime_process
 import torch
-from networks import images, lived_in
 from peers import EAGER
 from runtime_process import ANSWER_SECONDS, TURN_SECONDS, PeerError, RuntimeProcess, Setting
-from subjects import Network, Subject
-
-from eefast import zoo
-from eefast.thresholds.outputs import collect
+from subjects import Network
+from workloads import Workload
 
 SHAPE = (1, 12, 12)
-WORK = cpu_runs.CpuWork(Network("eenet20", SHAPE, 10, ()), 8, (1.0,), 1)
+WORK = Workload(Network("eenet20", SHAPE, 10, ()), 8, (1.0,), 1)
 SETTING = Setting((float("inf"),) * 2, 8, 2)
 
 
@@ -75,12 +74,6 @@ def waits(monkeypatch, tmp_path):
     return found
 
 
-@pytest.fixture(scope="module")
-def subject():
-    net, x = lived_in(zoo.eenet("eenet20", 2, input_shape=SHAPE), 5), images(16, SHAPE)
-    return Subject(net, x, collect(net, [(x, torch.zeros(len(x)))])[0])
-
-
 @pytest.mark.usefixtures("waits")
 def test_a_process_is_restarted_for_all_but_the_peer_that_ended_it(subject, tmp_path):
     right, wrong, ends = peer("right"), peer("raises", raises), peer("killed", killed)
@@ -117,26 +110,27 @@ def test_a_process_is_restarted_for_all_but_the_peer_that_ended_it(subject, tmp_
 
 
 def test_the_others_are_measured_where_one_hangs(subject, waits, monkeypatch):
-    monkeypatch.setattr(cpu_runs, "ROUNDS", 2)
-    monkeypatch.setattr(cpu_runs, "TURN_IMAGES", 8)
-    monkeypatch.setattr(cpu_runs, "TURN_SECONDS", 0.001)
+    monkeypatch.setattr(network_runs, "ROUNDS", 2)
+    monkeypatch.setattr(cpu_ways, "TURN_IMAGES", 8)
+    monkeypatch.setattr(cpu_ways, "TURN_SECONDS", 0.001)
     late = partial(sleeps_when_timed, sign=waits.sign)
     peers = (
         *(peer("right"), peer("raises", raises), peer("sleeps", partial(sleeps, sign=waits.sign))),
         *(peer("sleeps when timed", late, "elsewhere"), peer("beside it", family="elsewhere")),
     )
-    with cpu_runs.started(peers) as workers, cpu_runs.saved(subject) as folder:
-        cpu_runs.open_everywhere(workers, folder)
-        lost = workers["here"]._process
-        rows = {row.provider: row for row in cpu_runs.measure(WORK, subject, workers, peers)}
+    with closing(cpu_ways.started(peers)) as device:
+        device.open(subject)
+        here = device.processes["here"]
+        lost = here._process
+        rows = {row.provider: row for row in network_runs.measure(WORK, subject, device)[0]}
         # Asked again by the next process, since another peer hung and ended the first one.
-        assert workers["here"].ends == 1
+        assert here.ends == 1
         assert lost.exitcode == -signal.SIGKILL
 
-        workers["here"].open(folder)
+        device.open(subject)
         with pytest.raises(PeerError, match="not asked again: no answer within 180 s"):
-            workers["here"].answer(peers[2], SETTING)
-    assert waits.limits == {ANSWER_SECONDS, TURN_SECONDS + 10 * cpu_runs.TURN_SECONDS}
+            here.answer(peers[2], SETTING)
+    assert waits.limits == {ANSWER_SECONDS, TURN_SECONDS + 10 * cpu_ways.TURN_SECONDS}
     assert rows["right"].images_per_s[1] > 0
     assert rows["right"].best_static == "right"
     assert rows["raises"].note == "RuntimeError: no such kernel"
@@ -144,3 +138,13 @@ def test_the_others_are_measured_where_one_hangs(subject, waits, monkeypatch):
     assert rows["sleeps when timed"].note == "no answer within 60 s, so its process was killed"
     assert rows["beside it"].note.startswith("it lost its process to sleeps when timed (no answer within 60 s")
     assert not any(row.images_per_s for name, row in rows.items() if name != "right")
+
+
+def test_a_process_tells_its_peak_memory(subject, tmp_path, monkeypatch):
+    runtime_process.save(tmp_path, subject.net, subject.images)
+    process = runtime_process.Server({EAGER.name: EAGER})
+    process.open(str(tmp_path))
+    monkeypatch.setattr(runtime_process, "peak_memory", lambda run, device: (run(), {"cpu": 1234}[device]))
+    answer = process.answer(EAGER.name, Setting((0.5, 0.5), 16, 4))
+    assert answer.peak_memory == 1234
+    torch.testing.assert_close(answer.logits, subject.outputs[-1].logits, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,55 @@
+"""The lists of workloads: what decides comes first and fits into the seconds that its command has."""
+
+import re
+from pathlib import Path
+
+import network_runs
+import pytest
+import throughput
+from runtime_process import ANSWER_SECONDS
+from targets import TARGETS
+from workloads import ALL_ON_CPU, COMPACT_ON_GPU, KEY_ON_CPU
+
+
+def test_key_figures_come_first_and_fit_into_their_phase():
+    targets = [t for t in TARGETS if t.gpu]
+    key = COMPACT_ON_GPU[: len(targets)]
+    for work, target in zip(key, targets, strict=True):
+        row = {"network": work.network.name, "batch_size": work.batch_size, "setting": work.setting}
+        assert target.concerns({**row, "provider": target.provider})
+        assert work.compile_seconds
+        assert work.traced
+    script = Path(throughput.__file__).with_name("gpu.sh").read_text()
+    (seconds,) = map(int, re.findall(r"--engine compact --seconds (\d+)", script))
+    (limit,) = map(int, re.findall(r"\[compact\]=(\d+)", script))
+    assert sum(work.guess for work in key) + network_runs.TRACE_SECONDS <= seconds
+    assert seconds + 20 <= limit <= 150, "Python, PyTorch and the last work need some more"
+    limits = dict(re.findall(r"\[(\w+)\]=(\d+)", script))
+    total = sum(int(limits[phase]) for phase in re.search(r'PHASES="([^"]+)"', script)[1].split())
+    assert f"all phases, {total} s at most" in script
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("eenet50", (1, 8, 32, 128, 256)), ("eenet18", (1, 8, 32, 128, 256, 1024))],
+    ids=["eenet50", "eenet18"],
+)
+def test_all_sizes_and_costs_are_on_the_list(name, sizes):
+    asked = {(w.network.name, w.batch_size, *w.costs) for w in COMPACT_ON_GPU}
+    assert {(name, n, cost) for n in sizes for cost in (1.0, 0.4, 0.3)} <= asked
+    assert "regnety_008" in {name for name, *_ in asked}
+
+
+def test_key_figures_come_first_and_fit():
+    assert ALL_ON_CPU[: len(KEY_ON_CPU)] == KEY_ON_CPU
+    assert len(set(ALL_ON_CPU)) == len(ALL_ON_CPU)
+    for network in {work.network for work in ALL_ON_CPU if work.deep}:
+        assert [work for work in ALL_ON_CPU if work.network == network and not work.deep], "later with all peers"
+    source = Path(throughput.__file__).read_text()
+    quick, default = map(
+        int, re.search(r"arguments.seconds or \((\d+) if arguments.quick else (\d+)\)", source).groups()
+    )
+    assert sum(work.seconds for work in KEY_ON_CPU) <= default
+    # The ops take a little more than a minute, and one peer may hang when the budget ends.
+    assert quick < default <= 25 * 60 - 90 - ANSWER_SECONDS
+    assert f"on a CPU {default}, --quick {quick}" in source
