@@ -41,6 +41,8 @@ TURNS, TURN_SECONDS = 5, 0.1
 # Maps from here on are larger than last-level caches of CPUs; there a plain copy takes its turns as well.
 LARGE = 2**26
 Call = Callable[[], Any]
+Spans = dict[tuple[OpCase, Provider], list[float]]
+"""Seconds per call, of all turns; an empty list: nothing to time."""
 
 
 @dataclass(frozen=True)
@@ -207,28 +209,28 @@ def least_seconds(call: Call) -> float:
 
 
 @pytest.fixture(scope="module")
-def spans() -> Iterator[dict[tuple[OpCase, Provider], list[float]]]:
-    """Collects seconds per call, turn by turn, and writes the rows at the end; an empty list: nothing to time."""
-    found: dict[tuple[OpCase, Provider], list[float]] = {}
+def spans() -> Iterator[Spans]:
+    """Collects seconds turn by turn, and writes the rows at the end."""
+    found: Spans = {}
     ceilings, rows = measure_ceilings("cpu", [torch.float32], 2**28, 2048, least_seconds)
     yield found
-    ops: list[OpRow] = []
-    for case in dict.fromkeys(case for case, _ in found):
-        timed = [
-            Timed(p, seconds=quantiles(s, QUANTILES)) if s else Timed(p, note=cpu_attempt(case, p)[1])
-            for (c, p), s in found.items()
-            if c == case
-        ]
-        # Other processes only ever add time, so the lower quantile is the typical one.
-        ops += rows_of(case, timed, 0, ceilings[torch.float32])
-    if ops:
-        append([*rows, *ops], environment("cpu"))
+    if found:
+        append([*rows, *rows_of_turns(found, ceilings[torch.float32])], environment("cpu"))
+
+
+def rows_of_turns(spans: Spans, ceilings: Ceilings) -> list[OpRow]:
+    cases: dict[OpCase, list[Timed]] = {}
+    for (case, provider), seconds in spans.items():
+        note = "" if seconds else cpu_attempt(case, provider)[1]
+        cases.setdefault(case, []).append(
+            Timed(provider, seconds=quantiles(seconds, QUANTILES) if seconds else (), note=note)
+        )
+    # Other processes only ever add time, so the lower quantile is the typical one.
+    return [row for case, found in cases.items() for row in rows_of(case, found, 0, ceilings)]
 
 
 @pytest.mark.parametrize(("case", "turn", "provider"), PLAN, ids=lambda value: getattr(value, "name", str(value)))
-def test_speed(
-    benchmark: Any, spans: dict[tuple[OpCase, Provider], list[float]], case: OpCase, turn: int, provider: Provider
-) -> None:
+def test_speed(benchmark: Any, spans: Spans, case: OpCase, turn: int, provider: Provider) -> None:
     seconds = spans.setdefault((case, provider), [])
     call, note = cpu_attempt(case, provider)
     if call is None:
