@@ -17,7 +17,7 @@ import page_tables
 import parity_table
 import training_page
 from page_figures import Mark
-from rows import RESULTS, Record, read
+from rows import RESULTS, Record, read, slug
 from selection import (
     COMPACT,
     OURS,
@@ -335,8 +335,7 @@ def _parity(rows: list[Record]) -> Section | None:
 
 def _stem(rows: list[Record]) -> str:
     around = rows[-1]["environment"]
-    words = around["device"] if around["cuda"] else f"{around['device']} {around['capability']}"
-    return "".join(c if c.isalnum() else "-" for c in words.lower())
+    return slug(around["device"] if around["cuda"] else f"{around['device']} {around['capability']}")
 
 
 def _accuracy(machines: list[list[Record]], demo: Path | None) -> list[Section]:
@@ -383,8 +382,8 @@ def _of_trained(rows: list[Record]) -> Iterable[Section]:
             f"{best['test_images']:,} test images; commit {best['environment']['commit']} "
             f"({best['environment']['date'][:10]}). More: [training](../bench/results/training.md)."
         )
-        slug = "".join(c if c.isalnum() else "-" for c in network.lower())
-        yield _trade_off(f"{network}, {_name(rows)}", points, origin, f"{_stem(rows)}-accuracy-{slug}.png")
+        name = f"{_stem(rows)}-accuracy-{slug(network)}.png"
+        yield _trade_off(f"{network}, {_name(rows)}", points, origin, name)
 
 
 def _trade_off(title: str, points: Sequence[Mark], origin: str, name: str) -> Section:

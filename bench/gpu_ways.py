@@ -105,8 +105,18 @@ class GpuWays(Device):
             "joules_per_image": joules(one.way, one.case.batches) if metered else None,
         }
 
+    @torch.no_grad()
     def traced(self, measured: Measured) -> list[NetworkRow]:
-        return traced(measured)
+        """With their launch gaps; those that the profiler says nothing about are left out."""
+        rows = []
+        for one, row in measured:
+            batches = [one.case.batches[i % len(one.case.batches)] for i in range(TRACED_BATCHES)]
+            one.way.run(batches)
+            busy = busy_seconds(partial(one.way.run, batches))
+            if busy is not None and row.images_per_s is not None:
+                seconds = row.batch_size / row.images_per_s[1]
+                rows.append(replace(row, launch_gaps=max(0.0, 1 - busy / TRACED_BATCHES / seconds)))
+        return rows
 
 
 @lru_cache(maxsize=1)
@@ -246,17 +256,3 @@ def joules(way: GpuWay, batches: Sequence[Tensor]) -> float | None:
 
     done, taken = meter(DEVICE).measure(passes)
     return None if taken is None else taken / (done * sum(map(len, batches)))
-
-
-@torch.no_grad()
-def traced(measured: Measured) -> list[NetworkRow]:
-    """The rows again, with their launch gaps; those that the profiler says nothing about are left out."""
-    rows = []
-    for one, row in measured:
-        batches = [one.case.batches[i % len(one.case.batches)] for i in range(TRACED_BATCHES)]
-        one.way.run(batches)
-        busy = busy_seconds(partial(one.way.run, batches))
-        if busy is not None and row.images_per_s is not None:
-            seconds = row.batch_size / row.images_per_s[1]
-            rows.append(replace(row, launch_gaps=max(0.0, 1 - busy / TRACED_BATCHES / seconds)))
-    return rows

@@ -82,13 +82,8 @@ def services(ready: Case) -> Iterator[tuple[str, Callable[[], Service]]]:
         fast = eefast.accelerate(ready.net, frozen=True)
         return Service("eefast stream", False, images, fast, fast.stream, eefast_engines.describe())
 
-    def call() -> Service:
-        run = eefast_engines.prepare(ready.net, "auto", torch.float32)
-        return Service("eefast call", False, images, run, details=eefast_engines.describe())
-
-    for peer in (plain(), MASKED):
+    for peer in (plain(), MASKED, eefast_engines.AUTO):
         yield peer.name, partial(of, peer)
-    yield "eefast call", call
     yield "eefast stream", stream
 
 

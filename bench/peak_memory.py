@@ -21,7 +21,7 @@ def peak_memory(run: Callable[[], Result], device: str) -> tuple[Result, int | N
     "cpu": the largest resident set of this process, the interpreter, libraries and all else that it holds included;
     None where the system cannot reset it, as only Linux can.
     """
-    return _on_cuda(run) if device == "cuda" else _of_process(run, PROCESS)
+    return _on_cuda(run) if device == "cuda" else of_process(run, PROCESS)
 
 
 def _on_cuda(run: Callable[[], Result]) -> tuple[Result, int | None]:
@@ -33,7 +33,7 @@ def _on_cuda(run: Callable[[], Result]) -> tuple[Result, int | None]:
     return result, torch.cuda.max_memory_reserved() - before
 
 
-def _of_process(run: Callable[[], Result], process: Path) -> tuple[Result, int | None]:
+def of_process(run: Callable[[], Result], process: Path) -> tuple[Result, int | None]:
     try:
         # See proc(5): the peak is reset to what is resident now.
         (process / "clear_refs").write_text("5")

@@ -16,6 +16,7 @@ import torch
 from energy import meter
 
 from eefast.measure.environment import inspect_environment
+from eefast.measure.installation import version
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -246,7 +247,7 @@ def environment(device: str) -> Record:
         "device": torch.cuda.get_device_name() if on_gpu else found["processor"],
         "driver": _driver() if on_gpu else None,
         "cuda": torch.version.cuda if on_gpu else None,
-        "triton": _triton() if on_gpu else None,
+        "triton": version("triton") if on_gpu else None,
         "energy": meter(device).source,
         "load": round(os.getloadavg()[0], 1),
         "date": now(),
@@ -280,8 +281,12 @@ def append(
 
 
 def results_file(around: dict[str, Any]) -> Path:
-    name = re.sub(r"[^a-z0-9]+", "-", around["device"].lower()).strip("-")
-    return RESULTS / f"{name}.jsonl"
+    return RESULTS / f"{slug(around['device'])}.jsonl"
+
+
+def slug(text: str) -> str:
+    """For the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def read(paths: Iterable[Path], since: str = "") -> list[Record]:
@@ -298,11 +303,3 @@ def _driver() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         return None
-
-
-def _triton() -> str | None:
-    try:
-        import triton
-    except ImportError:
-        return None
-    return triton.__version__

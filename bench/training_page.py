@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from rows import RESULTS, Record, read
+from rows import RESULTS, Record, read, slug
 from selection import OURS, OWN_THRESHOLDS, newest, speed
 
 from eefast.measure import figures as plot
@@ -28,24 +27,27 @@ MNIST, and with which loss and heads on Fashion-MNIST, was settled after earlier
 """
 
 
-def write(files: Iterable[Path], folder: Path = RESULTS) -> list[Path]:
+def write(files: Sequence[Path], folder: Path = RESULTS) -> list[Path]:
     """Write page and figures from the rows in `files`; nothing where they hold no trained network."""
-    rows = read(files)
-    groups = _groups(rows)
-    if not groups:
+    text = page(files)
+    if not text:
         return []
-    figures = {key: folder / f"training-{_slug(key)}.png" for key in groups}
-    (folder / PAGE).write_text(_page(groups, figures, rows))
-    for key, path in figures.items():
-        _draw(groups[key], path)
-    return [folder / PAGE, *figures.values()]
+    (folder / PAGE).write_text(text)
+    groups = _groups(read(files))
+    for key, group in groups.items():
+        _draw(group, folder / _figure(key))
+    return [folder / PAGE, *(folder / _figure(key) for key in groups)]
 
 
-def page(files: Iterable[Path], folder: Path = RESULTS) -> str:
+def page(files: Sequence[Path]) -> str:
     """The page's text, Markdown; empty where no network was trained."""
     rows = read(files)
     groups = _groups(rows)
-    return _page(groups, {key: folder / f"training-{_slug(key)}.png" for key in groups}, rows) if groups else ""
+    lines = [INTRODUCTION, *_overview(groups), ""]
+    for key, group in groups.items():
+        lines += _section(key, group)
+        lines += _speeds(key, [row for row in rows if "network" in row])
+    return "\n".join(lines) if groups else ""
 
 
 def _groups(rows: Sequence[Record]) -> dict[Key, list[Record]]:
@@ -57,8 +59,9 @@ def _groups(rows: Sequence[Record]) -> dict[Key, list[Record]]:
     return groups
 
 
-def _slug(key: Key) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", " ".join((key[1], key[2], key[0])).lower()).strip("-")
+def _figure(key: Key) -> str:
+    device, dataset, model = key
+    return f"training-{slug(f'{dataset} {model} {device}')}.png"
 
 
 def proposed(rows: Sequence[Record]) -> Record:
@@ -71,14 +74,6 @@ def reached(row: Record) -> bool:
     point = row["at_cost"]
     lost = row["twin_accuracy"] - point["accuracy"] if point else 1.0
     return bool(lost <= row["allowed_drop"] + 1e-9 and point["cost"] <= row["allowed_cost"] + 1e-9)
-
-
-def _page(groups: dict[Key, list[Record]], figures: dict[Key, Path], rows: Sequence[Record]) -> str:
-    lines = [INTRODUCTION, *_overview(groups), ""]
-    for key, group in groups.items():
-        lines += _section(key, group, figures[key].name)
-        lines += _speeds(key, [row for row in rows if "network" in row])
-    return "\n".join(lines)
 
 
 def _overview(groups: dict[Key, list[Record]]) -> list[str]:
@@ -97,7 +92,7 @@ def _overview(groups: dict[Key, list[Record]]) -> list[str]:
     ]
 
 
-def _section(key: Key, group: list[Record], figure: str) -> list[str]:
+def _section(key: Key, group: list[Record]) -> list[str]:
     _, dataset, model = key
     row, around = proposed(group), group[-1]["environment"]
     best = row["criterion"]
@@ -105,7 +100,7 @@ def _section(key: Key, group: list[Record], figure: str) -> list[str]:
     minutes = ", ".join(f"{seconds / 60:.0f}" for seconds in row["seconds"])
     begun = f"; after {row['first']['epochs']} epochs of the plain network alone" if row["first"] else ""
     who = "plain network, network, twin" if row["first"] else "network, twin"
-    lines = [f"## {model} on {dataset}", "", f"![Accuracy against cost]({figure})", ""]
+    lines = [f"## {model} on {dataset}", "", f"![Accuracy against cost]({_figure(key)})", ""]
     lines += _head("all images leave at exit", *(str(i) for i in range(len(row["exit_accuracy"]))), "twin")
     lines.append(_row("cost", *(f"{cost:.3f}" for cost in row["exit_costs"]), "1.000"))
     lines.append(_row("accuracy, %", *map(_percent, row["exit_accuracy"]), _percent(row["twin_accuracy"])))

@@ -35,6 +35,7 @@ def _peer(
     return Peer(f"eefast {name}", make, describe, False, family, dtype, memory_format, variables=variables)
 
 
+AUTO = _peer("call", "auto")
 COMPACT = _peer("compact", "compact", memory_format=torch.channels_last)
 PEERS = (
     COMPACT,

@@ -157,7 +157,7 @@ def test_wrong_answers_get_no_ratio(small, committed, monkeypatch, capsys):
     def wrong(net):
         return lambda x: net(x)._replace(exit_index=torch.zeros(len(x), dtype=torch.int64))
 
-    peers = (MASKED, replace(guard.OURS, prepare=wrong))
+    peers = (MASKED, replace(guard.PEERS[1], prepare=wrong))
     with pytest.raises(RuntimeError, match="small, batch 16, eefast: WRONG"):
         guard.checked(SMALL, peers)
     committed.write_text(json.dumps({CAPABILITY: {"ratios": {str(SMALL): 1.0}}}))

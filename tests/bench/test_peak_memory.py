@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peak_memory import _of_process, peak_memory
+from peak_memory import of_process, peak_memory
 
 MEGABYTE = 2**20
 
@@ -38,11 +38,11 @@ def test_the_peak_of_this_process_is_reset():
 
 
 def test_the_figure_is_in_bytes_or_none_where_it_is_unknown(tmp_path):
-    assert _of_process(lambda: "done", tmp_path / "nowhere") == ("done", None)
+    assert of_process(lambda: "done", tmp_path / "nowhere") == ("done", None)
     (tmp_path / "status").write_text("VmPeak:\t  99 kB\nVmHWM:\t    1234 kB\nVmRSS:\t 1 kB\n")
-    assert _of_process(lambda: "done", tmp_path) == ("done", 1234 * 1024)
+    assert of_process(lambda: "done", tmp_path) == ("done", 1234 * 1024)
     (tmp_path / "status").write_text("VmRSS:\t 1 kB\n")
-    assert _of_process(lambda: "done", tmp_path) == ("done", None)
+    assert of_process(lambda: "done", tmp_path) == ("done", None)
 
 
 def test_an_error_comes_through_once(tmp_path):
@@ -53,7 +53,7 @@ def test_an_error_comes_through_once(tmp_path):
         raise OSError("the run's own")
 
     with pytest.raises(OSError, match="the run's own"):
-        _of_process(fails, tmp_path)
+        of_process(fails, tmp_path)
     assert called == [1]
 
 

@@ -155,7 +155,7 @@ def test_page_says_whether_the_goal_is_reached(tmp_path: Path, lost: float, verd
     better = replace(rows.TrainedPoint((0.4,), 0.98, 0.3, 0.955, 0.31, 0.32, (70, 30)))
     lines = [row_of(), row_of(criterion="margin", at_cost=better, twin_accuracy=0.955 + lost)]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = training_page.page([file], tmp_path)
+    text = training_page.page([file])
     assert verdict in text
     assert f"| eenet20 on mnist | {95.5 + 100 * lost:.2f} | 95.50 | {100 * lost:.2f} | 0.310 |" in text, (
         "margin is proposed"
