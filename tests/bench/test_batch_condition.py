@@ -41,13 +41,13 @@ def test_thresholds_may_change(net, mode, threshold):
     assert run(x).exit_index.unique().tolist() == [0 if threshold < 0 else 3]
 
 
+@pytest.mark.parametrize("mode", batch_condition.MODES)
 @pytest.mark.parametrize("criterion", ["entropy", "margin"])
 @torch.no_grad()
-def test_other_criteria(net, criterion):
+def test_other_criteria(net, criterion, mode):
     early, x = net.with_criterion(criterion, [0.5] * 3), images(31, SHAPE)
     spread_thresholds(early, x, 0.4)
-    for mode in batch_condition.MODES:
-        assert_same_answers(batch_condition.prepare(early, mode, torch.float32, 31)(x), early(x), early)
+    assert_same_answers(batch_condition.prepare(early, mode, torch.float32, 31)(x), early(x), early)
 
 
 @torch.no_grad()

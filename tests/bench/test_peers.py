@@ -57,24 +57,30 @@ def answered(request):
     return net, x, one_by_one(net, x)
 
 
-# torch.compile takes longer than all the others; those with variables need separate processes.
-@pytest.mark.parametrize("peer", [ready(p) for p in peers.PEERS if p.family != "torch.compile" and not p.variables])
+def compared():
+    """(peer, cost): static peers where no image exits early, the others also where some and where most do."""
+    # torch.compile takes longer than all the others; those with variables need separate processes.
+    for peer in (p for p in peers.PEERS if p.family != "torch.compile" and not p.variables):
+        for cost in (1,) if peer.static else (1, 0.5, 0.25):
+            yield pytest.param(peer, cost, id=f"{peer.name}-cost {cost}", marks=ready(peer).marks)
+
+
+@pytest.mark.parametrize(("peer", "cost"), list(compared()))
 @torch.no_grad()
-def test_a_peer_agrees_with_the_reference(subject, peer):
-    for cost in (1,) if peer.static else (1, 0.5, 0.25):
-        case = cpu_ways.case_of(subject, 16, cost)
-        try:
-            run = peer.prepare(case.net)
-        except ValueError as error:
-            if "AVX512-BF16" not in str(error) and "C++ kernels are" not in str(error):
-                raise
-            pytest.skip(str(error))  # what this machine lacks, in the engine's words
-        batches = [x.contiguous(memory_format=peer.memory_format) for x in case.batches]
-        checked, note = check(case, *joined(map(run, batches), peer.static), peer.dtype)
-        assert checked, note
-        if not peer.static:
-            case.net.thresholds.fill_(-1)
-            assert run(batches[0]).exit_index.tolist() == [0] * 16, "it must follow thresholds that change"
+def test_a_peer_agrees_with_the_reference(subject, peer, cost):
+    case = cpu_ways.case_of(subject, 16, cost)
+    try:
+        run = peer.prepare(case.net)
+    except ValueError as error:
+        if "AVX512-BF16" not in str(error) and "C++ kernels are" not in str(error):
+            raise
+        pytest.skip(str(error))  # what this machine lacks, in the engine's words
+    batches = [x.contiguous(memory_format=peer.memory_format) for x in case.batches]
+    checked, note = check(case, *joined(map(run, batches), peer.static), peer.dtype)
+    assert checked, note
+    if not peer.static:
+        case.net.thresholds.fill_(-1)
+        assert run(batches[0]).exit_index.tolist() == [0] * 16, "it must follow thresholds that change"
     assert peer.describe()
 
 
@@ -291,7 +297,7 @@ def test_kept_memory_needs_no_page_faults(variables, most):
     assert variables or faults > 30
 
 
-def test_texts_name_the_variables_that_are_measured():
+@pytest.mark.parametrize("text", ["README.md", "docs/benchmarks.md"])
+def test_texts_name_the_variables_that_are_measured(text):
     named = " ".join("=".join(variable) for variable in memory_kept.VARIABLES)
-    for text in ("README.md", "docs/benchmarks.md"):
-        assert named in (Path(__file__).parents[2] / text).read_text()
+    assert named in (Path(__file__).parents[2] / text).read_text()

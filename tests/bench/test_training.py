@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE
 from types import SimpleNamespace
@@ -23,9 +23,7 @@ from eefast.data.mnist import mnist_test
 
 ROOT = Path(__file__).parents[2]
 
-import rows  # noqa: E402
 import training  # noqa: E402
-import training_page  # noqa: E402
 from training import Goal, Training, train, worth  # noqa: E402
 
 TINY = Training("mnist", "eenet8", {"num_exits": 2, "epochs": 1, "batch_size": 32})
@@ -137,53 +135,3 @@ def test_rows_say_what_the_network_itself_answers(root: Path, tmp_path: Path, mo
         assert row.twin_accuracy == pytest.approx(float((alone == labels).double().mean()), abs=1e-9)
         assert row.seconds == (4.0, 4.0)
         assert row.curve
-
-
-def row_of(**changed: Any) -> dict[str, Any]:
-    point = rows.TrainedPoint((0.5,), 0.97, 0.3, 0.96, 0.31, 0.32, (70, 30))
-    row = rows.TrainingRow(
-        "mnist", "eenet20", "learned", (0.1, 1.0), {"epochs": 3}, {}, (60.0, 50.0), 100, 0.01, 0.4, 0.97, 0.965,
-        (0.9, 0.966), point, point, "", ((0.9, 0.1), (0.96, 0.4)),
-    )  # fmt: skip
-    around = {"device": "some CPU", "date": "2026-01-01", "torch": "2", "commit": "abc", "cuda": None}
-    return {**json.loads(json.dumps(asdict(replace(row, **changed)))), "environment": around}
-
-
-@pytest.mark.parametrize(("lost", "verdict"), [(0.01, "| reached |"), (0.011, "| **not reached** |")])
-def test_page_says_whether_the_goal_is_reached(tmp_path: Path, lost: float, verdict: str) -> None:
-    file = tmp_path / "rows.jsonl"
-    better = replace(rows.TrainedPoint((0.4,), 0.98, 0.3, 0.955, 0.31, 0.32, (70, 30)))
-    lines = [row_of(), row_of(criterion="margin", at_cost=better, twin_accuracy=0.955 + lost)]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = training_page.page([file])
-    assert verdict in text
-    assert f"| eenet20 on mnist | {95.5 + 100 * lost:.2f} | 95.50 | {100 * lost:.2f} | 0.310 |" in text, (
-        "margin is proposed"
-    )
-    assert "not measured" in text.lower() or "No speed was measured" in text
-
-
-def test_page_takes_the_newest_row_and_speeds_of_one_comparison(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    speed = {
-        "network": "eenet20 on mnist", "batch_size": 256, "setting": "no exits", "dtype": "float32",
-        "images_per_s": [1, 1000, 1], "provider": "plain, ONNX Runtime", "best_static": "plain, ONNX Runtime",
-        "realised_ratio": 1.0, "environment": row_of()["environment"],
-    }  # fmt: skip
-    fast = {
-        **speed,
-        "provider": "eefast resident",
-        "setting": "own thresholds",
-        "images_per_s": [1, 4321, 1],
-        "realised_ratio": 1.3,
-    }
-    file = tmp_path / "rows.jsonl"
-    old = row_of(twin_accuracy=0.5)
-    old["environment"]["date"] = "2025-01-01"
-    file.write_text("".join(json.dumps(line) + "\n" for line in (row_of(), old, speed, fast)))
-    made_files = training_page.write([file], tmp_path)
-    assert [path.suffix for path in made_files] == [".md", ".png"]
-    text = made_files[0].read_text()
-    assert "50.00" not in text
-    assert "| 256 | plain, ONNX Runtime | 1,000 | eefast resident | 4,321 | 4.32 | 1.30 |" in text
-    assert training_page.write([], tmp_path) == []
