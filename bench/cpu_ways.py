@@ -10,10 +10,11 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
+import network_runs
 import torch
 from cases import Case, make_case, mix_of_cost
 from energy import meter
-from network_runs import ROUNDS, CheckedWay, Device
+from network_runs import CheckedWay, Device
 from peers import Peer, torch_compile_early
 from runtime_process import Answer, PeerError, RuntimeProcess, Setting, save
 from selection import NO_EXITS, OURS
@@ -106,7 +107,9 @@ def turn_batches(batch_size: int) -> int:
 def case_of(subject: Subject, batch_size: int, cost: float | None, whole_batch: str | None = None) -> Case:
     """Only the images of the rounds are measured; whole_batch: as in `make_case`."""
     mix = () if cost is None else tuple(round(share, 4) for share in mix_of_cost(subject.net.cost.tolist(), cost))
-    return make_case(subject, batch_size, cost, ROUNDS * turn_batches(batch_size), mix=mix, whole_batch=whole_batch)
+    return make_case(
+        subject, batch_size, cost, network_runs.ROUNDS * turn_batches(batch_size), mix=mix, whole_batch=whole_batch
+    )
 
 
 def pairs_of(work: Workload, subject: Subject, peers: Sequence[Peer]) -> Iterator[tuple[Peer, Case]]:
