@@ -16,7 +16,6 @@ import torch
 from energy import meter
 
 from eefast.measure.environment import inspect_environment
-from eefast.measure.installation import version
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -247,7 +246,7 @@ def environment(device: str) -> Record:
         "device": torch.cuda.get_device_name() if on_gpu else found["processor"],
         "driver": _driver() if on_gpu else None,
         "cuda": torch.version.cuda if on_gpu else None,
-        "triton": version("triton") if on_gpu else None,
+        "triton": _triton() if on_gpu else None,
         "energy": meter(device).source,
         "load": round(os.getloadavg()[0], 1),
         "date": now(),
@@ -303,3 +302,11 @@ def _driver() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         return None
+
+
+def _triton() -> str | None:
+    try:
+        import triton
+    except ImportError:
+        return None
+    return triton.__version__
