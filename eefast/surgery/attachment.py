@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import islice
 
 import torch
 from torch import nn
@@ -83,6 +84,7 @@ def rebuild(
         heads[-1].classifier = linear
         if cut.pool is not None:
             heads[-1].pool = nn.Sequential(module_of(backbone, cut.pool))
+        _check_dtype(stages)
         net = EarlyExitNet(
             stages,
             heads,
@@ -91,15 +93,20 @@ def rebuild(
             thresholds=thresholds,
             normalization=normalization,
         )
-    name, first = next(net.named_parameters())
-    if not first.is_floating_point():
-        raise ValueError(f"{name} is {first.dtype}; images have the dtype of the first parameter, so make it a float")
     theirs = set(backbone.modules())
     for made in net.modules():
         if made not in theirs:
             made.training = backbone.training
     _describe(net, backbone, exits, head)
     return net
+
+
+def _check_dtype(stages: list[nn.Module]) -> None:
+    for name, first in islice(nn.ModuleList(stages).named_parameters(prefix="stages"), 1):
+        if not first.is_floating_point():
+            raise ValueError(
+                f"{name} is {first.dtype}; images have the dtype of the first parameter, so make it a float"
+            )
 
 
 def _describe(net: EarlyExitNet, backbone: nn.Module, exits: Sequence[str], head: str) -> None:

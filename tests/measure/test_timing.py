@@ -61,5 +61,5 @@ def test_odd_rounds_go_backwards_and_answers_keep_their_order(number, order):
     [([i / 1000 for i in range(101)], (0.02, 0.05, 0.08)), ([3.0, 1.0], (1.4, 2.0, 2.6)), ([7.0], (7, 7, 7))],
     ids=["many", "two", "one"],
 )
-def test_timing.quantiles(values, expected):
+def test_quantiles_lie_on_a_straight_line(values, expected):
     assert timing.quantiles(values, (0.2, 0.5, 0.8)) == pytest.approx(expected)

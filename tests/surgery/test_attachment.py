@@ -236,15 +236,20 @@ def test_unknown_heads_and_criteria_are_refused(arguments, message):
 
 
 class Table(nn.Module):
+    converts: bool
+
     def __init__(self) -> None:
         super().__init__()
         self.numbers = nn.Parameter(torch.zeros(3, dtype=torch.int64), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.float()
+        return x.float() if self.converts else x + 0
 
 
-def test_a_first_parameter_of_integers_is_refused():
-    backbone = make(first=nn.Sequential(Table(), nn.Conv2d(3, 8, 3)))
+@pytest.mark.parametrize("converts", [True, False])
+def test_a_first_parameter_of_integers_is_refused(converts):
+    table = Table()
+    table.converts = converts
+    backbone = make(first=nn.Sequential(table, nn.Conv2d(3, 8, 3)))
     with pytest.raises(ValueError, match=r"stages\.0\.first\.0\.numbers is torch\.int64; .* so make it a float"):
         attach(backbone, ["first"], input_shape=SMALL)
