@@ -13,7 +13,7 @@ import eefast
 PACKAGE = Path(eefast.__file__).parent
 ROOT = PACKAGE.parent
 
-LEAVES = {"result", "criteria", "heads", "cost", "record", "model", "version", "modules", "system"}
+LEAVES = {"result", "criteria", "heads", "cost", "record", "model", "quantized", "version", "modules", "system"}
 # File or folder of the package → what it may import of the package besides itself; cli and measure may import all.
 ALLOWED = {
     **dict.fromkeys((*LEAVES, "zoo", "surgery", "thresholds", "data"), LEAVES),

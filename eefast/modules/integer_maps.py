@@ -1,0 +1,145 @@
+"""Maps of integers 0 … 255 → maps of integers: the arithmetic of quantised networks, exact in plain PyTorch.
+
+Maps are float32 tensors [N, C, H, W] that hold integers, so that an image with a NaN stays one of NaNs throughout.
+Sums of products are exact, whatever their order: float32 as far as they stay below 2^24, float64 beyond.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LARGEST = 255
+"""The largest integer in a map."""
+
+EXACT = 2**24
+"""Up to here float32 holds every integer."""
+
+
+def to_integers(values: Tensor) -> Tensor:
+    """Rounded half to even, and limited to 0 … 255; NaN stays NaN."""
+    return values.round().clamp(0, LARGEST)
+
+
+def image_integers(images: Tensor, multiplier: Tensor, shift: Tensor) -> Tensor:
+    """Images [N, C, H, W] of any float dtype → integers, x · multiplier[c] + shift[c] in float32.
+
+    Every integer of an image that has a NaN anywhere is NaN.
+    """
+    integers = to_integers(images.float() * multiplier[:, None, None] + shift[:, None, None])
+    broken = images.isnan().flatten(1).any(1)
+    return integers.masked_fill(broken[:, None, None, None], torch.nan)
+
+
+def image_fill(shift: Tensor) -> Tensor:
+    """[C] integers of the pixels outside of an image."""
+    return to_integers(shift)
+
+
+def padded(integers: Tensor, padding: int, fill: Tensor | int) -> Tensor:
+    """With `padding` pixels of the value `fill`, a number or one per channel [C], at every side."""
+    if isinstance(fill, Tensor):
+        fill = fill[:, None, None]
+        return F.pad(integers - fill, (padding,) * 4) + fill
+    return F.pad(integers, (padding,) * 4, value=fill)
+
+
+def convolution_sums(
+    integers: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: int = 0, fill: Tensor | int = 0
+) -> Tensor:
+    """bias[o] + Σ weight[o, c, i, j] · integer, float64 [N, O, H', W'].
+
+    weight: integers -127 … 127 [O, C, k, k]; bias: integers [O]; fill: of pixels outside of the map, see `padded`.
+    """
+    return _products(padded(integers, padding, fill), weight, stride) + bias.double()[:, None, None]
+
+
+def winograd_inputs(integers: Tensor) -> list[Tensor]:
+    """The four transformed inputs of F(2, 3) along x, integers 0 … 255 [N, C, H + 2, tiles] each.
+
+    Tile t makes the output columns 2 t and 2 t + 1 of the source columns 2 t - 1 … 2 t + 2. Every one is the mean of
+    two bytes, rounded up where it is half of an odd number: what the instruction `vpavgb` computes.
+    """
+    exact = exact_winograd_inputs(integers)
+    return [(mean + 0.5).floor() for mean in exact]
+
+
+def exact_winograd_inputs(integers: Tensor) -> list[Tensor]:
+    """`winograd_inputs` without their rounding, to measure what that adds."""
+    odd = integers.shape[3] % 2
+    d = F.pad(integers, (1, 1 + odd, 1, 1))
+    d0, d1, d2, d3 = d[..., 0:-2:2], d[..., 1:-1:2], d[..., 2::2], d[..., 3::2]
+    return [(d0 + LARGEST - d2) / 2, (d1 + d2) / 2, (d1 + LARGEST - d2) / 2, (d1 + LARGEST - d3) / 2]
+
+
+def winograd_weight(weight: Tensor) -> Tensor:
+    """[O, C, 3, 3] → [O, C, 3 (rows), 4 (frequencies)]: what the transformed inputs are multiplied with."""
+    g0, g1, g2 = weight.unbind(3)
+    return torch.stack([g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, -g2], -1)
+
+
+def winograd_sums(integers: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Sums of F(2, 3) along x for a 3 × 3 convolution of stride 1, padding 1 and zero point 0, float64 [N, O, H, W].
+
+    weight: integers [O, C, 3, 4], see `winograd_weight`; bias: integers [2, O] of even and of odd columns.
+    """
+    inputs = winograd_inputs(integers)
+    m0, m1, m2, m3 = (_products(v, weight[..., k : k + 1], 1) for k, v in enumerate(inputs))
+    even, odd = bias.double()[:, :, None, None]
+    sums = torch.stack([even + m0 + m1 - m2, odd + m1 + m2 + m3], -1).flatten(3)
+    return sums[..., : integers.shape[3]]
+
+
+def requantized(sums: Tensor, scale: Tensor, residual: Tensor | None = None, ratio: Tensor | float = 0.0) -> Tensor:
+    """Sums → integers: f32(sum) · scale[o], plus residual · ratio where there is one, each step rounded to float32."""
+    scaled = sums.float() * scale.float()[:, None, None]
+    return to_integers(scaled if residual is None else scaled + residual * ratio)
+
+
+def affine(integers: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Every integer · scale[c] + shift[c], rounded and limited to 0 … 255."""
+    return to_integers(integers * scale.float()[:, None, None] + shift.float()[:, None, None])
+
+
+def max_pool(integers: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+    """The largest integer of every window, of those inside the map."""
+    return F.max_pool2d(integers, kernel, stride, padding)
+
+
+def short_mantissa(value: Tensor) -> Tensor:
+    """float32 numbers of at most 16 significant bits, whose products with integers up to 255 are exact."""
+    fraction, exponent = torch.frexp(value.double())
+    return torch.ldexp((fraction * 2**16).round(), exponent - 16).float()
+
+
+def _products(integers: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """Exact sums of products without padding, float64."""
+    bounds = (weight.double().abs().sum((2, 3)) * LARGEST).cumsum(1)  # [O, C]
+    parts = _channel_parts(bounds)
+    if integers.is_cuda or not parts or not _sums_directly():
+        # Other algorithms than sums of products, such as Winograd's, are exact after rounding in float64.
+        return F.conv2d(integers.double(), weight.double(), stride=stride).round()
+    sums = [F.conv2d(integers[:, part], weight[:, part].float(), stride=stride).double() for part in parts]
+    return torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]
+
+
+def _sums_directly() -> bool:
+    """Whether `F.conv2d` multiplies and adds float32 on the CPU, instead of transforming them."""
+    return torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
+
+
+def _channel_parts(bounds: Tensor) -> list[slice]:
+    """As many input channels at a time as keep every sum exact in float32; none if one channel alone does not.
+
+    bounds: [O, C], the largest sum of products of the channels so far.
+    """
+    parts, start, channels = [], 0, bounds.shape[1]
+    while start < channels:
+        before = bounds[:, start - 1 : start] if start else 0
+        fits = int((bounds[:, start:] - before < EXACT).all(0).cumprod(0).sum())
+        if not fits:
+            return []
+        parts.append(slice(start, start + fits))
+        start += fits
+    return parts

@@ -1,0 +1,160 @@
+"""The arithmetic of quantised maps beside NumPy in 64-bit integers and single float32 operations."""
+
+import numpy as np
+import pytest
+import torch
+
+from eefast.modules import integer_maps
+
+CHANNELS = [(1, 3), (3, 1), (5, 17), (17, 5), (65, 3)]
+SIZES = [(1, 1), (3, 2), (5, 7), (8, 8)]
+
+
+def random_map(shape, seed=0, low=0, high=256):
+    return np.random.default_rng(seed).integers(low, high, shape, dtype=np.int64)
+
+
+def float_map(integers):
+    return torch.from_numpy(integers).float()
+
+
+def products(q, weight, stride, padding, fill):
+    """Σ weight · q in int64; fill: one number per channel."""
+    n, c, h, w = q.shape
+    k = weight.shape[2]
+    wide = np.empty((n, c, h + 2 * padding, w + 2 * padding), np.int64)
+    wide[:] = np.asarray(fill, np.int64).reshape(1, -1, 1, 1)
+    wide[:, :, padding : padding + h, padding : padding + w] = q
+    rows, columns = ((side + 2 * padding - k) // stride + 1 for side in (h, w))
+    sums = np.zeros((n, len(weight), rows, columns), np.int64)
+    for y in range(rows):
+        for x in range(columns):
+            window = wide[:, :, y * stride : y * stride + k, x * stride : x * stride + k]
+            sums[:, :, y, x] = np.einsum("ncij,ocij->no", window, weight)
+    return sums
+
+
+def requantized(sums, scale, residual=None, ratio=None):
+    with np.errstate(over="ignore"):
+        scaled = sums.astype(np.float32) * scale.reshape(1, -1, 1, 1)
+    if residual is not None:
+        scaled = scaled + residual.astype(np.float32) * np.float32(ratio)
+    assert scaled.dtype == np.float32
+    return np.clip(np.rint(scaled), 0, 255).astype(np.int64)
+
+
+def same(found, expected):
+    assert found.shape == expected.shape
+    assert np.array_equal(found.double().numpy(), expected.astype(np.float64))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), CHANNELS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 1, 0), (1, 2, 0), (5, 1, 2)])
+def test_direct_sums(inputs, outputs, size, kernel, stride, padding):
+    q = random_map((2, inputs, *size))
+    weight = random_map((outputs, inputs, kernel, kernel), 1, -127, 128)
+    bias = random_map((outputs,), 2, -(2**22), 2**22)
+    fill = random_map((inputs,), 3)
+    expected = products(q, weight, stride, padding, fill) + bias.reshape(1, -1, 1, 1)
+    arguments = float_map(q), torch.from_numpy(weight).to(torch.int8), torch.from_numpy(bias).int(), stride, padding
+    same(integer_maps.convolution_sums(*arguments, fill=float_map(fill)), expected)
+    expected = products(q, weight, stride, padding, [7] * inputs) + bias.reshape(1, -1, 1, 1)
+    same(integer_maps.convolution_sums(*arguments, fill=7), expected)
+
+
+@pytest.mark.parametrize(("inputs", "kernel"), [(130, 3), (1100, 1), (2, 25)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_beyond_two_to_the_24_are_exact(inputs, kernel, sign):
+    q = np.full((1, inputs, kernel, kernel), 255, np.int64)
+    q[0, 0, 0, 0] = 254
+    weight = np.full((3, inputs, kernel, kernel), 127 * sign, np.int64)
+    expected = products(q, weight, 1, 0, 0)
+    assert abs(expected).min() > 2**24
+    same(integer_maps.convolution_sums(float_map(q), torch.from_numpy(weight), torch.zeros(3)), expected)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), CHANNELS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_winograd_sums(inputs, outputs, size):
+    q = random_map((2, inputs, *size), 4)
+    weight = random_map((outputs, inputs, 3, 4), 5, -127, 128)
+    bias = random_map((2, outputs), 6, -(2**22), 2**22)
+    height, width = size
+    wide = np.zeros((2, inputs, height + 2, width + 5), np.int64)
+    wide[:, :, 1 : height + 1, 1 : width + 1] = q
+    expected = np.zeros((2, outputs, height, width), np.int64)
+    for y in range(height):
+        for x in range(width):
+            d0, d1, d2, d3 = (wide[:, :, y : y + 3, x - x % 2 + i] for i in range(4))
+            v = [(d0 + 255 - d2 + 1) >> 1, (d1 + d2 + 1) >> 1, (d1 + 255 - d2 + 1) >> 1, (d1 + 255 - d3 + 1) >> 1]
+            m = [np.einsum("nci,oci->no", v[k], weight[..., k]) for k in range(4)]
+            expected[:, :, y, x] = bias[x % 2] + (m[1] + m[2] + m[3] if x % 2 else m[0] + m[1] - m[2])
+    arguments = float_map(q), torch.from_numpy(weight).to(torch.int8), torch.from_numpy(bias).int()
+    same(integer_maps.winograd_sums(*arguments), expected)
+
+
+def test_the_transformed_weight_gives_the_convolution():
+    """With exact inputs: F(2, 3) is twice the sum of the transformed products, offsets taken off."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randint(0, 256, (2, 5, 6, 7), generator=generator).double()
+    weight = torch.randn(3, 5, 3, 3, generator=generator, dtype=torch.float64)
+    u = integer_maps.winograd_weight(weight)
+    offset = torch.tensor([127.5, 0, 127.5, 127.5], dtype=torch.float64)
+    v = [x - o for x, o in zip(integer_maps.exact_winograd_inputs(q), offset, strict=True)]
+    m = [torch.nn.functional.conv2d(v[k], u[..., k : k + 1]) for k in range(4)]
+    found = 2 * torch.stack([m[0] + m[1] - m[2], m[1] + m[2] + m[3]], -1).flatten(3)[..., :7]
+    torch.testing.assert_close(found, torch.nn.functional.conv2d(q, weight, padding=1), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 3e-5, 0.37, 1e30], ids=str)
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_requantized(scale, with_residual):
+    sums = random_map((2, 5, 3, 7), 7, -(2**31) + 1, 2**31)
+    sums[0, 0] = 0
+    scales = (np.random.default_rng(8).uniform(0.5, 1.5, 5) * scale).astype(np.float32)
+    residual = random_map((2, 5, 3, 7), 9) if with_residual else None
+    ratio = integer_maps.short_mantissa(torch.tensor(1.2345678))
+    expected = requantized(sums, scales, residual, ratio.item())
+    given = torch.from_numpy(sums).double(), torch.from_numpy(scales)
+    more = (float_map(residual), ratio) if with_residual else ()
+    same(integer_maps.requantized(*given, *more), expected)
+
+
+def test_halves_are_rounded_to_even_and_saturated():
+    sums = torch.tensor([-3.0, -1, 1, 3, 5, 509, 511, 2**31 - 1]).double().view(1, 1, 1, -1)
+    found = integer_maps.requantized(sums, torch.tensor([0.5]))
+    assert found.flatten().tolist() == [0, 0, 0, 2, 2, 254, 255, 255]
+
+
+def test_short_mantissa_makes_products_exact():
+    values = torch.tensor([1e-20, 0.1, 1.0, 3.14159265, 65537.0, 1e20])
+    short = integer_maps.short_mantissa(values)
+    torch.testing.assert_close(short, values, rtol=2.0**-16, atol=0)
+    q = torch.arange(256.0)
+    assert torch.equal((q * short[:, None]).double(), q.double() * short.double()[:, None])
+
+
+def test_images():
+    x = torch.tensor([[0.0, 1.0, 0.5, -9.0, torch.inf], [-torch.inf, 0.25, 1.0, 2.0, 0.0]]).view(1, 2, 1, 5)
+    multiplier, shift = torch.tensor([255.0, 2.0]), torch.tensor([0.0, 3.5])
+    found = integer_maps.image_integers(x, multiplier, shift)
+    assert found.flatten().tolist() == [0, 255, 128, 0, 255, 0, 4, 6, 8, 4]
+    assert integer_maps.image_fill(torch.tensor([-3.0, 2.5, 300.0])).tolist() == [0, 2, 255]
+    x = torch.cat([x, x])
+    x[1, 1, 0, 3] = torch.nan
+    found = integer_maps.image_integers(x, multiplier, shift)
+    assert found[1].isnan().all()
+    assert not found[0].isnan().any()
+
+
+def test_affine_and_pooling():
+    q = random_map((2, 3, 5, 7), 10)
+    scale, shift = torch.tensor([0.5, 1.25, -2.0]), torch.tensor([0.3, -40.7, 260.0])
+    products = q.astype(np.float32) * scale.numpy().reshape(1, -1, 1, 1) + shift.numpy().reshape(1, -1, 1, 1)
+    same(integer_maps.affine(float_map(q), scale, shift), np.clip(np.rint(products), 0, 255))
+    pooled = integer_maps.max_pool(float_map(q), 3, 2, 1)
+    for y in range(3):
+        for x in range(4):
+            window = q[:, :, max(2 * y - 1, 0) : 2 * y + 2, max(2 * x - 1, 0) : 2 * x + 2]
+            assert np.array_equal(pooled[:, :, y, x].numpy(), window.max((2, 3)))
