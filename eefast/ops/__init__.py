@@ -5,7 +5,8 @@ from .exit_head import MAX_CLASSES_ON_CUDA
 from .flops import register_flops
 from .library import CPP_MISSING
 from .on_cuda import TRITON_MISSING, exit_kernels
-from .resident_forward import Kind, cuda_missing, instruction_set, resident_network, resident_shared_memory
+from .resident_forward import cuda_missing, instruction_set, resident_network, resident_shared_memory
+from .resident_steps import Kind
 
 CUDA_MISSING = CPP_MISSING or cuda_missing()
 """None where the CUDA kernels are loaded, else the reason why not."""

@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from enum import IntEnum
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import criteria
-from .checks import check_fake, check_stored, refuse_gradient
+from .checks import Named, refuse_gradient
 from .library import define, namespace
-
-COLUMNS = (
-    *("kind", "source", "target", "residual", "relu", "kernel", "stride", "padding"),
-    *("winograd", "weight", "packed", "section"),
-)
-"""What a row of `steps` says, see `resident_forward`."""
-
-MAX_KERNEL = 128
-"""The largest window of a convolution or a pooling."""
-
-
-class Kind(IntEnum):
-    """What a step does."""
-
-    CONVOLUTION = 0
-    AFFINE = 1
-    MAX_POOL = 2
-    EXIT = 3
-
+from .resident_steps import Answers, Kind, Step, answers, check_tables, fake_answers, parts
 
 define(
     "resident_forward(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor weights, Tensor packed,"
@@ -49,86 +28,27 @@ def reference(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
     normalization: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> Answers:  # fmt: skip
     """`resident_forward` in plain PyTorch: its oracle and its documentation. Every sample runs through all layers."""
-    rule = criteria.get(criterion)
-    _check(images, steps, maps, weights, thresholds, num_classes)
-    n, images = len(images), _normalised(images.float(), normalization)
-    results = images.new_empty(n, num_classes), images.new_empty(n), torch.full((n,), -1, device=images.device)
-    channels, values = dict(enumerate(maps[:, 0].tolist())), {0: images}
+    check_tables(images, steps, maps, weights, thresholds, num_classes)
 
-    def run(
-        kind: int, source: int, target: int, residual: int, relu: int, kernel: int, stride: int, padding: int,
-        winograd: int, place: int, packed: int, section: int,
-    ) -> None:  # fmt: skip
-        x, inputs, outputs = (
-            values[source],
-            channels[source],
-            num_classes + 1 if kind == Kind.EXIT else channels[target],
-        )
-        if kind in (Kind.CONVOLUTION, Kind.MAX_POOL) and not (
-            0 < kernel <= MAX_KERNEL and 0 < stride <= MAX_KERNEL and 0 <= padding <= kernel
-        ):
-            raise RuntimeError("there is no kernel for this window")
-        if kind == Kind.CONVOLUTION:
-            weight, bias = _parts(weights, place, (outputs, inputs, kernel, kernel))
-            x = F.conv2d(x, weight, bias, stride, padding) + (values[residual] if residual >= 0 else 0)
-        elif kind == Kind.AFFINE:
-            scale, shift = _parts(weights, place, (outputs,))
-            x = x * scale[:, None, None] + shift[:, None, None]
-        elif kind == Kind.MAX_POOL:
-            x = F.max_pool2d(x, kernel, stride, padding)
-        elif kind == Kind.EXIT and 0 <= target <= len(thresholds):
-            x = x.flatten(1) if kernel else x.mean((2, 3))
-            out = F.linear(x, *_parts(weights, place, (outputs, x.shape[1])))
-            confidence, here = rule.confidence(out[:, :-1], out[:, -1]), results[2] < 0
-            if target < len(thresholds):
-                here = here & rule.leaves(confidence, thresholds[target])
-            results[0][here], results[1][here], results[2][here] = out[here, :-1], confidence[here], target
-            return
+    def compute(step: Step, x: Tensor, residual: Tensor | None, outputs: int) -> Tensor:
+        window = step.kernel, step.stride, step.padding
+        if step.kind == Kind.MAX_POOL:
+            x = F.max_pool2d(x, *window)
+        elif step.kind == Kind.CONVOLUTION:
+            weight, bias = parts(weights, step.weight, (outputs, x.shape[1], step.kernel, step.kernel), (outputs,))
+            x = F.conv2d(x, weight, bias, *window[1:]) + (0 if residual is None else residual)
+        elif step.kind == Kind.AFFINE:
+            scale, shift = parts(weights, step.weight, (outputs, 1, 1), (outputs, 1, 1))
+            x = x * scale + shift
         else:
-            raise RuntimeError("there is no such kind of step or exit")
-        values[target] = x.relu() if relu else x
+            x = x.flatten(1) if step.kernel else x.mean((2, 3))
+            return F.linear(x, *parts(weights, step.weight, (outputs, x.shape[1]), (outputs,)))
+        return x.relu() if step.relu else x
 
-    with torch.autocast(images.device.type, enabled=False):
-        for row, step in enumerate(steps.tolist()):
-            try:
-                run(*step)
-            except KeyError as error:
-                raise RuntimeError(f"steps[{row}] = {step}: there is no map {error}, or not yet") from None
-            except (RuntimeError, ValueError, ArithmeticError) as error:
-                raise RuntimeError(f"steps[{row}] = {step}: {error}") from error
-    return results
-
-
-def _check(images: Tensor, steps: Tensor, maps: Tensor, weights: Tensor, thresholds: Tensor, num_classes: int) -> None:
-    """`RuntimeError` unless the reference can read the arguments; the C++ kernel checks more."""
-    given = (("images", images), ("steps", steps), ("maps", maps), ("weights", weights), ("thresholds", thresholds))
-    check_stored(*given)
-    for (name, tensor), fits, shape, dtype in zip(
-        given,
-        (
-            images.dim() == 4,
-            steps.dim() == 2 and steps.shape[1] == len(COLUMNS) and len(steps) > 0,
-            maps.dim() == 2 and maps.shape[1] == 2 and len(maps) > 0,
-            weights.dim() == 1,
-            thresholds.dim() == 1,
-        ),
-        ("[N, C, H, W]", f"[S, {len(COLUMNS)}]", "[M, 2]", "[numbers]", "[exits]"),
-        (images.dtype, torch.int64, torch.int64, torch.float32, torch.float32),
-        strict=True,
-    ):
-        if not fits:
-            raise RuntimeError(f"{name} has shape {list(tensor.shape)}; expected {shape}")
-        if tensor.dtype != dtype:
-            raise RuntimeError(f"{name} is {tensor.dtype}; convert it with .to({dtype})")
-    if images.shape[1] != int(maps[0, 0]):
-        raise RuntimeError(f"images has {images.shape[1]} channels; expected {int(maps[0, 0])}")
-    if num_classes < 1:
-        raise RuntimeError(f"num_classes = {num_classes}; expected 1 or more")
-    last = steps[-1].tolist()
-    if last[0] != Kind.EXIT or last[2] != len(thresholds):
-        raise RuntimeError("steps ends with no final exit")
+    image = _normalised(images.float(), normalization)
+    return answers(image, steps, maps, thresholds, criterion, num_classes, compute)
 
 
 def _normalised(images: Tensor, normalization: Tensor | None) -> Tensor:
@@ -136,14 +56,6 @@ def _normalised(images: Tensor, normalization: Tensor | None) -> Tensor:
         return images
     scale, shift = normalization[:, :, None, None]
     return images * scale + shift
-
-
-def _parts(weights: Tensor, place: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """A weight and the bias stored after it."""
-    size = math.prod(shape)
-    if place < 0 or place + size + shape[0] > len(weights):
-        raise RuntimeError("its weights are outside of weights")
-    return weights[place : place + size].view(shape), weights[place + size : place + size + shape[0]]
 
 
 namespace.impl("resident_forward", reference, "CompositeExplicitAutograd")
@@ -154,28 +66,25 @@ def _fake(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
     normalization: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    check_fake(images, ("packed", packed), ("thresholds", thresholds), ("normalization", normalization))
-    # These may be on the CPU, wherever the images are.
-    others = (("steps", steps), ("maps", maps), ("groups", groups), ("weights", weights), ("seconds", seconds))
-    check_fake(images, *((name, x) for name, x in others if x is not None and x.device.type == "meta"))
-    n = images.shape[0]  # which may be a symbol; len() would make a constant of it
-    confidence = images.new_empty(n, dtype=torch.float32)
-    return confidence.new_empty(n, num_classes), confidence, images.new_empty(n, dtype=torch.int64)
+) -> Answers:  # fmt: skip
+    there: list[Named] = [("packed", packed), ("thresholds", thresholds), ("normalization", normalization)]
+    tables: list[Named] = [("steps", steps), ("maps", maps), ("groups", groups), ("weights", weights)]
+    return fake_answers(images, num_classes, there, [*tables, ("seconds", seconds)])
 
 
 def run(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
     normalization: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> Answers:  # fmt: skip
     """Answer every image by the first exit whose rule it meets.
 
     images: [N, C, H, W], any strides: on the CPU float32, on CUDA also float16, bfloat16 or uint8.
-    steps: [S, 12] int64, one row per step, see `COLUMNS`. The source, target and residual of a step are maps (residual
-        -1: none), the target of an exit is its number. kernel of an exit: 1 flattens the map, 0 takes its mean.
-        winograd: 0 for direct convolution, else the side of the tiles. weight, packed: where the step's weights begin.
-        Rows come in the order of their sections; those that read a map of the section before come first.
+    steps: [S, 12] int64, one row per step, see `eefast.ops.resident_steps.Step`. The source, target and residual of a
+        step are maps (residual -1: none), the target of an exit is its number. kernel of an exit: 1 flattens the map,
+        0 takes its mean. winograd: 0 for direct convolution, else the side of the tiles. weight, packed: where the
+        step's weights begin. Rows come in the order of their sections; those that read a map of the section before come
+        first.
     maps: [M, 2] int64, channels and section of every map; map 0 holds the image, its section is -1.
     groups: [sections] int64, how many samples go through a section together.
     weights, packed: float32, all weights: for the reference back to back, each with its bias; `packed` in the

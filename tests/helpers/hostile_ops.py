@@ -23,7 +23,7 @@ from resident_cases import small
 from torch import Tensor
 
 from eefast import EarlyExitNet, ops
-from eefast.ops.resident_forward import COLUMNS
+from eefast.ops.resident_steps import COLUMNS
 from eefast.planning.lowering import lower
 from eefast.planning.packing import cuda_program
 

@@ -25,8 +25,8 @@ import eefast
 from eefast import ops, zoo
 from eefast.checkpoint.loading import load
 from eefast.data.mnist import mnist_test
-from eefast.ops.resident_forward import COLUMNS
 from eefast.ops.resident_forward import reference as reference_op
+from eefast.ops.resident_steps import COLUMNS
 from eefast.planning.folding import fold_stage
 
 needs_cpp = pytest.mark.skipif(ops.CPP_MISSING is not None, reason=f"C++ kernels: {ops.CPP_MISSING}")

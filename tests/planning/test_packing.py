@@ -8,7 +8,7 @@ from networks import lived_in
 
 from eefast import zoo
 from eefast.ops import Kind
-from eefast.ops.resident_forward import COLUMNS
+from eefast.ops.resident_steps import COLUMNS
 from eefast.planning import weight_order
 from eefast.planning.layers import Lowered
 from eefast.planning.lowering import lower
