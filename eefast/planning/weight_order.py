@@ -55,6 +55,32 @@ def _pairs(rows: Tensor) -> Tensor:
     return rows.bfloat16().contiguous().view(torch.float32).flatten()
 
 
+def int8_convolution(weight: Tensor, bias: Tensor, scale: Tensor, ratio: Tensor) -> Tensor:
+    """One vector of float32 places for a convolution of the INT8 kernels, [4 inputs] of a vector's outputs at a time.
+
+    weight: int8 [O, C, k, k] or, for F(2, 3) along x, [O, C, 3 (rows), 4 (frequencies)]; bias: int32 [2, O] of even and
+    odd columns; scale: float32 [O]; ratio: float32 [].
+    int32 starts of the sums: direct bias and 0, F(2, 3) half the sum of both biases and half their difference; scale;
+    ratio; weights int8 [group][ky][C / 4][kx][vector][16 outputs][4 inputs] or, for F(2, 3),
+    [group][frequencies 1, 2, then 0, 3][C / 4][frequency][ky][vector][16][4].
+    """
+    outputs, (even, odd) = _padded(len(weight)), bias.long()
+    fast = weight.shape[2:] == (3, 4)
+    starts = [(even + odd) // 2, (odd - even) // 2] if fast else [even, torch.zeros_like(even)]
+    head = [_filled(part.int(), outputs).view(torch.float32) for part in starts]
+    ratio = _filled(ratio.view(1), BLOCK)
+    width = 32 if outputs // BLOCK % 2 == 0 else 16
+    filled = _filled(_filled(weight, outputs).transpose(0, 1), -(-weight.shape[1] // 4) * 4)
+    # [C / 4, 4, group, vector, 16, ky, kx]
+    tiles = filled.unflatten(1, (-1, width // BLOCK, BLOCK)).unflatten(0, (-1, 4))
+    if fast:
+        phases = tiles[..., [1, 2, 0, 3]].unflatten(6, (2, 2))
+        ordered = phases.permute(2, 6, 0, 7, 5, 3, 4, 1)
+    else:
+        ordered = tiles.permute(2, 5, 0, 6, 3, 4, 1)
+    return torch.cat([*head, _filled(scale, outputs), ratio, ordered.flatten().view(torch.float32)])
+
+
 def fragments(weight: Tensor, bias: Tensor, image: bool, dtype: torch.dtype) -> Tensor:
     """One float32 vector for a convolution of the CUDA kernel: bias, then [C/16][tap][O/16][lane][8] in 16 bits.
 

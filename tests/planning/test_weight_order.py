@@ -103,6 +103,78 @@ def test_winograd(outputs: int, side: int) -> None:
         np.testing.assert_allclose(found[..., :outputs], wanted, atol=1e-4, err_msg=f"{inputs} inputs")
 
 
+class Int8Reader(Reader):
+    """Takes numbers of several types from the places of float32 ones."""
+
+    def take_as(self, dtype: torch.dtype, *shape: int) -> np.ndarray:
+        n = int(np.prod(shape)) * dtype.itemsize // 4
+        found, self.rest = self.rest[:n], self.rest[n:]
+        return found.clone().view(dtype).numpy().reshape(shape).astype(np.int64)
+
+
+def random_int8(*shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
+
+
+SIZES = list(product((1, 16, 17, 33, 65), (1, 3, 4, 5, 17)))
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), SIZES)
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_int8_direct(kernel: int, outputs: int, inputs: int) -> None:
+    """Pixel by pixel, four inputs at a time, as the kernel multiplies."""
+    weight, bias = random_int8(outputs, inputs, kernel, kernel), 1000 * random_int8(1, outputs).int().expand(2, -1)
+    x = random_int8(inputs, kernel, kernel).numpy().astype(np.int64)
+    scale, padded, fours = random(outputs).abs(), -(-outputs // 16) * 16, -(-inputs // 4)
+    reader = Int8Reader(weight_order.int8_convolution(weight, bias, scale, torch.tensor(0.75)))
+    sums, second = reader.take_as(torch.int32, 2, padded)
+    scales, ratio = reader.take(padded), reader.take(16)
+    width = 32 if padded % 32 == 0 else 16
+    pixels = np.zeros((4 * fours, kernel, kernel), dtype=np.int64)
+    pixels[:inputs] = x
+    for group, y, four, i in product(range(padded // width), range(kernel), range(fours), range(kernel)):
+        for begin in range(0, width, 16):
+            rows = reader.take_as(torch.int8, 16, 4)
+            at = group * width + begin
+            sums[at : at + 16] += rows @ pixels[4 * four : 4 * four + 4, y, i]
+    assert len(reader.rest) == 0
+    assert (sums[outputs:] == 0).all()
+    assert (second == 0).all()
+    wanted = bias[0].numpy() + (weight.numpy().astype(np.int64) * x).sum((1, 2, 3))
+    np.testing.assert_array_equal(sums[:outputs], wanted)
+    np.testing.assert_array_equal(scales, F.pad(scale, (0, padded - outputs)).double().numpy())
+    np.testing.assert_array_equal(ratio, [0.75] + [0] * 15)
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), SIZES)
+def test_int8_winograd(outputs: int, inputs: int) -> None:
+    """A tile of two outputs: their half sum and half difference from frequencies 1 and 2, then 0 and 3 on top."""
+    weight, even = random_int8(outputs, inputs, 3, 4), 1000 * random_int8(outputs).int()
+    bias = torch.stack([even, even + 2 * random_int8(outputs).int()])
+    v = random_int8(inputs, 3, 4).numpy().astype(np.int64)
+    padded, fours = -(-outputs // 16) * 16, -(-inputs // 4)
+    reader = Int8Reader(weight_order.int8_convolution(weight, bias, random(outputs), torch.tensor(0.0)))
+    half_sum, half_difference = reader.take_as(torch.int32, 2, padded)
+    reader.take(padded + 16)
+    width = 32 if padded % 32 == 0 else 16
+    values = np.zeros((4 * fours, 3, 4), dtype=np.int64)
+    values[:inputs] = v
+    products = np.zeros((4, padded), dtype=np.int64)
+    for group, phase, four in product(range(padded // width), ((1, 2), (0, 3)), range(fours)):
+        for frequency, y, begin in product(phase, range(3), range(0, width, 16)):
+            at = group * width + begin
+            rows = reader.take_as(torch.int8, 16, 4)
+            products[frequency, at : at + 16] += rows @ values[4 * four : 4 * four + 4, y, frequency]
+    assert len(reader.rest) == 0
+    p, q = half_sum + products[1], half_difference + products[2]
+    found = np.stack([p - q + products[0], p + q + products[3]])
+    assert (found[:, outputs:] == 0).all()
+    m = np.einsum("ocyk,cyk->ko", weight.numpy().astype(np.int64), v)
+    wanted = bias.numpy() + np.stack([m[0] + m[1] - m[2], m[1] + m[2] + m[3]])
+    np.testing.assert_array_equal(found[:, :outputs], wanted)
+
+
 @pytest.mark.parametrize("channels", [1, 16, 20])
 def test_affine(channels: int) -> None:
     scale, shift = random(channels), random(channels) + 1

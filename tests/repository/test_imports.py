@@ -24,7 +24,7 @@ ALLOWED = {
     "checkpoint": LEAVES | {"zoo", "surgery"},
     "train": LEAVES | {"data", "thresholds", "surgery", "zoo", "checkpoint"},
     "kernels": set(),
-    "ops": {"criteria"},
+    "ops": {"criteria", "modules"},
     "engines": LEAVES | {"ops"},
     "planning": LEAVES | {"ops", "engines"},
     "api": LEAVES | {"planning", "engines"},
