@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .. import ops
+
 
 @dataclass(frozen=True)
 class StagePlan:
@@ -79,15 +81,13 @@ class CompactStep:
     counted: nn.Module | None = None
 
 
-Arguments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, str, int, bool]
-
-
 @dataclass(frozen=True)
 class ResidentProgram:
-    """What `ops.resident_forward` runs, see there.
+    """What `ops.resident_forward` runs or, where there is `image`, `ops.resident_int8`, see there.
 
     algorithms, group_sizes: per section, the side of the Winograd tiles (0: direct) and the samples that go together.
     normalization: [2, C] scale and shift of uint8 images, where the kernel applies them.
+    image: [2, C] multiplier and shift that make integers of pixels.
     """
 
     steps: Tensor
@@ -99,8 +99,28 @@ class ResidentProgram:
     algorithms: tuple[int, ...]
     group_sizes: tuple[int, ...]
     normalization: Tensor | None = None
+    image: Tensor | None = None
 
-    def arguments(self, thresholds: Tensor, criterion: str, num_classes: int) -> Arguments:
-        """Of `ops.resident_forward`, after the images and up to `bfloat16`."""
-        tables = self.steps, self.maps, self.groups, self.weights, self.packed
-        return (*tables, thresholds, criterion, num_classes, self.bfloat16)
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether the op takes the uint8 images of a network that has a normalization."""
+        return self.normalization is not None or self.image is not None
+
+    def run(
+        self,
+        images: Tensor,
+        thresholds: Tensor,
+        criterion: str,
+        num_classes: int,
+        threads: int = 0,
+        seconds: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, confidence and exit index of prepared images [N, C, H, W]; arguments as of the op."""
+        tables = self.steps, self.maps, self.groups, self.weights, self.packed, thresholds
+        of_bytes = self.takes_bytes and images.dtype == torch.uint8
+        images = images if images.is_cuda or of_bytes else images.float()
+        last = criterion, num_classes
+        if self.image is not None:
+            return ops.resident_int8.run(images, *tables, self.image, *last, threads, seconds)
+        normalization = self.normalization if of_bytes else None
+        return ops.resident_forward.run(images, *tables, *last, self.bfloat16, threads, seconds, normalization)

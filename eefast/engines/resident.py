@@ -8,7 +8,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .. import ops
 from ..model import EarlyExitNet
 from ..result import ExitResult
 from .engine import Batch, PlannedEngine
@@ -23,19 +22,16 @@ class ResidentEngine(PlannedEngine):
 
     def prepare(self, x: Tensor) -> Tensor:
         """Where the kernel applies the normalization, uint8 images are not converted here."""
-        if self.program.normalization is None:
+        if not (self.program.takes_bytes and isinstance(x, Tensor) and x.dtype == torch.uint8):
             return super().prepare(x)
         self.net.check_images(x, self.plan.dtype, self.weight)
         return x
 
     def run(self, images: Tensor, thresholds: Tensor, threads: int = 0) -> ExitResult:
         """threads: as in `ops.resident_forward`."""
-        net, program = self.net, self.program
-        images = images if images.is_cuda else images.float()
-        normalization = program.normalization if images.dtype == torch.uint8 else None
-        arguments = program.arguments(thresholds, self.plan.criterion, net.num_classes)
-        logits, confidence, exits = ops.resident_forward.run(images, *arguments, threads, None, normalization)
-        return ExitResult(logits, exits, confidence, net.cost.index_select(0, exits))
+        arguments = images, thresholds, self.plan.criterion, self.net.num_classes, threads
+        logits, confidence, exits = self.program.run(*arguments)
+        return ExitResult(logits, exits, confidence, self.net.cost.index_select(0, exits))
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:
         """Reads a few batches ahead and keeps all threads, or the whole GPU, busy across the batches' borders."""

@@ -80,15 +80,22 @@ def order_by_section(layers: Sequence[Layer]) -> list[Layer]:
     return ordered
 
 
-def assign_maps(layers: Sequence[Layer], channels: Sequence[int], image_size: Sequence[int]) -> Lowered:
+def assign_maps(
+    layers: Sequence[Layer], channels: Sequence[int], image_size: Sequence[int], zeros: Sequence[int] | None = None
+) -> Lowered:
     """Give every value a map; maps of values that are not needed any more are used again.
 
-    channels: of every value. image_size: (H, W).
+    channels: of every value. image_size: (H, W). zeros: zero point of every value, if values are integers. Maps of
+    different zero points are not shared, since their borders are filled only once.
     """
+
+    def described(value: int, section: int) -> tuple[int, ...]:
+        return (channels[value], section) if zeros is None else (channels[value], section, zeros[value])
+
     height, width = image_size
     sizes: list[tuple[int, int]] = []
     last_use = {value: i for i, layer in enumerate(layers) for value in (layer.source, layer.residual)}
-    maps, map_of, free = [(channels[0], -1)], {0: 0}, list[int]()
+    maps, map_of, free = [described(0, -1)], {0: 0}, list[int]()
     placed = []
     for i, layer in enumerate(layers):
         if layer.section == len(sizes):
@@ -100,7 +107,7 @@ def assign_maps(layers: Sequence[Layer], channels: Sequence[int], image_size: Se
             placed.append(replace(layer, source=source))
             free += [map_of[value] for value in ending]
             continue
-        wanted = (channels[layer.target], layer.section)
+        wanted = described(layer.target, layer.section)
         replaced = _may_be_overwritten(layer)
         if replaced in ending and maps[map_of[replaced]] == wanted:
             target = map_of[replaced]

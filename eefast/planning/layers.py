@@ -49,24 +49,65 @@ class Layer:
         """Whether Winograd can compute it."""
         return self.kind == Kind.CONVOLUTION and self.source != 0 and self.kernel == 3 and not self.resizes
 
+    def tiles(self, side: int) -> int:
+        """Side of its Winograd tiles, 0: direct, where its section is to have tiles of `side`."""
+        return side if self.winograd else 0
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """What it computes with, in the order in which the reference of the op reads it."""
+        return self.weight, self.bias
+
+
+@dataclass
+class IntegerLayer(Layer):
+    """A layer on maps of integers 0 … 255, see `eefast.modules.integer_maps`.
+
+    A convolution has weight int8 [O, C, k, k] or, where quantising chose F(2, 3) along x, [O, C, 3, 4], bias int32
+    [2, O], scale float32 [O] and ratio float32 [], of the residual. The weights of an exit take integers.
+    """
+
+    scale: Tensor = field(default_factory=lambda: torch.empty(0))
+    ratio: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    @property
+    def winograd(self) -> bool:
+        """Whether it is F(2, 3) along x; the network says that, not the engine."""
+        return self.kind == Kind.CONVOLUTION and self.weight.shape[2:] == (3, 4)
+
+    def tiles(self, side: int) -> int:
+        return 2 if self.winograd else 0
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return (*super().parts, self.scale, self.ratio) if self.kind == Kind.CONVOLUTION else super().parts
+
 
 @dataclass(frozen=True)
 class Lowered:
     """A network as layers, in the order in which they run; their source, residual and target are maps, not values.
 
-    maps: (channels, section) of every map; values that are not needed at the same time may share one.
+    maps: (channels, section) of every map, of integers also their zero point; values that are not needed at the same
+        time may share one.
     sizes: (H, W) of the maps in every section, for images of the network's input shape.
+    image: of a quantised network, [2, C] float32 multiplier and shift of the images; else None.
     """
 
     layers: tuple[Layer, ...]
-    maps: tuple[tuple[int, int], ...]
+    maps: tuple[tuple[int, ...], ...]
     sizes: tuple[tuple[int, int], ...]
+    image: Tensor | None = None
 
     @cached_property
     def weights(self) -> Tensor:
-        """All layers' weights in a row, each followed by its bias."""
-        parts = [part.flatten() for layer in self.layers for part in (layer.weight, layer.bias)]
-        return torch.cat(parts)
+        """All layers' weights in a row, each followed by its bias; float64 holds every integer and float32 number."""
+        dtype = torch.float32 if self.image is None else torch.float64
+        return torch.cat([part.flatten().to(dtype) for layer in self.layers for part in layer.parts])
+
+    @property
+    def nbytes(self) -> int:
+        """Of all weights as the kernels read them, but for the rounding up of channels."""
+        return self.weights.numel() * (4 if self.image is None else 1)
 
     @property
     def exit_sections(self) -> tuple[int, ...]:
@@ -77,8 +118,8 @@ class Lowered:
     def geometry(self) -> tuple[Any, ...]:
         """All that the speed depends on, hashable: the layers without their weights."""
         columns = ("kind", "source", "target", "residual", "relu", "kernel", "stride", "padding", "section")
-        rows = tuple(tuple(getattr(layer, c) for c in columns) for layer in self.layers)
-        return rows, self.maps, self.sizes, len(self.layers[-1].bias)
+        rows = tuple((*(getattr(layer, c) for c in columns), layer.winograd) for layer in self.layers)
+        return rows, self.maps, self.sizes, len(self.layers[-1].bias), self.image is None
 
 
 @torch.no_grad()

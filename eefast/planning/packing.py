@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..engines.program import ResidentProgram
 from ..ops import Kind
 from . import weight_order
-from .layers import Layer, Lowered
+from .layers import IntegerLayer, Layer, Lowered
 
 PackedWeights = dict[tuple[int, int], Tensor]
 """Packed weights by index of the layer and side of the Winograd tiles."""
@@ -22,12 +22,12 @@ PackedWeights = dict[tuple[int, int], Tensor]
 def program(
     lowered: Lowered, algorithms: tuple[int, ...], groups: tuple[int, ...], bfloat16: bool, known: PackedWeights
 ) -> ResidentProgram:
-    """The program for the CPU, weights packed for the algorithm of their section.
+    """The program for the CPU, weights packed for the algorithm of their section or, of integers, of their layer.
 
     algorithms, groups: per section, see `ResidentProgram`. known: what was packed before with the same `bfloat16`;
     what is packed now is added.
     """
-    winograd = [algorithms[layer.section] if layer.winograd else 0 for layer in lowered.layers]
+    winograd = [layer.tiles(algorithms[layer.section]) for layer in lowered.layers]
     for i, (layer, side) in enumerate(zip(lowered.layers, winograd, strict=True)):
         if (i, side) not in known:
             known[i, side] = _packed(layer, side, bfloat16)
@@ -41,6 +41,7 @@ def program(
         bfloat16,
         algorithms,
         groups,
+        image=lowered.image,
     )
 
 
@@ -61,20 +62,22 @@ def cuda_program(lowered: Lowered, dtype: torch.dtype, device: torch.device) -> 
 
 
 def _steps(lowered: Lowered, winograd: Sequence[int], packed: Sequence[Tensor]) -> Tensor:
-    """[S, 12] int64, the table that `ops.resident_forward` takes; the layers' weights are stored back to back."""
+    """[S, 12] int64, the table that the op takes; the layers' weights are stored back to back."""
     rows, weight_at, packed_at = [], 0, 0
     for layer, side, vector in zip(lowered.layers, winograd, packed, strict=True):
         rows.append([
             layer.kind, layer.source, layer.target, layer.residual, layer.relu, layer.kernel, layer.stride,
             layer.padding, side, weight_at, packed_at, layer.section,
         ])  # fmt: skip
-        weight_at += layer.weight.numel() + layer.bias.numel()
+        weight_at += sum(part.numel() for part in layer.parts)
         packed_at += len(vector)
     return torch.tensor(rows, dtype=torch.int64)
 
 
 def _packed(layer: Layer, winograd: int, bfloat16: bool) -> Tensor:
-    if layer.kind == Kind.CONVOLUTION:
+    if isinstance(layer, IntegerLayer) and layer.kind == Kind.CONVOLUTION:
+        packed = weight_order.int8_convolution(*layer.parts)
+    elif layer.kind == Kind.CONVOLUTION:
         packed = weight_order.convolution(layer.weight, layer.bias, winograd, layer.source == 0, bfloat16)
     elif layer.kind == Kind.AFFINE:
         packed = weight_order.affine(layer.weight, layer.bias)

@@ -22,6 +22,7 @@ from . import probe, trial
 from .compact_steps import build_compact
 from .compact_steps import obstacle as compact_obstacle
 from .errors import UnsupportedError
+from .integer_lowering import is_quantized
 from .resident_program import build_resident, lowered
 from .trial import Subject
 
@@ -58,6 +59,7 @@ def build(net: EarlyExitNet, options: Options) -> Engine:
     with isolated(net.cost.device):
         ops.register_flops()
         _check_classes(net)
+        _check_quantized(net, options.dtype)
         if name == "reference":
             return _reference(net, options.dtype, BY_NAME)
         try:
@@ -122,7 +124,7 @@ def _resident(subject: Subject, largest: float = float("inf")) -> tuple[Engine, 
     """The engine, and all of the network's geometry that its speed depends on; largest: megabytes of weights."""
     with _exceptions_as_obstacles():
         found = lowered(subject)
-        megabytes = found.weights.nbytes / 1e6
+        megabytes = found.nbytes / 1e6
         if megabytes > largest and not compact_obstacle(subject.net, subject.device):
             raise _TooLargeError(megabytes)
         return build_resident(subject, found), found.geometry
@@ -192,6 +194,19 @@ def _exceptions_as_obstacles() -> Iterator[None]:
 def _check_classes(net: EarlyExitNet) -> None:
     for i, head in enumerate(net.heads):
         net.check_classes(i, getattr(getattr(head, "classifier", None), "out_features", net.num_classes))
+
+
+def _check_quantized(net: EarlyExitNet, dtype: torch.dtype | None) -> None:
+    if not is_quantized(net):
+        return
+    weight = next(net.parameters()).dtype
+    if weight != torch.float32:
+        raise ValueError(f"the heads of this quantised network are {weight}; use net.float(), its stages are integers")
+    if dtype not in (None, torch.float32):
+        raise ValueError(
+            f"dtype={dtype}: a quantised network computes in integers, its images and logits are float32; leave dtype "
+            "out, or accelerate the network that was quantised"
+        )
 
 
 @cache

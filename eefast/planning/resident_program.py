@@ -14,6 +14,7 @@ from ..engines.resident import ResidentEngine
 from ..model import EarlyExitNet
 from . import layers, probe, trial, tuning
 from .errors import UnsupportedError
+from .integer_lowering import is_quantized, lower_integers
 from .layers import Lowered
 from .lowering import lower
 from .packing import cuda_program
@@ -23,6 +24,8 @@ from .trial import Subject
 def lowered(subject: Subject) -> Lowered:
     """The network as the resident engine's layers; `UnsupportedError` says why that is impossible."""
     net, dtype = subject.net, subject.dtype
+    if is_quantized(net):
+        return _lowered_to_integers(subject)
     if subject.device.type == "cuda":
         found = _lowered_for_cuda(net, dtype)
     elif ops.CPP_MISSING:
@@ -39,6 +42,15 @@ def lowered(subject: Subject) -> Lowered:
         if reason := trial.difference(rows, wanted.rows.cpu(), allowed):
             raise UnsupportedError(f"as its steps, the network's {reason} at exit {i}")
     return found
+
+
+def _lowered_to_integers(subject: Subject) -> Lowered:
+    """The layers of a quantised network; the program as a whole is compared with its answers later."""
+    if subject.device.type == "cuda":
+        raise UnsupportedError("it has no INT8 kernels on CUDA")
+    if ops.CPP_MISSING:
+        raise UnsupportedError(f"its C++ kernels are {ops.CPP_MISSING}")
+    return lower_integers(subject.net)
 
 
 def _lowered_for_cuda(net: EarlyExitNet, dtype: torch.dtype) -> Lowered:
@@ -59,8 +71,9 @@ def _lowered_for_cuda(net: EarlyExitNet, dtype: torch.dtype) -> Lowered:
 
 def _shared_memory(net: EarlyExitNet, program: ResidentProgram) -> int:
     """Bytes that the CUDA kernel needs for the maps; `RuntimeError` where it lacks a step."""
-    steps, maps, groups, _, *more = program.arguments(net.thresholds, net.criterion.name, net.num_classes)
-    return ops.resident_shared_memory(torch.empty(0, *net.input_shape), steps, maps, groups, *more)
+    tables = program.steps, program.maps, program.groups, program.packed, net.thresholds
+    more = net.criterion.name, net.num_classes, program.bfloat16
+    return ops.resident_shared_memory(torch.empty(0, *net.input_shape), *tables, *more)
 
 
 def build_resident(subject: Subject, found: Lowered) -> ResidentEngine:
@@ -78,9 +91,24 @@ def _for_cpu(subject: Subject, found: Lowered) -> ResidentEngine:
     for i, (logits, wanted) in enumerate(zip(all_logits, expected, strict=True)):
         if different := trial.difference(logits, wanted.rows[:, :-1], allowed):
             raise UnsupportedError(f"its {different} at exit {i}")
-    kernel = f"C++, {ops.instruction_set().replace('_', '-')}"
+    kernel = _kernel(found)
+    notes = [note] if note else []
+    if found.image is not None and "vnni" not in kernel:
+        notes.append(PORTABLE)
     rows = _rows(net, found, kernel, lambda section: _section(found, program, section))
-    return ResidentEngine(net, subject.plan("resident", rows, *([note] if note else [])), program)
+    return ResidentEngine(net, subject.plan("resident", rows, *notes), program)
+
+
+PORTABLE = (
+    "this processor has no VNNI, so the INT8 kernels are portable C++ and the float32 network is faster: run the "
+    "network that was quantised"
+)
+
+
+def _kernel(found: Lowered) -> str:
+    if found.image is None:
+        return f"C++, {ops.instruction_set().replace('_', '-')}"
+    return f"C++, INT8, {ops.int8_instruction_set().replace('_', '-')}"
 
 
 def _for_cuda(subject: Subject, found: Lowered) -> ResidentEngine:
@@ -107,6 +135,11 @@ def _section(found: Lowered, program: ResidentProgram, section: int) -> str:
     """How a section runs, for instance "16×16 F(4×4) by 4": map size, Winograd tiles, samples that go together."""
     size, side, group = found.sizes[section], program.algorithms[section], program.group_sizes[section]
     algorithm = f"F({side}×{side})" if side else "direct"
+    if found.image is not None:
+        convolutions = [x for x in found.layers if x.kind == ops.Kind.CONVOLUTION and x.section == section]
+        fast = sum(layer.winograd for layer in convolutions)
+        share = "" if fast == len(convolutions) else f"{fast} of {len(convolutions)} "
+        algorithm = f"{share}F(2,3)" if fast else "direct"
     return f"{size[0]}×{size[1]} {algorithm}" + (f" by {group}" if group > 1 else "")
 
 

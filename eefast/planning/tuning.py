@@ -40,10 +40,10 @@ choices: dict[Any, Choice] = {}
 def tuned(net: EarlyExitNet, lowered: Lowered, bfloat16: bool, images: Tensor) -> tuple[ResidentProgram, str]:
     """The program with the fastest algorithm and group size for every section, and a note on Winograd's error.
 
-    images: [N, C, H, W] float32, to measure on.
+    images: [N, C, H, W] float32, to measure on. The algorithms of a quantised network are its own and stay.
     """
-    direct_only = bfloat16 or _forced() == "direct"
-    key = lowered.geometry, bfloat16, direct_only, ops.instruction_set()
+    direct_only = bfloat16 or _forced() == "direct" or lowered.image is not None
+    key = lowered.geometry, bfloat16, direct_only, ops.instruction_set(), ops.int8_instruction_set()
     known: PackedWeights = {}
 
     @cache
@@ -110,5 +110,4 @@ def run(
 ) -> Tensor:
     """[N, K] logits; seconds: [sections] float64, to which the time spent in each section is added."""
     threads = 0 if seconds is None else 1
-    arguments = candidate.arguments(thresholds, net.criterion.name, net.num_classes)
-    return ops.resident_forward.run(images, *arguments, threads, seconds)[0]
+    return candidate.run(images, thresholds, net.criterion.name, net.num_classes, threads, seconds)[0]

@@ -53,7 +53,7 @@ class Builders:
     def lowered(self, subject: Any) -> Any:
         if "lowered" in self.errors:
             raise self.errors["lowered"]
-        return SimpleNamespace(weights=SimpleNamespace(nbytes=1e6 * self.megabytes), geometry=self.geometry)
+        return SimpleNamespace(nbytes=1e6 * self.megabytes, geometry=self.geometry)
 
     def fastest_of(self, runs: Any) -> tuple[float, float]:
         for run in runs:
