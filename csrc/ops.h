@@ -33,6 +33,12 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward(const Tensor& images, const 
                                                     const std::optional<Tensor>& seconds,
                                                     const std::optional<Tensor>& normalization);
 
+std::tuple<Tensor, Tensor, Tensor> resident_int8(const Tensor& images, const Tensor& steps, const Tensor& maps,
+                                                 const Tensor& groups, const Tensor& weights, const Tensor& packed,
+                                                 const Tensor& thresholds, const Tensor& image,
+                                                 const std::string& criterion, int64_t num_classes, int64_t threads,
+                                                 const std::optional<Tensor>& seconds);
+
 std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
     const Tensor& images, const Tensor& steps, const Tensor& maps, const Tensor& groups, const Tensor& weights,
     const Tensor& packed, const Tensor& thresholds, const std::string& criterion, int64_t num_classes, bool bfloat16,
@@ -46,5 +52,7 @@ std::tuple<Tensor, int64_t> resident_network(const Tensor& images, const Tensor&
 
 // "portable", "avx2", "avx512" or "avx512_bf16": what the CPU kernels use here.
 std::string instruction_set();
+// "portable", "avx2", "avx_vnni" or "avx512_vnni": what the int8 kernels use.
+std::string int8_instruction_set();
 
 }  // namespace eefast

@@ -9,9 +9,34 @@ namespace {
 // Far beyond all use; below them no product of sizes exceeds 64 bits.
 constexpr int64_t kMaxSide = 1 << 15, kMaxElements = int64_t{1} << 40;
 
+// Block sizes and pitches of a map whose sizes are known.
+void place_pixels(Map& map, Precision precision, bool image) {
+  if (precision == Precision::int8) {
+    map.block = round_up(map.channels, image ? 4 : kBlock);
+    map.blocks = (map.channels + kBlock - 1) / kBlock;
+    map.block_pitch = kBlock;
+    // What lies after a row lies before the next, too, except in an image, whose zero differs from channel to channel.
+    // Tiles of two reach one pixel over an odd edge.
+    const int64_t between = image ? 2 * map.halo : std::max(map.halo, 1 + map.width % 2);
+    map.left = round_up(map.halo * map.block, kLine);
+    map.row_pitch = round_up((map.width + between) * map.block, kLine);
+    map.size = (map.height + 2 * map.halo) * map.row_pitch + map.left;
+    return;
+  }
+  map.block = image ? 1 : kBlock;
+  map.blocks = (map.channels + map.block - 1) / map.block;
+  // Tiles that reach over the edge read zeros there.
+  const int64_t tall = std::max(map.height + 2 * map.halo, map.halo + round_up(map.height, 4) + 1);
+  const int64_t wide = std::max(map.width + 2 * map.halo, map.halo + round_up(map.width, 4) + 1);
+  map.left = map.halo * map.block;
+  map.row_pitch = wide * map.block;
+  map.block_pitch = tall * map.row_pitch;
+  map.size = map.blocks * map.block_pitch;
+}
+
 }  // namespace
 
-int64_t packed_size(const Step& step, const std::vector<Map>& maps, int64_t num_classes, bool bfloat16) {
+int64_t packed_size(const Step& step, const std::vector<Map>& maps, int64_t num_classes, Precision precision) {
   const Map& from = maps[step.source];
   switch (step.kind) {
     case Kind::affine: return from.blocks * kBlock;
@@ -23,8 +48,12 @@ int64_t packed_size(const Step& step, const std::vector<Map>& maps, int64_t num_
     case Kind::convolution: break;
   }
   const int64_t outputs = maps[step.target].blocks * kBlock, side = step.winograd + 2;
+  if (precision == Precision::int8) {
+    const int64_t taps = step.winograd != 0 ? 12 : step.kernel * step.kernel;
+    return 2 * outputs + kBlock + taps * ((from.channels + 3) / 4) * outputs;
+  }
   if (step.winograd != 0) return side * side * from.channels * outputs;
-  const bool pairs = bfloat16 && from.block != 1;
+  const bool pairs = precision == Precision::bfloat16 && from.block != 1;
   return step.kernel * step.kernel * (pairs ? (from.channels + 1) / 2 : from.channels) * outputs;
 }
 
@@ -70,22 +99,15 @@ const char* lay_out(Network& network, int64_t height, int64_t width) {
       }
     }
   }
-  const int64_t element = network.bfloat16 ? 2 : 4;
   int64_t total = 0;
   for (Map& map : maps) {
-    map.block = &map == maps.data() ? 1 : kBlock;
-    map.blocks = (map.channels + map.block - 1) / map.block;
-    // Tiles that reach over the edge read zeros there.
-    const int64_t tall = std::max(map.height + 2 * map.halo, map.halo + round_up(map.height, 4) + 1);
-    const int64_t wide = std::max(map.width + 2 * map.halo, map.halo + round_up(map.width, 4) + 1);
-    map.row_pitch = wide * map.block;
-    map.block_pitch = tall * map.row_pitch;
-    total += map.blocks * map.block_pitch * (map.section < 0 ? 1 : network.sections[map.section].group);
+    place_pixels(map, network.precision, &map == maps.data());
+    total += map.size * (map.section < 0 ? 1 : network.sections[map.section].group);
     if (total > kMaxElements) return kTooLarge;
     if (map.section < 0) continue;
     Section& section = network.sections[map.section];
     map.offset = section.slot_size;
-    section.slot_size += round_up(map.blocks * map.block_pitch * element, kLine) + 3 * kLine;
+    section.slot_size += round_up(map.size * bytes_of(network.precision), kLine) + 3 * kLine;
   }
   return nullptr;
 }

@@ -16,15 +16,27 @@ inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit 
 // Adjacent channels of one pixel; the unit of every map but the images.
 constexpr int64_t kBlock = 16;
 
+// What maps hold; weights are of the same kind, in int8 signed, while maps hold unsigned codes 0 … 255.
+enum class Precision { float32, bfloat16, int8 };
+
+inline int64_t bytes_of(Precision precision) {
+  return precision == Precision::int8 ? 1 : precision == Precision::bfloat16 ? 2 : 4;
+}
+
 // A map in memory: [blocks][height + 2 halo][row_pitch], each row holding pixels of `block` channels. What surrounds
 // the map is zero, so that no kernel asks whether a pixel exists. Pitches in elements.
+//
+// In int8 one row of memory holds pixels of all channels, the first one at the start of a cache line: the blocks of a
+// pixel are side by side, `block_pitch` = 16 apart, and what surrounds the map is the code that means zero.
 struct Map {
-  int64_t channels, section;
+  int64_t channels, section, zero;
   int64_t block, blocks, height, width, halo;
   int64_t row_pitch, block_pitch;
+  int64_t left;    // elements of a row before its first pixel
+  int64_t size;    // elements
   int64_t offset;  // bytes from the start of its slot
 
-  int64_t at(int64_t y, int64_t x) const { return (y + halo) * row_pitch + (x + halo) * block; }
+  int64_t at(int64_t y, int64_t x) const { return (y + halo) * row_pitch + left + x * block; }
 };
 
 enum class Kind { convolution, affine, max_pool, exit };
@@ -35,13 +47,14 @@ struct Step {
   int64_t source, target, residual;
   bool relu, flatten;
   int64_t kernel, stride, padding;
-  // 0: direct; m: Winograd F(m×m, 3×3).
+  // 0: direct; m: Winograd F(m×m, 3×3), in int8 F(m, 3) along x.
   int64_t winograd;
   int64_t section;
   bool entry;
   // Row of the table that it comes from, and where its weights are in `packed`.
   int64_t row, place;
-  // Back to back in memory: bias, padded to blocks, then weights in the order in which the kernels read.
+  // Back to back in memory: bias, padded to blocks, then weights in the order in which the kernels read. In int8
+  // convolutions what stands between them is told by eefast/ops/resident_int8.py.
   const float* bias;
   const float* weight;
 };
@@ -51,7 +64,7 @@ inline int64_t direct_width(int64_t blocks) { return blocks % 2 == 0 ? 32 : 16; 
 inline int64_t winograd_width(int64_t blocks) { return blocks % 4 == 0 ? 64 : blocks % 2 == 0 ? 32 : 16; }
 
 // Floats of packed weights, without the bias.
-int64_t packed_size(const Step& step, const std::vector<Map>& maps, int64_t num_classes, bool bfloat16);
+int64_t packed_size(const Step& step, const std::vector<Map>& maps, int64_t num_classes, Precision precision);
 
 // The layers that work at one map size. A sample takes a slot with room for all its maps here.
 struct Section {
@@ -61,7 +74,7 @@ struct Section {
 };
 
 struct Network {
-  bool bfloat16;
+  Precision precision;
   int64_t num_classes;
   Criterion criterion;
   std::vector<Map> maps;  // maps[0]: the image, as planes

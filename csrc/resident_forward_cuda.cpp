@@ -178,7 +178,7 @@ cuda::Network on_cuda(const ResidentSource& source) {
   found.map_bytes = static_cast<int>(map_bytes);
   found.image = static_cast<int>(offsets[0]);
   found.image_frame = static_cast<uint8_t>(frame(maps[0]));
-  found.bfloat16 = source.bfloat16;
+  found.bfloat16 = source.precision == Precision::bfloat16;
   std::vector<bool> written(maps.size());
   for (std::size_t i = 0; i < steps.size(); ++i) {
     const bool exits = steps[i].kind == Kind::exit;
@@ -210,9 +210,9 @@ cuda::Network with_thresholds(cuda::Network network, const Tensor& thresholds) {
 std::tuple<Tensor, int64_t> resident_network(const Tensor& images, const Tensor& steps, const Tensor& maps,
                                              const Tensor& groups, const Tensor& packed, const Tensor& thresholds,
                                              const std::string& criterion, int64_t num_classes, bool bfloat16) {
-  const cuda::Network network = with_thresholds(
-      on_cuda(read_tables(images, steps, maps, groups, packed, thresholds, criterion, num_classes, bfloat16)),
-      thresholds);
+  const cuda::Network network = with_thresholds(on_cuda(read_tables(images, steps, maps, groups, packed, thresholds,
+                                                                    criterion, num_classes, float_precision(bfloat16))),
+                                                thresholds);
   const auto size = static_cast<int64_t>(sizeof network);
   Tensor bytes = empty("the network", {size}, aoti_torch_dtype_uint8(), aoti_torch_device_type_cpu(), 0);
   std::memcpy(bytes.mutable_data_ptr(), &network, size);
@@ -233,7 +233,7 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
   if (images.dim() == 4 && images.size(0) > std::numeric_limits<int>::max() / 2)
     fail("images has too many rows; split it");
   ResidentSource source =
-      read_tables(images, steps, maps, groups, packed, thresholds, criterion, num_classes, bfloat16);
+      read_tables(images, steps, maps, groups, packed, thresholds, criterion, num_classes, float_precision(bfloat16));
   if (normalization) {
     check_device("normalization", *normalization, "images", images);
     check_dtype("normalization", *normalization, ScalarType::Float, "float32");

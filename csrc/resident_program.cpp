@@ -22,6 +22,9 @@ constexpr int64_t kColumns = section + 1;
 constexpr int64_t kMaxSide = 1 << 14, kMaxChannels = 1 << 15, kMaxClasses = 1 << 18, kMaxKernel = 1 << 7,
                   kMaxSections = 1 << 8;
 
+// Channels and section of a map; in int8 also the code that means zero.
+int64_t map_columns(Precision precision) { return precision == Precision::int8 ? 3 : 2; }
+
 std::vector<int64_t> integers(const char* name, const Tensor& tensor) {
   check_dtype(name, tensor, ScalarType::Long, "int64");
   if (!tensor.is_cpu()) fail(name, " is on ", device_name(tensor), "; it is read on the CPU, move it there");
@@ -76,9 +79,12 @@ struct Program {
                     s[padding] < 0 || s[padding] > s[kernel] || (convolution && s[stride] > 2))) {
       refuse(row, "there is no kernel for this window");
     }
-    const bool fits = s[kernel] == 3 && s[stride] == 1 && s[padding] == 1 && s[source] != 0 && !network.bfloat16;
-    if (s[winograd] != 0 && !(convolution && fits && (s[winograd] == 2 || s[winograd] == 4))) {
-      refuse(row, "Winograd is for float32 3×3 convolutions of stride 1 and padding 1, tiles of 2 or 4");
+    const bool int8 = network.precision == Precision::int8;
+    const bool fits = s[kernel] == 3 && s[stride] == 1 && s[padding] == 1 && s[source] != 0 &&
+                      network.precision != Precision::bfloat16 && from.zero == 0;
+    if (s[winograd] != 0 && !(convolution && fits && (s[winograd] == 2 || (s[winograd] == 4 && !int8)))) {
+      refuse(row, int8 ? "Winograd is for 3×3 convolutions of stride 1 and padding 1 of maps with zero 0, tiles of 2"
+                       : "Winograd is for float32 3×3 convolutions of stride 1 and padding 1, tiles of 2 or 4");
     }
     if (!convolution && !exit && (from.channels != network.maps[s[target]].channels))
       refuse(row, "it cannot change channels");
@@ -110,20 +116,23 @@ void refuse(const ResidentSource& source, int64_t row, const char* what) {
 }
 
 Network read_network(const ResidentSource& source) {
-  Network network{source.bfloat16, source.num_classes, parse_criterion(source.criterion), {}, {}};
+  Network network{source.precision, source.num_classes, parse_criterion(source.criterion), {}, {}};
   for (const int64_t group : source.groups) {
     if (group < 1 || group > 64) fail("groups has ", group, "; expected 1 … 64");
     network.sections.push_back({group, 0, {}, {}});
   }
-  for (std::size_t i = 0; i < source.maps.size(); i += 2) {
+  const std::size_t columns = map_columns(source.precision);
+  for (std::size_t i = 0; i < source.maps.size(); i += columns) {
     Map map{};
     map.channels = source.maps[i];
     map.section = source.maps[i + 1];
     if (map.channels < 1 || map.channels > kMaxChannels || (i == 0 ? map.section != -1 : map.section < 0) ||
         map.section >= static_cast<int64_t>(network.sections.size())) {
-      fail("maps[", i / 2, "] = [", map.channels, ", ", map.section,
+      fail("maps[", i / columns, "] = [", map.channels, ", ", map.section,
            "]; expected channels and a section, the image first");
     }
+    if (columns == 3) map.zero = source.maps[i + 2];
+    if (map.zero < 0 || map.zero > 255) fail("maps[", i / columns, "] has the zero ", map.zero, "; expected 0 … 255");
     network.maps.push_back(map);
   }
   if (source.channels != network.maps[0].channels) {
@@ -144,7 +153,7 @@ Network read_network(const ResidentSource& source) {
 
 ResidentSource read_tables(const Tensor& images, const Tensor& steps, const Tensor& maps, const Tensor& groups,
                            const Tensor& packed, const Tensor& thresholds, const std::string& criterion,
-                           int64_t num_classes, bool bfloat16) {
+                           int64_t num_classes, Precision precision) {
   for (const auto& [name, tensor] : Named{{"images", &images},
                                           {"packed", &packed},
                                           {"thresholds", &thresholds},
@@ -168,8 +177,9 @@ ResidentSource read_tables(const Tensor& images, const Tensor& steps, const Tens
   if (steps.dim() != 2 || steps.size(1) != kColumns || steps.size(0) == 0) {
     fail("steps has shape ", shape(steps), "; expected [S, ", kColumns, "]");
   }
-  if (maps.dim() != 2 || maps.size(1) != 2 || maps.size(0) == 0)
-    fail("maps has shape ", shape(maps), "; expected [M, 2]");
+  const int64_t columns = map_columns(precision);
+  if (maps.dim() != 2 || maps.size(1) != columns || maps.size(0) == 0)
+    fail("maps has shape ", shape(maps), "; expected [M, ", columns, "]");
   // A sample that goes on calls the next section.
   if (groups.dim() != 1 || groups.size(0) == 0 || groups.size(0) > kMaxSections) {
     fail("groups has shape ", shape(groups), "; expected [sections], at most ", kMaxSections);
@@ -181,7 +191,7 @@ ResidentSource read_tables(const Tensor& images, const Tensor& steps, const Tens
           packed.const_data_ptr<float>(),
           criterion,
           num_classes,
-          bfloat16,
+          precision,
           images.size(1),
           images.size(2),
           images.size(3),

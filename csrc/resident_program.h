@@ -20,13 +20,14 @@ struct ResidentSource {
   const float* place;  // of packed when it was read
   std::string criterion;
   int64_t num_classes;
-  bool bfloat16;
+  Precision precision;
   int64_t channels, height, width, num_exits;
 
   bool operator==(const ResidentSource& other) const {
-    return std::tie(steps, maps, groups, place, criterion, num_classes, bfloat16, channels, height, width, num_exits) ==
-               std::tie(other.steps, other.maps, other.groups, other.place, other.criterion, other.num_classes,
-                        other.bfloat16, other.channels, other.height, other.width, other.num_exits) &&
+    return std::tie(steps, maps, groups, place, criterion, num_classes, precision, channels, height, width,
+                    num_exits) == std::tie(other.steps, other.maps, other.groups, other.place, other.criterion,
+                                           other.num_classes, other.precision, other.channels, other.height,
+                                           other.width, other.num_exits) &&
            packed.numel() == other.packed.numel();
   }
 };
@@ -34,7 +35,10 @@ struct ResidentSource {
 // The tables' values, checked one by one.
 ResidentSource read_tables(const Tensor& images, const Tensor& steps, const Tensor& maps, const Tensor& groups,
                            const Tensor& packed, const Tensor& thresholds, const std::string& criterion,
-                           int64_t num_classes, bool bfloat16);
+                           int64_t num_classes, Precision precision);
+
+// Of the ops that have no int8.
+inline Precision float_precision(bool bfloat16) { return bfloat16 ? Precision::bfloat16 : Precision::float32; }
 
 // The network for images of this size; where weights are in `packed` is not checked yet.
 Network read_network(const ResidentSource& source);

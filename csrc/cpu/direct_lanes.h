@@ -160,7 +160,7 @@ EEFAST_TARGET static void direct_widths(const Step& step, const Map& from, const
 
 template <class E>
 EEFAST_TARGET static void direct(const Step& step, const Map& from, const Map& to, const void* in, void* out,
-                                 const void* residual, int64_t group, int64_t begin, int64_t end) {
+                                 const void* residual, int64_t group, int64_t begin, int64_t end, void*) {
   const auto rows = from.block == 1 ? step.stride == 1 ? direct_widths<float, E, 1, 1> : direct_widths<float, E, 1, 2>
                     : step.stride == 1 ? direct_widths<E, E, kBlock, 1>
                                        : direct_widths<E, E, kBlock, 2>;

@@ -1,8 +1,9 @@
 // Compiles the file EEFAST_LANES_FILE once per instruction set, each time in a namespace of that name; with
-// EEFAST_LANES_FOR_BFLOAT16 defined for avx512_bf16, too. No include guard: one inclusion per EEFAST_LANES_FILE.
+// EEFAST_LANES_FOR_BFLOAT16 defined for avx512_bf16, too, with EEFAST_LANES_FOR_INT8 for those that multiply bytes. No
+// include guard: one inclusion per EEFAST_LANES_FILE.
 //
-// The file finds EEFAST_LANES, the floats of a vector, EEFAST_TARGET, the attribute that admits the instructions, and
-// EEFAST_BFLOAT16 where there are bfloat16 products.
+// The file finds EEFAST_LANES, the floats of a vector, EEFAST_TARGET, the attribute that admits the instructions,
+// EEFAST_BFLOAT16 where there are bfloat16 products, EEFAST_VNNI where there are those of bytes.
 
 namespace portable {
 #define EEFAST_LANES 4
@@ -21,6 +22,7 @@ namespace avx2 {
 #undef EEFAST_LANES
 }  // namespace avx2
 
+#ifndef EEFAST_LANES_FOR_INT8
 namespace avx512 {
 #define EEFAST_LANES 16
 #define EEFAST_TARGET __attribute__((target("avx512f,fma")))
@@ -29,6 +31,7 @@ namespace avx512 {
 #undef EEFAST_LANES
 }  // namespace avx512
 
+#endif
 #ifdef EEFAST_LANES_FOR_BFLOAT16
 namespace avx512_bf16 {
 #define EEFAST_LANES 16
@@ -39,5 +42,38 @@ namespace avx512_bf16 {
 #undef EEFAST_BFLOAT16
 #undef EEFAST_LANES
 }  // namespace avx512_bf16
+#endif
+#ifdef EEFAST_LANES_FOR_INT8
+#ifdef EEFAST_AVX_VNNI
+namespace avx_vnni {
+#define EEFAST_LANES 8
+#define EEFAST_VNNI 2
+#define EEFAST_TARGET __attribute__((target("avx2,fma,f16c,avxvnni")))
+#include EEFAST_LANES_FILE
+#undef EEFAST_TARGET
+#undef EEFAST_VNNI
+#undef EEFAST_LANES
+}  // namespace avx_vnni
+#endif
+
+namespace avx512vl_vnni {
+#define EEFAST_LANES 8
+#define EEFAST_VNNI 1
+#define EEFAST_TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512vl,avx512vnni")))
+#include EEFAST_LANES_FILE
+#undef EEFAST_TARGET
+#undef EEFAST_VNNI
+#undef EEFAST_LANES
+}  // namespace avx512vl_vnni
+
+namespace avx512_vnni {
+#define EEFAST_LANES 16
+#define EEFAST_VNNI 1
+#define EEFAST_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,fma")))
+#include EEFAST_LANES_FILE
+#undef EEFAST_TARGET
+#undef EEFAST_VNNI
+#undef EEFAST_LANES
+}  // namespace avx512_vnni
 #endif
 #endif

@@ -29,25 +29,64 @@ InstructionSet detect() {
 #endif
 }
 
+Int8InstructionSet detect_int8() {
+#ifdef EEFAST_X86
+  if (detect() == InstructionSet::portable) return Int8InstructionSet::portable;
+  const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  if (wide) return Int8InstructionSet::avx512_vnni;
+  return has_avx_vnni() ? Int8InstructionSet::avx_vnni : Int8InstructionSet::avx2;
+#else
+  return Int8InstructionSet::portable;
+#endif
+}
+
+// What EEFAST_ISA may name, and up to where each admits the kernels.
+struct Limit {
+  std::string_view name;
+  InstructionSet floats;
+  Int8InstructionSet int8;
+};
+constexpr Limit kLimits[] = {
+    {"portable", InstructionSet::portable, Int8InstructionSet::portable},
+    {"avx2", InstructionSet::avx2, Int8InstructionSet::avx2},
+    {"avx_vnni", InstructionSet::avx2, Int8InstructionSet::avx_vnni},
+    {"avx512", InstructionSet::avx512, Int8InstructionSet::avx2},
+    {"avx512_vnni", InstructionSet::avx512, Int8InstructionSet::avx512_vnni},
+    {"avx512_bf16", InstructionSet::avx512_bf16, Int8InstructionSet::avx512_vnni},
+};
+
 // ATEN_CPU_CAPABILITY is the variable that restricts the kernels of PyTorch.
-InstructionSet limit() {
+Limit limit() {
   const std::string_view wanted = variable("EEFAST_ISA"), torch = variable("ATEN_CPU_CAPABILITY");
-  InstructionSet most = InstructionSet::avx512_bf16;
-  if (torch == "default") most = InstructionSet::portable;
-  if (torch == "avx2") most = InstructionSet::avx2;
+  Limit most = kLimits[std::size(kLimits) - 1];
+  if (torch == "default") most = kLimits[0];
+  if (torch == "avx2") most = kLimits[1];
   if (wanted.empty()) return most;
-  const auto* const found = std::find(std::begin(kInstructionSets), std::end(kInstructionSets), wanted);
-  if (found == std::end(kInstructionSets)) {
-    throw std::runtime_error("EEFAST_ISA=" + std::string(wanted) +
-                             " is unknown; choose one of portable, avx2, avx512, avx512_bf16");
+  for (const Limit& named : kLimits) {
+    if (named.name == wanted) return {wanted, std::min(most.floats, named.floats), std::min(most.int8, named.int8)};
   }
-  return std::min(most, static_cast<InstructionSet>(found - std::begin(kInstructionSets)));
+  throw std::runtime_error("EEFAST_ISA=" + std::string(wanted) +
+                           " is unknown; choose one of portable, avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16");
 }
 
 }  // namespace
 
+bool has_avx_vnni() {
+#ifdef EEFAST_AVX_VNNI
+  return __builtin_cpu_supports("avxvnni");
+#else
+  return false;
+#endif
+}
+
 InstructionSet instruction_set() {
-  static const InstructionSet best = std::min(detect(), limit());
+  static const InstructionSet best = std::min(detect(), limit().floats);
+  return best;
+}
+
+Int8InstructionSet int8_instruction_set() {
+  static const Int8InstructionSet best = std::min(detect_int8(), limit().int8);
   return best;
 }
 

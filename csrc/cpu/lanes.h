@@ -3,6 +3,7 @@
 
 // Compilers keep an array in registers only if its loops are gone by the time they choose.
 #define EEFAST_UNROLL _Pragma("GCC unroll 16")
+#define EEFAST_UNROLL_ALL _Pragma("GCC unroll 64")
 #define EEFAST_INLINE EEFAST_TARGET static inline __attribute__((always_inline))
 
 constexpr int64_t kLanes = EEFAST_LANES;

@@ -9,9 +9,9 @@ EEFAST_TARGET static void affine(const Step& step, const Map& from, const Map& t
     for (int64_t y = 0; y < to.height; ++y) {
       const E* const x = static_cast<const E*>(in) + c / kBlock * from.block_pitch + from.at(y, 0) + c % kBlock;
       E* const z = static_cast<E*>(out) + c / kBlock * to.block_pitch + to.at(y, 0) + c % kBlock;
-      for (int64_t k = 0; k < to.width * kBlock; k += kBlock) {
-        const Floats v = load(x + k) * scale + shift;
-        store(z + k, step.relu ? relu(v) : v);
+      for (int64_t k = 0; k < to.width; ++k) {
+        const Floats v = load(x + k * from.block) * scale + shift;
+        store(z + k * to.block, step.relu ? relu(v) : v);
       }
     }
   }
@@ -57,9 +57,9 @@ EEFAST_INLINE void pool(const Map& map, const E* in, float* means) {
       int64_t x = 0;
       for (; x + 4 <= map.width; x += 4) {
         EEFAST_UNROLL
-        for (int64_t k = 0; k < 4; ++k) sums[k] += load(row + (x + k) * kBlock);
+        for (int64_t k = 0; k < 4; ++k) sums[k] += load(row + (x + k) * map.block);
       }
-      for (; x < map.width; ++x) sums[x % 4] += load(row + x * kBlock);
+      for (; x < map.width; ++x) sums[x % 4] += load(row + x * map.block);
     }
     store(means + c, ((sums[0] + sums[1]) + (sums[2] + sums[3])) / area);
   }
@@ -71,7 +71,9 @@ EEFAST_INLINE void flatten(const Map& map, const E* in, float* values) {
   for (int64_t b = 0; b < map.blocks; ++b) {
     for (int64_t y = 0; y < map.height; ++y) {
       const E* const row = in + b * map.block_pitch + map.at(y, 0);
-      for (int64_t k = 0; k < map.width * kBlock; k += kLanes, values += kLanes) store(values, load(row + k));
+      for (int64_t x = 0; x < map.width; ++x) {
+        for (int64_t c = 0; c < kBlock; c += kLanes, values += kLanes) store(values, load(row + x * map.block + c));
+      }
     }
   }
 }

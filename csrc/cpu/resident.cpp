@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <limits>
 #include <utility>
 
 #include "cpu/resident_kernels.h"
@@ -73,14 +75,17 @@ struct Job {
   const Network& network;
   const Batch& batch;
   const Kernels& kernels;
+  const ImageRow image_row = select_image_row();
   int64_t frequency_floats, value_floats, logit_floats;
   std::vector<Team> teams;
   std::atomic<int64_t> next{0};
 
   Job(const Network& net, const Batch& images, int64_t threads)
-      : network(net), batch(images), kernels(select_kernels(net.bfloat16)), teams(threads) {
-    frequency_floats = value_floats = 0;
-    logit_floats = round_up(net.num_classes + 1, kBlock);
+      : network(net), batch(images), kernels(select_kernels(net.precision)), teams(threads) {
+    frequency_floats = 0;
+    value_floats = net.maps[0].width;
+    // Also a row of an image.
+    logit_floats = std::max(round_up(net.num_classes + 1, kBlock), net.maps[0].width + kBlock);
     for (const Section& section : net.sections) {
       for (const std::vector<Step>* steps : {&section.entry, &section.body}) {
         for (const Step& step : *steps) {
@@ -88,6 +93,10 @@ struct Job {
           const int64_t pixels = step.kind == Kind::exit && step.flatten ? from.height * from.width : 1;
           value_floats = std::max(value_floats, from.blocks * kBlock * pixels);
           if (step.winograd == 0) continue;
+          if (net.precision == Precision::int8) {
+            frequency_floats = std::max(frequency_floats, kTransformedRows * transformed_plane(from));
+            continue;
+          }
           const int64_t side = step.winograd + 2, blocks = std::max(from.blocks, net.maps[step.target].blocks);
           frequency_floats = std::max(frequency_floats, side * side * (blocks * chunk_tiles(from) * kBlock + kBlock));
         }
@@ -95,8 +104,34 @@ struct Job {
     }
   }
 
-  int64_t element() const { return network.bfloat16 ? 2 : 4; }
+  int64_t element() const { return bytes_of(network.precision); }
+  bool int8() const { return network.precision == Precision::int8; }
 };
+
+// What surrounds int8 maps is their code for zero; nothing writes there later.
+void fill_maps(const Network& net, const std::vector<std::vector<int64_t>>& places, char* base) {
+  for (const Map& map : net.maps) {
+    if (map.section < 0 || map.zero == 0) continue;
+    for (const int64_t place : places[map.section]) {
+      std::memset(base + place + map.offset, static_cast<int>(map.zero), map.size);
+    }
+  }
+}
+
+// The code nearest to what `shift` says is zero, of every channel.
+void fill_image(const Map& map, const float* scaling, char* planes) {
+  std::vector<uint8_t> pixel(map.block);
+  for (int64_t c = 0; c < map.channels; ++c) {
+    const float shift = scaling[map.channels + c];
+    pixel[c] = shift > 0 ? static_cast<uint8_t>(std::nearbyint(std::min(shift, 255.0f))) : 0;
+  }
+  for (int64_t y = -map.halo; y < map.height + map.halo; ++y) {
+    for (int64_t x = -map.halo; x < map.width + map.halo; ++x) {
+      const bool inside = y >= 0 && y < map.height && x >= 0 && x < map.width;
+      if (!inside) std::memcpy(planes + map.at(y, x), pixel.data(), map.block);
+    }
+  }
+}
 
 Worker make_worker(Job& job, Team& team) {
   static thread_local Arena arena;
@@ -118,10 +153,11 @@ Worker make_worker(Job& job, Team& team) {
   };
   std::vector<int64_t> layout = {job.element()};
   for (const Map& map : net.maps) {
-    layout.insert(layout.end(), {map.blocks, map.block, map.height, map.width, map.halo, map.row_pitch, map.offset});
+    layout.insert(layout.end(),
+                  {map.blocks, map.block, map.height, map.width, map.halo, map.row_pitch, map.offset, map.zero});
   }
   std::vector<std::vector<int64_t>> places;
-  const int64_t planes_place = reserve(planes.blocks * planes.block_pitch * 4);
+  const int64_t planes_place = reserve(planes.size * 4);
   for (const Section& section : net.sections) {
     layout.insert(layout.end(), {section.group, section.slot_size});
     places.emplace_back();
@@ -134,6 +170,7 @@ Worker make_worker(Job& job, Team& team) {
     arena.layout.clear();
     arena.allocate(size);
     arena.layout = layout;
+    if (job.int8()) fill_maps(net, places, arena.memory);
   }
   char* const base = arena.memory;
   for (const auto& section : places) {
@@ -145,6 +182,7 @@ Worker make_worker(Job& job, Team& team) {
   worker.product = reinterpret_cast<float*>(base + product);
   worker.values = reinterpret_cast<float*>(base + values);
   worker.logits = reinterpret_cast<float*>(base + logits);
+  if (job.int8()) fill_image(planes, job.batch.scaling, worker.planes);
   return worker;
 }
 
@@ -153,13 +191,53 @@ char* map_of(const Worker& worker, const Slot* slot, int64_t map) {
   return map == 0 ? worker.planes : slot->maps + worker.job->network.maps[map].offset;
 }
 
-void load_image(const Worker& worker, int64_t sample) {
+// One channel of one row of an image.
+template <class T>
+const T* image_row_at(const Batch& batch, int64_t sample, int64_t c, int64_t y) {
+  return static_cast<const T*>(batch.images) + sample * batch.strides[0] + c * batch.strides[1] + y * batch.strides[2];
+}
+
+// An image as codes; false where it has a NaN, which no code stands for.
+bool load_codes(const Worker& worker, int64_t sample) {
+  const Batch& batch = worker.job->batch;
+  const Map& map = worker.job->network.maps[0];
+  const int64_t step = batch.strides[3];
+  uint8_t* const codes = reinterpret_cast<uint8_t*>(worker.planes);
+  bool broken = false;
+  for (int64_t y = 0; y < map.height; ++y) {
+    for (int64_t c = 0; c < map.channels; ++c) {
+      uint8_t* const to = codes + map.at(y, 0);
+      if (batch.bytes) {
+        const uint8_t* const from = image_row_at<uint8_t>(batch, sample, c, y);
+        for (int64_t x = 0; x < map.width; ++x) to[x * map.block + c] = from[x * step];
+        continue;
+      }
+      const float* from = image_row_at<float>(batch, sample, c, y);
+      if (step != 1) {
+        for (int64_t x = 0; x < map.width; ++x) worker.values[x] = from[x * step];
+        from = worker.values;
+      }
+      const float multiplier = batch.scaling[c], shift = batch.scaling[map.channels + c];
+      if (map.block == 4) {
+        broken |= worker.job->image_row(from, map.width, multiplier, shift, c, to);
+        continue;
+      }
+      uint8_t* const fours = reinterpret_cast<uint8_t*>(worker.logits);
+      broken |= worker.job->image_row(from, map.width, multiplier, shift, 0, fours);
+      for (int64_t x = 0; x < map.width; ++x) to[x * map.block + c] = fours[4 * x];
+    }
+  }
+  return !broken;
+}
+
+bool load_image(const Worker& worker, int64_t sample) {
+  if (worker.job->int8()) return load_codes(worker, sample);
   const Batch& batch = worker.job->batch;
   const Map& map = worker.job->network.maps[0];
   float* const planes = reinterpret_cast<float*>(worker.planes);
   for (int64_t c = 0; c < map.channels; ++c) {
     for (int64_t y = 0; y < map.height; ++y) {
-      const float* from = batch.images + sample * batch.strides[0] + c * batch.strides[1] + y * batch.strides[2];
+      const float* from = image_row_at<float>(batch, sample, c, y);
       float* const to = planes + c * map.block_pitch + map.at(y, 0);
       if (batch.strides[3] == 1) {
         std::memcpy(to, from, map.width * sizeof(float));
@@ -168,6 +246,7 @@ void load_image(const Worker& worker, int64_t sample) {
       }
     }
   }
+  return true;
 }
 
 // One step on samples whose inputs are in the slots `from` and whose outputs go to `to`, maybe the same slots.
@@ -186,7 +265,7 @@ struct Layer {
   char* residual(int64_t i) const { return step.residual < 0 ? nullptr : map_of(worker, to[i], step.residual); }
 };
 
-void run_direct(const Layer& layer) {
+void run_rows(const Layer& layer) {
   const Map &from = layer.source(), &to = layer.target();
   const Kernels& kernels = layer.worker.job->kernels;
   const int64_t groups = to.blocks * kBlock / direct_width(to.blocks), helpers = layer.worker.team->helpers();
@@ -194,17 +273,18 @@ void run_direct(const Layer& layer) {
   if (helpers == 0) {
     for (int64_t g = 0; g < groups; ++g) {
       for (int64_t i = 0; i < layer.samples; ++i) {
-        kernels.direct(layer.step, from, to, layer.in(i), layer.out(i), layer.residual(i), g, 0, to.height);
+        kernels.rows(layer.step, from, to, layer.in(i), layer.out(i), layer.residual(i), g, 0, to.height,
+                     layer.worker.frequencies);
       }
     }
     return;
   }
   const int64_t whole = groups * layer.samples;
   const int64_t parts = std::min(to.height, (4 * (helpers + 1) + whole - 1) / whole);
-  const auto work = [&](int64_t item, Worker&) {
+  const auto work = [&](int64_t item, Worker& worker) {
     const int64_t part = item / groups % parts, i = item / groups / parts;
-    kernels.direct(layer.step, from, to, layer.in(i), layer.out(i), layer.residual(i), item % groups,
-                   to.height * part / parts, to.height * (part + 1) / parts);
+    kernels.rows(layer.step, from, to, layer.in(i), layer.out(i), layer.residual(i), item % groups,
+                 to.height * part / parts, to.height * (part + 1) / parts, worker.frequencies);
   };
   layer.worker.team->share(whole * parts, work, layer.worker);
 }
@@ -319,7 +399,9 @@ void run_winograd(const Layer& layer) {
 void run_layer(const Layer& layer) {
   const Kernels& kernels = layer.worker.job->kernels;
   const Step& step = layer.step;
-  if (step.kind == Kind::convolution) return step.winograd == 0 ? run_direct(layer) : run_winograd(layer);
+  if (step.kind == Kind::convolution) {
+    return step.winograd == 0 || kernels.winograd_input == nullptr ? run_rows(layer) : run_winograd(layer);
+  }
   for (int64_t i = 0; i < layer.samples; ++i) {
     const auto kernel = step.kind == Kind::affine ? kernels.affine : kernels.max_pool;
     kernel(step, layer.source(), layer.target(), layer.in(i), layer.out(i));
@@ -348,6 +430,14 @@ double now() {
   timespec time;
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+// What a NaN in an image makes of all that follows; no confidence that is NaN lets a sample exit early.
+void answer_nan(const Job& job, int64_t sample) {
+  const int64_t classes = job.network.num_classes;
+  std::fill_n(job.batch.logits + sample * classes, classes, std::numeric_limits<float>::quiet_NaN());
+  job.batch.confidence[sample] = std::numeric_limits<float>::quiet_NaN();
+  job.batch.exits[sample] = job.network.sections.back().body.back().target;
 }
 
 void run_section(Worker& worker, int64_t s);
@@ -400,8 +490,11 @@ void work(int64_t index, void* context) {
   const auto sections = static_cast<int64_t>(job.network.sections.size());
   team.open();
   for (int64_t i; (i = job.next.fetch_add(1, std::memory_order_relaxed)) < job.batch.samples;) {
-    load_image(worker, i);
-    enter(worker, 0, nullptr, i);
+    if (load_image(worker, i)) {
+      enter(worker, 0, nullptr, i);
+    } else {
+      answer_nan(job, i);
+    }
   }
   for (int64_t s = 0; s < sections; ++s) {
     if (worker.used[s] > 0) run_section(worker, s);

@@ -8,8 +8,11 @@
 namespace eefast::cpu {
 
 struct Batch {
-  // [samples, channels, height, width] float32; strides in elements, any values.
-  const float* images;
+  // [samples, channels, height, width] float32 or, in int8, maybe uint8; strides in elements, any values.
+  const void* images;
+  bool bytes;
+  // In int8 [2, channels]: images · multiplier + shift are codes. Bytes are codes already.
+  const float* scaling;
   int64_t samples;
   int64_t strides[4];
   const float* thresholds;

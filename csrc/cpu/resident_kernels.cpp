@@ -18,9 +18,10 @@ namespace {
 
 }  // namespace
 
-const Kernels& select_kernels(bool bfloat16) {
+const Kernels& select_kernels(Precision precision) {
+  if (precision == Precision::int8) return select_int8_kernels();
 #ifdef EEFAST_X86
-  if (bfloat16) return avx512_bf16::kKernels;
+  if (precision == Precision::bfloat16) return avx512_bf16::kKernels;
   const InstructionSet best = instruction_set();
   if (best != InstructionSet::portable) return best == InstructionSet::avx2 ? avx2::kKernels : avx512::kKernels;
 #endif

@@ -14,12 +14,18 @@ struct TileRow {
   int64_t rows, columns;
 };
 
+// Rows of a map that an int8 Winograd convolution keeps transformed at a time, and the bytes of each of the four parts
+// of a row: vectors may reach over its end.
+constexpr int64_t kTransformedRows = 4;
+inline int64_t transformed_plane(const Map& from) { return round_up((from.width + 1) / 2, 4) * from.block + kLine; }
+
 struct Kernels {
-  // Output rows [begin, end) of one group of output channels.
-  void (*direct)(const Step& step, const Map& from, const Map& to, const void* in, void* out, const void* residual,
-                 int64_t group, int64_t begin, int64_t end);
-  // The three parts of a Winograd convolution. v: [frequency][block][tile][16], one frequency every `pitch` floats, one
-  // block every `block_pitch`; at the first tile of the row. m is step.winograd.
+  // Output rows [begin, end) of one group of output channels: direct convolution, in int8 Winograd, too. scratch: in
+  // int8 of kTransformedRows · 4 · transformed_plane(from) bytes.
+  void (*rows)(const Step& step, const Map& from, const Map& to, const void* in, void* out, const void* residual,
+               int64_t group, int64_t begin, int64_t end, void* scratch);
+  // The three parts of a Winograd convolution; null in int8. v: [frequency][block][tile][16], one frequency every
+  // `pitch` floats, one block every `block_pitch`; at the first tile of the row. m is step.winograd.
   void (*winograd_input)(int64_t m, const Map& from, const TileRow& row, int64_t block, float* v, int64_t pitch);
   void (*winograd_multiply)(const Step& step, const Map& from, const Map& to, int64_t frequency, int64_t tiles,
                             const float* v, float* product, int64_t block_pitch);
@@ -36,6 +42,12 @@ struct Kernels {
                float* values, float* logits, float* confidence);
 };
 
-const Kernels& select_kernels(bool bfloat16);
+// Some of one image's pixels x as codes of one of four channels, added to those of the channels before: see
+// int8_lanes.h. Whether any was NaN.
+using ImageRow = bool (*)(const float* x, int64_t n, float multiplier, float shift, int64_t channel, uint8_t* out);
+
+const Kernels& select_kernels(Precision precision);
+const Kernels& select_int8_kernels();
+ImageRow select_image_row();
 
 }  // namespace eefast::cpu

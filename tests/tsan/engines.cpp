@@ -36,7 +36,7 @@ struct Made {
   std::vector<float> packed;
 
   Made(int64_t channels, int64_t group, int64_t winograd, int64_t height, int64_t width) {
-    network = {false, 7, Criterion::max_probability, {}, {}};
+    network = {Precision::float32, 7, Criterion::max_probability, {}, {}};
     for (const auto& [channels_of, section] : {std::pair<int64_t, int64_t>{3, -1},
                                                {channels, 0},
                                                {channels, 0},

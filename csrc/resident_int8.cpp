@@ -1,0 +1,42 @@
+// The CPU side of eefast::resident_int8: checks what networks of integers need.
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+#include <vector>
+
+#include "checks.h"
+#include "cpu/instruction_set.h"
+#include "ops.h"
+#include "resident_run.h"
+#include "tensors.h"
+
+namespace eefast {
+
+using torch::headeronly::ScalarType;
+
+std::tuple<Tensor, Tensor, Tensor> resident_int8(const Tensor& images, const Tensor& steps, const Tensor& maps,
+                                                 const Tensor& groups, const Tensor& weights, const Tensor& packed,
+                                                 const Tensor& thresholds, const Tensor& image,
+                                                 const std::string& criterion, int64_t num_classes, int64_t threads,
+                                                 const std::optional<Tensor>& seconds) {
+  if (images.scalar_type() != ScalarType::Byte) check_dtype("images", images, ScalarType::Float, "float32");
+  check_there("image", image);
+  check_stored("image", image);
+  check_dtype("image", image, ScalarType::Float, "float32");
+  ResidentSource read =
+      read_tables(images, steps, maps, groups, packed, thresholds, criterion, num_classes, Precision::int8);
+  check_shape("image", image, {2, read.channels}, "[2, C]");
+  std::vector<float> scaling;
+  for (int64_t row = 0; row < 2; ++row) {
+    for (int64_t c = 0; c < read.channels; ++c) {
+      scaling.push_back(image.const_data_ptr<float>()[row * image.stride(0) + c * image.stride(1)]);
+    }
+  }
+  return run_resident(std::move(read), images, groups, thresholds, threads, seconds, scaling.data());
+}
+
+std::string int8_instruction_set() {
+  return std::string(cpu::kInt8InstructionSets[static_cast<std::size_t>(cpu::int8_instruction_set())]);
+}
+
+}  // namespace eefast

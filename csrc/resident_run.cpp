@@ -1,0 +1,102 @@
+// The CPU side of both resident ops: points a network at its packed weights, hands it to the CPU engine.
+#include "resident_run.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <utility>
+#include <vector>
+
+#include "checks.h"
+#include "cpu/resident.h"
+#include "known_networks.h"
+#include "tensors.h"
+
+namespace eefast {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+constexpr int64_t kMaxThreads = 1 << 10;
+
+// Points the steps at their weights, in the order of the rows.
+void point(Network& network, const ResidentSource& source) {
+  for (Section& section : network.sections) {
+    for (std::vector<Step>* steps : {&section.entry, &section.body}) {
+      for (Step& step : *steps) {
+        if (step.kind == Kind::max_pool) continue;
+        const int64_t outputs = step.kind == Kind::exit ? (network.num_classes + kBlock) / kBlock * kBlock
+                                                        : network.maps[step.target].blocks * kBlock;
+        const int64_t size = packed_size(step, network.maps, network.num_classes, network.precision);
+        if (step.place < 0 || step.place > source.packed.numel() - outputs - size) {
+          refuse(source, step.row, "its weights are outside of packed");
+        }
+        if (step.residual >= 0) {
+          const Map &a = network.maps[step.residual], &b = network.maps[step.target];
+          if (a.channels != b.channels || a.height != b.height || a.width != b.width || a.row_pitch != b.row_pitch ||
+              a.halo != b.halo) {
+            refuse(source, step.row, "its residual has another shape");
+          }
+        }
+        step.bias = source.place + step.place;
+        step.weight = step.bias + outputs;
+      }
+    }
+  }
+}
+
+void parallel(int64_t n, void (*work)(int64_t, void*), void* context) {
+  parallel_for(n, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) work(i, context);
+  });
+}
+
+Network pointed(const ResidentSource& source) {
+  Network network = read_network(source);
+  point(network, source);
+  return network;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> run_resident(ResidentSource read, const Tensor& images, const Tensor& groups,
+                                                const Tensor& thresholds, int64_t threads,
+                                                const std::optional<Tensor>& seconds, const float* scaling) {
+  if (threads < 0 || threads > kMaxThreads) fail("threads = ", threads, "; expected 0 … ", kMaxThreads);
+  const int64_t num_classes = read.num_classes;
+  const auto known = known_networks<Network>().of(std::move(read), pointed);
+  const Network& network = known->second;
+
+  const int64_t samples = images.size(0);
+  const int32_t cpu = aoti_torch_device_type_cpu();
+  Tensor logits = empty("logits", {samples, num_classes}, aoti_torch_dtype_float32(), cpu, 0);
+  Tensor confidence = empty("confidence", {samples}, aoti_torch_dtype_float32(), cpu, 0);
+  Tensor exits = empty("exits", {samples}, aoti_torch_dtype_int64(), cpu, 0);
+  std::vector<float> limits;
+  for (int64_t i = 0; i < thresholds.size(0); ++i) {
+    limits.push_back(thresholds.const_data_ptr<float>()[i * thresholds.stride(0)]);
+  }
+  const bool bytes = images.scalar_type() == ScalarType::Byte;
+  cpu::Batch batch{bytes ? static_cast<const void*>(images.const_data_ptr<uint8_t>()) : images.const_data_ptr<float>(),
+                   bytes,
+                   scaling,
+                   samples,
+                   {images.stride(0), images.stride(1), images.stride(2), images.stride(3)},
+                   limits.data(),
+                   logits.mutable_data_ptr<float>(),
+                   confidence.mutable_data_ptr<float>(),
+                   exits.mutable_data_ptr<int64_t>(),
+                   nullptr};
+  if (threads == 0) threads = torch::stable::get_num_threads();
+  if (seconds) {
+    check_dtype("seconds", *seconds, ScalarType::Double, "float64");
+    check_stored("seconds", *seconds);
+    check_shape("seconds", *seconds, {groups.size(0)}, "[sections]");
+    if (!seconds->is_contiguous() || threads != 1)
+      fail("seconds are counted with threads=1 only, in contiguous memory");
+    batch.seconds = seconds->mutable_data_ptr<double>();
+  }
+  if (samples > 0) cpu::resident_forward(network, batch, threads, parallel);
+  return {logits, confidence, exits};
+}
+
+}  // namespace eefast
