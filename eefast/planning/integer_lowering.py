@@ -24,7 +24,7 @@ def is_quantized(net: EarlyExitNet) -> bool:
 @torch.no_grad()
 def lower_integers(net: EarlyExitNet) -> Lowered:
     """The layers of a quantised network; `UnsupportedError` names the part that is not as `quantize` makes it."""
-    values, value = _Values(net.input_shape[0]), 0
+    values, value = Values(net.input_shape[0]), 0
     for i, (stage, head) in enumerate(zip(net.stages, net.heads, strict=True)):
         if obstacle := head_obstacle(head, i):
             raise UnsupportedError(obstacle)
@@ -41,7 +41,7 @@ def lower_integers(net: EarlyExitNet) -> Lowered:
     return Lowered(placed.layers, placed.maps, placed.sizes, values.image)
 
 
-class _Values:
+class Values:
     """The layers so far, and channels, scale and zero point of every value; image: multiplier and shift."""
 
     def __init__(self, image_channels: int) -> None:

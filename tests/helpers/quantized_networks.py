@@ -98,6 +98,14 @@ class Steps:
     def stage(self) -> QuantizedStage:
         return QuantizedStage(self.steps, self.scales, self.zeros, output=len(self.steps), image=self.image)
 
+    def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Of the map of every value."""
+        found = [(height, width)]
+        for step in self.steps:
+            k, s, p = (1, 1, 0) if isinstance(step, QuantizedAffine) else (step.kernel, step.stride, step.padding)
+            found.append(tuple((side + 2 * p - k) // s + 1 for side in found[step.source]))  # type: ignore[arg-type]
+        return found
+
     def next(self) -> Steps:
         """The steps of what reads the last value."""
         return Steps(self.r, self.channels[-1], self.scales[-1], self.zeros[-1])
@@ -112,9 +120,9 @@ def image_constants(channels: int, normalization: tuple[tuple[float, ...], ...] 
 
 @torch.no_grad()
 def network(
-    seed: int = 0, shape: tuple[int, int, int] = (3, 13, 11), head: str = "pool", blocks: str = "basic", width: int = 16,
-    winograd: bool = True, classes: int = 7, normalization: tuple[tuple[float, ...], ...] | None = None, exits: int = 2,
-    criterion: str = "learned",
+    seed: int = 0, shape: tuple[int, int, int] = (3, 13, 11), head: str = "pool", blocks: str = "basic",
+    width: int = 16, winograd: bool = True, classes: int = 7, exits: int = 2, criterion: str = "learned",
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
 ) -> eefast.EarlyExitNet:  # fmt: skip
     """A quantised network of `exits` early exits: stem, then a block per stage, the first of `width` channels.
 
@@ -144,4 +152,5 @@ def network(
         heads.append(here)
         steps = steps.next()
     net = eefast.EarlyExitNet(stages, heads, input_shape=shape, normalization=normalization, criterion=criterion)
-    return lived_in(net, seed)
+    lived_in(net, seed)
+    return net
