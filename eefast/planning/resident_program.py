@@ -13,6 +13,7 @@ from ..engines.program import ResidentProgram, StagePlan
 from ..engines.resident import ResidentEngine
 from ..model import EarlyExitNet
 from . import layers, probe, trial, tuning
+from .bfloat16_choice import tuned_for_bfloat16
 from .errors import UnsupportedError
 from .integer_lowering import is_quantized, lower_integers
 from .layers import Lowered
@@ -30,8 +31,6 @@ def lowered(subject: Subject) -> Lowered:
         found = _lowered_for_cuda(net, dtype)
     elif ops.CPP_MISSING:
         raise UnsupportedError(f"its C++ kernels are {ops.CPP_MISSING}")
-    elif dtype == torch.bfloat16 and ops.instruction_set() != "avx512_bf16":
-        raise UnsupportedError(f"in bfloat16 it needs AVX512-BF16, but the instruction set is {ops.instruction_set()}")
     elif dtype not in (torch.float32, torch.bfloat16):
         raise UnsupportedError(f"it computes in float32 or bfloat16, not in {dtype}")
     else:
@@ -85,16 +84,20 @@ def build_resident(subject: Subject, found: Lowered) -> ResidentEngine:
 def _for_cpu(subject: Subject, found: Lowered) -> ResidentEngine:
     net, expected = subject.net, subject.expected
     images = probe.images(net, subject.example_inputs)
-    program, note = tuning.tuned(net, found, subject.dtype == torch.bfloat16, images)
-    allowed = trial.tolerance(subject.dtype, subject.device)
+    if subject.dtype == torch.bfloat16:
+        program, notes = tuned_for_bfloat16(net, found, images)
+    else:
+        program, note = tuning.tuned(net, found, False, images)
+        notes = (note,) if note else ()
+    computed = torch.bfloat16 if program.bfloat16 else torch.float32
+    allowed = trial.tolerance(computed, subject.device)
     all_logits = tuning.all_logits(net, program, expected[0].seen.float())
     for i, (logits, wanted) in enumerate(zip(all_logits, expected, strict=True)):
         if different := trial.difference(logits, wanted.rows[:, :-1], allowed):
             raise UnsupportedError(f"its {different} at exit {i}")
     kernel = _kernel(found)
-    notes = [note] if note else []
     if found.image is not None and "vnni" not in kernel:
-        notes.append(PORTABLE)
+        notes = (*notes, PORTABLE)
     rows = _rows(net, found, kernel, lambda section: _section(found, program, section))
     return ResidentEngine(net, subject.plan("resident", rows, *notes), program)
 
