@@ -52,15 +52,17 @@ EEFAST_INLINE Sums add_products(Sums sums, Codes x, Codes weights) {
 #endif
 }
 
-// Whole numbers nearest to t, ties to even, for |t| < 2^31.
+// Whole numbers nearest to t, ties to even; those above 256 are 256, those below -2^31 the same as that.
 EEFAST_INLINE Sums rounded(Floats t) {
 #if EEFAST_LANES == 16
-  return (Sums)_mm512_cvtps_epi32((__m512)t);
+  return (Sums)_mm512_cvtps_epi32(_mm512_min_ps((__m512)t, _mm512_set1_ps(256.0f)));
 #elif EEFAST_LANES == 8
-  return (Sums)_mm256_cvtps_epi32((__m256)t);
+  return (Sums)_mm256_cvtps_epi32(_mm256_min_ps((__m256)t, _mm256_set1_ps(256.0f)));
 #else
   Sums n;
-  for (int64_t i = 0; i < kLanes; ++i) n[i] = static_cast<int32_t>(std::nearbyint(t[i]));
+  for (int64_t i = 0; i < kLanes; ++i) {
+    n[i] = static_cast<int32_t>(std::nearbyint(std::clamp(t[i], -1.0f, 256.0f)));
+  }
   return n;
 #endif
 }
@@ -185,10 +187,8 @@ EEFAST_INLINE bool add_image_codes(const float* x, int64_t n, float multiplier, 
     const Floats values = load(used < kLanes ? part : x + i);
     broken |= (Words)(values != values);
     const Floats t = product(values, splat(multiplier)) + splat(shift);
-    // Infinities are no whole numbers.
-    const Floats low = (Floats)((Words)t & (Words)(t > 0.0f)), most = splat(255.0f);
-    const Words high = (Words)(low > most);
-    const Sums codes = rounded((Floats)(((Words)most & high) | ((Words)low & ~high))) << (8 * channel);
+    const Sums whole = rounded((Floats)((Words)t & (Words)(t > 0.0f)));
+    const Sums codes = (whole - (whole >> 8)) << (8 * channel);  // 256 is 255
     Sums before = {};
     if (channel > 0) std::memcpy(&before, out + 4 * i, 4 * used);
     before |= codes;
