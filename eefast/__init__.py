@@ -12,6 +12,7 @@ from . import criteria, zoo
 from .api import Accelerated, accelerate
 from .checkpoint.loading import load
 from .model import EarlyExitNet
+from .quantization.post_training import quantize
 from .result import ExitOutput, ExitResult
 from .surgery import attach
 from .version import __version__
@@ -26,5 +27,6 @@ __all__ = [
     "attach",
     "criteria",
     "load",
+    "quantize",
     "zoo",
 ]

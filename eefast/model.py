@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import criteria
-from .cost import path_costs, stage_costs
+from .cost import StageCost, path_costs, stage_costs
 from .heads import ExitHead
 from .record import TrainingRecord
 from .result import ExitOutput, ExitResult
@@ -29,8 +29,9 @@ class EarlyExitNet(nn.Module):
     criterion: name of the exit rule, see `eefast.criteria`.
     thresholds: n numbers; by default the criterion's default at every exit.
     normalization: (mean, std), one number per channel on the scale 0 … 1; with it the network also takes uint8 images.
-    config: its "kind", "eenet" or "attached", and the arguments with which `eefast.load` builds it again; `eefast.zoo`
-        and `eefast.attach` give it, `save` needs it.
+    config: its "kind", "eenet", "attached" or "quantized", and the arguments with which `eefast.load` builds it again;
+        `eefast.zoo`, `eefast.attach` and `eefast.quantize` give it, `save` needs it.
+    costs: of every stage and head; counted if None. A quantised network has those of the network that it was made of.
 
     Attributes that may be set:
     record: what it was trained on, which `save` writes too; None for what you trained on other images yourself.
@@ -52,6 +53,7 @@ class EarlyExitNet(nn.Module):
     built_from: str = "modules"
     _limits: tuple[list[float], Tensor] | None = None
     _checked: tuple[Tensor, int] | None = None
+    _warned = False
 
     def __init__(
         self,
@@ -63,6 +65,7 @@ class EarlyExitNet(nn.Module):
         thresholds: Sequence[float] | None = None,
         normalization: tuple[Sequence[float], Sequence[float]] | None = None,
         config: Mapping[str, Any] | None = None,
+        costs: Sequence[StageCost] | None = None,
     ) -> None:
         super().__init__()
         if len(stages) != len(heads) or not stages:
@@ -71,7 +74,9 @@ class EarlyExitNet(nn.Module):
         self.input_shape = tuple(input_shape)
         self.criterion = criteria.get(criterion)
         self.config = dict(config) if config is not None else None
-        costs = self.stage_costs = stage_costs(self.stages, self.heads, self.input_shape)
+        self._given_costs = costs
+        costs = stage_costs(self.stages, self.heads, self.input_shape) if costs is None else tuple(costs)
+        self.stage_costs = costs
         if len({c.num_classes for c in costs}) != 1:
             raise ValueError(
                 f"heads answer with {[c.num_classes for c in costs]} classes; all must have the same number"
@@ -179,6 +184,7 @@ class EarlyExitNet(nn.Module):
             thresholds=thresholds,
             normalization=self.normalization,
             config=self.config,
+            costs=self._given_costs,
         )
         for made in (net, net.stages, net.heads):
             made.training = self.training
@@ -249,11 +255,13 @@ class EarlyExitNet(nn.Module):
                 known = self._checked
                 if known is None or known[0] is not t or known[1] != version:
                     self.check_thresholds(values)
+                    self._check_origin(values.tolist())
                     known = self._checked = t, version
                 return values, known
             numbers, limits = t.tolist(), self._limits
             if limits is None or limits[0] != numbers or t.dtype != torch.float32:
                 self.check_thresholds(t)
+                self._check_origin(numbers)
                 # Made in inference mode it could not be used outside of it.
                 with torch.inference_mode(False):
                     limits = numbers, torch.tensor(numbers, dtype=torch.float32, device="cpu")
@@ -271,6 +279,18 @@ class EarlyExitNet(nn.Module):
                 f"thresholds={t.tolist()}, {t.numel()} of {t.dtype}, must be {self.num_exits} float32 numbers, none of "
                 "them NaN"
             )
+
+    def _check_origin(self, numbers: list[float]) -> None:
+        """Warn, once, where a quantised network answers with the thresholds of the float network it was made of."""
+        copied = (self.config or {}).get("float_thresholds")
+        if self._warned or not numbers or not copied or copied.get(self.criterion.name) != numbers:
+            return
+        self._warned = True
+        log.warning(
+            "the thresholds are those of the float network: the quantised one has slightly other confidences, so that "
+            "some images take other exits; choose them again on held-out images, by labels= of eefast.quantize or by "
+            "`eefast calibrate`, or set net.thresholds"
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write `config.json`, `model.safetensors` and, with a `record`, `training.json`; `eefast.load` reads them.

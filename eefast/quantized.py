@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .heads import ExitHead
 from .modules import integer_maps
 
 REFUSED = (
@@ -153,8 +154,7 @@ class QuantizedStage(_Fixed):
         if torch.is_grad_enabled() and (self.training or x.requires_grad):
             raise RuntimeError(REFUSED)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            integers = self.integers(self.input_integers(x))[self.output]
-            return ((integers - self.zeros[self.output]) * self.scales[self.output]).to(x.dtype)
+            return self.features(self.integers(self.input_integers(x))).to(x.dtype)
 
     def input_integers(self, x: Tensor) -> Tensor:
         """The integers of images or features [N, C, H, W]."""
@@ -171,6 +171,10 @@ class QuantizedStage(_Fixed):
             values[i + 1] = step(values[step.source], residual, self.fill(step.source))
         return values
 
+    def features(self, values: dict[int, Tensor]) -> Tensor:
+        """What the returned one of all values stands for, float32."""
+        return (values[self.output] - self.zeros[self.output]) * self.scales[self.output]
+
     def fill(self, value: int) -> Tensor | int:
         """What pixels outside of a map hold: its zero point, or one number per channel [C] of images."""
         if value == 0 and self.image is not None:
@@ -179,3 +183,25 @@ class QuantizedStage(_Fixed):
 
     def extra_repr(self) -> str:
         return f"values={len(self.zeros)}, output={self.output}" + ", images" * (self.image is not None)
+
+
+def quantized_head(
+    kind: str,
+    feature_shape: Sequence[int],
+    num_classes: int,
+    input_shape: Sequence[int],
+    *,
+    convs: QuantizedStage | None,
+    eps: float | None,
+) -> ExitHead:
+    """An `ExitHead` of `kind` with new float32 linears, whose convolutions are `convs`; in eval mode.
+
+    eps: of the BatchNorm before its pooling, None where there is none.
+    """
+    head = ExitHead("plain" if kind == "plain" else "pool", feature_shape, num_classes, input_shape)
+    head.kind = kind
+    if convs is not None:
+        head.convs = nn.Sequential(convs)
+    if eps is not None:
+        head.norm = nn.BatchNorm2d(feature_shape[0], eps)
+    return head.eval()

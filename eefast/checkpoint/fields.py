@@ -14,6 +14,7 @@ from .stored import quoted
 Field = tuple[Callable[[Any], bool], str]
 """A check of a field's value, and the values that pass it in words."""
 MOST_ELEMENTS = 2**31 - 1
+MOST_EXITS = 64
 
 
 def check_fields(config: Mapping[str, Any], schema: Mapping[str, Field], file: str) -> None:
@@ -33,6 +34,11 @@ def check_fields(config: Mapping[str, Any], schema: Mapping[str, Field], file: s
 def is_int(value: Any, most: int = 65_535, least: int = 1) -> bool:
     """Whether `value` is an integer of `least` … `most`, and no bool."""
     return type(value) is int and least <= value <= most
+
+
+def is_name(value: Any) -> bool:
+    """Whether `value` is a text of 1 … 200 characters."""
+    return isinstance(value, str) and 0 < len(value) <= 200
 
 
 def is_shape(value: Any) -> bool:

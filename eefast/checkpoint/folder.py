@@ -15,12 +15,12 @@ from ..system import files
 from . import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, record_file
 from .attached import build_attached
 from .building import build
-from .fields import Field, check_fields, is_int, is_normalization, is_shape
+from .fields import MOST_EXITS, Field, check_fields, is_int, is_name, is_normalization, is_shape
+from .quantized_rows import QUANTIZED_FIELDS, build_quantized, describe_stages
 from .stored import read_json, read_safetensors
 
 OLD_CONFIG_FILE = "attached.json"
 """The first versions of `eefast train --backbone` wrote this instead of config.json."""
-MOST_EXITS = 64
 
 
 def save(net: EarlyExitNet, folder: str | Path) -> None:
@@ -30,6 +30,8 @@ def save(net: EarlyExitNet, folder: str | Path) -> None:
     net.check_saving()
     normalization = net.normalization and [[float(v) for v in part] for part in net.normalization]
     config = {"format": 1, **(net.config or {}), "normalization": normalization, "criterion": net.criterion.name}
+    if config.get("kind") == "quantized":
+        config |= describe_stages(net)
     weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +51,7 @@ def read_folder(folder: Path) -> EarlyExitNet:
     """
     kind, config = _read_config(folder)
     weights, size = read_safetensors(folder / WEIGHTS_FILE)
-    net = (build_attached if kind == "attached" else build)(config, weights, size)
+    net = {"eenet": build, "attached": build_attached, "quantized": build_quantized}[kind](config, weights, size)
     for key in ("num_exits", "placement"):
         if kind == "eenet" and config[key] != (found := (net.config or {})[key]):
             raise ValueError(f"{CONFIG_FILE} says {key}={config[key]}, but the network has {found}")
@@ -66,27 +68,27 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"{name} is missing; give the folder that net.save(folder) wrote")
     config = read_json(folder / file)
     kind = config.pop("kind", "attached" if old else "eenet")  # the first folders have none
-    if kind not in ("eenet", "attached"):
+    kinds = {"eenet": _EENET, "attached": _ATTACHED, "quantized": _QUANTIZED}
+    if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(
-            f"{file} says kind={reprlib.repr(kind)}; it must be eenet or attached; a newer eefast may read it"
+            f"{file} says kind={reprlib.repr(kind)}; it must be one of {', '.join(kinds)}; a newer eefast may read it"
         )
-    fields = _ATTACHED if kind == "attached" else _EENET8 if config.get("name") == "eenet8" else _EENET
+    fields = _EENET8 if kind == "eenet" and config.get("name") == "eenet8" else kinds[kind]
     check_fields(config, fields, file)
     del config["format"]
     return kind, config
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 200
-
-
-_FIELDS: dict[str, Field] = {
+_ALL: dict[str, Field] = {
     "format": (lambda v: is_int(v, 1), "1, the format that this eefast reads; a newer eefast may read it"),
-    "head": (lambda v: isinstance(v, str) and v in HEADS, f"one of {', '.join(HEADS)}"),
     "num_classes": (lambda v: is_int(v, 2**31 - 1), "a number of classes"),
     "input_shape": (is_shape, "[channels, height, width], each 1 … 65535"),
     "normalization": (is_normalization, "null or [means, deviations], finite, deviations above 0"),
     "criterion": (lambda v: isinstance(v, str) and v in CRITERIA, f"one of {', '.join(CRITERIA)}"),
+}
+_FIELDS: dict[str, Field] = {
+    **_ALL,
+    "head": (lambda v: isinstance(v, str) and v in HEADS, f"one of {', '.join(HEADS)}"),
 }
 _EENET: dict[str, Field] = {
     **_FIELDS,
@@ -100,9 +102,10 @@ _EENET: dict[str, Field] = {
 _EENET8: dict[str, Field] = {**_EENET, "filters": (is_int, "a number of channels")}
 _ATTACHED: dict[str, Field] = {
     **_FIELDS,
-    "backbone": (lambda v: _is_name(v) and v.startswith(("torchvision:", "timm:")), "torchvision:NAME or timm:NAME"),
+    "backbone": (lambda v: is_name(v) and v.startswith(("torchvision:", "timm:")), "torchvision:NAME or timm:NAME"),
     "exits": (
-        lambda v: isinstance(v, list) and len(v) <= MOST_EXITS and all(map(_is_name, v)) and len({*v}) == len(v),
+        lambda v: isinstance(v, list) and len(v) <= MOST_EXITS and all(map(is_name, v)) and len({*v}) == len(v),
         f"a list of at most {MOST_EXITS} names of modules, none of them twice",
     ),
 }
+_QUANTIZED: dict[str, Field] = {**_ALL, **QUANTIZED_FIELDS}

@@ -1,7 +1,7 @@
 """Maps of integers 0 … 255 → maps of integers: the arithmetic of quantised networks, exact in plain PyTorch.
 
 Maps are float32 tensors [N, C, H, W] that hold integers, so that an image with a NaN stays one of NaNs throughout.
-Sums of products are exact, whatever their order: float32 as far as they stay below 2^24, float64 beyond.
+Sums of products are exact, whatever their order: in float32 where they stay below 2^24, else in float64.
 """
 
 from __future__ import annotations
@@ -48,11 +48,12 @@ def padded(integers: Tensor, padding: int, fill: Tensor | int) -> Tensor:
 def convolution_sums(
     integers: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: int = 0, fill: Tensor | int = 0
 ) -> Tensor:
-    """bias[o] + Σ weight[o, c, i, j] · integer, float64 [N, O, H', W'].
+    """bias[o] + Σ weight[o, c, i, j] · integer [N, O, H', W'], float32 or, where that is not exact, float64.
 
     weight: integers -127 … 127 [O, C, k, k]; bias: integers [O]; fill: of pixels outside of the map, see `padded`.
     """
-    return _products(padded(integers, padding, fill), weight, stride) + bias.double()[:, None, None]
+    dtype = _exact_dtype(weight.abs().double().sum((1, 2, 3)), bias)
+    return _products(padded(integers, padding, fill), weight, stride, dtype) + bias.to(dtype)[:, None, None]
 
 
 def winograd_inputs(integers: Tensor) -> list[Tensor]:
@@ -80,15 +81,28 @@ def winograd_weight(weight: Tensor) -> Tensor:
 
 
 def winograd_sums(integers: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Sums of F(2, 3) along x for a 3 × 3 convolution of stride 1, padding 1 and zero point 0, float64 [N, O, H, W].
+    """Sums of F(2, 3) along x for a 3 × 3 convolution of stride 1, padding 1 and zero point 0 [N, O, H, W].
 
+    float32 or, where that is not exact, float64.
     weight: integers [O, C, 3, 4], see `winograd_weight`; bias: integers [2, O] of even and of odd columns.
     """
     inputs = winograd_inputs(integers)
-    m0, m1, m2, m3 = (_products(v, weight[..., k : k + 1], 1) for k, v in enumerate(inputs))
-    even, odd = bias.double()[:, :, None, None]
+    dtype = _exact_dtype(weight.abs().double().sum((1, 2, 3)), bias)
+    m0, m1, m2, m3 = (_products(v, weight[..., k : k + 1], 1, dtype) for k, v in enumerate(inputs))
+    even, odd = bias.to(dtype)[:, :, None, None]
     sums = torch.stack([even + m0 + m1 - m2, odd + m1 + m2 + m3], -1).flatten(3)
     return sums[..., : integers.shape[3]]
+
+
+def largest_sums(weight: Tensor, bias: Tensor, winograd: bool) -> Tensor:
+    """[O] float64: what no sum of a convolution exceeds in magnitude, whatever the map; see the sums of either kind."""
+    magnitudes = weight.double().abs()
+    if winograd:
+        of_frequency = magnitudes.sum((1, 2))  # [O, 4]
+        magnitude = torch.stack([of_frequency[:, :3].sum(1), of_frequency[:, 1:].sum(1)])
+    else:
+        magnitude = magnitudes.sum((1, 2, 3))
+    return (bias.double().abs() + LARGEST * magnitude).amax(0)
 
 
 def requantized(sums: Tensor, scale: Tensor, residual: Tensor | None = None, ratio: Tensor | float = 0.0) -> Tensor:
@@ -113,14 +127,20 @@ def short_mantissa(value: Tensor) -> Tensor:
     return torch.ldexp((fraction * 2**16).round(), exponent - 16).float()
 
 
-def _products(integers: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Exact sums of products without padding, float64."""
+def _exact_dtype(magnitudes: Tensor, bias: Tensor) -> torch.dtype:
+    """float32 if that holds all sums exactly; magnitudes: [O], Σ |weight|; bias: [O] or [rows, O]."""
+    largest = magnitudes * LARGEST + bias.double().abs()
+    return torch.float32 if bool((largest < EXACT).all()) else torch.float64
+
+
+def _products(integers: Tensor, weight: Tensor, stride: int, dtype: torch.dtype) -> Tensor:
+    """Exact sums of products without padding, in `dtype`, which holds them."""
     bounds = (weight.double().abs().sum((2, 3)) * LARGEST).cumsum(1)  # [O, C]
     parts = _channel_parts(bounds)
     if integers.is_cuda or not parts or not _sums_directly():
         # Other algorithms than sums of products, such as Winograd's, are exact after rounding in float64.
-        return F.conv2d(integers.double(), weight.double(), stride=stride).round()
-    sums = [F.conv2d(integers[:, part], weight[:, part].float(), stride=stride).double() for part in parts]
+        return F.conv2d(integers.double(), weight.double(), stride=stride).round().to(dtype)
+    sums = [F.conv2d(integers[:, part], weight[:, part].float(), stride=stride).to(dtype) for part in parts]
     return torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]
 
 

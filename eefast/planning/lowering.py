@@ -15,7 +15,7 @@ from .errors import UnsupportedError
 from .folding import affine, fold_stage
 from .head_packing import head_obstacle, pack_head
 from .layers import ADDITION, Layer, Lowered
-from .patterns import called, computes_as, describe, is_addition, is_identity, is_relu, writes_in_place
+from .patterns import called, computes_as, describe, is_addition, is_identity, is_relu, path_of, writes_in_place
 
 
 @torch.no_grad()
@@ -39,6 +39,27 @@ def lower(net: EarlyExitNet) -> Lowered:
         traced.layers.append(Layer(Kind.EXIT, seen, i, kernel=int(flatten), weight=weight, bias=bias))
     ordered = layer_passes.order_by_section(layer_passes.fuse(traced.layers))
     return layer_passes.assign_maps(ordered, traced.channels, net.input_shape[1:])
+
+
+@torch.no_grad()
+def stage_layers(stage: nn.Module, channels: int, where: str, image: bool) -> tuple[list[Layer], int]:
+    """One module alone → its layers, fused, and the value that it returns; layer i writes value i + 1, 0 is the input.
+
+    channels: of the input. where: what error texts call the module. image: whether the input is the image.
+    Raises `UnsupportedError` as `lower`; its `path` names the module inside of `stage`, where one is to blame.
+    """
+    traced = _Trace(channels)
+    if not image:
+        traced.channels.append(channels)  # value 0 would be taken for the image
+    source = len(traced.channels) - 1
+    output = traced.append(stage, source, where)
+    # What reads the stage's output: without it a ReLU inside of the stage could become part of that.
+    reader = Layer(Kind.EXIT, output, 0)
+    layers = layer_passes.fuse([*traced.layers, reader])[:-1]
+    number = {-1: -1, source: 0, **{layer.target: i + 1 for i, layer in enumerate(layers)}}
+    for layer in layers:
+        layer.source, layer.residual, layer.target = (number[v] for v in (layer.source, layer.residual, layer.target))
+    return layers, number[output]
 
 
 class _Trace:
@@ -71,7 +92,10 @@ class _Trace:
                 raise UnsupportedError(f"{where} has {describe(folded, node)} with {', '.join(node.kwargs)}")
             else:
                 sources = [values[a] for a in node.args if isinstance(a, fx.Node)]
-                values[node] = self._call(folded, node, sources, where)
+                try:
+                    values[node] = self._call(folded, node, sources, where)
+                except UnsupportedError as error:
+                    raise error.at(path_of(node)) from None
                 if writes_in_place(folded, node):
                     # Later readers of the same tensor, by whichever name, see what was written.
                     before = values[node.args[0]]

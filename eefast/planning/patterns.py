@@ -43,6 +43,13 @@ def describe(module: fx.GraphModule, node: fx.Node) -> str:
     return getattr(found, "__name__", str(node.target))
 
 
+def path_of(node: fx.Node) -> str:
+    """The module that a node calls or is called in, by its path below the module that `fold_stage` was given."""
+    stack = list(node.meta.get("nn_module_stack") or {})
+    path = str(node.target) if node.op == "call_module" else str(stack[-1]) if stack else ""
+    return path.partition(".")[2]  # `fold_stage` traces it inside of an nn.Sequential
+
+
 def is_addition(called: Any) -> bool:
     return called in _ADDITIONS
 

@@ -27,6 +27,7 @@ ALLOWED = {
     "ops": {"criteria", "modules"},
     "engines": LEAVES | {"ops"},
     "planning": LEAVES | {"ops", "engines"},
+    "quantization": LEAVES | {"ops", "planning", "thresholds"},
     "api": LEAVES | {"planning", "engines"},
 }
 # What is imported only where it is used, in a function.
@@ -138,7 +139,7 @@ def test_kernels_are_not_importable_alone(folder):
 def test_the_public_names():
     assert set(eefast.__all__) == {
         "Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "__version__",
-        "accelerate", "attach", "criteria", "load", "zoo",
+        "accelerate", "attach", "criteria", "load", "quantize", "zoo",
     }  # fmt: skip
     assert all(hasattr(eefast, name) for name in eefast.__all__)
 

@@ -1,0 +1,169 @@
+"""A trained network and calibration images → the same network in integers: `eefast.quantize`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..model import EarlyExitNet
+from ..modules.contexts import isolated
+from ..modules.copies import working_copy
+from ..quantized import QuantizedStage
+from ..thresholds.calibration import calibrate
+from ..thresholds.evaluation import exit_quality
+from ..thresholds.outputs import collect, outcome
+from .assembly import assembled
+from .float_layers import float_stages
+from .integer_steps import quantized_stage
+from .ranges import observe
+from .winograd_choice import chosen_sizes, merged, winograd_layers
+
+LEAST_IMAGES = 16
+BATCH_SIZE = 32
+TRIAL_IMAGES = 64
+"""Images on which the choice of F(2, 3) is tried."""
+
+
+def quantize(
+    net: EarlyExitNet,
+    calibration_images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    percentile: float = 99.99,
+    winograd: Literal["auto"] | bool = "auto",
+    min_accuracy: float | None = None,
+    max_accuracy_drop: float | None = None,
+    max_cost: float | None = None,
+) -> EarlyExitNet:
+    """The network in integers of eight bits, by post-training static quantisation; `net` is not changed.
+
+    calibration_images: [N, C, H, W], at least 16, better some hundreds, as the network takes them: held-out training
+        images, never test images. The ranges of all maps are taken from them.
+    labels: [N] int64, the classes of these images; with them the thresholds are chosen anew. Without, they are those of
+        `net`, of which the quantised network warns once.
+    percentile: 90 … 100, of each map's values on these images, the largest that eight bits hold; beyond is cut off.
+    winograd: F(2, 3) along x for 3 × 3 convolutions of stride 1, in 24 instead of 36 products, with one bit less;
+        "auto": at the map sizes where the logits keep a bound on their error, see `winograd_choice`.
+    min_accuracy, max_accuracy_drop, max_cost: at most one of them, 0 … 1, with labels only: what the thresholds keep,
+        as `eefast calibrate`. By default the mean cost that `net` has on these images.
+
+    Weights are signed, symmetric, with one scale per output channel; maps unsigned, with one scale each and, where they
+    may be negative, a zero point. Image integers are the pixels themselves where the network has a normalization. The
+    heads' linears stay float32. The result is in eval mode, on the device of `net`; its forward pass computes in exact
+    integers, and costs count as in `net`. It is not trained further.
+
+    Raises `TypeError` or `ValueError` for too few images, images with NaN or infinities, constant ones, labels that do
+    not fit, and for modules that cannot be quantised, with their path.
+    """
+    _check_options(net, labels, percentile, winograd, min_accuracy, max_accuracy_drop, max_cost)
+    images = _checked_images(net, calibration_images)
+    targets = None if labels is None else _checked_labels(net, labels, len(images))
+    device = next(net.parameters()).device
+    with isolated(torch.device("cpu")):
+        net = working_copy(net).cpu().float().eval()
+        layers = float_stages(net)
+        images = net.prepare(images if images.dtype == torch.uint8 else images.float())
+        batches = images.split(BATCH_SIZE)
+        ranges, image = observe(net, layers, batches, percentile)
+
+        def stages(sizes: Collection[tuple[int, int]]) -> list[QuantizedStage]:
+            excess = merged(found, sizes)
+            return [
+                quantized_stage(stage, r, image, excess.get(i, {}))
+                for i, (stage, r) in enumerate(zip(layers, ranges, strict=True))
+            ]
+
+        found: dict[Any, Any] = {}
+        if winograd:
+            found = winograd_layers(layers, ranges, stages(()), batches)
+        sizes = list(found)
+        if winograd == "auto":
+            trial = images[:TRIAL_IMAGES]
+            sizes = chosen_sizes(sizes, lambda s: assembled(net, layers, stages(s)), net, trial)
+        made = assembled(net, layers, stages(sizes))
+        if targets is not None and made.num_exits:
+            _recalibrate(made, net, images, targets, min_accuracy, max_accuracy_drop, max_cost)
+    return made.to(device)
+
+
+def _recalibrate(
+    made: EarlyExitNet,
+    net: EarlyExitNet,
+    images: Tensor,
+    labels: Tensor,
+    min_accuracy: float | None,
+    max_accuracy_drop: float | None,
+    max_cost: float | None,
+) -> None:
+    """Give `made` the best thresholds within the bound on its own outputs."""
+    batches = list(zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True))
+    outputs, _ = collect(made, batches)
+    name = made.criterion.name
+    if max_accuracy_drop is not None:
+        min_accuracy = exit_quality(outputs[-1:], labels)[0].accuracy - max_accuracy_drop
+    elif min_accuracy is None and max_cost is None:
+        before, _ = collect(net, batches)
+        max_cost = outcome(before, labels, net.cost, name, net.thresholds.tolist())[1]
+    found = calibrate(outputs, labels, made.cost, name, min_accuracy=min_accuracy, max_cost=max_cost)
+    made.thresholds.copy_(torch.tensor(found.thresholds))
+    assert made.config is not None
+    made.config["float_thresholds"] = {}
+
+
+def _check_options(
+    net: EarlyExitNet, labels: Tensor | None, percentile: float, winograd: object, *bounds: float | None
+) -> None:
+    if not isinstance(net, EarlyExitNet):
+        raise TypeError(f"net is a {type(net).__name__}; give an eefast.EarlyExitNet, see eefast.zoo and eefast.attach")
+    if any(isinstance(module, QuantizedStage) for module in net.modules()):
+        raise ValueError("net is quantised already; give the float network that it was made of")
+    if not 90 <= percentile <= 100:
+        raise ValueError(f"percentile={percentile} must be in 90 … 100; 99.99 is usual")
+    if winograd not in ("auto", True, False):
+        raise ValueError(f'winograd={winograd!r} must be "auto", True or False')
+    names = ("min_accuracy", "max_accuracy_drop", "max_cost")
+    given = {name: value for name, value in zip(names, bounds, strict=True) if value is not None}
+    if len(given) > 1:
+        raise ValueError(f"{', '.join(f'{k}={v}' for k, v in given.items())}: give one of them")
+    for name, value in given.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value} must be in 0 … 1")
+        if labels is None:
+            raise ValueError(f"{name}={value} needs labels, the classes of the calibration images")
+
+
+def _checked_images(net: EarlyExitNet, images: Tensor) -> Tensor:
+    """The images on the CPU, all of them finite numbers and not all of them constant."""
+    if isinstance(images, Tensor) and images.is_floating_point():
+        images = images.detach().to(next(net.parameters()))  # any device and float dtype is right
+    elif isinstance(images, Tensor):
+        images = images.detach().to(next(net.parameters()).device)
+    net.check_images(images)
+    if len(images) < LEAST_IMAGES:
+        raise ValueError(
+            f"calibration_images are {len(images)}; give at least {LEAST_IMAGES} held-out training images, some "
+            "hundreds are better"
+        )
+    images = images.cpu()
+    if images.is_floating_point() and not images.isfinite().all():
+        broken = int((~images.isfinite()).flatten(1).any(1).sum())
+        raise ValueError(f"{broken} of the calibration_images hold NaN or infinite numbers; leave these images out")
+    if not (images.flatten(1) != images.flatten(1)[:, :1]).any():
+        raise ValueError("calibration_images are constant, each of one number; give images like those to be classified")
+    return images
+
+
+def _checked_labels(net: EarlyExitNet, labels: Tensor, images: int) -> Tensor:
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels are {kind}; give a tensor of integers [N], the classes of the images")
+    if labels.shape != (images,):
+        raise ValueError(f"labels have shape {tuple(labels.shape)}; {images} calibration_images need [{images}]")
+    labels = labels.detach().cpu().long()
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= net.num_classes:
+        raise ValueError(f"labels reach from {low} to {high}, but the network has {net.num_classes} classes")
+    return labels
