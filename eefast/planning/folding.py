@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..modules.tracing import Tracer, attributes, graph_module, recompile
+from ..quantized import QuantizedStage
 from .inference_copies import channels_last, inference_copy
 from .patterns import computes_as
 
@@ -19,8 +20,11 @@ def fold_stage(stage: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, str]:
 
     Returns the copy and what was done: "folded", or why the copy still computes its BatchNorms. Each call of a
     convolution is folded separately, so that modules that are called more than once, or have several names, stay right.
+    A stage of integers has nothing to fold and takes features of any dtype.
     """
     stage = inference_copy(stage)
+    if isinstance(stage, QuantizedStage):
+        return stage, "INT8 by PyTorch"
     # A trained network's float16 weights are folded in float32 or more, so that folding adds one rounding and no more.
     stage = stage.to(torch.float64 if dtype == torch.float64 else torch.float32)
     try:

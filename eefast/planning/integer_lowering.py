@@ -54,9 +54,10 @@ class Values:
 
         where: what error texts call the stage.
         """
-        if not computes_as(stage, QuantizedStage):
+        if not isinstance(stage, QuantizedStage):
             raise UnsupportedError(f"{where} is a {type(stage).__name__}, not quantised as other parts of the network")
-        assert isinstance(stage, QuantizedStage)
+        if not computes_as(stage, QuantizedStage):
+            raise UnsupportedError(f"{where} is a {type(stage).__name__} with hooks or another forward")
         scales = stage.scales.tolist()
         if (stage.image is None) == (source == 0):
             raise UnsupportedError(f"{where} takes {'images' if source else 'maps'}, at a place where there are none")

@@ -119,7 +119,7 @@ class Lowered:
         """All that the speed depends on, hashable: the layers without their weights."""
         columns = ("kind", "source", "target", "residual", "relu", "kernel", "stride", "padding", "section")
         rows = tuple((*(getattr(layer, c) for c in columns), layer.winograd) for layer in self.layers)
-        return rows, self.maps, self.sizes, len(self.layers[-1].bias), self.image is None
+        return rows, tuple(m[:2] for m in self.maps), self.sizes, len(self.layers[-1].bias), self.image is None
 
 
 @torch.no_grad()

@@ -101,3 +101,19 @@ def test_maps_of_other_sizes_and_channels_are_kept_apart() -> None:
     lowered = assign_maps(order_by_section(layers), [3, 4, 8, 8, 8], (5, 6))
     assert lowered.maps == ((3, -1), (4, 0), (8, 0), (8, 1), (8, 1))
     assert lowered.sizes == ((5, 6), (3, 3))
+
+
+def test_maps_of_integers_are_shared_only_by_values_of_one_zero_point() -> None:
+    """Values 1 … 5 in turn, each read once: two maps would do, but the third and the fourth value have other zeros."""
+    layers = order_by_section([conv(0, 1), conv(1, 2), conv(2, 3), conv(3, 4), conv(4, 5), leave(5)])
+    plain = assign_maps(layers, [3, 4, 4, 4, 4, 4], (5, 7))
+    assert [layer.target for layer in plain.layers] == [1, 2, 1, 2, 1, 0]
+    placed = assign_maps(layers, [3, 4, 4, 4, 4, 4], (5, 7), [0, 0, 0, 9, 8, 0])
+    assert [layer.target for layer in placed.layers] == [1, 2, 3, 4, 1, 0]
+    assert placed.maps == ((3, -1, 0), (4, 0, 0), (4, 0, 0), (4, 0, 9), (4, 0, 8))
+
+
+def test_a_residual_of_another_zero_point_is_not_overwritten() -> None:
+    layers = order_by_section([conv(0, 1), conv(1, 2), conv(2, 3, residual=1), leave(3)])
+    assert assign_maps(layers, [3, 4, 4, 4], (5, 7), [0, 7, 0, 7]).layers[2].target == 1
+    assert assign_maps(layers, [3, 4, 4, 4], (5, 7), [0, 7, 0, 6]).layers[2].target == 3
