@@ -45,9 +45,14 @@ class Layer:
         )
 
     @property
-    def winograd(self) -> bool:
+    def allows_winograd(self) -> bool:
         """Whether Winograd can compute it."""
         return self.kind == Kind.CONVOLUTION and self.source != 0 and self.kernel == 3 and not self.resizes
+
+    @property
+    def winograd(self) -> bool:
+        """Whether Winograd computes it where its section has Winograd tiles."""
+        return self.allows_winograd
 
     def tiles(self, side: int) -> int:
         """Side of its Winograd tiles, 0: direct, where its section is to have tiles of `side`."""

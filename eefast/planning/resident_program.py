@@ -139,9 +139,9 @@ def _section(found: Lowered, program: ResidentProgram, section: int) -> str:
     size, side, group = found.sizes[section], program.algorithms[section], program.group_sizes[section]
     algorithm = f"F({side}×{side})" if side else "direct"
     if found.image is not None:
-        convolutions = [x for x in found.layers if x.kind == ops.Kind.CONVOLUTION and x.section == section]
-        fast = sum(layer.winograd for layer in convolutions)
-        share = "" if fast == len(convolutions) else f"{fast} of {len(convolutions)} "
+        able = [layer for layer in found.layers if layer.section == section and layer.allows_winograd]
+        fast = sum(layer.winograd for layer in able)
+        share = "" if fast == len(able) else f"{fast} of {len(able)} "
         algorithm = f"{share}F(2,3)" if fast else "direct"
     return f"{size[0]}×{size[1]} {algorithm}" + (f" by {group}" if group > 1 else "")
 

@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import int8_calls
 import torch
 from exit_cases import CRITERIA
 from resident_calls import victim
@@ -104,6 +105,16 @@ def network_arguments(r: random.Random) -> Arguments:
     found = victim() | {"threads": r.choice((0, 1, 1, 2, 3)), "seconds": None, "normalization": None}
     found["criterion"] = r.choice(CRITERIA)
     found["thresholds"] = torch.tensor([r.choice((0.5, *VALUES))])
+    if r.random() < 0.2:
+        found |= {"threads": 1, "seconds": torch.zeros(len(found["groups"]), dtype=torch.float64)}
+    return found
+
+
+def int8_network_arguments(r: random.Random) -> Arguments:
+    found = int8_calls.victim() | {"threads": r.choice((0, 1, 1, 2, 3)), "criterion": r.choice(CRITERIA)}
+    found["thresholds"] = torch.tensor([r.choice((0.5, *VALUES)), 0.5])
+    if r.random() < 0.3:
+        found["images"] = (60 * found["images"]).clamp(0, 255).to(torch.uint8)
     if r.random() < 0.2:
         found |= {"threads": 1, "seconds": torch.zeros(len(found["groups"]), dtype=torch.float64)}
     return found
@@ -259,7 +270,10 @@ def chain(r: random.Random, arguments: Arguments) -> None:
         steps += [[1, 1 + i, 2 + i, -1, 1, 0, 1, 0, 0, 0, 0, 1 + i] for i in range(n)]
         place = n
     steps.append([3, n + 1, len(arguments["thresholds"]), -1, 0, 0, 1, 0, 0, 0, 0, place])
-    arguments |= {"steps": torch.tensor(steps), "maps": torch.tensor(maps)}
+    columns = torch.tensor(maps)
+    if "image" in arguments:
+        columns = torch.cat([columns, torch.zeros(len(maps), 1, dtype=torch.int64)], 1)
+    arguments |= {"steps": torch.tensor(steps), "maps": columns}
     arguments["groups"] = torch.full((1 + place,), r.choice((1, 2, 64)))
 
 
@@ -327,6 +341,11 @@ OPS: dict[str, tuple[Callable[[random.Random], Arguments], tuple[Callable[..., A
     "resident_forward": (
         network_arguments,
         (ops.resident_forward.run, torch.ops.eefast.resident_forward.default),
+        network_answer,
+    ),
+    "resident_int8": (
+        int8_network_arguments,
+        (ops.resident_int8.run, torch.ops.eefast.resident_int8.default),
         network_answer,
     ),
 }
