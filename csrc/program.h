@@ -51,6 +51,8 @@ struct Step {
   int64_t winograd;
   int64_t section;
   bool entry;
+  // Whether a sum of an int8 convolution may be 2^31 outputs or more.
+  bool huge;
   // Row of the table that it comes from, and where its weights are in `packed`.
   int64_t row, place;
   // Back to back in memory: bias, padded to blocks, then weights in the order in which the kernels read. In int8

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <cmath>
 #include <utility>
 #include <vector>
 
@@ -17,6 +18,27 @@ namespace {
 using torch::headeronly::ScalarType;
 
 constexpr int64_t kMaxThreads = 1 << 10;
+
+// Whether scaled sums of an int8 convolution may be too large for 32 bits.
+bool is_huge(const Step& step, const Map& from, const Map& to) {
+  const int64_t outputs = to.blocks * kBlock, width = direct_width(to.blocks);
+  const int64_t taps = (step.winograd != 0 ? 12 : step.kernel * step.kernel) * ((from.channels + 3) / 4);
+  const auto* const start = reinterpret_cast<const int32_t*>(step.bias);
+  const float *const scale = step.bias + 2 * outputs, *const ratio = scale + outputs;
+  const auto* weight = reinterpret_cast<const int8_t*>(ratio + kBlock);
+  std::vector<double> sums(outputs);
+  for (int64_t o = 0; o < outputs; ++o) sums[o] = std::abs(double{start[o]}) + std::abs(double{start[outputs + o]});
+  for (int64_t group = 0; group < outputs; group += width) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      for (int64_t i = 0; i < 4 * width; ++i) sums[group + i / 4] += 255.0 * std::abs(double{*weight++});
+    }
+  }
+  for (int64_t o = 0; o < outputs; ++o) {
+    // NaN, which is in no network, is no small number either.
+    if (!(sums[o] * std::abs(scale[o]) + 255.0 * std::abs(*ratio) < 0x1p31)) return true;
+  }
+  return false;
+}
 
 // Points the steps at their weights, in the order of the rows.
 void point(Network& network, const ResidentSource& source) {
@@ -39,6 +61,9 @@ void point(Network& network, const ResidentSource& source) {
         }
         step.bias = source.place + step.place;
         step.weight = step.bias + outputs;
+        if (network.precision == Precision::int8 && step.kind == Kind::convolution) {
+          step.huge = is_huge(step, network.maps[step.source], network.maps[step.target]);
+        }
       }
     }
   }

@@ -52,19 +52,27 @@ EEFAST_INLINE Sums add_products(Sums sums, Codes x, Codes weights) {
 #endif
 }
 
-// Whole numbers nearest to t, ties to even; those above 256 are 256, those below -2^31 the same as that.
+// Whole numbers nearest to t, ties to even, for |t| < 2^31; the portable kernels take any t.
 EEFAST_INLINE Sums rounded(Floats t) {
 #if EEFAST_LANES == 16
-  return (Sums)_mm512_cvtps_epi32(_mm512_min_ps((__m512)t, _mm512_set1_ps(256.0f)));
+  return (Sums)_mm512_cvtps_epi32((__m512)t);
 #elif EEFAST_LANES == 8
-  return (Sums)_mm256_cvtps_epi32(_mm256_min_ps((__m256)t, _mm256_set1_ps(256.0f)));
+  return (Sums)_mm256_cvtps_epi32((__m256)t);
 #else
   Sums n;
   for (int64_t i = 0; i < kLanes; ++i) {
-    n[i] = static_cast<int32_t>(std::nearbyint(std::clamp(t[i], -1.0f, 256.0f)));
+    const float within = t[i] < 256.0f ? t[i] > -1.0f ? t[i] : -1.0f : 256.0f;
+    n[i] = static_cast<int32_t>(std::nearbyint(within));
   }
   return n;
 #endif
+}
+
+// 0 … 256, infinities as well; NaN becomes 0.
+EEFAST_INLINE Floats within_codes(Floats t) {
+  const Floats low = (Floats)((Words)t & (Words)(t > 0.0f)), most = splat(256.0f);
+  const Words high = (Words)(low > most);
+  return (Floats)(((Words)most & high) | ((Words)low & ~high));
 }
 
 EEFAST_INLINE Floats as_floats(Sums n) {
@@ -172,7 +180,7 @@ EEFAST_INLINE void store_parts(uint8_t* out, int64_t pitch, Codes codes) {
 
 // Rounds to codes.
 EEFAST_INLINE void store(uint8_t* out, Floats t) {
-  const Sums whole = rounded(t), four[4] = {whole, whole, whole, whole};
+  const Sums whole = rounded(within_codes(t)), four[4] = {whole, whole, whole, whole};
   store_codes<kLanes>(out, narrow(four));
 }
 
@@ -187,7 +195,7 @@ EEFAST_INLINE bool add_image_codes(const float* x, int64_t n, float multiplier, 
     const Floats values = load(used < kLanes ? part : x + i);
     broken |= (Words)(values != values);
     const Floats t = product(values, splat(multiplier)) + splat(shift);
-    const Sums whole = rounded((Floats)((Words)t & (Words)(t > 0.0f)));
+    const Sums whole = rounded(within_codes(t));
     const Sums codes = (whole - (whole >> 8)) << (8 * channel);  // 256 is 255
     Sums before = {};
     if (channel > 0) std::memcpy(&before, out + 4 * i, 4 * used);

@@ -268,13 +268,14 @@ struct Layer {
 void run_rows(const Layer& layer) {
   const Map &from = layer.source(), &to = layer.target();
   const Kernels& kernels = layer.worker.job->kernels;
+  const auto rows = layer.step.huge ? kernels.huge_rows : kernels.rows;
   const int64_t groups = to.blocks * kBlock / direct_width(to.blocks), helpers = layer.worker.team->helpers();
   // Weights of one group of channels meet all samples before those of the next.
   if (helpers == 0) {
     for (int64_t g = 0; g < groups; ++g) {
       for (int64_t i = 0; i < layer.samples; ++i) {
-        kernels.rows(layer.step, from, to, layer.in(i), layer.out(i), layer.residual(i), g, 0, to.height,
-                     layer.worker.frequencies);
+        rows(layer.step, from, to, layer.in(i), layer.out(i), layer.residual(i), g, 0, to.height,
+             layer.worker.frequencies);
       }
     }
     return;
@@ -283,8 +284,8 @@ void run_rows(const Layer& layer) {
   const int64_t parts = std::min(to.height, (4 * (helpers + 1) + whole - 1) / whole);
   const auto work = [&](int64_t item, Worker& worker) {
     const int64_t part = item / groups % parts, i = item / groups / parts;
-    kernels.rows(layer.step, from, to, layer.in(i), layer.out(i), layer.residual(i), item % groups,
-                 to.height * part / parts, to.height * (part + 1) / parts, worker.frequencies);
+    rows(layer.step, from, to, layer.in(i), layer.out(i), layer.residual(i), item % groups, to.height * part / parts,
+         to.height * (part + 1) / parts, worker.frequencies);
   };
   layer.worker.team->share(whole * parts, work, layer.worker);
 }

@@ -11,5 +11,5 @@ EEFAST_TARGET static bool image_row(const float* x, int64_t n, float multiplier,
                                     uint8_t* out) {
   return add_image_codes(x, n, multiplier, shift, channel, out);
 }
-const Kernels kKernels = {int8_convolution, nullptr,           nullptr,      nullptr, 0,
-                          affine<uint8_t>,  max_pool<uint8_t>, exit<uint8_t>};
+const Kernels kKernels = {int8_convolution, portable::int8_convolution, nullptr,      nullptr, nullptr, 0,
+                          affine<uint8_t>,  max_pool<uint8_t>,          exit<uint8_t>};

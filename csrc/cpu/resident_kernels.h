@@ -24,6 +24,8 @@ struct Kernels {
   // int8 of kTransformedRows · 4 · transformed_plane(from) bytes.
   void (*rows)(const Step& step, const Map& from, const Map& to, const void* in, void* out, const void* residual,
                int64_t group, int64_t begin, int64_t end, void* scratch);
+  // The same for sums of any size; null where there are no others.
+  decltype(rows) huge_rows;
   // The three parts of a Winograd convolution; null in int8. v: [frequency][block][tile][16], one frequency every
   // `pitch` floats, one block every `block_pitch`; at the first tile of the row. m is step.winograd.
   void (*winograd_input)(int64_t m, const Map& from, const TileRow& row, int64_t block, float* v, int64_t pitch);

@@ -10,5 +10,5 @@ using Element = BFloat16;
 #else
 using Element = float;
 #endif
-const Kernels kKernels = {direct<Element>, winograd_input,  winograd_multiply, winograd_output,
+const Kernels kKernels = {direct<Element>, nullptr,         winograd_input,    winograd_multiply, winograd_output,
                           kInPlace,        affine<Element>, max_pool<Element>, exit<Element>};
