@@ -27,10 +27,11 @@ bool is_huge(const Step& step, const Map& from, const Map& to) {
   const float *const scale = step.bias + 2 * outputs, *const ratio = scale + outputs;
   const auto* weight = reinterpret_cast<const int8_t*>(ratio + kBlock);
   std::vector<double> sums(outputs);
-  for (int64_t o = 0; o < outputs; ++o) sums[o] = std::abs(double{start[o]}) + std::abs(double{start[outputs + o]});
+  for (int64_t o = 0; o < outputs; ++o)
+    sums[o] = std::abs(static_cast<double>(start[o])) + std::abs(static_cast<double>(start[outputs + o]));
   for (int64_t group = 0; group < outputs; group += width) {
     for (int64_t tap = 0; tap < taps; ++tap) {
-      for (int64_t i = 0; i < 4 * width; ++i) sums[group + i / 4] += 255.0 * std::abs(double{*weight++});
+      for (int64_t i = 0; i < 4 * width; ++i) sums[group + i / 4] += 255.0 * std::abs(static_cast<double>(*weight++));
     }
   }
   for (int64_t o = 0; o < outputs; ++o) {
