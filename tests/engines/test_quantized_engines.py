@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import pytest
 import torch
-from networks import assert_same_answers, images, one_by_one, spread_thresholds
+from networks import assert_same_answers, images, lived_in, one_by_one, spread_thresholds
 from quantized_networks import NORMALIZATION, network
 from torch import Tensor
 
 import eefast
-from eefast import ops
+from eefast import ops, zoo
 from eefast.planning import planner, resident_program, trial, tuning
 from eefast.planning.errors import UnsupportedError
 from eefast.planning.integer_lowering import lower_integers
@@ -66,6 +66,22 @@ def test_every_engine_gives_the_answers_of_the_network(arguments: dict[str, str]
     assert_same_answers(fast(x), wanted, net, 1e-5)
     assert_same_answers(torch.compile(fast)(x), wanted, net, 1e-5)
     assert len(fast(x[:0]).labels) == 0
+
+
+@needs_cpp
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("eenet20", {"head": "conv1"}), ("eenet8", {"filters": 5}), ("eenet20", {"head": "bnpool", "num_exits": 3})],
+    ids=["conv1", "pre-activation", "bnpool"],
+)
+def test_what_quantize_makes_runs_with_the_answers_of_the_network(name: str, arguments: dict[str, Any]) -> None:
+    shape = (3, 11, 14)
+    arguments = {"num_exits": 2, "placement": "linear", "input_shape": shape, **arguments}
+    net = eefast.quantize(lived_in(zoo.eenet(name, **arguments), 1), images(24, shape, 7))
+    x = images(31, shape, 5)
+    spread_thresholds(net, x, 0.4)
+    fast = eefast.accelerate(net, engine="resident")
+    assert_same_answers(fast(x), one_by_one(net, x), net, 1e-5)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
