@@ -121,7 +121,7 @@ def run(
 
 
 def int8_instruction_set() -> str:
-    """What the INT8 kernels run on here: "avx512_vnni", "avx_vnni" or "portable"; "none" without C++ kernels.
+    """What the INT8 kernels run on here: "avx512_vnni", "avx_vnni", "avx2" or "portable"; "none" without C++ kernels.
 
     Raises `RuntimeError` where the variable EEFAST_ISA holds an unknown name.
     """

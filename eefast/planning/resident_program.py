@@ -97,14 +97,13 @@ def _for_cpu(subject: Subject, found: Lowered) -> ResidentEngine:
             raise UnsupportedError(f"its {different} at exit {i}")
     kernel = _kernel(found)
     if found.image is not None and "vnni" not in kernel:
-        notes = (*notes, PORTABLE)
+        notes = (*notes, SLOW_INT8)
     rows = _rows(net, found, kernel, lambda section: _section(found, program, section))
     return ResidentEngine(net, subject.plan("resident", rows, *notes), program)
 
 
-PORTABLE = (
-    "this processor has no VNNI, so the INT8 kernels are portable C++ and the float32 network is faster: run the "
-    "network that was quantised"
+SLOW_INT8 = (
+    "without VNNI the INT8 kernels are slow here, and the float32 network is faster: run the network that was quantised"
 )
 
 

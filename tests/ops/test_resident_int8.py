@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +25,7 @@ from eefast.ops.resident_int8 import reference
 
 HAS_KERNELS = torch._C._dispatch_has_kernel_for_dispatch_key("eefast::resident_int8", "CPU")
 needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="the C++ library has no INT8 kernels")
-WAYS = [pytest.param(op, marks=needs_kernels, id="C++"), pytest.param(reference, id="reference")]
+WAYS = [pytest.param(op, marks=needs_kernels, id="cpp"), pytest.param(reference, id="reference")]
 CHANNELS = (1, 3, 5, 17, 65)
 
 
@@ -211,6 +215,38 @@ def test_seconds_are_added() -> None:
     arguments = (x, *steps, net.thresholds, image, "learned", net.num_classes, 1)
     assert all(map(torch.equal, op(*arguments, seconds), op(*arguments)))
     assert (seconds > 0).all()
+
+
+# Instruction sets
+
+
+def test_int8_instruction_set_is_the_best_allowed() -> None:
+    wanted, found = os.environ.get("EEFAST_ISA"), ops.int8_instruction_set()
+    if ops.CPP_MISSING:
+        assert found == "none"
+    elif wanted in ("portable", "avx2"):
+        assert found == wanted
+    elif sys.platform == "linux" and platform.machine() == "x86_64" and "ATEN_CPU_CAPABILITY" not in os.environ:
+        flags = Path("/proc/cpuinfo").read_text().split()
+        names = {"avx512_vnni": "avx512_vnni", "avx_vnni": "avx_vnni", "avx2": "avx2"}
+        best = next((name for flag, name in names.items() if flag in flags), "portable")
+        # Not every compiler knows AVX-VNNI.
+        assert found == best or (best, found) == ("avx_vnni", "avx2")
+
+
+OTHER_SETS = {"portable": [], "avx2": ["portable"]}.get(ops.int8_instruction_set(), ["portable", "avx2"])
+CORE = "instruction_set_is or extreme or largest or nan or (chains and 0-cpp)"
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", OTHER_SETS)
+def test_other_instruction_sets(name: str) -> None:
+    """The kernels choose their instructions once per process; each choice gives the same integers."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", __file__, "-k", CORE]
+    environment = {**os.environ, "EEFAST_ISA": name}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "skipped" not in found.stdout
 
 
 # As an op of PyTorch
