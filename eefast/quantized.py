@@ -125,8 +125,8 @@ class QuantizedStage(_Fixed):
     Values are numbered within the stage: 0 is its input, step i writes value i + 1.
     zeros: the zero point of every value, an integer; value 0 of images has one per channel instead.
     output: the value that it returns.
-    A map stands for (integer - zero) · scale. That is what goes to the next stage, in the input's dtype, which gets the
-    integers back exactly: float32, float16 and bfloat16 are all fine enough.
+    A map stands for (integer - zero) · scale. That goes to the next stage, in the input's dtype. From float32, float64
+    and float16 the next stage gets the integers back exactly; bfloat16 holds them to 1 of 255.
 
     Buffers: scales float64 [values]; image float32 [2, C], multiplier and shift of images, or None for features.
     """
