@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from integer_oracle import affine, max_pool, products, requantized, winograd_sums
 
 from eefast.modules import integer_maps
 
@@ -16,31 +17,6 @@ def random_map(shape, seed=0, low=0, high=256):
 
 def float_map(integers):
     return torch.from_numpy(integers).float()
-
-
-def products(q, weight, stride, padding, fill):
-    """Σ weight · q in int64; fill: one number per channel."""
-    n, c, h, w = q.shape
-    k = weight.shape[2]
-    wide = np.empty((n, c, h + 2 * padding, w + 2 * padding), np.int64)
-    wide[:] = np.asarray(fill, np.int64).reshape(1, -1, 1, 1)
-    wide[:, :, padding : padding + h, padding : padding + w] = q
-    rows, columns = ((side + 2 * padding - k) // stride + 1 for side in (h, w))
-    sums = np.zeros((n, len(weight), rows, columns), np.int64)
-    for y in range(rows):
-        for x in range(columns):
-            window = wide[:, :, y * stride : y * stride + k, x * stride : x * stride + k]
-            sums[:, :, y, x] = np.einsum("ncij,ocij->no", window, weight)
-    return sums
-
-
-def requantized(sums, scale, residual=None, ratio=None):
-    with np.errstate(over="ignore"):
-        scaled = sums.astype(np.float32) * scale.reshape(1, -1, 1, 1)
-    if residual is not None:
-        scaled = scaled + residual.astype(np.float32) * np.float32(ratio)
-    assert scaled.dtype == np.float32
-    return np.clip(np.rint(scaled), 0, 255).astype(np.int64)
 
 
 def same(found, expected):
@@ -80,16 +56,7 @@ def test_winograd_sums(inputs, outputs, size):
     q = random_map((2, inputs, *size), 4)
     weight = random_map((outputs, inputs, 3, 4), 5, -127, 128)
     bias = random_map((2, outputs), 6, -(2**22), 2**22)
-    height, width = size
-    wide = np.zeros((2, inputs, height + 2, width + 5), np.int64)
-    wide[:, :, 1 : height + 1, 1 : width + 1] = q
-    expected = np.zeros((2, outputs, height, width), np.int64)
-    for y in range(height):
-        for x in range(width):
-            d0, d1, d2, d3 = (wide[:, :, y : y + 3, x - x % 2 + i] for i in range(4))
-            v = [(d0 + 255 - d2 + 1) >> 1, (d1 + d2 + 1) >> 1, (d1 + 255 - d2 + 1) >> 1, (d1 + 255 - d3 + 1) >> 1]
-            m = [np.einsum("nci,oci->no", v[k], weight[..., k]) for k in range(4)]
-            expected[:, :, y, x] = bias[x % 2] + (m[1] + m[2] + m[3] if x % 2 else m[0] + m[1] - m[2])
+    expected = winograd_sums(q, weight, bias)
     arguments = float_map(q), torch.from_numpy(weight).to(torch.int8), torch.from_numpy(bias).int()
     same(integer_maps.winograd_sums(*arguments), expected)
 
@@ -148,13 +115,28 @@ def test_images():
     assert not found[0].isnan().any()
 
 
-def test_affine_and_pooling():
+def test_affine():
     q = random_map((2, 3, 5, 7), 10)
     scale, shift = torch.tensor([0.5, 1.25, -2.0]), torch.tensor([0.3, -40.7, 260.0])
-    products = q.astype(np.float32) * scale.numpy().reshape(1, -1, 1, 1) + shift.numpy().reshape(1, -1, 1, 1)
-    same(integer_maps.affine(float_map(q), scale, shift), np.clip(np.rint(products), 0, 255))
-    pooled = integer_maps.max_pool(float_map(q), 3, 2, 1)
-    for y in range(3):
-        for x in range(4):
-            window = q[:, :, max(2 * y - 1, 0) : 2 * y + 2, max(2 * x - 1, 0) : 2 * x + 2]
-            assert np.array_equal(pooled[:, :, y, x].numpy(), window.max((2, 3)))
+    same(integer_maps.affine(float_map(q), scale, shift), affine(q, scale.numpy(), shift.numpy()))
+
+
+@pytest.mark.parametrize("window", [(3, 2, 1), (2, 2, 0), (3, 1, 1), (5, 3, 2)], ids=str)
+def test_max_pool(window):
+    q = random_map((2, 3, 5, 7), 11)
+    same(integer_maps.max_pool(float_map(q), *window), max_pool(q, *window))
+
+
+@pytest.mark.parametrize("winograd", [False, True])
+def test_no_sum_exceeds_the_largest(winograd):
+    """Of the map that has 255 where a weight has the sign of the sum, and 0 elsewhere: with direct sums the bound."""
+    weight = torch.from_numpy(random_map((5, 3, 3, 4 if winograd else 3), 12, -127, 128))
+    bias = torch.from_numpy(random_map((2, 5), 13, -1000, 1000))
+    bias[1] = bias[1] if winograd else bias[0]
+    bound = integer_maps.largest_sums(weight, bias, winograd)
+    if winograd:
+        of_columns = [weight[..., :3].abs().sum((1, 2, 3)), weight[..., 1:].abs().sum((1, 2, 3))]
+    else:
+        of_columns = [weight.abs().sum((1, 2, 3))] * 2
+    expected = [255 * magnitude + b.abs() for magnitude, b in zip(of_columns, bias, strict=True)]
+    assert bound.tolist() == torch.maximum(*expected).tolist()
