@@ -63,7 +63,7 @@ class QuantizedConvolution(_Fixed):
         self.source, self.residual = source, residual
         self.kernel, self.stride, self.padding = kernel, stride, padding
         self.relu, self.winograd = relu, winograd
-        self.register_buffer("weight", weight.to(torch.int8))
+        self.register_buffer("weight", weight.to(torch.int8, memory_format=torch.contiguous_format))
         self.register_buffer("bias", bias.to(torch.int32))
         self.register_buffer("scale", scale.to(torch.float32))
         self.register_buffer("ratio", torch.as_tensor(ratio, dtype=torch.float32))
@@ -172,8 +172,8 @@ class QuantizedStage(_Fixed):
         return values
 
     def features(self, values: dict[int, Tensor]) -> Tensor:
-        """What the returned one of all values stands for, float32."""
-        return (values[self.output] - self.zeros[self.output]) * self.scales[self.output]
+        """What the returned one of all values stands for, float32, contiguous: heads then sum in one order always."""
+        return ((values[self.output] - self.zeros[self.output]) * self.scales[self.output]).contiguous()
 
     def fill(self, value: int) -> Tensor | int:
         """What pixels outside of a map hold: its zero point, or one number per channel [C] of images."""
