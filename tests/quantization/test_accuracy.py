@@ -37,8 +37,8 @@ def test_the_last_exit_stays_accurate(winograd, images):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("winograd", [False, "auto"])
-def test_recalibrated_thresholds_keep_accuracy_and_cost(winograd):
-    """Beside the float network with thresholds that are chosen on the same images at the same cost."""
+def test_recalibrated_thresholds_keep_the_accuracy_within_the_cost(winograd):
+    """Beside the float network with thresholds that are chosen on the same images within the same cost."""
     pixels, labels = mnist_test()
     net, chosen, counted = shipped(), slice(0, None, 5), slice(1, None, 5)
     quantized = eefast.quantize(net, pixels[chosen], labels[chosen], winograd=winograd)
@@ -50,4 +50,5 @@ def test_recalibrated_thresholds_keep_accuracy_and_cost(winograd):
     )
     outputs = outputs_of(quantized, pixels[counted], labels[counted])
     found = outcome(outputs, labels[counted], net.cost, "learned", quantized.thresholds.tolist())
-    assert found == pytest.approx(expected, abs=0.004)  # of 2,000 images; one standard error is 0.002
+    assert found[0] >= expected[0] - 0.004  # of 2,000 images; one standard error is 0.002
+    assert found[1] <= cost + 0.01
