@@ -154,7 +154,7 @@ class QuantizedStage(_Fixed):
         if torch.is_grad_enabled() and (self.training or x.requires_grad):
             raise RuntimeError(REFUSED)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return self.features(self.integers(self.input_integers(x))).to(x.dtype)
+            return self.features(self.integers(self.input_integers(x), all_values=False)).to(x.dtype)
 
     def input_integers(self, x: Tensor) -> Tensor:
         """The integers of images or features [N, C, H, W]."""
@@ -162,13 +162,19 @@ class QuantizedStage(_Fixed):
             return integer_maps.image_integers(x, *self.image)
         return (x.float() / self.scales[0]).round() + self.zeros[0]
 
-    def integers(self, q: Tensor) -> dict[int, Tensor]:
-        """All values by their numbers, of the input's integers float32 [N, C, H, W]."""
+    def integers(self, q: Tensor, all_values: bool = True) -> dict[int, Tensor]:
+        """Values by their numbers, of the input's integers float32 [N, C, H, W].
+
+        all_values: False drops those that no later step reads, so that they take no memory.
+        """
         values = {0: q}
-        for i, step in enumerate(self.steps):
-            assert isinstance(step, Step)
+        steps: list[Any] = list(self.steps)
+        last_use = {value: i for i, step in enumerate(steps) for value in (step.source, step.residual)}
+        for i, step in enumerate(steps):
             residual = values[step.residual] if step.residual >= 0 else None
             values[i + 1] = step(values[step.source], residual, self.fill(step.source))
+            if not all_values:
+                values = {v: q for v, q in values.items() if v == self.output or last_use.get(v, -1) > i}
         return values
 
     def features(self, values: dict[int, Tensor]) -> Tensor:

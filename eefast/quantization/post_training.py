@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -22,9 +23,10 @@ from .ranges import observe
 from .winograd_choice import chosen_sizes, merged, winograd_layers
 
 LEAST_IMAGES = 16
-BATCH_SIZE = 32
 TRIAL_IMAGES = 64
 """Images on which the choice of F(2, 3) is tried."""
+MOST_PIXELS = 2**21
+"""Of all channels of a batch, whose maps must fit the memory."""
 
 
 def quantize(
@@ -66,7 +68,8 @@ def quantize(
         net = working_copy(net).cpu().float().eval()
         layers = float_stages(net)
         images = net.prepare(images if images.dtype == torch.uint8 else images.float())
-        batches = images.split(BATCH_SIZE)
+        batch_size = max(1, min(32, MOST_PIXELS // prod(net.input_shape)))
+        batches = images.split(batch_size)
         ranges, image = observe(net, layers, batches, percentile)
 
         def stages(sizes: Collection[tuple[int, int]]) -> list[QuantizedStage]:
@@ -81,26 +84,25 @@ def quantize(
             found = winograd_layers(layers, ranges, stages(()), batches)
         sizes = list(found)
         if winograd == "auto":
-            trial = images[:TRIAL_IMAGES]
+            trial = images[:TRIAL_IMAGES].split(batch_size)
             sizes = chosen_sizes(sizes, lambda s: assembled(net, layers, stages(s)), net, trial)
         made = assembled(net, layers, stages(sizes))
         if targets is not None and made.num_exits:
-            _recalibrate(made, net, images, targets, min_accuracy, max_accuracy_drop, max_cost)
+            labelled = list(zip(batches, targets.split(batch_size), strict=True))
+            _recalibrate(made, net, labelled, min_accuracy, max_accuracy_drop, max_cost)
     return made.to(device)
 
 
 def _recalibrate(
     made: EarlyExitNet,
     net: EarlyExitNet,
-    images: Tensor,
-    labels: Tensor,
+    batches: Sequence[tuple[Tensor, Tensor]],
     min_accuracy: float | None,
     max_accuracy_drop: float | None,
     max_cost: float | None,
 ) -> None:
-    """Give `made` the best thresholds within the bound on its own outputs."""
-    batches = list(zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True))
-    outputs, _ = collect(made, batches)
+    """Give `made` the best thresholds within the bound on its outputs for batches of images and labels."""
+    outputs, labels = collect(made, batches)
     name = made.criterion.name
     if max_accuracy_drop is not None:
         min_accuracy = exit_quality(outputs[-1:], labels)[0].accuracy - max_accuracy_drop

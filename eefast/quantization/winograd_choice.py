@@ -29,6 +29,7 @@ def winograd_layers(
 ) -> dict[Size, dict[int, dict[int, Tensor]]]:
     """By (H, W) of their maps the layers that F(2, 3) can compute, with the mean excess of their inputs, see `Excess`.
 
+    Without maps of one column, where it takes more products than direct sums.
     stages: with direct convolutions; batches: images [n, C, H, W] float32.
     """
     found: dict[Size, dict[int, dict[int, Tensor]]] = {}
@@ -37,8 +38,8 @@ def winograd_layers(
         for s, (described, stage) in enumerate(zip(layers, stages, strict=True)):
             values = stage.integers(stage.input_integers(x))
             for i, layer in enumerate(described.layers):
-                if can_use_winograd(described, ranges[s], layer):
-                    source = values[layer.source]
+                source = values[layer.source]
+                if can_use_winograd(described, ranges[s], layer) and source.shape[3] > 1:
                     of_stage = found.setdefault((source.shape[2], source.shape[3]), {}).setdefault(s, {})
                     of_stage[i] = of_stage.get(i, torch.zeros(())) + _mean_excess(source) * (len(x) / images)
             x = x if described.head else stage.features(values)
@@ -61,7 +62,10 @@ def merged(found: Mapping[Size, Excess], sizes: Collection[Size]) -> dict[int, d
 
 
 def chosen_sizes(
-    sizes: Sequence[Size], built: Callable[[Collection[Size]], EarlyExitNet], net: EarlyExitNet, images: Tensor
+    sizes: Sequence[Size],
+    built: Callable[[Collection[Size]], EarlyExitNet],
+    net: EarlyExitNet,
+    batches: Sequence[Tensor],
 ) -> list[Size]:
     """The map sizes for which F(2, 3) keeps the bound on the logits' error against the float network `net`.
 
@@ -69,10 +73,10 @@ def chosen_sizes(
     more, `ERROR_RATIO` times the error of direct sums. Where all sizes together exceed it, those go that exceed the
     direct sums by most alone.
     """
-    expected = _logits(net, images)
+    expected = _logits(net, batches)
 
     def error(sizes: Collection[Size]) -> float:
-        return logit_error(_logits(built(sizes), images), expected)
+        return logit_error(_logits(built(sizes), batches), expected)
 
     chosen = list(sizes)
     if not chosen or (together := error(chosen)) <= SMALL_ERROR:
@@ -87,10 +91,9 @@ def chosen_sizes(
     return chosen
 
 
-def _logits(net: EarlyExitNet, images: Tensor) -> Tensor:
+def _logits(net: EarlyExitNet, batches: Sequence[Tensor]) -> Tensor:
     """[exits, N, K]."""
-    batches = [torch.stack([out.logits for out in net.all_exits(x)]) for x in images.split(32)]
-    return torch.cat(batches, 1)
+    return torch.cat([torch.stack([out.logits for out in net.all_exits(x)]) for x in batches], 1)
 
 
 def logit_error(found: Tensor, expected: Tensor) -> float:

@@ -56,6 +56,9 @@ def test_every_value_is_that_of_numpy(channels, size):
         for value, integers in found.items():
             assert np.array_equal(integers.numpy(), expected[value]), value
         assert len(found[stage.output].unique()) > 1
+        needed = stage.integers(q, all_values=False)
+        assert needed.keys() == {stage.output}
+        assert torch.equal(needed[stage.output], found[stage.output])
         x = stage(x)
         expected_features = (expected[stage.output] - stage.zeros[stage.output]) * float(stage.scales[stage.output])
         np.testing.assert_allclose(x.numpy(), expected_features, rtol=1e-6)

@@ -47,11 +47,11 @@ def test_sizes_go_until_the_bound_is_kept(direct, large, middle, small, expected
     def built(sizes):
         return Known(direct + sum(more[size] for size in sizes))
 
-    assert chosen_sizes(list(more), built, Known(), torch.zeros(40, 1, 1, 1)) == expected
+    assert chosen_sizes(list(more), built, Known(), torch.zeros(40, 1, 1, 1).split(7)) == expected
 
 
 def test_without_a_size_there_is_nothing_to_choose():
-    assert chosen_sizes([], lambda sizes: Known(), Known(), torch.zeros(40, 1, 1, 1)) == []
+    assert chosen_sizes([], lambda sizes: Known(), Known(), torch.zeros(40, 1, 1, 1).split(7)) == []
 
 
 def test_the_error_is_relative_to_each_exits_deviation():
