@@ -21,12 +21,12 @@ def assembled(net: EarlyExitNet, layers: Sequence[FloatStage], stages: Sequence[
     Exit rule, costs, normalization, record and thresholds are those of `net`; it remembers whose thresholds these are.
     """
     convs = {described.exit_index: stage for described, stage in zip(layers, stages, strict=True) if described.head}
-    own = [stage for described, stage in zip(layers, stages, strict=True) if not described.head]
+    modules = [stage for described, stage in zip(layers, stages, strict=True) if not described.head]
     heads = [_head(cast(ExitHead, head), convs.get(i), net.input_shape) for i, head in enumerate(net.heads)]
     thresholds = net.thresholds.tolist()
     config = {"kind": "quantized", "name": net.name, "float_thresholds": {net.criterion.name: thresholds}}
     made = EarlyExitNet(
-        own, heads, input_shape=net.input_shape, criterion=net.criterion.name, thresholds=thresholds,
+        modules, heads, input_shape=net.input_shape, criterion=net.criterion.name, thresholds=thresholds,
         normalization=net.normalization, config=config, costs=net.stage_costs,
     )  # fmt: skip
     made.record = net.record

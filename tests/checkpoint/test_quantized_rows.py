@@ -142,7 +142,7 @@ def test_a_wrong_row_is_one_clear_error(broken, path, value):
     (broken / "config.json").write_text(json.dumps(changed(config, path, value)))
     with pytest.raises(CheckpointError) as error:
         eefast.load(broken)
-    assert "cannot be loaded" not in str(error.value), "an error that nobody has foreseen"
+    assert "cannot be loaded" not in str(error.value), "an unforeseen error"
 
 
 @pytest.mark.parametrize(
