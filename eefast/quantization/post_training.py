@@ -44,8 +44,8 @@ def quantize(
 
     calibration_images: [N, C, H, W], at least 16, better some hundreds, as the network takes them: held-out training
         images, never test images. The ranges of all maps are taken from them.
-    labels: [N] int64, the classes of these images; with them the thresholds are chosen again. Without, they are those of
-        `net`, of which the quantised network warns once.
+    labels: [N] int64, the classes of these images; with them the thresholds are chosen again. Without, they are those
+        of `net`, of which the quantised network warns once.
     percentile: 90 … 100, of each map's values on these images, the largest that eight bits hold; beyond is cut off.
     winograd: F(2, 3) along x for 3 × 3 convolutions of stride 1, in 24 instead of 36 products, with one bit less;
         "auto": at the map sizes where the logits keep a bound on their error, see `winograd_choice`.
