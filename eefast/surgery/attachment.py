@@ -101,7 +101,7 @@ def rebuild(
     return net
 
 
-def _check_dtype(stages: list[nn.Module]) -> None:
+def _check_dtype(stages: Sequence[nn.Module]) -> None:
     for name, first in islice(nn.ModuleList(stages).named_parameters(prefix="stages"), 1):
         if not first.is_floating_point():
             raise ValueError(
