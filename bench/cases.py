@@ -40,12 +40,13 @@ class Case:
 class Checked:
     """Answers found to be right.
 
-    costs: mean cost of each batch; exits: number of images at each exit; flips: as in `NetworkRow`.
+    costs: mean cost of each batch; exits: number of images at each exit; flips, other_answers: as in `NetworkRow`.
     """
 
     costs: tuple[float, ...]
     exits: tuple[int, ...]
     flips: int
+    other_answers: int
 
 
 def setting_of(cost: float | None, mix: Sequence[float] = ()) -> str:
@@ -172,4 +173,7 @@ def check(case: Case, logits: Tensor, exits: Tensor | None, dtype: torch.dtype) 
     if problem:
         return None, f"WRONG: {problem}"
     costs = [float(net.cost.cpu()[part].mean()) for part in taken.split(len(case.batches[0]))]
-    return Checked(tuple(costs), tuple(taken.bincount(minlength=net.num_exits + 1).tolist()), flips), ""
+    asked = taken if exits is None else exits_taken(case.outputs, net.criterion, net.thresholds.cpu())[: len(taken)]
+    float32 = torch.stack([out.logits[: len(taken)] for out in case.outputs])[asked, torch.arange(len(taken))]
+    other = int((logits.argmax(1) != float32.argmax(1)).sum())
+    return Checked(tuple(costs), tuple(taken.bincount(minlength=net.num_exits + 1).tolist()), flips, other), ""

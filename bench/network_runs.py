@@ -165,8 +165,11 @@ def measure(
         if timing.note
     ]
     finished = [(one, timing) for one, timing in zip(right, timings, strict=True) if not timing.note]
-    best = fastest(finished, device.dtype)
-    measured = [(one, _row(work, one, timing, best, device)) for one, timing in finished]
+    float_, int8 = (fastest(finished, dtype) for dtype in (device.dtype, torch.int8))
+    measured = [
+        (one, _row(work, one, timing, *((int8, float_) if one.way.dtype == torch.int8 else (float_, int8)), device))
+        for one, timing in finished
+    ]
     return rows + [row for _, row in measured], measured
 
 
@@ -239,11 +242,14 @@ def fastest(measured: Sequence[tuple[CheckedWay, Timing]], dtype: torch.dtype) -
     return min(static, key=lambda one: statistics.median(s for s, _ in one[1].spans), default=None)
 
 
+Timed = tuple[CheckedWay, Timing]
+
+
 def _row(
-    work: Workload, one: CheckedWay, timing: Timing, best: tuple[CheckedWay, Timing] | None, device: Device
+    work: Workload, one: CheckedWay, timing: Timing, best: Timed | None, across: Timed | None, device: Device
 ) -> NetworkRow:
+    """best, across: the fastest without exits of the way's precision and of the other one."""
     speeds = [work.batch_size / s for s, _ in timing.spans]
-    ratios = [] if best is None else [c * b / s for (s, c), (b, _) in zip(timing.spans, best[1].spans, strict=True)]
     joules = statistics.median(timing.joules) / work.batch_size if timing.joules else None
     fields = {**one.fields, "joules_per_image": joules, **device.more(work, one, best and best[0])}
     return NetworkRow(
@@ -251,13 +257,23 @@ def _row(
         checked=True,
         images_per_s=quantiles(speeds, (0.2, 0.5, 0.8)),  # type: ignore[arg-type]
         mean_cost=statistics.mean(c for _, c in timing.spans),
-        realised_ratio=statistics.median(ratios) if ratios else None,
-        best_static=None if best is None else best[0].way.name,
+        realised_ratio=_ratio(timing, best),
+        best_static=best and best[0].way.name,
+        across_ratio=_ratio(timing, across),
+        across_static=across and across[0].way.name,
+        other_answers=one.checked.other_answers,
         exits=one.checked.exits,
         flips=one.checked.flips,
         flip_margin=FLIP_MARGIN[one.way.dtype],
         **fields,
     )
+
+
+def _ratio(timing: Timing, best: Timed | None) -> float | None:
+    """Median over rounds of mean cost × time of the best ÷ time."""
+    if best is None:
+        return None
+    return statistics.median(c * b / s for (s, c), (b, _) in zip(timing.spans, best[1].spans, strict=True))
 
 
 def skipped(work: Workload, dtype: torch.dtype, note: str) -> NetworkRow:

@@ -130,8 +130,12 @@ class NetworkRow:
     mix: share of the images that the thresholds were chosen to let exit at each exit.
     images_per_s: 20 %, 50 % and 80 % quantile over rounds; None where nothing was timed, and `note` says why.
     mean_cost: of the exits taken, 1 = the plain network.
-    realised_ratio: median over paired rounds of mean cost × time of the best static provider ÷ time of this row.
+    realised_ratio: median over paired rounds of mean cost × time of the best static provider ÷ time of this row; int8
+        against int8, all else against the dtype of the device's float ways.
     best_static: that provider's name.
+    across_ratio, across_static: the same against the best static provider of the other precision, int8 or float.
+    other_answers: images whose largest logit is another class's than the float32 network's, which exits where the same
+        thresholds let it.
     exits: images that exited at each exit; flips: of those that took another exit than the float32 network says, all
         closer to a threshold than `flip_margin`.
     setting: "no exits", "cost 0.25", "own thresholds"; empty where a network has only one.
@@ -167,6 +171,9 @@ class NetworkRow:
     launch_gaps: float | None = None
     peak_memory: int | None = None
     joules_per_image: float | None = None
+    across_ratio: float | None = None
+    across_static: str | None = None
+    other_answers: int | None = None
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,7 @@ class Server:
         if peer.name not in self.runs:
             if not all(map(find_spec, peer.needs)):
                 raise PeerError("not installed: pip install 'eefast[bench]'")
-            self.runs[peer.name] = peer.prepare(self.net)
+            self.runs[peer.name] = peer.prepare(self.net, *([self.images] if peer.calibrated else []))
         return self.runs[peer.name]
 
     def _batches(self, peer: Peer, setting: Setting) -> Sequence[Tensor]:

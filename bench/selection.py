@@ -17,18 +17,21 @@ SETTING = ("network", "batch_size", "setting")
 LATENCY = ("model", "setting", "most")
 RESIDENT, COMPACT, PER_STAGE = "eefast resident", "eefast compact", "ONNX Runtime per stage"
 COMPILED = "plain, torch.compile"
+RESIDENT_INT8, OPENVINO_INT8 = "eefast resident, int8", "plain, OpenVINO int8"
 OTHER_WORK = ("fewer blocks", "earlyon")
 """Another network, and one whose batches exit together or not at all: not compared with eefast."""
 NO_EXITS, OWN_THRESHOLDS = "no exits", "own thresholds"
 ORDER = (
     *("plain, eager", "plain, eager, memory kept", "plain, torch.compile", "plain, ONNX Runtime", "plain, OpenVINO"),
+    *("plain, ONNX Runtime int8", OPENVINO_INT8),
     *("plain, eager NCHW", "plain, OpenVINO bfloat16", "fewer blocks, ONNX Runtime", "reference, one by one"),
     *("masked, PyTorch", "earlyon, batched", "masked, PyTorch folded", "masked, PyTorch folded, memory kept"),
     *(f"BatchCond, {mode}" for mode in ("padding", "splitting", "table")),
     *(f"torch.compile {how}" for how in ("on the loop", "per stage", "full graph")),
     *(PER_STAGE, "ONNX Runtime per stage, shared threads", "OpenVINO per stage"),
+    *("ONNX Runtime per stage, int8", "OpenVINO per stage, int8"),
     *("ONNX Runtime, one graph", "OpenVINO, one graph", COMPACT, "eefast compact, memory kept", RESIDENT),
-    *("eefast resident, bfloat16", "eefast resident, avx2", "eefast resident, direct"),
+    *("eefast resident, bfloat16", "eefast resident, avx2", "eefast resident, direct", RESIDENT_INT8),
 )
 """Of the ways in a table, eefast's last."""
 
@@ -82,6 +85,12 @@ def beside(cases: Cases, network: str, batch_size: int, setting: str) -> dict[st
     """The ways of a case, and those without exits: some were measured once, where no image exits early."""
     without = cases.get((network, batch_size, NO_EXITS), {})
     return {name: row for name, row in without.items() if name.startswith(STATIC)} | cases[network, batch_size, setting]
+
+
+def in_int8(cases: Cases, wanted: bool) -> Cases:
+    """The ways in eight bits alone, or all others, of the cases that have such."""
+    parts = {key: {n: r for n, r in ways.items() if (r["dtype"] == "int8") == wanted} for key, ways in cases.items()}
+    return {key: ways for key, ways in parts.items() if ways}
 
 
 def newest_latency(rows: Iterable[Record]) -> list[Record]:

@@ -11,11 +11,13 @@ from selection import (
     COMPILED,
     NO_EXITS,
     OTHER_WORK,
+    OPENVINO_INT8,
     OURS,
     OWN_THRESHOLDS,
     PER_STAGE,
     PLAIN,
     RESIDENT,
+    RESIDENT_INT8,
     Cases,
     op_case,
     op_name,
@@ -30,7 +32,7 @@ MEMORY_BOUND = {"gpu": 2**28, "cpu": 2**27}
 class Target:
     """What a way must reach in all of its cases.
 
-    least: realised ratio; with `against` images/s ÷ those of the fastest way whose name begins so.
+    least: realised ratio; with `against` images/s ÷ those of the fastest way in the same dtype whose name begins so.
     batch_sizes, costs: from … to, both included; costs as asked for, 1: no image exits early, None: own thresholds.
     times_cost: with `against`, times the mean cost, which makes it a realised ratio against that way.
     gpu: whether it is to be reached on a GPU, else on a CPU.
@@ -71,6 +73,31 @@ TARGETS = (
         1.9,
         networks=("eenet32 on MNIST",),
         costs=None,
+    ),
+    *(
+        Target(
+            f"resident, int8: {network}, N = {n}, no image leaves early: ≥ {least} × {OPENVINO_INT8}",
+            least,
+            RESIDENT_INT8,
+            (network.split(" ")[0],),
+            (n, n),
+            (1, 1),
+            OPENVINO_INT8,
+        )
+        for network, n, least in (
+            *(("eenet20", 256, 1.8), ("eenet110", 256, 1.6)),
+            *((network, n, 1.0) for network in ("eenet18 at 64", "eenet50 at 224") for n in (16, 1)),
+        )
+    ),
+    *(
+        Target(
+            f"resident, int8: realised ratio ≥ {least} over the best static way in int8 at N = {n}, cost .25–.3",
+            least,
+            RESIDENT_INT8,
+            batch_sizes=(n, n),
+            costs=(0.25, 0.3),
+        )
+        for n, least in ((256, 1.7), (16, 1.5), (1, 1.2))
     ),
     *(
         Target(
@@ -139,7 +166,11 @@ def network_checks(cases: Cases, gpu: bool, lines: int) -> list[str]:
                 continue
             value = row["realised_ratio"]
             if target.against:
-                others = [speed(r) for name, r in ways.items() if name.startswith(target.against)]
+                others = [
+                    speed(r)
+                    for r in ways.values()
+                    if r["provider"].startswith(target.against) and r["dtype"] == row["dtype"]
+                ]
                 times = row["mean_cost"] if target.times_cost else 1
                 value = times * speed(row) / max(others) if others else None
             if value is not None:
@@ -147,7 +178,10 @@ def network_checks(cases: Cases, gpu: bool, lines: int) -> list[str]:
         reached, worst = sum(v >= target.least for v, _ in values), min(values, default=None)
         seen = worst and f"{reached} of {len(values)} cases; the lowest {worst[0]:.2f} at {worst[1]}"
         found.append(_verdict(target.text, worst and reached == len(values), seen))
-    return [*found, *network_losses(cases, COMPACT if gpu else RESIDENT, lines)]
+    for engine in (COMPACT,) if gpu else (RESIDENT, RESIDENT_INT8):
+        if any(engine in ways for ways in cases.values()):
+            found += network_losses(cases, engine, lines)
+    return found
 
 
 def network_losses(cases: Cases, engine: str, lines: int) -> list[str]:

@@ -75,6 +75,13 @@ ALL_ON_CPU = (
     *(Workload(network, 1024, (*KEY_COSTS, *OTHER_COSTS), 800) for network in (EENET20, EENET32, EENET56)),
     *(Workload(EENET110, 1024, (*KEY_COSTS, *OTHER_COSTS), 2000), Workload(ON_MNIST, 1024, OWN, 300)),
 )
+# Eight bits beside float32; a guess is of one thread.
+INT8_ON_CPU = (
+    *(Workload(EENET20, n, KEY_COSTS, seconds) for n, seconds in ((256, 50), (16, 25), (1, 20))),
+    *(Workload(EENET110, n, KEY_COSTS, seconds) for n, seconds in ((256, 130), (16, 40), (1, 25))),
+    *(Workload(MIDDLE, n, (1.0,), seconds) for n, seconds in ((16, 30), (1, 10))),
+    *(Workload(LARGE, n, (1.0,), seconds) for n, seconds in ((16, 120), (1, 40))),
+)
 
 # Mixes of mean cost 0.20; the same networks without exits are above.
 SMALL = Network("eenet20", (3, 32, 32), 10, (0.76, 0.18, 0.06))

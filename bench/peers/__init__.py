@@ -6,6 +6,7 @@ from . import (
     batch_condition,
     earlyon_batched,
     eefast_engines,
+    int8,
     memory_kept,
     one_by_one,
     one_graph,
@@ -36,6 +37,8 @@ KEY_PEERS: tuple[Peer, ...] = (
     *(EAGER, TORCH_COMPILE, ONNX_RUNTIME, OPENVINO, MASKED, MASKED_FOLDED),
     *(*runtime_stages.PEERS, *eefast_engines.PEERS),
 )
+# Eight bits beside float32: the best without exits, early exit per stage, eefast.
+INT8_PEERS: tuple[Peer, ...] = (ONNX_RUNTIME, OPENVINO, *runtime_stages.PEERS[1:], eefast_engines.RESIDENT, *int8.PEERS)
 # Other networks in the place of the one that is measured.
 STAND_INS: tuple[Peer, ...] = (smaller.PEER,)
 # The same network, whose images do not leave where it asks for.
@@ -43,6 +46,7 @@ WHOLE_BATCH: tuple[Peer, ...] = (earlyon_batched.PEER,)
 ALL_PEERS = (*PEERS, *STAND_INS, *WHOLE_BATCH)
 
 __all__ = [
-    "ALL_PEERS", "EAGER", "EAGER_NCHW", "KEY_PEERS", "MASKED", "MASKED_FOLDED", "ONNX_RUNTIME", "OPENVINO",
-    "OPENVINO_BFLOAT16", "PEERS", "STAND_INS", "TORCH_COMPILE", "WHOLE_BATCH", "Peer", "Run", "torch_version",
+    "ALL_PEERS", "EAGER", "EAGER_NCHW", "INT8_PEERS", "KEY_PEERS", "MASKED", "MASKED_FOLDED", "ONNX_RUNTIME",
+    "OPENVINO", "OPENVINO_BFLOAT16", "PEERS", "STAND_INS", "TORCH_COMPILE", "WHOLE_BATCH", "Peer", "Run",
+    "torch_version",
 ]  # fmt: skip

@@ -37,9 +37,10 @@ def _peer(
 
 AUTO = _peer("call", "auto")
 COMPACT = _peer("compact", "compact", memory_format=torch.channels_last)
+RESIDENT = _peer("resident", "resident")
 PEERS = (
     COMPACT,
-    _peer("resident", "resident"),
+    RESIDENT,
     _peer("resident, bfloat16", "resident", torch.bfloat16),
     _peer("resident, avx2", "resident", variable=("EEFAST_ISA", "avx2")),
     _peer("resident, direct", "resident", variable=("EEFAST_CONV", "direct")),

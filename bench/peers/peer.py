@@ -27,10 +27,11 @@ class Peer:
     stand_in: network → the other network that a static peer runs instead; its answers are checked against that one's.
     whole_batch: the criterion by which all images of a batch must be sure before it exits as a whole, its thresholds
         letting each image alone exit where the network's would; None: images exit one by one, as the network asks.
+    calibrated: `prepare` takes images [N, C, H, W], too, from which the ranges of maps are taken.
     """
 
     name: str
-    prepare: Callable[[EarlyExitNet], Run]
+    prepare: Callable[..., Run]
     describe: Callable[[], str]
     static: bool
     family: str
@@ -41,6 +42,7 @@ class Peer:
     largest_batch: float = float("inf")
     stand_in: Callable[[EarlyExitNet], EarlyExitNet] | None = None
     whole_batch: str | None = None
+    calibrated: bool = False
 
 
 def torch_version() -> str:

@@ -26,11 +26,15 @@ def asleep(net: EarlyExitNet) -> Run:
 
 
 def shared(net: EarlyExitNet) -> Run:
+    return export.in_stages(net, [on_shared_threads(model) for model in export.stages(net)])
+
+
+def on_shared_threads(model: bytes) -> runtimes.Call:
     def adjust(options: Any) -> None:
         options.use_per_session_threads = False
 
     _shared_threads(torch.get_num_threads())
-    return export.in_stages(net, [runtimes.onnx_runtime_call(model, adjust) for model in export.stages(net)])
+    return runtimes.onnx_runtime_call(model, adjust)
 
 
 @cache
@@ -43,11 +47,12 @@ def _shared_threads(count: int) -> None:
 
 
 def by_openvino(net: EarlyExitNet) -> Run:
-    def stage(model: bytes) -> runtimes.Call:
-        call = runtimes.openvino(model)
-        return lambda x: call([x])
+    return export.in_stages(net, [on_openvino(model) for model in export.stages(net)])
 
-    return export.in_stages(net, [stage(model) for model in export.stages(net)])
+
+def on_openvino(model: bytes) -> runtimes.Call:
+    call = runtimes.openvino(model)
+    return lambda x: call([x])
 
 
 def describe_asleep() -> str:

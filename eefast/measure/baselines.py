@@ -61,8 +61,7 @@ def compiled(module: nn.Module, freezing: bool = True, **options: Any) -> Run:
 def onnx_runtime(net: EarlyExitNet) -> Run:
     """Float32 images [N, C, H, W] on the CPU → logits [N, K], by ONNX Runtime. Raises `ImportError` without it."""
     runtimes.check_installed(runtimes.ONNX_NEEDS)
-    call = runtimes.onnx_runtime_call(_as_onnx(net))
-    return lambda x: torch.from_numpy(call(x.numpy())[0])
+    return onnx_runtime_run(as_onnx(net))
 
 
 def openvino(net: EarlyExitNet, dtype: torch.dtype = torch.float32) -> Run:
@@ -77,7 +76,17 @@ def openvino(net: EarlyExitNet, dtype: torch.dtype = torch.float32) -> Run:
     can = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if dtype == torch.bfloat16 and "BF16" not in can:
         raise ValueError("bfloat16 needs a CPU with AVX512-BF16 or AMX; OpenVINO would compute in float32 here")
-    model = _as_onnx(net)
+    return openvino_run(as_onnx(net), dtype)
+
+
+def onnx_runtime_run(model: bytes) -> Run:
+    """As `onnx_runtime`, of a model as `as_onnx` makes it."""
+    call = runtimes.onnx_runtime_call(model)
+    return lambda x: torch.from_numpy(call(x.numpy())[0])
+
+
+def openvino_run(model: bytes, dtype: torch.dtype = torch.float32) -> Run:
+    """As `openvino`, of a model as `as_onnx` makes it."""
     calls: dict[int, Any] = {}
 
     def run(x: Tensor) -> Tensor:
@@ -88,7 +97,7 @@ def openvino(net: EarlyExitNet, dtype: torch.dtype = torch.float32) -> Run:
     return run
 
 
-def _as_onnx(net: EarlyExitNet) -> bytes:
+def as_onnx(net: EarlyExitNet) -> bytes:
     """Images "x" [n, C, H, W] → "logits" [n, K] of the final exit, BatchNorm folded."""
     return runtimes.onnx_model(contiguous(plain(net)), torch.randn(2, *net.input_shape), ["logits"])
 
