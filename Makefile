@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 
 CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*' 'tests/tsan/*.cpp'
 
-.PHONY: demo test test-all fuzz sanitize sanitize-tests sanitize-calls sanitize-threads bench latency parity guard \
-	training report aot gpu lint format clean
+.PHONY: demo test test-all fuzz sanitize sanitize-tests sanitize-calls sanitize-threads bench int8 int8-accuracy latency parity \
+	guard training report aot gpu lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eefast demo
@@ -55,6 +55,16 @@ sanitize-threads: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python bench/ops.py --device cpu
 	$(BIN)/python bench/throughput.py --device cpu
+
+# Eight bits beside float32, eefast beside ONNX Runtime and OpenVINO, in one thread, then in all: rows to bench/results/;
+# twelve minutes, best alone. Needs the peers, as `make bench`.
+int8: $(VENV)/.ready
+	$(BIN)/python bench/throughput.py --device cpu --int8
+
+# What eight bits change in the accuracy of trained networks, the shipped one or NETWORKS="runs/a runs/b", whose data are
+# in the folder DATA; rows to bench/results/, some minutes each.
+int8-accuracy: $(VENV)/.ready
+	$(BIN)/python bench/int8_accuracy.py $(NETWORKS) --data-root $(DATA)
 
 # How long an image waits, at which load, on this machine's CPU: rows to bench/results/; about two minutes, best alone.
 latency: $(VENV)/.ready

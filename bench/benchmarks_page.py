@@ -23,17 +23,21 @@ from selection import (
     OURS,
     OWN_THRESHOLDS,
     RESIDENT,
+    RESIDENT_INT8,
     STATIC,
     Cases,
     beside,
     cases_of,
+    in_int8,
+    in_one_thread,
     measured_networks,
     newest,
+    newest_int8,
     newest_latency,
     op_case,
     speed,
 )
-from targets import network_losses
+from targets import int8_checks, network_losses
 from training_page import proposed
 
 from eefast.measure.tables import markdown
@@ -104,19 +108,22 @@ def _image(alt: str, name: str) -> list[str]:
 
 
 def machines(files: Iterable[Path]) -> list[list[Record]]:
-    """Rows by device and CPU capability, since both decide how fast everything is."""
-    machines: dict[tuple[str, str], list[Record]] = {}
+    """Rows by device, CPU capability and whether one thread works, since these decide how fast everything is."""
+    machines: dict[tuple[str, str, bool], list[Record]] = {}
     for row in read(files, ""):
         around = row["environment"]
-        machines.setdefault((around["device"], "" if around["cuda"] else around["capability"]), []).append(row)
+        key = around["device"], "" if around["cuda"] else around["capability"], in_one_thread(row)
+        machines.setdefault(key, []).append(row)
     return list(machines.values())
 
 
 def _machine(rows: list[Record]) -> list[Section]:
     gpu = rows[-1]["environment"]["cuda"] is not None
     cases, stem = cases_of(measured_networks(rows)), _stem(rows)
+    float_, int8 = (in_int8(cases, wanted) for wanted in (False, True))
     sections = [
-        *(_realised(cases, stem), _speed_ups(cases, stem), _tables(rows, gpu), _losses(cases, gpu)),
+        *(_realised(float_, stem), _speed_ups(float_, stem), _tables(rows, gpu), _losses(cases, gpu)),
+        *(_precisions(rows), _realised(int8, f"{stem}-int8"), _speed_ups(int8, f"{stem}-int8"), _int8(rows)),
         *(_latency(rows, stem), _ops(rows, stem, gpu), _parity(rows)),
     ]
     found = [section for section in sections if section is not None]
@@ -125,7 +132,8 @@ def _machine(rows: list[Record]) -> list[Section]:
 
 def _name(rows: list[Record]) -> str:
     around = rows[-1]["environment"]
-    words = (f"{around['device']}", f"{around['capability']}", f"{around['threads']} threads")
+    threads = "1 thread" if in_one_thread(rows[-1]) else f"{around['threads']} threads"
+    words = (f"{around['device']}", f"{around['capability']}", threads)
     return words[0] if around["cuda"] else ", ".join(words)
 
 
@@ -215,10 +223,42 @@ def _losses(cases: Cases, gpu: bool) -> Section | None:
         return None
     found = [
         line
-        for engine in ((COMPACT,) if gpu else (RESIDENT, COMPACT))
+        for engine in ((COMPACT,) if gpu else (RESIDENT, RESIDENT_INT8, COMPACT))
+        if any(engine in ways for ways in cases.values())
         for line in network_losses(cases, engine, len(cases))
     ]
     return Section(["Where eefast loses:", "", *(f"- {line.strip()}" for line in found), ""])
+
+
+def _precisions(rows: list[Record]) -> Section | None:
+    table = page_tables.precision_table(rows, partial(markdown, left=None))
+    if not table:
+        return None
+    return Section(
+        [
+            *("### Float and int8", "", *table, ""),
+            "Images/s of eefast's resident engine in both precisions; *a ÷ b*: its realised ratio in precision a over "
+            "the best way without exits in precision b. *Other answers*: images whose class in int8 is not that in "
+            "float32; the networks have random weights, what trained ones lose is below. `make int8`.",
+            "",
+        ]
+    )
+
+
+def _int8(rows: list[Record]) -> Section | None:
+    table = page_tables.int8_table(rows, partial(markdown, left=3))
+    if not table:
+        return None
+    return Section(
+        [
+            *("### Accuracy in int8", "", *table, ""),
+            *(f"- {line}" for line in int8_checks(newest_int8(rows))),
+            "",
+            "Test images; ranges of maps and recalibrated thresholds are from held-out training images, at the mean "
+            "cost that the float32 network has there. `make int8-accuracy`.",
+            "",
+        ]
+    )
 
 
 def _latency(rows: list[Record], stem: str) -> Section | None:
@@ -335,7 +375,8 @@ def _parity(rows: list[Record]) -> Section | None:
 
 def _stem(rows: list[Record]) -> str:
     around = rows[-1]["environment"]
-    return slug(around["device"] if around["cuda"] else f"{around['device']} {around['capability']}")
+    name = around["device"] if around["cuda"] else f"{around['device']} {around['capability']}"
+    return slug(name + " 1 thread" * in_one_thread(rows[-1]))
 
 
 def _accuracy(machines: list[list[Record]], demo: Path | None) -> list[Section]:

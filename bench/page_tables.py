@@ -6,13 +6,33 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rows import Record
-from selection import NO_EXITS, ORDER, OURS, cases_of, measured_networks, newest_latency, newest_ops, speed
+from selection import (
+    NO_EXITS,
+    ORDER,
+    OURS,
+    RESIDENT,
+    RESIDENT_INT8,
+    cases_of,
+    measured_networks,
+    newest_int8,
+    newest_latency,
+    newest_ops,
+    speed,
+)
 
 Table = Callable[[Sequence[str], Iterable[Sequence[str]]], list[str]]
 """Titles, rows → lines."""
 
 LATENCY_TITLES = (
     *("network", "scenario", "way", "load", "offered/s", "answered/s", "p50 ms", "p90 ms", "p99 ms", "batch"),
+)
+PRECISION_TITLES = (
+    *("network", "batch", "setting", "best static float", "best static int8", RESIDENT, RESIDENT_INT8),
+    *("float ÷ float", "int8 ÷ int8", "float ÷ static int8", "int8 ÷ static float", "other answers"),
+)
+INT8_TITLES = (
+    *("network", "way", "thresholds", "accuracy", "mean cost", "exit elsewhere", "other answers", "last exit alone"),
+    "details",
 )
 OP_TITLES = ("op", "maps", "dtype", "leave", "µs", "× eager", "share of the bound")
 
@@ -47,6 +67,43 @@ def _cell(row: Record | None) -> str:
     # Of a way whose batches exit together the cost says nothing about theory.
     stated = row["realised_ratio"] is not None and not row["provider"].startswith("earlyon")
     return f"{speed(row):,.0f}" + (f" ({row['realised_ratio']:.2f})" if stated else "")
+
+
+def precision_table(rows: Sequence[Record], table: Table) -> list[str]:
+    """Where both were measured: the resident engine and the best ways without exits, in float and in int8.
+
+    Ratios are realised ones: mean cost × time of the static way ÷ time.
+    """
+    lines = []
+    for (network, batch_size, setting), ways in cases_of(measured_networks(rows)).items():
+        ours = ways.get(RESIDENT), ways.get(RESIDENT_INT8)
+        if ours[0] is None or ours[1] is None or ours[1]["across_static"] is None:
+            continue
+        ratios = [row[name] for name in ("realised_ratio", "across_ratio") for row in ours if row]
+        count = sum(ours[1]["exits"])
+        lines.append(
+            [
+                *(network, str(batch_size), setting, ours[0]["best_static"], ours[1]["best_static"] or ""),
+                *(f"{speed(row):,.0f}" for row in ours if row),
+                *(or_blank(ratio, "{:.2f}") for ratio in ratios),
+                f"{ours[1]['other_answers'] / count:.1%}",
+            ]
+        )
+    return table(PRECISION_TITLES, lines) if lines else []
+
+
+def int8_table(rows: Sequence[Record], table: Table) -> list[str]:
+    """What eight bits change in trained networks; nothing where none was measured."""
+    lines = [
+        [
+            *(f"{row['quantized']}, {row['criterion']}", row["way"], row["origin"], f"{row['accuracy']:.2%}"),
+            f"{row['mean_cost']:.2%}",
+            *(f"{row[name] / row['images']:.2%}" for name in ("elsewhere", "other_answers")),
+            *(f"{row['last_accuracy']:.2%}", row["details"]),
+        ]
+        for row in newest_int8(rows)
+    ]
+    return table(INT8_TITLES, lines) if lines else []
 
 
 def latency_table(rows: Sequence[Record], table: Table) -> list[str]:

@@ -240,6 +240,36 @@ class ParityRow:
     details: str = ""
 
 
+@dataclass(frozen=True)
+class Int8Row:
+    """A trained network in float32 or in eight bits, by one choice of thresholds, on test images.
+
+    quantized: the network and what it was trained on; way: "float32", "int8, direct" or "int8", with F(2, 3) where
+        `eefast.quantize` takes it, see `details`.
+    origin: of the thresholds, "of float32" or "recalibrated": the most accurate ones on held-out images, by the way's
+        outputs, whose mean cost there is at most that of the float32 network with its thresholds.
+    images: of the test; calibration_images: held-out ones from which ranges were taken.
+    exits: images per exit; elsewhere, other_answers: images that take another exit, or get another class, than in
+        float32 with its thresholds.
+    last_accuracy: of the last exit alone.
+    """
+
+    quantized: str
+    way: str
+    criterion: str
+    origin: str
+    thresholds: tuple[float, ...]
+    images: int
+    calibration_images: int
+    accuracy: float
+    mean_cost: float
+    exits: tuple[int, ...]
+    elsewhere: int
+    other_answers: int
+    last_accuracy: float
+    details: str = ""
+
+
 def environment(device: str) -> Record:
     """What is written beside every row; `COMMIT` names the commit where git does not know it.
 
@@ -274,7 +304,7 @@ def first_line(error: Exception) -> str:
 
 
 def append(
-    rows: Iterable[OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow],
+    rows: Iterable[OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow | Int8Row],
     around: Record,
 ) -> None:
     """Add lines to `bench/results/<device>.jsonl`, and to the same file in the folder `$OUT` where that is set."""

@@ -39,6 +39,12 @@ Cases = dict[tuple[Any, ...], dict[str, Record]]
 """(network, batch size, setting) → way → row."""
 
 
+def in_one_thread(row: Record) -> bool:
+    """On a CPU; such rows are beside those of several threads, not in their place."""
+    around = row["environment"]
+    return not around.get("cuda") and around.get("threads") == 1
+
+
 def newest(rows: Iterable[Record], key: Sequence[str]) -> list[Record]:
     """The last row of each measurement."""
     return list({tuple(str(row.get(name)) for name in key): row for row in rows}.values())
@@ -99,6 +105,11 @@ def newest_latency(rows: Iterable[Record]) -> list[Record]:
     run = {tuple(row[name] for name in LATENCY): row["environment"]["date"] for row in served}
     last = [row for row in served if row["environment"]["date"] == run[tuple(row[name] for name in LATENCY)]]
     return sorted(last, key=lambda row: (*(row[name] for name in LATENCY), row["scenario"], row["load"] or 0))
+
+
+def newest_int8(rows: Iterable[Record]) -> list[Record]:
+    """Of each trained network, way and origin of its thresholds."""
+    return newest((row for row in rows if "quantized" in row), ("quantized", "way", "criterion", "origin"))
 
 
 def newest_ops(rows: Iterable[Record]) -> list[Record]:

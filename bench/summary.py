@@ -12,8 +12,19 @@ from pathlib import Path
 import page_tables
 from page_tables import or_blank
 from rows import RESULTS, Record, read
-from selection import OURS, cases_of, measured_networks, newest_latency, newest_networks, newest_ops, op_name, speed
-from targets import network_checks, op_checks
+from selection import (
+    OURS,
+    cases_of,
+    in_one_thread,
+    measured_networks,
+    newest_int8,
+    newest_latency,
+    newest_networks,
+    newest_ops,
+    op_name,
+    speed,
+)
+from targets import int8_checks, network_checks, op_checks
 
 from eefast.measure import tables
 
@@ -29,8 +40,10 @@ aligned = partial(tables.aligned, numbers=True)
 
 def show(rows: Sequence[Record], lines: int = 200) -> str:
     """The newest row of each measurement, as text of at most `lines` lines per device."""
-    devices = dict.fromkeys(row["environment"]["device"] for row in rows)
-    return "\n\n".join(_device([r for r in rows if r["environment"]["device"] == d], lines) for d in devices)
+    devices: dict[tuple[str, bool], list[Record]] = {}
+    for row in rows:
+        devices.setdefault((row["environment"]["device"], in_one_thread(row)), []).append(row)
+    return "\n\n".join(_device(part, lines) for part in devices.values())
 
 
 def failures(rows: Sequence[Record]) -> bool:
@@ -53,7 +66,9 @@ def _device(rows: list[Record], lines: int) -> str:
     settings = [row for row in networks if row["setting"] and row["images_per_s"]]
     ends = [*_notes([*ops, *networks, *newest_latency(rows)]), *(op_checks(ops, gpu, lines // 4) if ops else [])]
     ends += network_checks(cases_of(settings), gpu, lines // 4) if settings else []
+    ends += int8_checks(newest_int8(rows))
     body = _ways_table(rows) if gpu else _network_tables(rows)
+    body += [*page_tables.precision_table(rows, aligned), *page_tables.int8_table(rows, aligned)]
     body += [*page_tables.latency_table(rows, aligned), *page_tables.op_table(rows, aligned)]
     room = max(lines - len(found) - len(ends), 3)
     if len(body) > room:

@@ -10,8 +10,8 @@ from selection import (
     COMPACT,
     COMPILED,
     NO_EXITS,
-    OTHER_WORK,
     OPENVINO_INT8,
+    OTHER_WORK,
     OURS,
     OWN_THRESHOLDS,
     PER_STAGE,
@@ -119,6 +119,30 @@ TARGETS = (
         )
     ),
 )
+
+
+# Points of accuracy, 0 … 1, that eight bits may cost: the last exit alone, by data set; recalibrated at equal cost.
+LAST_EXIT_LOSS, OTHER_LOSS, RECALIBRATED_LOSS = {"mnist": 0.001}, 0.003, 0.002
+
+
+def int8_checks(rows: list[Record]) -> list[str]:
+    """What eight bits cost in accuracy, way by way, within its bound or not; rows: the newest ones."""
+    found = []
+    float32 = {(r["quantized"], r["criterion"], r["origin"]): r for r in rows if r["way"] == "float32"}
+    for row in rows:
+        before = float32.get((row["quantized"], row["criterion"], row["origin"]))
+        if row["way"] == "float32" or before is None or row["origin"] != "recalibrated":
+            continue
+        bound = LAST_EXIT_LOSS.get(row["quantized"].split(" on ")[-1], OTHER_LOSS)
+        for what, name, most in (
+            (f"last exit loses ≤ {100 * bound:.1f} points", "last_accuracy", bound),
+            (f"recalibrated, ≤ {100 * RECALIBRATED_LOSS:.1f} points less", "accuracy", RECALIBRATED_LOSS),
+        ):
+            lost = before[name] - row[name]
+            cost = f", at mean cost {row['mean_cost']:.2%} instead of {before['mean_cost']:.2%}" * (name == "accuracy")
+            text = f"{row['quantized']}, {row['way']}: {what}"
+            found.append(_verdict(text, lost <= most + 1e-9, f"{100 * lost:+.2f}{cost}"))
+    return found
 
 
 def op_checks(rows: list[Record], gpu: bool, lines: int) -> list[str]:

@@ -19,8 +19,8 @@ from ..thresholds.outputs import exits_taken, flip_distances
 from .timing import in_turns, mean_seconds, run_all
 
 # By dtype: how close to a threshold either exit is a right answer; how far the logits of an image may be off, root mean
-# square in standard deviations. Those of another image are off by about 1.4. Of int8 they allow for deep networks that were
-# never trained; what eight bits change in trained ones is measured by bench/int8_accuracy.py.
+# square in standard deviations. Those of another image are off by about 1.4. The bounds of int8 suit deep networks that
+# were never trained; what eight bits change in trained ones is measured by bench/int8_accuracy.py.
 FLIP_MARGIN = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1, torch.int8: 4e-1}
 LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-1, torch.bfloat16: 2e-1, torch.int8: 8e-1}
 
