@@ -117,6 +117,60 @@ def test_speed_ups_are_over_the_fastest_way_without_exits_of_the_same_dtype(tmp_
     assert "(benchmarks/abacus-beads-speed-up.png)" in text
 
 
+def in_both_precisions() -> list[rows.NetworkRow]:
+    made = [
+        network("plain, ONNX Runtime", 31, "no exits", 100),
+        network("plain, OpenVINO int8", 31, "no exits", 300, "int8"),
+        network("eefast resident", 31, "no exits", 200),
+        network("eefast resident, int8", 31, "no exits", 450, "int8"),
+    ]
+    statics = {"float32": "plain, ONNX Runtime", "int8": "plain, OpenVINO int8"}
+    speeds = {"float32": 100, "int8": 300}
+    found = []
+    for row in made:
+        other = "int8" if row.dtype == "float32" else "float32"
+        assert row.images_per_s
+        ratios = [row.images_per_s[1] / speeds[dtype] for dtype in (row.dtype, other)]
+        more = {"best_static": statics[row.dtype], "across_static": statics[other], "other_answers": 7}
+        found.append(replace(row, realised_ratio=ratios[0], across_ratio=ratios[1], exits=(0, 56), **more))
+    return found
+
+
+def test_precisions_are_compared_within_and_across(tmp_path: Path) -> None:
+    text = page.page([written(tmp_path / "rows.jsonl", in_both_precisions())])
+    static = "plain, ONNX Runtime | plain, OpenVINO int8"
+    assert f"| net | 31 | no exits | {static} | 200 | 450 | 2.00 | 1.50 | 0.67 | 4.50 | 12.5% |" in text
+    assert "(benchmarks/abacus-beads-int8-speed-up.png)" in text
+    assert text.count("eefast is slower in 0 of 1 cells.") == 2
+
+
+def test_one_thread_stands_beside_several(tmp_path: Path) -> None:
+    file = written(tmp_path / "rows.jsonl", in_both_precisions())
+    written(file, [network("eefast resident", 31, "no exits", 111)], threads=1)
+    text = page.page([file])
+    for title, speed in (
+        ("2 threads", "| eefast resident | 200 (2.00) |"),
+        ("1 thread", "| eefast resident | 111 (1.00) |"),
+    ):
+        assert f"## Abacus, BEADS, {title}\n" in text
+        assert speed in text
+
+
+def test_accuracy_in_int8_is_the_newest(tmp_path: Path) -> None:
+    row = rows.Int8Row(
+        "eenet20 on mnist", "float32", "learned", "recalibrated", (0.5,), 400, 256, 0.99, 0.2, (300, 100), 0, 0, 0.995
+    )
+    old, new = (replace(row, way="int8", accuracy=a, elsewhere=20, details="F(2, 3)") for a in (0.5, 0.9875))
+    file = written(tmp_path / "rows.jsonl", [row, old])
+    text = page.page([written(file, [new], date="2026-01-03T00:00:00+00:00")])
+    assert (
+        "| eenet20 on mnist, learned | int8 | recalibrated | 98.75% | 20.00% | 5.00% | 0.00% | 99.50% | F(2, 3) |"
+        in text
+    )
+    assert "50.00%" not in text
+    assert "- NOT REACHED: eenet20 on mnist, int8: recalibrated, ≤ 0.2 points less: +0.25, at mean cost 20.00%" in text
+
+
 def latency(provider: str, scenario: str, offered: float | None, p99: float, load: float | None = None) -> Any:
     return rows.LatencyRow(
         *(scenario, "net", provider, "cost 0.5", 8, True), load=load, offered=offered, images_per_s=offered or 1000,

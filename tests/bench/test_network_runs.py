@@ -163,6 +163,29 @@ def test_an_answer_that_makes_no_sense_is_a_row(subject):
     assert not row.checked
 
 
+def test_every_precision_has_its_yardstick(subject, monkeypatch):
+    """Seconds per batch: two ways in float32, two in int8, without exits."""
+    monkeypatch.setattr(cpu_ways, "PAUSE_SECONDS", 0)
+    takes = {"a": 0.2, "b": 0.4, "c int8": 0.1, "d int8": 0.3}
+    seen = {"exits": None, "setup_seconds": 1.0, "details": "", "peak_memory": None}
+    process = SimpleNamespace(
+        ends=0,
+        answer=lambda *_: SimpleNamespace(logits=subject.outputs[-1].logits, **seen),
+        seconds=lambda way, setting, turn, least: takes[way.name] * len(turn),
+    )
+    ways = [replace(EAGER, name=n, dtype=torch.int8 if "int8" in n else torch.float32) for n in takes]
+    found, _ = network_runs.measure(Workload(FIRST, 8, (1.0,), 1), subject, CpuWays(ways, {"torch": process}))
+    assert {(r.provider, r.best_static, r.across_static) for r in found} == {
+        *(("a", "a", "c int8"), ("b", "a", "c int8"), ("c int8", "c int8", "a"), ("d int8", "c int8", "a")),
+    }
+    ratios = {r.provider: (r.realised_ratio, r.across_ratio) for r in found}
+    assert ratios["a"] == pytest.approx((1, 0.1 / 0.2))
+    assert ratios["b"] == pytest.approx((0.5, 0.1 / 0.4))
+    assert ratios["c int8"] == pytest.approx((1, 2))
+    assert ratios["d int8"] == pytest.approx((1 / 3, 0.2 / 0.3))
+    assert {r.other_answers for r in found} == {0}
+
+
 def wrong_logits(net):
     plain = EAGER.prepare(net)
     return lambda x: plain(x) + torch.arange(net.num_classes)

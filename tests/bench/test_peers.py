@@ -20,6 +20,7 @@ from peers import (
     EAGER_NCHW,
     OPENVINO_BFLOAT16,
     batch_condition,
+    int8,
     memory_kept,
     one_graph,
     smaller,
@@ -60,8 +61,8 @@ def answered(request):
 def compared():
     """(peer, cost): static peers where no image exits early, the others also where some and where most do."""
     # torch.compile takes longer than all the others; those with variables need separate processes.
-    for peer in (p for p in peers.PEERS if p.family != "torch.compile" and not p.variables):
-        for cost in (1,) if peer.static else (1, 0.5, 0.25):
+    for peer in (p for p in (*peers.PEERS, *int8.PEERS) if p.family != "torch.compile" and not p.variables):
+        for cost in (1,) if peer.static else (0.5,) if peer.calibrated else (1, 0.5, 0.25):
             yield pytest.param(peer, cost, id=f"{peer.name}-cost {cost}", marks=ready(peer).marks)
 
 
@@ -70,7 +71,7 @@ def compared():
 def test_a_peer_agrees_with_the_reference(subject, peer, cost):
     case = cpu_ways.case_of(subject, 16, cost)
     try:
-        run = peer.prepare(case.net)
+        run = peer.prepare(case.net, *([subject.images] if peer.calibrated else []))
     except ValueError as error:
         if "AVX512-BF16" not in str(error) and "C++ kernels are" not in str(error):
             raise
@@ -160,6 +161,27 @@ def test_pytorchs_own_layout_changes_no_answer():
     found = EAGER_NCHW.prepare(net)(x)
     # Folding rounds the weights once more.
     assert float((found - exact).abs().max()) <= 4 * error
+
+
+@pytest.mark.parametrize("peer", [ready(int8.ONNX_RUNTIME), ready(int8.OPENVINO)])
+@torch.no_grad()
+def test_eight_bits_are_not_float32_under_another_name(peer):
+    net, x = network(), images(31, SHAPE)
+    exact = net.plain()(x)
+    error = (peer.prepare(net, x)(x) - exact).square().mean().sqrt() / exact.std()
+    assert 2e-3 < error < 0.2
+
+
+@torch.no_grad()
+def test_an_engine_that_is_not_integer_arithmetic_is_refused(monkeypatch):
+    net, x = network(), images(31, SHAPE)
+
+    def rounding_elsewhere(made, **_):
+        return lambda part: made(part)._replace(logits=made(part).logits + 1e-2)
+
+    monkeypatch.setattr(eefast, "accelerate", rounding_elsewhere)
+    with pytest.raises(RuntimeError, match="not those of integer arithmetic"):
+        int8.RESIDENT.prepare(net, x)
 
 
 @pytest.mark.skipif(not find_spec("openvino"), reason="needs openvino: pip install 'eefast[bench]'")
@@ -273,7 +295,7 @@ def test_as_many_images_are_sure_as_would_exit(peer):
 
 
 def test_names_are_unique():
-    names = [peer.name for peer in peers.ALL_PEERS]
+    names = [peer.name for peer in (*peers.ALL_PEERS, *int8.PEERS)]
     assert len(set(names)) == len(names)
 
 
