@@ -163,7 +163,7 @@ def test_pytorchs_own_layout_changes_no_answer():
     assert float((found - exact).abs().max()) <= 4 * error
 
 
-@pytest.mark.parametrize("peer", [ready(int8.ONNX_RUNTIME), ready(int8.OPENVINO)])
+@pytest.mark.parametrize("peer", [ready(int8.OPENVINO)])
 @torch.no_grad()
 def test_eight_bits_are_not_float32_under_another_name(peer):
     net, x = network(), images(31, SHAPE)
