@@ -19,12 +19,15 @@ from peers import Peer, torch_compile_early
 from runtime_process import Answer, PeerError, RuntimeProcess, Setting, save
 from selection import NO_EXITS, OURS
 from subjects import LARGE, Network, Subject, network_on_noise
+from torch import Tensor
 from workloads import Workload
 
 from eefast.measure.timing import PAUSE_SECONDS
 
 # Every peer answers the same images in a turn, again and again until the turn is long enough to be timed.
-TURN_IMAGES, TURN_SECONDS = 32, 0.08
+# Of large images fewer are enough: each takes tens of milliseconds.
+TURN_IMAGES, TURN_LARGE_IMAGES, TURN_SECONDS = 32, 8, 0.08
+LARGE_IMAGE = 2**16
 LEAST_IMAGES = 512
 
 
@@ -66,7 +69,7 @@ class CpuWays(Device):
         return self.processes[way.family].ends
 
     def batches_per_turn(self, ways: Sequence[CheckedWay]) -> int:
-        return turn_batches(len(ways[0].case.batches[0]))
+        return turn_batches(ways[0].case.batches[0])
 
     def seconds(self, one: CheckedWay, turn: Sequence[int]) -> tuple[float, float | None]:
         time.sleep(PAUSE_SECONDS)
@@ -100,16 +103,16 @@ def setting_in(case: Case) -> Setting:
     return Setting(tuple(case.net.thresholds.tolist()), len(case.batches[0]), len(case.batches))
 
 
-def turn_batches(batch_size: int) -> int:
-    return max(TURN_IMAGES // batch_size, 1)
+def turn_batches(x: Tensor) -> int:
+    """x: a batch of the images."""
+    return max((TURN_LARGE_IMAGES if x[0].numel() > LARGE_IMAGE else TURN_IMAGES) // len(x), 1)
 
 
 def case_of(subject: Subject, batch_size: int, cost: float | None, whole_batch: str | None = None) -> Case:
     """Only the images of the rounds are measured; whole_batch: as in `make_case`."""
     mix = () if cost is None else tuple(round(share, 4) for share in mix_of_cost(subject.net.cost.tolist(), cost))
-    return make_case(
-        subject, batch_size, cost, network_runs.ROUNDS * turn_batches(batch_size), mix=mix, whole_batch=whole_batch
-    )
+    most = network_runs.ROUNDS * turn_batches(subject.images[:batch_size])
+    return make_case(subject, batch_size, cost, most, mix=mix, whole_batch=whole_batch)
 
 
 def pairs_of(work: Workload, subject: Subject, peers: Sequence[Peer]) -> Iterator[tuple[Peer, Case]]:

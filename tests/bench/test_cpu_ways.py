@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import cpu_ways
 import network_runs
 import pytest
+import torch
 from energy import Counter, Meter
 from peers import ALL_PEERS, EAGER, MASKED, eefast_engines, torch_compile_early
 from subjects import Network
@@ -76,3 +77,10 @@ def test_energy_and_memory_on_a_cpu(subject, monkeypatch):
     # 32 images in 0.2 s.
     assert row.joules_per_image == pytest.approx(10 * 0.2 / 32)
     assert row.peak_memory == 1234
+
+
+@pytest.mark.parametrize(
+    ("side", "batch_size", "batches"), [(32, 1, 32), (32, 16, 2), (32, 257, 1), (224, 1, 8), (224, 3, 2), (224, 16, 1)]
+)
+def test_turns_have_fewer_large_images(side, batch_size, batches):
+    assert cpu_ways.turn_batches(torch.empty(batch_size, 3, side, side)) == batches

@@ -148,3 +148,16 @@ def test_a_process_tells_its_peak_memory(subject, tmp_path, monkeypatch):
     answer = process.answer(EAGER.name, Setting((0.5, 0.5), 16, 4))
     assert answer.peak_memory == 1234
     torch.testing.assert_close(answer.logits, subject.outputs[-1].logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_peer_that_is_calibrated_gets_the_images(subject):
+    def by_images(net, images):
+        assert torch.equal(images, subject.images)
+        return EAGER.prepare(net)
+
+    calibrated = replace(peer("calibrated", by_images), calibrated=True)
+    server = runtime_process.Server({calibrated.name: calibrated}, subject.net, subject.images)
+    with torch.no_grad():
+        expected = subject.net.plain()(subject.images[:16])
+    found = server.answer(calibrated.name, SETTING)
+    torch.testing.assert_close(found.logits, expected, rtol=0, atol=1e-4)

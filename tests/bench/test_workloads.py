@@ -6,9 +6,12 @@ from pathlib import Path
 import network_runs
 import pytest
 import throughput
+import torch
+from cases import setting_of
 from runtime_process import ANSWER_SECONDS
-from targets import TARGETS
-from workloads import ALL_ON_CPU, COMPACT_ON_GPU, KEY_ON_CPU
+from selection import RESIDENT_INT8
+from targets import TARGETS, Target
+from workloads import ALL_ON_CPU, COMPACT_ON_GPU, INT8_ON_CPU, KEY_ON_CPU
 
 
 def test_key_figures_come_first_and_fit_into_their_phase():
@@ -53,3 +56,32 @@ def test_key_figures_come_first_and_fit():
     # The ops take a little more than a minute, and one peer may hang when the budget ends.
     assert quick < default <= 25 * 60 - 90 - ANSWER_SECONDS
     assert f"on a CPU {default}, --quick {quick}" in source
+
+
+@pytest.mark.parametrize("target", [t for t in TARGETS if t.provider == RESIDENT_INT8], ids=lambda target: target.text)
+def test_every_target_of_int8_is_measured(target: Target):
+    rows = [
+        {"network": w.network.name, "batch_size": w.batch_size, "provider": RESIDENT_INT8, "setting": setting_of(cost)}
+        for w in INT8_ON_CPU
+        for cost in w.costs
+    ]
+    assert {row["network"] for row in rows if target.concerns(row)} == set(target.networks)
+
+
+def test_int8_is_measured_in_one_thread_then_in_all(monkeypatch):
+    """Within its seconds, of which one thread leaves some."""
+    asked = []
+    monkeypatch.setattr(throughput, "run", lambda works, around, seconds, ways: asked.append((around, works, seconds)))
+    monkeypatch.setattr(throughput, "environment", lambda device: torch.get_num_threads())
+    monkeypatch.setattr(throughput, "conclude", lambda around: around == 1)
+    monkeypatch.setattr(throughput.cpu_ways, "started", lambda peers: peers)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert throughput.int8(INT8_ON_CPU, 100) == 1, "of any part"
+    finally:
+        torch.set_num_threads(before)
+    assert [(threads, works) for threads, works, _ in asked] == [(1, INT8_ON_CPU), (2, INT8_ON_CPU)]
+    assert asked[0][2] == pytest.approx(65, abs=1)
+    assert asked[1][2] == pytest.approx(100, abs=1)
+    assert sum(work.guess for work in INT8_ON_CPU) <= 0.7 * 720 + 10
