@@ -32,7 +32,7 @@ from eefast.thresholds.outputs import by_thresholds, collect, outcome
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "eefast" / "assets" / "eenet-mnist"
 BATCH_SIZE, CALIBRATION_IMAGES = 250, 256
-WAYS: dict[str, Any] = {"float32": None, "int8, direct": False, "int8": "auto"}
+WAYS: dict[str, Any] = {"float32": None, "int8, direct": False, "int8, F(2, 3)": True, "int8": "auto"}
 """Name → `winograd` of `eefast.quantize`; None: not quantised."""
 
 
@@ -135,9 +135,11 @@ def name_of(net: EarlyExitNet) -> str:
 
 
 def _details(net: EarlyExitNet) -> str:
-    convolutions = [module for module in net.modules() if isinstance(module, QuantizedConvolution)]
-    count = sum(module.winograd for module in convolutions)
-    return f"F(2, 3) in {count} of {len(convolutions)} convolutions" if convolutions else ""
+    """The stages, too: where none before an exit has F(2, 3), its row is that of direct convolutions."""
+    stages = [[m.winograd for m in stage.modules() if isinstance(m, QuantizedConvolution)] for stage in net.stages]
+    total, used = sum(map(len, stages)), sum(map(sum, stages))
+    where = f", of stages {', '.join(str(i) for i, flags in enumerate(stages) if any(flags))}" if used else ""
+    return f"F(2, 3) in {used} of {total} convolutions{where}" if total else ""
 
 
 def main() -> int:

@@ -30,13 +30,19 @@ def measured():
 def test_every_way_has_both_thresholds(measured):
     _, _, rows = measured
     assert [(row.way, row.origin) for row in rows] == [
-        (way, origin) for way in ("float32", "int8, direct", "int8") for origin in ("of float32", "recalibrated")
+        (way, origin)
+        for way in ("float32", "int8, direct", "int8, F(2, 3)", "int8")
+        for origin in ("of float32", "recalibrated")
     ]
     assert {row.images for row in rows} == {31}
     assert {sum(row.exits) for row in rows} == {31}
     assert rows[0].details == ""
     assert rows[2].details.startswith("F(2, 3) in 0 of "), "direct only"
-    assert re.fullmatch(r"F\(2, 3\) in \d+ of \d+ convolutions", rows[4].details)
+    used, total, stages = re.fullmatch(
+        r"F\(2, 3\) in (\d+) of (\d+) convolutions, of stages (.*)", rows[4].details
+    ).groups()
+    assert 0 < int(used) < int(total)
+    assert stages == "0, 1, 2"
 
 
 @pytest.mark.parametrize("number", range(4))
