@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ..model import EarlyExitNet
@@ -48,7 +49,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     The latter may be a checkpoint that holds more, see `checkpoint.state_dict.weights`; no code in it is run. A common
     prefix of the names, such as "module.", stays, see `eefast.checkpoint.state_dict.without_prefix`.
-    Raises `FileNotFoundError`, or `ValueError` for what is no state_dict, and for weights that are NaN or infinite.
+    Raises `FileNotFoundError`, or `ValueError` for what is no state_dict, for weights that are NaN or infinite, and for
+    those of a quantised network.
     """
     path = Path(path).expanduser()
     path = path / WEIGHTS_FILE if path.is_dir() else path
@@ -68,4 +70,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"weights={str(path)!r} holds no state_dict of a network ({error}); "
             "save one with torch.save(model.state_dict(), …)"
         ) from error
+    if any(value.dtype == torch.int8 for value in found.values()):
+        raise ValueError(
+            f"weights={str(path)!r} is a quantised network, which is not trained; give the float network that it was "
+            "made of, and quantise the trained one again"
+        )
     return found

@@ -12,6 +12,7 @@ from .output import note
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.utils.data import Subset
 
     from ..model import EarlyExitNet
     from ..result import ExitOutput
@@ -39,6 +40,18 @@ class HeldOutImages:
         self.count = count if count is not None or record is None else record.held_out
         self.seed = seed if seed is not None else record.seed if record is not None else 1
 
+    def images(self, net: EarlyExitNet) -> Subset:
+        """These images with their labels, in random order."""
+        from ..data import loaders
+
+        whole = load_images(net, self.source, "train")
+        self._check_unchanged(whole)
+        if self.count is None:
+            self.count = self._default_count(len(whole))
+        _, kept = loaders.split(whole, self.count, self.seed)
+        self._check_enough(self.count)
+        return kept
+
     def outputs(
         self, net: EarlyExitNet, cache: Path | None, batch_size: int, progress: Progress
     ) -> tuple[list[ExitOutput], Tensor]:
@@ -46,21 +59,17 @@ class HeldOutImages:
         from ..data import loaders
         from ..thresholds import outputs
 
-        count, cached = self.count, cache is not None and cache.exists()
-        if not cached or count is None:
-            whole = load_images(net, self.source, "train")
-            self._check_unchanged(whole)
-            if count is None:
-                count = self._default_count(len(whole))
+        cached = cache is not None and cache.exists()
+        kept = None if cached and self.count is not None else self.images(net)
+        assert self.count is not None
         source = {
             "network": outputs.fingerprint(net),
-            "images": f"{count} of {self.source.dataset} by seed {self.seed}",
+            "images": f"{self.count} of {self.source.dataset} by seed {self.seed}",
         }
         if cache is not None and cached:
-            self._check_enough(count)
+            self._check_enough(self.count)
             return outputs.load_outputs(cache, source)
-        _, kept = loaders.split(whole, count, self.seed)
-        self._check_enough(count)
+        assert kept is not None
         batches = loaders.batches(kept, batch_size, self.source.workers)
         found = outputs.collect(net, batches.reported("held-out images", progress))
         if cache is not None:

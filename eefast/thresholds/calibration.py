@@ -125,6 +125,8 @@ def save_thresholds(net: EarlyExitNet, folder: str | Path, chosen: Mapping[str, 
     name = net.criterion.name if net.criterion.name in chosen else next(iter(chosen))
     thresholds = chosen[name].thresholds
     net = net if name == net.criterion.name else net.with_criterion(name)
+    if net.config is not None and "float_thresholds" in net.config:  # a quantised network has its own from now on
+        net.config = {**net.config, "float_thresholds": {}}
     net.thresholds.copy_(torch.tensor(thresholds))
     found = {name: list(c.thresholds) for name, c in chosen.items()}
     with files.together():
