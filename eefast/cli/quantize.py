@@ -166,7 +166,7 @@ def loss_table(loss: PrecisionLoss) -> Table:
         ["accuracy", f"{before.accuracy:.2%}", f"{after.accuracy:.2%}"],
         ["mean cost", f"{before.mean_cost:.4f}", f"{after.mean_cost:.4f}"],
         ["accuracy of the last exit", f"{before.last_exit_accuracy:.2%}", f"{after.last_exit_accuracy:.2%}"],
-        ["MB", f"{before.megabytes:.2f}", f"{after.megabytes:.2f}"],
+        ["MB", f"{before.megabytes:.3f}", f"{after.megabytes:.3f}"],
     ]
     return render.table(["", "float32", "INT8"], rows)
 

@@ -12,6 +12,7 @@ DOCUMENTS = (
     "SECURITY.md",
     "docs/design.md",
     "docs/extending.md",
+    "docs/quantization.md",
     "docs/reliability.md",
 )
 # Where the documents leave out the first folder.
