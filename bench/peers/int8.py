@@ -11,12 +11,12 @@ from torch import Tensor
 import eefast
 from eefast.measure import baselines, runtimes
 from eefast.measure.baselines import Run
+from eefast.measure.quantized_onnx import ON_MAPS, quantized
 from eefast.model import EarlyExitNet
 
 from . import export
 from .eefast_engines import describe as eefast_version
 from .peer import Peer, onnx_runtime_version, openvino_settings
-from .quantized_onnx import ON_MAPS, quantized
 from .runtime_stages import on_openvino, on_shared_threads
 
 # Images from which ranges are taken: their number changes no speed, and more of them only slow the start down.
@@ -24,9 +24,8 @@ CALIBRATION_IMAGES, COMPARED_IMAGES = 16, 16
 QDQ = "QDQ, U8S8 per channel"
 
 
-def whole(net: EarlyExitNet, images: Tensor, run: Callable[[bytes], Run]) -> Run:
-    (model,) = quantized([baselines.as_onnx(net)], images[:CALIBRATION_IMAGES].numpy())
-    return run(model)
+def whole(net: EarlyExitNet, images: Tensor, run: Callable[[EarlyExitNet, Tensor], Run]) -> Run:
+    return run(net, images[:CALIBRATION_IMAGES])
 
 
 def per_stage(net: EarlyExitNet, images: Tensor, run: Callable[[bytes], runtimes.Call]) -> Run:
@@ -64,11 +63,11 @@ def _peer(name: str, prepare: Callable[..., Run], describe: Callable[[], str], s
 
 
 ONNX_RUNTIME = _peer(
-    "plain, ONNX Runtime int8", partial(whole, run=baselines.onnx_runtime_run), _describe_onnx_runtime, True,
+    "plain, ONNX Runtime int8", partial(whole, run=baselines.onnx_runtime_int8), _describe_onnx_runtime, True,
     "onnxruntime",
 )  # fmt: skip
 OPENVINO = _peer(
-    "plain, OpenVINO int8", partial(whole, run=baselines.openvino_run), _describe_openvino, True, "openvino"
+    "plain, OpenVINO int8", partial(whole, run=baselines.openvino_int8), _describe_openvino, True, "openvino"
 )
 RESIDENT = _peer("eefast resident, int8", resident, eefast_version, False, "eefast")
 PEERS = (

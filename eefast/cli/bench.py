@@ -67,6 +67,10 @@ def command(
     with_compile: Annotated[
         bool, Option("--compile", help="Also torch.compile, which may take minutes for each batch size.")
     ] = False,
+    int8: Annotated[
+        bool,
+        Option("--int8", help="Also the network in INT8, on the CPU, made from the held-out images, and others' INT8."),
+    ] = False,
     seconds: Annotated[
         float, Option(help="Seconds of timing for each batch size; three rounds at least.", min=0)
     ] = 15.0,
@@ -85,10 +89,14 @@ def command(
     sizes = _sizes(batch_sizes)
     if dtype not in assessment.DTYPES:
         raise ValueError(f"dtype={dtype!r} is unknown; choose one of {', '.join(assessment.DTYPES)}")
+    if int8 and (own_thresholds or dtype != "float32"):
+        raise ValueError("int8=True needs held-out images and dtype=float32; leave out --own-thresholds and --dtype")
     check_saving(network, save)
     check_writable(json_path, cache)
     check_picture(figure)
     net, source = open_network(network, dataset, data_root, download, workers, device, other_data)
+    if int8 and net.cost.device.type != "cpu":
+        raise ValueError(f"int8=True is measured on the CPU, not on {net.cost.device}; add --device cpu")
     names = criterion_names(criterion, net)
     if save:
         net.check_saving()
@@ -103,6 +111,7 @@ def command(
     with bars() as progress:
         if aside is not None:
             choice = choices.choose(net, aside, names, kind, value, cache, BATCH, progress)
+        in_int8 = choices.in_int8(choice, aside, BATCH, progress) if int8 and aside is not None else None
         found = assessment.assess(
             choice.net,
             tests.reported("test images", progress),
@@ -111,6 +120,7 @@ def command(
             compared={name: c.thresholds for name, c in choice.chosen.items()},
             dtype=assessment.DTYPES[dtype],
             with_compile=with_compile,
+            in_int8=in_int8,
             seconds=seconds,
             progress=progress,
         )

@@ -44,6 +44,8 @@ def parts(
     yield f"\n{LEGEND}\n"
     for verdict in found.verdicts:
         yield f"batch {verdict.batch_size}: {verdicts.sentence(verdict, early.accuracy - found.plain_accuracy)}"
+        if more := verdicts.int8_sentence([row for row in found.rows if row.batch_size == verdict.batch_size]):
+            yield f"batch {verdict.batch_size}: {more}"
     if budget is not None and (exceeded := excess(found, *budget)):
         yield exceeded
     yield f'engine="auto" takes {found.auto}'
@@ -60,13 +62,21 @@ def criteria_table(found: Assessment, chosen: Mapping[str, Calibration]) -> Tabl
 
 
 def speed_table(rows: Sequence[Row]) -> Table:
-    """Of one batch size, measured against the fastest of them without early exits."""
-    titles = [f"batch {rows[0].batch_size}", "images/s", "20 % … 80 %", "× static", "realised ratio"]
+    """Of one batch size, measured against the fastest of them in float32 without early exits.
+
+    With a row in INT8: the accuracy on the images that were timed, and other classes than in float32, instead of the
+    quantiles.
+    """
+    beside = any(row.other_classes is not None for row in rows)
+    more = ["accuracy", "other classes"] if beside else ["20 % … 80 %"]
     lines = []
     for row in rows:
         low, high = row.images_per_s_quantiles
         ratio = "" if row.criterion is None else f"{row.realised_ratio:.2f}"
-        lines.append([row.name, f"{row.images_per_s:,.0f}", f"{low:,.0f} … {high:,.0f}", f"{row.speedup:.2f}", ratio])
+        other = "" if row.other_classes is None else f"{row.other_classes:.2%}"
+        cells = [f"{row.accuracy:.2%}", other] if beside else [f"{low:,.0f} … {high:,.0f}"]
+        lines.append([row.name, f"{row.images_per_s:,.0f}", *cells, f"{row.speedup:.2f}", ratio])
+    titles = [f"batch {rows[0].batch_size}", "images/s", *more, "× static", "realised ratio"]
     return table(titles, lines)
 
 
@@ -83,7 +93,7 @@ def draw(found: Assessment, path: Path) -> None:
     points = {
         row.name: (row.images_per_s, accuracies[row.criterion is None])
         for row in found.rows
-        if row.batch_size == largest
+        if row.batch_size == largest and row.other_classes is None  # accuracy in INT8 is known of timed images only
     }
     curve = [(point.images_per_s, point.accuracy) for point in found.curve]
     with canvas(path, 11, 4.2) as drawn:

@@ -12,12 +12,14 @@ from .budget import choose_thresholds
 from .held_out import HeldOutImages
 
 if TYPE_CHECKING:
-    from ..measure.assessment import Assessment
+    from ..measure.assessment import Assessment, InInt8
     from ..model import EarlyExitNet
     from ..thresholds.calibration import Calibration
 
 # Thresholds of the curve of accuracy against speed: how many, and how far below the final exit's accuracy at most.
 CURVE_POINTS, CURVE_DROP = 6, 0.03
+# Held-out images from which the ranges of maps in INT8 are taken.
+RANGE_IMAGES = 512
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,24 @@ def choose(
     near = [point for point in front if point.accuracy > final - CURVE_DROP]
     net = net.with_criterion(best, chosen[best].thresholds).to(net.cost.device)
     return Choice(net, chosen, impossible, [point.thresholds for point in evenly_by_cost(near, CURVE_POINTS)])
+
+
+def in_int8(choice: Choice, aside: HeldOutImages, batch_size: int, progress: Progress) -> InInt8:
+    """The chosen network in INT8: ranges from the first held-out images, thresholds at the same mean cost on all."""
+    import torch
+
+    from ..measure.assessment import InInt8
+    from ..quantization.post_training import quantize
+    from ..thresholds import calibration
+
+    images, name = aside.first(choice.net, RANGE_IMAGES), choice.net.criterion.name
+    progress("quantising", 0, 1)
+    made = quantize(choice.net, images)
+    progress("quantising", 1, 1)
+    outputs, labels = aside.outputs(made, None, batch_size, progress)
+    found = calibration.calibrate(outputs, labels, made.cost, name, max_cost=choice.chosen[name].cost)
+    made.thresholds.copy_(torch.tensor(found.thresholds))
+    return InInt8(made, images)
 
 
 def best_criterion(chosen: Mapping[str, Calibration], kind: str) -> str:

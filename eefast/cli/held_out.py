@@ -52,6 +52,17 @@ class HeldOutImages:
         self._check_enough(self.count)
         return kept
 
+    def first(self, net: EarlyExitNet, count: int) -> Tensor:
+        """`count` of these images, or all, without labels: [n, C, H, W] uint8."""
+        import torch
+        from torch.utils.data import Subset
+
+        from ..data import loaders
+
+        kept = self.images(net)
+        some = Subset(kept, range(min(count, len(kept))))
+        return torch.cat([x for x, _ in loaders.batches(some, 64, self.source.workers)])
+
     def outputs(
         self, net: EarlyExitNet, cache: Path | None, batch_size: int, progress: Progress
     ) -> tuple[list[ExitOutput], Tensor]:

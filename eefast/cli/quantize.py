@@ -15,6 +15,7 @@ from ..checkpoint.stored import read_json
 from ..system import files
 from . import render
 from .budget import choose_thresholds, criterion_names, least_images, read_budget
+from .choices import RANGE_IMAGES
 from .held_out import HeldOutImages
 from .inputs import open_network
 from .options import (
@@ -37,9 +38,6 @@ from .options import (
 from .output import bars, check_writable, echo, write_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.utils.data import Subset
-
     from ..measure.precisions import PrecisionLoss
     from ..model import EarlyExitNet
     from ..thresholds.calibration import Calibration
@@ -57,7 +55,7 @@ def command(
     ] = None,
     range_images: Annotated[
         int, Option(help="Number of held-out images, at least 16, from which the ranges of maps are taken.", min=1)
-    ] = 512,
+    ] = RANGE_IMAGES,
     percentile: Annotated[
         float, Option(help="Share of a map's values, in percent, that eight bits hold; larger values are cut off.")
     ] = 99.99,
@@ -107,7 +105,7 @@ def command(
         kept = aside.images(net)
         progress("quantising", 0, 1)
         made = quantize(
-            net, _first(kept, range_images, workers), percentile=percentile,
+            net, aside.first(net, range_images), percentile=percentile,
             winograd="auto" if winograd is None else winograd,
         )  # fmt: skip
         progress("quantising", 1, 1)
@@ -199,14 +197,3 @@ def _output(network: Path, output: Path | None) -> Path:
     parent = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     files.check(parent / WEIGHTS_FILE)
     return output
-
-
-def _first(images: Subset, count: int, workers: int) -> Tensor:
-    """The first `count` images, or all, [n, C, H, W] uint8."""
-    import torch
-    from torch.utils.data import Subset
-
-    from ..data import loaders
-
-    some = Subset(images, range(min(count, len(images))))
-    return torch.cat([x for x, _ in loaders.batches(some, 64, workers)])

@@ -13,16 +13,18 @@ from torch import Tensor
 
 from ..api import Accelerated, accelerate
 from ..model import EarlyExitNet
-from ..result import ExitResult
+from ..quantized import QuantizedStage
+from ..result import ExitOutput, ExitResult
 from ..system.progress import Progress
 from ..thresholds.evaluation import Evaluation, evaluate
 from ..thresholds.outputs import by_thresholds, collect, outcome
 from . import baselines, comparison, verdicts
 from .comparison import Candidate, Row, Span
 from .timing import PAUSE_SECONDS
-from .verdicts import ENGINES, LOOP, Verdict
+from .verdicts import ENGINES, LOOP, RESIDENT_INT8, Verdict
 
 TIMED_IMAGES, TURN_IMAGES, TURN_SECONDS, LEAST_ROUNDS = 512, 32, 0.05, 3
+BATCH_INT8 = 64
 LAYOUT = {
     "resident": torch.contiguous_format,
     "compact": torch.channels_last,
@@ -65,6 +67,17 @@ class Assessment:
     left_out: dict[str, str]
 
 
+@dataclass(frozen=True)
+class InInt8:
+    """The same network as `eefast.quantize` made it, with its thresholds, and images for the quantisers of others.
+
+    range_images: [N, C, H, W] as the network takes them, from which ranges are taken.
+    """
+
+    net: EarlyExitNet
+    range_images: Tensor
+
+
 @torch.no_grad()
 def assess(
     net: EarlyExitNet,
@@ -75,6 +88,7 @@ def assess(
     compared: Mapping[str, Sequence[float]] | None = None,
     dtype: torch.dtype = torch.float32,
     with_compile: bool = False,
+    in_int8: InInt8 | None = None,
     seconds: float = 15.0,
     progress: Progress = lambda what, done, total: None,
 ) -> Assessment:
@@ -86,6 +100,7 @@ def assess(
     others: further thresholds, for the curve. compared: criterion → thresholds, of which only accuracy and cost are
         found, by default the network's. dtype: of the arithmetic; answers are compared with float32's.
     with_compile: also torch.compile, which may take minutes per batch size.
+    in_int8: also `net` in INT8, on the CPU in float32 only; what is fastest, and the verdicts, are of float32 alone.
     seconds: of timing per batch size; three rounds are done in any case.
     progress: called with (what, steps done, steps in all).
     Raises `RuntimeError` for a wrong answer, and `ValueError` for a batch size above the number of images and where
@@ -103,6 +118,9 @@ def assess(
         candidates, left_out = _candidates(net, auto, dtype, with_compile)
         along_curve = _at_thresholds(net, others, auto.plan.engine, dtype)
         images = net.prepare(torch.cat(first).to(net.cost.device)).to(dtype)
+        if in_int8 is not None:
+            added, missing = _candidates_in_int8(net, in_int8, outputs, images)
+            candidates, left_out = [*candidates, *added], left_out | missing
         by_layout = comparison.by_layout([*candidates, *along_curve], images)
         by_size = [
             [_sized(c, timed, n) for c in [*candidates, *(along_curve if n == max(batch_sizes) else [])]]
@@ -110,6 +128,7 @@ def assess(
         ]
         answers = iter(_checked([c for each in by_size for c in each], by_layout, outputs, net.cost, progress))
         measured, judged = [], []
+        expected = by_thresholds(outputs, net, net.criterion.name, net.thresholds.tolist()), outputs[-1]
         for size, each in zip(batch_sizes, by_size, strict=True):
             spans = comparison.timed(
                 each, by_layout, f"timing, batch {size}", progress,
@@ -117,7 +136,7 @@ def assess(
             )  # fmt: skip
             base = _fastest_static(each, spans)
             found = [
-                comparison.row(c, *next(answers), labels, turns, spans[base])
+                _row(c, *next(answers), labels, turns, spans[base], expected)
                 for c, turns in zip(each, spans, strict=True)
             ]
             measured.append(found)
@@ -169,7 +188,9 @@ def _candidates(
         add("plain, torch.compile", baselines.compiled(baselines.plain(net, dtype)), None, layout)
     else:
         left_out["torch.compile"] = "takes seconds to minutes per batch size; --compile adds it"
-    if net.cost.device.type == "cpu" and dtype == torch.float32:
+    if any(isinstance(stage, QuantizedStage) for stage in net.stages):
+        left_out["ONNX Runtime"] = "is not compared with a network in INT8; measure the float32 network with --int8"
+    elif net.cost.device.type == "cpu" and dtype == torch.float32:
         try:
             add("plain, ONNX Runtime", baselines.onnx_runtime(net), None, torch.contiguous_format)
         except ImportError as error:
@@ -186,6 +207,49 @@ def _candidates(
             continue
         add(engine, fast, net, LAYOUT[engine])
     return found, left_out
+
+
+def _candidates_in_int8(
+    net: EarlyExitNet, in_int8: InInt8, outputs: Sequence[ExitOutput], images: Tensor
+) -> tuple[list[Candidate], dict[str, str]]:
+    """All that run `net` in INT8 here, not yet for any batch size, and why the others cannot."""
+    found: list[Candidate] = []
+    left_out: dict[str, str] = {}
+    size, some = min(len(images), BATCH_INT8), net.prepare(in_int8.range_images).float()
+    for name, prepare in (
+        ("plain, ONNX Runtime INT8", baselines.onnx_runtime_int8),
+        ("plain, OpenVINO INT8", baselines.openvino_int8),
+    ):
+        try:
+            made = Candidate(name, prepare(net, some), None, size, size, size, dtype=torch.int8)
+            comparison.answer(made, comparison.by_layout([made], images), outputs, net.cost)
+        except (ImportError, RuntimeError) as error:
+            left_out[name] = str(error)
+            continue
+        found.append(made)
+    try:
+        fast = accelerate(in_int8.net, engine="resident", frozen=True)
+    except ValueError as error:
+        return found, left_out | {RESIDENT_INT8: str(error)}
+    own, _ = collect(in_int8.net, [(x, torch.zeros(len(x))) for x in images.split(BATCH_INT8)])
+    return [*found, Candidate(RESIDENT_INT8, fast, in_int8.net, 1, 1, 1, outputs=own)], left_out
+
+
+def _row(
+    candidate: Candidate,
+    answer: ExitResult,
+    flips: int,
+    labels: Tensor,
+    spans: Sequence[Span],
+    base: Sequence[Span],
+    expected: tuple[ExitResult, ExitOutput],
+) -> Row:
+    """As `comparison.row`; expected: in float32, with early exits and of the final one."""
+    found = comparison.row(candidate, answer, flips, labels, spans, base)
+    if candidate.outputs is None and candidate.dtype != torch.int8:
+        return found
+    classes = expected[candidate.net is None].logits.argmax(1)[: candidate.images]
+    return replace(found, other_classes=(answer.labels != classes).double().mean().item())
 
 
 def _at_thresholds(
@@ -226,6 +290,6 @@ def _checked(*arguments: Any) -> list[tuple[ExitResult, int]]:
 
 
 def _fastest_static(candidates: Sequence[Candidate], spans: Sequence[Sequence[Span]]) -> int:
-    """Index of the one with the least median time among those without early exits."""
-    static = [i for i, candidate in enumerate(candidates) if candidate.net is None]
+    """Index of the one with the least median time among those without early exits that are not in INT8."""
+    static = [i for i, c in enumerate(candidates) if c.net is None and c.dtype != torch.int8]
     return min(static, key=lambda i: statistics.median(span.seconds for span in spans[i]))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..model import EarlyExitNet
 from ..planning.folding import fold_stage
 from . import runtimes
+from .quantized_onnx import quantized
 
 Run = Callable[[Tensor], Any]
 
@@ -77,6 +78,25 @@ def openvino(net: EarlyExitNet, dtype: torch.dtype = torch.float32) -> Run:
     if dtype == torch.bfloat16 and "BF16" not in can:
         raise ValueError("bfloat16 needs a CPU with AVX512-BF16 or AMX; OpenVINO would compute in float32 here")
     return openvino_run(as_onnx(net), dtype)
+
+
+def onnx_runtime_int8(net: EarlyExitNet, images: Tensor) -> Run:
+    """As `onnx_runtime`, by its static quantisation to INT8; images: float32 [N, C, H, W], from which ranges are taken.
+
+    Raises `ImportError` without it, `RuntimeError` where it cannot quantise the network.
+    """
+    runtimes.check_installed(runtimes.ONNX_NEEDS)
+    return onnx_runtime_run(_as_int8(net, images))
+
+
+def openvino_int8(net: EarlyExitNet, images: Tensor) -> Run:
+    """As `onnx_runtime_int8`, what ONNX Runtime quantised run by OpenVINO."""
+    runtimes.check_installed(("onnxruntime", *runtimes.OPENVINO_NEEDS))
+    return openvino_run(_as_int8(net, images))
+
+
+def _as_int8(net: EarlyExitNet, images: Tensor) -> bytes:
+    return quantized([as_onnx(net)], images.numpy())[0]
 
 
 def onnx_runtime_run(model: bytes) -> Run:

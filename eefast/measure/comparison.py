@@ -36,6 +36,7 @@ class Candidate:
     net: the network by whose criterion and thresholds images exit, None without early exits.
     images: number of images that it answers; batch_size: of each call; turn: number of images per round.
     memory_format: of the images that it is given; dtype: of the arithmetic.
+    outputs: of all exits, by which its answers are judged, if they are not those of the network that is compared.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Candidate:
     turn: int
     memory_format: torch.memory_format = torch.contiguous_format
     dtype: torch.dtype = torch.float32
+    outputs: Sequence[ExitOutput] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Row:
     exits: number of images that exited at each exit.
     flips: images whose exit differs from the one-by-one answer, all of them closer to the threshold than `flip_margin`.
     speedup: median over rounds of time of the plain network ÷ time of this row; speedup_quantiles: 20 % and 80 %.
+    other_classes: share of the images that get another class than in float32, 0 … 1; None where both are float32.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Row:
     flip_margin: float
     speedup: float
     speedup_quantiles: tuple[float, float]
+    other_classes: float | None = None
 
 
 def by_layout(candidates: Sequence[Candidate], images: Tensor) -> ByLayout:
@@ -103,6 +107,7 @@ def answer(
     `thresholds.outputs.collect`; cost: [n + 1].
     Another exit is right only very near a threshold, see `FLIP_MARGIN`. Raises `RuntimeError` for a wrong answer.
     """
+    outputs = outputs if candidate.outputs is None else candidate.outputs
     last, parts = len(outputs) - 1, []
     for x in images[candidate.memory_format][: candidate.images].split(candidate.batch_size):
         found = candidate.run(x)

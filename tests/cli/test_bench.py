@@ -117,3 +117,45 @@ def test_it_refuses_before_it_works(shop, tmp_path, monkeypatch, words, error):
     with pytest.raises(ValueError, match=error):
         run(*start, *words.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_int8_is_one_more_way(shop, tmp_path):
+    words = ["--data-root", shop, "--held-out", 31, "--few-images", "--seed", 5, "--max-cost", 0.7, "--seconds", 0]
+    places = ["--figure", tmp_path / "a.png", "--json", tmp_path / "a.json"]
+    done = run(
+        "bench", shop / "net", *words, "--criterion", "margin", "--batch-sizes", "4", "--images", 20, "--int8", *places
+    )
+    report = json.loads((tmp_path / "a.json").read_text())
+    net = eefast.load(shop / "net").with_criterion(report["criterion"], report["thresholds"])
+    images, labels = held_out_of(shop, 31, 5)
+    # As made here: by chance the thresholds are chosen from the same images as the ranges.
+    expected = eefast.quantize(net, images, labels)
+    tests = datasets.dataset("mnist", shop, "test")
+    order = torch.randperm(41, generator=torch.Generator().manual_seed(0))[:20]
+    before, after = (one_by_one(n, n.prepare(tests.images[order])) for n in (net, expected))
+    rows = [row for row in report["rows"] if row["name"] == "INT8, resident"]
+    assert len(rows) == 1
+    for row in rows:
+        assert row["accuracy"] == accuracy(after, tests.labels[order])
+        assert row["other_classes"] == float((before.labels != after.labels).double().mean())
+        assert row["exits"] == after.exit_index.bincount(minlength=1).tolist()
+    assert {row["other_classes"] for row in report["rows"] if "INT8" not in row["name"]} == {None}
+    # It is never what is proposed, nor what the others are measured against.
+    assert "INT8" not in report["code"]
+    assert all("INT8" not in verdict["static"] + verdict["engine"] for verdict in report["verdicts"])
+    assert "other classes" in done.stdout
+
+
+def test_a_folder_in_int8_is_benched_as_any_network(shop, tmp_path):
+    run("quantize", shop / "net", "--data-root", shop, "--output", tmp_path / "int8", "--keep-thresholds",
+        "--held-out", 31)  # fmt: skip
+    words = ["--own-thresholds", "--batch-sizes", "4", "--images", 20, "--seconds", 0, "--figure", tmp_path / "a.png"]
+    report = json.loads(run("bench", tmp_path / "int8", "--data-root", shop, *words, "--json", "-").stdout)
+    assert "resident" in {row["name"] for row in report["rows"]}
+    assert "--int8" in report["left_out"]["ONNX Runtime"]
+
+
+@pytest.mark.parametrize("options", [["--own-thresholds"], ["--dtype", "bfloat16"]])
+def test_int8_needs_held_out_images_and_float32(shop, options):
+    with pytest.raises(ValueError, match="int8=True needs held-out images and dtype=float32"):
+        run("bench", shop / "net", "--data-root", shop, "--int8", *options)

@@ -46,6 +46,30 @@ def test_without_early_exits_the_final_exit_answers(net, baseline, monkeypatch):
         torch.testing.assert_close(run(x[:n]).clone(), expected[:n], rtol=1e-4, atol=1e-4)
 
 
+WITH_BOTH = pytest.mark.skipif(
+    not all(map(find_spec, ("onnxruntime", *runtimes.OPENVINO_NEEDS))),
+    reason="needs ONNX Runtime, which quantises, and OpenVINO: pip install 'eefast[bench]'",
+)
+
+
+@pytest.mark.parametrize(
+    "baseline",
+    [
+        pytest.param(baselines.onnx_runtime_int8, marks=WITH_ONNX),
+        pytest.param(baselines.openvino_int8, marks=WITH_BOTH),
+    ],
+)
+def test_others_quantise_the_exported_network(net, baseline):
+    """Convolutions in eight bits: near the float32 network, but not that network."""
+    x = images(64, (3, 12, 12))
+    run = baseline(net, x[:32])
+    with torch.no_grad():
+        expected = net.all_exits(x)[-1].logits
+    for n in (3, 31, 64):
+        error = (run(x[:n]).clone() - expected[:n]).square().mean().sqrt() / expected.std()
+        assert 1e-4 < error < 0.2
+
+
 @pytest.mark.parametrize("folded", [False, True])
 def test_the_masked_loop_answers_as_one_by_one(net, folded):
     x = images(31, (3, 12, 12))

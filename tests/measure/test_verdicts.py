@@ -63,3 +63,18 @@ def test_the_code_runs_what_was_found(tmp_path):
     assert "engine='compact', dtype=torch.float64, frozen=True)  # batches of 1\n" in lines
     assert "engine='reference', dtype=torch.float64, frozen=True)  # batches of 9" in lines
     assert verdicts.code("x", net, [dataclasses.replace(first, worth=False)], torch.float32, False) == ""
+
+
+def test_int8_is_judged_against_int8():
+    rows = [
+        a_row("plain, PyTorch", None, 100, 1, (1, 1)),
+        *(
+            dataclasses.replace(a_row(name, None, speed, 1, (1, 1)), other_classes=0.01, accuracy=0.875)
+            for name, speed in (("plain, slower", 200), ("plain, faster", 400))
+        ),
+        a_row("resident", "learned", 900, 9, (9, 9)),
+    ]
+    ours = dataclasses.replace(a_row(verdicts.RESIDENT_INT8, "learned", 1000, 10, (10, 10)), other_classes=0.02)
+    words = "INT8, resident, is 2.50 × as fast as plain, faster, accuracy 90.00% and 87.50%"
+    assert verdicts.int8_sentence([*rows, ours]) == words
+    assert verdicts.int8_sentence(rows) == verdicts.int8_sentence([rows[0], ours]) == ""

@@ -27,7 +27,7 @@ def quantized(models: Sequence[bytes], images: Any, only: Sequence[str] = ()) ->
             _float32(folder, i).write_bytes(model)
         np.save(folder / "images.npy", images)
         # The quantiser opens sessions with threads of their own, which ONNX Runtime forbids where sessions share them.
-        done = subprocess.run([sys.executable, __file__, name, *only], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", __name__, name, *only], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"quantize_static: {done.stderr.strip().splitlines()[-1]}")
         return [_int8(folder, i).read_bytes() for i in range(len(models))]
