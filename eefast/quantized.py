@@ -33,10 +33,11 @@ class QuantizedConvolution(_Fixed):
 
     source, residual: numbers of the values that it reads; residual -1: none.
     relu: whether the convolution had one; the output's zero point is 0 then.
-    winograd: F(2, 3) along x instead of direct sums.
+    winograd: 0 for direct sums, 1 for F(2, 3) along x, 2 for F(2×2, 3×3).
 
-    Buffers: weight int8 [O, C, k, k] or, with winograd, [O, C, 3, 4]; bias int32 [2, O] of even and odd columns, the
-    same for direct sums; scale float32 [O] of the sums; ratio float32 [] of the residual. See `modules.integer_maps`.
+    Buffers: weight int8 [O, C, k, k], [O, C, 3, 4] or [O, C, 4, 4]; bias int32 [2, O] of even and odd columns, the
+    same for direct sums, or [4, O] of these in even rows, then in odd rows; scale float32 [O] of the sums; ratio
+    float32 [] of the residual. See `modules.integer_maps`.
     """
 
     weight: Tensor
@@ -57,7 +58,7 @@ class QuantizedConvolution(_Fixed):
         relu: bool = False,
         residual: int = -1,
         ratio: Tensor | float = 0.0,
-        winograd: bool = False,
+        winograd: int = 0,
     ) -> None:
         super().__init__()
         self.source, self.residual = source, residual
@@ -70,7 +71,7 @@ class QuantizedConvolution(_Fixed):
 
     def forward(self, integers: Tensor, residual: Tensor | None = None, fill: Tensor | int = 0) -> Tensor:
         if self.winograd:
-            sums = integer_maps.winograd_sums(integers, self.weight, self.bias)
+            sums = integer_maps.winograd_sums(integers, self.weight, self.bias, self.winograd)
         else:
             sums = integer_maps.convolution_sums(integers, self.weight, self.bias[0], self.stride, self.padding, fill)
         return integer_maps.requantized(sums, self.scale, residual, self.ratio)
@@ -79,7 +80,7 @@ class QuantizedConvolution(_Fixed):
         shape = f"{self.weight.shape[1]}, {len(self.weight)}, kernel={self.kernel}"
         more = f", stride={self.stride}, padding={self.padding}, source={self.source}"
         more += f", residual={self.residual}" if self.residual >= 0 else ""
-        return shape + more + ", relu" * self.relu + ", winograd" * self.winograd
+        return shape + more + ", relu" * self.relu + (f", winograd={self.winograd}" if self.winograd else "")
 
 
 class QuantizedAffine(_Fixed):

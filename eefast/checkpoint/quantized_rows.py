@@ -152,12 +152,13 @@ def _step(
         raise ValueError(f"{where} says residual={residual}; it must be a map before of {shape}, or -1")
     winograd = row["winograd"]
     if winograd and ((kernel, stride, padding) != (3, 1, 1) or from_image or zeros[source] != 0):
-        raise ValueError(f"{where} says winograd=true; it must be false but for 3 × 3 with stride 1 on maps of zero 0")
-    window = (3, 4) if winograd else (kernel, kernel)
+        raise ValueError(f"{where} says winograd={winograd}; it must be 0 but for 3 × 3, stride 1, on maps of zero 0")
+    window = {1: (3, 4), 2: (4, 4)}.get(winograd, (kernel, kernel))
     if outputs * channels * prod(window) > MOST_ELEMENTS:
         raise ValueError(f"{where} has a weight of more than {MOST_ELEMENTS} numbers")
     step = QuantizedConvolution(
-        source, torch.empty(outputs, channels, *window), torch.empty(2, outputs), torch.empty(outputs),
+        source, torch.empty(outputs, channels, *window), torch.empty(4 if winograd == 2 else 2, outputs),
+        torch.empty(outputs),
         kernel=kernel, stride=stride, padding=padding, relu=row["relu"], residual=residual, ratio=torch.empty(()),
         winograd=winograd,
     )  # fmt: skip
@@ -213,8 +214,8 @@ def _check_stage(stage: QuantizedStage, source: tuple[float, int] | None, path: 
             _require(bool((step.weight > -128).all()), f"{name}.weight", "in -127 … 127")
             fits = (largest_sums(step.weight, step.bias, step.winograd) < 2**31).all()
             _require(bool(fits), f"{name}.bias", "so small that every sum fits 32 bits")
-            difference = step.bias[0].long() - step.bias[1].long()
-            wrong = difference % 2 if step.winograd else difference
+            first, second = step.bias.long().chunk(2)  # of even and odd columns or, with winograd 2, rows
+            wrong = (first - second) % 2 if step.winograd else first - second
             _require(not wrong.any(), f"{name}.bias", "two equal rows or, with winograd, rows of equal parity")
             _require(bool((step.scale > 0).all()), f"{name}.scale", "above 0")
             least = 0 if step.residual < 0 else torch.finfo(torch.float32).tiny
@@ -268,7 +269,7 @@ _STEPS: dict[str, dict[str, Field]] = {
         **_WINDOW,
         "stride": (lambda v: is_int(v, 2), "1 or 2"),
         "relu": _FLAG,
-        "winograd": _FLAG,
+        "winograd": (lambda v: is_int(v, 2, 0), "0, 1 or 2"),
     },
     "affine": {"kind": _KIND, "source": _VALUE, "relu": _FLAG},
     "max_pool": {"kind": _KIND, "source": _VALUE, **_WINDOW},

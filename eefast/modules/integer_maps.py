@@ -6,6 +6,8 @@ Sums of products are exact, whatever their order: in float32 where they stay bel
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -56,48 +58,82 @@ def convolution_sums(
     return _products(padded(integers, padding, fill), weight, stride, dtype) + bias.to(dtype)[:, None, None]
 
 
-def winograd_inputs(integers: Tensor) -> list[Tensor]:
-    """The four transformed inputs of F(2, 3) along x, integers 0 … 255 [N, C, H + 2, tiles] each.
+def winograd_inputs(integers: Tensor, winograd: int) -> Tensor:
+    """The transformed inputs of Winograd's convolutions, integers 0 … 255.
 
-    Tile t makes the output columns 2 t and 2 t + 1 of the source columns 2 t - 1 … 2 t + 2. Every one is the mean of
-    two bytes, rounded up where it is half of an odd number: what the instruction `vpavgb` computes.
+    winograd 1, F(2, 3) along x: [4, N, C, H + 2, tiles]; tile t makes the output columns 2 t and 2 t + 1 of the source
+    columns 2 t - 1 … 2 t + 2. winograd 2, F(2×2, 3×3): [4 (along y), 4 (along x), N, C, tiles, tiles], from those of
+    1, by the same formulas over their rows.
+    Every one is the mean of two bytes, rounded up where it is half of an odd number: what the instruction `vpavgb`
+    computes.
     """
-    exact = exact_winograd_inputs(integers)
-    return [(mean + 0.5).floor() for mean in exact]
+    return _inputs(integers, winograd, lambda mean: (mean + 0.5).floor())
 
 
-def exact_winograd_inputs(integers: Tensor) -> list[Tensor]:
-    """`winograd_inputs` without their rounding, to measure what that adds."""
-    odd = integers.shape[3] % 2
-    d = F.pad(integers, (1, 1 + odd, 1, 1))
-    d0, d1, d2, d3 = d[..., 0:-2:2], d[..., 1:-1:2], d[..., 2::2], d[..., 3::2]
-    return [(d0 + LARGEST - d2) / 2, (d1 + d2) / 2, (d1 + LARGEST - d2) / 2, (d1 + LARGEST - d3) / 2]
+def exact_winograd_inputs(integers: Tensor, winograd: int) -> Tensor:
+    """`winograd_inputs` without any rounding, to measure what that adds."""
+    return _inputs(integers, winograd, lambda mean: mean)
 
 
-def winograd_weight(weight: Tensor) -> Tensor:
-    """[O, C, 3, 3] → [O, C, 3 (rows), 4 (frequencies)]: what the transformed inputs are multiplied with."""
-    g0, g1, g2 = weight.unbind(3)
-    return torch.stack([g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, -g2], -1)
+def _inputs(integers: Tensor, winograd: int, rounded: Callable[[Tensor], Tensor]) -> Tensor:
+    height, width = integers.shape[2:]
+    rows = 1 + (height % 2 if winograd == 2 else 0)
+    values = rounded(_means(F.pad(integers, (1, 1 + width % 2, 1, rows)), -1))
+    return rounded(_means(values, -2)) if winograd == 2 else values
 
 
-def winograd_sums(integers: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Sums of F(2, 3) along x for a 3 × 3 convolution of stride 1, padding 1 and zero point 0 [N, O, H, W].
+def _means(d: Tensor, dim: int) -> Tensor:
+    """[4, *shape], of four neighbours at a time along a dimension -1 or -2, every two apart."""
+    d0, d1, d2, d3 = d.unfold(dim, 4, 2).unbind(-1)
+    return torch.stack([d0 + LARGEST - d2, d1 + d2, d1 + LARGEST - d2, d1 + LARGEST - d3]) / 2
+
+
+def winograd_weight(weight: Tensor, winograd: int) -> Tensor:
+    """[O, C, 3, 3] → what the transformed inputs are multiplied with, of the same dtype.
+
+    winograd 1: [O, C, 3 (rows), 4 (frequencies)]; 2: [O, C, 4 (along y), 4 (along x)].
+    """
+    weight = _filtered(weight, 3)
+    return _filtered(weight, 2) if winograd == 2 else weight
+
+
+def _filtered(weight: Tensor, dim: int) -> Tensor:
+    g0, g1, g2 = weight.unbind(dim)
+    return torch.stack([g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, -g2], dim)
+
+
+def winograd_sums(integers: Tensor, weight: Tensor, bias: Tensor, winograd: int) -> Tensor:
+    """Sums of a 3 × 3 convolution of stride 1, padding 1 and zero point 0 [N, O, H, W], by Winograd's convolutions.
 
     float32 or, where that is not exact, float64.
-    weight: integers [O, C, 3, 4], see `winograd_weight`; bias: integers [2, O] of even and of odd columns.
+    weight: integers, see `winograd_weight`; bias: integers, for winograd 1 [2, O] of even and of odd columns, for 2
+    [4, O] of those two in even rows, then in odd rows.
     """
-    inputs = winograd_inputs(integers)
+    height, width = integers.shape[2:]
+    inputs = winograd_inputs(integers, winograd)
     dtype = _exact_dtype(weight.abs().double().sum((1, 2, 3)), bias)
-    m0, m1, m2, m3 = (_products(v, weight[..., k : k + 1], 1, dtype) for k, v in enumerate(inputs))
-    even, odd = bias.to(dtype)[:, :, None, None]
-    sums = torch.stack([even + m0 + m1 - m2, odd + m1 + m2 + m3], -1).flatten(3)
-    return sums[..., : integers.shape[3]]
+    if winograd == 2:
+        of_rows = [_combined([_products(v, weight[:, :, a, b, None, None], 1, dtype) for a, v in enumerate(column)], 3)
+                   for b, column in enumerate(inputs.unbind(1))]  # fmt: skip
+    else:
+        of_rows = [_products(v, weight[..., b, None], 1, dtype) for b, v in enumerate(inputs)]
+    sums = _combined(of_rows, 4)[:, :, :height, :width]
+    every = len(bias) // 2
+    for k, row in enumerate(bias.to(dtype)):
+        sums[:, :, k // 2 :: every, k % 2 :: 2] += row[:, None, None]
+    return sums
 
 
-def largest_sums(weight: Tensor, bias: Tensor, winograd: bool) -> Tensor:
+def _combined(products: Sequence[Tensor], dim: int) -> Tensor:
+    """Four products per tile [N, O, rows, columns] → two sums side by side, in the dimension before `dim`."""
+    m0, m1, m2, m3 = products
+    return torch.stack([m0 + m1 - m2, m1 + m2 + m3], dim).flatten(dim - 1, dim)
+
+
+def largest_sums(weight: Tensor, bias: Tensor, winograd: int) -> Tensor:
     """[O] float64: what no sum of a convolution exceeds in magnitude, whatever the map; see the sums of either kind."""
     magnitudes = weight.double().abs()
-    if winograd:
+    if winograd == 1:
         of_frequency = magnitudes.sum((1, 2))  # [O, 4]
         magnitude = torch.stack([of_frequency[:, :3].sum(1), of_frequency[:, 1:].sum(1)])
     else:

@@ -38,12 +38,12 @@ def reference(
             return F.linear(
                 pooled, *(p.float() for p in parts(weights, step.weight, (outputs, pooled.shape[1]), (outputs,)))
             )
-        sides = (3, 4) if step.winograd else (step.kernel, step.kernel)
-        shapes = (outputs, q.shape[1], *sides), (2, outputs), (outputs,), (1,)
+        sides = {1: (3, 4), 2: (4, 4)}.get(step.winograd, (step.kernel, step.kernel))
+        shapes = (outputs, q.shape[1], *sides), (4 if step.winograd == 2 else 2, outputs), (outputs,), (1,)
         weight, bias, scale, ratio = parts(weights, step.weight, *shapes)
         if step.winograd:
             _check_winograd(step, fills[step.source])
-            sums = integer_maps.winograd_sums(q, weight, bias)
+            sums = integer_maps.winograd_sums(q, weight, bias, step.winograd)
         else:
             sums = integer_maps.convolution_sums(q, weight, bias[0], *window[1:], fills[step.source])
         return integer_maps.requantized(sums, scale, residual, ratio.float())
@@ -67,7 +67,8 @@ def _check(
 
 
 def _check_winograd(step: Step, fill: Tensor | int) -> None:
-    if (step.winograd, step.kernel, step.stride, step.padding) != (2, 3, 1, 1) or step.source == 0 or fill != 0:
+    window = step.kernel, step.stride, step.padding
+    if step.winograd not in (1, 2) or window != (3, 1, 1) or step.source == 0 or fill != 0:
         raise RuntimeError("there is no Winograd convolution for this window and this source")
 
 
@@ -91,16 +92,17 @@ def run(
     """Answer every image by the first exit whose rule it meets, in integer arithmetic on the CPU.
 
     images: [N, C, H, W], any strides: float32, or uint8, whose pixels are the integers of map 0.
-    steps: [S, 12] int64, one row per step, as of `resident_forward`. winograd: 0 for direct sums, 2 for F(2, 3) along
-        x, which takes kernel 3, stride 1, padding 1 and a source of zero point 0 other than the image. relu says what
-        the network had; every map is limited to 0 … 255.
+    steps: [S, 12] int64, one row per step, as of `resident_forward`. winograd: 0 for direct sums, 1 for F(2, 3) along
+        x, 2 for F(2×2, 3×3), which take kernel 3, stride 1, padding 1 and a source of zero point 0 other than the
+        image. relu says what the network had; every map is limited to 0 … 255.
     maps: [M, 3] int64, channels, section and zero point of every map; map 0 holds the image, its section is -1, its
         zero point has no meaning.
     groups: [sections] int64, how many samples go through a section together.
-    weights: float64, for the reference, back to back. Convolution: weight [O, C, k, k] or, with winograd,
-        [O, C, 3, 4], bias [2, O] of even and odd columns, scale [O], ratio [1] of the residual; affine: scale and
-        shift [C]; exit: rows [K + 1, F] and bias [K + 1] of the logits and of the confidence, in which the scale and
-        the zero point of its map are included; max pooling: nothing.
+    weights: float64, for the reference, back to back. Convolution: weight [O, C, k, k] or, with winograd 1,
+        [O, C, 3, 4], with 2, [O, C, 4, 4]; bias [2, O] of even and odd columns or, with 2, [4, O] of these in even
+        rows, then in odd rows; scale [O], ratio [1] of the residual. Affine: scale and shift [C]. Exit: rows [K + 1, F]
+        and bias [K + 1] of the logits and of the confidence, in which the scale and the zero point of its map are
+        included. Max pooling: nothing.
     packed: float32, the same in the order in which the kernels read it, see `eefast.planning.weight_order`.
     thresholds: [n] float32; criterion: name of an exit rule in `eefast.criteria`.
     image: [2, C] float32, multiplier and shift that make integers of float pixels.

@@ -85,7 +85,7 @@ class Values:
             residual = values[step.residual] if step.residual >= 0 else -1
             layer = IntegerLayer(
                 Kind.CONVOLUTION, values[step.source], -1, residual, step.relu, step.kernel, step.stride, step.padding,
-                weight, bias, scale=scale, ratio=ratio,
+                weight, bias, scale=scale, ratio=ratio, winograd=step.winograd,
             )  # fmt: skip
             return layer, len(weight)
         if isinstance(step, QuantizedAffine) and computes_as(step, QuantizedAffine):

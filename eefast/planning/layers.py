@@ -49,14 +49,9 @@ class Layer:
         """Whether Winograd can compute it."""
         return self.kind == Kind.CONVOLUTION and self.source != 0 and self.kernel == 3 and not self.resizes
 
-    @property
-    def winograd(self) -> bool:
-        """Whether Winograd computes it where its section has Winograd tiles."""
-        return self.allows_winograd
-
-    def tiles(self, side: int) -> int:
+    def algorithm(self, side: int) -> int:
         """Side of its Winograd tiles, 0: direct, where its section is to have tiles of `side`."""
-        return side if self.winograd else 0
+        return side if self.allows_winograd else 0
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
@@ -68,20 +63,18 @@ class Layer:
 class IntegerLayer(Layer):
     """A layer on maps of integers 0 … 255, see `eefast.modules.integer_maps`.
 
-    A convolution has weight int8 [O, C, k, k] or, where quantising chose F(2, 3) along x, [O, C, 3, 4], bias int32
-    [2, O], scale float32 [O] and ratio float32 [], of the residual. The weights of an exit take integers.
+    A convolution has weight int8, bias int32, scale float32 [O] and ratio float32 [], of the residual, as
+    `eefast.quantized.QuantizedConvolution`. The weights of an exit take integers.
+    winograd: 0 for direct sums, 1 for F(2, 3) along x, 2 for F(2×2, 3×3); the network says that, not the engine.
     """
 
     scale: Tensor = field(default_factory=lambda: torch.empty(0))
     ratio: Tensor = field(default_factory=lambda: torch.zeros(()))
+    winograd: int = 0
 
-    @property
-    def winograd(self) -> bool:
-        """Whether it is F(2, 3) along x; the network says that, not the engine."""
-        return self.kind == Kind.CONVOLUTION and self.weight.shape[2:] == (3, 4)
-
-    def tiles(self, side: int) -> int:
-        return 2 if self.winograd else 0
+    def algorithm(self, side: int) -> int:
+        """Its `winograd`, whatever its section is to have."""
+        return self.winograd
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
@@ -123,7 +116,7 @@ class Lowered:
     def geometry(self) -> tuple[Any, ...]:
         """All that the speed depends on, hashable: the layers without their weights."""
         columns = ("kind", "source", "target", "residual", "relu", "kernel", "stride", "padding", "section")
-        rows = tuple((*(getattr(layer, c) for c in columns), layer.winograd) for layer in self.layers)
+        rows = tuple((*(getattr(layer, c) for c in columns), layer.algorithm(0)) for layer in self.layers)
         return rows, tuple(m[:2] for m in self.maps), self.sizes, len(self.layers[-1].bias), self.image is None
 
 

@@ -16,7 +16,7 @@ from . import weight_order
 from .layers import IntegerLayer, Layer, Lowered
 
 PackedWeights = dict[tuple[int, int], Tensor]
-"""Packed weights by index of the layer and side of the Winograd tiles."""
+"""Packed weights by index of the layer and its algorithm, see `Layer.algorithm`."""
 
 
 def program(
@@ -27,7 +27,7 @@ def program(
     algorithms, groups: per section, see `ResidentProgram`. known: what was packed before with the same `bfloat16`;
     what is packed now is added.
     """
-    winograd = [layer.tiles(algorithms[layer.section]) for layer in lowered.layers]
+    winograd = [layer.algorithm(algorithms[layer.section]) for layer in lowered.layers]
     for i, (layer, side) in enumerate(zip(lowered.layers, winograd, strict=True)):
         if (i, side) not in known:
             known[i, side] = _packed(layer, side, bfloat16)
@@ -76,7 +76,8 @@ def _steps(lowered: Lowered, winograd: Sequence[int], packed: Sequence[Tensor]) 
 
 def _packed(layer: Layer, winograd: int, bfloat16: bool) -> Tensor:
     if isinstance(layer, IntegerLayer) and layer.kind == Kind.CONVOLUTION:
-        packed = weight_order.int8_convolution(*layer.parts)
+        weight, bias, scale, ratio = layer.parts
+        packed = weight_order.int8_convolution(weight, bias, scale, ratio, winograd)
     elif layer.kind == Kind.CONVOLUTION:
         packed = weight_order.convolution(layer.weight, layer.bias, winograd, layer.source == 0, bfloat16)
     elif layer.kind == Kind.AFFINE:

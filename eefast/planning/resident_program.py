@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -133,15 +134,20 @@ def _rows(net: EarlyExitNet, found: Lowered, kernel: str, described: Callable[[i
     return rows
 
 
+INT8_ALGORITHMS = ("direct", "F(2,3)", "F(2×2)")
+
+
 def _section(found: Lowered, program: ResidentProgram, section: int) -> str:
-    """How a section runs, for instance "16×16 F(4×4) by 4": map size, Winograd tiles, samples that go together."""
+    """How a section runs, for instance "16×16 F(4×4) by 4": map size, Winograd tiles, samples that go together.
+
+    Of integers, where the convolutions that Winograd could compute differ: how many are computed in each way.
+    """
     size, side, group = found.sizes[section], program.algorithms[section], program.group_sizes[section]
     algorithm = f"F({side}×{side})" if side else "direct"
     if found.image is not None:
         able = [layer for layer in found.layers if layer.section == section and layer.allows_winograd]
-        fast = sum(layer.winograd for layer in able)
-        share = "" if fast == len(able) else f"{fast} of {len(able)} "
-        algorithm = f"{share}F(2,3)" if fast else "direct"
+        counts = Counter(INT8_ALGORITHMS[layer.algorithm(0)] for layer in able)
+        algorithm = " + ".join(name if len(counts) == 1 else f"{n} {name}" for name, n in counts.items()) or "direct"
     return f"{size[0]}×{size[1]} {algorithm}" + (f" by {group}" if group > 1 else "")
 
 

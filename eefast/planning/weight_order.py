@@ -55,29 +55,40 @@ def _pairs(rows: Tensor) -> Tensor:
     return rows.bfloat16().contiguous().view(torch.float32).flatten()
 
 
-def int8_convolution(weight: Tensor, bias: Tensor, scale: Tensor, ratio: Tensor) -> Tensor:
+_FREQUENCIES = [1, 2, 0, 3]
+"""In the order in which the INT8 kernels compute them."""
+
+
+def int8_convolution(weight: Tensor, bias: Tensor, scale: Tensor, ratio: Tensor, winograd: int) -> Tensor:
     """One vector of float32 places for a convolution of the INT8 kernels, [4 inputs] of a vector's outputs at a time.
 
-    weight: int8 [O, C, k, k] or, for F(2, 3) along x, [O, C, 3 (rows), 4 (frequencies)]; bias: int32 [2, O] of even and
-    odd columns; scale: float32 [O]; ratio: float32 [].
-    int32 starts of the sums: direct bias and 0, F(2, 3) half the sum of both biases and half their difference; scale;
-    ratio; weights int8 [group][ky][C / 4][kx][vector][16 outputs][4 inputs] or, for F(2, 3),
-    [group][frequencies 1, 2, then 0, 3][C / 4][frequency][ky][vector][16][4].
+    winograd: 0 direct, 1 for F(2, 3) along x, 2 for F(2×2, 3×3).
+    weight, bias, scale, ratio: as `eefast.quantized.QuantizedConvolution` holds them.
+    int32 starts of the sums: direct bias and 0; F(2, 3) half the sum of both biases and half their difference; F(2×2)
+    these two of even and odd rows, in even columns, then in odd columns. Scale; ratio.
+    Weights int8, direct [group][ky][C / 4][kx][vector][16 outputs][4 inputs];
+    F(2, 3) [group][frequencies 1, 2, then 0, 3][C / 4][frequency][ky][vector][16][4];
+    F(2×2) [group][frequency along x: 1, 2, 0, 3][along y: 1, 2, 0, 3][C / 4][vector][16][4].
     """
-    outputs, (even, odd) = _padded(len(weight)), bias.long()
-    fast = weight.shape[2:] == (3, 4)
-    starts = [(even + odd) // 2, (odd - even) // 2] if fast else [even, torch.zeros_like(even)]
+    outputs, biases = _padded(len(weight)), bias.long()
+    if winograd == 0:
+        starts = [biases[0], torch.zeros_like(biases[0])]
+    else:  # pairs of even and odd columns, or of even and odd rows
+        pairs = [biases] if winograd == 1 else [biases[::2], biases[1::2]]
+        starts = [half for even, odd in pairs for half in ((even + odd) // 2, (odd - even) // 2)]
     head = [_filled(part.int(), outputs).view(torch.float32) for part in starts]
     ratio = _filled(ratio.view(1), BLOCK)
     width = 32 if outputs // BLOCK % 2 == 0 else 16
     filled = _filled(_filled(weight, outputs).transpose(0, 1), -(-weight.shape[1] // 4) * 4)
     # [C / 4, 4, group, vector, 16, ky, kx]
     tiles = filled.unflatten(1, (-1, width // BLOCK, BLOCK)).unflatten(0, (-1, 4))
-    if fast:
-        phases = tiles[..., [1, 2, 0, 3]].unflatten(6, (2, 2))
+    if winograd == 0:
+        ordered = tiles.permute(2, 5, 0, 6, 3, 4, 1)
+    elif winograd == 1:
+        phases = tiles[..., _FREQUENCIES].unflatten(6, (2, 2))
         ordered = phases.permute(2, 6, 0, 7, 5, 3, 4, 1)
     else:
-        ordered = tiles.permute(2, 5, 0, 6, 3, 4, 1)
+        ordered = tiles[..., _FREQUENCIES][..., _FREQUENCIES, :].permute(2, 6, 5, 0, 3, 4, 1)
     return torch.cat([*head, _filled(scale, outputs), ratio, ordered.flatten().view(torch.float32)])
 
 

@@ -19,12 +19,12 @@ LARGEST_WEIGHT = 127
 LARGEST_BIAS = 2**22 - 1
 """Of the bias of the layer alone, without offsets of its inputs: keeps all sums far from the ends of int32."""
 SMALLEST_SCALE = 2.0**-60
-OFFSETS = (127.5, 0.0, 127.5, 127.5)
-"""What the exact transformed inputs of F(2, 3) are above what they stand for."""
+OFFSET = 127.5
+"""What exact transformed inputs are above what they stand for, but for the means of frequency 1."""
 
 
 def can_use_winograd(stage: FloatStage, ranges: Ranges, layer: Layer) -> bool:
-    """Whether F(2, 3) along x computes such layers: 3 × 3, stride 1, padding 1, zero point 0, not of the image."""
+    """Whether Winograd can compute such layers: 3 × 3, stride 1, padding 1, zero point 0, not of the image."""
     plain = layer.kind == Kind.CONVOLUTION and (layer.kernel, layer.stride, layer.padding) == (3, 1, 1)
     return plain and ranges.zeros[layer.source] == 0 and not (stage.image and layer.source == 0)
 
@@ -33,7 +33,8 @@ def quantized_stage(stage: FloatStage, ranges: Ranges, image: Tensor, winograd: 
     """The module that computes a stage in integers.
 
     image: [2, C], multiplier and shift of images.
-    winograd: the layers that F(2, 3) computes, by index, each with the mean excess [C, 4] of its transformed inputs.
+    winograd: the layers that Winograd's convolutions compute, by index, with the mean excess of the transformed inputs:
+        [C, 4] for F(2, 3) along x, [C, 4, 4] for F(2×2, 3×3).
     Raises `ValueError` for layers whose numbers cannot be held.
     """
     steps: list[Step] = []
@@ -63,10 +64,10 @@ def _convolution(layer: Layer, ranges: Ranges, image: Tensor | None, excess: Ten
     if layer.residual >= 0:
         ratio = short_mantissa(torch.tensor(ranges.scales[layer.residual] / scale_out))
         offset = offset - ratio.double() * ranges.zeros[layer.residual]
-    winograd = excess is not None
-    step_in = 2 * scale_in if winograd else scale_in
+    winograd = 0 if excess is None else excess.dim() - 1
+    step_in = 2**winograd * scale_in
     if winograd:
-        weight = winograd_weight(weight)
+        weight = winograd_weight(weight, winograd)
     scale_w = _weight_scale(weight, offset * (scale_out / step_in), scale_out / step_in)
     integers = (weight / scale_w[:, None, None, None]).round().clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)
     scale = (step_in * scale_w / scale_out).float()
@@ -76,17 +77,35 @@ def _convolution(layer: Layer, ranges: Ranges, image: Tensor | None, excess: Ten
     if excess is None:
         biases = (start - (integers.sum((2, 3)) * zero_in).sum(1)).round().expand(2, -1)
     else:
-        above = (integers.sum(2) * (torch.tensor(OFFSETS, dtype=torch.float64) + excess)).sum(1)  # [O, 4]
-        even = (start - (above[:, 0] + above[:, 1] - above[:, 2])).round()
-        odd = start - (above[:, 1] + above[:, 2] + above[:, 3])
-        # Both even or both odd, so that engines can halve their sum and difference.
-        biases = torch.stack([even, even + 2 * ((odd - even) / 2).round()])
+        biases = _winograd_biases(start, integers, excess)
     if not (largest_sums(integers, biases, winograd) < 2**31).all():
         raise OverflowError(f"sums over {weight.shape[1]} channels do not fit 32 bits")
     return QuantizedConvolution(
         layer.source, integers, biases, scale, kernel=layer.kernel, stride=layer.stride, padding=layer.padding,
         relu=layer.relu, residual=layer.residual, ratio=ratio, winograd=winograd,
     )  # fmt: skip
+
+
+def _winograd_biases(start: Tensor, weight: Tensor, excess: Tensor) -> Tensor:
+    """[2, O] or [4, O] float64: `start` [O] without what the transformed inputs are too large by; see `winograd_sums`.
+
+    Rows that engines add and subtract are both even or both odd, so that their sum and difference can be halved.
+    """
+    offsets = torch.full(excess.shape[1:], OFFSET, dtype=torch.float64)
+    offsets[(1,) * offsets.dim()] = 0
+    if excess.dim() == 2:
+        above = _sides((weight.sum(2) * (offsets + excess)).sum(1), 1)
+    else:  # [O, 2 (rows), 2 (columns)] → [O, 4]
+        above = _sides(_sides((weight * (offsets + excess)).sum(1), 1), 2).flatten(1)
+    first, second = (start - above.t()).chunk(2)
+    first = first.round()
+    return torch.cat([first, first + 2 * ((second - first) / 2).round()])
+
+
+def _sides(products: Tensor, dim: int) -> Tensor:
+    """Of the four frequencies along a dimension the sums for the even and the odd output."""
+    m0, m1, m2, m3 = products.unbind(dim)
+    return torch.stack([m0 + m1 - m2, m1 + m2 + m3], dim)
 
 
 def _weight_scale(weight: Tensor, start: Tensor, out_over_in: float) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from functools import cache
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,11 +21,11 @@ from .assembly import assembled
 from .float_layers import float_stages
 from .integer_steps import quantized_stage
 from .ranges import observe
-from .winograd_choice import chosen_sizes, merged, winograd_layers
+from .winograd_choice import Choice, Size, chosen, coarsest, merged, winograd_layers
 
 LEAST_IMAGES = 16
 TRIAL_IMAGES = 64
-"""Images on which the choice of F(2, 3) is tried."""
+"""Images on which the choice of algorithms is tried."""
 MOST_PIXELS = 2**21
 """Of all channels of a batch, whose maps must fit the memory."""
 
@@ -35,7 +36,7 @@ def quantize(
     labels: Tensor | None = None,
     *,
     percentile: float = 99.99,
-    winograd: Literal["auto"] | bool = "auto",
+    winograd: Literal["auto", 0, 1, 2] | bool = "auto",
     min_accuracy: float | None = None,
     max_accuracy_drop: float | None = None,
     max_cost: float | None = None,
@@ -47,8 +48,9 @@ def quantize(
     labels: [N] int64, the classes of these images; with them the thresholds are chosen again. Without, they are those
         of `net`, of which the quantised network warns once.
     percentile: 90 … 100, of each map's values on these images, the largest that eight bits hold; beyond is cut off.
-    winograd: F(2, 3) along x for 3 × 3 convolutions of stride 1, in 24 instead of 36 products, with one bit less;
-        "auto": at the map sizes where the logits keep a bound on their error, see `winograd_choice`.
+    winograd: how 3 × 3 convolutions of stride 1 are computed. 0 or False: directly; 1 or True: by F(2, 3) along x, in
+        24 instead of 36 products, with one bit less; 2: by F(2×2, 3×3), in 16, with two bits less; "auto": at each map
+        size by the last of these with which the logits keep a bound on their error, see `winograd_choice`.
     min_accuracy, max_accuracy_drop, max_cost: at most one of them, 0 … 1, with labels only: what the thresholds keep,
         as `eefast calibrate`. By default the mean cost that `net` has on these images.
 
@@ -72,21 +74,23 @@ def quantize(
         batches = images.split(batch_size)
         ranges, image = observe(net, layers, batches, percentile)
 
-        def stages(sizes: Collection[tuple[int, int]]) -> list[QuantizedStage]:
-            excess = merged(found, sizes)
+        def stages(choice: Choice) -> list[QuantizedStage]:
+            excess = merged({size: found(used)[size] for size, used in choice.items() if used})
             return [
                 quantized_stage(stage, r, image, excess.get(i, {}))
                 for i, (stage, r) in enumerate(zip(layers, ranges, strict=True))
             ]
 
-        found: dict[Any, Any] = {}
-        if winograd:
-            found = winograd_layers(layers, ranges, stages(()), batches)
-        sizes = list(found)
+        @cache
+        def found(allowed: int) -> dict[Size, dict[int, dict[int, Tensor]]]:
+            return winograd_layers(layers, ranges, stages({}), batches, allowed) if allowed else {}
+
+        allowed = 2 if winograd == "auto" else int(winograd)
+        choice = {size: coarsest(size, allowed) for size in found(allowed)}
         if winograd == "auto":
             trial = images[:TRIAL_IMAGES].split(batch_size)
-            sizes = chosen_sizes(sizes, lambda s: assembled(net, layers, stages(s)), net, trial)
-        made = assembled(net, layers, stages(sizes))
+            choice = chosen(choice, lambda c: assembled(net, layers, stages(c)), net, trial)
+        made = assembled(net, layers, stages(choice))
         if targets is not None and made.num_exits:
             labelled = list(zip(batches, targets.split(batch_size), strict=True))
             _recalibrate(made, net, labelled, min_accuracy, max_accuracy_drop, max_cost)
@@ -124,8 +128,8 @@ def _check_options(
         raise ValueError("net is quantised already; give the float network that it was made of")
     if not 90 <= percentile <= 100:
         raise ValueError(f"percentile={percentile} must be in 90 … 100; 99.99 is usual")
-    if winograd not in ("auto", True, False):
-        raise ValueError(f'winograd={winograd!r} must be "auto", True or False')
+    if winograd not in ("auto", 0, 1, 2):
+        raise ValueError(f'winograd={winograd!r} must be "auto", 0, 1 or 2')
     names = ("min_accuracy", "max_accuracy_drop", "max_cost")
     given = {name: value for name, value in zip(names, bounds, strict=True) if value is not None}
     if len(given) > 1:

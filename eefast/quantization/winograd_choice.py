@@ -1,8 +1,9 @@
-"""Quantised stages with direct convolutions → which map sizes are computed by F(2, 3), within a bound on the error."""
+"""Quantised stages with direct convolutions → how each map size is convolved, within a bound on the logits' error."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,22 +16,37 @@ from .integer_steps import can_use_winograd
 from .ranges import Ranges
 
 Excess = Mapping[int, Mapping[int, Tensor]]
-"""By stage and layer: the mean excess [C, 4] of the transformed inputs of a convolution that F(2, 3) computes."""
+"""By stage and layer: the mean excess of a convolution's transformed inputs, see `quantized_stage`."""
 Size = tuple[int, int]
+Choice = Mapping[Size, int]
+"""By map size: 0 for direct convolutions, 1 for F(2, 3) along x, 2 for F(2×2, 3×3)."""
 
 SMALL_ERROR = 0.05
-"""F(2, 3) may bring the error of the logits up to this, see `logit_error`; at 0.044 MNIST's last exit lost nothing."""
+"""Winograd may bring the error of the logits up to this, see `logit_error`; at 0.044 MNIST's last exit lost nothing."""
 ERROR_RATIO = 1.25
 """Where direct sums are not that exact either: how many times their error."""
 
 
-def winograd_layers(
-    layers: Sequence[FloatStage], ranges: Sequence[Ranges], stages: Sequence[QuantizedStage], batches: Sequence[Tensor]
-) -> dict[Size, dict[int, dict[int, Tensor]]]:
-    """By (H, W) of their maps the layers that F(2, 3) can compute, with the mean excess of their inputs, see `Excess`.
+def coarsest(size: Size, allowed: int) -> int:
+    """Up to `allowed`, see `Choice`, the algorithm with the fewest products for maps of this size.
 
-    Without maps of one column, where it takes more products than direct sums.
+    F(2, 3) takes more than direct sums where there is one column, F(2×2) more than F(2, 3) where there is one row.
+    """
+    height, width = size
+    return 0 if width == 1 else min(allowed, 1 if height == 1 else 2)
+
+
+def winograd_layers(
+    layers: Sequence[FloatStage],
+    ranges: Sequence[Ranges],
+    stages: Sequence[QuantizedStage],
+    batches: Sequence[Tensor],
+    winograd: int,
+) -> dict[Size, dict[int, dict[int, Tensor]]]:
+    """By (H, W) of their maps the layers that Winograd can compute, with the mean excess of their inputs, see `Excess`.
+
     stages: with direct convolutions; batches: images [n, C, H, W] float32.
+    winograd: the coarsest algorithm, see `coarsest`.
     """
     found: dict[Size, dict[int, dict[int, Tensor]]] = {}
     images = sum(map(len, batches))
@@ -39,56 +55,53 @@ def winograd_layers(
             values = stage.integers(stage.input_integers(x))
             for i, layer in enumerate(described.layers):
                 source = values[layer.source]
-                if can_use_winograd(described, ranges[s], layer) and source.shape[3] > 1:
-                    of_stage = found.setdefault((source.shape[2], source.shape[3]), {}).setdefault(s, {})
-                    of_stage[i] = of_stage.get(i, torch.zeros(())) + _mean_excess(source) * (len(x) / images)
+                size = source.shape[2], source.shape[3]
+                if (used := coarsest(size, winograd)) and can_use_winograd(described, ranges[s], layer):
+                    of_stage = found.setdefault(size, {}).setdefault(s, {})
+                    of_stage[i] = of_stage.get(i, torch.zeros(())) + _mean_excess(source, used) * (len(x) / images)
             x = x if described.head else stage.features(values)
     return found
 
 
-def _mean_excess(source: Tensor) -> Tensor:
-    """[C, 4] float64: what rounding adds to the transformed inputs, on average over images, rows and tiles."""
-    pairs = zip(winograd_inputs(source), exact_winograd_inputs(source), strict=True)
-    return torch.stack([(rounded - exact).double().mean((0, 2, 3)) for rounded, exact in pairs], 1)
+def _mean_excess(source: Tensor, winograd: int) -> Tensor:
+    """[C, 4] or [C, 4, 4] float64: what rounding adds to the transformed inputs, on average over images and tiles."""
+    excess = winograd_inputs(source, winograd) - exact_winograd_inputs(source, winograd)
+    return excess.double().mean((-4, -2, -1)).movedim(-1, 0)
 
 
-def merged(found: Mapping[Size, Excess], sizes: Collection[Size]) -> dict[int, dict[int, Tensor]]:
-    """All layers of some sizes."""
+def merged(found: Mapping[Size, Excess]) -> dict[int, dict[int, Tensor]]:
+    """The layers of all sizes."""
     result: dict[int, dict[int, Tensor]] = {}
-    for size in sizes:
-        for stage, excess in found[size].items():
+    for of_size in found.values():
+        for stage, excess in of_size.items():
             result.setdefault(stage, {}).update(excess)
     return result
 
 
-def chosen_sizes(
-    sizes: Sequence[Size],
-    built: Callable[[Collection[Size]], EarlyExitNet],
-    net: EarlyExitNet,
-    batches: Sequence[Tensor],
-) -> list[Size]:
-    """The map sizes for which F(2, 3) keeps the bound on the logits' error against the float network `net`.
+def chosen(
+    coarse: Choice, built: Callable[[Choice], EarlyExitNet], net: EarlyExitNet, batches: Sequence[Tensor]
+) -> dict[Size, int]:
+    """The coarsest algorithms up to `coarse` that keep the bound on the logits' error against the float network `net`.
 
-    built: makes the network in which these sizes are computed by F(2, 3). The bound is `SMALL_ERROR` or, if that is
-    more, `ERROR_RATIO` times the error of direct sums. Where all sizes together exceed it, those go that exceed the
-    direct sums by most alone.
+    built: makes the network with a choice of algorithms; sizes that it does not have are computed directly.
+    The bound is `SMALL_ERROR` or, if that is more, `ERROR_RATIO` times the error of direct sums. While all sizes
+    together exceed it, the one with the largest error alone goes to the next finer algorithm.
     """
     expected = _logits(net, batches)
 
-    def error(sizes: Collection[Size]) -> float:
-        return logit_error(_logits(built(sizes), batches), expected)
+    @cache
+    def error(*sizes: tuple[Size, int]) -> float:
+        return logit_error(_logits(built({size: winograd for size, winograd in sizes if winograd}), batches), expected)
 
-    chosen = list(sizes)
-    if not chosen or (together := error(chosen)) <= SMALL_ERROR:
-        return chosen
-    bound = max(SMALL_ERROR, ERROR_RATIO * error(()))
-    if together <= bound:
-        return chosen
-    alone = {size: error([size]) for size in chosen} if len(chosen) > 1 else {}
-    while chosen and together > bound:
-        chosen.remove(max(chosen, key=lambda size: alone.get(size, 0.0)))
-        together = error(chosen) if chosen else bound
-    return chosen
+    found = dict(coarse)
+    if not found or error(*found.items()) <= SMALL_ERROR:
+        return found
+    bound = max(SMALL_ERROR, ERROR_RATIO * error())
+    while any(found.values()) and error(*found.items()) > bound:
+        left = [item for item in found.items() if item[1]]
+        worst, winograd = max(left, key=lambda item: error(item)) if len(left) > 1 else left[0]
+        found[worst] = winograd - 1
+    return found
 
 
 def _logits(net: EarlyExitNet, batches: Sequence[Tensor]) -> Tensor:
