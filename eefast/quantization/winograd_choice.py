@@ -30,7 +30,8 @@ ERROR_RATIO = 1.25
 def coarsest(size: Size, allowed: int) -> int:
     """Up to `allowed`, see `Choice`, the algorithm with the fewest products for maps of this size.
 
-    F(2, 3) takes more than direct sums where there is one column, F(2×2) more than F(2, 3) where there is one row.
+    F(2, 3) takes more than direct sums where there is one column, and F(2×2) hardly fewer; F(2×2) takes more than
+    F(2, 3) where there is one row.
     """
     height, width = size
     return 0 if width == 1 else min(allowed, 1 if height == 1 else 2)
@@ -91,17 +92,16 @@ def chosen(
 
     @cache
     def error(*sizes: tuple[Size, int]) -> float:
-        return logit_error(_logits(built({size: winograd for size, winograd in sizes if winograd}), batches), expected)
+        return logit_error(_logits(built(dict(sizes)), batches), expected)
 
-    found = dict(coarse)
-    if not found or error(*found.items()) <= SMALL_ERROR:
-        return found
-    bound = max(SMALL_ERROR, ERROR_RATIO * error())
-    while any(found.values()) and error(*found.items()) > bound:
-        left = [item for item in found.items() if item[1]]
-        worst, winograd = max(left, key=lambda item: error(item)) if len(left) > 1 else left[0]
-        found[worst] = winograd - 1
-    return found
+    left = {size: winograd for size, winograd in coarse.items() if winograd}
+    if left and error(*left.items()) > SMALL_ERROR:
+        bound = max(SMALL_ERROR, ERROR_RATIO * error())
+        while left and error(*left.items()) > bound:
+            worst = max(left, key=lambda size: error((size, left[size]))) if len(left) > 1 else next(iter(left))
+            left[worst] -= 1
+            left = {size: winograd for size, winograd in left.items() if winograd}
+    return {size: left.get(size, 0) for size in coarse}
 
 
 def _logits(net: EarlyExitNet, batches: Sequence[Tensor]) -> Tensor:

@@ -21,14 +21,19 @@ from eefast.thresholds.calibration import Calibration, save_thresholds
 SHAPE = (2, 9, 7)
 
 
-def quantized(head="pool", **more):
+def quantized(head="pool", winograd=1, **more):
     net = lived_in(eefast.zoo.eenet("eenet20", 2, (1, 2), head, 3, SHAPE, **more), seed=1)
-    return eefast.quantize(net, images(16, SHAPE), winograd=True)
+    return eefast.quantize(net, images(16, SHAPE), winograd=winograd)
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_a_quantised_network_comes_back(tmp_path, head):
-    net = quantized(head, normalization=((0.1, 1 / 3), (0.7, 0.123456789012345)), thresholds=[0.1, float("inf")])
+    net = quantized(
+        head,
+        winograd=HEADS.index(head) % 3,
+        normalization=((0.1, 1 / 3), (0.7, 0.123456789012345)),
+        thresholds=[0.1, float("inf")],
+    )
     net.save(tmp_path)
     got = eefast.load(tmp_path)
     assert not got.training
@@ -114,8 +119,8 @@ BAD_ROWS = [
     ((*STEP, "stride"), [0, 3, None]),
     ((*STEP, "padding"), [-1, 4, 65535]),
     ((*STEP, "relu"), [0, None, "yes"]),
-    ((*STEP, "winograd"), [True, 0, None]),
-    (("stages", 0, "steps", 1, "winograd"), [False]),
+    ((*STEP, "winograd"), [1, 2, 3, -1, True, False, None]),
+    (("stages", 0, "steps", 1, "winograd"), [0, 2, True, 1.0]),
     ((*STEP, "surprise"), [1]),
     (("heads", 0), [None, {}, []]),
     (("heads", 0, "kind"), ["softmax", None, [], 1]),
@@ -192,6 +197,22 @@ def test_wrong_numbers_are_one_clear_error(broken, name, value, message):
     save_file({**weights, name: made.contiguous()}, broken / "model.safetensors")
     with pytest.raises(CheckpointError, match=message):
         eefast.load(broken)
+
+
+def test_f_2x2_has_pairs_of_bias_rows_of_equal_parity(tmp_path):
+    """The even and the odd row of the even columns, and of the odd columns."""
+    quantized(winograd=2).save(tmp_path)
+    weights, name = load_file(tmp_path / "model.safetensors"), "stages.0.steps.1.bias"
+    assert weights[name].shape == (4, 16)
+    for rows in ((0, 2), (1, 3)):
+        bias = weights[name].clone()
+        bias[list(rows)] += 1
+        save_file({**weights, name: bias}, tmp_path / "model.safetensors")
+        eefast.load(tmp_path)
+        bias[rows[1]] += 1
+        save_file({**weights, name: bias}, tmp_path / "model.safetensors")
+        with pytest.raises(CheckpointError, match="equal parity"):
+            eefast.load(tmp_path)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

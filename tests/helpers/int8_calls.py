@@ -76,6 +76,7 @@ class Exposed:
 
 
 CHANNELS, KERNELS = (1, 3, 5, 17, 65), (1, 3, 3, 3, 5)
+ALGORITHMS = ("", " F(2,3)", " F(2×2)")
 
 
 def random_steps(seed: int) -> tuple[Steps, tuple[int, int, int], str]:
@@ -88,15 +89,15 @@ def random_steps(seed: int) -> tuple[Steps, tuple[int, int, int], str]:
     named = [f"{shape}", f"stem {kernel}"]
     for _ in range(r.randint(1, 5)):
         kind, relu = r.choice(("convolution", "convolution", "block", "affine", "pool")), r.random() < 0.6
-        fast = r.random() < 0.5 and steps.zeros[-1] == 0
+        fast = r.choice((0, 0, 1, 2)) if steps.zeros[-1] == 0 else 0
         if kind == "convolution":
             kernel, stride = r.choice(KERNELS), r.choice((1, 2))
-            fast = fast and (kernel, stride) == (3, 1)
+            fast = fast if (kernel, stride) == (3, 1) else 0
             steps.convolution(r.choice(CHANNELS), kernel, stride, relu=relu, winograd=fast, scale=extreme)
-            kind += f" {kernel}/{stride} -> {steps.channels[-1]}" + " F(2,3)" * fast
+            kind += f" {kernel}/{stride} -> {steps.channels[-1]}" + ALGORITHMS[fast]
         elif kind == "block":
             steps.basic(r.choice((steps.channels[-1], r.choice(CHANNELS))), r.choice((1, 2)), winograd=fast)
-            kind += f" -> {steps.channels[-1]}" + " F(2,3)" * fast
+            kind += f" -> {steps.channels[-1]}" + ALGORITHMS[fast]
         elif kind == "affine":
             steps.affine(relu)
         else:

@@ -22,6 +22,33 @@ def products(q, weight, stride, padding, fill):
     return sums
 
 
+def averages(d0, d1, d2, d3):
+    return [(d0 + 255 - d2 + 1) >> 1, (d1 + d2 + 1) >> 1, (d1 + 255 - d2 + 1) >> 1, (d1 + 255 - d3 + 1) >> 1]
+
+
+SIGNS = np.array([[1, 1, -1, 0], [0, 1, 1, 1]])
+"""Of the four frequencies in even and in odd outputs."""
+
+
+def winograd_2d_sums(q, weight, bias):
+    """F(2×2, 3×3) tile by tile, first along x, then along y; weight [O, C, 4, 4], bias [4, O]."""
+    n, inputs, height, width = q.shape
+    wide = np.zeros((n, inputs, height + 5, width + 5), np.int64)
+    wide[:, :, 1 : height + 1, 1 : width + 1] = q
+    sums = np.zeros((n, len(weight), height, width), np.int64)
+    for y in range(height):
+        for x in range(width):
+            tile = wide[:, :, y - y % 2 : y - y % 2 + 4, x - x % 2 : x - x % 2 + 4]
+            along_x = averages(*tile.transpose(3, 0, 1, 2))  # four of [N, C, rows]
+            both = [averages(*v.transpose(2, 0, 1)) for v in along_x]  # [x][y] of [N, C]
+            for a in range(4):
+                for b in range(4):
+                    sign = SIGNS[y % 2, a] * SIGNS[x % 2, b]
+                    sums[:, :, y, x] += sign * (both[b][a] @ weight[:, :, a, b].T)
+            sums[:, :, y, x] += bias[2 * (y % 2) + x % 2]
+    return sums
+
+
 def winograd_sums(q, weight, bias):
     """F(2, 3) along x by the bytes that vpavgb computes, bias included; weight [O, C, 3, 4], bias [2, O]."""
     n, inputs, height, width = q.shape
@@ -31,7 +58,7 @@ def winograd_sums(q, weight, bias):
     for y in range(height):
         for x in range(width):
             d0, d1, d2, d3 = (wide[:, :, y : y + 3, x - x % 2 + i] for i in range(4))
-            v = [(d0 + 255 - d2 + 1) >> 1, (d1 + d2 + 1) >> 1, (d1 + 255 - d2 + 1) >> 1, (d1 + 255 - d3 + 1) >> 1]
+            v = averages(d0, d1, d2, d3)
             m = [np.einsum("nci,oci->no", v[k], weight[..., k]) for k in range(4)]
             sums[:, :, y, x] = bias[x % 2] + (m[1] + m[2] + m[3] if x % 2 else m[0] + m[1] - m[2])
     return sums
@@ -73,7 +100,7 @@ def stage_values(stage: QuantizedStage, q: torch.Tensor) -> dict[int, np.ndarray
         if isinstance(step, QuantizedConvolution):
             weight, bias = numbers["weight"].astype(np.int64), numbers["bias"].astype(np.int64)
             if step.winograd:
-                sums = winograd_sums(source, weight, bias)
+                sums = (winograd_2d_sums if step.winograd == 2 else winograd_sums)(source, weight, bias)
             else:
                 image = step.source == 0 and stage.image is not None
                 fill = np.clip(np.rint(stage.image[1].numpy()), 0, 255) if image else stage.zeros[step.source]

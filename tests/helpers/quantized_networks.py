@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from networks import lived_in
 from torch import Tensor
@@ -31,11 +33,11 @@ class Steps:
 
     def convolution(
         self, outputs: int, kernel: int = 3, stride: int = 1, padding: int | None = None, relu: bool = True,
-        source: int = -1, residual: int = -1, winograd: bool = False, scale: float = 1.0,
+        source: int = -1, residual: int = -1, winograd: int = 0, scale: float = 1.0,
     ) -> int:  # fmt: skip
         """scale: factor on the scale of the sums, by which they are made small or large."""
         source = len(self.steps) if source < 0 else source
-        inputs, sides = self.channels[source], (3, 4) if winograd else (kernel, kernel)
+        inputs, sides = self.channels[source], [(kernel, kernel), (3, 4), (4, 4)][winograd]
         weight = torch.randint(-127, 128, (outputs, inputs, *sides), generator=self.r, dtype=torch.int8)
         spread = 6000 * (inputs * kernel**2) ** 0.5
         scales = scale * 50 / spread * self.uniform(outputs, low=0.5, high=1.5)
@@ -43,9 +45,11 @@ class Steps:
         bias = ((zero + 40 * torch.randn(outputs, generator=self.r)) * scale / scales).round()
         # Of an image or a map with another zero point than 0, what that adds.
         middle = 100 if source == 0 and self.image is not None else self.zeros[source]
-        bias = (bias - middle * weight.sum((1, 2, 3)) * (not winograd)).expand(2, -1).clone()
-        if winograd:
-            bias[1] += 2 * torch.randint(-500, 500, (outputs,), generator=self.r)
+        bias = (bias - middle * weight.sum((1, 2, 3)) * (not winograd)).expand(max(2, 2 * winograd), -1).clone()
+        if winograd:  # halves of equal parity
+            bias += 2 * torch.randint(-500, 500, bias.shape, generator=self.r)
+        if winograd == 2:
+            bias[[1, 3]] += 1
         ratio = integer_maps.short_mantissa(self.uniform(1, low=0.4, high=1.1))[0] if residual >= 0 else 0.0
         padding = kernel // 2 if padding is None else padding
         self.steps.append(QuantizedConvolution(
@@ -69,17 +73,17 @@ class Steps:
         self.steps.append(QuantizedMaxPool(source, kernel, stride, padding))
         return self._value(self.channels[source], self.scales[source], self.zeros[source])
 
-    def basic(self, outputs: int, stride: int = 1, winograd: bool = False) -> int:
+    def basic(self, outputs: int, stride: int = 1, winograd: int = 0) -> int:
         """A basic block: two convolutions and a shortcut, which is a projection where the map changes."""
         before = len(self.steps)
         shortcut = before
         if stride != 1 or outputs != self.channels[before]:
             shortcut = self.convolution(outputs, 1, stride, relu=False, source=before)
-        fast = winograd and stride == 1 and before > 0
+        fast = winograd if stride == 1 and before > 0 else 0
         middle = self.convolution(outputs, 3, stride, source=before, winograd=fast)
         return self.convolution(outputs, source=middle, residual=shortcut, winograd=winograd)
 
-    def pre_activation(self, outputs: int, stride: int = 1) -> int:
+    def pre_activation(self, outputs: int, stride: int = 1, winograd: int = 1) -> int:
         """A pre-activation block: the residual stream keeps its signs."""
         before = len(self.steps)
         active = self.affine()
@@ -87,7 +91,7 @@ class Steps:
         if stride != 1 or outputs != self.channels[before]:
             shortcut = self.convolution(outputs, 1, stride, relu=False, source=active)
         middle = self.convolution(outputs, 3, stride, source=active)
-        return self.convolution(outputs, relu=False, source=middle, residual=shortcut, winograd=True)
+        return self.convolution(outputs, relu=False, source=middle, residual=shortcut, winograd=winograd)
 
     def _value(self, channels: int, scale: float, zero: int) -> int:
         self.channels.append(channels)
@@ -121,12 +125,13 @@ def image_constants(channels: int, normalization: tuple[tuple[float, ...], ...] 
 @torch.no_grad()
 def network(
     seed: int = 0, shape: tuple[int, int, int] = (3, 13, 11), head: str = "pool", blocks: str = "basic",
-    width: int = 16, winograd: bool = True, classes: int = 7, exits: int = 2, criterion: str = "learned",
+    width: int = 16, winograd: Sequence[int] = (1, 2), classes: int = 7, exits: int = 2, criterion: str = "learned",
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
 ) -> eefast.EarlyExitNet:  # fmt: skip
     """A quantised network of `exits` early exits: stem, then a block per stage, the first of `width` channels.
 
     blocks: "basic", "pre-activation" or "pool", which are basic ones after a max pooling.
+    winograd: how the first stage's convolutions are computed, the second's and so on, then those of the first again.
     """
     r = torch.Generator().manual_seed(seed)
     steps = Steps(r, shape[0], image=image_constants(shape[0], normalization))
@@ -138,16 +143,16 @@ def network(
     for i in range(exits + 1):
         outputs, stride = width + 3 * i, 2 if i % 2 and head != "plain" else 1
         if blocks == "pre-activation":
-            steps.pre_activation(outputs, stride)
+            steps.pre_activation(outputs, stride, winograd[i % len(winograd)])
         else:
-            steps.basic(outputs, stride, winograd)
+            steps.basic(outputs, stride, winograd[i % len(winograd)])
         stages.append(steps.stage())
         features = stages[-1](features)
         here = ExitHead(kind, tuple(features.shape[1:]), classes, shape)
         if len(here.convs):
             convs = steps.next()
             for _ in range(len(here.convs)):
-                convs.convolution(outputs, winograd=winograd and not convs.zeros[-1])
+                convs.convolution(outputs, winograd=0 if convs.zeros[-1] else winograd[i % len(winograd)])
             here.convs = torch.nn.Sequential(convs.stage())
         heads.append(here)
         steps = steps.next()

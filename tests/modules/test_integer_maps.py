@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from integer_oracle import affine, max_pool, products, requantized, winograd_sums
+from integer_oracle import SIGNS, affine, max_pool, products, requantized, winograd_2d_sums, winograd_sums
 
 from eefast.modules import integer_maps
 
@@ -51,26 +51,47 @@ def test_sums_beyond_two_to_the_24_are_exact(inputs, kernel, sign):
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), CHANNELS)
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_winograd_sums(inputs, outputs, size):
+@pytest.mark.parametrize("size", [*SIZES, (2, 1), (2, 3)], ids=str)
+@pytest.mark.parametrize("winograd", [1, 2])
+def test_winograd_sums(winograd, inputs, outputs, size):
     q = random_map((2, inputs, *size), 4)
-    weight = random_map((outputs, inputs, 3, 4), 5, -127, 128)
-    bias = random_map((2, outputs), 6, -(2**22), 2**22)
-    expected = winograd_sums(q, weight, bias)
+    weight = random_map((outputs, inputs, 2 + winograd, 4), 5, -127, 128)
+    bias = random_map((2 * winograd, outputs), 6, -(2**22), 2**22)
+    expected = (winograd_sums if winograd == 1 else winograd_2d_sums)(q, weight, bias)
     arguments = float_map(q), torch.from_numpy(weight).to(torch.int8), torch.from_numpy(bias).int()
-    same(integer_maps.winograd_sums(*arguments), expected)
+    same(integer_maps.winograd_sums(*arguments, winograd), expected)
 
 
-def test_the_transformed_weight_gives_the_convolution():
-    """With exact inputs: F(2, 3) is twice the sum of the transformed products, offsets taken off."""
+@pytest.mark.parametrize("winograd", [1, 2])
+def test_winograd_sums_beyond_two_to_the_24_are_exact(winograd):
+    q = np.full((1, 600, 3, 3), 255, np.int64)
+    weight = np.full((3, 600, 2 + winograd, 4), 127, np.int64)
+    bias = np.arange(6 * winograd).reshape(-1, 3)
+    expected = (winograd_sums if winograd == 1 else winograd_2d_sums)(q, weight, bias)
+    assert abs(expected).max() > 2**24
+    found = integer_maps.winograd_sums(float_map(q), torch.from_numpy(weight), torch.from_numpy(bias), winograd)
+    same(found, expected)
+
+
+@pytest.mark.parametrize("size", [(6, 7), (5, 4)], ids=str)
+@pytest.mark.parametrize("winograd", [1, 2])
+def test_the_transformed_weight_gives_the_convolution(winograd, size):
+    """With exact inputs: twice, or four times, the sum of the transformed products, offsets taken off."""
     generator = torch.Generator().manual_seed(0)
-    q = torch.randint(0, 256, (2, 5, 6, 7), generator=generator).double()
+    q = torch.randint(0, 256, (2, 5, *size), generator=generator).double()
     weight = torch.randn(3, 5, 3, 3, generator=generator, dtype=torch.float64)
-    u = integer_maps.winograd_weight(weight)
-    offset = torch.tensor([127.5, 0, 127.5, 127.5], dtype=torch.float64)
-    v = [x - o for x, o in zip(integer_maps.exact_winograd_inputs(q), offset, strict=True)]
-    m = [torch.nn.functional.conv2d(v[k], u[..., k : k + 1]) for k in range(4)]
-    found = 2 * torch.stack([m[0] + m[1] - m[2], m[1] + m[2] + m[3]], -1).flatten(3)[..., :7]
+    u = integer_maps.winograd_weight(weight, winograd)
+    offset = torch.full((4,) * winograd, 127.5, dtype=torch.float64)
+    offset[(1,) * winograd] = 0
+    v = integer_maps.exact_winograd_inputs(q, winograd) - offset[(...,) + (None,) * 4]
+    signs = torch.from_numpy(SIGNS).double()
+    if winograd == 1:
+        m = torch.stack([torch.nn.functional.conv2d(v[k], u[..., k : k + 1]) for k in range(4)])
+        sums = torch.einsum("xb,bnohw->nohwx", signs, m).flatten(3)
+    else:
+        m = torch.einsum("abnchw,ocab->abnohw", v, u)
+        sums = torch.einsum("ya,xb,abnohw->nohywx", signs, signs, m).flatten(4).flatten(2, 3)
+    found = 2**winograd * sums[:, :, : size[0], : size[1]]
     torch.testing.assert_close(found, torch.nn.functional.conv2d(q, weight, padding=1), rtol=0, atol=1e-9)
 
 
@@ -127,16 +148,18 @@ def test_max_pool(window):
     same(integer_maps.max_pool(float_map(q), *window), max_pool(q, *window))
 
 
-@pytest.mark.parametrize("winograd", [False, True])
+@pytest.mark.parametrize("winograd", [0, 1, 2])
 def test_no_sum_exceeds_the_largest(winograd):
     """Of the map that has 255 where a weight has the sign of the sum, and 0 elsewhere: with direct sums the bound."""
-    weight = torch.from_numpy(random_map((5, 3, 3, 4 if winograd else 3), 12, -127, 128))
-    bias = torch.from_numpy(random_map((2, 5), 13, -1000, 1000))
-    bias[1] = bias[1] if winograd else bias[0]
+    sides = [(3, 3), (3, 4), (4, 4)][winograd]
+    weight = torch.from_numpy(random_map((5, 3, *sides), 12, -127, 128))
+    bias = torch.from_numpy(random_map((4 if winograd == 2 else 2, 5), 13, -1000, 1000))
+    if winograd == 0:
+        bias[1] = bias[0]
     bound = integer_maps.largest_sums(weight, bias, winograd)
-    if winograd:
+    if winograd == 1:
         of_columns = [weight[..., :3].abs().sum((1, 2, 3)), weight[..., 1:].abs().sum((1, 2, 3))]
     else:
-        of_columns = [weight.abs().sum((1, 2, 3))] * 2
+        of_columns = [weight.abs().sum((1, 2, 3))] * len(bias)
     expected = [255 * magnitude + b.abs() for magnitude, b in zip(of_columns, bias, strict=True)]
-    assert bound.tolist() == torch.maximum(*expected).tolist()
+    assert bound.tolist() == torch.stack(expected).amax(0).tolist()

@@ -11,11 +11,11 @@ from integer_oracle import stage_values
 from eefast.quantized import QuantizedAffine, QuantizedConvolution, QuantizedMaxPool, QuantizedStage
 
 
-def convolution(source, inputs, outputs, kernel=3, seed=0, winograd=False, **more):
+def convolution(source, inputs, outputs, kernel=3, seed=0, winograd=0, **more):
     generator = torch.Generator().manual_seed(seed)
-    window = (3, 4) if winograd else (kernel, kernel)
+    window = [(kernel, kernel), (3, 4), (4, 4)][winograd]
     weight = torch.randint(-127, 128, (outputs, inputs, *window), generator=generator)
-    bias = torch.randint(-9000, 9000, (2, outputs), generator=generator) * 2
+    bias = torch.randint(-9000, 9000, (max(2, 2 * winograd), outputs), generator=generator) * 2
     bias[1] = bias[1] if winograd else bias[0]
     scale = (0.5 + torch.rand(outputs, generator=generator)) / (40 * inputs * kernel)
     more = {"padding": kernel // 2, **more}
@@ -26,16 +26,17 @@ def image_stage(channels=3):
     """Every kind of step, residuals of a stride and of zero points, an image whose pixels outside are not 0."""
     steps = [
         convolution(0, channels, 5, relu=True),
-        convolution(1, 5, 5, relu=True, winograd=True, seed=1),
+        convolution(1, 5, 5, relu=True, winograd=1, seed=1),
         convolution(1, 5, 7, kernel=1, stride=2, seed=2),
         convolution(2, 5, 7, stride=2, seed=3, residual=3, ratio=0.75),
         QuantizedAffine(4, torch.rand(7) + 0.5, 20 * torch.randn(7), relu=True),
         QuantizedMaxPool(4, 3, 2, 1),
+        convolution(5, 7, 17, winograd=2, seed=6),
         convolution(6, 7, 17, kernel=5, seed=4),
     ]
-    scales, zeros = [1.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.4, 0.6], [0, 0, 0, 100, 17, 0, 17, 255]
+    scales, zeros = [1.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.4, 0.5, 0.6], [0, 0, 0, 100, 17, 0, 17, 0, 255]
     image = torch.tensor([[50.0] * channels, [3.5 * c + 100 for c in range(channels)]])
-    return QuantizedStage(steps, scales, zeros, output=7, image=image).eval()
+    return QuantizedStage(steps, scales, zeros, output=8, image=image).eval()
 
 
 def feature_stage():

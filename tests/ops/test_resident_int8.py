@@ -66,19 +66,20 @@ SIDES = [1, 2, 3, 5, 7, 8, 13, 14, 15, 16, 17, 28, 31, 33]
 
 @needs_kernels
 @pytest.mark.parametrize("width", SIDES)
-@pytest.mark.parametrize("window", ["3/1", "F(2,3)", "3/2", "1/1", "1/2", "5/1", "5/2"])
+@pytest.mark.parametrize("window", ["3/1", "F(2,3)", "F(2×2)", "3/2", "1/1", "1/2", "5/1", "5/2"])
 def test_convolutions_of_every_width(window: str, width: int) -> None:
     """From and to few, odd and many channels, with and without a residual."""
-    kernel, stride = (3, 1) if window == "F(2,3)" else map(int, window.split("/"))
+    winograd = {"F(2,3)": 1, "F(2×2)": 2}.get(window, 0)
+    kernel, stride = (3, 1) if winograd else map(int, window.split("/"))
     height = SIDES[(SIDES.index(width) * 5 + 3) % len(SIDES)]
     for i, (inputs, outputs) in enumerate(product(CHANNELS, CHANNELS)):
         if (i + width) % 4:  # a quarter of the pairs at every width
             continue
         steps = Steps(torch.Generator().manual_seed(i), 3, image=image_constants(3, None))
-        steps.convolution(inputs, 1, relu=window == "F(2,3)" or bool(i % 3))
+        steps.convolution(inputs, 1, relu=winograd > 0 or bool(i % 3))
         other = steps.convolution(outputs, 1, stride, relu=bool(i % 2), source=1)
-        steps.convolution(outputs, kernel, stride, source=1, residual=other, winograd=window == "F(2,3)")
-        steps.convolution(outputs, kernel, relu=False, source=3, winograd=window == "F(2,3)")
+        steps.convolution(outputs, kernel, stride, source=1, residual=other, winograd=winograd)
+        steps.convolution(outputs, kernel, relu=False, source=3, winograd=winograd)
         check_values(op, steps, (3, height, width), 2, 1 + i % 2, 1 + i % 3)
 
 
@@ -97,8 +98,8 @@ def test_stems(channels: int, stride: int, kernel: int, way: Any) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-6, 30.0, 1e4, 1e30])
-@pytest.mark.parametrize("winograd", [False, True])
-def test_maps_of_zeros_and_extreme_scales(scale: float, winograd: bool, way: Any) -> None:
+@pytest.mark.parametrize("winograd", [0, 1, 2])
+def test_maps_of_zeros_and_extreme_scales(scale: float, winograd: int, way: Any) -> None:
     """Sums of up to 2^31 · scale are limited to 0 … 255, and all-zero maps stay what their biases make of them."""
     steps = Steps(torch.Generator().manual_seed(0), 3, image=image_constants(3, None))
     steps.convolution(17, scale=0.0 if scale == 0 else 1.0)
@@ -109,9 +110,9 @@ def test_maps_of_zeros_and_extreme_scales(scale: float, winograd: bool, way: Any
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("winograd", [False, True])
+@pytest.mark.parametrize("winograd", [0, 1, 2])
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_the_largest_sums(sign: int, winograd: bool, way: Any) -> None:
+def test_the_largest_sums(sign: int, winograd: int, way: Any) -> None:
     """All weights ±127 and all integers 255, over 2^24: sums are exact, their float32 is rounded half to even."""
     steps = Steps(torch.Generator().manual_seed(0), 1, image=torch.tensor([[0.0], [255.0]]))
     steps.convolution(130, 1)
@@ -131,12 +132,12 @@ NETWORKS: list[dict[str, Any]] = [
     {},
     {"blocks": "pre-activation", "criterion": "entropy"},
     {"blocks": "pool", "width": 17, "shape": (1, 28, 28), "criterion": "max_probability"},
-    {"head": "bnpool", "normalization": NORMALIZATION, "winograd": False, "criterion": "margin"},
+    {"head": "bnpool", "normalization": NORMALIZATION, "winograd": (0,), "criterion": "margin"},
     {"head": "conv1", "classes": 1},
-    {"head": "conv2", "width": 5, "exits": 1, "classes": 100},
+    {"head": "conv2", "width": 5, "exits": 1, "classes": 100, "winograd": (2,)},
     {"head": "conv3", "shape": (5, 7, 5)},
     {"head": "plain", "shape": (3, 7, 6), "width": 3},
-    {"head": "plain", "blocks": "pre-activation", "shape": (1, 5, 9), "width": 5},
+    {"head": "plain", "blocks": "pre-activation", "shape": (1, 5, 9), "width": 5, "winograd": (2,)},
     {"head": "bnpool", "blocks": "pre-activation", "shape": (3, 15, 14), "width": 33, "exits": 4},
 ]
 
@@ -306,9 +307,10 @@ def test_wrong_arguments_of_the_reference(wrong: str) -> None:
         reference(*arguments.values())
 
 
-def test_wrong_winograd_steps_of_the_reference() -> None:
+@pytest.mark.parametrize("winograd", [1, 2, 4, -1])
+def test_wrong_winograd_steps_of_the_reference(winograd: int) -> None:
     arguments = victim()
-    arguments["steps"][0, 8] = 2
+    arguments["steps"][0, 8] = winograd
     with pytest.raises(RuntimeError, match=r"steps\[0\] = .*: there is no Winograd convolution for this window"):
         reference(*arguments.values())
 

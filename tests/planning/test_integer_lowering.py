@@ -42,7 +42,8 @@ def test_every_step_becomes_one_layer_with_its_buffers(blocks: str, head: str) -
         assert all({b.data_ptr() for b in step.buffers()} in tensors for step in theirs)
         assert len(ours) == len(theirs)
     fast = [step.winograd for step in steps if isinstance(step, QuantizedConvolution)]
-    assert sorted(layer.winograd for layer in layers if layer.kind == Kind.CONVOLUTION) == sorted(fast)
+    assert sorted(layer.algorithm(0) for layer in layers if layer.kind == Kind.CONVOLUTION) == sorted(fast)
+    assert {1, 2} <= set(fast)
     assert torch.equal(cast(Tensor, lowered.image), cast(Tensor, stages_of(net)[0].image))
     assert {zero for _, _, zero in lowered.maps} == {0, *(zero for stage in stages_of(net) for zero in stage.zeros)}
 
@@ -124,7 +125,7 @@ def test_the_program_says_where_weights_begin_and_what_is_fast(blocks: str) -> N
     assert made.image is lowered.image
     assert made.weights.dtype == torch.float64
     columns = {name: made.steps[:, i].tolist() for i, name in enumerate(COLUMNS)}
-    assert columns["winograd"] == [2 * layer.winograd for layer in lowered.layers]
+    assert columns["winograd"] == [layer.algorithm(4) for layer in lowered.layers]
     ends = [*columns["weight"][1:], len(made.weights)]
     for layer, begin, end, at in zip(lowered.layers, columns["weight"], ends, columns["packed"], strict=True):
         wanted = torch.cat([p.flatten().double() for p in layer.parts])
@@ -132,7 +133,7 @@ def test_the_program_says_where_weights_begin_and_what_is_fast(blocks: str) -> N
         assert at % 16 == 0
         assert isinstance(layer, IntegerLayer)
         if layer.kind == Kind.CONVOLUTION:
-            packed = weight_order.int8_convolution(*layer.parts)
+            packed = weight_order.int8_convolution(*layer.parts, winograd=layer.winograd)  # type: ignore[misc]
             assert torch.equal(made.packed[at : at + len(packed)].view(torch.int32), packed.view(torch.int32))
     size = len(known)
     program(lowered, (4,) * sections, (1,) * sections, False, known)
@@ -142,4 +143,5 @@ def test_the_program_says_where_weights_begin_and_what_is_fast(blocks: str) -> N
 
 def test_networks_of_other_algorithms_are_measured_apart() -> None:
     assert lower_integers(network(1)).geometry == lower_integers(network(2)).geometry
-    assert lower_integers(network(1)).geometry != lower_integers(network(1, winograd=False)).geometry
+    geometries = [lower_integers(network(1, winograd=(winograd,))).geometry for winograd in (0, 1, 2)]
+    assert len(set(geometries)) == 3

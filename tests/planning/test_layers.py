@@ -48,7 +48,8 @@ WINOGRAD = Layer(Kind.CONVOLUTION, 1, 2, kernel=3, padding=1)
     ids=["3×3", "of the image", "stride 2", "1×1", "without padding", "max pooling"],
 )
 def test_what_winograd_can_compute(layer: Layer, possible: bool) -> None:
-    assert layer.winograd == possible
+    assert layer.allows_winograd == possible
+    assert layer.algorithm(4) == 4 * possible
 
 
 def conv(source: int, target: int, module: nn.Conv2d, **more: Any) -> Layer:

@@ -29,7 +29,7 @@ def test_weights_begin_where_the_steps_say(lowered: Lowered, algorithm: int) -> 
     sections = len(lowered.sizes)
     made = program(lowered, (algorithm,) * sections, (1,) * sections, False, {})
     assert column(made.steps, "kind") == [layer.kind for layer in lowered.layers]
-    used = [algorithm if layer.winograd else 0 for layer in lowered.layers]
+    used = [algorithm if layer.allows_winograd else 0 for layer in lowered.layers]
     assert column(made.steps, "winograd") == used
     for layer, side, begin, at in zip(
         lowered.layers, used, column(made.steps, "weight"), column(made.steps, "packed"), strict=True
@@ -47,7 +47,7 @@ def test_what_was_packed_before_is_taken(lowered: Lowered, monkeypatch: pytest.M
     sections, known, calls = len(lowered.sizes), PackedWeights(), []
     original = weight_order.convolution
     monkeypatch.setattr(weight_order, "convolution", lambda *a: calls.append(a) or original(*a))
-    for algorithm, new in ((0, lambda layer: True), (0, lambda layer: False), (2, lambda layer: layer.winograd)):
+    for algorithm, new in ((0, lambda layer: True), (0, lambda layer: False), (2, lambda layer: layer.allows_winograd)):
         calls.clear()
         program(lowered, (algorithm,) * sections, (1,) * sections, False, known)
         assert len(calls) == sum(layer.kind == Kind.CONVOLUTION and new(layer) for layer in lowered.layers)

@@ -127,7 +127,7 @@ def test_int8_direct(kernel: int, outputs: int, inputs: int) -> None:
     weight, bias = random_int8(outputs, inputs, kernel, kernel), 1000 * random_int8(1, outputs).int().expand(2, -1)
     x = random_int8(inputs, kernel, kernel).numpy().astype(np.int64)
     scale, padded, fours = random(outputs).abs(), -(-outputs // 16) * 16, -(-inputs // 4)
-    reader = Int8Reader(weight_order.int8_convolution(weight, bias, scale, torch.tensor(0.75)))
+    reader = Int8Reader(weight_order.int8_convolution(weight, bias, scale, torch.tensor(0.75), 0))
     sums, second = reader.take_as(torch.int32, 2, padded)
     scales, ratio = reader.take(padded), reader.take(16)
     width = 32 if padded % 32 == 0 else 16
@@ -154,7 +154,7 @@ def test_int8_winograd(outputs: int, inputs: int) -> None:
     bias = torch.stack([even, even + 2 * random_int8(outputs).int()])
     v = random_int8(inputs, 3, 4).numpy().astype(np.int64)
     padded, fours = -(-outputs // 16) * 16, -(-inputs // 4)
-    reader = Int8Reader(weight_order.int8_convolution(weight, bias, random(outputs), torch.tensor(0.0)))
+    reader = Int8Reader(weight_order.int8_convolution(weight, bias, random(outputs), torch.tensor(0.0), 1))
     half_sum, half_difference = reader.take_as(torch.int32, 2, padded)
     reader.take(padded + 16)
     width = 32 if padded % 32 == 0 else 16
@@ -173,6 +173,40 @@ def test_int8_winograd(outputs: int, inputs: int) -> None:
     m = np.einsum("ocyk,cyk->ko", weight.numpy().astype(np.int64), v)
     wanted = bias.numpy() + np.stack([m[0] + m[1] - m[2], m[1] + m[2] + m[3]])
     np.testing.assert_array_equal(found[:, :outputs], wanted)
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), SIZES)
+def test_int8_winograd_2d(outputs: int, inputs: int) -> None:
+    """A tile of 2×2 outputs: for even, then odd columns their half sum and half difference of the two rows."""
+    weight, first = random_int8(outputs, inputs, 4, 4), 1000 * random_int8(2, outputs).int()
+    bias = torch.cat([first, first + 2 * random_int8(2, outputs).int()])  # [4, O]: rows 0 and 2, 1 and 3 of one parity
+    w = random_int8(inputs, 4, 4).numpy().astype(np.int64)
+    padded, fours = -(-outputs // 16) * 16, -(-inputs // 4)
+    scale = random(outputs)
+    reader = Int8Reader(weight_order.int8_convolution(weight, bias, scale, torch.tensor(0.5), 2))
+    even_sum, even_difference, odd_sum, odd_difference = reader.take_as(torch.int32, 4, padded)
+    np.testing.assert_array_equal(reader.take(padded)[:outputs], scale.double().numpy())
+    np.testing.assert_array_equal(reader.take(16), [0.5] + [0] * 15)
+    width = 32 if padded % 32 == 0 else 16
+    values = np.zeros((4 * fours, 4, 4), dtype=np.int64)
+    values[:inputs] = w
+    products = np.zeros((4, 4, padded), dtype=np.int64)  # [along y, along x]
+    for group, x, y, four in product(range(padded // width), (1, 2, 0, 3), (1, 2, 0, 3), range(fours)):
+        for begin in range(0, width, 16):
+            at = group * width + begin
+            rows = reader.take_as(torch.int8, 16, 4)
+            products[y, x, at : at + 16] += rows @ values[4 * four : 4 * four + 4, y, x]
+    assert len(reader.rest) == 0
+    of_x = [products[:, 0] + products[:, 1] - products[:, 2], products[:, 1] + products[:, 2] + products[:, 3]]
+    m = np.einsum("ocyx,cyx->yxo", weight.numpy().astype(np.int64), w)
+    of_y = [m[0] + m[1] - m[2], m[1] + m[2] + m[3]]
+    for column, start in enumerate(((even_sum, even_difference), (odd_sum, odd_difference))):
+        p, q = start[0] + of_x[column][1], start[1] + of_x[column][2]
+        for row, found in enumerate((p - q + of_x[column][0], p + q + of_x[column][3])):
+            v = of_y[row]
+            wanted = bias[2 * row + column].numpy() + (v[1] + v[2] + v[3] if column else v[0] + v[1] - v[2])
+            np.testing.assert_array_equal(found[:outputs], wanted)
+            assert (found[outputs:] == 0).all()
 
 
 @pytest.mark.parametrize("channels", [1, 16, 20])

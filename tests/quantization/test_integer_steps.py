@@ -64,44 +64,50 @@ def test_a_convolution_is_off_by_its_rounding_only(inputs, outputs, zero_in, zer
 
 @pytest.mark.parametrize("channels", [1, 5, 17])
 @pytest.mark.parametrize("size", [(5, 7), (1, 1), (4, 2)], ids=str)
-def test_winograd_is_near_the_convolution(channels, size):
+@pytest.mark.parametrize("winograd", [1, 2])
+def test_winograd_is_near_the_convolution(winograd, channels, size):
     described = layer(3, channels, relu=True)
     ranges = Ranges([0.02, 0.02], [0, 0])
     q = integers(channels, size, n=64)
     x = real(q, ranges, 0)
-    pairs = zip(integer_maps.winograd_inputs(q), integer_maps.exact_winograd_inputs(q), strict=True)
-    excess = torch.stack([(a - b).double().mean((0, 2, 3)) for a, b in pairs], 1)
+    excess = integer_maps.winograd_inputs(q, winograd) - integer_maps.exact_winograd_inputs(q, winograd)
+    excess = excess.double().transpose(-4, -3).flatten(-3).mean(-1).movedim(-1, 0)  # over all but frequencies, channels
     found = quantized_stage(stage_of(described), ranges, IMAGE, {0: excess}).integers(q)[1]
     expected = F.conv2d(x, described.weight.double(), described.bias.double(), padding=1).relu()
     error = real(found, ranges, 1) - expected.clamp_max(255 * 0.02)
     # Weights have 1/127 of the largest, inputs one bit less; the mean is right where the excess is calibrated.
-    assert error.square().mean().sqrt() < 0.03 * x.square().mean().sqrt()
+    assert error.square().mean().sqrt() < 0.03 * winograd * x.square().mean().sqrt()
     assert error.mean().abs() < 0.02
 
 
-def test_winograd_rows_of_bias_have_equal_parity():
-    described = layer(64, 5)
-    stage = quantized_stage(stage_of(described), Ranges([0.02, 0.05], [0, 128]), IMAGE, {0: torch.rand(5, 4)})
+@pytest.mark.parametrize("winograd", [1, 2])
+def test_winograd_rows_of_bias_have_equal_parity(winograd):
+    """Of even and odd columns, or of the even and the odd row in either of these."""
+    excess = torch.rand(5, *(4,) * winograd)
+    stage = quantized_stage(stage_of(layer(64, 5)), Ranges([0.02, 0.05], [0, 128]), IMAGE, {0: excess})
     bias = stage.steps[0].bias
-    assert (bias[0] != bias[1]).any()
-    assert ((bias[0] - bias[1]) % 2 == 0).all()
+    assert bias.shape == (2 * winograd, 64)
+    for even, odd in zip(bias[:winograd], bias[winograd:], strict=True):
+        assert (even != odd).any()
+        assert ((even - odd) % 2 == 0).all()
 
 
 @pytest.mark.parametrize(
     ("zeros", "winograd"),
-    [((0, 0, 0), False), ((0, 100, 30), False), ((60, 0, 200), False), ((0, 0, 0), True), ((60, 0, 200), True)],
+    [((0, 0, 0), 0), ((0, 100, 30), 0), ((60, 0, 200), 0), *(((x, 0, 3 * x), w) for x in (0, 60) for w in (1, 2))],
 )
 def test_a_residual_is_added_with_its_zero_point(zeros, winograd):
     first = layer(5, 5, kernel=1, padding=0)
     second = layer(5, 5, seed=1, source=1, target=2, residual=0, size=0.2)
     ranges = Ranges([0.03, 0.02, 0.05], list(zeros))
     q = integers(5, (5, 7))
-    stage = quantized_stage(stage_of(first, second), ranges, IMAGE, {1: torch.full((5, 4), 0.25)} if winograd else {})
+    more = {1: torch.full((5, *(4,) * winograd), 0.25)} if winograd else {}
+    stage = quantized_stage(stage_of(first, second), ranges, IMAGE, more)
     values = stage.integers(q)
     sums = F.conv2d(real(values[1], ranges, 1), second.weight.double(), second.bias.double(), padding=1)
     off = steps_off(values[2], sums + real(q, ranges, 0), ranges, 2)
-    assert off.max() <= (4 if winograd else 1.5)
-    assert off.mean() <= (0.6 if winograd else 0.4)
+    assert off.max() <= (1.5, 4, 8)[winograd]
+    assert off.mean() <= (0.4, 0.6, 1.5)[winograd]
 
 
 def test_the_image_has_its_shift_in_the_bias():
@@ -132,18 +138,18 @@ def test_an_affine_layer(zeros):
 
 @pytest.mark.parametrize("bias", [0.0, 1e-12, 1.0, 1e4], ids=str)
 @pytest.mark.parametrize("weight", [0.0, 1e-30, 1.0], ids=str)
-@pytest.mark.parametrize("winograd", [False, True])
+@pytest.mark.parametrize("winograd", [0, 1, 2])
 def test_extreme_weights_keep_sums_in_32_bits(bias, weight, winograd):
     described = layer(3, 5, size=weight)
     described.bias = torch.tensor([bias, -bias, 0.0])
     q = integers(5, (5, 7))
     expected = F.conv2d(0.02 * q.double(), described.weight.double(), described.bias.double(), padding=1)
     ranges = Ranges([0.02, float(expected.abs().max()) / 100 or 1 / 255], [0, 128])
-    more = {0: torch.full((5, 4), 0.25)} if winograd else {}
+    more = {0: torch.full((5, *(4,) * winograd), 0.25)} if winograd else {}
     stage = quantized_stage(stage_of(described), ranges, IMAGE, more)
     step = stage.steps[0]
     assert (integer_maps.largest_sums(step.weight, step.bias, winograd) < 2**31).all()
-    assert steps_off(stage.integers(q)[1], expected, ranges, 1).max() <= (4 if winograd else 1)
+    assert steps_off(stage.integers(q)[1], expected, ranges, 1).max() <= (1, 4, 8)[winograd]
 
 
 def test_what_does_not_fit_names_the_layer():

@@ -3,6 +3,7 @@
 import copy
 import logging
 import pickle
+from collections import Counter
 
 import pytest
 import torch
@@ -30,18 +31,25 @@ def logits(net, x):
 
 
 def winograd_steps(net):
-    return sum(step.winograd for step in net.modules() if isinstance(step, QuantizedConvolution))
+    return Counter(step.winograd for step in net.modules() if isinstance(step, QuantizedConvolution))
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("winograd", [False, True])
+@pytest.mark.parametrize("winograd", [0, 1, 2])
 def test_logits_stay_near_those_of_the_float_network(head, winograd):
     net = eenet(head)
     x = images(64, SHAPE)
     quantized = eefast.quantize(net, x[:32], winograd=winograd)
-    assert (winograd_steps(quantized) > 0) == winograd
-    assert logit_error(logits(quantized, x[32:]), logits(net, x[32:])) < (0.1 if winograd else 0.06)
+    assert winograd_steps(quantized).keys() == {0, winograd}
+    assert logit_error(logits(quantized, x[32:]), logits(net, x[32:])) < (0.06, 0.1, 0.2)[winograd]
     assert [h.kind for h in quantized.heads] == [h.kind for h in net.heads] == [head, head, "pool"]
+
+
+def test_true_and_false_are_f_2_3_and_direct():
+    net, x = eenet(), images(16, SHAPE)
+    for flag in (False, True):
+        ours, theirs = (eefast.quantize(net, x, winograd=w) for w in (flag, int(flag)))
+        assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
 
 
 def preactivated():
