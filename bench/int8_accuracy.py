@@ -23,7 +23,7 @@ import eefast
 from eefast.data import datasets
 from eefast.data.loaders import batches, split
 from eefast.model import EarlyExitNet
-from eefast.quantized import QuantizedConvolution
+from eefast.quantized import ALGORITHMS, QuantizedConvolution
 from eefast.result import ExitOutput
 from eefast.thresholds.calibration import THRESHOLDS_FILE, calibrate
 from eefast.thresholds.evaluation import exit_quality
@@ -32,7 +32,9 @@ from eefast.thresholds.outputs import by_thresholds, collect, outcome
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "eefast" / "assets" / "eenet-mnist"
 BATCH_SIZE, CALIBRATION_IMAGES = 250, 256
-WAYS: dict[str, Any] = {"float32": None, "int8, direct": False, "int8, F(2, 3)": True, "int8": "auto"}
+WAYS: dict[str, Any] = {
+    "float32": None, "int8, direct": 0, "int8, F(2, 3)": 1, "int8, F(2×2, 3×3)": 2, "int8": "auto",
+}  # fmt: skip
 """Name → `winograd` of `eefast.quantize`; None: not quantised."""
 
 
@@ -135,11 +137,14 @@ def name_of(net: EarlyExitNet) -> str:
 
 
 def _details(net: EarlyExitNet) -> str:
-    """The stages, too: where none before an exit has F(2, 3), its row is that of direct convolutions."""
+    """How its convolutions are computed, and where: without Winograd before an exit, its row is that of direct sums."""
     stages = [[m.winograd for m in stage.modules() if isinstance(m, QuantizedConvolution)] for stage in net.stages]
-    total, used = sum(map(len, stages)), sum(map(sum, stages))
-    where = f", of stages {', '.join(str(i) for i, flags in enumerate(stages) if any(flags))}" if used else ""
-    return f"F(2, 3) in {used} of {total} convolutions{where}" if total else ""
+    used = [winograd for of_stage in stages for winograd in of_stage]
+    parts = []
+    for winograd, name in enumerate(ALGORITHMS):
+        where = ", ".join(str(i) for i, of_stage in enumerate(stages) if winograd in of_stage)
+        parts += [f"{used.count(winograd)} {name} in stages {where}"] if where else []
+    return "; ".join(parts)
 
 
 def main() -> int:

@@ -244,8 +244,8 @@ class ParityRow:
 class Int8Row:
     """A trained network in float32 or in eight bits, by one choice of thresholds, on test images.
 
-    quantized: the network and what it was trained on; way: "float32", "int8, direct", "int8, F(2, 3)" wherever it can
-        be, or "int8", where `eefast.quantize` takes it by itself; `details` says where.
+    quantized: the network and what it was trained on; way: "float32", "int8, direct", "int8, F(2, 3)" or
+        "int8, F(2×2, 3×3)" wherever it can be, or "int8", as `eefast.quantize` chooses; `details` says where.
     origin: of the thresholds, "of float32" or "recalibrated": the most accurate ones on held-out images, by the way's
         outputs, whose mean cost there is at most that of the float32 network with its thresholds.
     images: of the test; calibration_images: held-out ones from which ranges were taken.

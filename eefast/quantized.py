@@ -16,6 +16,9 @@ REFUSED = (
     "eefast.quantize; call .eval() or torch.no_grad() where only answers are wanted"
 )
 
+ALGORITHMS = ("direct", "F(2,3)", "F(2×2)")
+"""Names of the ways to compute a convolution, by `QuantizedConvolution.winograd`."""
+
 
 class _Fixed(nn.Module):
     """A module whose buffers keep their dtypes, whatever `.half()` and the like ask; devices change as asked."""

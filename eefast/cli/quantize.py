@@ -62,7 +62,7 @@ def command(
     winograd: Annotated[
         bool | None,
         Option(
-            help="F(2, 3) for all 3 × 3 convolutions or for none; by default where it keeps the logits.",
+            help="F(2, 3) for all 3 × 3 convolutions, or direct sums; by default what is fast and keeps the logits.",
             show_default=False,
         ),
     ] = None,
@@ -126,14 +126,14 @@ def command(
             made.save(folder)
             (folder / calibration.THRESHOLDS_FILE).unlink(missing_ok=True)
     loss = precisions.compare(net, outputs, made, found, labels)
-    winograd_used = precisions.winograd_share(made)
+    used = precisions.algorithms(made)
     if json_path != "-":
         ranged = min(range_images, len(labels))
         echo(f"\n{render.describe(net)}, {len(labels):,} held-out images of {source.dataset}, ranges from {ranged:,}\n")
         echo(loss_table(loss))
         echo(f"\n{LEGEND}\n")
         echo(f"{loss.other_exits:.2%} of the images take another exit, {loss.other_classes:.2%} get another class")
-        echo("{} of {} convolutions by F(2, 3), the others by direct sums".format(*winograd_used))
+        echo("convolutions: " + ", ".join(f"{n} {name}" for name, n in used.items()))
         echo(_origin(made, chosen, budget, loss))
         for name, why in impossible.items():
             echo(f"{name}: {why}")
@@ -150,7 +150,7 @@ def command(
         "thresholds": made.thresholds.tolist(),
         "chosen": {name: asdict(c) for name, c in chosen.items()},
         "impossible": dict(impossible),
-        "winograd": {"convolutions": winograd_used[0], "of": winograd_used[1]},
+        "convolutions": used,
         **asdict(loss),
         "environment": environment.inspect_environment(),
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..model import EarlyExitNet
-from ..quantized import QuantizedConvolution
+from ..quantized import ALGORITHMS, QuantizedConvolution
 from ..result import ExitOutput
 from ..thresholds.evaluation import exit_quality
 from ..thresholds.outputs import by_thresholds
@@ -64,7 +64,7 @@ def megabytes(net: EarlyExitNet) -> float:
     return sum(value.numel() * value.element_size() for value in net.state_dict().values()) / 1e6
 
 
-def winograd_share(net: EarlyExitNet) -> tuple[int, int]:
-    """How many of a quantised network's convolutions run F(2, 3), and how many there are."""
-    convolutions = [module for module in net.modules() if isinstance(module, QuantizedConvolution)]
-    return sum(c.winograd for c in convolutions), len(convolutions)
+def algorithms(net: EarlyExitNet) -> dict[str, int]:
+    """How many of a quantised network's convolutions are computed in each of the ways `quantized.ALGORITHMS`."""
+    used = [module.winograd for module in net.modules() if isinstance(module, QuantizedConvolution)]
+    return {name: used.count(winograd) for winograd, name in enumerate(ALGORITHMS)}

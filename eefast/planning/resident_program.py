@@ -13,6 +13,7 @@ from .. import ops
 from ..engines.program import ResidentProgram, StagePlan
 from ..engines.resident import ResidentEngine
 from ..model import EarlyExitNet
+from ..quantized import ALGORITHMS
 from . import layers, probe, trial, tuning
 from .bfloat16_choice import tuned_for_bfloat16
 from .errors import UnsupportedError
@@ -134,9 +135,6 @@ def _rows(net: EarlyExitNet, found: Lowered, kernel: str, described: Callable[[i
     return rows
 
 
-INT8_ALGORITHMS = ("direct", "F(2,3)", "F(2×2)")
-
-
 def _section(found: Lowered, program: ResidentProgram, section: int) -> str:
     """How a section runs, for instance "16×16 F(4×4) by 4": map size, Winograd tiles, samples that go together.
 
@@ -146,7 +144,7 @@ def _section(found: Lowered, program: ResidentProgram, section: int) -> str:
     algorithm = f"F({side}×{side})" if side else "direct"
     if found.image is not None:
         able = [layer for layer in found.layers if layer.section == section and layer.allows_winograd]
-        counts = Counter(INT8_ALGORITHMS[layer.algorithm(0)] for layer in able)
+        counts = Counter(ALGORITHMS[layer.algorithm(0)] for layer in able)
         algorithm = " + ".join(name if len(counts) == 1 else f"{n} {name}" for name, n in counts.items()) or "direct"
     return f"{size[0]}×{size[1]} {algorithm}" + (f" by {group}" if group > 1 else "")
 

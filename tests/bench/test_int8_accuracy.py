@@ -31,18 +31,18 @@ def test_every_way_has_both_thresholds(measured):
     _, _, rows = measured
     assert [(row.way, row.origin) for row in rows] == [
         (way, origin)
-        for way in ("float32", "int8, direct", "int8, F(2, 3)", "int8")
+        for way in ("float32", "int8, direct", "int8, F(2, 3)", "int8, F(2×2, 3×3)", "int8")
         for origin in ("of float32", "recalibrated")
     ]
     assert {row.images for row in rows} == {31}
     assert {sum(row.exits) for row in rows} == {31}
     assert rows[0].details == ""
-    assert rows[2].details.startswith("F(2, 3) in 0 of "), "direct only"
-    used, total, stages = re.fullmatch(
-        r"F\(2, 3\) in (\d+) of (\d+) convolutions, of stages (.*)", rows[4].details
-    ).groups()
-    assert 0 < int(used) < int(total)
-    assert stages == "0, 1, 2"
+    assert re.fullmatch(r"\d+ direct in stages 0, 1, 2", rows[2].details)
+    for row, name in ((rows[4], r"F\(2,3\)"), (rows[6], r"F\(2×2\)")):
+        direct, fast = map(
+            int, re.fullmatch(rf"(\d+) direct in .*; (\d+) {name} in stages 0, 1, 2", row.details).groups()
+        )
+        assert direct + fast == int(rows[2].details.split()[0])
 
 
 @pytest.mark.parametrize("number", range(4))

@@ -70,7 +70,8 @@ def test_the_table_is_what_both_networks_answer(shop, made):
     assert report["other_exits"] == others
     assert f"{others:.2%} of the images take another exit" in text
     convolutions = [m for m in nets["int8"].modules() if isinstance(m, QuantizedConvolution)]
-    assert report["winograd"] == {"convolutions": sum(c.winograd for c in convolutions), "of": len(convolutions)}
+    assert sum(report["convolutions"].values()) == len(convolutions)
+    assert report["convolutions"]["F(2×2)"] == sum(c.winograd == 2 for c in convolutions)
     assert report["int8"]["megabytes"] < report["float32"]["megabytes"]
 
 
@@ -83,7 +84,7 @@ def test_thresholds_that_are_kept_warn_once(shop, tmp_path, caplog):
     assert set(json.loads((folder / "thresholds.json").read_text())) == set(eefast.criteria.CRITERIA)
     done = run(*command, "--keep-thresholds")
     assert "those of the float32 network, not chosen on outputs in INT8" in done.stdout
-    assert "0 of " in done.stdout
+    assert "0 F(2,3), 0 F(2×2)" in done.stdout
     assert not (folder / "thresholds.json").exists()
     kept = eefast.load(folder)
     assert kept.thresholds.tolist() == eefast.load(shop / "net").thresholds.tolist()

@@ -46,13 +46,14 @@ def test_megabytes() -> None:
     assert precisions.megabytes(net) == numbers / 1e6
 
 
-def test_convolutions_by_winograd_are_counted() -> None:
-    def convolution(*sides: int, winograd: bool) -> QuantizedConvolution:
-        weight, bias = torch.ones(1, 1, *sides, dtype=torch.int8), torch.zeros(2, 1, dtype=torch.int32)
+def test_convolutions_are_counted_by_algorithm() -> None:
+    def convolution(*sides: int, winograd: int) -> QuantizedConvolution:
+        weight, bias = torch.ones(1, 1, *sides), torch.zeros(max(2, 2 * winograd), 1)
         return QuantizedConvolution(0, weight, bias, torch.ones(1), kernel=3, padding=1, winograd=winograd)
 
-    steps = [convolution(3, 4, winograd=True), convolution(3, 3, winograd=False), convolution(3, 4, winograd=True)]
-    stage = QuantizedStage(steps, [1.0] * 4, [0] * 4, output=3)
+    sides = [(3, 3), (3, 4), (4, 4)]
+    steps = [convolution(*sides[winograd], winograd=winograd) for winograd in (1, 0, 1, 2)]
+    stage = QuantizedStage(steps, [1.0] * 5, [0] * 5, output=4)
     head = ExitHead("pool", (1, 5, 5), 3, (1, 5, 5))
     net = EarlyExitNet([stage], [head], input_shape=(1, 5, 5), thresholds=[])
-    assert precisions.winograd_share(net) == (2, 3)
+    assert precisions.algorithms(net) == {"direct": 1, "F(2,3)": 2, "F(2×2)": 1}
