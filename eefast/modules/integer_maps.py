@@ -6,7 +6,7 @@ Sums of products are exact, whatever their order: in float32 where they stay bel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -67,25 +67,29 @@ def winograd_inputs(integers: Tensor, winograd: int) -> Tensor:
     Every one is the mean of two bytes, rounded up where it is half of an odd number: what the instruction `vpavgb`
     computes.
     """
-    return _inputs(integers, winograd, lambda mean: (mean + 0.5).floor())
+    return _inputs(integers, winograd, rounded=True)
 
 
 def exact_winograd_inputs(integers: Tensor, winograd: int) -> Tensor:
     """`winograd_inputs` without any rounding, to measure what that adds."""
-    return _inputs(integers, winograd, lambda mean: mean)
+    return _inputs(integers, winograd, rounded=False)
 
 
-def _inputs(integers: Tensor, winograd: int, rounded: Callable[[Tensor], Tensor]) -> Tensor:
+def _inputs(integers: Tensor, winograd: int, rounded: bool) -> Tensor:
     height, width = integers.shape[2:]
     rows = 1 + (height % 2 if winograd == 2 else 0)
-    values = rounded(_means(F.pad(integers, (1, 1 + width % 2, 1, rows)), -1))
-    return rounded(_means(values, -2)) if winograd == 2 else values
+    values = _means(F.pad(integers, (1, 1 + width % 2, 1, rows)), -1, rounded)
+    return _means(values, -2, rounded) if winograd == 2 else values
 
 
-def _means(d: Tensor, dim: int) -> Tensor:
+def _means(d: Tensor, dim: int, rounded: bool) -> Tensor:
     """[4, *shape], of four neighbours at a time along a dimension -1 or -2, every two apart."""
     d0, d1, d2, d3 = d.unfold(dim, 4, 2).unbind(-1)
-    return torch.stack([d0 + LARGEST - d2, d1 + d2, d1 + LARGEST - d2, d1 + LARGEST - d3]) / 2
+    means = torch.stack([d0 - d2, d1 + d2, d1 - d2, d1 - d3])
+    for differences in (means[0], means[2:]):
+        differences += LARGEST
+    means /= 2
+    return means.add_(0.5).floor_() if rounded else means
 
 
 def winograd_weight(weight: Tensor, winograd: int) -> Tensor:
