@@ -144,8 +144,9 @@ def _section(found: Lowered, program: ResidentProgram, section: int) -> str:
     algorithm = f"F({side}×{side})" if side else "direct"
     if found.image is not None:
         able = [layer for layer in found.layers if layer.section == section and layer.allows_winograd]
-        counts = Counter(ALGORITHMS[layer.algorithm(0)] for layer in able)
-        algorithm = " + ".join(name if len(counts) == 1 else f"{n} {name}" for name, n in counts.items()) or "direct"
+        counts = Counter(layer.algorithm(0) for layer in able)
+        parts = [(n, ALGORITHMS[winograd]) for winograd, n in sorted(counts.items(), reverse=True)]
+        algorithm = " + ".join(name if len(parts) == 1 else f"{n} {name}" for n, name in parts) or "direct"
     return f"{size[0]}×{size[1]} {algorithm}" + (f" by {group}" if group > 1 else "")
 
 

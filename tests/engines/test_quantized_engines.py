@@ -169,7 +169,7 @@ def test_group_sizes_are_measured_and_the_plan_shows_them(
     assert set(asked) == {(0, 0)}
     assert cast(Any, fast.engine).program.group_sizes == (8, 1)
     text = str(fast.plan)
-    assert "C++, INT8, avx512-vnni  11×9 F(2,3) by 8, 6×5 2 F(2×2) + 1 F(2,3)" in text
+    assert "C++, INT8, avx512-vnni  11×9 F(2,3) by 8, 6×5 1 F(2×2) + 1 F(2,3) + 1 direct" in text
     assert "without VNNI" not in text
     assert_same_answers(fast(x), one_by_one(net, x), net, 1e-5)
     direct = eefast.accelerate(network(1, SHAPE, winograd=(0,)), engine="resident")
