@@ -49,8 +49,7 @@ int64_t packed_size(const Step& step, const std::vector<Map>& maps, int64_t num_
   }
   const int64_t outputs = maps[step.target].blocks * kBlock, side = step.winograd + 2;
   if (precision == Precision::int8) {
-    const int64_t taps = step.winograd != 0 ? 12 : step.kernel * step.kernel;
-    return 2 * outputs + kBlock + taps * ((from.channels + 3) / 4) * outputs;
+    return int8_starts(step) * outputs + kBlock + int8_taps(step) * ((from.channels + 3) / 4) * outputs;
   }
   if (step.winograd != 0) return side * side * from.channels * outputs;
   const bool pairs = precision == Precision::bfloat16 && from.block != 1;

@@ -47,7 +47,7 @@ struct Step {
   int64_t source, target, residual;
   bool relu, flatten;
   int64_t kernel, stride, padding;
-  // 0: direct; m: Winograd F(m×m, 3×3), in int8 F(m, 3) along x.
+  // 0: direct; m: Winograd F(m×m, 3×3), in int8 along m axes, F(2, 3) or F(2×2, 3×3).
   int64_t winograd;
   int64_t section;
   bool entry;
@@ -64,6 +64,14 @@ struct Step {
 // Output channels that a row of packed weights holds; see eefast/planning/packing.py.
 inline int64_t direct_width(int64_t blocks) { return blocks % 2 == 0 ? 32 : 16; }
 inline int64_t winograd_width(int64_t blocks) { return blocks % 4 == 0 ? 64 : blocks % 2 == 0 ? 32 : 16; }
+
+// Rows of numbers from which the sums of an int8 convolution start.
+inline int64_t int8_starts(const Step& step) { return step.winograd == 2 ? 4 : 2; }
+
+// Weights for one input and one output channel.
+inline int64_t int8_taps(const Step& step) {
+  return step.winograd == 2 ? 16 : step.winograd == 1 ? 12 : step.kernel * step.kernel;
+}
 
 // Floats of packed weights, without the bias.
 int64_t packed_size(const Step& step, const std::vector<Map>& maps, int64_t num_classes, Precision precision);

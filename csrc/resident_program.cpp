@@ -82,9 +82,10 @@ struct Program {
     const bool int8 = network.precision == Precision::int8;
     const bool fits = s[kernel] == 3 && s[stride] == 1 && s[padding] == 1 && s[source] != 0 &&
                       network.precision != Precision::bfloat16 && from.zero == 0;
-    if (s[winograd] != 0 && !(convolution && fits && (s[winograd] == 2 || (s[winograd] == 4 && !int8)))) {
-      refuse(row, int8 ? "Winograd is for 3×3 convolutions of stride 1 and padding 1 of maps with zero 0, tiles of 2"
-                       : "Winograd is for float32 3×3 convolutions of stride 1 and padding 1, tiles of 2 or 4");
+    if (s[winograd] != 0 && !(convolution && fits && (s[winograd] == 2 || s[winograd] == (int8 ? 1 : 4)))) {
+      refuse(row, int8
+                      ? "Winograd is for 3×3 convolutions of stride 1 and padding 1 of maps with zero 0, on 1 or 2 axes"
+                      : "Winograd is for float32 3×3 convolutions of stride 1 and padding 1, tiles of 2 or 4");
     }
     if (!convolution && !exit && (from.channels != network.maps[s[target]].channels))
       refuse(row, "it cannot change channels");

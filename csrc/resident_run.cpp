@@ -22,13 +22,12 @@ constexpr int64_t kMaxThreads = 1 << 10;
 // Whether scaled sums of an int8 convolution may be too large for 32 bits.
 bool is_huge(const Step& step, const Map& from, const Map& to) {
   const int64_t outputs = to.blocks * kBlock, width = direct_width(to.blocks);
-  const int64_t taps = (step.winograd != 0 ? 12 : step.kernel * step.kernel) * ((from.channels + 3) / 4);
+  const int64_t taps = int8_taps(step) * ((from.channels + 3) / 4), starts = int8_starts(step);
   const auto* const start = reinterpret_cast<const int32_t*>(step.bias);
-  const float *const scale = step.bias + 2 * outputs, *const ratio = scale + outputs;
+  const float *const scale = step.bias + starts * outputs, *const ratio = scale + outputs;
   const auto* weight = reinterpret_cast<const int8_t*>(ratio + kBlock);
   std::vector<double> sums(outputs);
-  for (int64_t o = 0; o < outputs; ++o)
-    sums[o] = std::abs(static_cast<double>(start[o])) + std::abs(static_cast<double>(start[outputs + o]));
+  for (int64_t i = 0; i < starts * outputs; ++i) sums[i % outputs] += std::abs(static_cast<double>(start[i]));
   for (int64_t group = 0; group < outputs; group += width) {
     for (int64_t tap = 0; tap < taps; ++tap) {
       for (int64_t i = 0; i < 4 * width; ++i) sums[group + i / 4] += 255.0 * std::abs(static_cast<double>(*weight++));

@@ -11,14 +11,16 @@ struct Int8Weights {
   const int32_t *start, *difference;
   const float *scale, *ratio;
   const uint8_t* weight;
-  int64_t width;  // output channels of a row of weights
+  int64_t width;    // output channels of a row of weights
+  int64_t outputs;  // all of them, from one row of starts to the next
 
-  Int8Weights(const Step& step, const Map& to, int64_t group, int64_t bytes_a_group) : width(direct_width(to.blocks)) {
-    const int64_t outputs = to.blocks * kBlock;
+  Int8Weights(const Step& step, const Map& to, int64_t group, int64_t bytes_a_group)
+      : width(direct_width(to.blocks)), outputs(to.blocks * kBlock) {
+    const int64_t starts = int8_starts(step) * outputs;
     start = reinterpret_cast<const int32_t*>(step.bias) + group * width;
     difference = start + outputs;
-    scale = step.bias + 2 * outputs + group * width;
-    ratio = step.bias + 3 * outputs;
+    scale = step.bias + starts + group * width;
+    ratio = step.bias + starts + outputs;
     weight = reinterpret_cast<const uint8_t*>(ratio + kBlock) + group * bytes_a_group;
   }
 };

@@ -94,7 +94,7 @@ struct Job {
           value_floats = std::max(value_floats, from.blocks * kBlock * pixels);
           if (step.winograd == 0) continue;
           if (net.precision == Precision::int8) {
-            frequency_floats = std::max(frequency_floats, kTransformedRows * transformed_plane(from));
+            frequency_floats = std::max(frequency_floats, kTransformedPlanes * transformed_plane(from) / 4);
             continue;
           }
           const int64_t side = step.winograd + 2, blocks = std::max(from.blocks, net.maps[step.target].blocks);
@@ -281,11 +281,13 @@ void run_rows(const Layer& layer) {
     return;
   }
   const int64_t whole = groups * layer.samples;
-  const int64_t parts = std::min(to.height, (4 * (helpers + 1) + whole - 1) / whole);
+  // Tiles of two rows stay whole.
+  const int64_t unit = layer.step.winograd == 2 ? 2 : 1, units = (to.height + unit - 1) / unit;
+  const int64_t parts = std::min(units, (4 * (helpers + 1) + whole - 1) / whole);
   const auto work = [&](int64_t item, Worker& worker) {
     const int64_t part = item / groups % parts, i = item / groups / parts;
-    rows(layer.step, from, to, layer.in(i), layer.out(i), layer.residual(i), item % groups, to.height * part / parts,
-         to.height * (part + 1) / parts, worker.frequencies);
+    rows(layer.step, from, to, layer.in(i), layer.out(i), layer.residual(i), item % groups,
+         unit * (units * part / parts), std::min(to.height, unit * (units * (part + 1) / parts)), worker.frequencies);
   };
   layer.worker.team->share(whole * parts, work, layer.worker);
 }

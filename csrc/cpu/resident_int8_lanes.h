@@ -5,6 +5,8 @@
 #include "cpu/int8_lanes.h"
 #include "cpu/direct_int8_lanes.h"
 #include "cpu/winograd_int8_lanes.h"
+#include "cpu/winograd_2d_int8_lanes.h"
+#include "cpu/convolution_int8_lanes.h"
 #include "cpu/pointwise_lanes.h"
 
 EEFAST_TARGET static bool image_row(const float* x, int64_t n, float multiplier, float shift, int64_t channel,

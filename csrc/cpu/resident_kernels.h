@@ -14,14 +14,14 @@ struct TileRow {
   int64_t rows, columns;
 };
 
-// Rows of a map that an int8 Winograd convolution keeps transformed at a time, and the bytes of each of the four parts
-// of a row: vectors may reach over its end.
-constexpr int64_t kTransformedRows = 4;
+// Planes of transformed pixels that an int8 Winograd convolution keeps: of four rows the four along x, then the sixteen
+// along both axes. Bytes of each: vectors may reach over its end.
+constexpr int64_t kTransformedRows = 4, kTransformedPlanes = 4 * kTransformedRows + 16;
 inline int64_t transformed_plane(const Map& from) { return round_up((from.width + 1) / 2, 4) * from.block + kLine; }
 
 struct Kernels {
-  // Output rows [begin, end) of one group of output channels: direct convolution, in int8 Winograd, too. scratch: in
-  // int8 of kTransformedRows · 4 · transformed_plane(from) bytes.
+  // Output rows [begin, end) of one group of output channels: direct convolution; in int8 also Winograd. scratch: in
+  // int8 of kTransformedPlanes · transformed_plane(from) bytes.
   void (*rows)(const Step& step, const Map& from, const Map& to, const void* in, void* out, const void* residual,
                int64_t group, int64_t begin, int64_t end, void* scratch);
   // The same for sums of any size; null where there are no others.
