@@ -12,10 +12,13 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-UNCHANGED = ("engines", "exit_head", "instruction_set", "resident_kernels", "program")
+UNCHANGED = ("engines", "exit_head", "instruction_set", "resident_kernels", "resident_int8_kernels", "program")
 """Sources that do not include team.h."""
 RELAXED = "memory_order_relaxed"
-SOURCES = ("cpu/exit_head", "cpu/instruction_set", "cpu/resident", "cpu/resident_kernels", "program")
+SOURCES = (
+    *("cpu/exit_head", "cpu/instruction_set", "cpu/resident", "cpu/resident_kernels", "cpu/resident_int8_kernels"),
+    "program",
+)
 FAULTS = (
     ("done_.fetch_add(1, std::memory_order_acq_rel)",),
     (
