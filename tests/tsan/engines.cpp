@@ -89,8 +89,8 @@ struct Made {
   void fill(const Step& step, int64_t outputs) {
     float* const numbers = packed.data() + (step.bias - packed.data());
     const int64_t starts = int8_starts(step) * outputs;
-    std::memset(numbers, 1, starts * sizeof(float) / 2);
-    std::memset(numbers + starts / 2, 0, starts * sizeof(float) / 2);
+    const int32_t start = 20000;
+    for (int64_t i = 0; i < starts; ++i) std::memcpy(numbers + i, &start, sizeof(start));
     std::fill_n(numbers + starts, outputs, 1e-3f);
     numbers[starts + outputs] = 0.5f;
   }
