@@ -5,6 +5,7 @@
 #include <random>
 #include <stdexcept>
 #include <thread>
+#include <utility>
 
 #include "cpu/exit_head.h"
 #include "cpu/resident.h"
@@ -77,8 +78,12 @@ struct Made {
           step.flatten = false;
           step.bias = packed.data() + place;
           step.weight = step.bias + outputs;
-          place += outputs + packed_size(step, network.maps, network.num_classes, precision);
-          if (precision == Precision::int8 && step.kind == Kind::convolution) fill(step, outputs);
+          const std::size_t begin =
+              std::exchange(place, place + outputs + packed_size(step, network.maps, network.num_classes, precision));
+          if (precision != Precision::int8) continue;
+          if (step.kind == Kind::convolution) fill(step, outputs);
+          // Logits of codes are no hundreds.
+          if (step.kind == Kind::exit) std::for_each(&packed[begin], &packed[place], [](float& w) { w /= 64; });
         }
       }
     }
