@@ -23,10 +23,9 @@ template <int64_t bytes, int64_t vectors, int64_t tiles>
 EEFAST_TARGET static void int8_squares(const Map& from, const Map& to, const uint8_t* v, int64_t rows, int64_t columns,
                                        uint8_t* out, const uint8_t* residual, const Int8Weights& numbers,
                                        int64_t part) {
-  constexpr int64_t n = tiles * vectors, order[4] = {1, 2, 0, 3};
+  constexpr int64_t n = tiles * vectors;
   const int64_t plane = transformed_plane(from), pitch = bytes == 0 ? from.block : bytes, tap = 4 * numbers.width;
   const uint8_t* weight = numbers.weight + 4 * part;
-  Sums found[4][2][n];
   const auto multiply = [&](Sums(&sums)[n], const uint8_t* x) EEFAST_TARGET __attribute__((always_inline)) {
     for (int64_t c = 0; c < from.channels; c += 4, weight += tap) {
       Codes w[vectors];
@@ -42,36 +41,50 @@ EEFAST_TARGET static void int8_squares(const Map& from, const Map& to, const uin
       }
     }
   };
-  for (int64_t k = 0; k < 4; ++k) {
-    const int64_t x = order[k];
-    Sums top[n] = {}, bottom[n] = {};
-    if (x == 0 || x == 3) {
-      EEFAST_UNROLL
-      for (int64_t i = 0; i < n; ++i) {
-        const int32_t* const start = numbers.start + part + i % vectors * kLanes + (x == 3 ? 2 * numbers.outputs : 0);
-        top[i] = load_as<Sums>(start), bottom[i] = load_as<Sums>(start + numbers.outputs);
-      }
-    }
-    multiply(top, v + (4 + x) * plane);
-    multiply(bottom, v + (8 + x) * plane);
-    EEFAST_UNROLL
-    for (int64_t i = 0; i < n; ++i) {
-      const Sums p = top[i], q = bottom[i];
-      top[i] = p - q, bottom[i] = p + q;
-    }
-    multiply(top, v + x * plane);
-    multiply(bottom, v + (12 + x) * plane);
-    EEFAST_UNROLL
-    for (int64_t i = 0; i < n; ++i) found[x][0][i] = top[i], found[x][1][i] = bottom[i];
+  // The upper and the lower row of one frequency along x, added to sums that start from `start` or from zero.
+  const auto both_rows = [&](Sums(&rows_of)[2][n], int64_t x, const int32_t* start) EEFAST_TARGET
+      __attribute__((always_inline)) {
+        EEFAST_UNROLL
+        for (int64_t i = 0; i < n; ++i) {
+          const int32_t* const first = start + i % vectors * kLanes;
+          rows_of[0][i] = start == nullptr ? Sums{} : load_as<Sums>(first);
+          rows_of[1][i] = start == nullptr ? Sums{} : load_as<Sums>(first + numbers.outputs);
+        }
+        multiply(rows_of[0], v + (4 + x) * plane);
+        multiply(rows_of[1], v + (8 + x) * plane);
+        EEFAST_UNROLL
+        for (int64_t i = 0; i < n; ++i) {
+          const Sums p = rows_of[0][i], q = rows_of[1][i];
+          rows_of[0][i] = p - q;
+          rows_of[1][i] = p + q;
+        }
+        multiply(rows_of[0], v + x * plane);
+        multiply(rows_of[1], v + (12 + x) * plane);
+      };
+  Sums even[2][n], odd[2][n], found[2][n];
+  both_rows(even, 1, nullptr);
+  both_rows(odd, 2, nullptr);
+  EEFAST_UNROLL
+  for (int64_t i = 0; i < 2 * n; ++i) {
+    const Sums p = even[i / n][i % n], q = odd[i / n][i % n];
+    even[i / n][i % n] = p - q;
+    odd[i / n][i % n] = p + q;
   }
-  for (int64_t r = 0; r < std::min<int64_t>(rows, 2); ++r) {
+  both_rows(found, 0, numbers.start + part);
+  EEFAST_UNROLL
+  for (int64_t i = 0; i < 2 * n; ++i) even[i / n][i % n] += found[i / n][i % n];
+  both_rows(found, 3, numbers.start + part + 2 * numbers.outputs);
+  EEFAST_UNROLL
+  for (int64_t i = 0; i < 2 * n; ++i) odd[i / n][i % n] += found[i / n][i % n];
+  EEFAST_UNROLL
+  for (int64_t r = 0; r < 2; ++r) {
+    if (r == rows) break;
     Sums sums[2 * n];
     EEFAST_UNROLL
     for (int64_t i = 0; i < n; ++i) {
-      const Sums p = found[1][r][i], q = found[2][r][i];
       const int64_t t = i / vectors, k = i % vectors;
-      sums[2 * t * vectors + k] = found[0][r][i] + (p - q);
-      sums[(2 * t + 1) * vectors + k] = found[3][r][i] + (p + q);
+      sums[2 * t * vectors + k] = even[r][i];
+      sums[(2 * t + 1) * vectors + k] = odd[r][i];
     }
     uint8_t* const o = out + r * to.row_pitch;
     const uint8_t* const a = residual == nullptr ? nullptr : residual + r * to.row_pitch;
