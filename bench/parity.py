@@ -94,7 +94,8 @@ def forms(device: str) -> list[EngineForm]:
     gpu = device == "cuda"
     forms = {"compact": ("", WITHOUT_GRAPHS, COUNTED)} if gpu else {}
     engines = [(engine, how) for engine in reversed(ENGINES) if engine != "auto" for how in forms.get(engine, ("",))]
-    dtypes = sorted(FLIP_MARGIN, key=lambda dtype: (dtype == torch.float32) == gpu)
+    floats = [dtype for dtype in FLIP_MARGIN if dtype.is_floating_point]  # networks in INT8 are others
+    dtypes = sorted(floats, key=lambda dtype: (dtype == torch.float32) == gpu)
     return [EngineForm(engine, dtype, how) for dtype in dtypes for engine, how in engines]
 
 

@@ -115,8 +115,8 @@ def test_a_backbone_that_could_not_be_built_again_is_refused_by_name(tmp_path, m
 def test_an_unknown_kind_is_one_clear_error(small, tmp_path):
     small.save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"kind": "quantized"}))
-    message = "config.json says kind='quantized'; it must be eenet or attached; a newer eefast may read it"
+    (tmp_path / "config.json").write_text(json.dumps(config | {"kind": "pruned"}))
+    message = "config.json says kind='pruned'; it must be one of eenet, attached, quantized; a newer eefast may read it"
     with pytest.raises(CheckpointError, match=re.escape(message)):
         load(tmp_path)
 

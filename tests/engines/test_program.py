@@ -56,14 +56,27 @@ def test_other_plans_are_not(change: dict[str, Any]) -> None:
     assert replace(PLAN, **change) != PLAN
 
 
-def test_arguments_of_the_resident_op() -> None:
+@pytest.mark.parametrize("image", [None, torch.ones(2, 3)], ids=["float", "int8"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_the_resident_op_gets_all_parts_of_a_program(monkeypatch, image, dtype) -> None:
     parts = {name: torch.tensor(i) for i, name in enumerate(("steps", "maps", "groups", "weights", "packed"))}
-    program = ResidentProgram(**parts, bfloat16=True, algorithms=(0,), group_sizes=(1,))
-    thresholds = torch.zeros(2)
-    arguments = program.arguments(thresholds, "entropy", 10)
-    names = [a.name for a in torch.ops.eefast.resident_forward.default._schema.arguments]
-    given = dict(zip(names[1:], arguments, strict=False))
+    program = ResidentProgram(
+        **parts, bfloat16=image is None, algorithms=(0,), group_sizes=(1,), image=image, normalization=torch.ones(2, 3)
+    )
+    calls = []
+    op = ops.resident_forward if image is None else ops.resident_int8
+    monkeypatch.setattr(op, "run", lambda *given: calls.append(given))
+    images, thresholds, seconds = torch.ones(2, 3, 5, 5, dtype=dtype), torch.zeros(2), torch.zeros(1)
+    program.run(images, thresholds, "entropy", 10, 3, seconds)
+    names = [a.name for a in getattr(torch.ops.eefast, op.__name__.split(".")[-1]).default._schema.arguments]
+    given = dict(zip(names, *calls, strict=True))
     assert all(given[name] is part for name, part in parts.items())
     assert given["thresholds"] is thresholds
-    assert (given["criterion"], given["num_classes"], given["bfloat16"]) == ("entropy", 10, True)
-    assert list(given)[-1] == "bfloat16"
+    assert given["seconds"] is seconds
+    assert (given["criterion"], given["num_classes"], given["threads"]) == ("entropy", 10, 3)
+    assert given["images"].dtype == dtype
+    if image is None:
+        assert given["bfloat16"]
+        assert (given["normalization"] is not None) == (dtype == torch.uint8)
+    else:
+        assert given["image"] is image
