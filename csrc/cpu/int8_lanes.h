@@ -184,23 +184,26 @@ EEFAST_INLINE void store(uint8_t* out, Floats t) {
   store_codes<kLanes>(out, narrow(four));
 }
 
-// x · multiplier + shift, in two roundings, as codes of channel `channel` of pixels of four; whether any x is NaN.
-EEFAST_INLINE bool add_image_codes(const float* x, int64_t n, float multiplier, float shift, int64_t channel,
-                                   uint8_t* out) {
+// One row of up to four channels as pixels of four codes: x · multiplier + shift, in two roundings; whether any x is
+// NaN.
+template <int64_t channels>
+EEFAST_INLINE bool store_image_codes(const float* const* rows, int64_t n, const float* multipliers, const float* shifts,
+                                     uint8_t* out) {
   Words broken = {};
   for (int64_t i = 0; i < n; i += kLanes) {
-    float part[kLanes] = {};
     const int64_t used = std::min(kLanes, n - i);
-    if (used < kLanes) std::memcpy(part, x + i, used * sizeof(float));
-    const Floats values = load(used < kLanes ? part : x + i);
-    broken |= (Words)(values != values);
-    const Floats t = product(values, splat(multiplier)) + splat(shift);
-    const Sums whole = rounded(within_codes(t));
-    const Sums codes = (whole - (whole >> 8)) << (8 * channel);  // 256 is 255
-    Sums before = {};
-    if (channel > 0) std::memcpy(&before, out + 4 * i, 4 * used);
-    before |= codes;
-    std::memcpy(out + 4 * i, &before, 4 * used);
+    Sums pixels = {};
+    EEFAST_UNROLL
+    for (int64_t c = 0; c < channels; ++c) {
+      float part[kLanes] = {};
+      if (used < kLanes) std::memcpy(part, rows[c] + i, used * sizeof(float));
+      const Floats values = load(used < kLanes ? part : rows[c] + i);
+      broken |= (Words)(values != values);
+      const Floats t = product(values, splat(multipliers[c])) + splat(shifts[c]);
+      const Sums whole = rounded(within_codes(t));
+      pixels |= (whole - (whole >> 8)) << (8 * c);  // 256 is 255
+    }
+    std::memcpy(out + 4 * i, &pixels, 4 * used);
   }
   uint32_t any = 0;
   for (int64_t i = 0; i < kLanes; ++i) any |= broken[i];

@@ -83,7 +83,7 @@ struct Job {
   Job(const Network& net, const Batch& images, int64_t threads)
       : network(net), batch(images), kernels(select_kernels(net.precision)), teams(threads) {
     frequency_floats = 0;
-    value_floats = net.maps[0].width;
+    value_floats = 4 * net.maps[0].width;
     // Also a row of an image.
     logit_floats = std::max(round_up(net.num_classes + 1, kBlock), net.maps[0].width + kBlock);
     for (const Section& section : net.sections) {
@@ -201,30 +201,33 @@ const T* image_row_at(const Batch& batch, int64_t sample, int64_t c, int64_t y) 
 bool load_codes(const Worker& worker, int64_t sample) {
   const Batch& batch = worker.job->batch;
   const Map& map = worker.job->network.maps[0];
-  const int64_t step = batch.strides[3];
-  uint8_t* const codes = reinterpret_cast<uint8_t*>(worker.planes);
+  const int64_t step = batch.strides[3], width = map.width;
+  const float *const multipliers = batch.scaling, *const shifts = multipliers + map.channels;
+  uint8_t* const fours = reinterpret_cast<uint8_t*>(worker.logits);
   bool broken = false;
   for (int64_t y = 0; y < map.height; ++y) {
-    for (int64_t c = 0; c < map.channels; ++c) {
-      uint8_t* const to = codes + map.at(y, 0);
-      if (batch.bytes) {
+    uint8_t* const to = reinterpret_cast<uint8_t*>(worker.planes) + map.at(y, 0);
+    if (batch.bytes) {
+      for (int64_t c = 0; c < map.channels; ++c) {
         const uint8_t* const from = image_row_at<uint8_t>(batch, sample, c, y);
-        for (int64_t x = 0; x < map.width; ++x) to[x * map.block + c] = from[x * step];
-        continue;
+        for (int64_t x = 0; x < width; ++x) to[x * map.block + c] = from[x * step];
       }
-      const float* from = image_row_at<float>(batch, sample, c, y);
-      if (step != 1) {
-        for (int64_t x = 0; x < map.width; ++x) worker.values[x] = from[x * step];
-        from = worker.values;
+      continue;
+    }
+    for (int64_t c = 0; c < map.channels; c += 4) {
+      const int64_t channels = std::min<int64_t>(4, map.channels - c);
+      const float* rows[4];
+      for (int64_t k = 0; k < channels; ++k) {
+        rows[k] = image_row_at<float>(batch, sample, c + k, y);
+        if (step == 1) continue;
+        float* const dense = worker.values + k * width;
+        for (int64_t x = 0; x < width; ++x) dense[x] = rows[k][x * step];
+        rows[k] = dense;
       }
-      const float multiplier = batch.scaling[c], shift = batch.scaling[map.channels + c];
-      if (map.block == 4) {
-        broken |= worker.job->image_row(from, map.width, multiplier, shift, c, to);
-        continue;
-      }
-      uint8_t* const fours = reinterpret_cast<uint8_t*>(worker.logits);
-      broken |= worker.job->image_row(from, map.width, multiplier, shift, 0, fours);
-      for (int64_t x = 0; x < map.width; ++x) to[x * map.block + c] = fours[4 * x];
+      uint8_t* const pixels = map.block == 4 ? to : fours;
+      broken |= worker.job->image_row(rows, channels, width, multipliers + c, shifts + c, pixels);
+      if (pixels == to) continue;
+      for (int64_t x = 0; x < width; ++x) std::memcpy(to + x * map.block + c, fours + 4 * x, 4);
     }
   }
   return !broken;

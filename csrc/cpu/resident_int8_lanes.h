@@ -9,9 +9,14 @@
 #include "cpu/convolution_int8_lanes.h"
 #include "cpu/pointwise_lanes.h"
 
-EEFAST_TARGET static bool image_row(const float* x, int64_t n, float multiplier, float shift, int64_t channel,
-                                    uint8_t* out) {
-  return add_image_codes(x, n, multiplier, shift, channel, out);
+EEFAST_TARGET static bool image_row(const float* const* rows, int64_t channels, int64_t n, const float* multipliers,
+                                    const float* shifts, uint8_t* out) {
+  switch (channels) {
+    case 1: return store_image_codes<1>(rows, n, multipliers, shifts, out);
+    case 2: return store_image_codes<2>(rows, n, multipliers, shifts, out);
+    case 3: return store_image_codes<3>(rows, n, multipliers, shifts, out);
+    default: return store_image_codes<4>(rows, n, multipliers, shifts, out);
+  }
 }
 const Kernels kKernels = {int8_convolution, portable::int8_convolution, nullptr,      nullptr, nullptr, 0,
                           affine<uint8_t>,  max_pool<uint8_t>,          exit<uint8_t>};

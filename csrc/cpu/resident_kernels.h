@@ -44,9 +44,9 @@ struct Kernels {
                float* values, float* logits, float* confidence);
 };
 
-// Some of one image's pixels x as codes of one of four channels, added to those of the channels before: see
-// int8_lanes.h. Whether any was NaN.
-using ImageRow = bool (*)(const float* x, int64_t n, float multiplier, float shift, int64_t channel, uint8_t* out);
+// One row of 1 … 4 channels of an image → pixels of four codes: see int8_lanes.h. Whether any number was NaN.
+using ImageRow = bool (*)(const float* const* rows, int64_t channels, int64_t n, const float* multipliers,
+                          const float* shifts, uint8_t* out);
 
 const Kernels& select_kernels(Precision precision);
 const Kernels& select_int8_kernels();
