@@ -29,7 +29,7 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     assert (tmp_path / "runs/mine-again/model.safetensors").is_file()
 
 
-TARGETS = sorted(set(re.findall(r"\bmake ([a-z]+)", README)))
+TARGETS = sorted(set(re.findall(r"\bmake ([a-z0-9-]+)", README)))
 COMMANDS = re.findall(r"^eefast ([a-z-]+ .* --.*)$", README, re.MULTILINE)
 
 
