@@ -40,7 +40,7 @@ $(SANITIZED): $(VENV)/.ready
 sanitize-tests: $(SANITIZED)
 	$(UNDER_ASAN) $(BIN)/pytest tests/ops/test_exit_head.py tests/ops/test_resident_forward.py tests/ops/test_resident_int8.py \
 		-p no:cacheprovider -k "not (other or without or compiles or opcheck or triton or trained or 110 or eenet18 \
-		or eenet34 or eenet50 or every_width or reference)"
+		or eenet34 or eenet50 or every_width)"
 
 sanitize-calls: $(SANITIZED)
 	$(UNDER_ASAN):allocator_may_return_null=1:max_allocation_size_mb=1024 \
