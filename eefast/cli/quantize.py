@@ -1,4 +1,4 @@
-"""`eefast quantize`: a network and held-out training images → the same network in INT8, its thresholds chosen anew."""
+"""`eefast quantize`: a network and held-out training images → the same network in INT8, its thresholds chosen again."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def command(
     workers: Workers = 0,
     json_path: Json = "",
 ) -> None:
-    """Quantise a network to INT8 on held-out training images and choose its thresholds anew, on its outputs in INT8.
+    """Quantise a network to INT8 on held-out training images and choose its thresholds again, on its outputs in INT8.
 
     Without a budget: the most accurate thresholds with at most the mean cost that the float32 network has.
     """

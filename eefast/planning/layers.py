@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -121,6 +122,21 @@ class Lowered:
 
 
 @torch.no_grad()
+def computed(layer: Layer, maps: Mapping[int, Tensor]) -> Tensor:
+    """The map that a layer other than an exit makes of its source and its residual in `maps`, in plain PyTorch."""
+    x = maps[layer.source]
+    weight, bias = layer.weight.to(x), layer.bias.to(x)
+    if layer.kind == Kind.CONVOLUTION:
+        y = F.conv2d(x, weight, bias, layer.stride, layer.padding)
+    elif layer.kind == Kind.MAX_POOL:
+        y = F.max_pool2d(x, layer.kernel, layer.stride, layer.padding)
+    else:
+        y = x * weight[:, None, None] + bias[:, None, None]
+    y = y + maps[layer.residual] if layer.residual >= 0 else y
+    return y.relu() if layer.relu else y
+
+
+@torch.no_grad()
 def answers(lowered: Lowered, images: Tensor) -> list[Tensor]:
     """[N, K + 1] logits and confidence row of every exit for images [N, C, H, W] on the CPU, layer by layer in PyTorch.
 
@@ -128,17 +144,10 @@ def answers(lowered: Lowered, images: Tensor) -> list[Tensor]:
     """
     maps, exits = {0: images}, dict[int, Tensor]()
     for layer in lowered.layers:
-        x, weight, bias = maps[layer.source], layer.weight.to(images), layer.bias.to(images)
         if layer.kind == Kind.EXIT:
+            x, weight, bias = maps[layer.source], layer.weight.to(images), layer.bias.to(images)
             pooled = x.flatten(1) if weight.dim() == 4 else x.mean((2, 3))
             exits[layer.target] = F.linear(pooled, weight.flatten(1), bias)
             continue
-        if layer.kind == Kind.CONVOLUTION:
-            y = F.conv2d(x, weight, bias, layer.stride, layer.padding)
-        elif layer.kind == Kind.MAX_POOL:
-            y = F.max_pool2d(x, layer.kernel, layer.stride, layer.padding)
-        else:
-            y = x * weight[:, None, None] + bias[:, None, None]
-        y = y + maps[layer.residual] if layer.residual >= 0 else y
-        maps[layer.target] = y.relu() if layer.relu else y
+        maps[layer.target] = computed(layer, maps)
     return [exits[i] for i in sorted(exits)]

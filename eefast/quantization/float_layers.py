@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..heads import ExitHead
 from ..model import EarlyExitNet
-from ..ops import Kind
 from ..planning.errors import UnsupportedError
 from ..planning.head_packing import head_obstacle
-from ..planning.layers import Layer
+from ..planning.layers import Layer, computed
 from ..planning.lowering import stage_layers
 
 
@@ -40,7 +37,7 @@ class FloatStage:
         """All values by their numbers, float32, for x [N, C, H, W]."""
         values = {0: x}
         for layer in self.layers:
-            values[layer.target] = _computed(layer, values)
+            values[layer.target] = computed(layer, values)
         return values
 
 
@@ -74,16 +71,3 @@ def _stage(module: nn.Module, channels: int, path: str, exit_index: int, head: b
     if image and output == 0:
         raise ValueError(f"{path} cannot be quantised: it returns the image itself")
     return FloatStage(layers, output, path, exit_index, head)
-
-
-@torch.no_grad()
-def _computed(layer: Layer, values: dict[int, Tensor]) -> Tensor:
-    x, weight, bias = values[layer.source], layer.weight, layer.bias
-    if layer.kind == Kind.CONVOLUTION:
-        y = F.conv2d(x, weight, bias, layer.stride, layer.padding)
-    elif layer.kind == Kind.MAX_POOL:
-        y = F.max_pool2d(x, layer.kernel, layer.stride, layer.padding)
-    else:
-        y = x * weight[:, None, None] + bias[:, None, None]
-    y = y + values[layer.residual] if layer.residual >= 0 else y
-    return y.relu() if layer.relu else y
