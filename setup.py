@@ -102,7 +102,8 @@ def extensions() -> tuple[list, dict]:
     sanitize: list[str] = []
     if os.environ.get("SANITIZE") == "1":
         # Python's compiler flags define signed overflow, which would hide it from the sanitizer.
-        optimise, sanitize = ["-O1", "-g", "-fno-wrapv"], ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+        optimise = ["-O1", "-g1", "-fno-wrapv", "-DEEFAST_SANITIZED"]
+        sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     extension = CppExtension(
         "eefast._C",
         sorted(

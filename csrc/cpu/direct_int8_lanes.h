@@ -27,10 +27,10 @@ struct Int8Weights {
 
 // Output channels that a strip computes: as many vectors of sums, and as many pixels as there are registers for.
 template <int64_t vectors>
-constexpr int64_t kStrip = (kLanes == 16  ? 16
-                            : kLanes == 8 ? 12
-                                          : 8) /
-                           vectors;
+constexpr int64_t kStrip = longest_strip((kLanes == 16  ? 16
+                                          : kLanes == 8 ? 12
+                                                        : 8) /
+                                         vectors);
 
 // Rounds sums of [pixels][vectors] to codes; adds the residual, where there is one, in the place of the output.
 // dense: no other channels lie between the pixels.

@@ -3,7 +3,9 @@
 // include guard: one inclusion per EEFAST_LANES_FILE.
 //
 // The file finds EEFAST_LANES, the floats of a vector, EEFAST_TARGET, the attribute that admits the instructions,
-// EEFAST_BFLOAT16 where there are bfloat16 products, EEFAST_VNNI where there are those of bytes.
+// EEFAST_BFLOAT16 where there are bfloat16 products, EEFAST_VNNI where there are those of bytes. With
+// EEFAST_SANITIZED defined, only the narrowest and the widest set multiply bytes, in short strips (longest_strip): all
+// of them would compile for minutes.
 
 namespace portable {
 #define EEFAST_LANES 4
@@ -14,6 +16,7 @@ namespace portable {
 }  // namespace portable
 
 #ifdef EEFAST_X86
+#if !defined(EEFAST_LANES_FOR_INT8) || !defined(EEFAST_SANITIZED)
 namespace avx2 {
 #define EEFAST_LANES 8
 #define EEFAST_TARGET __attribute__((target("avx2,fma,f16c")))
@@ -21,6 +24,7 @@ namespace avx2 {
 #undef EEFAST_TARGET
 #undef EEFAST_LANES
 }  // namespace avx2
+#endif
 
 #ifndef EEFAST_LANES_FOR_INT8
 namespace avx512 {
@@ -44,6 +48,7 @@ namespace avx512_bf16 {
 }  // namespace avx512_bf16
 #endif
 #ifdef EEFAST_LANES_FOR_INT8
+#ifndef EEFAST_SANITIZED
 #ifdef EEFAST_AVX_VNNI
 namespace avx_vnni {
 #define EEFAST_LANES 8
@@ -65,6 +70,7 @@ namespace avx512vl_vnni {
 #undef EEFAST_VNNI
 #undef EEFAST_LANES
 }  // namespace avx512vl_vnni
+#endif
 
 namespace avx512_vnni {
 #define EEFAST_LANES 16

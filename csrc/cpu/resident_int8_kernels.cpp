@@ -27,13 +27,15 @@ Chosen chosen() {
 #ifdef EEFAST_X86
   switch (int8_instruction_set()) {
     case Int8InstructionSet::avx512_vnni: return EEFAST_CHOSEN(avx512_vnni);
+#ifndef EEFAST_SANITIZED
     case Int8InstructionSet::avx_vnni:
 #ifdef EEFAST_AVX_VNNI
       if (has_avx_vnni()) return EEFAST_CHOSEN(avx_vnni);
 #endif
       return EEFAST_CHOSEN(avx512vl_vnni);
     case Int8InstructionSet::avx2: return EEFAST_CHOSEN(avx2);
-    case Int8InstructionSet::portable: break;
+#endif
+    default: break;
   }
 #endif
   return EEFAST_CHOSEN(portable);

@@ -14,7 +14,7 @@ EEFAST_INLINE void average_rows(const uint8_t* const* rows, int64_t bytes, uint8
 }
 
 template <int64_t vectors>
-constexpr int64_t kSquares = kLanes == 16  ? 8 / vectors
+constexpr int64_t kSquares = kLanes == 16  ? longest_strip(8 / vectors)
                              : kLanes == 8 ? 3
                                            : 1;
 

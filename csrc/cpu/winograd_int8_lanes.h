@@ -58,7 +58,7 @@ EEFAST_INLINE void transform_row(const uint8_t* row, int64_t tiles, int64_t chan
 
 // Tiles of a strip, and rows of them.
 template <int64_t vectors>
-constexpr int64_t kTiles = kLanes == 16  ? 4
+constexpr int64_t kTiles = kLanes == 16  ? longest_strip(4)
                            : kLanes == 8 ? 3
                                          : 1;
 template <int64_t vectors>

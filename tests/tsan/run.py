@@ -31,7 +31,8 @@ FAULTS = (
 
 def build(folder: Path, *includes: Path, reuse: tuple[str, ...] = ()) -> Path:
     """The program; `reuse` names sources whose objects are in the folder already."""
-    compiler = [*os.environ.get("CXX", "c++").split(), "-std=c++20", "-O1", "-g", "-fsanitize=thread", "-pthread"]
+    flags = ("-std=c++20", "-O1", "-g1", "-DEEFAST_SANITIZED", "-fsanitize=thread", "-pthread")
+    compiler = [*os.environ.get("CXX", "c++").split(), *flags]
     sources = (ROOT / "csrc" / f"{name}.cpp" for name in SOURCES)
     paths = [ROOT / "tests" / "tsan" / "engines.cpp", *sources]
     include = [f"-I{path}" for path in (*includes, ROOT / "csrc")]
