@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*' 'tests/tsan/*.cpp'
 
-.PHONY: demo test test-all fuzz sanitize sanitize-tests sanitize-calls sanitize-threads bench int8 int8-accuracy latency parity \
+.PHONY: demo test test-all fuzz sanitize sanitized sanitize-tests sanitize-calls sanitize-threads bench int8 int8-accuracy latency parity \
 	guard training report aot gpu lint format clean
 
 demo: $(VENV)/.ready
@@ -32,6 +32,8 @@ UNDER_ASAN = EEFAST_LIBRARY=$(CURDIR)/$(SANITIZED) OMP_WAIT_POLICY=PASSIVE \
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0
 sanitize: $(VENV)/.ready
 	$(MAKE) --jobs 2 --output-sync=target sanitize-threads sanitize-tests sanitize-calls
+
+sanitized: $(SANITIZED)
 
 $(SANITIZED): $(VENV)/.ready
 	SANITIZE=1 $(BIN)/python setup.py --quiet build_ext --build-lib build/sanitized --build-temp build/sanitized
