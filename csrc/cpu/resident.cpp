@@ -268,11 +268,21 @@ struct Layer {
   char* residual(int64_t i) const { return step.residual < 0 ? nullptr : map_of(worker, to[i], step.residual); }
 };
 
+// What computes rows of a convolution, and how many channels at a time.
+std::pair<decltype(Kernels::rows), int64_t> rows_of(const Kernels& kernels, const Step& step, const Map& from,
+                                                    const Map& to) {
+  if (step.huge) return {kernels.huge_rows, direct_width(to.blocks)};
+  if (is_depthwise(step, from, to)) return {kernels.depthwise, kBlock};
+  if (step.groups > 1) return {kernels.grouped, grouped_width(step, to)};
+  const bool vector = from.pooled && to.pooled && step.residual < 0 && kernels.vector != nullptr;
+  return {vector ? kernels.vector : kernels.rows, direct_width(to.blocks)};
+}
+
 void run_rows(const Layer& layer) {
   const Map &from = layer.source(), &to = layer.target();
   const Kernels& kernels = layer.worker.job->kernels;
-  const auto rows = layer.step.huge ? kernels.huge_rows : kernels.rows;
-  const int64_t groups = to.blocks * kBlock / direct_width(to.blocks), helpers = layer.worker.team->helpers();
+  const auto [rows, width] = rows_of(kernels, layer.step, from, to);
+  const int64_t groups = to.blocks * kBlock / width, helpers = layer.worker.team->helpers();
   // Weights of one group of channels meet all samples before those of the next.
   if (helpers == 0) {
     for (int64_t g = 0; g < groups; ++g) {
@@ -287,7 +297,7 @@ void run_rows(const Layer& layer) {
   // Tiles of two rows stay whole.
   const int64_t unit = layer.step.winograd == 2 ? 2 : 1, units = (to.height + unit - 1) / unit;
   const int64_t parts = std::min(units, (4 * (helpers + 1) + whole - 1) / whole);
-  const auto work = [&](int64_t item, Worker& worker) {
+  const auto work = [&, rows = rows](int64_t item, Worker& worker) {
     const int64_t part = item / groups % parts, i = item / groups / parts;
     rows(layer.step, from, to, layer.in(i), layer.out(i), layer.residual(i), item % groups,
          unit * (units * part / parts), std::min(to.height, unit * (units * (part + 1) / parts)), worker.frequencies);
@@ -402,16 +412,32 @@ void run_winograd(const Layer& layer) {
   }
 }
 
+// Steps that compute every channel from one of the same number.
+void run_blocks(const Layer& layer, decltype(Kernels::affine) kernel) {
+  const Map &from = layer.source(), &to = layer.target();
+  const Map& other = layer.step.residual < 0 ? to : layer.network().maps[layer.step.residual];
+  const int64_t blocks = layer.step.kind == Kind::affine ? to.blocks : from.blocks;
+  const auto work = [&](int64_t item, Worker&) {
+    const int64_t i = item / blocks, block = item % blocks;
+    kernel(layer.step, from, to, other, layer.in(i), layer.out(i), layer.residual(i), block, block + 1);
+  };
+  if (layer.worker.team->helpers() > 0) return layer.worker.team->share(layer.samples * blocks, work, layer.worker);
+  for (int64_t i = 0; i < layer.samples; ++i) {
+    kernel(layer.step, from, to, other, layer.in(i), layer.out(i), layer.residual(i), 0, blocks);
+  }
+}
+
 void run_layer(const Layer& layer) {
   const Kernels& kernels = layer.worker.job->kernels;
   const Step& step = layer.step;
   if (step.kind == Kind::convolution) {
     return step.winograd == 0 || kernels.winograd_input == nullptr ? run_rows(layer) : run_winograd(layer);
   }
-  for (int64_t i = 0; i < layer.samples; ++i) {
-    const auto kernel = step.kind == Kind::affine ? kernels.affine : kernels.max_pool;
-    kernel(step, layer.source(), layer.target(), layer.in(i), layer.out(i));
-  }
+  run_blocks(layer, step.kind == Kind::affine  ? kernels.affine
+                    : step.kind == Kind::mean  ? kernels.mean
+                    : step.kind == Kind::scale ? kernels.scale
+                    : step.kind == Kind::join  ? kernels.join
+                                               : kernels.max_pool);
 }
 
 // Whether the sample exits here; then its answer is written.

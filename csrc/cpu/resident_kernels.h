@@ -26,6 +26,11 @@ struct Kernels {
                int64_t group, int64_t begin, int64_t end, void* scratch);
   // The same for sums of any size; null where there are no others.
   decltype(rows) huge_rows;
+  // The same for one unit of a grouped convolution, for one block of a depthwise one, and for one group of a
+  // convolution of a map of one pixel, in float32; null in int8 and where there is none.
+  decltype(rows) grouped;
+  decltype(rows) depthwise;
+  decltype(rows) vector;
   // The three parts of a Winograd convolution; null in int8. v: [frequency][block][tile][16], one frequency every
   // `pitch` floats, one block every `block_pitch`; at the first tile of the row. m is step.winograd.
   void (*winograd_input)(int64_t m, const Map& from, const TileRow& row, int64_t block, float* v, int64_t pitch);
@@ -36,8 +41,13 @@ struct Kernels {
   // Output channels that one register block holds: up to there the product may take the place of its input.
   int64_t winograd_in_place;
 
-  void (*affine)(const Step& step, const Map& from, const Map& to, const void* in, void* out);
-  void (*max_pool)(const Step& step, const Map& from, const Map& to, const void* in, void* out);
+  // Blocks [begin, end) of `from`, of an affine map of `to`. other: the map of the residual.
+  void (*affine)(const Step& step, const Map& from, const Map& to, const Map& other, const void* in, void* out,
+                 const void* residual, int64_t begin, int64_t end);
+  decltype(affine) max_pool;
+  decltype(affine) mean;
+  decltype(affine) scale;
+  decltype(affine) join;
   // Logits and confidence of one sample; true where it exits. values, logits: scratch for the pooled features and for
   // the logits, of `value_floats` and `logit_floats` in resident.cpp.
   bool (*exit)(const Step& step, const Network& network, const Map& map, const void* in, const float* threshold,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eefast.ops import Kind
+from eefast.ops import Activation, Kind
 from eefast.planning.errors import UnsupportedError
 from eefast.planning.layer_passes import assign_maps, fuse, order_by_section
 from eefast.planning.layers import ADDITION, Layer
@@ -16,7 +16,7 @@ def conv(source: int, target: int, kernel: int = 3, stride: int = 1, **more: int
 
 
 def relu(source: int, target: int) -> Layer:
-    return Layer(Kind.AFFINE, source, target, relu=True, weight=torch.ones(4), bias=torch.zeros(4))
+    return Layer(Kind.AFFINE, source, target, activation=Activation.RELU, weight=torch.ones(4), bias=torch.zeros(4))
 
 
 def addition(first: int, second: int, target: int) -> Layer:
@@ -28,7 +28,7 @@ def leave(source: int, index: int = 0) -> Layer:
 
 
 def brief(layers: list[Layer]) -> list[tuple[int, int, int, bool]]:
-    return [(layer.source, layer.target, layer.residual, layer.relu) for layer in layers]
+    return [(layer.source, layer.target, layer.residual, layer.activation) for layer in layers]
 
 
 @pytest.mark.parametrize("summands", [(3, 4), (4, 3)])
