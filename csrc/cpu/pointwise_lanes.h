@@ -155,9 +155,9 @@ EEFAST_INLINE void flatten(const Map& map, const E* in, float* values) {
   }
 }
 
+// What an exit reads of a map: the means of its channels, or all of its pixels.
 template <class E>
-EEFAST_TARGET static bool exit(const Step& step, const Network& network, const Map& map, const void* in,
-                               const float* threshold, float* values, float* logits, float* confidence_out) {
+EEFAST_TARGET static void exit_values(const Step& step, const Map& map, const void* in, float* values) {
   const int64_t pixels = step.flatten ? map.height * map.width : 1, size = map.blocks * kBlock * pixels;
   if (step.flatten) {
     flatten(map, static_cast<const E*>(in), values);
@@ -168,15 +168,44 @@ EEFAST_TARGET static bool exit(const Step& step, const Network& network, const M
   const int64_t used = map.channels - (map.blocks - 1) * kBlock;
   for (int64_t i = size - pixels * kBlock; i < size; i += kBlock)
     std::fill(values + i + used, values + i + kBlock, 0.0f);
-  const int64_t rows = (network.num_classes + 1 + kBlock - 1) / kBlock * kBlock;
-  for (int64_t k = 0; k < rows; k += kLanes) {
-    Floats sums[4] = {load(step.bias + k)};
-    for (int64_t i = 0; i < size; i += 4) {
+}
+
+// A vector of logits of `samples` samples, whose values are `pitch` apart; the weights are read once for all of them.
+template <int64_t samples>
+EEFAST_TARGET static void class_vector(const float* bias, const float* weight, int64_t size, const float* values,
+                                       int64_t pitch, float* logits, int64_t logits_pitch) {
+  Floats sums[samples][4] = {};
+  EEFAST_UNROLL
+  for (int64_t n = 0; n < samples; ++n) sums[n][0] = load(bias);
+  for (int64_t i = 0; i < size; i += 4) {
+    EEFAST_UNROLL
+    for (int64_t j = 0; j < 4; ++j) {
+      const Floats w = load(weight + (i + j) * kBlock);
       EEFAST_UNROLL
-      for (int64_t j = 0; j < 4; ++j) sums[j] = splat(values[i + j]) * load(step.weight + (i + j) * rows + k) + sums[j];
+      for (int64_t n = 0; n < samples; ++n) sums[n][j] = splat(values[n * pitch + i + j]) * w + sums[n][j];
     }
-    store(logits + k, (sums[0] + sums[1]) + (sums[2] + sums[3]));
   }
+  EEFAST_UNROLL
+  for (int64_t n = 0; n < samples; ++n) {
+    store(logits + n * logits_pitch, (sums[n][0] + sums[n][1]) + (sums[n][2] + sums[n][3]));
+  }
+}
+
+// Logits of 1 … kExitSamples samples, blocks [begin, end) of 16 of them.
+EEFAST_TARGET static void exit_logits(const Step& step, int64_t size, int64_t samples, const float* values,
+                                      int64_t pitch, float* logits, int64_t logits_pitch, int64_t begin, int64_t end) {
+  for (int64_t k = begin * kBlock; k < end * kBlock; k += kLanes) {
+    const float *const bias = step.bias + k, *const weight = step.weight + k / kBlock * size * kBlock + k % kBlock;
+    const auto of = samples == 1   ? class_vector<1>
+                    : samples == 2 ? class_vector<2>
+                    : samples == 3 ? class_vector<3>
+                                   : class_vector<4>;
+    of(bias, weight, size, values, pitch, logits + k, logits_pitch);
+  }
+}
+
+// Whether the sample exits, and its confidence.
+EEFAST_TARGET static bool exit(const Network& network, const float* threshold, float* logits, float* confidence_out) {
   *confidence_out = confidence(network.criterion, network.num_classes, logits);
   return threshold == nullptr || leaves_at(network.criterion, *confidence_out, *threshold);
 }

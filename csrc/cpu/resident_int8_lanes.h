@@ -23,4 +23,6 @@ const Kernels kKernels = {.rows = int8_convolution,
                           .huge_rows = portable::int8_convolution,
                           .affine = affine<uint8_t>,
                           .max_pool = max_pool<uint8_t>,
-                          .exit = exit<uint8_t>};
+                          .exit_values = exit_values<uint8_t>,
+                          .exit_logits = exit_logits,
+                          .exit = exit};

@@ -5,17 +5,36 @@
 #include "cpu/direct_lanes.h"
 #include "cpu/grouped_lanes.h"
 #include "cpu/depthwise_lanes.h"
-#include "cpu/vector_lanes.h"
+#include "cpu/points_lanes.h"
 #include "cpu/winograd_lanes.h"
 #include "cpu/pointwise_lanes.h"
 
+#ifndef EEFAST_BFLOAT16
+#include "cpu/vector_lanes.h"
+#endif
+
 #ifdef EEFAST_BFLOAT16
 using Element = BFloat16;
-constexpr decltype(Kernels::rows) kVector = nullptr;
+constexpr decltype(Kernels::vector) kVector = nullptr;
 #else
 using Element = float;
-constexpr decltype(Kernels::rows) kVector = direct_vector;
+constexpr decltype(Kernels::vector) kVector = vector;
 #endif
-const Kernels kKernels = {direct<Element>,   nullptr,           grouped<Element>, depthwise<Element>, kVector,
-                          winograd_input,    winograd_multiply, winograd_output,  kInPlace,           affine<Element>,
-                          max_pool<Element>, mean<Element>,     scale<Element>,   join<Element>,      exit<Element>};
+const Kernels kKernels = {.rows = direct<Element>,
+                          .huge_rows = nullptr,
+                          .grouped = grouped<Element>,
+                          .depthwise = depthwise<Element>,
+                          .vector = kVector,
+                          .points = points<Element>,
+                          .winograd_input = winograd_input,
+                          .winograd_multiply = winograd_multiply,
+                          .winograd_output = winograd_output,
+                          .winograd_in_place = kInPlace,
+                          .affine = affine<Element>,
+                          .max_pool = max_pool<Element>,
+                          .mean = mean<Element>,
+                          .scale = scale<Element>,
+                          .join = join<Element>,
+                          .exit_values = exit_values<Element>,
+                          .exit_logits = exit_logits,
+                          .exit = exit};

@@ -1,38 +1,72 @@
-// Convolution of a map of one pixel for one vector width. No include guard: included after activation_lanes.h.
+// 1×1 convolution of maps of one pixel for one vector width. No include guard: included after activation_lanes.h.
+//
+// out[o] = act(bias[o] + Σ in[c] · weight[c, o])
+//
+// Every fourth input has its sum, so that few sums do not wait for one another; the weights are read once for a few
+// samples.
 
-// A 1×1 convolution of a map of one pixel, whose sums would wait for one another: every fourth input has its sum.
-EEFAST_TARGET static void direct_vector(const Step& step, const Map& from, const Map& to, const void* in, void* out,
-                                        const void*, int64_t group, int64_t, int64_t, void*) {
-  const int64_t width = direct_width(to.blocks), pitch = from.block_pitch;
-  const float* const x = static_cast<const float*>(in) + from.at(0, 0);
-  for (int64_t part = 0; part < width; part += kBlock) {
-    const float* const weight = step.weight + group * from.channels * width + part;
-    Floats sums[4][kBlockVectors] = {};
+template <int64_t samples, int64_t vectors>
+EEFAST_TARGET static void vector_part(const Step& step, const Map& from, const Map& to, const float* const* in,
+                                      float* const* out, const float* weight, const float* bias, int64_t width,
+                                      int64_t place) {
+  Floats sums[samples][4][vectors] = {};
+  const float* x[samples];
+  EEFAST_UNROLL
+  for (int64_t n = 0; n < samples; ++n) {
+    x[n] = in[n] + from.at(0, 0);
     EEFAST_UNROLL
-    for (int64_t v = 0; v < kBlockVectors; ++v) sums[0][v] = load(step.bias + group * width + part + v * kLanes);
-    int64_t c = 0;
-    for (; c + 4 <= from.channels; c += 4) {
-      const float* const four = x + c / kBlock * pitch + c % kBlock;
+    for (int64_t v = 0; v < vectors; ++v) sums[n][0][v] = load(bias + v * kLanes);
+  }
+  for (int64_t left = from.channels; left > 0; left -= kBlock) {
+    const int64_t channels = std::min(kBlock, left), fours = channels / 4 * 4;
+    for (int64_t c = 0; c < fours; c += 4) {
       EEFAST_UNROLL
-      for (int64_t j = 0; j < 4; ++j) {
+      for (int64_t j = 0; j < 4; ++j, weight += width) {
         EEFAST_UNROLL
-        for (int64_t v = 0; v < kBlockVectors; ++v) {
-          sums[j][v] = splat(four[j]) * load(weight + (c + j) * width + v * kLanes) + sums[j][v];
+        for (int64_t v = 0; v < vectors; ++v) {
+          const Floats w = load(weight + v * kLanes);
+          EEFAST_UNROLL
+          for (int64_t n = 0; n < samples; ++n) sums[n][j][v] = splat(x[n][c + j]) * w + sums[n][j][v];
         }
       }
     }
-    for (; c < from.channels; ++c) {
+    for (int64_t c = fours; c < channels; ++c, weight += width) {
       EEFAST_UNROLL
-      for (int64_t v = 0; v < kBlockVectors; ++v) {
-        sums[0][v] = splat(x[c / kBlock * pitch + c % kBlock]) * load(weight + c * width + v * kLanes) + sums[0][v];
+      for (int64_t v = 0; v < vectors; ++v) {
+        const Floats w = load(weight + v * kLanes);
+        EEFAST_UNROLL
+        for (int64_t n = 0; n < samples; ++n) sums[n][0][v] = splat(x[n][c]) * w + sums[n][0][v];
       }
     }
-    float* const z = static_cast<float*>(out) + (group * width + part) / kBlock * to.block_pitch + to.at(0, 0);
     EEFAST_UNROLL
-    for (int64_t v = 0; v < kBlockVectors; ++v) {
-      const Floats y = (sums[0][v] + sums[1][v]) + (sums[2][v] + sums[3][v]);
-      store(z + v * kLanes, step.relu ? relu(y) : y);
+    for (int64_t n = 0; n < samples; ++n) x[n] += from.block_pitch;
+  }
+  EEFAST_UNROLL
+  for (int64_t n = 0; n < samples; ++n) {
+    EEFAST_UNROLL
+    for (int64_t v = 0; v < vectors; ++v) {
+      const Floats y = (sums[n][0][v] + sums[n][1][v]) + (sums[n][2][v] + sums[n][3][v]);
+      store(out[n] + place + v / kBlockVectors * to.block_pitch + v % kBlockVectors * kLanes, step.relu ? relu(y) : y);
     }
-    if (step.activation != Activation::none) activate(step.activation, z, kBlock);
+    if (step.activation == Activation::none) continue;
+    for (int64_t b = 0; b < vectors / kBlockVectors; ++b) {
+      activate(step.activation, out[n] + place + b * to.block_pitch, kBlock);
+    }
+  }
+}
+
+// As many vectors at a time as leave registers for the sums.
+EEFAST_TARGET static void vector(const Step& step, const Map& from, const Map& to, int64_t samples,
+                                 const float* const* in, float* const* out, int64_t group) {
+  const int64_t width = direct_width(to.blocks);
+  constexpr int64_t few = kLanes == 16 ? 2 : kBlockVectors;
+  const int64_t vectors = samples <= 2 && width == few * kLanes ? few : kBlockVectors;
+  const auto part = samples == 1   ? vectors == few ? vector_part<1, few> : vector_part<1, kBlockVectors>
+                    : samples == 2 ? vectors == few ? vector_part<2, few> : vector_part<2, kBlockVectors>
+                    : samples == 3 ? vector_part<3, kBlockVectors>
+                                   : vector_part<4, kBlockVectors>;
+  for (int64_t o = 0; o < width; o += vectors * kLanes) {
+    part(step, from, to, in, out, step.weight + group * from.channels * width + o, step.bias + group * width + o, width,
+         (group * width + o) / kBlock * to.block_pitch + to.at(0, 0));
   }
 }

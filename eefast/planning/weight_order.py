@@ -157,7 +157,7 @@ def affine(scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def exit_rows(weight: Tensor, bias: Tensor) -> Tensor:
-    """One vector for an exit's linear: for every feature the weights of all rows side by side.
+    """One vector for an exit's linear: for every 16 rows their weights of every feature side by side.
 
     weight: [K + 1, C] or, where the map is flattened, [K + 1, C, H, W]; bias: [K + 1].
     """
@@ -166,7 +166,8 @@ def exit_rows(weight: Tensor, bias: Tensor) -> Tensor:
     features = _filled(weight.transpose(0, 1), _padded(channels))
     # [blocks, H, W, 16, K + 1]
     ordered = features.unflatten(0, (-1, BLOCK)).permute(0, 3, 4, 1, 2).flatten(0, 3)
-    return torch.cat([_filled(bias, rows), _filled(ordered.t(), rows).t().flatten()])
+    blocks = _filled(ordered.t(), rows).unflatten(0, (-1, BLOCK))  # [rows / 16, 16, features]
+    return torch.cat([_filled(bias, rows), blocks.transpose(1, 2).flatten()])
 
 
 def _padded(n: int) -> int:
