@@ -1,4 +1,4 @@
-// Activations for one vector width. No include guard: included after criterion_lanes.h.
+// Activations for one vector width. No include guard: included after lanes.h.
 
 EEFAST_INLINE Floats splat(float x) {
 #if defined(EEFAST_X86) && EEFAST_LANES == 16
@@ -30,29 +30,42 @@ EEFAST_INLINE Floats relu(Floats v) {
 #endif
 }
 
-// NaN stays NaN.
+// NaN stays NaN, as above.
 EEFAST_INLINE Floats clamp(Floats v, float low, float high) {
+#if defined(EEFAST_X86) && EEFAST_LANES == 16
+  return (Floats)_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), (__m512)v));
+#elif defined(EEFAST_X86) && EEFAST_LANES == 8
+  return (Floats)_mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), (__m256)v));
+#else
   const Words below = (Words)(v < low), above = (Words)(v > high);
   return (Floats)(((Words)v & ~(below | above)) | (below & (Words)splat(low)) | (above & (Words)splat(high)));
+#endif
 }
 
-EEFAST_INLINE Floats magnitude(Floats v) { return (Floats)((Words)v & 0x7fffffffu); }
-
-// 1 / (1 + e^-x), of the exponential of a number below zero, which cannot overflow.
-EEFAST_INLINE Floats sigmoid(Floats x) {
-  const Floats e = exp_lanes(-magnitude(x));
-  const Words negative = (Words)(x < 0.0f);
-  return (Floats)(((Words)e & negative) | ((Words)splat(1.0f) & ~negative)) / (1.0f + e);
+// e^x as exp_lanes, of any x: at least e^-87, ∞ from 88.4 on.
+EEFAST_INLINE Floats exponential(Floats x) {
+  constexpr float kRound = 0x1.8p23f;
+  x = clamp(x, -87.0f, 89.0f);
+  const Floats shifted = x * 1.44269504f + kRound;
+  const Floats n = shifted - kRound;
+  const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  return p * (Floats)(((Words)shifted << 23) + 0x3f800000u);
 }
 
 // x/2 · (1 + erf(x/√2)); the error of erf is 1.5e-7 (Abramowitz & Stegun 1964, 7.1.26).
 EEFAST_INLINE Floats gelu(Floats x) {
-  const Floats z = magnitude(x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z);
+  const Floats z = (Floats)((Words)x & 0x7fffffffu) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z);
   Floats p = t * 1.061405429f - 1.453152027f;
   p = p * t + 1.421413741f;
   p = p * t - 0.284496736f;
   p = p * t + 0.254829592f;
-  const Floats tail = p * t * exp_lanes(-z * z);  // 1 - erf(z)
+  const Floats tail = p * t * exponential(-z * z);  // 1 - erf(z)
   const Words negative = (Words)(x < 0.0f);
   const Floats twice = (Floats)(((Words)tail & negative) | ((Words)(2.0f - tail) & ~negative));
   return 0.5f * x * twice;
@@ -62,10 +75,10 @@ template <Activation activation>
 EEFAST_INLINE Floats activated(Floats x) {
   switch (activation) {
     case Activation::relu6: return clamp(x, 0.0f, 6.0f);
-    case Activation::silu: return x * sigmoid(x);
+    case Activation::silu: return x / (1.0f + exponential(-x));
     case Activation::hardswish: return x * (clamp(x + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f));
     case Activation::hardsigmoid: return clamp(x + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f);
-    case Activation::sigmoid: return sigmoid(x);
+    case Activation::sigmoid: return 1.0f / (1.0f + exponential(-x));
     case Activation::gelu: return gelu(x);
     default: return x;
   }

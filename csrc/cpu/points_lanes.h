@@ -50,9 +50,6 @@ EEFAST_TARGET static void points_strip(const Step& step, const Map& from, const 
       if (residual[p] != nullptr) y += load(residual[p] + at);
       store(out[p] + at, step.relu ? relu(y) : y);
     }
-    if (step.activation == Activation::none) continue;
-    for (int64_t b = 0; b < vectors / kBlockVectors; ++b)
-      activate(step.activation, out[p] + b * to.block_pitch, kBlock);
   }
 }
 
@@ -101,12 +98,33 @@ EEFAST_TARGET static void points_of(const Step& step, const Map& from, const Map
   }
 }
 
+// The part of every row that pixels [begin, end) have, of the blocks of a group.
+template <class E>
+EEFAST_TARGET static void activate_points(const Step& step, const Map& to, void* const* out, int64_t group,
+                                          int64_t begin, int64_t end) {
+  const int64_t map = to.width * to.height, blocks = direct_width(to.blocks) / kBlock;
+  for (int64_t i = begin, next; i < end; i = next) {
+    const int64_t x = i % to.width;
+    next = std::min(end, i - x + to.width);
+    E* const row = static_cast<E*>(out[i / map]) + to.at(i % map / to.width, x);
+    for (int64_t b = group * blocks; b < (group + 1) * blocks; ++b) {
+      activate(step.activation, row + b * to.block_pitch, (next - i) * kBlock);
+    }
+  }
+}
+
 template <class E>
 EEFAST_TARGET static void points(const Step& step, const Map& from, const Map& to, const void* const* in,
                                  void* const* out, const void* const* residual, int64_t group, int64_t begin,
                                  int64_t end) {
   if constexpr (kLanes == 16) {
-    if (direct_width(to.blocks) == 32) return points_of<E, 2>(step, from, to, in, out, residual, group, begin, end);
+    if (direct_width(to.blocks) == 32) {
+      points_of<E, 2>(step, from, to, in, out, residual, group, begin, end);
+    } else {
+      points_of<E, 1>(step, from, to, in, out, residual, group, begin, end);
+    }
+  } else {
+    points_of<E, kBlockVectors>(step, from, to, in, out, residual, group, begin, end);
   }
-  points_of<E, kBlockVectors>(step, from, to, in, out, residual, group, begin, end);
+  if (step.activation != Activation::none) activate_points<E>(step, to, out, group, begin, end);
 }

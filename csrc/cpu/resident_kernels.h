@@ -23,7 +23,7 @@ inline int64_t transformed_plane(const Map& from) { return round_up((from.width 
 constexpr int64_t kExitSamples = 4;
 
 // Samples whose vectors are multiplied by a matrix together.
-constexpr int64_t kVectorSamples = 4;
+constexpr int64_t kVectorSamples = 3;
 
 struct Kernels {
   // Output rows [begin, end) of one group of output channels: direct convolution; in int8 also Winograd. scratch: in

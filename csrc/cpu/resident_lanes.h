@@ -1,7 +1,7 @@
 // The kernels of the resident engine for one vector width. No include guard: compiled by for_each_isa.h.
 #include "cpu/lanes.h"
-#include "cpu/criterion_lanes.h"
 #include "cpu/activation_lanes.h"
+#include "cpu/criterion_lanes.h"
 #include "cpu/direct_lanes.h"
 #include "cpu/grouped_lanes.h"
 #include "cpu/depthwise_lanes.h"
@@ -9,14 +9,11 @@
 #include "cpu/winograd_lanes.h"
 #include "cpu/pointwise_lanes.h"
 
-#ifndef EEFAST_BFLOAT16
-#include "cpu/vector_lanes.h"
-#endif
-
 #ifdef EEFAST_BFLOAT16
 using Element = BFloat16;
 constexpr decltype(Kernels::vector) kVector = nullptr;
 #else
+#include "cpu/vector_lanes.h"
 using Element = float;
 constexpr decltype(Kernels::vector) kVector = vector;
 #endif

@@ -55,16 +55,16 @@ EEFAST_TARGET static void vector_part(const Step& step, const Map& from, const M
   }
 }
 
-// As many vectors at a time as leave registers for the sums.
+// One group of output channels, with as many vectors at a time as leave registers for the sums.
 EEFAST_TARGET static void vector(const Step& step, const Map& from, const Map& to, int64_t samples,
                                  const float* const* in, float* const* out, int64_t group) {
   const int64_t width = direct_width(to.blocks);
-  constexpr int64_t few = kLanes == 16 ? 2 : kBlockVectors;
-  const int64_t vectors = samples <= 2 && width == few * kLanes ? few : kBlockVectors;
-  const auto part = samples == 1   ? vectors == few ? vector_part<1, few> : vector_part<1, kBlockVectors>
-                    : samples == 2 ? vectors == few ? vector_part<2, few> : vector_part<2, kBlockVectors>
-                    : samples == 3 ? vector_part<3, kBlockVectors>
-                                   : vector_part<4, kBlockVectors>;
+  constexpr int64_t most = kLanes == 16 ? 2 : kBlockVectors;
+  const int64_t vectors = width % (most * kLanes) == 0 ? most : kBlockVectors;
+  const auto part = samples == 1      ? vectors == most ? vector_part<1, most> : vector_part<1, kBlockVectors>
+                    : samples == 2    ? vectors == most ? vector_part<2, most> : vector_part<2, kBlockVectors>
+                    : vectors == most ? vector_part<3, most>
+                                      : vector_part<3, kBlockVectors>;
   for (int64_t o = 0; o < width; o += vectors * kLanes) {
     part(step, from, to, in, out, step.weight + group * from.channels * width + o, step.bias + group * width + o, width,
          (group * width + o) / kBlock * to.block_pitch + to.at(0, 0));
