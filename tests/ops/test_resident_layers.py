@@ -133,6 +133,8 @@ def test_every_layer_matches_float64(name: str, channels: int) -> None:
     x = images(5, SHAPE)
     for i, wanted in enumerate(exact(net, x)):
         found = run(net, x, i)
+        fast = run(net, x, i, algorithm=4)
+        torch.testing.assert_close(fast, wanted, rtol=0, atol=5e-5 * float(wanted.abs().max().clamp_min(1)))
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max().clamp_min(1)))
         assert torch.equal(run(net, x, i, threads=1 + channels % 3, group=3), found)
         assert torch.equal(run(net, x[3:4], i, threads=3), found[3:4])
