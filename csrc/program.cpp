@@ -39,27 +39,42 @@ void place_pixels(Map& map, Precision precision, bool image) {
 int64_t packed_size(const Step& step, const std::vector<Map>& maps, int64_t num_classes, Precision precision) {
   const Map& from = maps[step.source];
   switch (step.kind) {
-    case Kind::affine: return from.blocks * kBlock;
-    case Kind::max_pool: return 0;
+    case Kind::affine: return maps[step.target].blocks * kBlock;
+    case Kind::max_pool:
+    case Kind::mean:
+    case Kind::scale:
+    case Kind::join: return 0;
     case Kind::exit: {
       const int64_t pixels = step.flatten ? from.height * from.width : 1;
       return from.blocks * kBlock * pixels * round_up(num_classes + 1, kBlock);
     }
     case Kind::convolution: break;
   }
-  const int64_t outputs = maps[step.target].blocks * kBlock, side = step.winograd + 2;
+  const Map& to = maps[step.target];
+  const int64_t outputs = to.blocks * kBlock, side = step.winograd + 2;
+  if (is_depthwise(step, from, to)) return step.kernel * step.kernel * outputs;
+  if (step.groups > 1) {
+    const int64_t width = grouped_width(step, to);
+    int64_t size = 0;
+    for (int64_t unit = 0; unit < outputs / width; ++unit) {
+      size += direct_depth(step, precision, from, grouped_unit(step, from, to, unit).channels) * width;
+    }
+    return size;
+  }
   if (precision == Precision::int8) {
     return int8_starts(step) * outputs + kBlock + int8_taps(step) * ((from.channels + 3) / 4) * outputs;
   }
   if (step.winograd != 0) return side * side * from.channels * outputs;
-  const bool pairs = precision == Precision::bfloat16 && from.block != 1;
-  return step.kernel * step.kernel * (pairs ? (from.channels + 1) / 2 : from.channels) * outputs;
+  return direct_depth(step, precision, from, from.channels) * outputs;
 }
 
 const char* lay_out(Network& network, int64_t height, int64_t width) {
   constexpr const char* kTooLarge = "make maps that are too large for any memory";
   std::vector<Map>& maps = network.maps;
-  for (Map& map : maps) map.halo = map.height = 0;
+  for (Map& map : maps) {
+    map.halo = map.height = 0;
+    map.pooled = false;
+  }
   maps[0].height = height;
   maps[0].width = width;
   for (const Section& section : network.sections) {
@@ -69,8 +84,9 @@ const char* lay_out(Network& network, int64_t height, int64_t width) {
         if (step.kind == Kind::convolution) from.halo = std::max(from.halo, step.padding);
         if (step.kind == Kind::exit) continue;
         Map& to = maps[step.target];
-        const bool windows = step.kind != Kind::affine;
+        const bool windows = step.kind == Kind::convolution || step.kind == Kind::max_pool;
         const auto out = [&](int64_t size) {
+          if (step.kind == Kind::mean) return int64_t{1};
           return windows ? (size + 2 * step.padding - step.kernel) / step.stride + 1 : size;
         };
         const bool small = windows && std::min(from.height, from.width) + 2 * step.padding < step.kernel;
@@ -79,6 +95,8 @@ const char* lay_out(Network& network, int64_t height, int64_t width) {
         if (from.height < 1 || from.width < 1 || small || !same) return "are too small for the network";
         to.height = out(from.height);
         to.width = out(from.width);
+        const bool one_pixel = !windows || (step.kernel == 1 && step.padding == 0);
+        to.pooled = step.kind == Kind::mean || (from.pooled && one_pixel);
         // Every padded step may make a map larger.
         if (std::max(to.height, to.width) > kMaxSide) return kTooLarge;
       }
@@ -90,7 +108,8 @@ const char* lay_out(Network& network, int64_t height, int64_t width) {
     for (const Section& section : network.sections) {
       for (const std::vector<Step>* steps : {&section.entry, &section.body}) {
         for (const Step& step : *steps) {
-          if (step.residual < 0 || maps[step.residual].halo == maps[step.target].halo) continue;
+          if (step.kind != Kind::convolution || step.residual < 0) continue;
+          if (maps[step.residual].halo == maps[step.target].halo) continue;
           maps[step.residual].halo = maps[step.target].halo =
               std::max(maps[step.residual].halo, maps[step.target].halo);
           changed = true;

@@ -1,6 +1,7 @@
 // A network as the resident engines run it: steps on small maps, in sections.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -30,6 +31,7 @@ inline int64_t bytes_of(Precision precision) {
 // pixel are side by side, `block_pitch` = 16 apart, and what surrounds the map is the code that means zero.
 struct Map {
   int64_t channels, section, zero;
+  bool pooled;  // one pixel, made by averaging a map
   int64_t block, blocks, height, width, halo;
   int64_t row_pitch, block_pitch;
   int64_t left;    // elements of a row before its first pixel
@@ -39,14 +41,21 @@ struct Map {
   int64_t at(int64_t y, int64_t x) const { return (y + halo) * row_pitch + left + x * block; }
 };
 
-enum class Kind { convolution, affine, max_pool, exit };
+enum class Kind { convolution, affine, max_pool, exit, mean, scale, join };
+constexpr int64_t kKinds = 7;
+enum class Activation { none, relu, relu6, silu, hardswish, hardsigmoid, sigmoid, gelu };
+constexpr int64_t kActivations = 8;
 
 struct Step {
   Kind kind;
   // Maps; the target of an exit is its number.
   int64_t source, target, residual;
   bool relu, flatten;
+  // Another one than ReLU, which is part of every kernel.
+  Activation activation;
   int64_t kernel, stride, padding;
+  // Of a convolution; 0 and 1 say the same. The first channel that a join writes.
+  int64_t groups, channel;
   // 0: direct; m: Winograd F(m×m, 3×3), in int8 along m axes, F(2, 3) or F(2×2, 3×3).
   int64_t winograd;
   int64_t section;
@@ -61,6 +70,25 @@ struct Step {
   const float* weight;
 };
 
+// Whether every channel of a convolution is computed from one channel, of the same number.
+inline bool is_depthwise(const Step& step, const Map& from, const Map& to) {
+  return step.groups > 1 && step.groups == from.channels && step.groups == to.channels;
+}
+
+// What a unit of output channels of a grouped convolution is computed from: see eefast/planning/weight_order.py.
+inline int64_t grouped_width(const Step& step, const Map& to) {
+  return to.blocks % 2 == 0 && to.channels / step.groups % 32 == 0 ? 32 : 16;
+}
+struct GroupedUnit {
+  int64_t begin, channels;  // of the inputs; begin is the first of its block
+};
+inline GroupedUnit grouped_unit(const Step& step, const Map& from, const Map& to, int64_t unit) {
+  const int64_t width = grouped_width(step, to), outputs = to.channels / step.groups;
+  const int64_t inputs = from.channels / step.groups, end = std::min(to.channels, (unit + 1) * width);
+  const int64_t begin = unit * width / outputs * inputs / kBlock * kBlock;
+  return {begin, ((end - 1) / outputs + 1) * inputs - begin};
+}
+
 // Output channels that a row of packed weights holds; see eefast/planning/packing.py.
 inline int64_t direct_width(int64_t blocks) { return blocks % 2 == 0 ? 32 : 16; }
 inline int64_t winograd_width(int64_t blocks) { return blocks % 4 == 0 ? 64 : blocks % 2 == 0 ? 32 : 16; }
@@ -71,6 +99,12 @@ inline int64_t int8_starts(const Step& step) { return step.winograd == 2 ? 4 : 2
 // Weights for one input and one output channel.
 inline int64_t int8_taps(const Step& step) {
   return step.winograd == 2 ? 16 : step.winograd == 1 ? 12 : step.kernel * step.kernel;
+}
+
+// Floats of packed weights of one input of a float convolution, for each output.
+inline int64_t direct_depth(const Step& step, Precision precision, const Map& from, int64_t channels) {
+  const bool pairs = precision == Precision::bfloat16 && from.block != 1;
+  return step.kernel * step.kernel * (pairs ? (channels + 1) / 2 : channels);
 }
 
 // Floats of packed weights, without the bias.

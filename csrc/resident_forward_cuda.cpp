@@ -25,6 +25,8 @@ int planes_of(const Map& map) { return static_cast<int>((map.channels + 15) / 16
 int frame(const Map& map) { return cuda::frame_of(static_cast<int>(std::max(map.height, map.width))); }
 
 cuda::Action action(const ResidentSource& source, const Step& step) {
+  if (step.activation != Activation::none) refuse(source, step.row, "on CUDA there is no activation but ReLU");
+  if (step.groups > 1) refuse(source, step.row, "on CUDA there are no groups");
   const bool three = step.kernel == 3 && step.padding == 1, one = step.kernel == 1 && step.padding == 0;
   switch (step.kind) {
     case Kind::affine: return cuda::Action::affine;
@@ -37,7 +39,7 @@ cuda::Action action(const ResidentSource& source, const Step& step) {
       if (step.source != 0 && three) return cuda::Action::convolution_down;
       if (step.source != 0 && one && step.stride == 2) return cuda::Action::projection_down;
       break;
-    case Kind::max_pool: break;
+    default: break;
   }
   refuse(source, step.row, "there is no CUDA kernel for this step");
 }
@@ -124,6 +126,8 @@ cuda::Step packed_step(const ResidentSource& source, const Network& network, con
   const Map &from = maps[step.source], &to = exits ? from : maps[step.target];
   if (exits && step.target > std::numeric_limits<int16_t>::max()) refuse(source, step.row, "on CUDA exits are few");
   if (to.channels > cuda::kMaxChannels) refuse(source, step.row, "on CUDA a map has at most 64 channels");
+  if (step.kind == Kind::affine && from.channels != to.channels)
+    refuse(source, step.row, "on CUDA it cannot change channels");
   if (step.winograd != 0) refuse(source, step.row, "there is no Winograd on CUDA");
   packed.frame = static_cast<uint8_t>(frame(to));
   packed.height = static_cast<uint8_t>(to.height);

@@ -15,8 +15,23 @@ namespace {
 using torch::headeronly::ScalarType;
 
 // The columns of `steps`, in the order of eefast/ops/resident_forward.py.
-enum Column { kind, source, target, residual, relu, kernel, stride, padding, winograd, weight, packed_place, section };
-constexpr int64_t kColumns = section + 1;
+enum Column {
+  kind,
+  source,
+  target,
+  residual,
+  activation,
+  kernel,
+  stride,
+  padding,
+  winograd,
+  weight,
+  packed_place,
+  section,
+  groups,
+  channel
+};
+constexpr int64_t kColumns = channel + 1;
 
 // Far beyond all use; below them no product of sizes exceeds 64 bits.
 constexpr int64_t kMaxSide = 1 << 14, kMaxChannels = 1 << 15, kMaxClasses = 1 << 18, kMaxKernel = 1 << 7,
@@ -51,19 +66,21 @@ struct Program {
     const int64_t* const s = at(row);
     const auto maps = static_cast<int64_t>(network.maps.size());
     const auto inside = [&](int64_t map, int64_t first) { return map >= first && map < maps; };
-    const bool exit = s[kind] == static_cast<int64_t>(Kind::exit);
-    const bool convolution = s[kind] == static_cast<int64_t>(Kind::convolution);
-    const bool windows = convolution || s[kind] == static_cast<int64_t>(Kind::max_pool);
-    if (s[kind] < 0 || s[kind] > static_cast<int64_t>(Kind::exit)) refuse(row, "there is no such kind of step");
+    const auto is = [&](Kind wanted) { return s[kind] == static_cast<int64_t>(wanted); };
+    const bool exit = is(Kind::exit), convolution = is(Kind::convolution), scale = is(Kind::scale);
+    const bool windows = convolution || is(Kind::max_pool), join = is(Kind::join);
+    if (s[kind] < 0 || s[kind] >= kKinds) refuse(row, "there is no such kind of step");
+    if (s[activation] < 0 || s[activation] >= kActivations) refuse(row, "there is no such activation");
     const bool is_exit = s[target] >= 0 && (row + 1 == rows() ? s[target] == num_exits : s[target] < num_exits);
     if (!inside(s[source], convolution ? 0 : 1) || !(exit ? is_exit : inside(s[target], 1)) ||
-        (s[residual] != -1 && !(convolution && inside(s[residual], 1)))) {
+        (s[residual] != -1 && !((convolution || scale) && inside(s[residual], 1))) || (scale && s[residual] == -1)) {
       refuse(row, "there is no such map or exit");
     }
     if (!written[s[source]] || (s[residual] != -1 && !written[s[residual]]))
       refuse(row, "it reads a map before it is written");
     if (!exit) written[s[target]] = true;
-    if (windows && s[source] == s[target]) refuse(row, "it writes over what it reads");
+    if ((windows || join || is(Kind::mean)) && s[source] == s[target]) refuse(row, "it writes over what it reads");
+    if ((join || exit || is(Kind::max_pool)) && s[activation] != 0) refuse(row, "it has no activation");
     if (s[section] < 0 || s[section] >= static_cast<int64_t>(network.sections.size()))
       refuse(row, "there is no such section");
     const Map& from = network.maps[s[source]];
@@ -80,21 +97,34 @@ struct Program {
       refuse(row, "there is no kernel for this window");
     }
     const bool int8 = network.precision == Precision::int8;
-    const bool fits = s[kernel] == 3 && s[stride] == 1 && s[padding] == 1 && s[source] != 0 &&
+    if (int8 && (s[kind] > static_cast<int64_t>(Kind::exit) || s[activation] > 1 || s[groups] != 1))
+      refuse(row, "INT8 has no such step");
+    const Map& to = network.maps[exit ? s[source] : s[target]];
+    if (convolution && (s[groups] < 1 || from.channels % s[groups] != 0 || to.channels % s[groups] != 0))
+      refuse(row, "its channels are no multiple of its groups");
+    if (convolution && s[groups] > 1 && s[source] == 0) refuse(row, "images have no groups");
+    if (join && (s[channel] < 0 || s[channel] > to.channels - from.channels))
+      refuse(row, "its channels are outside of its target");
+    const bool fits = s[groups] == 1 && s[kernel] == 3 && s[stride] == 1 && s[padding] == 1 && s[source] != 0 &&
                       network.precision != Precision::bfloat16 && from.zero == 0;
     if (s[winograd] != 0 && !(convolution && fits && (s[winograd] == 2 || s[winograd] == (int8 ? 1 : 4)))) {
       refuse(row, int8
                       ? "Winograd is for 3×3 convolutions of stride 1 and padding 1 of maps with zero 0, on 1 or 2 axes"
                       : "Winograd is for float32 3×3 convolutions of stride 1 and padding 1, tiles of 2 or 4");
     }
-    if (!convolution && !exit && (from.channels != network.maps[s[target]].channels))
+    const bool first = is(Kind::affine) && !int8 && to.channels < from.channels && to.channels % kBlock == 0;
+    if (!convolution && !exit && !join && from.channels != to.channels && !first)
       refuse(row, "it cannot change channels");
+    if (scale && network.maps[s[residual]].channels != to.channels) refuse(row, "its residual has another shape");
     Step step{};
     step.kind = static_cast<Kind>(s[kind]);
     step.source = s[source];
     step.target = s[target];
     step.residual = s[residual];
-    step.relu = s[relu] != 0;
+    step.relu = s[activation] == static_cast<int64_t>(Activation::relu);
+    step.activation = step.relu ? Activation::none : static_cast<Activation>(s[activation]);
+    step.groups = convolution ? s[groups] : 1;
+    step.channel = join ? s[channel] : 0;
     step.flatten = exit && s[kernel] != 0;
     step.kernel = s[kernel];
     step.stride = s[stride];

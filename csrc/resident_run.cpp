@@ -45,7 +45,11 @@ void point(Network& network, const ResidentSource& source) {
   for (Section& section : network.sections) {
     for (std::vector<Step>* steps : {&section.entry, &section.body}) {
       for (Step& step : *steps) {
-        if (step.kind == Kind::max_pool) continue;
+        if (step.kind == Kind::scale) {
+          const Map& gate = network.maps[step.residual];
+          if (gate.height != 1 || gate.width != 1) refuse(source, step.row, "its residual is no map of one pixel");
+        }
+        if (step.kind != Kind::convolution && step.kind != Kind::affine && step.kind != Kind::exit) continue;
         const int64_t outputs = step.kind == Kind::exit ? (network.num_classes + kBlock) / kBlock * kBlock
                                                         : network.maps[step.target].blocks * kBlock;
         const int64_t size = packed_size(step, network.maps, network.num_classes, network.precision);

@@ -1,4 +1,4 @@
-// Direct convolution for one vector width. No include guard: included after lanes.h.
+// Direct convolution for one vector width. No include guard: included after activation_lanes.h.
 //
 // out[y, x, o] = relu(bias[o] + Σ in[s·y + i, s·x + j, c] · weight[i, j, c, o] + residual[y, x, o])
 //
@@ -9,23 +9,7 @@
 template <class In>
 constexpr bool kPairs = std::is_same_v<In, BFloat16>;
 
-EEFAST_INLINE Floats splat(float x) {
-#if defined(EEFAST_X86) && EEFAST_LANES == 16
-  return (Floats)_mm512_set1_ps(x);
-#elif defined(EEFAST_X86) && EEFAST_LANES == 8
-  return (Floats)_mm256_set1_ps(x);
-#else
-  Floats v;
-  for (int64_t i = 0; i < kLanes; ++i) v[i] = x;
-  return v;
-#endif
-}
-
 #ifdef EEFAST_BFLOAT16
-EEFAST_INLINE void store(BFloat16* x, Floats v) {
-  const __m256bh narrow = _mm512_cvtneps_pbh((__m512)v);
-  std::memcpy(x, &narrow, sizeof(narrow));
-}
 // sums + the products of neighbouring elements.
 EEFAST_INLINE Floats add_pairs(Floats sums, const float* weight, const BFloat16* x) {
   int pair;
@@ -35,17 +19,6 @@ EEFAST_INLINE Floats add_pairs(Floats sums, const float* weight, const BFloat16*
   return (Floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)weights, (__m512bh)two);
 }
 #endif
-
-EEFAST_INLINE Floats relu(Floats v) {
-#if defined(EEFAST_X86) && EEFAST_LANES == 16
-  // With the operands in this order NaN stays NaN.
-  return (Floats)_mm512_max_ps(_mm512_setzero_ps(), (__m512)v);
-#elif defined(EEFAST_X86) && EEFAST_LANES == 8
-  return (Floats)_mm256_max_ps(_mm256_setzero_ps(), (__m256)v);
-#else
-  return (Floats)((Words)v & ~(Words)(v < 0.0f));
-#endif
-}
 
 // Vectors per pixel and pixels per strip: as many sums as there are registers for, and some to spare.
 constexpr int64_t kBlockVectors = kBlock / kLanes;
@@ -123,14 +96,15 @@ EEFAST_TARGET static void direct_strips(int64_t n, const Step& step, const Map& 
   direct_strip<In, Out, block, stride, vectors, pixels>(step, from, to, in, out, residual, weight, width, bias);
 }
 
+// Rows of the `width` output channels of one group, whose weights are at `weights`.
 template <class In, class Out, int64_t block, int64_t stride, int64_t vectors>
 EEFAST_TARGET static void direct_rows(const Step& step, const Map& from, const Map& to, const void* in, void* out,
-                                      const void* residual, int64_t group, int64_t begin, int64_t end) {
+                                      const void* residual, const float* weights, int64_t width, int64_t group,
+                                      int64_t begin, int64_t end) {
   constexpr int64_t pixels = kRegisters / vectors;
-  const int64_t width = direct_width(to.blocks), strips = (to.width + pixels - 1) / pixels;
-  const int64_t depth = step.kernel * step.kernel * (kPairs<In> ? (from.channels + 1) / 2 : from.channels);
+  const int64_t strips = (to.width + pixels - 1) / pixels;
   for (int64_t part = 0; part < width; part += vectors * kLanes) {
-    const float* const weight = step.weight + group * depth * width + part;
+    const float* const weight = weights + part;
     const float* const bias = step.bias + group * width + part;
     const int64_t block_start = (group * width + part) / kBlock * to.block_pitch;
     for (int64_t y = begin; y < end; ++y) {
@@ -143,19 +117,27 @@ EEFAST_TARGET static void direct_rows(const Step& step, const Map& from, const M
             static_cast<Out*>(out) + place, residual == nullptr ? nullptr : static_cast<const Out*>(residual) + place,
             weight, width, bias);
       }
+      if (step.activation == Activation::none) continue;
+      for (int64_t b = 0; b < vectors / kBlockVectors; ++b) {
+        activate(step.activation, static_cast<Out*>(out) + block_start + b * to.block_pitch + to.at(y, 0),
+                 to.width * kBlock);
+      }
     }
   }
 }
 
 template <class In, class Out, int64_t block, int64_t stride>
 EEFAST_TARGET static void direct_widths(const Step& step, const Map& from, const Map& to, const void* in, void* out,
-                                        const void* residual, int64_t group, int64_t begin, int64_t end) {
+                                        const void* residual, const float* weights, int64_t width, int64_t group,
+                                        int64_t begin, int64_t end) {
   if constexpr (kLanes == 16) {
-    if (direct_width(to.blocks) == 32) {
-      return direct_rows<In, Out, block, stride, 2>(step, from, to, in, out, residual, group, begin, end);
+    if (width == 32) {
+      return direct_rows<In, Out, block, stride, 2>(step, from, to, in, out, residual, weights, width, group, begin,
+                                                    end);
     }
   }
-  direct_rows<In, Out, block, stride, kBlockVectors>(step, from, to, in, out, residual, group, begin, end);
+  direct_rows<In, Out, block, stride, kBlockVectors>(step, from, to, in, out, residual, weights, width, group, begin,
+                                                     end);
 }
 
 template <class E>
@@ -164,5 +146,8 @@ EEFAST_TARGET static void direct(const Step& step, const Map& from, const Map& t
   const auto rows = from.block == 1 ? step.stride == 1 ? direct_widths<float, E, 1, 1> : direct_widths<float, E, 1, 2>
                     : step.stride == 1 ? direct_widths<E, E, kBlock, 1>
                                        : direct_widths<E, E, kBlock, 2>;
-  rows(step, from, to, in, out, residual, group, begin, end);
+  const int64_t depth =
+      step.kernel * step.kernel * (kPairs<E> && from.block != 1 ? (from.channels + 1) / 2 : from.channels);
+  const int64_t width = direct_width(to.blocks);
+  rows(step, from, to, in, out, residual, step.weight + group * depth * width, width, group, begin, end);
 }

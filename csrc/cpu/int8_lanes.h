@@ -1,5 +1,5 @@
 // Vectors of 8-bit codes for one vector width: products with weights, rounding to codes, averages. No include guard:
-// included after lanes.h and direct_lanes.h, with EEFAST_VNNI where the processor multiplies codes
+// included after lanes.h and activation_lanes.h, with EEFAST_VNNI where the processor multiplies codes
 // itself: 1 for AVX-512's instructions, 2 for AVX-VNNI's.
 
 // As many codes as a vector holds; as many sums of products, one for every four of them.

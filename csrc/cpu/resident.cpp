@@ -67,8 +67,11 @@ struct Worker {
   char* planes;
   float* frequencies;
   float* product;
+  // For kExitSamples samples each.
   float* values;
   float* logits;
+  // Addresses of the samples' maps of the step that runs.
+  std::vector<void*> from, to, residual;
 };
 
 struct Job {
@@ -143,7 +146,10 @@ Worker make_worker(Job& job, Team& team) {
   worker.used.resize(net.sections.size());
   worker.live.resize(net.sections.size());
   // Reserved now: helpers would wait forever for a leader that runs out of memory on its way.
-  for (std::size_t s = 0; s < net.sections.size(); ++s) worker.live[s].reserve(net.sections[s].group);
+  for (std::size_t s = 0; s < net.sections.size(); ++s) {
+    worker.live[s].reserve(net.sections[s].group);
+    for (auto* maps : {&worker.from, &worker.to, &worker.residual}) maps->reserve(net.sections[s].group);
+  }
   int64_t size = kLine;
   const auto reserve = [&](int64_t bytes) {
     // Memory that different maps have in common modulo 4096 bytes would make loads wait for unrelated stores.
@@ -164,7 +170,8 @@ Worker make_worker(Job& job, Team& team) {
     for (int64_t g = 0; g < section.group; ++g) places.back().push_back(reserve(section.slot_size));
   }
   const int64_t frequencies = reserve(job.frequency_floats * 4), product = reserve(job.frequency_floats * 4);
-  const int64_t values = reserve(job.value_floats * 4), logits = reserve(job.logit_floats * 4);
+  const int64_t values = reserve(job.value_floats * 4 * kExitSamples);
+  const int64_t logits = reserve(job.logit_floats * 4 * kExitSamples);
   layout.push_back(size);
   if (arena.layout != layout) {
     arena.layout.clear();
@@ -268,11 +275,81 @@ struct Layer {
   char* residual(int64_t i) const { return step.residual < 0 ? nullptr : map_of(worker, to[i], step.residual); }
 };
 
+// What computes rows of a convolution, and how many channels at a time.
+std::pair<decltype(Kernels::rows), int64_t> rows_of(const Kernels& kernels, const Step& step, const Map& from,
+                                                    const Map& to) {
+  if (step.huge) return {kernels.huge_rows, direct_width(to.blocks)};
+  if (is_depthwise(step, from, to)) return {kernels.depthwise, kBlock};
+  if (step.groups > 1) return {kernels.grouped, grouped_width(step, to)};
+  return {kernels.rows, direct_width(to.blocks)};
+}
+
+// The addresses of the samples' maps.
+void find_maps(const Layer& layer) {
+  Worker& worker = layer.worker;
+  worker.from.clear();
+  worker.to.clear();
+  worker.residual.clear();
+  for (int64_t i = 0; i < layer.samples; ++i) {
+    worker.from.push_back(layer.in(i));
+    worker.to.push_back(layer.out(i));
+    worker.residual.push_back(layer.residual(i));
+  }
+}
+
+// Whether a convolution is of maps of one pixel that stand for a whole map, and float32.
+bool is_vector(const Layer& layer) {
+  const Step& step = layer.step;
+  const bool able = layer.source().pooled && layer.target().pooled && step.residual < 0 && step.groups <= 1;
+  return able && layer.worker.job->kernels.vector != nullptr;
+}
+
+void run_vectors(const Layer& layer) {
+  find_maps(layer);
+  Worker& leader = layer.worker;
+  const Map &from = layer.source(), &to = layer.target();
+  const int64_t groups = to.blocks * kBlock / direct_width(to.blocks);
+  const auto work = [&](int64_t group, Worker&) {
+    for (int64_t i = 0; i < layer.samples; i += kVectorSamples) {
+      leader.job->kernels.vector(layer.step, from, to, std::min(kVectorSamples, layer.samples - i),
+                                 reinterpret_cast<float**>(leader.from.data()) + i,
+                                 reinterpret_cast<float**>(leader.to.data()) + i, group);
+    }
+  };
+  leader.team->share(groups, work, leader);
+}
+
+// Rows of maps up to this width are no whole strips.
+constexpr int64_t kNarrow = 7;
+
+bool is_points(const Layer& layer) {
+  const Step& step = layer.step;
+  const bool able = step.kernel == 1 && step.stride == 1 && step.padding == 0 && step.groups <= 1 && step.source != 0;
+  return able && layer.target().width <= kNarrow && layer.worker.job->kernels.points != nullptr;
+}
+
+void run_points(const Layer& layer) {
+  find_maps(layer);
+  Worker& leader = layer.worker;
+  const Map &from = layer.source(), &to = layer.target();
+  const int64_t groups = to.blocks * kBlock / direct_width(to.blocks), helpers = leader.team->helpers();
+  const int64_t pixels = layer.samples * to.height * to.width;
+  // Every worker gets a few items, none of which is less than two strips.
+  const int64_t most = std::max<int64_t>(1, pixels / 16);
+  const int64_t parts = std::clamp<int64_t>((4 * (helpers + 1) + groups - 1) / groups, 1, helpers > 0 ? most : 1);
+  const auto work = [&](int64_t item, Worker&) {
+    const int64_t part = item / groups;
+    leader.job->kernels.points(layer.step, from, to, leader.from.data(), leader.to.data(), leader.residual.data(),
+                               item % groups, pixels * part / parts, pixels * (part + 1) / parts);
+  };
+  leader.team->share(groups * parts, work, leader);
+}
+
 void run_rows(const Layer& layer) {
   const Map &from = layer.source(), &to = layer.target();
   const Kernels& kernels = layer.worker.job->kernels;
-  const auto rows = layer.step.huge ? kernels.huge_rows : kernels.rows;
-  const int64_t groups = to.blocks * kBlock / direct_width(to.blocks), helpers = layer.worker.team->helpers();
+  const auto [rows, width] = rows_of(kernels, layer.step, from, to);
+  const int64_t groups = to.blocks * kBlock / width, helpers = layer.worker.team->helpers();
   // Weights of one group of channels meet all samples before those of the next.
   if (helpers == 0) {
     for (int64_t g = 0; g < groups; ++g) {
@@ -287,7 +364,7 @@ void run_rows(const Layer& layer) {
   // Tiles of two rows stay whole.
   const int64_t unit = layer.step.winograd == 2 ? 2 : 1, units = (to.height + unit - 1) / unit;
   const int64_t parts = std::min(units, (4 * (helpers + 1) + whole - 1) / whole);
-  const auto work = [&](int64_t item, Worker& worker) {
+  const auto work = [&, rows = rows](int64_t item, Worker& worker) {
     const int64_t part = item / groups % parts, i = item / groups / parts;
     rows(layer.step, from, to, layer.in(i), layer.out(i), layer.residual(i), item % groups,
          unit * (units * part / parts), std::min(to.height, unit * (units * (part + 1) / parts)), worker.frequencies);
@@ -402,33 +479,71 @@ void run_winograd(const Layer& layer) {
   }
 }
 
+// Steps that compute every channel from one of the same number.
+void run_blocks(const Layer& layer, decltype(Kernels::affine) kernel) {
+  const Map &from = layer.source(), &to = layer.target();
+  const Map& other = layer.step.residual < 0 ? to : layer.network().maps[layer.step.residual];
+  const int64_t blocks = layer.step.kind == Kind::affine ? to.blocks : from.blocks;
+  const auto work = [&](int64_t item, Worker&) {
+    const int64_t i = item / blocks, block = item % blocks;
+    kernel(layer.step, from, to, other, layer.in(i), layer.out(i), layer.residual(i), block, block + 1);
+  };
+  if (layer.worker.team->helpers() > 0) return layer.worker.team->share(layer.samples * blocks, work, layer.worker);
+  for (int64_t i = 0; i < layer.samples; ++i) {
+    kernel(layer.step, from, to, other, layer.in(i), layer.out(i), layer.residual(i), 0, blocks);
+  }
+}
+
 void run_layer(const Layer& layer) {
   const Kernels& kernels = layer.worker.job->kernels;
   const Step& step = layer.step;
   if (step.kind == Kind::convolution) {
+    if (is_vector(layer)) return run_vectors(layer);
+    if (is_points(layer)) return run_points(layer);
     return step.winograd == 0 || kernels.winograd_input == nullptr ? run_rows(layer) : run_winograd(layer);
   }
-  for (int64_t i = 0; i < layer.samples; ++i) {
-    const auto kernel = step.kind == Kind::affine ? kernels.affine : kernels.max_pool;
-    kernel(step, layer.source(), layer.target(), layer.in(i), layer.out(i));
-  }
+  run_blocks(layer, step.kind == Kind::affine  ? kernels.affine
+                    : step.kind == Kind::mean  ? kernels.mean
+                    : step.kind == Kind::scale ? kernels.scale
+                    : step.kind == Kind::join  ? kernels.join
+                                               : kernels.max_pool);
 }
 
-// Whether the sample exits here; then its answer is written.
-bool leaves(const Step& step, const Slot& slot, Worker& worker) {
-  const Network& net = worker.job->network;
-  const Batch& batch = worker.job->batch;
-  const bool last = &step == &net.sections.back().body.back();
-  float confidence;
-  if (!worker.job->kernels.exit(step, net, net.maps[step.source], map_of(worker, &slot, step.source),
-                                last ? nullptr : batch.thresholds + step.target, worker.values, worker.logits,
-                                &confidence)) {
-    return false;
+// Writes the answers of the samples that exit here and takes them out of `live`.
+void run_exit(const Step& step, std::vector<Slot*>& live, Worker& worker) {
+  const Job& job = *worker.job;
+  const Network& net = job.network;
+  const Kernels& kernels = job.kernels;
+  const Map& map = net.maps[step.source];
+  const float* const threshold =
+      &step == &net.sections.back().body.back() ? nullptr : job.batch.thresholds + step.target;
+  const int64_t size = map.blocks * kBlock * (step.flatten ? map.height * map.width : 1);
+  const int64_t blocks = (net.num_classes + kBlock) / kBlock, samples = static_cast<int64_t>(live.size());
+  int64_t kept = 0;
+  for (int64_t first = 0; first < samples; first += kExitSamples) {
+    const int64_t n = std::min(kExitSamples, samples - first);
+    for (int64_t i = 0; i < n; ++i) {
+      kernels.exit_values(step, map, map_of(worker, live[first + i], step.source),
+                          worker.values + i * job.value_floats);
+    }
+    const auto work = [&](int64_t block, Worker&) {
+      kernels.exit_logits(step, size, n, worker.values, job.value_floats, worker.logits, job.logit_floats, block,
+                          block + 1);
+    };
+    worker.team->share(blocks, work, worker);
+    for (int64_t i = 0; i < n; ++i) {
+      float confidence, *const logits = worker.logits + i * job.logit_floats;
+      Slot* const slot = live[first + i];
+      if (!kernels.exit(net, threshold, logits, &confidence)) {
+        live[kept++] = slot;
+        continue;
+      }
+      std::memcpy(job.batch.logits + slot->sample * net.num_classes, logits, net.num_classes * sizeof(float));
+      job.batch.confidence[slot->sample] = confidence;
+      job.batch.exits[slot->sample] = step.target;
+    }
   }
-  std::memcpy(batch.logits + slot.sample * net.num_classes, worker.logits, net.num_classes * sizeof(float));
-  batch.confidence[slot.sample] = confidence;
-  batch.exits[slot.sample] = step.target;
-  return true;
+  live.resize(kept);
 }
 
 // Of this thread: what other processes do to the clock must not decide how a network is planned.
@@ -470,8 +585,7 @@ void run_section(Worker& worker, int64_t s) {
   for (const Step& step : section.body) {
     if (live.empty()) break;
     if (step.kind == Kind::exit) {
-      live.erase(std::remove_if(live.begin(), live.end(), [&](Slot* slot) { return leaves(step, *slot, worker); }),
-                 live.end());
+      run_exit(step, live, worker);
     } else {
       run_layer({step, live.data(), live.data(), static_cast<int64_t>(live.size()), worker});
     }

@@ -1,6 +1,7 @@
 // The int8 kernels of the resident engine for one vector width. No include guard: compiled by for_each_isa.h.
 #include "cpu/lanes.h"
 #include "cpu/criterion_lanes.h"
+#include "cpu/activation_lanes.h"
 #include "cpu/direct_lanes.h"
 #include "cpu/int8_lanes.h"
 #include "cpu/direct_int8_lanes.h"
@@ -18,5 +19,10 @@ EEFAST_TARGET static bool image_row(const float* const* rows, int64_t channels, 
     default: return store_image_codes<4>(rows, n, multipliers, shifts, out);
   }
 }
-const Kernels kKernels = {int8_convolution, portable::int8_convolution, nullptr,      nullptr, nullptr, 0,
-                          affine<uint8_t>,  max_pool<uint8_t>,          exit<uint8_t>};
+const Kernels kKernels = {.rows = int8_convolution,
+                          .huge_rows = portable::int8_convolution,
+                          .affine = affine<uint8_t>,
+                          .max_pool = max_pool<uint8_t>,
+                          .exit_values = exit_values<uint8_t>,
+                          .exit_logits = exit_logits,
+                          .exit = exit};

@@ -247,6 +247,10 @@ EEFAST_TARGET static void output_row(const Step& step, const Map& to, const Tile
       }
     }
   }
+  if (step.activation == Activation::none) return;
+  for (int64_t r = 0; r < std::min(m, row.rows); ++r) {
+    activate(step.activation, row.out + begin + r * to.row_pitch, std::min(row.tiles * m, row.columns) * kBlock);
+  }
 }
 
 EEFAST_TARGET static void winograd_output(const Step& step, const Map& to, const TileRow& row, int64_t block,

@@ -7,7 +7,7 @@ from .library import CPP_MISSING
 from .on_cuda import TRITON_MISSING, exit_kernels
 from .resident_forward import cuda_missing, instruction_set, resident_network, resident_shared_memory
 from .resident_int8 import int8_instruction_set
-from .resident_steps import Kind
+from .resident_steps import Activation, Kind
 
 CUDA_MISSING = CPP_MISSING or cuda_missing()
 """None where the CUDA kernels are loaded, else the reason why not."""
@@ -17,6 +17,7 @@ __all__ = [
     "CUDA_MISSING",
     "MAX_CLASSES_ON_CUDA",
     "TRITON_MISSING",
+    "Activation",
     "Kind",
     "exit_conv_head",
     "exit_head",

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .checks import Named, refuse_gradient
 from .library import define, namespace
-from .resident_steps import Answers, Kind, Step, answers, check_tables, fake_answers, parts
+from .resident_steps import Answers, Kind, Step, activated, answers, check_tables, fake_answers, joined, parts
 
 define(
     "resident_forward(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor weights, Tensor packed,"
@@ -37,15 +37,23 @@ def reference(
         if step.kind == Kind.MAX_POOL:
             x = F.max_pool2d(x, *window)
         elif step.kind == Kind.CONVOLUTION:
-            weight, bias = parts(weights, step.weight, (outputs, x.shape[1], step.kernel, step.kernel), (outputs,))
-            x = F.conv2d(x, weight, bias, *window[1:]) + (0 if residual is None else residual)
+            shape = (outputs, x.shape[1] // step.groups, step.kernel, step.kernel)
+            weight, bias = parts(weights, step.weight, shape, (outputs,))
+            x = F.conv2d(x, weight, bias, *window[1:], groups=step.groups) + (0 if residual is None else residual)
         elif step.kind == Kind.AFFINE:
             scale, shift = parts(weights, step.weight, (outputs, 1, 1), (outputs, 1, 1))
-            x = x * scale + shift
+            x = x[:, :outputs] * scale + shift
+        elif step.kind == Kind.MEAN:
+            x = x.mean((2, 3), keepdim=True)
+        elif step.kind == Kind.SCALE:
+            assert residual is not None
+            x = x * residual
+        elif step.kind == Kind.JOIN:
+            return joined(x, residual, step.channel, outputs)
         else:
             x = x.flatten(1) if step.kernel else x.mean((2, 3))
             return F.linear(x, *parts(weights, step.weight, (outputs, x.shape[1]), (outputs,)))
-        return x.relu() if step.relu else x
+        return activated(x, step.activation)
 
     image = _normalised(images.float(), normalization)
     return answers(image, steps, maps, thresholds, criterion, num_classes, compute)
@@ -80,11 +88,14 @@ def run(
     """Answer every image by the first exit whose rule it meets.
 
     images: [N, C, H, W], any strides: on the CPU float32, on CUDA also float16, bfloat16 or uint8.
-    steps: [S, 12] int64, one row per step, see `eefast.ops.resident_steps.Step`. The source, target and residual of a
-        step are maps (residual -1: none), the target of an exit is its number. kernel of an exit: 1 flattens the map,
-        0 takes its mean. winograd: 0 for direct convolution, else the side of the tiles. weight, packed: where the
-        step's weights begin. Rows come in the order of their sections; those that read a map of the section before come
-        first.
+    steps: [S, 14] int64, one row per step, see `eefast.ops.resident_steps.Step`. The source, target and residual of a
+        step are maps (residual -1: none), the target of an exit is its number. CONVOLUTION, with `groups` as
+        `nn.Conv2d` has them, adds its residual; AFFINE reads as many channels as its target has; MEAN makes a map of
+        one pixel; SCALE multiplies by its residual, such a map; JOIN writes its source into the target from `channel`
+        on. activation: an `Activation`, applied last, not to MAX_POOL, EXIT and JOIN. kernel of an exit: 1 flattens
+        the map, 0 takes its mean. winograd: 0 for direct convolution, else the side of the tiles. weight, packed: where
+        the step's weights begin. Rows come in the order of their sections; those that read a map of the section before
+        come first.
     maps: [M, 2] int64, channels and section of every map; map 0 holds the image, its section is -1.
     groups: [sections] int64, how many samples go through a section together.
     weights, packed: float32, all weights: for the reference back to back, each with its bias; `packed` in the
@@ -97,7 +108,8 @@ def run(
     normalization: [2, C] float32 or None: scale and shift of the images' channels. On CUDA only.
 
     On CUDA images, packed and thresholds are on the device, the tables on the CPU; winograd and groups are 0 and 1,
-    threads and seconds have no meaning. At most 64 channels, 32×32 pixels and 256 classes.
+    threads and seconds have no meaning. At most 64 channels, 32×32 pixels and 256 classes; no MEAN, SCALE and JOIN, no
+    grouped convolution, no activation but ReLU.
 
     Returns logits [N, K] float32, confidence [N] float32, exit index [N] int64. The answer of an image is the same, bit
     for bit, in every batch, at every place, with every number of threads.

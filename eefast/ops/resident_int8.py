@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ..modules import integer_maps
 from .checks import Named, check_stored, refuse_gradient
 from .library import define, namespace
-from .resident_steps import Answers, Kind, Step, answers, check_tables, fake_answers, parts
+from .resident_steps import Activation, Answers, Kind, Step, answers, check_tables, fake_answers, parts
 
 define(
     "resident_int8(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor weights, Tensor packed,"
@@ -29,6 +29,8 @@ def reference(
 
     def compute(step: Step, q: Tensor, residual: Tensor | None, outputs: int) -> Tensor:
         window = step.kernel, step.stride, step.padding
+        if not in_integers(step):
+            raise RuntimeError(NOT_IN_INTEGERS)
         if step.kind == Kind.MAX_POOL:
             return integer_maps.max_pool(q, *window)
         if step.kind == Kind.AFFINE:
@@ -50,6 +52,15 @@ def reference(
 
     integers = images.float() if images.dtype == torch.uint8 else integer_maps.image_integers(images, *image)
     return answers(integers, steps, maps, thresholds, criterion, num_classes, compute)
+
+
+NOT_IN_INTEGERS = "INT8 has no such step"
+
+
+def in_integers(step: Step) -> bool:
+    """Whether INT8 has a step of this kind, with this activation and these groups."""
+    plain = step.activation in (Activation.NONE, Activation.RELU) and step.groups == 1
+    return plain and step.kind in (Kind.CONVOLUTION, Kind.AFFINE, Kind.MAX_POOL, Kind.EXIT)
 
 
 def _check(
@@ -92,9 +103,10 @@ def run(
     """Answer every image by the first exit whose rule it meets, in integer arithmetic on the CPU.
 
     images: [N, C, H, W], any strides: float32, or uint8, whose pixels are the integers of map 0.
-    steps: [S, 12] int64, one row per step, as of `resident_forward`. winograd: 0 for direct sums, 1 for F(2, 3) along
-        x, 2 for F(2×2, 3×3), which take kernel 3, stride 1, padding 1 and a source of zero point 0 other than the
-        image. relu says what the network had; every map is limited to 0 … 255.
+    steps: [S, 14] int64, one row per step, as of `resident_forward`, but no MEAN, SCALE and JOIN, groups 1 and no
+        activation but ReLU, which says what the network had; every map is limited to 0 … 255. winograd: 0 for direct
+        sums, 1 for F(2, 3) along x, 2 for F(2×2, 3×3), which take kernel 3, stride 1, padding 1 and a source of zero
+        point 0 other than the image.
     maps: [M, 3] int64, channels, section and zero point of every map; map 0 holds the image, its section is -1, its
         zero point has no meaning.
     groups: [sections] int64, how many samples go through a section together.

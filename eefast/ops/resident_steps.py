@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import criteria
 from .checks import Named, check_fake, check_stored
@@ -21,6 +22,41 @@ class Kind(IntEnum):
     AFFINE = 1
     MAX_POOL = 2
     EXIT = 3
+    MEAN = 4
+    SCALE = 5
+    JOIN = 6
+
+
+class Activation(IntEnum):
+    """What is applied to the numbers that a step computes."""
+
+    NONE = 0
+    RELU = 1
+    RELU6 = 2
+    SILU = 3
+    HARDSWISH = 4
+    HARDSIGMOID = 5
+    SIGMOID = 6
+    GELU = 7
+
+
+_ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {
+    Activation.NONE: lambda x: x,
+    Activation.RELU: torch.relu,
+    Activation.RELU6: F.relu6,
+    Activation.SILU: F.silu,
+    Activation.HARDSWISH: F.hardswish,
+    Activation.HARDSIGMOID: F.hardsigmoid,
+    Activation.SIGMOID: torch.sigmoid,
+    Activation.GELU: F.gelu,
+}
+
+
+def activated(x: Tensor, activation: int) -> Tensor:
+    """What an `Activation` makes of x."""
+    if activation not in _ACTIVATIONS:
+        raise RuntimeError("there is no such activation")
+    return _ACTIVATIONS[activation](x)
 
 
 class Step(NamedTuple):
@@ -30,7 +66,7 @@ class Step(NamedTuple):
     source: int
     target: int
     residual: int
-    relu: int
+    activation: int
     kernel: int
     stride: int
     padding: int
@@ -38,6 +74,8 @@ class Step(NamedTuple):
     weight: int
     packed: int
     section: int
+    groups: int
+    channel: int
 
 
 COLUMNS = Step._fields
@@ -56,7 +94,7 @@ def answers(
     """What a network says of map 0, `image` [N, C, H, W]; every sample runs through all steps.
 
     compute: (step, source, residual or None, channels of the target) → the target map; for an exit the rows [N, K + 1]
-        of logits and confidence.
+        of logits and confidence. The residual of a JOIN is its target so far, None before the first.
     Raises `RuntimeError` that names the step which cannot be computed.
     """
     rule, n = criteria.get(criterion), len(image)
@@ -70,10 +108,14 @@ def answers(
             0 < step.kernel <= MAX_KERNEL and 0 < step.stride <= MAX_KERNEL and 0 <= step.padding <= step.kernel
         ):
             raise RuntimeError("there is no kernel for this window")
-        adds = step.kind == Kind.CONVOLUTION and step.residual >= 0
+        if step.kind == Kind.JOIN:
+            other = values.get(step.target)
+        else:
+            reads = step.kind == Kind.SCALE or (step.kind == Kind.CONVOLUTION and step.residual >= 0)
+            other = values[step.residual] if reads else None
         if step.kind not in list(Kind) or (step.kind == Kind.EXIT and not 0 <= step.target <= len(thresholds)):
             raise RuntimeError("there is no such kind of step or exit")
-        found = compute(step, x, values[step.residual] if adds else None, outputs)
+        found = compute(step, x, other, outputs)
         if step.kind != Kind.EXIT:
             values[step.target] = found
             return
@@ -91,6 +133,13 @@ def answers(
             except (RuntimeError, ValueError, ArithmeticError) as error:
                 raise RuntimeError(f"steps[{row}] = {step}: {error}") from error
     return results
+
+
+def joined(x: Tensor, target: Tensor | None, channel: int, channels: int) -> Tensor:
+    """A map of `channels` channels, those of `target` or zeros, in which x [N, C, H, W] begins at `channel`."""
+    found = x.new_zeros(len(x), channels, *x.shape[2:]) if target is None else target.clone()
+    found[:, channel : channel + x.shape[1]] = x
+    return found
 
 
 def parts(weights: Tensor, place: int, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:

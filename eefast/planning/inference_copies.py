@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any, cast
 
 import torch
@@ -57,6 +58,23 @@ def _fix_computed_weights(module: nn.Module) -> None:
 def is_computing_hook(hook: Any) -> bool:
     """Whether a forward-pre-hook only computes a weight from parameters, as PyTorch's normalisations do."""
     return isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod)
+
+
+def plain_norms(module: nn.Module) -> nn.Module:
+    """A copy for inference in which timm's BatchNorm with an activation is PyTorch's, followed by the activation.
+
+    Its own code asks for shapes, which no graph of layers has.
+    """
+    copied = nn.Sequential(inference_copy(module))
+    for parent in list(copied.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__ != "BatchNormAct2d" or not isinstance(child, nn.BatchNorm2d):
+                continue
+            norm = nn.BatchNorm2d(child.num_features, child.eps, affine=child.affine, device="meta")
+            norm.__dict__.update({k: v for k, v in child.__dict__.items() if k != "_modules"})
+            children: dict[str, Any] = {"norm": norm, **dict(child.named_children())}
+            setattr(parent, name, nn.Sequential(OrderedDict(children)).eval())
+    return cast(nn.Module, copied[0])
 
 
 def channels_last(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..heads import ExitHead
 from ..model import EarlyExitNet
-from ..ops import Kind
+from ..ops import Activation, Kind
 from ..quantized import QuantizedAffine, QuantizedConvolution, QuantizedMaxPool, QuantizedStage
 from . import layer_passes
 from .errors import UnsupportedError
@@ -84,16 +84,16 @@ class Values:
             weight, bias, scale, ratio = (part.cpu() for part in (step.weight, step.bias, step.scale, step.ratio))
             residual = values[step.residual] if step.residual >= 0 else -1
             layer = IntegerLayer(
-                Kind.CONVOLUTION, values[step.source], -1, residual, step.relu, step.kernel, step.stride, step.padding,
-                weight, bias, scale=scale, ratio=ratio, winograd=step.winograd,
+                Kind.CONVOLUTION, values[step.source], -1, residual, Activation(step.relu), step.kernel, step.stride,
+                step.padding, weight, bias, scale=scale, ratio=ratio, winograd=step.winograd,
             )  # fmt: skip
             return layer, len(weight)
         if isinstance(step, QuantizedAffine) and computes_as(step, QuantizedAffine):
-            source, scale, shift = values[step.source], step.scale.cpu(), step.shift.cpu()
-            return IntegerLayer(Kind.AFFINE, source, -1, relu=step.relu, weight=scale, bias=shift), len(scale)
+            source, relu, scale, shift = values[step.source], Activation(step.relu), step.scale.cpu(), step.shift.cpu()
+            return IntegerLayer(Kind.AFFINE, source, -1, -1, relu, weight=scale, bias=shift), len(scale)
         if isinstance(step, QuantizedMaxPool) and computes_as(step, QuantizedMaxPool):
             source, window = values[step.source], (step.kernel, step.stride, step.padding)
-            return IntegerLayer(Kind.MAX_POOL, source, -1, -1, False, *window), self.channels[source]
+            return IntegerLayer(Kind.MAX_POOL, source, -1, -1, Activation.NONE, *window), self.channels[source]
         raise UnsupportedError(f"{where} has {step}, which the resident engine has no step for")
 
     def exit(self, head: ExitHead, seen: int, number: int) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ops import Kind
+from ..ops import Activation, Kind
+from ..ops.resident_steps import activated, joined
 
 ADDITION: Any = "addition"
 """Kind of a layer that adds `residual` to `source`, until `layer_passes` makes it part of a convolution."""
@@ -21,9 +22,11 @@ ADDITION: Any = "addition"
 class Layer:
     """One step from value to value; values are numbered, 0 is the image, and each is written once.
 
-    source, residual: the values that it reads; residual -1: none.
+    source, residual: the values that it reads; residual -1: none. The residual of a JOIN is what its map holds before,
+        the same map as its target.
     target: the value that it writes, or the number of an exit.
     weight, bias: of a convolution, an affine map or an exit.
+    groups: of a convolution; channel: where a JOIN writes. An affine map reads as many channels as it has weights.
     section: number of map sizes before the target's.
     """
 
@@ -31,13 +34,15 @@ class Layer:
     source: int
     target: int
     residual: int = -1
-    relu: bool = False
+    activation: Activation = Activation.NONE
     kernel: int = 0
     stride: int = 1
     padding: int = 0
     weight: Tensor = field(default_factory=lambda: torch.empty(0))
     bias: Tensor = field(default_factory=lambda: torch.empty(0))
     section: int = 0
+    groups: int = 1
+    channel: int = 0
 
     @property
     def resizes(self) -> bool:
@@ -48,7 +53,8 @@ class Layer:
     @property
     def allows_winograd(self) -> bool:
         """Whether Winograd can compute it."""
-        return self.kind == Kind.CONVOLUTION and self.source != 0 and self.kernel == 3 and not self.resizes
+        able = self.kind == Kind.CONVOLUTION and self.kernel == 3 and not self.resizes
+        return able and self.groups == 1 and self.source != 0
 
     def algorithm(self, side: int) -> int:
         """Side of its Winograd tiles, 0: direct, where its section is to have tiles of `side`."""
@@ -116,24 +122,39 @@ class Lowered:
     @property
     def geometry(self) -> tuple[Any, ...]:
         """All that the speed depends on, hashable: the layers without their weights."""
-        columns = ("kind", "source", "target", "residual", "relu", "kernel", "stride", "padding", "section")
+        columns = (
+            "kind",
+            "source",
+            "target",
+            "residual",
+            "activation",
+            "kernel",
+            "stride",
+            "padding",
+            "section",
+            "groups",
+        )
         rows = tuple((*(getattr(layer, c) for c in columns), layer.algorithm(0)) for layer in self.layers)
         return rows, tuple(m[:2] for m in self.maps), self.sizes, len(self.layers[-1].bias), self.image is None
 
 
 @torch.no_grad()
 def computed(layer: Layer, maps: Mapping[int, Tensor]) -> Tensor:
-    """The map that a layer other than an exit makes of its source and its residual in `maps`, in plain PyTorch."""
+    """The map that a layer other than a JOIN or an exit makes of its source and its residual in `maps`."""
     x = maps[layer.source]
     weight, bias = layer.weight.to(x), layer.bias.to(x)
     if layer.kind == Kind.CONVOLUTION:
-        y = F.conv2d(x, weight, bias, layer.stride, layer.padding)
+        y = F.conv2d(x, weight, bias, layer.stride, layer.padding, groups=layer.groups)
     elif layer.kind == Kind.MAX_POOL:
         y = F.max_pool2d(x, layer.kernel, layer.stride, layer.padding)
+    elif layer.kind == Kind.MEAN:
+        y = x.mean((2, 3), keepdim=True)
+    elif layer.kind == Kind.SCALE:
+        return activated(x * maps[layer.residual], layer.activation)
     else:
-        y = x * weight[:, None, None] + bias[:, None, None]
+        y = x[:, : len(weight)] * weight[:, None, None] + bias[:, None, None]
     y = y + maps[layer.residual] if layer.residual >= 0 else y
-    return y.relu() if layer.relu else y
+    return activated(y, layer.activation)
 
 
 @torch.no_grad()
@@ -149,5 +170,9 @@ def answers(lowered: Lowered, images: Tensor) -> list[Tensor]:
             pooled = x.flatten(1) if weight.dim() == 4 else x.mean((2, 3))
             exits[layer.target] = F.linear(pooled, weight.flatten(1), bias)
             continue
-        maps[layer.target] = computed(layer, maps)
+        if layer.kind == Kind.JOIN:
+            channels = lowered.maps[layer.target][0]
+            maps[layer.target] = joined(maps[layer.source], maps.get(layer.target), layer.channel, channels)
+        else:
+            maps[layer.target] = computed(layer, maps)
     return [exits[i] for i in sorted(exits)]

@@ -5,23 +5,50 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from ..heads import ExitHead
 from ..model import EarlyExitNet
-from ..ops import Kind
+from ..ops import Activation, Kind
 from . import layer_passes
 from .errors import UnsupportedError
 from .folding import affine, fold_stage
 from .head_packing import head_obstacle, pack_head
+from .inference_copies import plain_norms
 from .layers import ADDITION, Layer, Lowered
-from .patterns import called, computes_as, describe, is_addition, is_identity, is_relu, path_of, writes_in_place
+from .patterns import (
+    activation_of,
+    called,
+    computes_as,
+    describe,
+    is_addition,
+    is_flattening,
+    is_identity,
+    is_join,
+    is_mean,
+    is_multiplication,
+    is_switched_off,
+    path_of,
+    writes_in_place,
+)
 
 
 @torch.no_grad()
-def lower(net: EarlyExitNet) -> Lowered:
-    """The network's layers; raises `UnsupportedError`, naming what the resident engine has no step for."""
-    traced = _Trace(net.input_shape[0])
+def lower(net: EarlyExitNet, every_step: bool = True) -> Lowered:
+    """The network's layers; raises `UnsupportedError`, naming what the resident engine has no step for.
+
+    every_step: whether to use all steps of the engine for the CPU in float32 and bfloat16; else only those that CUDA
+        and INT8 have, too: convolutions of one group, affine maps, ReLU, max pooling.
+    """
+    try:
+        return _lower(net, every_step)
+    except UnsupportedError as error:
+        raise (UnsupportedError(f"{error} (at {error.path})").at(error.path) if error.path else error) from None
+
+
+def _lower(net: EarlyExitNet, every_step: bool) -> Lowered:
+    traced = _Trace(net.input_shape[0], every_step)
     value = 0
     for i, (stage, head) in enumerate(zip(net.stages, net.heads, strict=True)):
         if obstacle := head_obstacle(head, i):
@@ -37,8 +64,9 @@ def lower(net: EarlyExitNet) -> Lowered:
             channels, height, width = head.feature_shape
             weight = weight.view(-1, height, width, channels).permute(0, 3, 1, 2)
         traced.layers.append(Layer(Kind.EXIT, seen, i, kernel=int(flatten), weight=weight, bias=bias))
-    ordered = layer_passes.order_by_section(layer_passes.fuse(traced.layers))
-    return layer_passes.assign_maps(ordered, traced.channels, net.input_shape[1:])
+    fused = layer_passes.fuse(traced.layers, traced.channels if every_step else None)
+    ordered = layer_passes.order_by_section(layer_passes.extend_joins(fused, traced.channels))
+    return layer_passes.assign_maps(ordered, traced.channels, net.input_shape[1:], pooled=traced.pooled)
 
 
 @torch.no_grad()
@@ -46,9 +74,10 @@ def stage_layers(stage: nn.Module, channels: int, where: str, image: bool) -> tu
     """One module alone → its layers, fused, and the value that it returns; layer i writes value i + 1, 0 is the input.
 
     channels: of the input. where: what error texts call the module. image: whether the input is the image.
-    Raises `UnsupportedError` as `lower`; its `path` names the module inside of `stage`, where one is to blame.
+    The steps are those that INT8 has. Raises `UnsupportedError` as `lower`; its `path` names the module inside of
+    `stage`, where one is to blame.
     """
-    traced = _Trace(channels)
+    traced = _Trace(channels, every_step=False)
     if not image:
         traced.channels.append(channels)  # value 0 would be taken for the image
     source = len(traced.channels) - 1
@@ -63,18 +92,20 @@ def stage_layers(stage: nn.Module, channels: int, where: str, image: bool) -> tu
 
 
 class _Trace:
-    """The layers of traced modules so far, and the channels of every value."""
+    """The layers of traced modules so far, the channels of every value, and which values are maps of one pixel."""
 
-    def __init__(self, image_channels: int) -> None:
+    def __init__(self, image_channels: int, every_step: bool) -> None:
         self.layers: list[Layer] = []
         self.channels = [image_channels]
+        self.pooled: set[int] = set()
+        self.every_step = every_step
 
     def append(self, module: nn.Module, source: int, where: str) -> int:
         """Append the layers of a module that reads the value `source`; returns the value that the module returns.
 
         where: what error texts call the module.
         """
-        folded, what = fold_stage(module, torch.float32)
+        folded, what = fold_stage(plain_norms(module) if self.every_step else module, torch.float32)
         folded = folded.cpu()
         if not isinstance(folded, fx.GraphModule):
             raise UnsupportedError(f"{where} is {what}")
@@ -88,10 +119,8 @@ class _Trace:
                 return values[node.args[0]]
             elif node.op == "get_attr":
                 raise UnsupportedError(f"{where} computes with {node.target}, {_NO_STEP}")
-            elif set(node.kwargs) - {"inplace"}:
-                raise UnsupportedError(f"{where} has {describe(folded, node)} with {', '.join(node.kwargs)}")
             else:
-                sources = [values[a] for a in node.args if isinstance(a, fx.Node)]
+                sources = [values[a] for a in node.all_input_nodes]
                 try:
                     values[node] = self._call(folded, node, sources, where)
                 except UnsupportedError as error:
@@ -105,53 +134,137 @@ class _Trace:
     def _call(self, module: fx.GraphModule, node: fx.Node, sources: list[int], where: str) -> int:
         """Append the layer of one call that reads `sources`; returns its value."""
         layer = called(module, node)
-        if is_addition(layer) and len(sources) == 2:
+        if self.every_step and (found := self._new_call(layer, node, sources, where)) is not None:
+            return found
+        if set(node.kwargs) - {"inplace"}:
+            raise UnsupportedError(f"{where} has {describe(module, node)} with {', '.join(node.kwargs)}")
+        if is_addition(layer) and len(sources) == 2 == len(node.args):
             first, second = sources
             if self.channels[first] != self.channels[second]:
                 raise UnsupportedError(f"{where} adds maps of different channels")
-            return self._add(Layer(ADDITION, first, -1, residual=second), self.channels[first])
+            if (first in self.pooled) != (second in self.pooled):
+                raise UnsupportedError(f"{where} adds maps of different sizes")
+            return self._add(Layer(ADDITION, first, -1, residual=second), self.channels[first], first in self.pooled)
         unsupported = UnsupportedError(f"{where} has {describe(module, node)}, {_NO_STEP}")
-        if len(sources) != 1:
+        if len(sources) != 1 or not (node.args and isinstance(node.args[0], fx.Node)):
             raise unsupported
         (source,) = sources
         if is_identity(layer):
             return source
+        pooled = source in self.pooled
         if computes_as(layer, nn.Conv2d):
             return self._convolution(layer, source, where)
         if source == 0:  # the image, for which there are no other kernels
             raise unsupported
         channels = self.channels[source]
-        if is_relu(layer):
+        activation = activation_of(layer)
+        if activation == Activation.RELU or (activation is not None and self.every_step):
             ones, zeros = torch.ones(channels), torch.zeros(channels)
-            return self._add(Layer(Kind.AFFINE, source, -1, relu=True, weight=ones, bias=zeros), channels)
+            activating = Layer(Kind.AFFINE, source, -1, activation=activation, weight=ones, bias=zeros)
+            return self._add(activating, channels, pooled)
         if computes_as(layer, nn.BatchNorm2d) and layer.running_var is not None:
             scale, shift = affine(layer)
-            return self._add(Layer(Kind.AFFINE, source, -1, weight=scale.float(), bias=shift.float()), channels)
-        if computes_as(layer, nn.MaxPool2d) and (window := _window(layer)):
+            norm = Layer(Kind.AFFINE, source, -1, weight=scale.float(), bias=shift.float())
+            return self._add(norm, channels, pooled)
+        if computes_as(layer, nn.MaxPool2d) and (window := _window(layer)) and not pooled:
+            if layer.dilation not in (1, (1, 1)) or layer.return_indices:
+                raise unsupported
             kernel, stride, padding = window
             pooling = Layer(Kind.MAX_POOL, source, -1, kernel=kernel, stride=stride, padding=padding)
             return self._add(pooling, channels)
         raise unsupported
 
+    def _new_call(self, layer: Any, node: fx.Node, sources: list[int], where: str) -> int | None:
+        """As `_call`, of what only the CPU has steps for; None: it is none of them."""
+        if is_join(layer):
+            return self._join(node, sources, where)
+        if is_multiplication(layer) and len(sources) == 2 and not node.kwargs and 0 not in sources:
+            gate, source = sorted(sources, key=lambda value: value not in self.pooled)
+            if gate not in self.pooled or self.channels[gate] != self.channels[source]:
+                return None
+            return self._add(Layer(Kind.SCALE, source, -1, residual=gate), self.channels[source], source in self.pooled)
+        if len(sources) != 1 or sources[0] == 0 or not node.args or not isinstance(node.args[0], fx.Node):
+            return None
+        (source,) = sources
+        channels, pooled = self.channels[source], source in self.pooled
+        names = ("output_size",) if layer is F.adaptive_avg_pool2d else ("dim", "keepdim")
+        if is_switched_off(layer, node.args[1:], node.kwargs):
+            return source
+        if is_mean(layer, {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}):
+            if pooled:
+                return source
+            return self._add(Layer(Kind.MEAN, source, -1), channels, pooled=True)
+        if pooled and is_flattening(layer):
+            wanted = [part for a in node.args[1:] for part in (a if isinstance(a, tuple | list) else (a,))]
+            if computes_as(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1):
+                return source
+            flat = layer in (torch.flatten, "flatten") and wanted == [1]
+            return source if flat or wanted in ([-1, channels], [-1, channels, 1, 1]) else None
+        if pooled and computes_as(layer, nn.Linear):
+            weight = layer.weight[:, :, None, None]
+            bias = layer.bias if layer.bias is not None else torch.zeros(len(weight))
+            linear = Layer(Kind.CONVOLUTION, source, -1, kernel=1, weight=weight, bias=bias)
+            return self._add(linear, len(weight), pooled=True)
+        if computes_as(layer, nn.AvgPool2d) and not pooled and (window := _window(layer)):
+            kernel, stride, padding = window
+            if layer.divisor_override is not None or (padding and not layer.count_include_pad) or stride > 2:
+                return None
+            weight = torch.full((channels, 1, kernel, kernel), 1 / kernel**2)
+            return self._depthwise(source, weight, torch.zeros(channels), stride, padding)
+        return None
+
+    def _join(self, node: fx.Node, sources: list[int], where: str) -> int:
+        """Append the layers of a concatenation; `sources` has every value once."""
+        joined = node.args[0] if node.args else node.kwargs.get("tensors")
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        if not isinstance(joined, list | tuple) or dim not in (1, -3) or 0 in sources:
+            raise UnsupportedError(f"{where} has a concatenation of the image or of something else than channels")
+        numbers = dict(zip(node.all_input_nodes, sources, strict=True))
+        values = [numbers[part] for part in joined if isinstance(part, fx.Node)]
+        if len(values) != len(joined) or any(value in self.pooled for value in values):
+            raise UnsupportedError(f"{where} has a concatenation of something else than maps")
+        if len(values) == 1:
+            return values[0]
+        total, channel, target = sum(self.channels[value] for value in values), 0, -1
+        for value in values:
+            target = self._add(Layer(Kind.JOIN, value, -1, residual=target, channel=channel), total)
+            channel += self.channels[value]
+        return target
+
+    def _depthwise(self, source: int, weight: Tensor, bias: Tensor, stride: int, padding: int) -> int:
+        layer = Layer(
+            Kind.CONVOLUTION, source, -1, kernel=weight.shape[-1], stride=stride, padding=padding, weight=weight,
+            bias=bias, groups=len(weight),
+        )  # fmt: skip
+        return self._add(layer, len(weight))
+
     def _convolution(self, conv: nn.Conv2d, source: int, where: str) -> int:
         kernel, stride = _both(conv.kernel_size), _both(conv.stride)
         padding = 0 if conv.padding == "valid" else _both(conv.padding)
         square = kernel is not None and padding is not None and padding <= kernel
-        plain = conv.groups == 1 and _both(conv.dilation) == 1 and conv.padding_mode == "zeros"
-        if not (square and plain and stride in (1, 2)):
+        plain = _both(conv.dilation) == 1 and conv.padding_mode == "zeros"
+        grouped = conv.groups > 1
+        if not (square and plain and stride in (1, 2)) or (grouped and (source == 0 or not self.every_step)):
             raise UnsupportedError(
                 f"{where} has {conv}; the resident engine has no grouped, dilated or larger-stride one"
+                + " of the image" * (grouped and source == 0)
             )
+        pooled = source in self.pooled
+        if pooled and (kernel, stride, padding) != (1, 1, 0):
+            raise UnsupportedError(f"{where} has {conv} of a map of one pixel, {_NO_STEP}")
         bias = conv.bias if conv.bias is not None else torch.zeros(conv.out_channels)
         layer = Layer(
-            Kind.CONVOLUTION, source, -1, kernel=kernel, stride=stride, padding=padding, weight=conv.weight, bias=bias
-        )
-        return self._add(layer, conv.out_channels)
+            Kind.CONVOLUTION, source, -1, kernel=kernel, stride=stride, padding=padding, weight=conv.weight, bias=bias,
+            groups=conv.groups,
+        )  # fmt: skip
+        return self._add(layer, conv.out_channels, pooled)
 
-    def _add(self, layer: Layer, channels: int) -> int:
+    def _add(self, layer: Layer, channels: int, pooled: bool = False) -> int:
         """Append a layer that writes the next value, of `channels` channels; returns that value."""
         layer.target = len(self.channels)
         self.channels.append(channels)
+        if pooled:
+            self.pooled.add(layer.target)
         self.layers.append(layer)
         return layer.target
 
@@ -159,11 +272,11 @@ class _Trace:
 _NO_STEP = "which the resident engine has no step for"
 
 
-def _window(pool: nn.MaxPool2d) -> tuple[int, int, int] | None:
-    """Kernel, stride and padding of a max pooling; None where the resident engine has no such pooling."""
+def _window(pool: nn.MaxPool2d | nn.AvgPool2d) -> tuple[int, int, int] | None:
+    """Kernel, stride and padding of a pooling; None where the resident engine has no such pooling."""
     stride = pool.stride if pool.stride is not None else pool.kernel_size
     kernel, stride, padding = _both(pool.kernel_size), _both(stride), _both(pool.padding)
-    if None in (kernel, stride, padding) or _both(pool.dilation) != 1 or pool.ceil_mode or pool.return_indices:
+    if None in (kernel, stride, padding) or pool.ceil_mode:
         return None
     return kernel, stride, padding
 

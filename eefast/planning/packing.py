@@ -62,12 +62,12 @@ def cuda_program(lowered: Lowered, dtype: torch.dtype, device: torch.device) -> 
 
 
 def _steps(lowered: Lowered, winograd: Sequence[int], packed: Sequence[Tensor]) -> Tensor:
-    """[S, 12] int64, the table that the op takes; the layers' weights are stored back to back."""
+    """[S, 14] int64, the table that the op takes; the layers' weights are stored back to back."""
     rows, weight_at, packed_at = [], 0, 0
     for layer, side, vector in zip(lowered.layers, winograd, packed, strict=True):
         rows.append([
-            layer.kind, layer.source, layer.target, layer.residual, layer.relu, layer.kernel, layer.stride,
-            layer.padding, side, weight_at, packed_at, layer.section,
+            layer.kind, layer.source, layer.target, layer.residual, layer.activation, layer.kernel, layer.stride,
+            layer.padding, side, weight_at, packed_at, layer.section, layer.groups, layer.channel,
         ])  # fmt: skip
         weight_at += sum(part.numel() for part in layer.parts)
         packed_at += len(vector)
@@ -78,6 +78,9 @@ def _packed(layer: Layer, winograd: int, bfloat16: bool) -> Tensor:
     if isinstance(layer, IntegerLayer) and layer.kind == Kind.CONVOLUTION:
         weight, bias, scale, ratio = layer.parts
         packed = weight_order.int8_convolution(weight, bias, scale, ratio, winograd)
+    elif layer.kind == Kind.CONVOLUTION and layer.groups > 1:
+        inputs = layer.weight.shape[1] * layer.groups
+        packed = weight_order.grouped(layer.weight, layer.bias, inputs, layer.groups, bfloat16)
     elif layer.kind == Kind.CONVOLUTION:
         packed = weight_order.convolution(layer.weight, layer.bias, winograd, layer.source == 0, bfloat16)
     elif layer.kind == Kind.AFFINE:

@@ -9,8 +9,23 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from ..ops import Activation
+
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_MULTIPLICATIONS = (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_")
+_JOINS = (torch.cat, torch.concat, torch.concatenate)
+_MEANS = (torch.mean, "mean")
+_FLATTENS = (torch.flatten, "flatten", "reshape", "view", torch.reshape)
 _RELUS = (torch.relu, torch.relu_, F.relu, "relu", "relu_")
+_ACTIVATIONS: dict[Activation, tuple[Any, ...]] = {
+    Activation.RELU: (nn.ReLU, *_RELUS),
+    Activation.RELU6: (nn.ReLU6, F.relu6),
+    Activation.SILU: (nn.SiLU, F.silu),
+    Activation.HARDSWISH: (nn.Hardswish, F.hardswish),
+    Activation.HARDSIGMOID: (nn.Hardsigmoid, F.hardsigmoid),
+    Activation.SIGMOID: (nn.Sigmoid, F.sigmoid, torch.sigmoid, torch.sigmoid_, "sigmoid", "sigmoid_"),
+    Activation.GELU: (nn.GELU, F.gelu),
+}
 _IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem)
 
 
@@ -56,6 +71,47 @@ def is_addition(called: Any) -> bool:
 
 def is_relu(called: Any) -> bool:
     return computes_as(called, nn.ReLU) or called in _RELUS
+
+
+def activation_of(called: Any) -> Activation | None:
+    """The activation that a call computes, None where it computes something else."""
+    for activation, spelled in _ACTIVATIONS.items():
+        modules = tuple(s for s in spelled if isinstance(s, type))
+        if called in spelled or computes_as(called, *modules):
+            return None if getattr(called, "approximate", "none") != "none" else activation
+    return None
+
+
+def is_multiplication(called: Any) -> bool:
+    return called in _MULTIPLICATIONS
+
+
+def is_join(called: Any) -> bool:
+    """Whether a call concatenates a list of maps."""
+    return called in _JOINS
+
+
+def is_flattening(called: Any) -> bool:
+    """Whether a call only gives its input another shape."""
+    return called in _FLATTENS or computes_as(called, nn.Flatten)
+
+
+def is_switched_off(called: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
+    """Whether a call of torchvision's stochastic depth is told that it does not train, and returns its input."""
+    names = dict(zip(("p", "mode", "training"), arguments, strict=False)) | named
+    return getattr(called, "__name__", "") == "stochastic_depth" and names.get("training", True) is False
+
+
+def is_mean(called: Any, arguments: dict[str, Any]) -> bool:
+    """Whether a call averages a map over all of its pixels; arguments: those after the map, by name."""
+    if computes_as(called, nn.AdaptiveAvgPool2d):
+        return called.output_size in (1, (1, 1))
+    if called is F.adaptive_avg_pool2d:
+        return arguments.get("output_size") in (1, (1, 1), [1, 1])
+    axes = arguments.get("dim")
+    if called not in _MEANS or not isinstance(axes, tuple | list) or not all(isinstance(a, int) for a in axes):
+        return False
+    return sorted(a % 4 for a in axes) == [2, 3]
 
 
 def is_identity(called: Any) -> bool:

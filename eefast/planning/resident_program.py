@@ -62,7 +62,7 @@ def _lowered_for_cuda(net: EarlyExitNet, dtype: torch.dtype) -> Lowered:
     if max(net.input_shape[1:]) > 32:
         height, width = net.input_shape[1:]
         raise UnsupportedError(f"its CUDA kernel takes images of up to 32×32, not {height}×{width}")
-    found = lower(net)
+    found = lower(net, every_step=False)
     try:
         _shared_memory(net, cuda_program(found, dtype, torch.device("cpu")))
     except RuntimeError as error:

@@ -42,7 +42,8 @@ def tuned(net: EarlyExitNet, lowered: Lowered, bfloat16: bool, images: Tensor) -
 
     images: [N, C, H, W] float32, to measure on. The algorithms of a quantised network are its own and stay.
     """
-    direct_only = bfloat16 or _forced() == "direct" or lowered.image is not None
+    able = {layer.section for layer in lowered.layers if layer.allows_winograd}
+    direct_only = bfloat16 or _forced() == "direct" or lowered.image is not None or not able
     key = lowered.geometry, bfloat16, direct_only, ops.instruction_set(), ops.int8_instruction_set()
     known: PackedWeights = {}
 
@@ -56,6 +57,7 @@ def tuned(net: EarlyExitNet, lowered: Lowered, bfloat16: bool, images: Tensor) -
     if key not in choices:
         choices[key] = fastest(net, len(lowered.sizes), (0,) if direct_only else ALGORITHMS, pack, images)
     algorithms, groups = choices[key]
+    algorithms = tuple(a if section in able else 0 for section, a in enumerate(algorithms))
     if not any(algorithms):
         return pack(algorithms, groups), ""
     exact = all_logits(net, pack((0,) * len(groups), groups), images)

@@ -40,6 +40,39 @@ def convolution(weight: Tensor, bias: Tensor, winograd: int, planes: bool, bfloa
     return torch.cat([bias, *parts])
 
 
+def grouped(weight: Tensor, bias: Tensor, inputs: int, groups: int, bfloat16: bool) -> Tensor:
+    """One float32 vector for a convolution of `inputs` channels in groups, of weight [O, inputs / groups, k, k].
+
+    Of one channel each: [O / 16][k, k][16], float32 always. Else every unit of 16 outputs, or of 32 where groups are
+    multiples of that, as a convolution of its own: of the blocks of inputs that its groups read, the others' weights 0.
+    """
+    outputs, per_group = _padded(len(weight)), len(weight) // groups
+    if groups == inputs == len(weight):
+        blocks = _filled(weight, outputs).unflatten(0, (-1, BLOCK)).permute(0, 2, 3, 4, 1)
+        return torch.cat([_filled(bias, outputs), blocks.flatten()])
+    width = grouped_width(outputs // BLOCK, per_group)
+    weight, depth = _filled(weight, outputs), weight.shape[1]
+    packed = []
+    for first in range(0, outputs, width):
+        begin, end = grouped_inputs(first, min(first + width, groups * per_group), per_group, depth)
+        unit = weight.new_zeros(width, end - begin, *weight.shape[2:])
+        for o in range(first, min(first + width, groups * per_group)):
+            at = o // per_group * depth - begin
+            unit[o - first, at : at + depth] = weight[o]
+        packed.append(convolution(unit, unit.new_zeros(width), 0, False, bfloat16)[width:])
+    return torch.cat([_filled(bias, outputs), *packed])
+
+
+def grouped_width(blocks: int, per_group: int) -> int:
+    """Outputs of a unit."""
+    return 32 if blocks % 2 == 0 and per_group % 32 == 0 else 16
+
+
+def grouped_inputs(first: int, end: int, per_group: int, depth: int) -> tuple[int, int]:
+    """The input channels from the begin of a block on that the outputs [first, end) read."""
+    return first // per_group * depth // BLOCK * BLOCK, ((end - 1) // per_group + 1) * depth
+
+
 def _winograd(weight: Tensor, side: int) -> Tensor:
     """[frequency][group][C][width], transformed in float64."""
     width = next(w for w in (64, 32, 16) if len(weight) % w == 0)
@@ -124,7 +157,7 @@ def affine(scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def exit_rows(weight: Tensor, bias: Tensor) -> Tensor:
-    """One vector for an exit's linear: for every feature the weights of all rows side by side.
+    """One vector for an exit's linear: for every 16 rows their weights of every feature side by side.
 
     weight: [K + 1, C] or, where the map is flattened, [K + 1, C, H, W]; bias: [K + 1].
     """
@@ -133,7 +166,8 @@ def exit_rows(weight: Tensor, bias: Tensor) -> Tensor:
     features = _filled(weight.transpose(0, 1), _padded(channels))
     # [blocks, H, W, 16, K + 1]
     ordered = features.unflatten(0, (-1, BLOCK)).permute(0, 3, 4, 1, 2).flatten(0, 3)
-    return torch.cat([_filled(bias, rows), _filled(ordered.t(), rows).t().flatten()])
+    blocks = _filled(ordered.t(), rows).unflatten(0, (-1, BLOCK))  # [rows / 16, 16, features]
+    return torch.cat([_filled(bias, rows), blocks.transpose(1, 2).flatten()])
 
 
 def _padded(n: int) -> int:

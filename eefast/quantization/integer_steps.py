@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..modules.integer_maps import largest_sums, short_mantissa, winograd_weight
-from ..ops import Kind
+from ..ops import Activation, Kind
 from ..planning.layers import Layer
 from ..quantized import QuantizedAffine, QuantizedConvolution, QuantizedMaxPool, QuantizedStage, Step
 from .float_layers import FloatStage
@@ -82,7 +82,7 @@ def _convolution(layer: Layer, ranges: Ranges, image: Tensor | None, excess: Ten
         raise OverflowError(f"sums over {weight.shape[1]} channels do not fit 32 bits")
     return QuantizedConvolution(
         layer.source, integers, biases, scale, kernel=layer.kernel, stride=layer.stride, padding=layer.padding,
-        relu=layer.relu, residual=layer.residual, ratio=ratio, winograd=winograd,
+        relu=layer.activation == Activation.RELU, residual=layer.residual, ratio=ratio, winograd=winograd,
     )  # fmt: skip
 
 
@@ -125,4 +125,4 @@ def _affine(layer: Layer, ranges: Ranges) -> QuantizedAffine:
     shift = layer.bias.double() / scale_out + ranges.zeros[layer.target] - scale.double() * ranges.zeros[layer.source]
     if not (scale.isfinite() & shift.isfinite()).all():
         raise OverflowError("its scale is too large for the ranges of its maps")
-    return QuantizedAffine(layer.source, scale, shift.float(), relu=layer.relu)
+    return QuantizedAffine(layer.source, scale, shift.float(), relu=layer.activation == Activation.RELU)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..model import EarlyExitNet
 from ..modules.integer_maps import LARGEST
-from ..ops import Kind
+from ..ops import Activation, Kind
 from .float_layers import FloatStage
 from .observers import MinMaxObserver, PercentileObserver
 
@@ -56,7 +56,7 @@ def _ranges(stage: FloatStage, source: tuple[float, int], observers: list[Percen
         if layer.kind == Kind.MAX_POOL:
             scale, zero = scales[layer.source], zeros[layer.source]
         else:
-            scale, zero = scale_and_zero(observer, layer.relu)
+            scale, zero = scale_and_zero(observer, layer.activation == Activation.RELU)
         scales.append(scale)
         zeros.append(zero)
     return Ranges(scales, zeros)

@@ -265,8 +265,48 @@ def _pooled(rng: random.Random, channels: int, size: int) -> Made:
     return pool, channels, size // 2
 
 
+def _activation(rng: random.Random) -> nn.Module:
+    return rng.choice((nn.SiLU(), nn.Hardswish(), nn.ReLU6(), nn.GELU(), nn.ReLU(), nn.Sigmoid(), nn.Identity()))
+
+
 def _grouped(rng: random.Random, channels: int, size: int) -> Made:
-    return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, groups=channels), nn.SiLU()), channels, size
+    kernel, stride = rng.choice((1, 3, 3, 5, 7)), rng.choice((1, 1, 2)) if size >= 4 else 1
+    groups = rng.choice([n for n in range(1, channels + 1) if channels % n == 0] + [channels] * 3)
+    out = channels if groups == channels else groups * rng.choice((1, 2, 3, 8))
+    conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=rng.random() < 0.5)
+    return nn.Sequential(conv, *_norm_relu(rng, out)[:1], _activation(rng)), out, (size - 1) // stride + 1
+
+
+def _gate(m: nn.Module, x: Tensor) -> Tensor:
+    return m.gate(m.second(m.active(m.first(m.pool(x))))) * x
+
+
+def _gate_by_mean(m: nn.Module, x: Tensor) -> Tensor:
+    return x * m.gate(m.second(m.active(m.first(x.mean((2, 3), keepdim=True)))))
+
+
+def _gated(rng: random.Random, channels: int, size: int) -> Made:
+    """Squeeze and excitation."""
+    squeezed, gate = rng.choice((1, 4, 9)), rng.choice((nn.Sigmoid(), nn.Hardsigmoid()))
+    layers = {"first": nn.Conv2d(channels, squeezed, 1), "second": nn.Conv2d(squeezed, channels, 1), "gate": gate}
+    run = rng.choice((_gate, _gate_by_mean))
+    return Stage(run, pool=nn.AdaptiveAvgPool2d(1), active=_activation(rng), **layers), channels, size
+
+
+def _denser(m: nn.Module, x: Tensor) -> Tensor:
+    maps = [m.stem(x)]
+    for norm, conv in zip(m.norms, m.convs, strict=True):
+        maps.append(conv(torch.relu(norm(torch.cat(maps, 1)))))
+    return torch.cat(maps, 1)
+
+
+def _dense(rng: random.Random, channels: int, size: int) -> Made:
+    """DenseNet's block."""
+    stem, growth, n = rng.choice((16, 32, 5)), rng.choice((16, 3)), rng.randint(1, 3)
+    widths = [stem + i * growth for i in range(n)]
+    norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
+    convs = nn.ModuleList(nn.Conv2d(width, growth, 3, padding=1) for width in widths)
+    return Stage(_denser, stem=nn.Conv2d(channels, stem, 1), norms=norms, convs=convs), stem + n * growth, size
 
 
 def _twist(m: nn.Module, x: Tensor) -> Tensor:
@@ -303,6 +343,8 @@ _PARTS: dict[str, Callable[[random.Random, int, int], Made]] = {
     "preactivation": _preactivation,
     "pooled": _pooled,
     "grouped": _grouped,
+    "gated": _gated,
+    "dense": _dense,
     "odd": _odd,
     "branches": _branches,
     "view": _viewed,

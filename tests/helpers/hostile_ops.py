@@ -259,17 +259,17 @@ def corrupt(r: random.Random, arguments: Arguments) -> None:
 
 def chain(r: random.Random, arguments: Arguments) -> None:
     """Poolings that make a map larger step by step, or sections one after the other, as many as it takes."""
-    steps, maps, place = [[0, 0, 1, -1, 0, 3, 1, 1, 0, 0, 0, 0]], [[3, -1], [16, 0]], 0
+    steps, maps, place = [[0, 0, 1, -1, 0, 3, 1, 1, 0, 0, 0, 0, 1, 0]], [[3, -1], [16, 0]], 0
     n, wide = r.choice((1, 3, 200, 300, 5000)), r.random() < 0.5
     if wide:
         kernel = 3 if n <= 3 else 128
         maps += [[16, 0]] * n
-        steps += [[2, 1 + i, 2 + i, -1, 0, kernel, 1, kernel, 0, 0, 0, 0] for i in range(n)]
+        steps += [[2, 1 + i, 2 + i, -1, 0, kernel, 1, kernel, 0, 0, 0, 0, 1, 0] for i in range(n)]
     else:
         maps += [[16, 1 + i] for i in range(n)]
-        steps += [[1, 1 + i, 2 + i, -1, 1, 0, 1, 0, 0, 0, 0, 1 + i] for i in range(n)]
+        steps += [[1, 1 + i, 2 + i, -1, 1, 0, 1, 0, 0, 0, 0, 1 + i, 1, 0] for i in range(n)]
         place = n
-    steps.append([3, n + 1, len(arguments["thresholds"]), -1, 0, 0, 1, 0, 0, 0, 0, place])
+    steps.append([3, n + 1, len(arguments["thresholds"]), -1, 0, 0, 1, 0, 0, 0, 0, place, 1, 0])
     columns = torch.tensor(maps)
     if "image" in arguments:
         columns = torch.cat([columns, torch.zeros(len(maps), 1, dtype=torch.int64)], 1)

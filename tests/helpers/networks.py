@@ -36,7 +36,8 @@ def lived_in(net: nn.Module, seed: int) -> nn.Module:
             m.running_var.copy_(0.7 + 0.7 * torch.rand(m.running_var.shape, generator=generator))
         elif isinstance(m, nn.Linear):
             m.weight.data = torch.randn(m.weight.shape, generator=generator) * m.in_features**-0.5
-            m.bias.data = 0.1 * torch.randn(m.bias.shape, generator=generator)
+            if m.bias is not None:
+                m.bias.data = 0.1 * torch.randn(m.bias.shape, generator=generator)
     return net.eval()
 
 

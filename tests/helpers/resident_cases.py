@@ -48,7 +48,7 @@ def exits_of(lowered: Lowered, x: Tensor, dtype: torch.dtype) -> list[tuple[Tens
             value = value + (values[layer.residual] if layer.residual >= 0 else 0)
         else:
             value = source * layer.weight[:, None, None] + layer.bias[:, None, None]
-        values[layer.target] = stored(value.relu() if layer.relu else value)
+        values[layer.target] = stored(value.relu() if layer.activation else value)
     return found
 
 

@@ -1,9 +1,21 @@
 """The walk over a table of steps, with steps that compute something simple, and the checks of the tables."""
 
+import math
+
 import pytest
 import torch
 
-from eefast.ops.resident_steps import COLUMNS, Kind, Step, answers, check_tables, parts
+from eefast.ops.resident_steps import (
+    COLUMNS,
+    Activation,
+    Kind,
+    Step,
+    activated,
+    answers,
+    check_tables,
+    joined,
+    parts,
+)  # fmt: skip
 
 BASE = dict.fromkeys(COLUMNS, 0) | {"residual": -1, "kernel": 1, "stride": 1}
 
@@ -66,6 +78,41 @@ def test_what_cannot_be_computed_names_its_row(row, message):
         walked(torch.ones(1, 1, 1, 1), CONVOLUTION | row, EARLY, DOUBLED, LAST)
 
 
+CONSTANTS = [-200.0, -30.0, -3.5, -3.0, -0.7, -0.0, 0.3, 2.9, 3.0, 6.0, 6.5, 90.0]
+FORMULAS = {
+    Activation.NONE: lambda x: x,
+    Activation.RELU: lambda x: max(x, 0.0),
+    Activation.RELU6: lambda x: min(max(x, 0.0), 6.0),
+    Activation.SILU: lambda x: x / (1 + math.exp(-x)),
+    Activation.HARDSWISH: lambda x: x * min(max(x + 3, 0.0), 6.0) / 6,
+    Activation.HARDSIGMOID: lambda x: min(max(x + 3, 0.0), 6.0) / 6,
+    Activation.SIGMOID: lambda x: 1 / (1 + math.exp(-x)),
+    Activation.GELU: lambda x: x * math.erfc(-x / math.sqrt(2)) / 2,
+}
+
+
+@pytest.mark.parametrize("activation", list(Activation), ids=lambda a: a.name)
+def test_activations(activation):
+    x = torch.tensor(CONSTANTS, dtype=torch.float64)
+    wanted = torch.tensor([FORMULAS[activation](value) for value in CONSTANTS], dtype=torch.float64)
+    torch.testing.assert_close(activated(x, activation), wanted, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("code", [-1, 8])
+def test_there_is_no_other_activation(code):
+    with pytest.raises(RuntimeError, match="there is no such activation"):
+        activated(torch.ones(1), code)
+
+
+def test_joined_maps():
+    x, target = torch.ones(2, 3, 1, 2), torch.full((2, 5, 1, 2), 7.0)
+    assert joined(x, None, 1, 5)[1, :, 0, 1].tolist() == [0, 1, 1, 1, 0]
+    assert joined(x, target, 2, 5)[0, :, 0, 0].tolist() == [7, 7, 1, 1, 1]
+    assert (target == 7).all()
+    with pytest.raises(RuntimeError):
+        joined(x, None, 3, 5)
+
+
 def test_parts_follow_one_another():
     weights = torch.arange(10.0)
     first, second = parts(weights, 2, (2, 3), (1,))
@@ -88,7 +135,7 @@ GIVEN = {
         ({}, None),
         ({"images": torch.ones(1, 3, 3)}, r"images has shape \[1, 3, 3\]; expected \[N, C, H, W\]"),
         ({"images": torch.ones(2, 4, 3, 3)}, "images has 4 channels; expected 1"),
-        ({"steps": torch.ones(3, 5, dtype=torch.int64)}, r"steps has shape \[3, 5\]; expected \[S, 12\]"),
+        ({"steps": torch.ones(3, 5, dtype=torch.int64)}, r"steps has shape \[3, 5\]; expected \[S, 14\]"),
         ({"steps": table(CONVOLUTION)}, "steps ends with no final exit"),
         ({"steps": table(CONVOLUTION, EARLY)}, "steps ends with no final exit"),
         ({"steps": table(CONVOLUTION, EARLY, DOUBLED, LAST).int()}, r"steps is torch.int32; .*torch.int64"),

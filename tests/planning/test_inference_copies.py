@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import spectral_norm, weight_norm
 
 import eefast
-from eefast.planning.inference_copies import channels_last, inference_copy, is_computing_hook
+from eefast.planning.inference_copies import channels_last, inference_copy, is_computing_hook, plain_norms
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 
@@ -33,6 +33,18 @@ def test_computed_weights_become_plain_ones(name: str) -> None:
     assert not copied[0]._forward_pre_hooks
     # The original computes its weights as before.
     assert (type(module[0]), sorted(module.state_dict())) == (kind, trainable)
+
+
+def test_norms_with_activations_become_plain_ones_and_the_activation() -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    module = nn.Sequential(nn.Conv2d(3, 5, 3), timm.layers.BatchNormAct2d(5, act_layer=nn.SiLU)).eval()
+    module[1].running_mean.uniform_(-1, 1)
+    module[1].running_var.uniform_(0.5, 2)
+    x, kinds = images(2, (3, 5, 4)), [type(part) for part in module.modules()]
+    copied = plain_norms(module)
+    torch.testing.assert_close(copied(x), module(x))
+    assert [type(part) for part in copied[1]] == [nn.BatchNorm2d, nn.Identity, nn.SiLU]
+    assert [type(part) for part in module.modules()] == kinds
 
 
 @pytest.mark.parametrize("name", [*COMPUTED_WEIGHTS, "conv and norm twice"])

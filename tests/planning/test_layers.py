@@ -10,7 +10,7 @@ import torch
 from networks import images
 from torch import nn
 
-from eefast.ops import Kind
+from eefast.ops import Activation, Kind
 from eefast.planning.layers import Layer, Lowered, answers
 
 
@@ -75,10 +75,10 @@ def lowered(parts: Any) -> Lowered:
     """Exit 1 before exit 0 in the order of the layers; a map that is used again; every kind of layer."""
     first, second, scale, shift, rows = parts
     layers = (
-        conv(0, 1, first, relu=True),
+        conv(0, 1, first, activation=Activation.RELU),
         leave(1, 1, rows),
         conv(1, 2, second, residual=1),
-        Layer(Kind.AFFINE, 2, 1, relu=True, weight=scale, bias=shift),
+        Layer(Kind.AFFINE, 2, 1, activation=Activation.RELU, weight=scale, bias=shift),
         Layer(Kind.MAX_POOL, 1, 2, kernel=2, stride=2, section=1),
         leave(2, 0, rows[:, :, None, None].expand(-1, -1, 2, 3), section=1),
     )
@@ -117,7 +117,7 @@ def test_exit_sections(lowered: Lowered) -> None:
     ("change", "same"),
     [
         ({"weight": torch.ones(4, 3, 3, 3)}, True),
-        ({"relu": False}, False),
+        ({"activation": Activation.NONE}, False),
         ({"stride": 2}, False),
         ({"section": 1}, False),
         ({"residual": 1}, False),

@@ -26,6 +26,43 @@ def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, **more: ob
     return nn.Conv2d(inputs, outputs, kernel, stride, **{"padding": kernel // 2, **more})
 
 
+class Gate(nn.Module):
+    """Squeeze and excitation, in the ways of torchvision and timm."""
+
+    def __init__(self, channels: int, squeezed: int, activation: nn.Module, gate: nn.Module, way: str) -> None:
+        super().__init__()
+        self.pool, self.way = nn.AdaptiveAvgPool2d(1), way
+        linear = way == "linear"
+        self.first = nn.Linear(channels, squeezed) if linear else nn.Conv2d(channels, squeezed, 1)
+        self.second = nn.Linear(squeezed, channels, False) if linear else nn.Conv2d(squeezed, channels, 1)
+        self.activation, self.gate = activation, gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "linear":
+            gate = self.second(self.activation(self.first(torch.flatten(self.pool(x), 1))))
+            return x * self.gate(gate).view(-1, x_channels(self), 1, 1)
+        pooled = self.pool(x) if self.way == "module" else x.mean((2, 3), keepdim=True)
+        return self.gate(self.second(self.activation(self.first(pooled)))) * x
+
+
+def x_channels(gate: Gate) -> int:
+    return gate.second.out_features
+
+
+def dense(s: nn.Module, x: Tensor) -> Tensor:
+    """DenseNet's way: every layer reads all maps before it."""
+    maps = [s.stem(x)]
+    for i in range(3):
+        maps.append(getattr(s, f"conv{i}")(getattr(s, f"norm{i}")(torch.cat(maps, 1)).relu()))
+    return torch.cat(maps, 1)
+
+
+def dense_layers(stem: int, growth: int) -> dict[str, nn.Module]:
+    widths = [stem + i * growth for i in range(3)]
+    norms = {f"norm{i}": nn.BatchNorm2d(width) for i, width in enumerate(widths)}
+    return {"stem": conv(3, stem), **norms, **{f"conv{i}": conv(w, growth) for i, w in enumerate(widths)}}
+
+
 class BasicBlock(nn.Module):
     """As torchvision writes it."""
 
@@ -116,6 +153,50 @@ CUSTOM = {
         lambda s, x: s.c(s.b(y := s.a(x))) + s.d(y),
         a=conv(3, 20), b=conv(20, 8, 3, 2), c=conv(8, 20), d=conv(20, 20, 1, 2),
     ),
+    **{
+        f"{name} {more}": nn.Sequential(conv(3, 17), nn.BatchNorm2d(17), layer, conv(17, 24, 1))
+        for layer in (nn.SiLU(), nn.Hardswish(inplace=True), nn.ReLU6(), nn.GELU(), nn.Sigmoid(), nn.Hardsigmoid())
+        for name, more in [(type(layer).__name__, "fused")]
+    },
+    "activations of what is no sum": nn.Sequential(
+        conv(3, 20), nn.MaxPool2d(2), nn.SiLU(), nn.BatchNorm2d(20), nn.GELU(), nn.ReLU(), conv(20, 20)
+    ),
+    **{
+        f"depthwise {kernel}×{kernel}, stride {stride}": nn.Sequential(
+            conv(3, 17), nn.ReLU6(), conv(17, 17, kernel, stride, groups=17), nn.BatchNorm2d(17), nn.Hardswish()
+        )
+        for kernel, stride in ((3, 1), (3, 2), (5, 1), (5, 2), (7, 1), (7, 2), (1, 1), (2, 2), (4, 1))
+    },
+    **{
+        f"{groups} groups of {inputs} and {outputs}": nn.Sequential(
+            conv(3, groups * inputs), conv(groups * inputs, groups * outputs, kernel, stride, groups=groups), nn.SiLU()
+        )
+        for groups, inputs, outputs, kernel, stride in (
+            (8, 4, 4, 3, 1), (3, 8, 8, 3, 2), (2, 16, 16, 1, 1), (2, 32, 64, 3, 1), (3, 24, 24, 3, 1), (5, 1, 3, 3, 2),
+            (3, 7, 5, 5, 1), (2, 40, 1, 3, 1), (2, 5, 33, 2, 1),
+        )
+    },
+    **{
+        f"gate by {way}": nn.Sequential(conv(3, 33), Gate(33, 5, nn.SiLU(), gate, way), nn.ReLU(), conv(33, 20, 1))
+        for way, gate in (("module", nn.Sigmoid()), ("mean", nn.Hardsigmoid()), ("linear", nn.Sigmoid()))
+    },
+    "dense, whole blocks": Stage(dense, **dense_layers(32, 16)),
+    "dense, parts of blocks": Stage(dense, **dense_layers(17, 5)),
+    "joined in two orders": Stage(
+        lambda s, x: s.c(torch.cat([y := s.a(x), z := s.b(x)], 1)) + s.d(torch.cat([z, y, z], 1)).relu(),
+        a=conv(3, 16), b=conv(3, 5), c=conv(21, 20), d=conv(26, 20),
+    ),
+    "joined and extended twice": Stage(
+        lambda s, x: s.e(torch.cat([s.n(torch.cat([y := s.a(x), z := s.b(x)], 1)).relu(),
+                                    s.m(torch.cat([y, z, s.c(y)], 1)), s.o(torch.cat([y, z, s.d(z)], 1))], dim=1)),
+        a=conv(3, 16), b=conv(3, 16), c=conv(16, 16), d=conv(16, 32), n=nn.BatchNorm2d(32), m=nn.BatchNorm2d(48),
+        o=nn.BatchNorm2d(64), e=conv(144, 9),
+    ),
+    "additions of what is no convolution": Stage(
+        lambda s, x: s.c((s.a(x).relu() + F.silu(y := s.b(x))).sigmoid() + y.relu()),
+        a=conv(3, 20), b=conv(3, 20), c=conv(20, 17),
+    ),
+    "mean pooling": nn.Sequential(conv(3, 17), nn.AvgPool2d(2), conv(17, 20), nn.AvgPool2d(3, 1, 1)),
     "an affine residual": Stage(
         lambda s, x: s.b(y := s.a(x)) + s.c(y), a=conv(3, 20), b=conv(20, 20), c=nn.BatchNorm2d(20)
     ),
@@ -125,6 +206,14 @@ CUSTOM = {
 @pytest.mark.parametrize("name", CUSTOM)
 def test_custom_stages(name: str) -> None:
     check(network(CUSTOM[name], conv(network(CUSTOM[name]).heads[0].num_features, 24)), images(9, SHAPE))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_tail_of_one_pixel(bias: bool) -> None:
+    """As `attach` makes it of backbones that end in more than one linear."""
+    layers = {"a": conv(3, 20), "p": nn.AdaptiveAvgPool2d(1), "l": nn.Linear(20, 37, bias), "h": nn.Hardswish()}
+    tail = Stage(lambda s, x: s.h(s.l(torch.flatten(s.p(s.a(x)), 1))).reshape(-1, 37, 1, 1), **layers)
+    check(network(tail), images(4, SHAPE), convolution=2, affine=0, mean=1)
 
 
 @pytest.mark.parametrize("relu", RELUS)
@@ -189,20 +278,32 @@ def after(layer: nn.Module) -> nn.Module:
 
 GROUPED = r"Conv2d\(8, 8.*groups=4.*the resident engine has no grouped, dilated or larger-stride one"
 REFUSED = {
-    "grouped": (after(conv(8, 8, groups=4)), f"stage 0 has {GROUPED}"),
+    "a grouped image": (conv(3, 6, groups=3), r"stage 0 has Conv2d\(3, 6.*no grouped, .* one of the image"),
     "dilated": (after(conv(8, 8, dilation=2)), r"stage 0 has Conv2d\(8, 8.*dilation=\(2, 2\).*no grouped, dilated"),
     "stride 3": (after(conv(8, 8, 3, 3)), r"stage 0 has Conv2d\(8, 8.*stride=\(3, 3\).*no grouped, dilated"),
     "oblong": (after(nn.Conv2d(8, 8, (1, 3), padding=(0, 1))), r"stage 0 has Conv2d\(8, 8, kernel_size=\(1, 3\)"),
     "reflecting": (after(conv(8, 8, padding_mode="reflect")), r"stage 0 has Conv2d\(8, 8.*padding_mode=reflect"),
     "untraceable": (Untraceable(), r"stage 0 is not folded: torch\.fx cannot trace it \("),
-    "sigmoid": (after(nn.Sigmoid()), r"stage 0 has Sigmoid\(\), which the resident engine has no step for"),
-    "mean pooling": (after(nn.AvgPool2d(2)), r"stage 0 has AvgPool2d\(.*, which the resident engine has no step for"),
+    "softplus": (after(nn.Softplus()), r"has Softplus\(.*\), which the resident engine has no step for \(at 1\)"),
+    "GELU by tanh": (after(nn.GELU("tanh")), r"stage 0 has GELU\(approximate='tanh'\), which"),
+    "mean with a divisor": (after(nn.AvgPool2d(2, divisor_override=3)), r"stage 0 has AvgPool2d\(.*, which"),
+    "mean inside the edge": (after(nn.AvgPool2d(3, 1, 1, count_include_pad=False)), r"stage 0 has AvgPool2d\("),
+    "mean in strides of 3": (after(nn.AvgPool2d(3)), r"stage 0 has AvgPool2d\("),
+    "means of two by two": (after(nn.AdaptiveAvgPool2d(2)), r"stage 0 has AdaptiveAvgPool2d\("),
+    "product of maps": (Stage(lambda s, x: s.a(x) * s.b(x), a=conv(3, 8), b=conv(3, 8)), r"stage 0 has mul, which"),
+    "rows joined": (
+        Stage(lambda s, x: torch.cat([s.a(x), s.b(x)], 2), a=conv(3, 8), b=conv(3, 8)), r"something else than channels"
+    ),
+    "the image joined": (Stage(lambda s, x: torch.cat([s.a(x), x], 1), a=conv(3, 8)), r"concatenation of the image"),
+    "a number joined": (
+        Stage(lambda s, x: torch.cat([s.a(x), torch.ones(1, 8, 9, 8)], 1), a=conv(3, 8)), r"stage 0 computes with"
+    ),
     "ceiling": (after(nn.MaxPool2d(2, ceil_mode=True)), r"stage 0 has MaxPool2d\(.*ceil_mode=True"),
     "dilated pooling": (after(nn.MaxPool2d(2, dilation=2)), r"stage 0 has MaxPool2d\(.*dilation=2"),
     "pooled image": (nn.MaxPool2d(2), r"stage 0 has MaxPool2d"),
     "normalised image": (nn.Sequential(nn.BatchNorm2d(3), conv(3, 8)), r"stage 0 has BatchNorm2d\(3"),
     "ReLU of the image": (nn.Sequential(nn.ReLU(), conv(3, 8)), r"stage 0 has ReLU\(\)"),
-    "function": (Stage(lambda s, x: F.gelu(s.a(x)), a=conv(3, 8)), r"stage 0 has gelu, which"),
+    "function": (Stage(lambda s, x: torch.tanh(s.a(x)), a=conv(3, 8)), r"stage 0 has tanh, which"),
     "parameter": (Stage(lambda s, x: s.a(x) * 2, a=conv(3, 8)), r"stage 0 has mul, which"),
     "number added": (Stage(lambda s, x: s.a(x) + 1, a=conv(3, 8)), r"stage 0 has add, which"),
     "scaled addition": (
@@ -212,10 +313,6 @@ REFUSED = {
     "broadcast addition": (
         Stage(lambda s, x: s.b(y := s.a(x)) + s.c(y), a=conv(3, 8), b=conv(8, 8), c=conv(8, 1)),
         r"stage 0 adds maps of different channels",
-    ),
-    "no convolution added": (
-        Stage(lambda s, x: s.a(x).relu() + s.b(x).relu(), a=conv(3, 8), b=conv(3, 8)),
-        r"an addition follows no convolution whose result is used only there",
     ),
     "added to a resizing layer": (
         Stage(
@@ -233,6 +330,29 @@ def test_refused_by_name(name: str) -> None:
     stage, message = REFUSED[name]
     with pytest.raises(UnsupportedError, match=message):
         lower(network(stage))
+
+
+ONLY_ON_THE_CPU = {
+    "grouped": (after(conv(8, 8, groups=4)), f"stage 0 has {GROUPED}"),
+    "sigmoid": (after(nn.Sigmoid()), r"stage 0 has Sigmoid\(\), which the resident engine has no step for"),
+    "mean pooling": (after(nn.AvgPool2d(2)), r"stage 0 has AvgPool2d\(.*, which the resident engine has no step for"),
+    "global mean": (after(nn.AdaptiveAvgPool2d(1)), r"stage 0 has AdaptiveAvgPool2d\(.*, which the resident"),
+    "function": (Stage(lambda s, x: F.gelu(s.a(x)), a=conv(3, 8)), r"stage 0 has gelu, which"),
+    "concatenation": (Stage(lambda s, x: torch.cat([s.a(x), s.a(x)], 1), a=conv(3, 8)), r"stage 0 has cat"),
+    "no convolution added": (
+        Stage(lambda s, x: s.a(x).relu() + s.b(x).relu(), a=conv(3, 8), b=conv(3, 8)),
+        r"an addition follows no convolution whose result is used only there",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONLY_ON_THE_CPU)
+def test_what_other_devices_and_int8_lack_is_refused_for_them(name: str) -> None:
+    stage, message = ONLY_ON_THE_CPU[name]
+    net = network(stage)
+    lower(net)
+    with pytest.raises(UnsupportedError, match=message):
+        lower(net, every_step=False)
 
 
 def test_foreign_head() -> None:

@@ -38,9 +38,9 @@ def net() -> Any:
     return network()
 
 
-def grouped(net: Any) -> nn.Module:
+def dilated(net: Any) -> nn.Module:
     channels = net.stage_costs[1].feature_shape[0]
-    return nn.Conv2d(channels, channels, 3, padding=1, groups=2)
+    return nn.Conv2d(channels, channels, 3, padding=2, dilation=2)
 
 
 @needs_cpp
@@ -48,10 +48,10 @@ def grouped(net: Any) -> nn.Module:
     ("change", "reason"),
     [
         (lambda net: net.double(), "computes in float32 or bfloat16, not in torch.float64"),
-        (lambda net: net.stages[1].append(grouped(net)), r"stage 1 has Conv2d\(4, 4.*groups=2"),
-        (lambda net: net.stages[1].append(nn.GELU()), "stage 1 has GELU.*no step for"),
+        (lambda net: net.stages[1].append(dilated(net)), r"stage 1 has Conv2d\(4, 4.*dilation=\(2, 2\).*\(at 1\)"),
+        (lambda net: net.stages[1].append(nn.Tanh()), r"stage 1 has Tanh.*no step for \(at 1\)"),
     ],
-    ids=["float64", "grouped", "GELU"],
+    ids=["float64", "dilated", "tanh"],
 )
 def test_what_it_cannot_run_is_refused_by_name_and_auto_runs_compact(
     net: Any, change: Callable[[Any], Any], reason: str

@@ -219,6 +219,43 @@ def test_affine(channels: int) -> None:
     assert len(reader.rest) == 0
 
 
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+@pytest.mark.parametrize("channels", [2, 16, 20])
+def test_depthwise_convolution(channels: int, kernel: int) -> None:
+    weight, bias = random(channels, 1, kernel, kernel), random(channels)
+    reader = Reader(weight_order.grouped(weight, bias, channels, channels, False))
+    blocks = -(-channels // 16)
+    np.testing.assert_array_equal(reader.take(blocks * 16)[:channels], bias.double().numpy())
+    taps = reader.take(blocks, kernel, kernel, 16).transpose(0, 3, 1, 2).reshape(-1, kernel, kernel)
+    np.testing.assert_array_equal(taps[:channels], weight[:, 0].double().numpy())
+    assert (taps[channels:] == 0).all()
+    assert len(reader.rest) == 0
+
+
+@pytest.mark.parametrize(
+    ("groups", "inputs", "outputs", "width"),
+    [(8, 4, 4, 16), (4, 8, 8, 16), (2, 32, 32, 32), (3, 24, 24, 16), (3, 5, 7, 16), (2, 40, 32, 32), (2, 3, 96, 32)],
+)
+def test_grouped_convolution(groups: int, inputs: int, outputs: int, width: int) -> None:
+    """Unit after unit as a dense convolution of the blocks that its groups read."""
+    weight, bias = random(groups * outputs, inputs, 2, 2), random(groups * outputs)
+    x = random(groups * inputs, 3, 4)
+    wanted = F.conv2d(x[None].double(), weight.double(), bias.double(), groups=groups)[0].numpy()
+    reader = Reader(weight_order.grouped(weight, bias, groups * inputs, groups, False))
+    total = -(-groups * outputs // 16) * 16
+    sums = reader.take(total)[:, None, None] + np.zeros((1, *wanted.shape[1:]))
+    for first in range(0, total, width):
+        last = min(first + width, groups * outputs) - 1
+        begin, end = first // outputs * inputs // 16 * 16, (last // outputs + 1) * inputs
+        for block in range(begin, end, 16):
+            for i, j, c in product(range(2), range(2), range(block, min(block + 16, end))):
+                row = reader.take(width)
+                sums[first : first + width] += row[:, None, None] * x[c, i : i + 2, j : j + 3].double().numpy()
+    assert len(reader.rest) == 0
+    np.testing.assert_allclose(sums[: groups * outputs], wanted, atol=1e-5)
+    assert (sums[groups * outputs :] == 0).all()
+
+
 @pytest.mark.parametrize("flatten", [False, True])
 @pytest.mark.parametrize("classes", [1, 10, 15, 16, 1000])
 def test_exit_rows(classes: int, flatten: bool) -> None:
@@ -229,12 +266,13 @@ def test_exit_rows(classes: int, flatten: bool) -> None:
         packed = weight_order.exit_rows(weight if flatten else weight[:, :, 0, 0], bias)
         reader, rows = Reader(packed), -(-(classes + 1) // 16) * 16
         sums = reader.take(rows)
-        for begin, i, j, c in product(range(0, channels, 16), range(height), range(width), range(16)):
-            row = reader.take(rows)
-            if begin + c < channels:
-                sums += float(x[begin + c, i, j]) * row
-            else:
-                assert (row == 0).all()
+        for first in range(0, rows, 16):
+            for begin, i, j, c in product(range(0, channels, 16), range(height), range(width), range(16)):
+                row = reader.take(16)
+                if begin + c < channels:
+                    sums[first : first + 16] += float(x[begin + c, i, j]) * row
+                else:
+                    assert (row == 0).all()
         assert len(reader.rest) == 0
         assert (sums[classes + 1 :] == 0).all()
         wanted = weight.double().flatten(1) @ x.double().flatten() + bias.double()
