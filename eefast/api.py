@@ -46,6 +46,7 @@ def accelerate(
     example_inputs: Tensor | None = None,
     frozen: bool = False,
     max_batch_size: int = 256,
+    stages: str = "auto",
 ) -> Accelerated:
     """A module that gives the answers of `net.eval()`, faster.
 
@@ -59,6 +60,9 @@ def accelerate(
         call for EENet-20 and 160 µs for EENet-110, which only matters for single images; with weights made in inference
         mode, which have no versions and are compared with a copy, 17 ms per 100 MB.
     max_batch_size: images for which the compact engine captures CUDA graphs; larger batches run in pieces.
+    stages: what runs the compact engine's stages on CPUs in float32: "pytorch", "onnxruntime", "openvino", "compile"
+        (torch.compile, which takes a minute per stage), or "auto", the fastest of the first three that are installed
+        and as exact as PyTorch. One asked for by name runs in the compact engine, and raises `ValueError` if it cannot.
 
     `module(x)` takes images [N, C, H, W] of any N ≥ 0 and returns an `ExitResult`; `print(module.plan)` says what runs.
     Thresholds may change at any time. Changed weights, criterion, device or dtype are noticed at the next call, which
@@ -74,7 +78,7 @@ def accelerate(
             f"net is a {type(net).__name__}; give an eefast.EarlyExitNet: of eefast.zoo, or eefast.attach(net, "
             "exits), which puts exits into a backbone"
         )
-    return Accelerated(net, engine, dtype, example_inputs, frozen, max_batch_size)
+    return Accelerated(net, engine, dtype, example_inputs, frozen, max_batch_size, stages)
 
 
 class Accelerated(nn.Module):
@@ -95,6 +99,7 @@ class Accelerated(nn.Module):
         example_inputs: Tensor | None,
         frozen: bool,
         max_batch_size: int,
+        stages: str,
     ) -> None:
         super().__init__()
         _hide_from_torch_compile()
@@ -103,7 +108,7 @@ class Accelerated(nn.Module):
         shared = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
         self.__dict__.update({name: net.__dict__[name] for name in shared}, net=net)
         examples = None if example_inputs is None else net.prepare(example_inputs, dtype).detach()
-        self.frozen, self.options = frozen, Options(engine, dtype, examples, max_batch_size)
+        self.frozen, self.options = frozen, Options(engine, dtype, examples, max_batch_size, stages)
         self._planned: _Planned | None = None
         self._engine()  # an engine that cannot run raises here, not at the first image
 

@@ -70,6 +70,7 @@ class CompactStep:
     flatten: the head reads the whole map instead of its mean.
     counted: the stage in a form that reads the number of its rows on the device: (features, rows or None, live) →
         features; None where it has none.
+    chunk: rows that the stage takes at a time at most, None for any number.
     """
 
     stage: nn.Module
@@ -79,6 +80,22 @@ class CompactStep:
     bias: Tensor
     flatten: bool
     counted: nn.Module | None = None
+    chunk: int | None = None
+
+    @property
+    def layout(self) -> torch.memory_format:
+        return layout_of(self.stage)
+
+    def run(self, features: Tensor) -> Tensor:
+        """The stage on features [N, C, H, W] in its layout, in chunks that fit the caches."""
+        if self.chunk is None or len(features) <= self.chunk:
+            return self.stage(features)
+        return torch.cat([self.stage(part) for part in features.split(self.chunk)])
+
+
+def layout_of(stage: nn.Module) -> torch.memory_format:
+    """Of the features that a stage reads without a copy; channels-last, unless it says another one."""
+    return getattr(stage, "layout", torch.channels_last)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Subject:
     """A network for which an engine is built, what that must answer, and on what it is to run.
 
     dtype: of the stages. example_inputs: prepared images to measure on, or None. max_batch_size: images for which CUDA
-    graphs are captured.
+    graphs are captured. stages: what runs them, see `stage_runtimes.STAGES`.
     """
 
     net: EarlyExitNet
@@ -60,6 +60,7 @@ class Subject:
     expected: tuple[Expected, ...]
     example_inputs: Tensor | None = None
     max_batch_size: int = 256
+    stages: str = "auto"
 
     def plan(self, engine: str, stages: Sequence[StagePlan], *reasons: str) -> Plan:
         return Plan(engine, self.device, self.dtype, self.net.criterion.name, reasons, tuple(stages))

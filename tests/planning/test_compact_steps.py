@@ -81,7 +81,7 @@ def test_exits_without_a_kernel(
 @pytest.mark.parametrize("missing", [None, "not built"], ids=["C++", "no C++"])
 def test_on_the_cpu_exits_run_in_cpp_or_in_pytorch(missing: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "CPP_MISSING", missing)
-    engine = build_compact(subject())
+    engine = build_compact(replace(subject(), stages="pytorch"))
     assert kinds(engine) == ["PyTorch" if missing else "C++"] * 3
     assert engine.plan.reasons == (("exits run in PyTorch, since the C++ kernels are not built",) if missing else ())
 
