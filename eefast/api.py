@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -23,6 +24,10 @@ _planning = RLock()
 """One plan is made at a time: plans measure speed, and a thread that waited for one of the same module then has it."""
 
 
+_inherited: list[_Planned] = []
+"""Of the process that this one was forked from; libraries would wait for its threads if this were freed."""
+
+
 def _no_planning_goes_on() -> None:
     global _planning
     _planning = RLock()
@@ -32,10 +37,11 @@ forked.in_child(_no_planning_goes_on)
 
 
 class _Planned(NamedTuple):
-    """An engine, and what notices that its plan no longer holds."""
+    """An engine, what notices that its plan no longer holds, and the process, if it runs in no other one."""
 
     engine: Engine
     watch: WeightWatch
+    process: int | None
 
 
 def accelerate(
@@ -123,6 +129,8 @@ class Accelerated(nn.Module):
         planned = self._planned
         if planned is not None and self._holds(planned):
             return planned.engine
+        if planned is not None and planned.process not in (None, os.getpid()):
+            _inherited.append(planned)
         del planned
         forked.check()
         with _planning:
@@ -135,6 +143,8 @@ class Accelerated(nn.Module):
             return planned.engine
 
     def _holds(self, planned: _Planned) -> bool:
+        if planned.process not in (None, os.getpid()):
+            return False
         if self.frozen:
             return True
         return not planned.watch.changed() and planned.engine.plan.criterion == self.net.criterion.name
@@ -154,7 +164,7 @@ class Accelerated(nn.Module):
                 "every call, since only that shows changes; frozen=True does not"
             )
             engine.plan = replace(engine.plan, reasons=(*engine.plan.reasons, why))
-        return _Planned(engine, watch)
+        return _Planned(engine, watch, None if engine.survives_fork else os.getpid())
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> ExitResult:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..model import EarlyExitNet
 from ..result import ExitResult
-from .chunks import Pass, Waiting
+from .chunks import Kept, Pass
 from .engine import Batch, PlannedEngine
 from .program import CompactStep, Plan
 from .schedule import answers
@@ -29,7 +29,11 @@ class CompactEngine(PlannedEngine):
     def __init__(self, net: EarlyExitNet, plan: Plan, steps: Sequence[CompactStep]) -> None:
         super().__init__(net, plan)
         self.steps = tuple(steps)
-        self.kept: list[dict[int, Waiting]] = []
+        self.kept: list[Kept] = []
+
+    @property
+    def survives_fork(self) -> bool:
+        return all(getattr(step.stage, "survives_fork", True) for step in self.steps)
 
     def run(self, images: Tensor, thresholds: Tensor) -> ExitResult:
         return self.run_eagerly(images, thresholds)
@@ -41,7 +45,7 @@ class CompactEngine(PlannedEngine):
         try:
             kept = self.kept.pop()
         except IndexError:
-            kept = {}
+            kept = Kept()
         Pass(self.steps, self.plan.criterion, thresholds, results, kept).run(images.to(self.plan.dtype))
         # Not where something failed, since survivors would still wait there.
         self.kept.append(kept)

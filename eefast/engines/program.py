@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +86,11 @@ class CompactStep:
     @property
     def layout(self) -> torch.memory_format:
         return layout_of(self.stage)
+
+    def into(self, features: Tensor, memory: Callable[[torch.Size, torch.dtype], Tensor]) -> Tensor:
+        """The stage on features in any layout; what it returns is in `memory` where the stage can write there."""
+        features = features.contiguous(memory_format=self.layout)
+        return self.stage(features, memory) if getattr(self.stage, "takes_memory", False) else self.stage(features)
 
     def run(self, features: Tensor) -> Tensor:
         """The stage on features [N, C, H, W] in its layout, in chunks that fit the caches."""

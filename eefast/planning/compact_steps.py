@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from .head_packing import pack_conv, pack_head
 from .indexed_stages import device_counted
 from .inference_copies import channels_last, inference_copy
 from .stage_choice import fastest_stage
-from .stage_runtimes import PYTORCH, Chosen, chosen, missing_runtimes
+from .stage_runtimes import LARGE, PYTORCH, Chosen, chosen, missing_runtimes
 from .trial import Subject
 
 
@@ -54,6 +55,7 @@ def build_compact(subject: Subject) -> CompactEngine:
     rows, steps, layout = [], [], torch.channels_last
     parts = zip(net.stages, net.heads, net.stage_costs, trial.shares(net), subject.expected, strict=True)
     for i, (stage, head, cost, share, wanted) in enumerate(parts):
+        subject.progress("planning stages", i, len(net.stages))
         folded, note = _stage(stage, dtype, features, wanted, f"stage {i}")
         features = None if features is None else folded(features)
         found = Chosen(folded, note)
@@ -96,7 +98,8 @@ def _by_runtime(
 ) -> Chosen:
     """What runs a stage on the CPU; seen: features before it, which come in `layout`."""
     if subject.dtype == torch.float32 == seen.dtype and not isinstance(stage, QuantizedStage):
-        return chosen(stage, folded, seen, layout, subject.stages)
+        in_chunks = 4 * prod(subject.net.input_shape) >= LARGE
+        return chosen(stage, folded, seen, layout, subject.stages, in_chunks)
     if subject.stages in ("auto", PYTORCH):
         return folded
     what = "INT8" if isinstance(stage, QuantizedStage) else str(subject.dtype).removeprefix("torch.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -19,6 +19,7 @@ from ..engines.reference import ReferenceEngine
 from ..model import EarlyExitNet
 from ..modules.contexts import isolated
 from ..runtimes import RUNTIMES
+from ..system.progress import Late, Progress
 from . import probe, trial
 from .compact_steps import build_compact
 from .compact_steps import obstacle as compact_obstacle
@@ -60,14 +61,14 @@ def build(net: EarlyExitNet, options: Options) -> Engine:
         raise ValueError(f"engine={name!r} is unknown; choose one of {', '.join(ENGINES)}")
     name = _engine_of_stages(name, options.stages)
     # What is made in inference mode or under autocast would serve other calls badly.
-    with isolated(net.cost.device):
+    with isolated(net.cost.device), closing(Late()) as progress:
         ops.register_flops()
         _check_classes(net)
         _check_quantized(net, options.dtype)
         if name == "reference":
             return _reference(net, options.dtype, BY_NAME)
         try:
-            subject = _subject(net, options)
+            subject = _subject(net, options, progress)
         except UnsupportedError as obstacle:
             if name == "auto":
                 return _fallen_back(net, options.dtype, obstacle)
@@ -101,7 +102,7 @@ def _auto(subject: Subject, dtype: torch.dtype | None) -> Engine:
     return _faster(subject, resident, geometry)
 
 
-def _subject(net: EarlyExitNet, options: Options) -> Subject:
+def _subject(net: EarlyExitNet, options: Options, progress: Progress) -> Subject:
     """`UnsupportedError` where only the reference engine can run the network."""
     # Noise, since images that are alike would not show what depends on the batch.
     noise, weight = probe.images(net), next(net.parameters())
@@ -109,7 +110,7 @@ def _subject(net: EarlyExitNet, options: Options) -> Subject:
     if weight.device.type not in ("cpu", "cuda"):
         raise UnsupportedError(f"engines run on the CPU and on CUDA devices, the network is on {weight.device}")
     expected, dtype = trial.expected(net, noise), options.dtype or weight.dtype
-    more = options.example_inputs, options.max_batch_size, options.stages
+    more = options.example_inputs, options.max_batch_size, options.stages, progress
     return Subject(net, weight.device, dtype, expected, *more)
 
 
@@ -137,6 +138,7 @@ def _compact(subject: Subject) -> Engine:
 def _resident(subject: Subject, largest: float = float("inf")) -> tuple[Engine, Any]:
     """The engine, and all of the network's geometry that its speed depends on; largest: megabytes of weights."""
     with _exceptions_as_obstacles():
+        subject.progress("planning the resident engine", 0, 1)
         found = lowered(subject)
         megabytes = found.nbytes / 1e6
         if megabytes > largest and not compact_obstacle(subject.net, subject.device):
@@ -169,6 +171,7 @@ def _faster(subject: Subject, resident: Engine, geometry: Any) -> Engine:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 
+        subject.progress("comparing engines", 0, 1)
         timer = probe.seconds_on_cpu if device.type == "cpu" else probe.fastest_of
         first, second = timer([partial(answer, engine) for engine in (resident, compact)])
         speeds[key] = first, second

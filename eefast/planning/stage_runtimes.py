@@ -37,7 +37,7 @@ BETWEEN, LARGER = (2, 4), (16, 32)
 """Further numbers of images that may go through a stage together."""
 
 LARGE = 2**17
-"""Bytes of an image's features, before or after a stage, from which on chunks are measured."""
+"""Bytes of an image from which on chunks are measured, since the maps of a batch exceed the caches."""
 
 ENOUGH = 1.03
 """Time ÷ the least of all chunks that counts as the same; of these the largest chunk is taken."""
@@ -59,18 +59,22 @@ hung: dict[int, str] = {}
 """Libraries, by id, that did not come to an end; they are not waited for again."""
 
 
-def chosen(stage: nn.Module, folded: Chosen, seen: Tensor, layout: torch.memory_format, asked: str) -> Chosen:
+def chosen(
+    stage: nn.Module, folded: Chosen, seen: Tensor, layout: torch.memory_format, asked: str, in_chunks: bool
+) -> Chosen:
     """The fastest way to run a stage, or the one that was asked for.
 
     folded: by PyTorch, checked. seen: [N, C, H, W] float32 features before the stage, on the CPU; layout: in which they
-    come. asked: one of `STAGES`; "auto" tries what is quick to build.
+    come. asked: one of `STAGES`; "auto" tries what is quick to build. in_chunks: whether to measure how many images
+    should go through together, else any number does.
     Raises `ValueError` where what was asked for cannot run.
     """
-    if asked == PYTORCH:
+    if asked == PYTORCH and not in_chunks:
         return folded
-    key = _key(folded.stage, seen, layout, asked)
+    key = *_key(folded.stage, seen, layout, asked), in_chunks
     known = choices.get(key)
-    tried = [asked] if asked in RUNTIMES else [n for n, r in RUNTIMES.items() if r.quick and not r.missing()]
+    quick = [n for n, r in RUNTIMES.items() if r.quick and not r.missing()]
+    tried = [asked] if asked != "auto" else quick
     names = [known[0]] if known else tried
     built, why_not = {PYTORCH: folded.stage}, dict[str, str]()
     exact = _exact(stage, seen) if names != [PYTORCH] else seen
@@ -88,11 +92,11 @@ def chosen(stage: nn.Module, folded: Chosen, seen: Tensor, layout: torch.memory_
     if known:
         name, chunk, note = known
         return Chosen(built[name], note, chunk) if name in built else Chosen(folded.stage, "; ".join(left_out))
-    if asked in built:
+    if asked in RUNTIMES:
         del built[PYTORCH]
     found = _timed(built, seen, layout)
     name, note = _fastest(found, folded.note)
-    chunk = fastest_chunk(built[name], found[name], seen, layout)
+    chunk = fastest_chunk(built[name], found[name], seen, layout) if in_chunks else None
     at_a_time = [] if chunk is None else [f"{chunk} at a time"]
     choices[key] = name, chunk, "; ".join([note, *at_a_time, *left_out])
     return Chosen(built[name], choices[key][2], chunk)
@@ -189,15 +193,11 @@ def _fastest(found: dict[str, Seconds], what: str) -> tuple[str, str]:
     return best, f"{shown} ({', '.join(slower)})" if slower else shown
 
 
-def fastest_chunk(stage: nn.Module, known: Seconds, seen: Tensor, layout: torch.memory_format) -> int | None:
-    """Images that go through a stage together at most; None, any number, for small features.
+def fastest_chunk(stage: nn.Module, known: Seconds, seen: Tensor, layout: torch.memory_format) -> int:
+    """Images that should go through a stage together at most.
 
     known: seconds at `SIZES`, from which on larger or smaller chunks are tried. Of those that are as fast the largest.
     """
-    with torch.no_grad():
-        after = stage(_some(1, seen, layout).contiguous(memory_format=layout_of(stage)))
-    if max(seen[0].nbytes, after[0].nbytes) < LARGE:
-        return None
     seconds, (few, many) = dict(known), SIZES
 
     def measure(n: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,13 +33,17 @@ def compiled_model(
 
 class OpenVino:
     name, quick = "OpenVINO", True
+    _process: int | None = None
 
     def missing(self) -> str:
+        if self._process not in (None, os.getpid()):
+            return "it hangs in a process that was forked after it was used; start that by 'spawn' instead"
         return missing(OPENVINO_NEEDS)
 
     def build(self, stage: nn.Module, example: Tensor, threads: int) -> nn.Module:
         import openvino
 
+        self._process = os.getpid()
         model, after = onnx_stage(stage, example)
         compiled = compiled_model(model, threads)
         # One request serves one call at a time.

@@ -96,12 +96,12 @@ def test_memory_of_earlier_batches_is_used_again(net: Any) -> None:
     x = images(31, SHAPE)
     engine.run(x, net.thresholds)
     (kept,) = engine.kept
-    before = {i: waiting.features.data_ptr() for i, waiting in kept.items()}
+    before = {i: waiting.features.data_ptr() for i, waiting in kept.waiting.items()}
     assert set(before) == {1, 2, 3}
     for n in (31, 7, 30):
         assert_same_answers(engine.run(x[:n], net.thresholds), one_by_one(net, x[:n]), net)
     (again,) = engine.kept
-    assert {i: waiting.features.data_ptr() for i, waiting in again.items()} == before
+    assert {i: waiting.features.data_ptr() for i, waiting in again.waiting.items()} == before
 
 
 @torch.no_grad()

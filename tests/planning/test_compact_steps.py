@@ -164,7 +164,7 @@ def test_where_folding_changes_answers_the_stage_runs_as_it_is(monkeypatch: pyte
         folded, note = fold(stage, dtype)
         return (other_answers(folded) if len(calls) == 1 else folded), note
 
-    given = subject()
+    given = replace(subject(), stages="pytorch")
     monkeypatch.setattr(compact_steps, "fold_stage", wrong_once)
     notes = [row.note for row in build_compact(given).plan.stages]
     assert notes[0].startswith("not folded: answers differ by 1 of the largest")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+import resource
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,7 +58,7 @@ def offer(monkeypatch: pytest.MonkeyPatch) -> Any:
 def choose(asked: str = "auto", kind: str = "residual") -> Chosen:
     made = stage(kind)
     folded, note = fold_stage(made, torch.float32)
-    return chosen(made, Chosen(folded, note), images(2, SHAPE), torch.channels_last, asked)
+    return chosen(made, Chosen(folded, note), images(2, SHAPE), torch.channels_last, asked, False)
 
 
 def test_the_fastest_runs_and_the_note_says_by_how_much(offer: Any) -> None:
@@ -183,16 +188,20 @@ def test_the_largest_of_the_fastest_chunks(
     assert measured == asked
 
 
-def test_small_features_go_through_in_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, measured = identity({}, monkeypatch)
-    assert fastest_chunk(module, {1: 1.0, 8: 2.0}, LARGE[:, :, ::2], torch.contiguous_format) is None
-    assert not measured
+@pytest.mark.parametrize(("side", "chunk"), [(104, None), (105, 32)])
+def test_chunks_are_measured_for_large_images(side: int, chunk: int | None) -> None:
+    shape = (3, side, 105)
+    heads = [ExitHead("pool", (4, (side + 1) // 2, 53), 5, shape), ExitHead("pool", (2, (side + 1) // 2, 53), 5, shape)]
+    net = eefast.EarlyExitNet([stage("residual"), nn.Conv2d(4, 2, 1)], heads, input_shape=shape).eval()
+    fast = eefast.accelerate(net, engine="compact", stages="pytorch")
+    assert [step.chunk for step in fast.engine.steps] == [chunk] * 2  # type: ignore[attr-defined]
+    assert [row.note for row in fast.plan.stages] == ["folded; 32 at a time" if chunk else "folded"] * 2
 
 
 def test_stages_that_do_not_take_float64_are_compared_with_float32(offer: Any) -> None:
     only_float32 = Stage(lambda self, x: self.conv(x.to(torch.float32)), conv=nn.Conv2d(3, 4, 1))
     offer(fake=Fake(seconds=0.5))
-    found = chosen(only_float32, Chosen(only_float32, "as it is"), images(2, SHAPE), torch.channels_last, "auto")
+    found = chosen(only_float32, Chosen(only_float32, "as it is"), images(2, SHAPE), torch.channels_last, "auto", False)
     assert found.note == "Fake (PyTorch takes 2.00×)"
 
 
@@ -241,3 +250,65 @@ def test_quantised_stages_are_left_alone(offer: Any) -> None:
     assert [row.note for row in eefast.accelerate(quantised, engine="compact").plan.stages] == ["INT8 by PyTorch"] * 3
     with pytest.raises(ValueError, match="stages='onnxruntime' runs stages in float32, not in INT8; use stages='auto'"):
         eefast.accelerate(quantised, stages="onnxruntime")
+
+
+ELSEWHERE = """
+import os, pickle, sys, torch
+torch.set_num_threads(1)
+where, inputs, way = sys.argv[1:]
+fast = pickle.load(open(where, "rb"))
+x, expected = torch.load(inputs)
+if way == "forked":
+    fast(x)
+    child = os.fork()
+    if child:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+try:
+    got = fast(x)
+except ValueError as error:
+    os._exit(3 if "start that by 'spawn'" in str(error) else 1)
+ok = torch.equal(got.exit_index, expected[0]) and torch.allclose(got.logits, expected[1], rtol=0, atol=1e-4)
+os._exit(0 if ok and "PyTorch" not in fast.plan.stages[0].note else 1)
+"""
+
+
+@pytest.mark.parametrize("way", ["spawned", "forked"])
+@pytest.mark.parametrize("name", INSTALLED)
+def test_other_processes_build_their_stages(name: str, way: str, tmp_path: Path) -> None:
+    small = lived_in(zoo.eenet("eenet8", 2, "linear", "pool", 3, input_shape=(1, 6, 7), filters=2), 1)
+    x = images(9, (1, 6, 7))
+    fast = eefast.accelerate(small, stages=name)
+    expected = fast(x)
+    (tmp_path / "fast").write_bytes(pickle.dumps(fast))
+    torch.save((x, (expected.exit_index, expected.logits)), tmp_path / "inputs")
+    words = [sys.executable, "-c", ELSEWHERE, tmp_path / "fast", tmp_path / "inputs", way]
+    # OpenVINO would hang.
+    refused = (name, way) == ("openvino", "forked")
+    assert subprocess.run(words, timeout=120, check=False).returncode == (3 if refused else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INSTALLED)
+def test_memory_stays_flat(net: Any, name: str) -> None:
+    fast = eefast.accelerate(net, stages=name, frozen=True)
+    parts = [images(n, (3, 20, 28)) for n in (1, 31, 64)]
+
+    def megabytes_after(calls: int) -> float:
+        for i in range(calls):
+            fast(parts[i % len(parts)])
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize() / 1e6
+
+    before = megabytes_after(200)
+    assert megabytes_after(1000) < before + 5
+
+
+@pytest.mark.slow
+def test_stages_by_torch_compile(net: Any) -> None:
+    fast = eefast.accelerate(net, stages="compile")
+    for n in (0, 1, 3, 31):
+        x = images(n, (3, 20, 28))
+        result = fast(x)
+        assert result.logits.shape == (n, 5)
+        if n:
+            assert_same_answers(result, one_by_one(net, x), net)
