@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from threading import RLock
 from typing import Any, NamedTuple
@@ -22,6 +24,10 @@ _planning = RLock()
 """One plan is made at a time: plans measure speed, and a thread that waited for one of the same module then has it."""
 
 
+_inherited: list[_Planned] = []
+"""Of the process that this one was forked from; libraries would wait for its threads if this were freed."""
+
+
 def _no_planning_goes_on() -> None:
     global _planning
     _planning = RLock()
@@ -31,10 +37,11 @@ forked.in_child(_no_planning_goes_on)
 
 
 class _Planned(NamedTuple):
-    """An engine, and what notices that its plan no longer holds."""
+    """An engine, what notices that its plan no longer holds, and the process, if it runs in no other one."""
 
     engine: Engine
     watch: WeightWatch
+    process: int | None
 
 
 def accelerate(
@@ -45,6 +52,7 @@ def accelerate(
     example_inputs: Tensor | None = None,
     frozen: bool = False,
     max_batch_size: int = 256,
+    stages: str = "auto",
 ) -> Accelerated:
     """A module that gives the answers of `net.eval()`, faster.
 
@@ -55,8 +63,12 @@ def accelerate(
         is slower than float32 the resident engine computes that in float32. A quantised network has no other dtype.
     example_inputs: images as `module` takes them, on which speed and rounding errors are measured; by default noise.
     frozen: a promise that weights, criterion, device and dtype will not change. Checking for changes takes 30 µs per
-        call for EENet-20 and 160 µs for EENet-110, which only matters for single images.
+        call for EENet-20 and 160 µs for EENet-110, which only matters for single images; with weights made in inference
+        mode, which have no versions and are compared with a copy, 17 ms per 100 MB.
     max_batch_size: images for which the compact engine captures CUDA graphs; larger batches run in pieces.
+    stages: what runs the compact engine's stages on CPUs in float32: "pytorch", "onnxruntime", "openvino", "compile"
+        (torch.compile, which takes a minute per stage), or "auto", the fastest of the first three that are installed
+        and as exact as PyTorch. One asked for by name runs in the compact engine, and raises `ValueError` if it cannot.
 
     `module(x)` takes images [N, C, H, W] of any N ≥ 0 and returns an `ExitResult`; `print(module.plan)` says what runs.
     Thresholds may change at any time. Changed weights, criterion, device or dtype are noticed at the next call, which
@@ -72,7 +84,7 @@ def accelerate(
             f"net is a {type(net).__name__}; give an eefast.EarlyExitNet: of eefast.zoo, or eefast.attach(net, "
             "exits), which puts exits into a backbone"
         )
-    return Accelerated(net, engine, dtype, example_inputs, frozen, max_batch_size)
+    return Accelerated(net, engine, dtype, example_inputs, frozen, max_batch_size, stages)
 
 
 class Accelerated(nn.Module):
@@ -93,6 +105,7 @@ class Accelerated(nn.Module):
         example_inputs: Tensor | None,
         frozen: bool,
         max_batch_size: int,
+        stages: str,
     ) -> None:
         super().__init__()
         _hide_from_torch_compile()
@@ -101,7 +114,7 @@ class Accelerated(nn.Module):
         shared = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
         self.__dict__.update({name: net.__dict__[name] for name in shared}, net=net)
         examples = None if example_inputs is None else net.prepare(example_inputs, dtype).detach()
-        self.frozen, self.options = frozen, Options(engine, dtype, examples, max_batch_size)
+        self.frozen, self.options = frozen, Options(engine, dtype, examples, max_batch_size, stages)
         self._planned: _Planned | None = None
         self._engine()  # an engine that cannot run raises here, not at the first image
 
@@ -116,6 +129,8 @@ class Accelerated(nn.Module):
         planned = self._planned
         if planned is not None and self._holds(planned):
             return planned.engine
+        if planned is not None and planned.process not in (None, os.getpid()):
+            _inherited.append(planned)
         del planned
         forked.check()
         with _planning:
@@ -128,6 +143,8 @@ class Accelerated(nn.Module):
             return planned.engine
 
     def _holds(self, planned: _Planned) -> bool:
+        if planned.process not in (None, os.getpid()):
+            return False
         if self.frozen:
             return True
         return not planned.watch.changed() and planned.engine.plan.criterion == self.net.criterion.name
@@ -141,7 +158,13 @@ class Accelerated(nn.Module):
                 break
         else:
             watch = WeightWatch(self.net.stages, self.net.heads)
-        return _Planned(engine, watch)
+        if watch.compared and not self.frozen:
+            why = (
+                f"{watch.compared / 1e6:.1f} MB of weights were made in inference mode and are compared with a copy at "
+                "every call, since only that shows changes; frozen=True does not"
+            )
+            engine.plan = replace(engine.plan, reasons=(*engine.plan.reasons, why))
+        return _Planned(engine, watch, None if engine.survives_fork else os.getpid())
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> ExitResult:

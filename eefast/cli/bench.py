@@ -64,6 +64,9 @@ def command(
     dtype: Annotated[
         str, Option(help="Arithmetic of everything that is timed: float32, float16, bfloat16.")
     ] = "float32",
+    stages: Annotated[
+        str, Option(help="What runs the compact engine's stages: auto, pytorch, onnxruntime, openvino, compile.")
+    ] = "auto",
     with_compile: Annotated[
         bool, Option("--compile", help="Also torch.compile, which may take minutes for each batch size.")
     ] = False,
@@ -81,6 +84,8 @@ def command(
 ) -> None:
     """Is early exit worth it on this machine, with which engine and thresholds? All answers checked, then timed."""
     from ..measure import assessment, verdicts
+    from ..planning.stage_runtimes import STAGES
+    from ..runtimes import RUNTIMES
     from ..thresholds import calibration
 
     kind, value = read_budget(min_accuracy=min_accuracy, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
@@ -89,6 +94,12 @@ def command(
     sizes = _sizes(batch_sizes)
     if dtype not in assessment.DTYPES:
         raise ValueError(f"dtype={dtype!r} is unknown; choose one of {', '.join(assessment.DTYPES)}")
+    if stages not in STAGES:
+        raise ValueError(f"stages={stages!r} is unknown; choose one of {', '.join(STAGES)}")
+    if stages in RUNTIMES and (missing := RUNTIMES[stages].missing()):
+        raise ValueError(f"stages={stages!r} cannot run: {missing}")
+    if stages in RUNTIMES and dtype != "float32":
+        raise ValueError(f"stages={stages!r} runs stages in float32; leave out --dtype or --stages")
     if int8 and (own_thresholds or dtype != "float32"):
         raise ValueError("int8=True needs held-out images and dtype=float32; leave out --own-thresholds and --dtype")
     check_saving(network, save)
@@ -121,12 +132,14 @@ def command(
             dtype=assessment.DTYPES[dtype],
             with_compile=with_compile,
             in_int8=in_int8,
+            stages=stages,
             seconds=seconds,
             progress=progress,
         )
     if save:
         calibration.save_thresholds(choice.net, network, choice.chosen)
-    lines = verdicts.code(str(network), choice.net, found.verdicts, assessment.DTYPES[dtype], save or own_thresholds)
+    saved = save or own_thresholds
+    lines = verdicts.code(str(network), choice.net, found.verdicts, assessment.DTYPES[dtype], saved, stages)
     budget = None if own_thresholds else (kind, value)
     bench_report.draw(found, figure)
     if json_path != "-":

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .. import ops
 from ..model import EarlyExitNet
 from ..result import ExitResult
+from .chunks import Kept, Pass
 from .engine import Batch, PlannedEngine
 from .program import CompactStep, Plan
 from .schedule import answers
-from .stores import EagerStores, Results, exit_at
+from .stores import EagerStores, Results
 from .streaming import stream_merging
 
 CHUNK = 128
@@ -24,33 +24,31 @@ LEAST = 8
 
 
 class CompactEngine(PlannedEngine):
-    """steps: what runs, one per exit."""
+    """steps: what runs, one per exit. kept: memory for survivors, of which every call in progress takes one."""
 
     def __init__(self, net: EarlyExitNet, plan: Plan, steps: Sequence[CompactStep]) -> None:
         super().__init__(net, plan)
         self.steps = tuple(steps)
+        self.kept: list[Kept] = []
+
+    @property
+    def survives_fork(self) -> bool:
+        return all(getattr(step.stage, "survives_fork", True) for step in self.steps)
 
     def run(self, images: Tensor, thresholds: Tensor) -> ExitResult:
         return self.run_eagerly(images, thresholds)
 
     def run_eagerly(self, images: Tensor, thresholds: Tensor) -> ExitResult:
         """Stage by stage; the host waits at every exit."""
-        n, device = len(images), images.device
-        results = Results.empty(n, self.net)
-        order = torch.arange(n, dtype=torch.int32, device=device)
-        entries, survivors = (order, order, torch.full((1,), n, dtype=torch.int32, device=device)), n
-        features = images.to(self.plan.dtype, memory_format=torch.channels_last)
-        for i, step in enumerate(self.steps):
-            if survivors == 0:
-                break
-            features = step.stage(features)
-            threshold = thresholds[i] if i < self.net.num_exits else None
-            rows, positions, live = exit_at(step, i, self.plan.criterion, threshold, features, entries, results)
-            remaining = int(live)  # the one place where the host reads a count
-            if 0 < remaining < survivors:
-                arrived, features = features, torch.empty_like(features[:remaining])
-                ops.gather_survivors.run(arrived, rows[:remaining], live, features)
-            entries, survivors = (order[:remaining], positions[:remaining], live), remaining
+        results = Results.empty(len(images), self.net)
+        # Each thread that is here has memory of its own.
+        try:
+            kept = self.kept.pop()
+        except IndexError:
+            kept = Kept()
+        Pass(self.steps, self.plan.criterion, thresholds, results, kept).run(images.to(self.plan.dtype))
+        # Not where something failed, since survivors would still wait there.
+        self.kept.append(kept)
         return results.of(self.net)
 
     @torch.no_grad()
@@ -63,7 +61,7 @@ class CompactEngine(PlannedEngine):
 
     def _chunk(self) -> int:
         """Images that begin together at most, so that survivors of two chunks fit before a stage."""
-        return CHUNK
+        return max((step.chunk for step in self.steps if step.chunk is not None), default=CHUNK)
 
     def _merged(self, chunks: Iterator[Tensor], size: int, thresholds: Tensor) -> Iterator[ExitResult]:
         """Results of chunks of prepared images, at most `size` each, in order; survivors of several chunks merge."""

@@ -27,10 +27,13 @@ class Batch(NamedTuple):
 class Engine(Protocol):
     """Runs a network as its plan says; of any number of threads at a time.
 
-    plan: describes it.
+    plan: describes it. survives_fork: whether it runs in a process that was forked after it was planned.
     """
 
     plan: Plan
+
+    @property
+    def survives_fork(self) -> bool: ...
 
     def prepare(self, x: Tensor) -> Tensor:
         """Images [N, C, H, W] as the network takes them → checked, as `run` takes them.
@@ -54,6 +57,10 @@ class PlannedEngine:
     def __init__(self, net: EarlyExitNet, plan: Plan) -> None:
         self.net, self.plan = net, plan
         self.weight = next(net.parameters()).detach()
+
+    @property
+    def survives_fork(self) -> bool:
+        return True
 
     def prepare(self, x: Tensor) -> Tensor:
         return self.net.prepare(x, self.plan.dtype, self.weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +71,7 @@ class CompactStep:
     flatten: the head reads the whole map instead of its mean.
     counted: the stage in a form that reads the number of its rows on the device: (features, rows or None, live) →
         features; None where it has none.
+    chunk: rows that the stage takes at a time at most, None for any number.
     """
 
     stage: nn.Module
@@ -79,6 +81,27 @@ class CompactStep:
     bias: Tensor
     flatten: bool
     counted: nn.Module | None = None
+    chunk: int | None = None
+
+    @property
+    def layout(self) -> torch.memory_format:
+        return layout_of(self.stage)
+
+    def into(self, features: Tensor, memory: Callable[[torch.Size, torch.dtype], Tensor]) -> Tensor:
+        """The stage on features in any layout; what it returns is in `memory` where the stage can write there."""
+        features = features.contiguous(memory_format=self.layout)
+        return self.stage(features, memory) if getattr(self.stage, "takes_memory", False) else self.stage(features)
+
+    def run(self, features: Tensor) -> Tensor:
+        """The stage on features [N, C, H, W] in its layout, in chunks that fit the caches."""
+        if self.chunk is None or len(features) <= self.chunk:
+            return self.stage(features)
+        return torch.cat([self.stage(part) for part in features.split(self.chunk)])
+
+
+def layout_of(stage: nn.Module) -> torch.memory_format:
+    """Of the features that a stage reads without a copy; channels-last, unless it says another one."""
+    return getattr(stage, "layout", torch.channels_last)
 
 
 @dataclass(frozen=True)

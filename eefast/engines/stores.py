@@ -55,7 +55,7 @@ def exit_at(
 class Waiting:
     """What waits before a stage of a queue, in memory that stays where it is.
 
-    features: [capacity, C, H, W] channels-last. positions: [capacity, 1, 1, 1] int32. count: [1] int32.
+    features: [capacity, C, H, W]. positions: [capacity, 1, 1, 1] int32. count: [1] int32.
     """
 
     features: Tensor
@@ -63,10 +63,12 @@ class Waiting:
     count: Tensor
 
     @classmethod
-    def empty(cls, capacity: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Waiting:
+    def empty(
+        cls, capacity: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device, layout: torch.memory_format
+    ) -> Waiting:
         # Rows that were never written run along as dead ones, so they must hold numbers.
         return cls(
-            torch.zeros(capacity, *shape, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last),
+            torch.zeros(capacity, *shape, dtype=dtype, device=device).contiguous(memory_format=layout),
             torch.zeros(capacity, 1, 1, 1, dtype=torch.int32, device=device),
             torch.zeros(1, dtype=torch.int32, device=device),
         )
@@ -100,7 +102,8 @@ class Stores:
         if self._waiting[queue][stage] is None:
             # Made in inference mode they could not be written to outside of it.
             with torch.inference_mode(False):
-                made = Waiting.empty(self.capacity, features.shape[1:], self.plan.dtype, features.device)
+                shape, layout = features.shape[1:], self.steps[stage].layout
+                made = Waiting.empty(self.capacity, shape, self.plan.dtype, features.device, layout)
             self._waiting[queue][stage] = made
         return self.before(queue, stage)
 
@@ -117,7 +120,7 @@ class Stores:
         """
         here, step = self.before(queue, stage), self.steps[stage]
         order, features = self.order[:rows], here.features[:rows]
-        features = step.counted(features, None, here.count) if counted and step.counted else step.stage(features)
+        features = step.counted(features, None, here.count) if counted and step.counted else step.run(features)
         early = stage < self.stages - 1
         threshold = self.thresholds[stage] if early else None
         entries = order, here.positions[:rows].view(-1), here.count
@@ -126,7 +129,7 @@ class Stores:
         )
         if early:
             there = self._made_before(queue, stage + 1, features)
-            features = features.contiguous(memory_format=torch.channels_last)
+            features = features.contiguous(memory_format=self.steps[stage + 1].layout)
             ops.gather_survivors.run(features, survivors, live, there.features, there.count)
             ops.gather_survivors.run(positions.view(-1, 1, 1, 1), order, live, there.positions, there.count)
             there.count.add_(live)

@@ -89,6 +89,7 @@ def assess(
     dtype: torch.dtype = torch.float32,
     with_compile: bool = False,
     in_int8: InInt8 | None = None,
+    stages: str = "auto",
     seconds: float = 15.0,
     progress: Progress = lambda what, done, total: None,
 ) -> Assessment:
@@ -101,6 +102,7 @@ def assess(
         found, by default the network's. dtype: of the arithmetic; answers are compared with float32's.
     with_compile: also torch.compile, which may take minutes per batch size.
     in_int8: also `net` in INT8, on the CPU in float32 only; what is fastest, and the verdicts, are of float32 alone.
+    stages: what runs the compact engine's stages, see `accelerate`.
     seconds: of timing per batch size; three rounds are done in any case.
     progress: called with (what, steps done, steps in all).
     Raises `RuntimeError` for a wrong answer, and `ValueError` for a batch size above the number of images and where
@@ -114,9 +116,9 @@ def assess(
         timed = min(wanted, len(labels))
         if max(batch_sizes) > timed:
             raise ValueError(f"batch_sizes: {max(batch_sizes)} is more than the {timed} test images; leave it out")
-        auto = accelerate(net, dtype=dtype, frozen=True)
-        candidates, left_out = _candidates(net, auto, dtype, with_compile)
-        along_curve = _at_thresholds(net, others, auto.plan.engine, dtype)
+        auto = accelerate(net, dtype=dtype, frozen=True, stages=stages)
+        candidates, left_out = _candidates(net, auto, dtype, with_compile, stages)
+        along_curve = _at_thresholds(net, others, auto.plan.engine, dtype, stages)
         images = net.prepare(torch.cat(first).to(net.cost.device)).to(dtype)
         if in_int8 is not None:
             added, missing = _candidates_in_int8(net, in_int8, outputs, images)
@@ -172,7 +174,7 @@ def _first(
 
 
 def _candidates(
-    net: EarlyExitNet, auto: Accelerated, dtype: torch.dtype, with_compile: bool
+    net: EarlyExitNet, auto: Accelerated, dtype: torch.dtype, with_compile: bool, stages: str
 ) -> tuple[list[Candidate], dict[str, str]]:
     """All that can run here, not yet for any batch size, and why the others cannot."""
     found: list[Candidate] = []
@@ -201,7 +203,8 @@ def _candidates(
     for engine in ENGINES:
         try:
             planned = auto.plan.engine == engine
-            fast = auto if planned else accelerate(net, engine=engine, dtype=dtype, frozen=True)
+            kind = stages if engine == "compact" else "auto"
+            fast = auto if planned else accelerate(net, engine=engine, dtype=dtype, frozen=True, stages=kind)
         except ValueError as error:
             left_out[engine] = str(error)
             continue
@@ -253,14 +256,15 @@ def _row(
 
 
 def _at_thresholds(
-    net: EarlyExitNet, others: Sequence[Sequence[float]], engine: str, dtype: torch.dtype
+    net: EarlyExitNet, others: Sequence[Sequence[float]], engine: str, dtype: torch.dtype, stages: str
 ) -> list[Candidate]:
     """The engine once more for each of the thresholds."""
     if not others:
         return []
     device = net.cost.device
     base = net.with_criterion(net.criterion.name).to(device)
-    fast = accelerate(base, engine=engine, dtype=dtype, frozen=True)
+    kind = stages if engine == "compact" else "auto"
+    fast = accelerate(base, engine=engine, dtype=dtype, frozen=True, stages=kind)
 
     def at(values: Tensor) -> Callable[[Tensor], Any]:
         def run(x: Tensor) -> Any:

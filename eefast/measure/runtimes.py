@@ -1,18 +1,21 @@
-"""Modules → ONNX → models that ONNX Runtime or OpenVINO runs on the CPU, in as many threads as PyTorch."""
+"""ONNX models → calls of ONNX Runtime or OpenVINO on the CPU, in as many threads as PyTorch, as a user would write."""
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-ONNX_NEEDS, OPENVINO_NEEDS = ("onnx", "onnxruntime"), ("onnx", "openvino")
-OPENVINO_PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+from ..runtimes.onnx_models import ONNX_NEEDS, OPENVINO_NEEDS, missing, onnx_model
+from ..runtimes.onnx_sessions import session
+from ..runtimes.openvino_requests import PRECISIONS as OPENVINO_PRECISIONS
+from ..runtimes.openvino_requests import compiled_model
+
+__all__ = [
+    "ONNX_NEEDS", "OPENVINO_NEEDS", "OPENVINO_PRECISIONS", "Call", "check_installed", "onnx_model", "onnx_runtime",
+    "onnx_runtime_call", "openvino",
+]  # fmt: skip
 
 Call = Callable[[Any], Sequence[Any]]
 """A model with one input: float32 array → its outputs as arrays, which the next call may overwrite."""
@@ -20,36 +23,18 @@ Call = Callable[[Any], Sequence[Any]]
 
 def check_installed(needs: Sequence[str]) -> None:
     """`ImportError` naming what to install."""
-    missing = [name for name in needs if not find_spec(name)]
-    if missing:
-        raise ImportError(f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}")
-
-
-def onnx_model(module: nn.Module, example: Tensor, outputs: Sequence[str]) -> bytes:
-    """`module` as ONNX for any batch size: "x", in the layout of `example`, float32 → `outputs` in their order."""
-    file = io.BytesIO()
-    axes = {name: {0: "n"} for name in ["x", *outputs]}
-    with warnings.catch_warnings():
-        # The exporter by tracing needs no further package, and announces at every call that it is the older one.
-        warnings.simplefilter("ignore")
-        options: dict[str, Any] = {"input_names": ["x"], "output_names": list(outputs), "dynamic_axes": axes}
-        torch.onnx.export(module, (example,), file, dynamo=False, **options)  # type: ignore[arg-type]
-    return file.getvalue()
+    if reason := missing(needs):
+        raise ImportError(reason)
 
 
 def onnx_runtime(model: bytes, adjust: Callable[[Any], object] = lambda options: None) -> Any:
-    """A session. adjust: changes its options, which are the defaults but for the number of threads."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    adjust(options)
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    """A session, see `runtimes.onnx_sessions.session`."""
+    return session(model, torch.get_num_threads(), adjust)
 
 
 def onnx_runtime_call(model: bytes, adjust: Callable[[Any], object] = lambda options: None) -> Call:
-    session = onnx_runtime(model, adjust)
-    return lambda x: session.run(None, {"x": x})
+    made = onnx_runtime(model, adjust)
+    return lambda x: made.run(None, {"x": x})
 
 
 def openvino(
@@ -59,15 +44,7 @@ def openvino(
 
     dtype: of the arithmetic, see `OPENVINO_PRECISIONS`. shape: of the only input, by default with any batch size.
     """
-    import openvino
-
-    core = openvino.Core()
-    read = core.read_model(model)
-    if shape is not None:
-        read.reshape(list(shape))
-    precision = {"INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[dtype], "EXECUTION_MODE_HINT": "PERFORMANCE"}
-    threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
-    compiled = core.compile_model(read, "CPU", {**precision, **threads})
+    compiled = compiled_model(model, torch.get_num_threads(), dtype, shape)
     request, outputs = compiled.create_infer_request(), range(len(compiled.outputs))
 
     def call(inputs: Sequence[Any]) -> list[Any]:

@@ -75,10 +75,12 @@ def int8_sentence(rows: Sequence[Row]) -> str:
     return f"{RESIDENT_INT8}, is {times:.2f} × as fast as {best.name}, {accuracies}"
 
 
-def code(path: str, net: EarlyExitNet, verdicts: Sequence[Verdict], dtype: torch.dtype, saved: bool) -> str:
+def code(
+    path: str, net: EarlyExitNet, verdicts: Sequence[Verdict], dtype: torch.dtype, saved: bool, stages: str = "auto"
+) -> str:
     """The lines of Python that run what was found, for the batch sizes at which it is worth it; empty if at none.
 
-    path: what `eefast.load` reads; saved: that this holds the criterion and the thresholds.
+    path: what `eefast.load` reads; saved: that this holds the criterion and the thresholds. stages: see `accelerate`.
     """
     sizes: dict[str, list[int]] = {}
     for verdict in verdicts:
@@ -92,8 +94,9 @@ def code(path: str, net: EarlyExitNet, verdicts: Sequence[Verdict], dtype: torch
         load += f".with_criterion({net.criterion.name!r}, [{', '.join(f'{t:.9g}' for t in net.thresholds.tolist())}])"
     device = "" if net.cost.device.type == "cpu" else f".to({str(net.cost.device)!r})"
     kind = "" if dtype == torch.float32 else f", dtype={dtype}"
+    named = "" if stages == "auto" else f", stages={stages!r}"
     lines = [
-        f"fast = eefast.accelerate(net, engine={engine!r}{kind}, frozen=True)"
+        f"fast = eefast.accelerate(net, engine={engine!r}{kind}{named if engine == 'compact' else ''}, frozen=True)"
         + (
             f"  # batches of {', '.join(map(str, batch_sizes))}"
             if len(sizes) > 1 or len(batch_sizes) < len(verdicts)

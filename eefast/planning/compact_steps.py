@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..engines.compact import CompactEngine
-from ..engines.program import CompactStep, StagePlan
+from ..engines.program import CompactStep, StagePlan, layout_of
 from ..heads import ExitHead
 from ..model import EarlyExitNet
+from ..quantized import QuantizedStage
 from . import probe, trial
 from .capture import with_graphs
 from .errors import UnsupportedError
@@ -20,6 +22,7 @@ from .head_packing import pack_conv, pack_head
 from .indexed_stages import device_counted
 from .inference_copies import channels_last, inference_copy
 from .stage_choice import fastest_stage
+from .stage_runtimes import LARGE, PYTORCH, Chosen, chosen, missing_runtimes
 from .trial import Subject
 
 
@@ -42,23 +45,30 @@ def build_compact(subject: Subject) -> CompactEngine:
     reasons = []
     if ops.CPP_MISSING and not on_cuda:
         reasons.append(f"exits run in PyTorch, since the C++ kernels are {ops.CPP_MISSING}")
+    if not on_cuda and subject.stages == "auto" and dtype == torch.float32:
+        reasons.extend(missing_runtimes())
     features: Tensor | None = None
     if on_cuda:
         # The network's device: tests plan for a GPU that is not there.
         there = next(net.parameters()).device
         features = torch.cat([probe.images(net, subject.example_inputs)] * 4).to(there, dtype)
-    rows, steps = [], []
+    rows, steps, layout = [], [], torch.channels_last
     parts = zip(net.stages, net.heads, net.stage_costs, trial.shares(net), subject.expected, strict=True)
     for i, (stage, head, cost, share, wanted) in enumerate(parts):
+        subject.progress("planning stages", i, len(net.stages))
         folded, note = _stage(stage, dtype, features, wanted, f"stage {i}")
         features = None if features is None else folded(features)
+        found = Chosen(folded, note)
+        if not on_cuda:
+            found = _by_runtime(subject, stage, found, wanted.seen, layout)
+            layout = layout_of(found.stage)
         assert isinstance(head, ExitHead)
         # Convolutions of a head would run on the dead rows, too.
         counts = kernel == "Triton" and len(head.convs) < 2
-        step = _step(folded, head, dtype, kernel, _counted(stage, dtype, wanted) if counts else None)
+        step = _step(found, head, dtype, kernel, _counted(stage, dtype, wanted) if counts else None)
         if different := trial.mismatch(partial(_exit_rows, step), wanted.features, wanted.rows, dtype):
             raise UnsupportedError(f"the head of exit {i}: {different}")
-        rows.append(StagePlan(cost.feature_shape, share, kernel + " with conv" * (step.conv is not None), note))
+        rows.append(StagePlan(cost.feature_shape, share, kernel + " with conv" * (step.conv is not None), found.note))
         steps.append(step)
     engine = CompactEngine(net, subject.plan("compact", rows, *reasons), steps)
     return with_graphs(engine, subject.example_inputs, subject.max_batch_size)
@@ -83,11 +93,26 @@ def _stage(
     return folded, note
 
 
-def _step(folded: nn.Module, head: ExitHead, dtype: torch.dtype, kernel: str, counted: nn.Module | None) -> CompactStep:
+def _by_runtime(
+    subject: Subject, stage: nn.Module, folded: Chosen, seen: Tensor, layout: torch.memory_format
+) -> Chosen:
+    """What runs a stage on the CPU; seen: features before it, which come in `layout`."""
+    if subject.dtype == torch.float32 == seen.dtype and not isinstance(stage, QuantizedStage):
+        in_chunks = 4 * prod(subject.net.input_shape) >= LARGE
+        return chosen(stage, folded, seen, layout, subject.stages, in_chunks)
+    if subject.stages in ("auto", PYTORCH):
+        return folded
+    what = "INT8" if isinstance(stage, QuantizedStage) else str(subject.dtype).removeprefix("torch.")
+    raise ValueError(
+        f"stages={subject.stages!r} runs stages in float32, not in {what}; use stages='auto' or another dtype"
+    )
+
+
+def _step(found: Chosen, head: ExitHead, dtype: torch.dtype, kernel: str, counted: nn.Module | None) -> CompactStep:
     # On the CPU PyTorch's convolution is the faster one; in CUDA C++ there is none.
     conv = pack_conv(head.convs[-1], dtype) if len(head.convs) and kernel == "Triton" else None
     convs, _ = fold_stage(head.convs[:-1] if conv else head.convs, dtype)
-    return CompactStep(folded, convs, conv, *pack_head(head), head.kind == "plain", counted)
+    return CompactStep(found.stage, convs, conv, *pack_head(head), head.kind == "plain", counted, found.chunk)
 
 
 def _counted(stage: nn.Module, dtype: torch.dtype, wanted: trial.Expected) -> nn.Module | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -18,12 +18,15 @@ from ..engines.program import Plan, StagePlan
 from ..engines.reference import ReferenceEngine
 from ..model import EarlyExitNet
 from ..modules.contexts import isolated
+from ..runtimes import RUNTIMES
+from ..system.progress import Late, Progress
 from . import probe, trial
 from .compact_steps import build_compact
 from .compact_steps import obstacle as compact_obstacle
 from .errors import UnsupportedError
 from .integer_lowering import is_quantized
 from .resident_program import build_resident, lowered
+from .stage_runtimes import STAGES
 from .trial import Subject
 
 ENGINES = ("auto", "reference", "compact", "resident")
@@ -44,6 +47,7 @@ class Options:
     dtype: torch.dtype | None = None
     example_inputs: Tensor | None = None
     max_batch_size: int = 256
+    stages: str = "auto"
 
 
 def build(net: EarlyExitNet, options: Options) -> Engine:
@@ -55,15 +59,16 @@ def build(net: EarlyExitNet, options: Options) -> Engine:
     name = options.engine
     if name not in ENGINES:
         raise ValueError(f"engine={name!r} is unknown; choose one of {', '.join(ENGINES)}")
+    name = _engine_of_stages(name, options.stages)
     # What is made in inference mode or under autocast would serve other calls badly.
-    with isolated(net.cost.device):
+    with isolated(net.cost.device), closing(Late()) as progress:
         ops.register_flops()
         _check_classes(net)
         _check_quantized(net, options.dtype)
         if name == "reference":
             return _reference(net, options.dtype, BY_NAME)
         try:
-            subject = _subject(net, options)
+            subject = _subject(net, options, progress)
         except UnsupportedError as obstacle:
             if name == "auto":
                 return _fallen_back(net, options.dtype, obstacle)
@@ -74,6 +79,15 @@ def build(net: EarlyExitNet, options: Options) -> Engine:
             return _because(_compact(subject) if name == "compact" else _resident(subject)[0], BY_NAME)
         except UnsupportedError as obstacle:
             raise _refused(name, obstacle, {"resident": "compact"}.get(name, "reference")) from obstacle
+
+
+def _engine_of_stages(engine: str, stages: str) -> str:
+    """The engine that runs these stages; `ValueError` where it is none or another one was asked for."""
+    if stages not in STAGES:
+        raise ValueError(f"stages={stages!r} is unknown; choose one of {', '.join(STAGES)}")
+    if stages != "auto" and engine in ("resident", "reference"):
+        raise ValueError(f"stages={stages!r} is for engine='compact', not for engine={engine!r}; leave one of them out")
+    return "compact" if stages in RUNTIMES else engine
 
 
 def _auto(subject: Subject, dtype: torch.dtype | None) -> Engine:
@@ -88,7 +102,7 @@ def _auto(subject: Subject, dtype: torch.dtype | None) -> Engine:
     return _faster(subject, resident, geometry)
 
 
-def _subject(net: EarlyExitNet, options: Options) -> Subject:
+def _subject(net: EarlyExitNet, options: Options, progress: Progress) -> Subject:
     """`UnsupportedError` where only the reference engine can run the network."""
     # Noise, since images that are alike would not show what depends on the batch.
     noise, weight = probe.images(net), next(net.parameters())
@@ -96,7 +110,8 @@ def _subject(net: EarlyExitNet, options: Options) -> Subject:
     if weight.device.type not in ("cpu", "cuda"):
         raise UnsupportedError(f"engines run on the CPU and on CUDA devices, the network is on {weight.device}")
     expected, dtype = trial.expected(net, noise), options.dtype or weight.dtype
-    return Subject(net, weight.device, dtype, expected, options.example_inputs, options.max_batch_size)
+    more = options.example_inputs, options.max_batch_size, options.stages, progress
+    return Subject(net, weight.device, dtype, expected, *more)
 
 
 def _reference(net: EarlyExitNet, dtype: torch.dtype | None, reason: str) -> Engine:
@@ -123,6 +138,7 @@ def _compact(subject: Subject) -> Engine:
 def _resident(subject: Subject, largest: float = float("inf")) -> tuple[Engine, Any]:
     """The engine, and all of the network's geometry that its speed depends on; largest: megabytes of weights."""
     with _exceptions_as_obstacles():
+        subject.progress("planning the resident engine", 0, 1)
         found = lowered(subject)
         megabytes = found.nbytes / 1e6
         if megabytes > largest and not compact_obstacle(subject.net, subject.device):
@@ -144,8 +160,9 @@ def _faster(subject: Subject, resident: Engine, geometry: Any) -> Engine:
             compact = _compact(subject)
     except UnsupportedError as error:
         return _because(resident, f"the compact engine cannot run: {error}")
-    # A GPU needs more to be busy.
-    images = torch.cat([probe.images(net, subject.example_inputs)] * (32 if device.type == "cuda" else 2)).to(device)
+    # A GPU needs more to be busy, and of large networks fewer take long enough.
+    count = 32 if device.type == "cuda" else 1 if probe.is_large(net) else 2
+    images = torch.cat([probe.images(net, subject.example_inputs)] * count).to(device)
     if compact is not None and key not in speeds:
         thresholds = probe.thresholds(net, net.num_exits).to(device)
 
@@ -154,7 +171,9 @@ def _faster(subject: Subject, resident: Engine, geometry: Any) -> Engine:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 
-        first, second = probe.fastest_of([partial(answer, engine) for engine in (resident, compact)])
+        subject.progress("comparing engines", 0, 1)
+        timer = probe.seconds_on_cpu if device.type == "cpu" else probe.fastest_of
+        first, second = timer([partial(answer, engine) for engine in (resident, compact)])
         speeds[key] = first, second
     milliseconds = [1e3 * seconds for seconds in speeds[key]]
     low, high = sorted(milliseconds)

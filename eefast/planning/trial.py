@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from ..engines.program import Plan, StagePlan
 from ..model import EarlyExitNet
 from ..result import ExitOutput
+from ..system.progress import Progress
 from .errors import UnsupportedError
 from .head_packing import head_obstacle
 from .inference_copies import inference_copy, is_computing_hook
@@ -51,7 +52,7 @@ class Subject:
     """A network for which an engine is built, what that must answer, and on what it is to run.
 
     dtype: of the stages. example_inputs: prepared images to measure on, or None. max_batch_size: images for which CUDA
-    graphs are captured.
+    graphs are captured. stages: what runs them, see `stage_runtimes.STAGES`. progress: told of each stage.
     """
 
     net: EarlyExitNet
@@ -60,6 +61,8 @@ class Subject:
     expected: tuple[Expected, ...]
     example_inputs: Tensor | None = None
     max_batch_size: int = 256
+    stages: str = "auto"
+    progress: Progress = lambda what, done, total: None
 
     def plan(self, engine: str, stages: Sequence[StagePlan], *reasons: str) -> Plan:
         return Plan(engine, self.device, self.dtype, self.net.criterion.name, reasons, tuple(stages))

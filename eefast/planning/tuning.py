@@ -22,9 +22,10 @@ from .packing import PackedWeights, program
 WINOGRAD_BOUND = 3e-5
 """Largest difference of Winograd's logits from those of direct convolution ÷ largest logit; beyond it, direct runs."""
 
-ALGORITHMS, GROUPS = (0, 2, 4), (1, 4, 8)
+ALGORITHMS, GROUPS, GROUPS_OF_LARGE = (0, 2, 4), (1, 4, 8), (1, 4)
 NEXT_SMALLER = {4: 2, 2: 0}
 ROUNDS, SECONDS = 3, 1.0
+FEW = 4
 # Larger groups must pay: a lone sample never fills one.
 GROUP_GAIN = 0.93
 
@@ -60,6 +61,7 @@ def tuned(net: EarlyExitNet, lowered: Lowered, bfloat16: bool, images: Tensor) -
     algorithms = tuple(a if section in able else 0 for section, a in enumerate(algorithms))
     if not any(algorithms):
         return pack(algorithms, groups), ""
+    images = images[:FEW] if probe.is_large(net) else images
     exact = all_logits(net, pack((0,) * len(groups), groups), images)
 
     def error(chosen: tuple[int, ...]) -> float:
@@ -83,7 +85,7 @@ def _forced() -> str:
 
 def fastest(net: EarlyExitNet, sections: int, algorithms: tuple[int, ...], pack: Pack, images: Tensor) -> Choice:
     """The fastest algorithm for every section, with the smallest group that is nearly as fast as the fastest."""
-    candidates = [(a, g) for a in algorithms for g in GROUPS]
+    candidates = [(a, g) for a in algorithms for g in (GROUPS_OF_LARGE if probe.is_large(net) else GROUPS)]
     best = torch.full((len(candidates), sections), torch.inf, dtype=torch.float64)
     to_the_end, begin = probe.thresholds(net, net.num_exits), time.perf_counter()
     for r in range(ROUNDS):

@@ -166,6 +166,7 @@ def _separate(stages: list[fx.GraphModule], images: Tensor) -> list[Tensor]:
                 copy = stage.graph.call_method("clone", (source,))
             source.replace_all_uses_with(copy, lambda user, copy=copy: user is not copy)
             recompile(stage)
-        found.append(result)
-        features = result
+        # What a module with inference mode inside returns counts no writes.
+        features = result.clone() if result.is_inference() else result
+        found.append(features)
     return found

@@ -159,3 +159,15 @@ def test_a_folder_in_int8_is_benched_as_any_network(shop, tmp_path):
 def test_int8_needs_held_out_images_and_float32(shop, options):
     with pytest.raises(ValueError, match="int8=True needs held-out images and dtype=float32"):
         run("bench", shop / "net", "--data-root", shop, "--int8", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--stages", "tensorrt"], "stages='tensorrt' is unknown; choose one of auto, pytorch, onnxruntime"),
+        (["--stages", "compile", "--dtype", "bfloat16"], "stages='compile' runs stages in float32; leave out"),
+    ],
+)
+def test_stages_that_cannot_run_are_refused_before_work_starts(shop, options, message):
+    with pytest.raises(ValueError, match=message):
+        run("bench", shop / "net", "--data-root", shop, *options)

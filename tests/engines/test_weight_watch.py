@@ -6,6 +6,7 @@ import gc
 import threading
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -107,3 +108,20 @@ def test_modules_that_come_and_go_while_it_looks() -> None:
         done.set()
         thread.join()
     assert not watched.changed()
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_writes_to_tensors_made_in_inference_mode_are_noticed(name: str) -> None:
+    with torch.inference_mode():
+        one, other = nn.Linear(3, 5), nn.Linear(3, 5)
+        getattr(other, name)[-1] = torch.nan
+    watches = [WeightWatch(one), WeightWatch(other)]
+    assert [w.compared for w in watches] == [80, 80]
+    assert not any(w.changed() for w in watches)
+    with torch.inference_mode():
+        getattr(one, name)[..., 1].add_(1e-3)
+    assert [w.changed() for w in watches] == [True, False]
+
+
+def test_nothing_is_compared_of_ordinary_tensors() -> None:
+    assert WeightWatch(nn.Linear(3, 5)).compared == 0

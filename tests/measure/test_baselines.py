@@ -9,6 +9,7 @@ from networks import assert_same_answers, images, lived_in, one_by_one, spread_t
 
 from eefast import zoo
 from eefast.measure import baselines, runtimes
+from eefast.runtimes import onnx_models
 
 WITH_ONNX, WITH_OPENVINO = (
     pytest.mark.skipif(not all(map(find_spec, needs)), reason=f"needs {needs}: pip install 'eefast[bench]'")
@@ -83,6 +84,6 @@ def test_the_masked_loop_answers_as_one_by_one(net, folded):
 
 
 def test_onnx_runtime_that_is_missing_says_what_to_install(net, monkeypatch):
-    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnx_models, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="onnx and onnxruntime not installed: pip install onnx onnxruntime"):
         baselines.onnx_runtime(net)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from eefast.measure import runtimes
+from eefast.runtimes import onnx_models
 
 WITH_ONNX, WITH_OPENVINO = (
     pytest.mark.skipif(not all(map(find_spec, needs)), reason=f"needs {needs}: pip install 'eefast[bench]'")
@@ -42,13 +43,13 @@ def two():
     ],
 )
 def test_what_is_missing_is_named(monkeypatch, present, needs, message):
-    monkeypatch.setattr(runtimes, "find_spec", lambda name: name in present or None)
+    monkeypatch.setattr(onnx_models, "find_spec", lambda name: name in present or None)
     with pytest.raises(ImportError, match=message):
         runtimes.check_installed(needs)
 
 
 def test_what_is_there_is_not_missed(monkeypatch):
-    monkeypatch.setattr(runtimes, "find_spec", lambda name: object())
+    monkeypatch.setattr(onnx_models, "find_spec", lambda name: object())
     runtimes.check_installed((*runtimes.ONNX_NEEDS, *runtimes.OPENVINO_NEEDS))
 
 

@@ -63,6 +63,10 @@ def test_the_code_runs_what_was_found(tmp_path):
     assert "engine='compact', dtype=torch.float64, frozen=True)  # batches of 1\n" in lines
     assert "engine='reference', dtype=torch.float64, frozen=True)  # batches of 9" in lines
     assert verdicts.code("x", net, [dataclasses.replace(first, worth=False)], torch.float32, False) == ""
+    both = [first, dataclasses.replace(second, engine="resident")]
+    lines = verdicts.code("x", net, both, torch.float32, True, "openvino")
+    assert "engine='compact', stages='openvino', frozen=True)" in lines
+    assert "engine='resident', frozen=True)" in lines
 
 
 def test_int8_is_judged_against_int8():

@@ -109,6 +109,27 @@ def test_changed_weights_are_noticed(net, x, change, engine):
     torch.testing.assert_close(got.logits, expected.logits, rtol=1e-4, atol=1e-4 * float(expected.logits.abs().max()))
 
 
+@pytest.mark.parametrize("run_in", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("made_in", [torch.inference_mode, torch.enable_grad])
+def test_networks_made_planned_run_and_changed_in_every_mode(made_in, run_in, engine):
+    x = images(7, (3, 16, 16))
+    with made_in():
+        made = lived_in(zoo.eenet("eenet20", 2, "linear", "bnpool", input_shape=(3, 16, 16)), 1)
+        spread_thresholds(made, x, 0.4)
+    with run_in():
+        fast = eefast.accelerate(made, engine=engine)
+        assert_same_answers(fast(x), one_by_one(made, x), made)
+        assert_same_answers(list(fast.stream([x, x]))[1], one_by_one(made, x), made)
+    assert ("made in inference mode" in fast.plan.reason) == (made_in is torch.inference_mode)
+    first = fast.plan
+    fast(x)
+    assert fast.plan is first
+    with torch.inference_mode():
+        made.stages[0][0][0].weight[1].mul_(1.5)
+    assert_same_answers(fast(x), one_by_one(made, x), made)
+    assert fast.plan is not first
+
+
 def test_unchanged_weights_are_planned_once(net, x, engine):
     fast = eefast.accelerate(net, engine=engine)
     first = fast.plan

@@ -81,7 +81,7 @@ def test_exits_without_a_kernel(
 @pytest.mark.parametrize("missing", [None, "not built"], ids=["C++", "no C++"])
 def test_on_the_cpu_exits_run_in_cpp_or_in_pytorch(missing: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "CPP_MISSING", missing)
-    engine = build_compact(subject())
+    engine = build_compact(replace(subject(), stages="pytorch"))
     assert kinds(engine) == ["PyTorch" if missing else "C++"] * 3
     assert engine.plan.reasons == (("exits run in PyTorch, since the C++ kernels are not built",) if missing else ())
 
@@ -164,7 +164,7 @@ def test_where_folding_changes_answers_the_stage_runs_as_it_is(monkeypatch: pyte
         folded, note = fold(stage, dtype)
         return (other_answers(folded) if len(calls) == 1 else folded), note
 
-    given = subject()
+    given = replace(subject(), stages="pytorch")
     monkeypatch.setattr(compact_steps, "fold_stage", wrong_once)
     notes = [row.note for row in build_compact(given).plan.stages]
     assert notes[0].startswith("not folded: answers differ by 1 of the largest")

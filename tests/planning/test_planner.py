@@ -70,6 +70,7 @@ def builders(monkeypatch: pytest.MonkeyPatch) -> Builders:
     monkeypatch.setattr(planner, "lowered", made.lowered)
     monkeypatch.setattr(planner, "compact_obstacle", lambda net, device: made.no_kernels)
     monkeypatch.setattr(probe, "fastest_of", made.fastest_of)
+    monkeypatch.setattr(probe, "seconds_on_cpu", made.fastest_of)
     monkeypatch.setattr(planner, "speeds", {})
     planner.log_once.cache_clear()
     return made

@@ -19,6 +19,7 @@ ALLOWED = {
     **dict.fromkeys((*LEAVES, "zoo", "surgery", "thresholds", "data"), LEAVES),
     "modules": set(),
     "system": set(),
+    "runtimes": set(),
     "cost": {"modules"},
     "heads": {"result"},
     "checkpoint": LEAVES | {"zoo", "surgery"},
@@ -26,7 +27,7 @@ ALLOWED = {
     "kernels": set(),
     "ops": {"criteria", "modules"},
     "engines": LEAVES | {"ops"},
-    "planning": LEAVES | {"ops", "engines"},
+    "planning": LEAVES | {"ops", "engines", "runtimes"},
     "quantization": LEAVES | {"ops", "planning", "thresholds"},
     "api": LEAVES | {"planning", "engines"},
 }
@@ -108,7 +109,10 @@ def run(code, **more):
 
 
 def test_import_is_lean():
-    heavy = ("triton", "torchvision", "matplotlib", "typer", "rich", "lightning", "safetensors", "torch._inductor")
+    heavy = (
+        *("triton", "torchvision", "matplotlib", "typer", "rich", "lightning", "safetensors", "torch._inductor"),
+        *("onnx", "onnxruntime", "openvino"),
+    )
     done = run(
         "import sys, torch; before = set(sys.modules); import eefast;"
         "assert not torch.cuda.is_initialized();"

@@ -253,3 +253,32 @@ def test_a_first_parameter_of_integers_is_refused(converts):
     backbone = make(first=nn.Sequential(table, nn.Conv2d(3, 8, 3)))
     with pytest.raises(ValueError, match=r"stages\.0\.first\.0\.numbers is torch\.int64; .* so make it a float"):
         attach(backbone, ["first"], input_shape=SMALL)
+
+
+class _Frozen(nn.Module):
+    """A layer that was frozen by inference mode, as some users write it."""
+
+    def __init__(self, *channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(*channels, 3, padding=1)
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("layer", [_Frozen, lambda *channels: nn.Conv2d(*channels, 3, padding=1)])
+def test_every_gradient_mode_around_and_inside_of_the_backbone(context, layer):
+    x = images(5, (3, 16, 12))
+    with context():
+        parts = layer(3, 4), layer(4, 6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 7)
+        backbone = nn.Sequential(*parts).eval()
+        net = attach(backbone, ["0"], input_shape=(3, 16, 12))
+        spread_thresholds(net, x, 0.4)
+        fast = eefast.accelerate(net, engine="compact")
+    for run_in in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        with run_in():
+            assert_same_answers(fast(x), one_by_one(net, x), net)
+    with torch.no_grad():
+        assert_same_answers(net(x), one_by_one(net, x), net)

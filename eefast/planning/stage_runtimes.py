@@ -1,0 +1,223 @@
+"""Folded stage → the fastest library that runs it as exactly as PyTorch, and how many images it takes at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from statistics import geometric_mean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engines.program import layout_of
+from ..modules.contexts import isolated
+from ..runtimes import RUNTIMES, Runtime
+from ..system.time_limits import within
+from . import probe
+from .inference_copies import inference_copy
+from .trial import brief, difference
+
+PYTORCH = "pytorch"
+STAGES = ("auto", PYTORCH, *RUNTIMES)
+
+GAIN = 0.97
+"""Time ÷ PyTorch's from which on another library runs a stage."""
+
+SECONDS, MORE_SECONDS = 30.0, 600.0
+"""Longest time for a library to build a stage and to answer for the first time; and where that is known to be slow."""
+
+EXACT = 3e-5
+"""Difference from float64 ÷ largest feature that is always allowed; above it, twice that of PyTorch."""
+
+SIZES = (1, 8)
+"""Images on which the libraries are compared."""
+
+BETWEEN, LARGER = (2, 4), (16, 32)
+"""Further numbers of images that may go through a stage together."""
+
+LARGE = 2**17
+"""Bytes of an image from which on chunks are measured, since the maps of a batch exceed the caches."""
+
+ENOUGH = 1.03
+"""Time ÷ the least of all chunks that counts as the same; of these the largest chunk is taken."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What runs a stage; note: how, and why no other library. chunk: images at a time at most, None for any number."""
+
+    stage: nn.Module
+    note: str
+    chunk: int | None = None
+
+
+choices: dict[Any, tuple[str, int | None, str]] = {}
+"""For each stage's layers and settings the library, the chunk and the note; none is measured twice."""
+
+hung: dict[int, str] = {}
+"""Libraries, by id, that did not come to an end; they are not waited for again."""
+
+
+def chosen(
+    stage: nn.Module, folded: Chosen, seen: Tensor, layout: torch.memory_format, asked: str, in_chunks: bool
+) -> Chosen:
+    """The fastest way to run a stage, or the one that was asked for.
+
+    folded: by PyTorch, checked. seen: [N, C, H, W] float32 features before the stage, on the CPU; layout: in which they
+    come. asked: one of `STAGES`; "auto" tries what is quick to build. in_chunks: whether to measure how many images
+    should go through together, else any number does.
+    Raises `ValueError` where what was asked for cannot run.
+    """
+    if asked == PYTORCH and not in_chunks:
+        return folded
+    key = *_key(folded.stage, seen, layout, asked), in_chunks
+    known = choices.get(key)
+    quick = [n for n, r in RUNTIMES.items() if r.quick and not r.missing()]
+    tried = [asked] if asked != "auto" else quick
+    names = [known[0]] if known else tried
+    built, why_not = {PYTORCH: folded.stage}, dict[str, str]()
+    exact = _exact(stage, seen) if names != [PYTORCH] else seen
+    for name in names:
+        if name == PYTORCH:
+            continue
+        made = _built(RUNTIMES[name], folded.stage, seen, exact)
+        if isinstance(made, str):
+            why_not[name] = made
+        else:
+            built[name] = made
+    if asked in why_not:
+        raise ValueError(f"stages={asked!r} cannot run: {why_not[asked]}; use stages={PYTORCH!r} or 'auto'")
+    left_out = [f"{RUNTIMES[n].name} left out: {reason}" for n, reason in why_not.items()]
+    if known:
+        name, chunk, note = known
+        return Chosen(built[name], note, chunk) if name in built else Chosen(folded.stage, "; ".join(left_out))
+    if asked in RUNTIMES:
+        del built[PYTORCH]
+    found = _timed(built, seen, layout)
+    name, note = _fastest(found, folded.note)
+    chunk = fastest_chunk(built[name], found[name], seen, layout) if in_chunks else None
+    at_a_time = [] if chunk is None else [f"{chunk} at a time"]
+    choices[key] = name, chunk, "; ".join([note, *at_a_time, *left_out])
+    return Chosen(built[name], choices[key][2], chunk)
+
+
+def missing_runtimes() -> list[str]:
+    """Which libraries "auto" would try if they were installed."""
+    return [f"{r.name} left out: {r.missing()}" for r in RUNTIMES.values() if r.quick and r.missing()]
+
+
+def _key(folded: nn.Module, seen: Tensor, layout: torch.memory_format, asked: str) -> Any:
+    """What the speed of a stage depends on."""
+    code = getattr(folded, "code", "")
+    tensors = tuple((name, tuple(t.shape)) for name, t in folded.state_dict().items())
+    installed = tuple((n, id(r), r.missing()) for n, r in RUNTIMES.items())
+    return repr(folded), code, tensors, seen.shape[1:], layout, asked, torch.get_num_threads(), installed
+
+
+def _built(runtime: Runtime, folded: nn.Module, seen: Tensor, exact: Tensor) -> nn.Module | str:
+    """The stage run by a library, or why that does not do; exact: its features in float64."""
+    if reason := runtime.missing() or hung.get(id(runtime), ""):
+        return reason
+    threads = torch.get_num_threads()
+
+    def build() -> tuple[nn.Module, str]:
+        # Modes are those of a thread.
+        with isolated(seen.device):
+            made = runtime.build(folded, seen, threads)
+            return made, _wrong(made, folded, seen, exact)
+
+    try:
+        made, wrong = within(SECONDS if runtime.quick else MORE_SECONDS, build)
+    except TimeoutError as error:
+        hung[id(runtime)] = str(error)
+        return str(error)
+    except Exception as error:  # a library raises whatever it does
+        return brief(error)
+    return wrong or made
+
+
+def _wrong(made: nn.Module, folded: nn.Module, seen: Tensor, exact: Tensor) -> str:
+    """Why a library's features are not the stage's, for single images and for several; "" where they are."""
+    largest = max(float(exact.nan_to_num(0, 0, 0).abs().max()), 1e-300)
+    exact = exact / largest
+
+    def found(run: nn.Module, rows: int) -> Tensor:
+        return run(_in(layout_of(run), seen[:rows])).double() / largest
+
+    allowed = max(EXACT, 2 * float((found(folded, len(seen)) - exact).nan_to_num(0, 0, 0).abs().max()))
+    for rows in (1, len(seen)):
+        if reason := difference(found(made, rows), exact[:rows], allowed):
+            return f"its {reason}"
+    return ""
+
+
+@torch.no_grad()
+def _exact(stage: nn.Module, seen: Tensor) -> Tensor:
+    """Features in float64, computed in float32 for a stage that does not take float64."""
+    try:
+        return inference_copy(stage).to(torch.float64)(seen.double())
+    except Exception:  # a stage raises whatever it does
+        return inference_copy(stage)(seen.clone()).double()
+
+
+def _in(layout: torch.memory_format, features: Tensor) -> Tensor:
+    return features.clone(memory_format=torch.contiguous_format).contiguous(memory_format=layout)
+
+
+Seconds = dict[int, float]
+"""Number of images that go through a stage together → seconds for each of them."""
+
+
+def _timed(candidates: dict[str, nn.Module], seen: Tensor, layout: torch.memory_format) -> dict[str, Seconds]:
+    """Of all candidates, in turns, at `SIZES`; layout: of the features that they get."""
+    found: dict[str, Seconds] = {name: {} for name in candidates}
+    for n in SIZES:
+        features = _some(n, seen, layout)
+        least = probe.seconds_on_cpu([partial(_run, c, features) for c in candidates.values()])
+        for name, value in zip(candidates, least, strict=True):
+            found[name][n] = value / n
+    return found
+
+
+def _fastest(found: dict[str, Seconds], what: str) -> tuple[str, str]:
+    """The fastest candidate, and a note with the times of all; of several sizes the geometric mean counts."""
+    scores = {name: geometric_mean(seconds.values()) for name, seconds in found.items()}
+    others = [name for name in scores if name != PYTORCH]
+    best = min(others, key=lambda name: scores[name]) if others else PYTORCH
+    if PYTORCH in scores and others and scores[best] > GAIN * scores[PYTORCH]:
+        best = PYTORCH
+    names = {name: RUNTIMES[name].name if name in RUNTIMES else "PyTorch" for name in scores}
+    slower = [f"{names[name]} takes {scores[name] / scores[best]:.2f}×" for name in scores if name != best]
+    shown = what if best == PYTORCH else names[best]
+    return best, f"{shown} ({', '.join(slower)})" if slower else shown
+
+
+def fastest_chunk(stage: nn.Module, known: Seconds, seen: Tensor, layout: torch.memory_format) -> int:
+    """Images that should go through a stage together at most.
+
+    known: seconds at `SIZES`, from which on larger or smaller chunks are tried. Of those that are as fast the largest.
+    """
+    seconds, (few, many) = dict(known), SIZES
+
+    def measure(n: int) -> None:
+        seconds[n] = probe.seconds_on_cpu([partial(_run, stage, _some(n, seen, layout))])[0] / n
+
+    if seconds[many] <= seconds[few]:
+        for n in LARGER:
+            measure(n)
+            if seconds[n] > min(seconds.values()):
+                break
+    else:
+        for n in BETWEEN:
+            measure(n)
+    return max(n for n, s in seconds.items() if s <= ENOUGH * min(seconds.values()))
+
+
+def _some(n: int, seen: Tensor, layout: torch.memory_format) -> Tensor:
+    return _in(layout, seen[torch.arange(n) % len(seen)])
+
+
+def _run(stage: nn.Module, features: Tensor) -> None:
+    with torch.no_grad():
+        stage(features.contiguous(memory_format=layout_of(stage)))

@@ -1,0 +1,46 @@
+"""Module → ONNX, by PyTorch's exporter; what has to be installed for it."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ONNX_NEEDS, OPENVINO_NEEDS = ("onnx", "onnxruntime"), ("onnx", "openvino")
+
+
+def missing(needs: Sequence[str]) -> str:
+    """What is not installed of `needs`, and how to install it; "" where all is."""
+    absent = [name for name in needs if not find_spec(name)]
+    return f"{' and '.join(absent)} not installed: pip install {' '.join(absent)}" if absent else ""
+
+
+def onnx_model(module: nn.Module, example: Tensor, outputs: Sequence[str]) -> bytes:
+    """`module` as ONNX for any batch size: "x", in the layout of `example`, float32 → `outputs` in their order."""
+    file = io.BytesIO()
+    axes = {name: {0: "n"} for name in ["x", *outputs]}
+    with warnings.catch_warnings():
+        # The exporter by tracing needs no further package, and announces at every call that it is the older one.
+        warnings.simplefilter("ignore")
+        options: dict[str, Any] = {"input_names": ["x"], "output_names": list(outputs), "dynamic_axes": axes}
+        torch.onnx.export(module, (example,), file, dynamo=False, **options)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def onnx_stage(stage: nn.Module, example: Tensor) -> tuple[bytes, torch.Size]:
+    """A stage as ONNX, "x" [n, C, H, W] → "y"; and the shape (C', H', W') of its features.
+
+    `ValueError` where its features are no maps in float32.
+    """
+    features = example[:1].contiguous()
+    with torch.no_grad():
+        found = stage(features.clone())
+    if found.dim() != 4 or found.dtype != torch.float32:
+        raise ValueError(f"the stage returns {found.dtype} of shape {list(found.shape)}, not float32 maps [N, C, H, W]")
+    # Two images, since a batch of one is often taken for a constant.
+    return onnx_model(stage, torch.cat([features, features]), ["y"]), found.shape[1:]

@@ -1,0 +1,53 @@
+"""Stage → the same stage run by ONNX Runtime, which reads and writes PyTorch's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from .onnx_models import ONNX_NEEDS, missing, onnx_stage
+from .stage import RuntimeStage
+
+
+def session(model: bytes, threads: int, adjust: Callable[[Any], object] = lambda options: None) -> Any:
+    """A session on the CPU. adjust: changes its options, which are the defaults but for the number of threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    adjust(options)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def asleep(options: Any) -> None:
+    """Threads do not spin while they wait: they would take the cores from PyTorch's and from other sessions'."""
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+
+class OnnxRuntime:
+    name, quick = "ONNX Runtime", True
+
+    def missing(self) -> str:
+        return missing(ONNX_NEEDS)
+
+    def build(self, stage: nn.Module, example: Tensor, threads: int) -> nn.Module:
+        import numpy
+
+        model, after = onnx_stage(stage, example)
+        made = session(model, threads, asleep)
+        # One binding serves one call at a time; making it takes as long as a small layer.
+        idle: list[Any] = []
+
+        def run(features: Tensor, out: Tensor) -> None:
+            try:
+                binding = idle.pop()
+            except IndexError:
+                binding = made.io_binding()
+            binding.bind_input("x", "cpu", 0, numpy.float32, tuple(features.shape), features.data_ptr())
+            binding.bind_output("y", "cpu", 0, numpy.float32, tuple(out.shape), out.data_ptr())
+            made.run_with_iobinding(binding)
+            idle.append(binding)
+
+        return RuntimeStage(run, stage, example, after)

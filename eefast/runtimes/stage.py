@@ -1,0 +1,62 @@
+"""A stage in PyTorch and another library's run of it → one module: features → features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+Run = Callable[[Tensor, Tensor], None]
+"""(features [N, C, H, W], what they become [N, C', H', W']), both contiguous float32, N ≥ 1: writes the second."""
+
+Memory = Callable[[torch.Size, torch.dtype], Tensor]
+"""Shape and dtype → a contiguous tensor with any content."""
+
+
+class Runtime(Protocol):
+    """A library that can run stages on the CPU in float32.
+
+    name: for people. quick: whether `build` takes less than a second, so that "auto" tries it.
+    """
+
+    name: str
+    quick: bool
+
+    def missing(self) -> str:
+        """What is not installed, and how to install it; "" where all is."""
+
+    def build(self, stage: nn.Module, example: Tensor, threads: int) -> nn.Module:
+        """A stage that answers as `stage` does.
+
+        stage: an inference copy in float32, channels-last, which stays as it is.
+        example: features [N, C, H, W] float32; any N comes later, images of another size rarely.
+        threads: that work on one call. Any number of Python threads may call at a time.
+        Raises whatever the library raises.
+        """
+
+
+class RuntimeStage(nn.Module):
+    """A stage that another library runs for features of one size; for other sizes it is `folded`, in PyTorch.
+
+    layout: of the features that it reads without a copy, and of those that it returns. takes_memory: for the latter.
+    survives_fork: whether it runs in a forked process, where the library's threads are missing.
+    """
+
+    layout, takes_memory, survives_fork = torch.contiguous_format, True, False
+
+    def __init__(self, run: Run, folded: nn.Module, example: Tensor, channels: Sequence[int]) -> None:
+        """channels: (C', H', W') of what comes of features [N, C, H, W] like `example`."""
+        super().__init__()
+        self.run, self.folded = run, folded
+        self._before, self._after = example.shape[1:], torch.Size(channels)
+
+    def forward(self, features: Tensor, memory: Memory | None = None) -> Tensor:
+        """memory: where the features that it returns are to be; by default new."""
+        if features.shape[1:] != self._before or features.dtype != torch.float32 or len(features) == 0:
+            return self.folded(features.contiguous(memory_format=torch.channels_last))
+        shape = torch.Size((len(features), *self._after))
+        out = features.new_empty(shape) if memory is None else memory(shape, features.dtype)
+        self.run(features.contiguous(), out)
+        return out

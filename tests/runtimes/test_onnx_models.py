@@ -1,0 +1,35 @@
+"""What has to be installed is named; stages that are no maps in float32 are refused before anything is exported."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from eefast.runtimes import onnx_models
+from eefast.runtimes.onnx_models import ONNX_NEEDS, OPENVINO_NEEDS, missing, onnx_stage
+
+
+@pytest.mark.parametrize(
+    ("present", "needs", "message"),
+    [
+        ((), ONNX_NEEDS, "onnx and onnxruntime not installed: pip install onnx onnxruntime"),
+        (("onnx",), OPENVINO_NEEDS, "openvino not installed: pip install openvino"),
+        (("onnx", "openvino"), OPENVINO_NEEDS, ""),
+    ],
+)
+def test_what_is_missing_is_named(monkeypatch, present, needs, message):
+    monkeypatch.setattr(onnx_models, "find_spec", lambda name: name in present or None)
+    assert missing(needs) == message
+
+
+@pytest.mark.parametrize(
+    ("stage", "what"),
+    [(nn.Flatten(), r"torch.float32 of shape \[1, 60\]"), (nn.Identity().double(), "torch.float64")],
+    ids=["vectors", "float64"],
+)
+def test_stages_that_return_other_things(monkeypatch, stage, what):
+    monkeypatch.setattr(onnx_models, "onnx_model", lambda *args: pytest.fail("it was exported"))
+    example = torch.rand(2, 3, 4, 5, dtype=torch.float64 if isinstance(stage, nn.Identity) else torch.float32)
+    with pytest.raises(ValueError, match=f"the stage returns {what}.*, not float32 maps"):
+        onnx_stage(stage, example)

@@ -1,0 +1,69 @@
+"""OpenVINO's requests: shared memory, one for each thread that calls at a time."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from networks import images
+from torch import nn
+
+from eefast.runtimes import openvino_requests
+
+
+class Request:
+    def __init__(self) -> None:
+        self.busy = False
+
+    def set_input_tensor(self, tensor: Any) -> None:
+        self.read = tensor
+
+    def set_output_tensor(self, tensor: Any) -> None:
+        self.written = tensor
+
+    def infer(self) -> None:
+        assert not self.busy
+        self.busy = True
+        together.wait()
+        self.written[...] = self.read + 1
+        self.busy = False
+
+
+together = threading.Barrier(2)
+
+
+def test_threads_have_requests_of_their_own_which_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Request] = []
+
+    def new() -> Request:
+        made.append(Request())
+        return made[-1]
+
+    def tensor(array: Any, shared_memory: bool) -> Any:
+        assert shared_memory
+        return array
+
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Tensor=tensor))
+    compiled = SimpleNamespace(create_infer_request=new)
+    monkeypatch.setattr(openvino_requests, "compiled_model", lambda model, threads: compiled)
+    monkeypatch.setattr(openvino_requests, "onnx_stage", lambda stage, example: (b"", torch.Size((3, 5, 7))))
+    stage = openvino_requests.OpenVino().build(nn.Identity(), images(2, (3, 5, 7)), 1)
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        for i in range(3):
+            x = images(4, (3, 5, 7), seed + i)
+            if not torch.equal(stage(x), x + 1):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (10, 20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(made) == 2
