@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 
 CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*' 'tests/tsan/*.cpp'
 
-.PHONY: demo test test-all fuzz sanitize sanitized sanitize-tests sanitize-calls sanitize-threads bench int8 int8-accuracy latency parity \
-	guard training report aot gpu lint format clean
+.PHONY: demo test test-all fuzz sanitize sanitized sanitize-tests sanitize-calls sanitize-threads bench int8 \
+	int8-accuracy bounds latency parity guard training report aot gpu lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eefast demo
@@ -68,6 +68,11 @@ int8: $(VENV)/.ready
 # in the folder DATA; rows to bench/results/, some minutes each.
 int8-accuracy: $(VENV)/.ready
 	$(BIN)/python bench/int8_accuracy.py $(NETWORKS) --data-root $(DATA)
+
+# How often bounds on accuracy and cost break on new images, with an assurance and without, for the networks and data of
+# int8-accuracy; rows to bench/results/, a minute each.
+bounds: $(VENV)/.ready
+	$(BIN)/python bench/bounds.py $(NETWORKS) --data-root $(DATA)
 
 # How long an image waits, at which load, on this machine's CPU: rows to bench/results/; about two minutes, best alone.
 latency: $(VENV)/.ready

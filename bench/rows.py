@@ -270,6 +270,33 @@ class Int8Row:
     details: str = ""
 
 
+@dataclass(frozen=True)
+class BoundRow:
+    """Thresholds chosen under a bound again and again, judged by images that did not choose them.
+
+    bounded: the network and what it was trained on; bound: name and value, see `eefast.thresholds.calibration`.
+    assurance: with which the bound was asked for; None: on the choosing images only.
+    images, new_images: that choose and that judge, drawn `draws` times from the same images.
+    refused: draws without thresholds; broken: draws whose bound is not kept on the judging images.
+    drops: of the accuracy below the final exit's, mean and largest; costs: mean and largest mean cost; both on the
+        judging images.
+    seconds: of the processor, for one choice.
+    """
+
+    bounded: str
+    criterion: str
+    bound: dict[str, float]
+    assurance: float | None
+    images: int
+    new_images: int
+    draws: int
+    refused: int
+    broken: int
+    drops: tuple[float, float] | None
+    costs: tuple[float, float] | None
+    seconds: float
+
+
 def environment(device: str) -> Record:
     """What is written beside every row; `COMMIT` names the commit where git does not know it.
 
@@ -304,7 +331,7 @@ def first_line(error: Exception) -> str:
 
 
 def append(
-    rows: Iterable[OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow | Int8Row],
+    rows: Iterable[OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow | Int8Row | BoundRow],
     around: Record,
 ) -> None:
     """Add lines to `bench/results/<device>.jsonl`, and to the same file in the folder `$OUT` where that is set."""

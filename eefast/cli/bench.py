@@ -111,7 +111,7 @@ def command(
     names = criterion_names(criterion, net)
     if save:
         net.check_saving()
-    least = None if few_images else least_images(kind, value)
+    least = None if few_images else least_images({kind: value})
     aside = None if own_thresholds else HeldOutImages(source, held_out, seed, least)
     tests = _tests(load_images(net, source, "test"), images, workers)
     if len(tests.dataset) < max(sizes):

@@ -17,13 +17,22 @@ if TYPE_CHECKING:
 
 def read_budget(**bounds: float | None) -> tuple[str, float]:
     """The one bound that was given as (name, value), or the default; `ValueError` for several, or outside 0 … 1."""
-    given = {name: value for name, value in bounds.items() if value is not None} or {"max_accuracy_drop": 0.005}
+    given = read_bounds(**bounds)
     if len(given) > 1:
         raise ValueError(f"{', '.join(f'{k}={v}' for k, v in given.items())}: give one of them")
     ((name, value),) = given.items()
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value} must be in 0 … 1")
     return name, value
+
+
+def read_bounds(**bounds: float | None) -> dict[str, float]:
+    """The bounds that were given, or the default; `ValueError` for two on the accuracy, or outside 0 … 1."""
+    given = {name: value for name, value in bounds.items() if value is not None} or {"max_accuracy_drop": 0.005}
+    if {"min_accuracy", "max_accuracy_drop"} <= given.keys():
+        raise ValueError(f"{', '.join(f'{k}={v}' for k, v in given.items())}: give one of them for the accuracy")
+    for name, value in given.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value} must be in 0 … 1")
+    return given
 
 
 def criterion_names(name: str, net: EarlyExitNet) -> list[str]:
@@ -33,35 +42,35 @@ def criterion_names(name: str, net: EarlyExitNet) -> list[str]:
     return list(criteria.CRITERIA) if name == "all" else [criteria.get(name or net.criterion.name).name]
 
 
-def least_images(kind: str = "", value: float = 0.0) -> int:
-    """The number of held-out images that a budget needs, see `calibration.least_images`."""
+def least_images(bounds: Mapping[str, float] | None = None, assurance: float | None = None) -> int:
+    """The number of held-out images that bounds need, see `calibration.least_images`."""
     from ..thresholds import calibration
 
-    return calibration.least_images(value if kind == "max_accuracy_drop" else None)
+    return calibration.least_images((bounds or {}).get("max_accuracy_drop"), assurance)
 
 
 def choose_thresholds(
     net: EarlyExitNet,
     outputs: Sequence[ExitOutput],
-    labels: Tensor,
+    labels: Tensor | None,
     names: Sequence[str],
-    kind: str,
-    value: float,
+    bounds: Mapping[str, float],
     progress: Progress,
+    assurance: float | None = None,
 ) -> tuple[dict[str, Calibration], Mapping[str, str]]:
-    """The best thresholds of each criterion within the budget, and for each criterion without any the reason.
+    """The best thresholds of each criterion within the bounds, and for each criterion without any the reason.
 
+    bounds, labels, assurance: as `calibration.calibrate` takes them.
     Raises `ValueError` where no criterion has any.
     """
-    from ..thresholds import calibration, evaluation
+    from ..thresholds import calibration
 
-    final = evaluation.exit_quality(outputs[-1:], labels)[0].accuracy
-    bound = {kind: value} if kind != "max_accuracy_drop" else {"min_accuracy": final - value}
+    calibration.check_bounds(bounds, assurance)
     chosen, impossible = {}, {}
     for i, name in enumerate(names):
         progress("choosing thresholds", i, len(names))
         try:
-            chosen[name] = calibration.calibrate(outputs, labels, net.cost, name, **bound)
+            chosen[name] = calibration.calibrate(outputs, labels, net.cost, name, **bounds, assurance=assurance)
         except ValueError as error:
             impossible[name] = str(error)
     progress("choosing thresholds", len(names), len(names))

@@ -8,10 +8,11 @@ from typing import Annotated
 from typer import Option
 
 from . import render
-from .budget import choose_thresholds, criterion_names, least_images, read_budget
+from .budget import choose_thresholds, criterion_names, least_images, read_bounds
 from .held_out import HeldOutImages
 from .inputs import check_saving, open_network
 from .options import (
+    Assurance,
     BatchSize,
     Cache,
     CriterionName,
@@ -26,6 +27,7 @@ from .options import (
     MaxCost,
     MinAccuracy,
     Network,
+    NoAssurance,
     OtherData,
     Seed,
     Workers,
@@ -41,6 +43,11 @@ def command(
     min_accuracy: MinAccuracy = None,
     max_accuracy_drop: MaxAccuracyDrop = None,
     max_cost: MaxCost = None,
+    assurance: Assurance = 0.9,
+    no_assurance: NoAssurance = False,
+    agreement: Annotated[
+        bool, Option("--agreement", help="For accuracy take the share of images answered as by the final exit.")
+    ] = False,
     criterion: CriterionName = "",
     scale: Annotated[
         bool, Option(help="First fit temperatures, and the confidence row, per exit; --save saves them too.")
@@ -56,12 +63,17 @@ def command(
     device: Device = "auto",
     json_path: Json = "",
 ) -> None:
-    """Choose thresholds under a budget on held-out training images, and compare criteria on the same network."""
+    """Choose thresholds under a budget on held-out training images, and compare criteria on the same network.
+
+    With --max-cost beside a budget of accuracy the thresholds keep both.
+    """
     from ..measure import environment
     from ..thresholds import calibration, evaluation, scaling
     from ..thresholds.outputs import by_thresholds
 
-    kind, value = read_budget(min_accuracy=min_accuracy, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
+    bounds = read_bounds(min_accuracy=min_accuracy, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
+    wanted = None if no_assurance else assurance
+    calibration.check_bounds(bounds, wanted)
     check_saving(network, save)
     check_writable(json_path, cache)
     net, source = open_network(network, dataset, data_root, download, workers, device, other_data)
@@ -70,14 +82,15 @@ def command(
         net.check_saving()
     if scale:
         scaling.scalable_layers(net)
-    kept = HeldOutImages(source, held_out, seed, None if few_images else least_images(kind, value))
+    kept = HeldOutImages(source, held_out, seed, None if few_images else least_images(bounds, wanted))
     with bars() as progress:
         outputs, labels = kept.outputs(net, cache, batch_size, progress)
         raw = evaluation.exit_quality(outputs, labels)
         fitted = scaling.fit_scaling(outputs, labels) if scale else None
         if fitted is not None:
             outputs = scaling.scaled(outputs, fitted)
-        chosen, impossible = choose_thresholds(net, outputs, labels, names, kind, value, progress)
+        answers = None if agreement else labels
+        chosen, impossible = choose_thresholds(net, outputs, answers, names, bounds, progress, wanted)
     exits = {}
     for name, c in chosen.items():
         taken = by_thresholds(outputs, net, name, c.thresholds).exit_index
@@ -88,10 +101,11 @@ def command(
             scaling.fold_scaling(net, fitted)
         calibration.save_thresholds(net, network, chosen)
     if json_path != "-":
-        echo(f"\n{render.describe(net)}, {len(labels):,} held-out images of {source.dataset}, {kind} {value:g}\n")
+        budget = ", ".join(f"{name} {value:g}" for name, value in bounds.items())
+        echo(f"\n{render.describe(net)}, {len(labels):,} held-out images of {source.dataset}, {budget}\n")
         for part in render.calibration_parts(chosen, exits, impossible):
             echo(part)
-        echo()
+        echo(f"\n{render.assurance(chosen)}\n")
         echo(render.quality_table(net, quality, before=raw if scale else None, scaling=fitted))
         echo(f"\n{render.ECE_LEGEND}")
         if save:
@@ -101,7 +115,9 @@ def command(
         "dataset": source.dataset,
         "held_out": len(labels),
         "seed": kept.seed,
-        "bound": {kind: value},
+        "bound": bounds,
+        "assurance": wanted,
+        "agreement": agreement,
         "chosen": {name: {**asdict(c), "exits": exits[name]} for name, c in chosen.items()},
         "impossible": impossible,
         "exits": [asdict(q) for q in quality],

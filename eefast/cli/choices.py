@@ -53,7 +53,7 @@ def choose(
         outputs, labels = aside.outputs(net, cache, batch_size, progress)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; or keep the network's thresholds: --own-thresholds") from error
-    chosen, impossible = choose_thresholds(net, outputs, labels, names, kind, value, progress)
+    chosen, impossible = choose_thresholds(net, outputs, labels, names, {kind: value}, progress)
     best = best_criterion(chosen, kind)
     final = evaluation.exit_quality(outputs[-1:], labels)[0].accuracy
     front = calibration.pareto_front(outputs, labels, net.cost, best)

@@ -54,5 +54,11 @@ MaxAccuracyDrop = Annotated[
     float | None, Option(help="Budget: lowest cost with at most this drop below the final exit's accuracy; 0.005.")
 ]
 MaxCost = Annotated[float | None, Option(help="Budget: most accurate thresholds with at most this mean cost, 0 … 1.")]
+Assurance = Annotated[
+    float, Option(help="Probability, below 1, with which the budget holds on new images like the held-out ones.")
+]
+NoAssurance = Annotated[
+    bool, Option("--no-assurance", help="Keep the budget on the held-out images only, which new ones often break.")
+]
 Figure = Annotated[Path, Option(help="File of the picture; its ending is its type.")]
 Json = Annotated[str, Option("--json", help="Write the figures as JSON to this file, or - for stdout.")]

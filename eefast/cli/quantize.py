@@ -99,7 +99,7 @@ def command(
     check_writable(json_path)
     net, source = open_network(network, dataset, data_root, download, workers, "cpu", other_data)
     names = criterion_names(criterion, net)
-    least = None if few_images or keep_thresholds else least_images(*budget or ())
+    least = None if few_images or keep_thresholds else least_images(dict([budget] if budget else []))
     aside = HeldOutImages(source, held_out, seed, least)
     with bars() as progress:
         kept = aside.images(net)
@@ -116,8 +116,8 @@ def command(
         impossible: Mapping[str, str] = {}
         if made.num_exits and not keep_thresholds:
             cost = outcome(outputs, labels, net.cost, net.criterion.name, net.thresholds.tolist())[1]
-            bound = budget or ("max_cost", cost)
-            chosen, impossible = choose_thresholds(made, found, labels, names, *bound, progress)
+            bounds_kept = dict([budget or ("max_cost", cost)])
+            chosen, impossible = choose_thresholds(made, found, labels, names, bounds_kept, progress)
     folder.mkdir(parents=True, exist_ok=True)
     if chosen:
         made = calibration.save_thresholds(made, folder, chosen)

@@ -51,6 +51,17 @@ def calibration_parts(
         yield f"{name}: {why}"
 
 
+def assurance(chosen: Mapping[str, Calibration]) -> str:
+    """What thresholds of all criteria promise of new images."""
+    found = next(iter(chosen.values()))
+    if found.assurance is None:
+        return "the budget is kept on these images; new ones may break it"
+    return (
+        f"each row keeps the budget on new images of this kind with probability {found.assurance:g}, as "
+        f"{found.judged_by:,} of these images judged"
+    )
+
+
 def evaluation_parts(found: Evaluation, flips: Flips) -> Iterator[str]:
     """A line per figure of the whole data set."""
     furthest = f", at most {flips.distance:.1g} from a threshold" if flips.count else ""

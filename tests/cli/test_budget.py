@@ -41,6 +41,14 @@ def test_other_budgets_are_refused(given, message):
         budget.read_budget(**given)
 
 
+def test_a_bound_on_accuracy_and_one_on_cost_go_together():
+    both = {"max_accuracy_drop": 0.1, "max_cost": 0.5}
+    assert budget.read_bounds(min_accuracy=None, **both) == both
+    assert budget.read_bounds(max_cost=None) == {"max_accuracy_drop": 0.005}
+    with pytest.raises(ValueError, match=r"min_accuracy=0.5, max_accuracy_drop=0.1: give one of them for the accuracy"):
+        budget.read_bounds(min_accuracy=0.5, max_accuracy_drop=0.1)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"), [("all", list(criteria.CRITERIA)), ("margin", ["margin"]), ("", ["entropy"])]
 )
@@ -55,28 +63,29 @@ def test_an_unknown_criterion_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("bound", "images"), [((), 100), (("max_accuracy_drop", 0.005), 200), (("max_cost", 0.005), 100)]
-)
-def test_only_a_drop_of_accuracy_needs_more_images(bound, images):
-    assert budget.least_images(*bound) == images
+    ("bounds", "assurance", "images"),
+    [
+        ({}, None, 100), ({"max_accuracy_drop": 0.005}, None, 200), ({"max_cost": 0.005}, None, 100),
+        ({"max_accuracy_drop": 0.005, "max_cost": 0.5}, 0.9, 730), ({"max_cost": 0.005}, 0.9, 100),
+    ],
+)  # fmt: skip
+def test_only_a_drop_of_accuracy_needs_more_images(bounds, assurance, images):
+    assert budget.least_images(bounds, assurance) == images
 
 
 @pytest.mark.parametrize(("kind", "value"), [("max_cost", 0.4), ("min_accuracy", 0.8), ("max_accuracy_drop", 0.1)])
 def test_each_criterion_gets_its_best_thresholds(kind, value):
     outputs, labels = make_outputs(67, 3, 0)
-    final = float((outputs[-1].logits.argmax(1) == labels).double().mean())
-    bound = {"min_accuracy": final - value} if kind == "max_accuracy_drop" else {kind: value}
     steps = []
     chosen, impossible = budget.choose_thresholds(
         SimpleNamespace(cost=COST),
         outputs,
         labels,
         ["margin", "learned"],
-        kind,
-        value,
+        {kind: value},
         lambda *step: steps.append(step),
     )
-    assert chosen == {name: calibrate(outputs, labels, COST, name, **bound) for name in ("margin", "learned")}
+    assert chosen == {name: calibrate(outputs, labels, COST, name, **{kind: value}) for name in ("margin", "learned")}
     assert impossible == {}
     assert steps == [("choosing thresholds", done, 2) for done in range(3)]
 
@@ -86,10 +95,10 @@ def test_a_criterion_without_thresholds_has_a_reason():
     outputs[0].confidence_logit[:] = math.nan
     arguments = SimpleNamespace(cost=COST), outputs, labels
     chosen, impossible = budget.choose_thresholds(
-        *arguments, ["learned", "margin"], "max_cost", 0.4, lambda *step: None
+        *arguments, ["learned", "margin"], {"max_cost": 0.4}, lambda *step: None
     )
     assert list(chosen) == ["margin"]
     assert list(impossible) == ["learned"]
     assert "no confidence that is a number" in impossible["learned"]
     with pytest.raises(ValueError, match=r"^margin: max_cost=0\.1 cannot be kept; .*; learned: .* no confidence"):
-        budget.choose_thresholds(*arguments, ["margin", "learned"], "max_cost", 0.1, lambda *step: None)
+        budget.choose_thresholds(*arguments, ["margin", "learned"], {"max_cost": 0.1}, lambda *step: None)

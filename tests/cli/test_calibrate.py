@@ -5,9 +5,12 @@ import json
 import pytest
 import torch
 from command_line import held_out_of, run
+from idx_files import idx_bytes
 from networks import one_by_one
 
 import eefast
+from eefast.thresholds.calibration import calibrate
+from eefast.thresholds.outputs import collect
 
 
 def test_calibrate_saves_what_it_says(shop, tmp_path):
@@ -25,6 +28,7 @@ def test_calibrate_saves_what_it_says(shop, tmp_path):
         5,
         "--max-cost",
         0.7,
+        "--no-assurance",
     ]
     cache = tmp_path / "held.safetensors"
     done = run(*words, "--criterion", "all", "--save", "--cache", cache, "--json", tmp_path / "report.json")
@@ -49,20 +53,51 @@ def test_calibrate_saves_what_it_says(shop, tmp_path):
         run(*words, "--seed", 6, "--cache", cache)
 
 
-def test_calibrate_takes_half_a_point_off_the_final_exit_by_default(shop):
+def test_calibrate_takes_half_a_point_off_the_final_exit(shop):
     words = ["calibrate", shop / "net", "--data-root", shop, "--held-out", 31, "--few-images", "--json", "-"]
-    report = json.loads(run(*words).stdout)
+    report = json.loads(run(*words, "--no-assurance").stdout)
     assert report["bound"] == {"max_accuracy_drop": 0.005}
+    assert report["assurance"] is None
     assert list(report["chosen"]) == ["learned"]
     assert report["chosen"]["learned"]["accuracy"] >= report["exits"][-1]["accuracy"] - 0.005
     assert report["scaling"] is None
-    report = json.loads(run(*words, "--min-accuracy", 0, "--criterion", "margin").stdout)
+    report = json.loads(run(*words, "--no-assurance", "--min-accuracy", 0, "--criterion", "margin").stdout)
     assert report["chosen"]["margin"]["cost"] == pytest.approx(float(eefast.load(shop / "net").cost[0]))
+
+
+@pytest.fixture(scope="module")
+def larger_shop(shop, tmp_path_factory):
+    """MNIST's training files with 300 images of noise."""
+    folder, random = tmp_path_factory.mktemp("larger"), torch.Generator().manual_seed(3)
+    images = torch.randint(256, (300, 28, 28), generator=random, dtype=torch.uint8)
+    (folder / "train-images-idx3-ubyte").write_bytes(idx_bytes(images.numpy()))
+    labels = torch.randint(9, (300,), generator=random, dtype=torch.uint8)
+    (folder / "train-labels-idx1-ubyte").write_bytes(idx_bytes(labels.numpy()))
+    return folder
+
+
+@pytest.mark.parametrize("agreement", [False, True], ids=["accuracy", "agreement"])
+def test_calibrate_holds_on_new_images_by_default(shop, larger_shop, agreement):
+    words = ["calibrate", shop / "net", "--data-root", larger_shop, "--held-out", 250, "--other-data"]
+    words += ["--max-accuracy-drop", 0.35, "--max-cost", 0.98, *(["--agreement"] if agreement else [])]
+    done = run(*words, "--json", shop / "report.json")
+    assert "with probability 0.9, as 175 of these images judged" in done.stdout
+    report = json.loads((shop / "report.json").read_text())
+    assert (report["assurance"], report["agreement"]) == (0.9, agreement)
+    assert report["bound"] == {"max_accuracy_drop": 0.35, "max_cost": 0.98}
+    net = eefast.load(shop / "net")
+    outputs, labels = collect(net, [held_out_of(larger_shop, 250, 1)])
+    expected = calibrate(
+        outputs, None if agreement else labels, net.cost, max_accuracy_drop=0.35, max_cost=0.98, assurance=0.9
+    )
+    assert report["chosen"]["learned"]["thresholds"] == list(expected.thresholds)
+    assert report["chosen"]["learned"]["judged_by"] == 175
 
 
 def test_calibrate_scales_what_it_saves(shop, tmp_path):
     eefast.load(shop / "net").save(tmp_path / "net")
     words = ["--data-root", shop, "--held-out", 31, "--few-images", "--max-cost", 0.7, "--criterion", "entropy"]
+    words += ["--no-assurance"]
     done = run("calibrate", tmp_path / "net", *words, "--scale", "--save", "--json", tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     before, after = eefast.load(shop / "net"), eefast.load(tmp_path / "net")
@@ -80,8 +115,13 @@ def test_calibrate_scales_what_it_saves(shop, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--min-accuracy", 1], r"learned: min_accuracy=1\.0 cannot be kept; the nearest is accuracy"),
-        (["--min-accuracy", 0.5, "--max-cost", 0.5], r"min_accuracy=0.5, max_cost=0.5: give one of them"),
+        (
+            ["--min-accuracy", 1, "--no-assurance"],
+            r"learned: min_accuracy=1\.0 cannot be kept; the nearest is accuracy",
+        ),
+        (["--max-cost", 0.5], "learned: 31 samples are too few for assurance=0.9; give at least 100"),
+        (["--max-cost", 0.5, "--assurance", 1], "assurance=1.0 must be above 0 and below 1"),
+        (["--min-accuracy", 0.5, "--max-accuracy-drop", 0.5], "=0.5: give one of them for the accuracy"),
         (["--max-cost", 1.5], r"max_cost=1.5 must be in 0 … 1"),
         (["--criterion", "best"], r"criterion='best' is unknown"),
         (["--held-out", 99], r"held_out=99 must be in 1 … 70"),

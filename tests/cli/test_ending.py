@@ -238,7 +238,22 @@ def test_every_command_stops_at_a_signal(shop, tmp_path):
     train = ["train", "--net", "eenet8", "--num-exits", "2", "--epochs", "1000", "--workers", "2", "--held-out", "1000"]
     commands = [
         ([*train, *mnist, "--output", str(tmp_path / "run"), "--device", "cpu"], 0.2),
-        (["calibrate", eenet, *slow, "--held-out", "1500", "--save", "--cache", to, "--json", f"{to}.json"], 0.5),
+        (
+            [
+                "calibrate",
+                eenet,
+                *slow,
+                "--held-out",
+                "1500",
+                "--no-assurance",
+                "--save",
+                "--cache",
+                to,
+                "--json",
+                f"{to}.json",
+            ],
+            0.5,
+        ),
         (["evaluate", eenet, *slow, "--json", f"{to}.json"], 0.5),
         (["plot", eenet, *slow, "--same-images", "--output", f"{to}.png"], 0.5),
         (["bench", eenet, *mnist, "--own-thresholds", "--seconds", "60", "--figure", f"{to}.png"], 1.0),
@@ -298,7 +313,8 @@ def test_faults_while_commands_work(shop, tmp_path):
          "cannot be written: there is no folder"),
         (["plot", eenet, "--output", str(tmp_path / "x.gif2")], {}, 2, r"ending must be one of .*png"),
         (["demo", "--figure", "/proc/x.png"], {}, 2, "/proc/x.png cannot be written"),
-        (["calibrate", eenet, *mnist, "--held-out", "500", "--save", "--max-cost", "0.7"], {"limit": 3000}, 1,
+        (["calibrate", eenet, *mnist, "--held-out", "500", "--save", "--max-cost", "0.7", "--no-assurance"],
+         {"limit": 3000}, 1,
          r"model\.safetensors cannot be written: file too large; .* unchanged"),
         (["train", "--num-exits", "99", "--held-out", "500", *mnist], {}, 2, "does not fit: 9 exits fit into 9 blocks"),
         (["train", "--resume", "--output", str(tmp_path / "nothing"), *mnist], {}, 2, "there is no .*last.ckpt"),

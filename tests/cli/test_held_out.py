@@ -57,7 +57,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_commands_take_what_training_had(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "net", tmp_path / "net")
     defaults = [tmp_path / "net", "--data-root", trained / "fashion-mnist", "--json", "-"]
-    report = json.loads(run("calibrate", *defaults, "--max-cost", 0.7, "--few-images", "--save").stdout)
+    report = json.loads(
+        run("calibrate", *defaults, "--max-cost", 0.7, "--few-images", "--no-assurance", "--save").stdout
+    )
     assert (report["dataset"], report["held_out"], report["seed"]) == ("fashion-mnist", 31, 5)
     # The same as from images that are drawn here.
     net, whole = eefast.load(trained / "net"), datasets.dataset("fashion-mnist", trained / "fashion-mnist", "train")
@@ -72,7 +74,7 @@ def test_commands_take_what_training_had(trained: Path, tmp_path: Path) -> None:
     test = datasets.dataset("fashion-mnist", trained / "fashion-mnist", "test")
     assert report["dataset"] == "fashion-mnist"
     assert report["evaluation"]["accuracy"] == float((saved(test.images).labels == test.labels).double().mean())
-    fewer = run("calibrate", *defaults, "--max-cost", 0.7, "--few-images", "--held-out", 7)
+    fewer = run("calibrate", *defaults, "--max-cost", 0.7, "--few-images", "--no-assurance", "--held-out", 7)
     assert json.loads(fewer.stdout)["held_out"] == 7
 
 
@@ -89,7 +91,7 @@ def test_commands_take_what_training_had(trained: Path, tmp_path: Path) -> None:
         ("bench --held-out 69", "--held-out 69: .*net was trained with 31"),
         (
             "calibrate",
-            r"31 held-out images are too few: one of them is 0\.0323 .* 200 are needed .*; train with more",
+            r"31 held-out images are too few: one of them is 0\.0323 .* 730 are needed .*; train with more",
         ),
         ("calibrate --max-accuracy-drop 0.05", "so 100 are needed for this budget"),
         (
@@ -112,7 +114,7 @@ def test_what_training_did_not_have_is_refused(trained: Path, tmp_path: Path, wo
 
 
 def test_other_images_under_the_same_name_are_refused(trained: Path, tmp_path: Path) -> None:
-    words = ["calibrate", trained / "net", "--max-cost", 0.7, "--few-images", "--json", "-"]
+    words = ["calibrate", trained / "net", "--max-cost", 0.7, "--few-images", "--no-assurance", "--json", "-"]
     with pytest.raises(ValueError, match=r"the 70 training images of fashion-mnist in .*mnist are not the 70 that"):
         run(*words, "--data-root", trained / "mnist")
     for command in ("calibrate", "evaluate"):
@@ -136,7 +138,7 @@ def test_networks_without_a_record(trained: Path, tmp_path: Path) -> None:
     done = run("evaluate", tmp_path / "old", *root, "--engine", "reference")
     assert json.loads(done.stdout)["dataset"] == "fashion-mnist"
     assert "old has no training.json; its normalisation is that of fashion-mnist, which is used" in done.stderr
-    done = run("calibrate", tmp_path / "old", *root, "--max-cost", 0.7, "--few-images")
+    done = run("calibrate", tmp_path / "old", *root, "--max-cost", 0.7, "--few-images", "--no-assurance")
     assert "old has no training.json: the held-out images are the 14 that eefast train keeps aside" in done.stderr
     assert json.loads(done.stdout)["held_out"] == 14
     net.normalization = ((0.5,), (0.5,))
@@ -187,7 +189,7 @@ def test_thresholds_of_a_custom_backbone(tmp_path: Path, monkeypatch: pytest.Mon
     found = eefast.load(tmp_path / "net")
     assert (found.record.classes, found.record.resize, found.name) == (("a", "b"), 37, name)
 
-    words = [tmp_path / "net", "--few-images", "--max-cost", 0.9, "--criterion", "entropy", "--save"]
+    words = [tmp_path / "net", "--few-images", "--max-cost", 0.9, "--criterion", "entropy", "--save", "--no-assurance"]
     done = run("calibrate", *words, "--data-root", root, "--scale", "--json", tmp_path / "report.json")
     assert f"{name} with 1 early exits, 5 held-out images of folder" in done.stdout
     report = json.loads((tmp_path / "report.json").read_text())

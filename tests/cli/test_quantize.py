@@ -94,7 +94,7 @@ def test_thresholds_that_are_kept_warn_once(shop, tmp_path, caplog):
         kept(images)
     assert caplog.text.count("thresholds are those of the float network") == 1
     # After `eefast calibrate` nothing is left to say.
-    run("calibrate", folder, *words(shop)[2:], "--max-cost", 0.7, "--save")
+    run("calibrate", folder, *words(shop)[2:], "--max-cost", 0.7, "--no-assurance", "--save")
     caplog.clear()
     eefast.load(folder)(images)
     assert not caplog.records

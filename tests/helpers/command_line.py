@@ -18,5 +18,5 @@ def run(*words):
 
 def held_out_of(folder, n, seed):
     kept = datasets.dataset("mnist", folder, "train")
-    split = torch.utils.data.random_split(kept, [70 - n, n], generator=torch.Generator().manual_seed(seed))[1]
+    split = torch.utils.data.random_split(kept, [len(kept) - n, n], generator=torch.Generator().manual_seed(seed))[1]
     return kept.images[split.indices], kept.labels[split.indices]

@@ -32,11 +32,38 @@ def test_no_confidence_ties_with_its_threshold(criterion: str, rounded: bool, bo
     assert outcome(outputs, labels, cost, criterion, found.thresholds) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("bounds", [{}, {"min_accuracy": 0.5, "max_cost": 0.5}], ids=["none", "two"])
-def test_one_bound_is_needed(bounds: dict) -> None:
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ({}, "no bound is given"),
+        ({"min_accuracy": 0.5, "max_accuracy_drop": 0.5}, "both bound the accuracy; give one of them"),
+        ({"max_accuracy_drop": -0.1}, r"max_accuracy_drop=-0\.1 must be in 0 … 1"),
+        ({"max_cost": float("nan")}, "max_cost=nan must be in 0 … 1"),
+    ],
+)
+def test_bounds_that_say_nothing_are_refused(bounds: dict, message: str) -> None:
     outputs, labels = make_outputs(3, 3, 0)
-    with pytest.raises(ValueError, match="exactly one of them"):
+    with pytest.raises(ValueError, match=message):
         calibrate(outputs, labels, COST, **bounds)
+
+
+def test_a_drop_is_below_the_final_exit() -> None:
+    outputs, labels = make_outputs(67, 3, 0)
+    final = float((outputs[-1].logits.argmax(1) == labels).double().mean())
+    expected = calibrate(outputs, labels, COST, min_accuracy=final - 0.1)
+    assert calibrate(outputs, labels, COST, max_accuracy_drop=0.1) == expected
+    assert calibrate(outputs, labels, COST, max_accuracy_drop=0.1, max_cost=expected.cost) == expected
+    with pytest.raises(
+        ValueError, match=r"max_accuracy_drop=0.1, max_cost=0.* cannot be kept; the nearest is accuracy"
+    ):
+        calibrate(outputs, labels, COST, max_accuracy_drop=0.1, max_cost=expected.cost - 0.001)
+
+
+def test_without_labels_the_final_answers_are_right() -> None:
+    outputs, _ = make_outputs(67, 3, 0)
+    expected = calibrate(outputs, outputs[-1].logits.argmax(1), COST, max_accuracy_drop=0.1)
+    assert calibrate(outputs, None, COST, max_accuracy_drop=0.1) == expected
+    assert 0.9 <= expected.accuracy < 1
 
 
 @pytest.mark.parametrize("criterion", criteria.CRITERIA)

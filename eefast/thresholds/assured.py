@@ -1,0 +1,176 @@
+"""Outputs of all exits on held-out data → thresholds whose bounds hold on new data with a stated probability.
+
+Three samples of ten lay a path of thresholds; the others walk it and stop at the first thresholds that the betting test
+does not show to be within the bound. They go wrong only if the first thresholds outside the bound pass their test, so
+the level of one test is that of the whole walk, however long the path (fixed-sequence testing; Angelopoulos et al.,
+"Learn then Test").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, isfinite
+
+import torch
+from torch import Tensor
+
+from .. import criteria
+from ..result import ExitOutput
+from . import betting, path
+from .cuts import Cuts
+
+LEAST_SAMPLES = 100
+# The share of the samples that lays the path.
+PATH_SHARE = 0.3
+# Thresholds that are tested together.
+BLOCK = 16
+
+
+def find_thresholds(
+    outputs: Sequence[ExitOutput],
+    labels: Tensor,
+    cost: Tensor,
+    criterion: str,
+    bounds: Mapping[str, float],
+    assurance: float,
+) -> tuple[tuple[float, ...], int]:
+    """Thresholds that keep the bounds with probability `assurance`, and the number of samples that judged them.
+
+    Arguments as those of `calibration.calibrate`, which checks them; bounds: one on accuracy, one on cost, or both.
+    Raises `ValueError` with fewer than `LEAST_SAMPLES` samples, and where no thresholds are shown to keep the bounds,
+    with the nearest and about how many samples would have shown it.
+    """
+    count = len(labels)
+    if count < LEAST_SAMPLES:
+        raise ValueError(
+            f"{count} samples are too few for assurance={assurance}; give at least {least_samples(bounds, assurance)}, "
+            "or no assurance, which keeps the bounds on these samples only"
+        )
+    # Always the same order: nobody can draw until the answer pleases.
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    lay, judge = order[: round(PATH_SHARE * count)], order[round(PATH_SHARE * count) :]
+    rule = criteria.get(criterion)
+    cuts = Cuts([ExitOutput(*(part[lay] for part in out)) for out in outputs], labels[lay], cost, criterion)
+    points = path.accurate_to_cheap(cuts, rule)
+    exits = _Exits(rule, [rule.confidence(out.logits, out.confidence_logit) for out in outputs[:-1]], points)
+    right = torch.stack([out.logits.argmax(dim=1) == labels for out in outputs]).double()
+    # Wrong about either bound with the sum of both levels at most.
+    level = (1 - assurance) / len(bounds)
+    walks = [_walk(name, value, right, cost, len(points)) for name, value in bounds.items()]
+    passed = [_passed(walk, exits, lay, judge, level) for walk in walks]
+    kept = sorted(set.intersection(*map(set, passed)))
+    if not kept:
+        given = ", ".join(f"{name}={value}" for name, value in bounds.items())
+        # The thresholds at which the walks stopped.
+        stops = [w.steps[max(len(p), w.certain)] for w, p in zip(walks, passed, strict=True) if len(p) < len(w.steps)]
+        why = _refusal(walks, exits, stops, judge, level, right, cost)
+        raise ValueError(
+            f"{given}: {len(judge)} of the {count} samples do not show with assurance={assurance} that any thresholds "
+            f"keep it; {why}"
+        )
+    # The most accurate of those that are cheap enough, or the cheapest of those that are accurate enough.
+    return tuple(points[kept[0] if list(bounds) == ["max_cost"] else kept[-1]].tolist()), len(judge)
+
+
+def least_samples(bounds: Mapping[str, float], assurance: float) -> int:
+    """The number of samples that it takes to keep the bounds where the early exits are never wrong; 100 at least.
+
+    Of a bound that no number of samples can show to be kept, such as `max_accuracy_drop=0`, nothing is counted.
+    """
+    level, least = (1 - assurance) / len(bounds), LEAST_SAMPLES
+    right, cost = torch.ones(2, 1, dtype=torch.float64), torch.zeros(2)
+    for name, value in bounds.items():
+        walk = _walk(name, value, right, cost, 1)
+        enough = betting.samples_enough(walk.loss[0], walk.limit, level, walk.highest) / (1 - PATH_SHARE)
+        least = max(least, ceil(enough)) if isfinite(enough) else least
+    return least
+
+
+@dataclass(frozen=True)
+class _Exits:
+    """rule, confidence: n times [N] float32, of the early exits; points: the path [M, n]."""
+
+    rule: criteria.Criterion
+    confidence: Sequence[Tensor]
+    points: Tensor
+
+    def taken(self, samples: Tensor, steps: Sequence[int]) -> Tensor:
+        """The exit that each sample takes by the thresholds of each step: [steps, samples] int64."""
+        thresholds = self.points[list(steps)]
+        taken = torch.full((len(thresholds), len(samples)), len(self.confidence))
+        for i in reversed(range(len(self.confidence))):
+            taken[self.rule.leaves(self.confidence[i][samples], thresholds[:, i : i + 1])] = i
+        return taken
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """loss: of each sample at each exit [n + 1, N] float64, at most `highest`; its mean is to be at most `limit`.
+
+    least_spread: see `betting.keeps`.
+    steps: indices of the path's points in the order of the tests; certain: how many of the first ones need no test.
+    """
+
+    loss: Tensor
+    limit: float
+    highest: float
+    least_spread: float
+    steps: range
+    certain: int = 0
+
+
+def _walk(name: str, value: float, right: Tensor, cost: Tensor, length: int) -> _Walk:
+    if name == "max_cost":
+        loss = cost.double().cpu()[:, None].expand_as(right)
+        return _Walk(loss, value, max(float(cost.max()), value), 0.0, range(length)[::-1])
+    limit = 1 - value if name == "min_accuracy" else value
+    # Of a loss that is 0 or 1, at the bound.
+    spread = limit * (1 - limit)
+    if name == "min_accuracy":
+        return _Walk(1 - right, limit, 1.0, spread, range(length))
+    # Paired with the final exit: only samples about which the two differ count, so far fewer samples are enough.
+    return _Walk(right[-1] - right, limit, 1.0, spread, range(length), certain=1)
+
+
+def _passed(walk: _Walk, exits: _Exits, lay: Tensor, judge: Tensor, level: float) -> range:
+    """The points that keep the bound, all of them with probability 1 - `level`; none where only certain ones do."""
+
+    def losses(samples: Tensor) -> Tensor:
+        return walk.loss[:, samples].gather(0, exits.taken(samples, steps))
+
+    for start in range(walk.certain, len(walk.steps), BLOCK):
+        steps = walk.steps[start : start + BLOCK]
+        kept = betting.keeps(losses(judge), walk.limit, level, walk.highest, losses(lay), walk.least_spread)
+        if not kept.all():
+            known = start + int(kept.long().argmin())
+            return walk.steps[: known if known > walk.certain else 0]
+    return walk.steps
+
+
+def _refusal(
+    walks: Sequence[_Walk],
+    exits: _Exits,
+    stops: Sequence[int],
+    judge: Tensor,
+    level: float,
+    right: Tensor,
+    cost: Tensor,
+) -> str:
+    """What the thresholds at which walks stopped do on the judging samples, and how many samples it would take."""
+    taken = exits.taken(judge, stops)
+    losses = [walk.loss[:, judge].gather(0, taken) for walk in walks]
+    enough = [
+        max(betting.samples_enough(loss[i], w.limit, level, w.highest) for loss, w in zip(losses, walks, strict=True))
+        for i in range(len(stops))
+    ]
+    at = enough.index(min(enough))
+    accuracy, final = float(right[:, judge].gather(0, taken[at : at + 1]).mean()), float(right[-1, judge].mean())
+    nearest = (
+        f"the nearest have accuracy {accuracy:.4f}, where the final exit's is {final:.4f}, at mean cost "
+        f"{float(cost.double().cpu()[taken[at]].mean()):.4f}"
+    )
+    if not isfinite(enough[at]):
+        return f"{nearest}, outside it however many samples judge"
+    samples = max(ceil(enough[at] / (1 - PATH_SHARE)), right.shape[1] + 1)
+    return f"{nearest}; about {samples:,} samples would have been enough for them"
