@@ -15,7 +15,7 @@ from .model import EarlyExitNet
 from .preprocessing import Preprocessing
 from .quantization.post_training import quantize
 from .result import ExitOutput, ExitResult
-from .scoring.calls import predict
+from .scoring.calls import predict, score
 from .surgery import attach
 from .version import __version__
 
@@ -32,5 +32,6 @@ __all__ = [
     "load",
     "predict",
     "quantize",
+    "score",
     "zoo",
 ]
