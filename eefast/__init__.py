@@ -12,8 +12,10 @@ from . import criteria, zoo
 from .api import Accelerated, accelerate
 from .checkpoint.loading import load
 from .model import EarlyExitNet
+from .preprocessing import Preprocessing
 from .quantization.post_training import quantize
 from .result import ExitOutput, ExitResult
+from .scoring.calls import predict, score
 from .surgery import attach
 from .version import __version__
 
@@ -22,11 +24,14 @@ __all__ = [
     "EarlyExitNet",
     "ExitOutput",
     "ExitResult",
+    "Preprocessing",
     "__version__",
     "accelerate",
     "attach",
     "criteria",
     "load",
+    "predict",
     "quantize",
+    "score",
     "zoo",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from . import criteria
 from .cost import StageCost, path_costs, stage_costs
 from .heads import ExitHead
+from .preprocessing import Preprocessing
 from .record import TrainingRecord
 from .result import ExitOutput, ExitResult
 
@@ -35,6 +36,8 @@ class EarlyExitNet(nn.Module):
 
     Attributes that may be set:
     record: what it was trained on, which `save` writes too; None for what you trained on other images yourself.
+    preprocessing: how image files become its pixels, see `eefast.Preprocessing`; None where that is not known.
+    classes: names of the classes in the order of the labels; None where they have none.
     built_from: what it was made of, for the error of `save` where there is no config.
 
     Buffers, always float32 whatever the parameters' dtype:
@@ -50,6 +53,8 @@ class EarlyExitNet(nn.Module):
     cost: Tensor
     path_cost: Tensor
     record: TrainingRecord | None = None
+    preprocessing: Preprocessing | None = None
+    classes: tuple[str, ...] | None = None
     built_from: str = "modules"
     _limits: tuple[list[float], Tensor] | None = None
     _checked: tuple[Tensor, int] | None = None
@@ -189,6 +194,7 @@ class EarlyExitNet(nn.Module):
         for made in (net, net.stages, net.heads):
             made.training = self.training
         net.built_from, net.record = self.built_from, self.record
+        net.preprocessing, net.classes = self.preprocessing, self.classes
         return net
 
     def prepare(self, x: Tensor, dtype: torch.dtype | None = None, weight: Tensor | None = None) -> Tensor:

@@ -11,13 +11,14 @@ from .. import zoo
 from ..criteria import CRITERIA
 from ..heads import HEADS
 from ..model import EarlyExitNet
+from ..preprocessing import Preprocessing
 from ..system import files
-from . import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, record_file
+from . import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, image_fields, record_file
 from .attached import build_attached
 from .building import build
 from .fields import MOST_EXITS, Field, check_fields, is_int, is_name, is_normalization, is_shape
 from .quantized_rows import QUANTIZED_FIELDS, build_quantized, describe_stages
-from .stored import read_json, read_safetensors
+from .stored import MOST_JSON, read_json, read_safetensors
 
 OLD_CONFIG_FILE = "attached.json"
 """The first versions of `eefast train --backbone` wrote this instead of config.json."""
@@ -30,6 +31,7 @@ def save(net: EarlyExitNet, folder: str | Path) -> None:
     net.check_saving()
     normalization = net.normalization and [[float(v) for v in part] for part in net.normalization]
     config = {"format": 1, **(net.config or {}), "normalization": normalization, "criterion": net.criterion.name}
+    config |= image_fields.describe(net)
     if config.get("kind") == "quantized":
         config |= describe_stages(net)
     weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
@@ -37,11 +39,19 @@ def save(net: EarlyExitNet, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with files.together():
         files.write(folder / WEIGHTS_FILE, safetensors_bytes(weights))
-        files.write(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+        files.write(folder / CONFIG_FILE, _text(config))
         if net.record is not None:
             files.write(folder / RECORD_FILE, record_file.text(net.record))
     for other in (OLD_CONFIG_FILE, *([] if net.record else [RECORD_FILE])):
         (folder / other).unlink(missing_ok=True)
+
+
+def _text(config: dict[str, Any]) -> str:
+    """What `_read_config` reads; names of classes that would make the file too large are left out."""
+    found = json.dumps(config, indent=2) + "\n"
+    if len(found) <= MOST_JSON or "classes" not in config:
+        return found
+    return json.dumps({key: value for key, value in config.items() if key != "classes"}, indent=2) + "\n"
 
 
 def read_folder(folder: Path) -> EarlyExitNet:
@@ -49,18 +59,19 @@ def read_folder(folder: Path) -> EarlyExitNet:
 
     Raises `ValueError` or `OSError` for files that are missing, damaged or not of the same network.
     """
-    kind, config = _read_config(folder)
+    kind, config, told = _read_config(folder)
     weights, size = read_safetensors(folder / WEIGHTS_FILE)
     net = {"eenet": build, "attached": build_attached, "quantized": build_quantized}[kind](config, weights, size)
     for key in ("num_exits", "placement"):
         if kind == "eenet" and config[key] != (found := (net.config or {})[key]):
             raise ValueError(f"{CONFIG_FILE} says {key}={config[key]}, but the network has {found}")
     net.record = record_file.read(folder, net.name, net.num_classes, net.input_shape)
+    image_fields.give(net, *told, CONFIG_FILE)
     return net
 
 
-def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The kind of network and the arguments that build it, all of them checked."""
+def _read_config(folder: Path) -> tuple[str, dict[str, Any], tuple[Preprocessing | None, tuple[str, ...] | None]]:
+    """The kind of network, the arguments that build it, and what it says of image files, all of them checked."""
     old = not (folder / CONFIG_FILE).exists() and (folder / OLD_CONFIG_FILE).exists()
     file = OLD_CONFIG_FILE if old else CONFIG_FILE
     for name in (file, WEIGHTS_FILE):
@@ -73,10 +84,11 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
         raise ValueError(
             f"{file} says kind={reprlib.repr(kind)}; it must be one of {', '.join(kinds)}; a newer eefast may read it"
         )
+    told = image_fields.take(config, file)
     fields = _EENET8 if kind == "eenet" and config.get("name") == "eenet8" else kinds[kind]
     check_fields(config, fields, file)
     del config["format"]
-    return kind, config
+    return kind, config, told
 
 
 _ALL: dict[str, Field] = {

@@ -22,6 +22,8 @@ EXTRAS = {
     **dict.fromkeys(("typer", "rich"), "cli"),
     **dict.fromkeys(("lightning", "yaml", "scipy", "torchvision"), "train"),
     "matplotlib": "plot",
+    **dict.fromkeys(("PIL", "pyarrow"), "score"),
+    "ray": "ray",
 }
 # Time after the first signal to remove half-written files and end worker processes; then a second one ends at once.
 GRACE_SECONDS = 3.0

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
-
-from typer import Option
 
 from . import render
 from .inputs import load_images, open_network
-from .options import BatchSize, DataRoot, Dataset, Device, Download, Images, Json, Network, OtherData, Split, Workers
+from .options import (
+    BatchSize,
+    DataRoot,
+    Dataset,
+    Device,
+    Download,
+    Engine,
+    Images,
+    Json,
+    Network,
+    OtherData,
+    Split,
+    Workers,
+)
 from .output import bars, check_writable, echo, write_json
 
 
@@ -21,7 +31,7 @@ def command(
     split: Split = "test",
     other_data: OtherData = False,
     images: Images = None,
-    engine: Annotated[str, Option(help="auto, resident, compact, reference.")] = "auto",
+    engine: Engine = "auto",
     batch_size: BatchSize = 256,
     workers: Workers = 0,
     device: Device = "auto",

@@ -59,8 +59,7 @@ def open_network(
 
     from ..data import datasets
 
-    if device not in ("auto", "cpu") and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}: PyTorch finds no CUDA device here; take cpu")
+    device = chosen_device(device)
     if dataset is not None:
         datasets.check_name(dataset)
     net = _load(path, dataset, data_root)
@@ -76,9 +75,17 @@ def open_network(
         record = None
     if record is None:
         _check_fit(path, net, dataset, data_root)
-    chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     source = Source(path, dataset, data_root, download, workers, None if other_data else record, other_data)
-    return net.to(torch.device(chosen)), source
+    return net.to(torch.device(device)), source
+
+
+def chosen_device(device: str) -> str:
+    """The device that an option names, of "auto" CUDA where there is some; `ValueError` without what it names."""
+    import torch
+
+    if device not in ("auto", "cpu") and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: PyTorch finds no CUDA device here; take cpu")
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _load(path: Path, dataset: str | None, data_root: Path | None) -> EarlyExitNet:
@@ -139,7 +146,8 @@ def load_images(net: EarlyExitNet, source: Source, split: str, count: int | None
         # Photographs come in all sizes; they are resized to the one that the network's costs were counted for.
         size = net.input_shape[1] if source.dataset in ("imagenet", "folder") else None
         root = source.data_root or "data"
-        found = datasets.dataset(source.dataset, root, split, source.download, image_size=size)
+        resize = source.record.resize if source.record is not None else None
+        found = datasets.dataset(source.dataset, root, split, source.download, size, resize)
     classes, trained = image_sets.class_names(found), source.record.classes if source.record is not None else None
     if classes is not None and trained is not None and classes != trained:
         raise ValueError(

@@ -48,6 +48,16 @@ Cache = Annotated[
 BatchSize = Annotated[int, Option(help="Images per call.", min=1)]
 Workers = Annotated[int, Option(help="Number of processes that decode images.", min=0)]
 Device = Annotated[str, Option(help="auto, cpu, cuda.")]
+Engine = Annotated[str, Option(help="auto, resident, compact, reference.")]
+CropFraction = Annotated[
+    float | None,
+    Option(
+        "--crop-fraction",
+        "--crop-pct",
+        help="Share of an image's shorter side in the centre that is looked at; by default as in training.",
+        show_default=False,
+    ),
+]
 CriterionName = Annotated[str, Option(help=f"{CRITERION_NAMES}, or all; default: the network's.")]
 MinAccuracy = Annotated[float | None, Option(help="Budget: lowest cost with at least this accuracy, 0 … 1.")]
 MaxAccuracyDrop = Annotated[

@@ -82,6 +82,14 @@ def command(
             "--image-size", "--img-size", help="Height and width of images of imagenet and folder; default: 224.", min=1
         ),
     ] = DEFAULT.image_size,
+    crop_fraction: Annotated[
+        float | None,
+        data_option(
+            "--crop-fraction",
+            "--crop-pct",
+            help="Share of a photograph's shorter side that is measured; default: 0.875, or 1 for images of this size.",
+        ),
+    ] = DEFAULT.crop_fraction,
     held_out: Annotated[
         int | None,
         data_option(
@@ -177,6 +185,7 @@ def command(
     check_writable(json_path)
     options = TrainOptions(
         net=net, dataset=dataset, data_root=data_root, output=output, download=download, image_size=image_size,
+        crop_fraction=crop_fraction,
         num_exits=num_exits, placement=_blocks(placement), head=head, backbone=backbone,
         exits=[name.strip() for name in exits.split(",") if name.strip()], weights=weights,
         freeze_backbone=freeze_backbone, self_labelled=self_labelled, epochs=epochs, batch_size=batch_size,

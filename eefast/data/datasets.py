@@ -11,9 +11,9 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ..record import TrainingRecord
-from .image_sets import class_names, fingerprint
+from .image_sets import class_names, fingerprint, resize_of
 from .mnist import load_mnist
-from .photographs import class_folders_of, load_class_folders, load_tiny_imagenet, shorter_side
+from .photographs import class_folders_of, load_class_folders, load_tiny_imagenet
 from .sources import how_to_get
 from .torchvision_files import load_cifar10, load_svhn
 
@@ -32,6 +32,7 @@ class DatasetInfo:
     load: (root, split, download, this value) → data set of (uint8 image, label).
     shift, flip: how the papers change training images, see `eefast.train.module.EarlyExitModule`; photographs are also
         cropped at random sizes while they are decoded.
+    resize: pixels of the shorter side of photographs before their centre is cut out; None for the usual one.
     """
 
     shape: tuple[int, int, int]
@@ -41,11 +42,7 @@ class DatasetInfo:
     load: Callable[[Path, str, bool, Any], Dataset]
     shift: int = 0
     flip: bool = False
-
-
-def resize(name: str, size: int) -> int | None:
-    """Pixels of the shorter side of a photograph before its centre is cut out to `size`; None for other images."""
-    return shorter_side(size) if name in RESIZED else None
+    resize: int | None = None
 
 
 def record(
@@ -53,17 +50,26 @@ def record(
 ) -> TrainingRecord:
     """The record of a training: `images` is the whole training part of the data set `name`."""
     count = len(images)  # type: ignore[arg-type]
-    known = class_names(images), resize(name, input_shape[1]), count, fingerprint(images)
+    known = class_names(images), resize_of(images), count, fingerprint(images)
     return TrainingRecord(network, num_classes, tuple(input_shape), name, *known, held_out, seed)
 
 
-def dataset(name: str, root: str | Path, split: str, download: bool = False, image_size: int | None = None) -> Dataset:
+def dataset(
+    name: str,
+    root: str | Path,
+    split: str,
+    download: bool = False,
+    image_size: int | None = None,
+    resize: int | None = None,
+) -> Dataset:
     """The data set called `name` (see `DATASETS`) from the folder `root`: (uint8 image [C, H, W], label) per sample.
 
     split: "train" or "test"; "test" is the labelled validation images where the test labels are secret
         (Tiny-ImageNet, ImageNet).
     download: fetch missing files into `root`, through torchvision; without it nothing is fetched.
     image_size: see `info`.
+    resize: pixels of the shorter side of photographs before their centre is cut out; by default 256/224 of the centre,
+        or of "folder" the images as they are, where they already have the size of the centre.
     Raises `ValueError` for unknown names, splits and malformed files, `FileNotFoundError` for missing ones, saying how
     to get them.
     """
@@ -75,7 +81,7 @@ def dataset(name: str, root: str | Path, split: str, download: bool = False, ima
         raise FileNotFoundError(f"the data folder {root} does not exist; {how_to_get(name)}")
     if download and name in ("tiny-imagenet", "imagenet", "folder"):
         raise ValueError(f"download=True is not possible for {name}: {how_to_get(name)}")
-    found = _sized(name, image_size)
+    found = replace(_sized(name, image_size), resize=resize if name in RESIZED else None)
     return found.load(root, split, download, found)
 
 

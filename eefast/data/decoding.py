@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -21,21 +23,44 @@ def decode(path: str | Path) -> Any:
     values are in 0 … 255 (floats not all in 0 … 1), and refused otherwise.
     Raises `ImageFileError`, which names the file, for everything that cannot be read whole.
     """
-    from PIL import Image, UnidentifiedImageError
+    return _decoded(path, lambda: Path(path).open("rb"))
+
+
+def decode_bytes(content: bytes, name: str) -> Any:
+    """As `decode`, of a file's content; name: of the image, for errors."""
+    return _decoded(name, lambda: BytesIO(content))
+
+
+def size_of(path: str | Path) -> tuple[int, int] | None:
+    """Width and height in pixels that an image file says it has; None where it cannot be read."""
+    from PIL import Image
 
     try:
         with Path(path).open("rb") as file, Image.open(file) as image:
-            pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
-            if limit and pixels > limit:  # Pillow warns too, but does not name the file.
-                warnings.warn(f"{shown(path)} has {pixels:,} pixels", Image.DecompressionBombWarning, stacklevel=2)
-            return _eight_bits(image)
+            return image.width, image.height
+    except Exception:  # as in `_decoded`; reading it whole says what is wrong
+        return None
+
+
+def _decoded(name: str | Path, opened: Callable[[], BinaryIO]) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    empty = False
+    try:
+        with opened() as file:
+            empty = not file.read(1)
+            file.seek(0)
+            with Image.open(file) as image:
+                pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+                if limit and pixels > limit:  # Pillow warns too, but does not name the file.
+                    warnings.warn(f"{shown(name)} has {pixels:,} pixels", Image.DecompressionBombWarning, stacklevel=3)
+                return _eight_bits(image)
     except UnidentifiedImageError as error:
-        empty = Path(path).stat().st_size == 0
         why, cause = "it is empty" if empty else "its content has no format that Pillow reads", error
     except Exception as error:  # whatever the bytes cause: OSError, SyntaxError, struct.error, MemoryError, …
         why, cause = shown(error) or type(error).__name__, error  # type: ignore[assignment]
     raise ImageFileError(
-        f"{shown(path)} cannot be read as an image ({why}); replace it, or take it out of the data folder"
+        f"{shown(name)} cannot be read as an image ({why}); replace it, or take it out of the data folder"
     ) from cause
 
 

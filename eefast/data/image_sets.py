@@ -44,6 +44,7 @@ class ImageFiles(Dataset):
     transform: PIL image → uint8 tensor [C, H, W].
     training_transform: the same with random changes, if training makes any while it decodes.
     classes: their names in the order of the labels, where folders give them names.
+    resize: see `Preprocessing`; None where images are not resized.
     A sample that cannot be read whole raises `ImageFileError`, which names its file.
     """
 
@@ -53,14 +54,15 @@ class ImageFiles(Dataset):
         transform: Callable[[Any], Tensor],
         training_transform: Callable[[Any], Tensor] | None = None,
         classes: Sequence[str] | None = None,
+        resize: int | None = None,
     ) -> None:
         self.samples, self.transform = list(samples), transform
         self.training_transform = training_transform or transform
-        self.classes = None if classes is None else tuple(classes)
+        self.classes, self.resize = None if classes is None else tuple(classes), resize
 
     def for_training(self) -> ImageFiles:
         """The same images, randomly changed while they are decoded."""
-        return ImageFiles(self.samples, self.training_transform, classes=self.classes)
+        return ImageFiles(self.samples, self.training_transform, classes=self.classes, resize=self.resize)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -73,6 +75,11 @@ class ImageFiles(Dataset):
 def class_names(images: Dataset) -> tuple[str, ...] | None:
     """The names of the classes in the order of the labels; None for data sets without folders of classes."""
     return images.classes if isinstance(images, ImageFiles) else None
+
+
+def resize_of(images: Dataset) -> int | None:
+    """Pixels of the shorter side of photographs before their centre is cut out; None where images are not resized."""
+    return images.resize if isinstance(images, ImageFiles) else None
 
 
 def fingerprint(images: Dataset) -> str:

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..preprocessing import Preprocessing, shorter_side
+from .cropping import prepared
+from .decoding import size_of
 from .image_files import class_folders, difference, image_paths, refuse_splits, shown
 from .image_sets import ImageFiles
 from .sources import how_to_get
 
 if TYPE_CHECKING:
     from .datasets import DatasetInfo
+
+PROBED = 64
+"""Images of a folder whose size is looked at, spread evenly over all of them."""
 
 
 def load_tiny_imagenet(root: Path, split: str, download: bool, info: DatasetInfo) -> Dataset:
@@ -61,24 +66,17 @@ def load_class_folders(name: str, root: Path, split: str, download: bool, info: 
             raise ValueError(f"{folders[0].parent} and {root / 'train'} differ in classes: {different}")
     samples = [(path, label) for label, folder in enumerate(folders) for path in sorted(image_paths(folder))]
     crop = transforms.Compose([transforms.RandomResizedCrop(size), transforms.PILToTensor()])
-    return ImageFiles(samples, partial(centre_crop, size=size), crop, classes)
+    resize = info.resize or _shorter_side(name, samples, info.shape)
+    return ImageFiles(samples, partial(prepared, shape=info.shape, how=Preprocessing(resize)), crop, classes, resize)
 
 
-def centre_crop(image: Any, size: int) -> Tensor:
-    """The centre of an RGB image, [3, size, size] uint8: 224/256 of its shorter side, as ImageNet is measured."""
-    from torchvision.transforms import functional
-
-    shorter = min(image.size)
-    if max(image.size) > 20 * shorter:
-        # Only the centre is needed, and the whole at this height or width may not fit into memory.
-        image = functional.center_crop(image, [min(length, 20 * shorter) for length in (image.height, image.width)])
-    image = functional.resize(image, [shorter_side(size)])
-    return functional.pil_to_tensor(functional.center_crop(image, [size]))
-
-
-def shorter_side(size: int) -> int:
-    """Pixels of the shorter side of a photograph before its centre of `size` pixels is cut out."""
-    return round(size * 256 / 224)
+def _shorter_side(name: str, samples: Sequence[tuple[Path, int]], shape: Sequence[int]) -> int:
+    """The usual one, unless a folder's images already have the size that is wanted: these are taken whole."""
+    some = samples[:: max(1, len(samples) // PROBED)]
+    _, height, width = shape
+    if name == "folder" and some and all(size_of(path) == (width, height) for path, _ in some):
+        return min(height, width)
+    return shorter_side(shape)
 
 
 def class_folders_of(name: str, root: Path, split: str, num_classes: int = 0) -> list[Path]:

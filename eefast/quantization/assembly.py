@@ -29,7 +29,7 @@ def assembled(net: EarlyExitNet, layers: Sequence[FloatStage], stages: Sequence[
         modules, heads, input_shape=net.input_shape, criterion=net.criterion.name, thresholds=thresholds,
         normalization=net.normalization, config=config, costs=net.stage_costs,
     )  # fmt: skip
-    made.record = net.record
+    made.record, made.preprocessing, made.classes = net.record, net.preprocessing, net.classes
     return made.eval().requires_grad_(False)
 
 

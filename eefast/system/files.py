@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from typing import BinaryIO
 
 PARTIAL = ".partial"
 
@@ -68,6 +69,26 @@ def write(path: str | Path, content: bytes | memoryview | str) -> None:
                 os.fsync(file.fileno())
         except OSError as error:
             raise _failed(path, error) from error
+
+
+@contextmanager
+def replaced(path: str | Path) -> Iterator[BinaryIO]:
+    """A file that is written piece by piece in here, and takes its name at the end; removed after an error.
+
+    Raises `WriteError`, naming the file.
+    """
+    target, partial = _names(path)
+    try:
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except OSError as error:
+        raise _failed(path, error) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def check(path: str | Path) -> None:

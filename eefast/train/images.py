@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch.utils.data import Dataset, Subset
 
 from ..data import datasets
-from ..data.image_sets import ImageFiles
+from ..data.image_sets import ImageFiles, resize_of
 from ..data.loaders import default_held_out, split
+from ..preprocessing import shorter_side
 from ..thresholds.calibration import least_images
 from .options import TrainOptions
 
@@ -36,13 +37,14 @@ def open_images(options: TrainOptions) -> RunImages:
     Few held-out images are reported on stderr.
     """
 
-    def opened(split: str) -> Dataset:
-        return datasets.dataset(options.dataset, options.data_root, split, options.download, options.image_size)
+    def opened(split: str, resize: int | None) -> Dataset:
+        return datasets.dataset(options.dataset, options.data_root, split, options.download, options.image_size, resize)
 
-    whole = opened("train")
+    shape = datasets.info(options.dataset, options.data_root, options.image_size).shape
+    whole = opened("train", None if options.crop_fraction is None else shorter_side(shape, options.crop_fraction))
     info = datasets.info(options.dataset, options.data_root, options.image_size)
     count = _held_out(options, len(whole))  # type: ignore[arg-type]
-    test = opened("test") if options.test else None
+    test = opened("test", resize_of(whole)) if options.test else None
     unchanged, held_out = split(whole, count, options.seed)
     augmented = whole.for_training() if isinstance(whole, ImageFiles) else whole
     return RunImages(info, whole, unchanged, Subset(augmented, unchanged.indices), held_out, test)

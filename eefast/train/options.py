@@ -28,6 +28,8 @@ class TrainOptions:
         logs/version_0/metrics.csv.
     download: fetch missing files into `data_root` where torchvision can.
     image_size: height and width of photographs, for "imagenet" and "folder"; None: 224.
+    crop_fraction: share of a photograph's shorter side in the centre that is measured, timm's crop_pct; for "imagenet"
+        and "folder"; None: 224/256, or 1 for a folder of images that already have this size.
     num_exits: number of early exits.
     placement: which residual blocks the early exits follow: fine, pareto, linear, gold_ratio, or numbers of blocks.
     head: kind of the early exits' heads: pool, bnpool, plain, conv1, conv2, conv3.
@@ -72,6 +74,7 @@ class TrainOptions:
     output: str | Path = "runs/trained"
     download: bool = False
     image_size: int | None = None
+    crop_fraction: float | None = None
     num_exits: int = 3
     placement: str | Sequence[int] = "fine"
     head: str = "pool"
@@ -127,6 +130,12 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and (value < least or value == 0):
                 raise ValueError(f"{name}={value} must be at least {least}" + " and not 0" * (least < 0))
+        if self.crop_fraction is not None and self.dataset not in ("imagenet", "folder"):
+            raise ValueError(
+                f"crop_fraction={self.crop_fraction}: images of {self.dataset} are not cropped; leave it out"
+            )
+        if self.crop_fraction is not None and not 0 < self.crop_fraction <= 1:
+            raise ValueError(f"crop_fraction={self.crop_fraction} must be above 0 and at most 1")
         if not 0 <= self.max_accuracy_drop <= 1:
             raise ValueError(f"max_accuracy_drop={self.max_accuracy_drop} must be in 0 … 1")
         if not 0 <= self.two_stage < self.epochs:

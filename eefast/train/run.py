@@ -13,6 +13,7 @@ from ..checkpoint.weights import load_network, load_weights
 from ..data import datasets
 from ..data.loaders import batches
 from ..model import EarlyExitNet
+from ..preprocessing import Preprocessing
 from ..surgery import attach
 from ..surgery import backbone as library_backbone
 from ..system import files
@@ -90,6 +91,8 @@ def _network(options: TrainOptions, images: RunImages) -> EarlyExitNet:
     network.record = datasets.record(
         name, network.num_classes, info.shape, options.dataset, images.whole, held_out, options.seed
     )
+    network.preprocessing = Preprocessing(network.record.resize or min(info.shape[1:]))
+    network.classes = network.record.classes
     if options.max_cost is not None and not options.max_cost >= network.cost[0]:
         raise ValueError(f"max_cost={options.max_cost} is less than the first exit costs, {network.cost[0]:.4f}")
     return network

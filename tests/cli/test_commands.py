@@ -16,7 +16,19 @@ def test_unknown_commands_exit_with_2():
     assert "No such command 'fly'" in done.stderr
 
 
-COMMANDS = ["demo", "train", "calibrate", "quantize", "evaluate", "bench", "plot", "calibrate-device", "env"]
+COMMANDS = [
+    "demo",
+    "train",
+    "calibrate",
+    "quantize",
+    "evaluate",
+    "predict",
+    "score",
+    "bench",
+    "plot",
+    "calibrate-device",
+    "env",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

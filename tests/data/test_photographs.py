@@ -6,12 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import photograph, ramp
 from PIL import Image
-from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from eefast.data import datasets, photographs
+from eefast.data import datasets
 
 
 def write_image(path: Path, size: tuple[int, int], level: int) -> None:
@@ -134,21 +132,18 @@ def test_all_shapes_of_images(tmp_path: Path, size: tuple[int, int], training: b
     assert images[0][0].shape == (3, 224, 224)
 
 
-CENTRE = transforms.Compose([transforms.Resize(37), transforms.CenterCrop(32), transforms.PILToTensor()])
-
-
-@pytest.mark.parametrize(("height", "width"), [(30, 41), (100, 33), (30, 599)])
-def test_the_centre_is_torchvisions(height: int, width: int) -> None:
-    picture = photograph(height, width)
-    assert torch.equal(photographs.centre_crop(picture, 32), CENTRE(picture))
-
-
-def test_of_a_very_wide_picture_only_the_centre_is_looked_at() -> None:
-    """Which is the same but for a fraction of a pixel."""
-    picture = Image.fromarray(np.tile(ramp(1, 1001, 255).astype(np.uint8)[:, :, None], (10, 1, 3)))
-    assert (photographs.centre_crop(picture, 32).int() - CENTRE(picture).int()).abs().max() <= 1
-
-
-@pytest.mark.parametrize(("size", "shorter"), [(224, 256), (32, 37), (64, 73), (1, 1)])
-def test_the_centre_is_seven_eighths_of_the_shorter_side(size: int, shorter: int) -> None:
-    assert photographs.shorter_side(size) == shorter
+@pytest.mark.parametrize(("size", "resize"), [((32, 32), 32), ((33, 32), 37)], ids=["of this size", "one wider"])
+def test_images_that_have_the_size_are_not_cropped(tmp_path: Path, size: tuple[int, int], resize: int) -> None:
+    root = tmp_path / "train" / "a"
+    root.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for i in range(3):
+        pixels = random.integers(0, 256, (32, size[0] if i == 1 else 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"{i}.png")
+    found = datasets.dataset("folder", tmp_path, "train", image_size=32)
+    assert found.resize == found.for_training().resize == resize
+    with Image.open(root / "2.png") as image:
+        whole = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    assert torch.equal(found[2][0], whole) == (resize == 32)
+    assert torch.equal(datasets.dataset("folder", tmp_path, "train", image_size=32, resize=32)[2][0], whole)
+    assert datasets.dataset("folder", tmp_path, "train", image_size=32, resize=41).resize == 41
