@@ -53,6 +53,7 @@ int64_t packed_size(const Step& step, const std::vector<Map>& maps, int64_t num_
   const Map& to = maps[step.target];
   const int64_t outputs = to.blocks * kBlock, side = step.winograd + 2;
   if (is_depthwise(step, from, to)) return step.kernel * step.kernel * outputs;
+  if (const int64_t narrow = narrow_groups(step, from, to)) return step.kernel * step.kernel * narrow * outputs;
   if (step.groups > 1) {
     const int64_t width = grouped_width(step, to);
     int64_t size = 0;

@@ -79,6 +79,12 @@ inline bool is_depthwise(const Step& step, const Map& from, const Map& to) {
 inline int64_t grouped_width(const Step& step, const Map& to) {
   return to.blocks % 2 == 0 && to.channels / step.groups % 32 == 0 ? 32 : 16;
 }
+// Channels of the groups of a convolution whose groups lie inside of blocks and have as many outputs as inputs, else 0.
+inline int64_t narrow_groups(const Step& step, const Map& from, const Map& to) {
+  const int64_t inputs = step.groups > 1 ? from.channels / step.groups : 0;
+  const bool narrow = inputs == 2 || inputs == 4 || inputs == 8;
+  return narrow && from.channels == to.channels ? inputs : 0;
+}
 struct GroupedUnit {
   int64_t begin, channels;  // of the inputs; begin is the first of its block
 };

@@ -280,6 +280,7 @@ std::pair<decltype(Kernels::rows), int64_t> rows_of(const Kernels& kernels, cons
                                                     const Map& to) {
   if (step.huge) return {kernels.huge_rows, direct_width(to.blocks)};
   if (is_depthwise(step, from, to)) return {kernels.depthwise, kBlock};
+  if (narrow_groups(step, from, to) > 0) return {kernels.narrow, kBlock};
   if (step.groups > 1) return {kernels.grouped, grouped_width(step, to)};
   return {kernels.rows, direct_width(to.blocks)};
 }

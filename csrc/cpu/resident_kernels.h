@@ -32,8 +32,10 @@ struct Kernels {
                int64_t group, int64_t begin, int64_t end, void* scratch);
   // The same for sums of any size; null where there are no others.
   decltype(rows) huge_rows;
-  // The same for one unit of a grouped convolution and for one block of a depthwise one; null in int8.
+  // The same for one unit of a grouped convolution, for one block of one of narrow groups, of a depthwise one; null in
+  // int8.
   decltype(rows) grouped;
+  decltype(rows) narrow;
   decltype(rows) depthwise;
   // 1×1 convolutions of all maps of 1 … kVectorSamples samples that have one pixel, one group of output channels; null
   // but in float32.

@@ -4,6 +4,7 @@
 #include "cpu/criterion_lanes.h"
 #include "cpu/direct_lanes.h"
 #include "cpu/grouped_lanes.h"
+#include "cpu/narrow_lanes.h"
 #include "cpu/depthwise_lanes.h"
 #include "cpu/points_lanes.h"
 #include "cpu/winograd_lanes.h"
@@ -20,6 +21,7 @@ constexpr decltype(Kernels::vector) kVector = vector;
 const Kernels kKernels = {.rows = direct<Element>,
                           .huge_rows = nullptr,
                           .grouped = grouped<Element>,
+                          .narrow = narrow<Element>,
                           .depthwise = depthwise<Element>,
                           .vector = kVector,
                           .points = points<Element>,

@@ -43,12 +43,16 @@ def convolution(weight: Tensor, bias: Tensor, winograd: int, planes: bool, bfloa
 def grouped(weight: Tensor, bias: Tensor, inputs: int, groups: int, bfloat16: bool) -> Tensor:
     """One float32 vector for a convolution of `inputs` channels in groups, of weight [O, inputs / groups, k, k].
 
-    Of one channel each: [O / 16][k, k][16], float32 always. Else every unit of 16 outputs, or of 32 where groups are
-    multiples of that, as a convolution of its own: of the blocks of inputs that its groups read, the others' weights 0.
+    Of one channel each: [O / 16][k, k][16]; of 2, 4 or 8 inputs and outputs: [O / 16][k, k][input][16]; both float32
+    always. Else every unit of 16 outputs, or of 32 where groups are multiples of that, as a convolution of its own: of
+    the blocks of inputs that its groups read, the others' weights 0.
     """
     outputs, per_group = _padded(len(weight)), len(weight) // groups
     if groups == inputs == len(weight):
         blocks = _filled(weight, outputs).unflatten(0, (-1, BLOCK)).permute(0, 2, 3, 4, 1)
+        return torch.cat([_filled(bias, outputs), blocks.flatten()])
+    if weight.shape[1] == per_group in (2, 4, 8):
+        blocks = _filled(weight, outputs).unflatten(0, (-1, BLOCK)).permute(0, 3, 4, 2, 1)
         return torch.cat([_filled(bias, outputs), blocks.flatten()])
     width = grouped_width(outputs // BLOCK, per_group)
     weight, depth = _filled(weight, outputs), weight.shape[1]

@@ -311,7 +311,7 @@ def in_new_process(*command: str, **variables: str) -> subprocess.CompletedProce
 
 # "avx512_bf16" computes float32 as "avx512" does.
 OTHER_SETS = {"portable": [], "avx2": ["portable"]}.get(ops.instruction_set(), ["portable", "avx2"])
-CORE = "instruction_set_is or infinite or margin or (networks and (eenet8 or 2x9x14)) or every_layer or every_batch"
+CORE = "instruction_set_is or infinite or margin or (networks and (eenet8 or 2x9x14)) or every_batch"
 RUN_CORE = """
 import sys, torch
 from test_resident_forward import *

@@ -232,9 +232,22 @@ def test_depthwise_convolution(channels: int, kernel: int) -> None:
     assert len(reader.rest) == 0
 
 
+@pytest.mark.parametrize("n", [2, 4, 8])
+@pytest.mark.parametrize("groups", [2, 5])
+def test_narrow_groups(n: int, groups: int) -> None:
+    weight, bias = random(groups * n, n, 3, 3), random(groups * n)
+    reader = Reader(weight_order.grouped(weight, bias, groups * n, groups, False))
+    blocks = -(-groups * n // 16)
+    np.testing.assert_array_equal(reader.take(blocks * 16)[: groups * n], bias.double().numpy())
+    found = reader.take(blocks, 3, 3, n, 16).transpose(0, 4, 3, 1, 2).reshape(-1, n, 3, 3)
+    np.testing.assert_array_equal(found[: groups * n], weight.double().numpy())
+    assert (found[groups * n :] == 0).all()
+    assert len(reader.rest) == 0
+
+
 @pytest.mark.parametrize(
     ("groups", "inputs", "outputs", "width"),
-    [(8, 4, 4, 16), (4, 8, 8, 16), (2, 32, 32, 32), (3, 24, 24, 16), (3, 5, 7, 16), (2, 40, 32, 32), (2, 3, 96, 32)],
+    [(8, 4, 8, 16), (4, 16, 16, 16), (2, 32, 32, 32), (3, 24, 24, 16), (3, 5, 7, 16), (2, 40, 32, 32), (2, 3, 96, 32)],
 )
 def test_grouped_convolution(groups: int, inputs: int, outputs: int, width: int) -> None:
     """Unit after unit as a dense convolution of the blocks that its groups read."""

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from eefast.modules import integer_maps
-from eefast.ops import Kind
+from eefast.ops import Activation, Kind
 from eefast.planning.layers import Layer
 from eefast.quantization.float_layers import FloatStage
 from eefast.quantization.integer_steps import can_use_winograd, quantized_stage
@@ -48,7 +48,7 @@ def steps_off(found, expected, ranges, value):
     [(0, 0, True, 1), (90, 0, True, 2), (0, 128, False, 2), (255, 77, False, 1)],
 )
 def test_a_convolution_is_off_by_its_rounding_only(inputs, outputs, zero_in, zero_out, relu, stride):
-    described = layer(outputs, inputs, relu=relu, stride=stride)
+    described = layer(outputs, inputs, activation=Activation(relu), stride=stride)
     ranges = Ranges([0.02, 0.05], [zero_in, zero_out])
     q = integers(inputs, (5, 7))
     stage = quantized_stage(stage_of(described), ranges, IMAGE, {})
@@ -66,7 +66,7 @@ def test_a_convolution_is_off_by_its_rounding_only(inputs, outputs, zero_in, zer
 @pytest.mark.parametrize("size", [(5, 7), (1, 1), (4, 2)], ids=str)
 @pytest.mark.parametrize("winograd", [1, 2])
 def test_winograd_is_near_the_convolution(winograd, channels, size):
-    described = layer(3, channels, relu=True)
+    described = layer(3, channels, activation=Activation.RELU)
     ranges = Ranges([0.02, 0.02], [0, 0])
     q = integers(channels, size, n=64)
     x = real(q, ranges, 0)
@@ -111,7 +111,7 @@ def test_a_residual_is_added_with_its_zero_point(zeros, winograd):
 
 
 def test_the_image_has_its_shift_in_the_bias():
-    described = layer(7, 1, relu=True)
+    described = layer(7, 1, activation=Activation.RELU)
     ranges = Ranges([1.0, 0.02], [0, 0])
     stage = quantized_stage(stage_of(described, image=True), ranges, IMAGE, {})
     x = torch.randn(2, 1, 5, 7)
@@ -128,7 +128,7 @@ def test_the_image_has_its_shift_in_the_bias():
 @pytest.mark.parametrize("zeros", [(0, 0), (30, 200), (255, 0)], ids=str)
 def test_an_affine_layer(zeros):
     scale, shift = torch.tensor([0.5, 3.0, -2.0]), torch.tensor([0.1, -2.0, 3.0])
-    described = Layer(Kind.AFFINE, 0, 1, relu=zeros[1] == 0, weight=scale, bias=shift)
+    described = Layer(Kind.AFFINE, 0, 1, activation=Activation(zeros[1] == 0), weight=scale, bias=shift)
     ranges = Ranges([0.03, 0.05], list(zeros))
     q = integers(3, (5, 7))
     found = quantized_stage(stage_of(described), ranges, IMAGE, {}).integers(q)[1]

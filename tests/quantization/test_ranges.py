@@ -75,7 +75,7 @@ def test_every_value_is_covered_and_poolings_keep_their_scale(found):
             integers = values[layer.target] / scale + zero
             assert integers.min() > -0.51
             assert 254.4 < integers.max() < 255.6 or layer.kind == Kind.MAX_POOL or zero > 0
-            assert zero == 0 or not layer.relu
+            assert zero == 0 or not layer.activation
         x = x if stage.head else values[stage.output]
 
 
