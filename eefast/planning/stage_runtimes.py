@@ -34,6 +34,10 @@ EXACT = 3e-5
 SIZES, SIZES_IN_CHUNKS = (1, 64), (1, 4)
 """Images on which the libraries are compared."""
 
+CHUNK = 64
+"""Small images that go through a stage together at most: more are not faster, and PyTorch's maps of more than that are
+handed back to the system by glibc after every layer and waited for again."""
+
 BETWEEN, LARGER = (2,), (8, 16, 32)
 """Further numbers of images that may go through a stage together."""
 
