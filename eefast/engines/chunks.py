@@ -54,19 +54,40 @@ class Waiting:
 class Kept:
     """Memory of a batch that later ones use again, for one at a time.
 
-    waiting: by stage, for survivors that wait before it. maps: by name, for features.
+    waiting: by stage, for survivors that wait before it. maps: by name, for features. last: what `map` returned last.
+    order: 0, 1, 2 … int32. counts: number → the same as [1] int32.
     """
 
     waiting: dict[int, Waiting] = field(default_factory=dict)
     maps: dict[str, Tensor] = field(default_factory=dict)
+    last: dict[str, Tensor] = field(default_factory=dict)
+    order: Tensor | None = None
+    counts: dict[int, Tensor] = field(default_factory=dict)
 
     def map(self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
         """A contiguous tensor with any content, in the memory of this name."""
+        last = self.last.get(name)
+        if last is not None and last.shape == shape and last.dtype == dtype:
+            return last
         kept, numbers = self.maps.get(name), shape.numel()
-        if kept is None or kept.dtype != dtype or len(kept) < numbers:
-            with torch.inference_mode(False):
+        with torch.inference_mode(False):
+            if kept is None or kept.dtype != dtype or kept.shape[0] < numbers:
                 kept = self.maps[name] = torch.empty(numbers, dtype=dtype, device=device)
-        return kept[:numbers].view(shape)
+            last = self.last[name] = kept[:numbers].view(shape)
+        return last
+
+    def count(self, number: int, device: torch.device) -> Tensor:
+        if number not in self.counts:
+            with torch.inference_mode(False):
+                self.counts[number] = torch.full((1,), number, dtype=torch.int32, device=device)
+        return self.counts[number]
+
+    def numbers(self, count: int, device: torch.device) -> Tensor:
+        """0 … count - 1, int32."""
+        if self.order is None or self.order.shape[0] < count:
+            with torch.inference_mode(False):
+                self.order = torch.arange(count, dtype=torch.int32, device=device)
+        return self.order[:count]
 
 
 class Pass:
@@ -77,8 +98,8 @@ class Pass:
     ) -> None:  # fmt: skip
         """thresholds: [n] float32. results: where the exits write. kept: of earlier batches."""
         self.steps, self.criterion, self.thresholds, self.results = steps, criterion, thresholds, results
-        self.kept, self.size = kept, len(results.exits)
-        self.order = torch.arange(self.size, dtype=torch.int32, device=results.exits.device)
+        self.kept, self.size, self.device = kept, results.exits.shape[0], results.exits.device
+        self.order = kept.numbers(self.size, self.device)
 
     def run(self, images: Tensor) -> None:
         """images: [N, C, H, W], N that of the results, in the stages' dtype."""
@@ -89,7 +110,7 @@ class Pass:
 
     def _chunks(self, i: int, features: Tensor, positions: Tensor, last: bool = True) -> None:
         """Features through stage i; last: whether no others will come to it."""
-        n, chunk = len(features), self._chunk(i)
+        n, chunk = features.shape[0], self._chunk(i)
         if 0 < n <= chunk:
             self._stage(i, features, positions, last)
             return
@@ -99,12 +120,11 @@ class Pass:
 
     def _stage(self, i: int, features: Tensor, positions: Tensor, last: bool) -> None:
         """One chunk through stage i and its exit; last: whether no others will come to it."""
-        step, n = self.steps[i], len(features)
-        device = features.device
+        step, n, device = self.steps[i], features.shape[0], self.device
         # What this stage returns is needed until its next chunk begins; all later stages are done with it by then.
         features = step.into(features, lambda shape, dtype: self.kept.map(f"after {i}", shape, dtype, device))
         final = i == len(self.steps) - 1
-        entries = self.order[:n], positions, torch.full((1,), n, dtype=torch.int32, device=features.device)
+        entries = self.order[:n], positions, self.kept.count(n, device)
         threshold = None if final else self.thresholds[i]
         survivors = exit_at(step, i, self.criterion, threshold, features, entries, self.results)
         if not final:
@@ -112,7 +132,7 @@ class Pass:
 
     def _survive(self, i: int, features: Tensor, rows: Tensor, positions: Tensor, live: Tensor, last: bool) -> None:
         """Survivors of a chunk come to stage i and go through it, or wait for more."""
-        n, number = len(features), int(live)  # the one place where the host reads a count
+        n, number = features.shape[0], int(live)  # the one place where the host reads a count
         waiting = self.kept.waiting.get(i)
         waits = waiting is not None and waiting.count > 0
         if number and not waits and (last or number % self._chunk(i) == 0):

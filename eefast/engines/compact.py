@@ -19,6 +19,9 @@ from .streaming import stream_merging
 CHUNK = 128
 """Images that begin together at most in a stream."""
 
+LARGE_CHUNK = 64
+"""Images that a stage takes at a time from which on images are small, so that `CHUNK` of them fit into memory."""
+
 LEAST = 8
 """Images of the largest chunk from which on merging survivors pays; single images gain nothing from company."""
 
@@ -61,7 +64,8 @@ class CompactEngine(PlannedEngine):
 
     def _chunk(self) -> int:
         """Images that begin together at most, so that survivors of two chunks fit before a stage."""
-        return max((step.chunk for step in self.steps if step.chunk is not None), default=CHUNK)
+        largest = max(step.chunk or CHUNK for step in self.steps)
+        return largest if largest < LARGE_CHUNK else CHUNK
 
     def _merged(self, chunks: Iterator[Tensor], size: int, thresholds: Tensor) -> Iterator[ExitResult]:
         """Results of chunks of prepared images, at most `size` each, in order; survivors of several chunks merge."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -83,14 +84,19 @@ class CompactStep:
     counted: nn.Module | None = None
     chunk: int | None = None
 
-    @property
+    @cached_property
     def layout(self) -> torch.memory_format:
         return layout_of(self.stage)
+
+    @cached_property
+    def takes_memory(self) -> bool:
+        """Whether the stage writes what it returns into memory that it is given."""
+        return getattr(self.stage, "takes_memory", False)
 
     def into(self, features: Tensor, memory: Callable[[torch.Size, torch.dtype], Tensor]) -> Tensor:
         """The stage on features in any layout; what it returns is in `memory` where the stage can write there."""
         features = features.contiguous(memory_format=self.layout)
-        return self.stage(features, memory) if getattr(self.stage, "takes_memory", False) else self.stage(features)
+        return self.stage(features, memory) if self.takes_memory else self.stage(features)
 
     def run(self, features: Tensor) -> Tensor:
         """The stage on features [N, C, H, W] in its layout, in chunks that fit the caches."""

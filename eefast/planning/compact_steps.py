@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from math import prod
 
@@ -22,7 +23,7 @@ from .head_packing import pack_conv, pack_head
 from .indexed_stages import device_counted
 from .inference_copies import channels_last, inference_copy
 from .stage_choice import fastest_stage
-from .stage_runtimes import LARGE, PYTORCH, Chosen, chosen, missing_runtimes
+from .stage_runtimes import CHUNK, LARGE, PYTORCH, Chosen, chosen, missing_runtimes
 from .trial import Subject
 
 
@@ -99,9 +100,10 @@ def _by_runtime(
     """What runs a stage on the CPU; seen: features before it, which come in `layout`."""
     if subject.dtype == torch.float32 == seen.dtype and not isinstance(stage, QuantizedStage):
         in_chunks = 4 * prod(subject.net.input_shape) >= LARGE
-        return chosen(stage, folded, seen, layout, subject.stages, in_chunks)
+        found = chosen(stage, folded, seen, layout, subject.stages, in_chunks)
+        return found if in_chunks else replace(found, chunk=CHUNK)
     if subject.stages in ("auto", PYTORCH):
-        return folded
+        return replace(folded, chunk=CHUNK)
     what = "INT8" if isinstance(stage, QuantizedStage) else str(subject.dtype).removeprefix("torch.")
     raise ValueError(
         f"stages={subject.stages!r} runs stages in float32, not in {what}; use stages='auto' or another dtype"

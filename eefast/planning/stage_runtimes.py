@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import geometric_mean
@@ -30,10 +31,14 @@ SECONDS, MORE_SECONDS = 30.0, 600.0
 EXACT = 3e-5
 """Difference from float64 ÷ largest feature that is always allowed; above it, twice that of PyTorch."""
 
-SIZES = (1, 8)
+SIZES, SIZES_IN_CHUNKS = (1, 64), (1, 4)
 """Images on which the libraries are compared."""
 
-BETWEEN, LARGER = (2, 4), (16, 32)
+CHUNK = 64
+"""Small images that go through a stage together at most: more are not faster, and PyTorch's maps of more than that are
+handed back to the system by glibc after every layer and waited for again."""
+
+BETWEEN, LARGER = (2,), (8, 16, 32)
 """Further numbers of images that may go through a stage together."""
 
 LARGE = 2**17
@@ -94,7 +99,7 @@ def chosen(
         return Chosen(built[name], note, chunk) if name in built else Chosen(folded.stage, "; ".join(left_out))
     if asked in RUNTIMES:
         del built[PYTORCH]
-    found = _timed(built, seen, layout)
+    found = _timed(built, seen, layout, SIZES_IN_CHUNKS if in_chunks else SIZES)
     name, note = _fastest(found, folded.note)
     chunk = fastest_chunk(built[name], found[name], seen, layout) if in_chunks else None
     at_a_time = [] if chunk is None else [f"{chunk} at a time"]
@@ -169,10 +174,12 @@ Seconds = dict[int, float]
 """Number of images that go through a stage together → seconds for each of them."""
 
 
-def _timed(candidates: dict[str, nn.Module], seen: Tensor, layout: torch.memory_format) -> dict[str, Seconds]:
-    """Of all candidates, in turns, at `SIZES`; layout: of the features that they get."""
+def _timed(
+    candidates: dict[str, nn.Module], seen: Tensor, layout: torch.memory_format, sizes: Sequence[int]
+) -> dict[str, Seconds]:
+    """Of all candidates, in turns, at each of the sizes; layout: of the features that they get."""
     found: dict[str, Seconds] = {name: {} for name in candidates}
-    for n in SIZES:
+    for n in sizes:
         features = _some(n, seen, layout)
         least = probe.seconds_on_cpu([partial(_run, c, features) for c in candidates.values()])
         for name, value in zip(candidates, least, strict=True):
@@ -196,9 +203,10 @@ def _fastest(found: dict[str, Seconds], what: str) -> tuple[str, str]:
 def fastest_chunk(stage: nn.Module, known: Seconds, seen: Tensor, layout: torch.memory_format) -> int:
     """Images that should go through a stage together at most.
 
-    known: seconds at `SIZES`, from which on larger or smaller chunks are tried. Of those that are as fast the largest.
+    known: seconds at `SIZES_IN_CHUNKS`, which tell whether to try larger or smaller ones. Of those that are as fast the
+    largest.
     """
-    seconds, (few, many) = dict(known), SIZES
+    seconds, (few, many) = dict(known), SIZES_IN_CHUNKS
 
     def measure(n: int) -> None:
         seconds[n] = probe.seconds_on_cpu([partial(_run, stage, _some(n, seen, layout))])[0] / n

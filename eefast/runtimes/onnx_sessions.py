@@ -37,17 +37,20 @@ class OnnxRuntime:
 
         model, after = onnx_stage(stage, example)
         made = session(model, threads, asleep)
-        # One binding serves one call at a time; making it takes as long as a small layer.
-        idle: list[Any] = []
+        # One binding serves one call at a time. Making it, or binding again, takes as long as a small layer.
+        idle: list[tuple[Any, list[Any]]] = []
 
         def run(features: Tensor, out: Tensor) -> None:
             try:
-                binding = idle.pop()
+                binding, bound = idle.pop()
             except IndexError:
-                binding = made.io_binding()
-            binding.bind_input("x", "cpu", 0, numpy.float32, tuple(features.shape), features.data_ptr())
-            binding.bind_output("y", "cpu", 0, numpy.float32, tuple(out.shape), out.data_ptr())
+                binding, bound = made.io_binding(), []
+            wanted = [(features.data_ptr(), features.shape), (out.data_ptr(), out.shape)]
+            if bound != wanted:
+                (read, before), (written, after) = wanted
+                binding.bind_input("x", "cpu", 0, numpy.float32, tuple(before), read)
+                binding.bind_output("y", "cpu", 0, numpy.float32, tuple(after), written)
             made.run_with_iobinding(binding)
-            idle.append(binding)
+            idle.append((binding, wanted))
 
         return RuntimeStage(run, stage, example, after)

@@ -174,3 +174,16 @@ def test_copies_plan_their_stages_again(net: Any, again: Any) -> None:
     assert_same_answers(made(x), one_by_one(net, x), net)
     assert made.engine is not fast.engine
     assert made.plan == fast.plan
+
+
+@pytest.mark.parametrize("n", [129, 257])
+@torch.no_grad()
+def test_large_batches_of_small_images_go_in_chunks_of_64(net: Any, n: int) -> None:
+    fast = eefast.accelerate(net, engine="compact", stages="pytorch")
+    sizes: list[int] = []
+    first = fast.engine.steps[0].stage  # type: ignore[attr-defined]
+    handle = first.register_forward_hook(lambda module, args, out: sizes.append(len(args[0])))
+    x = images(n, SHAPE)
+    assert_same_answers(fast(x), net(x), net)
+    handle.remove()
+    assert sizes == [64] * (n // 64) + [1]
