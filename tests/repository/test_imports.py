@@ -41,6 +41,7 @@ ALLOWED = {
     "planning": LEAVES | {"ops", "engines"},
     "quantization": LEAVES | {"ops", "planning", "thresholds"},
     "api": LEAVES | {"planning", "engines"},
+    "integrations": LEAVES | {"api", "checkpoint", "data", "scoring"},
     "scoring": LEAVES | {"api", "checkpoint", "data", "thresholds"},
 }
 # What is imported only where it is used, in a function.
