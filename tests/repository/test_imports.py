@@ -153,7 +153,7 @@ def test_kernels_are_not_importable_alone(folder):
 def test_the_public_names():
     assert set(eefast.__all__) == {
         "Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "Preprocessing",
-        "__version__", "accelerate", "attach", "criteria", "load", "predict", "quantize", "zoo",
+        "__version__", "accelerate", "attach", "criteria", "load", "predict", "quantize", "score", "zoo",
     }  # fmt: skip
     assert all(hasattr(eefast, name) for name in eefast.__all__)
 

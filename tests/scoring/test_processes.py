@@ -7,11 +7,10 @@ import pytest
 from scored_rows import Dying, rows_of
 from test_pipeline import job_of
 
-from eefast.scoring.failures import ScoreError, death, failure
+from eefast.scoring.failures import ScoreError
 from eefast.scoring.image_folder import ImageFolder
 from eefast.scoring.manifest import LISTING_FILE
 from eefast.scoring.processes import run_in_processes
-from eefast.system.files import WriteError
 
 pytest.importorskip("pyarrow", reason='pyarrow is not installed; pip install "eefast[score]" brings it')
 
@@ -54,11 +53,3 @@ def test_a_network_that_cannot_run_as_asked(network: Path, pictures: Path, tmp_p
     job = job_of(network, ImageFolder(pictures), tmp_path / "out", engine="fastest")
     with pytest.raises(ValueError, match="engine='fastest'"):
         run_in_processes(job, listed(job, 10), 1, Watcher())
-
-
-def test_what_is_said() -> None:
-    assert isinstance(failure("WriteError", "no space", 3), WriteError)
-    assert str(failure("OSError", "gone", 3)).startswith("shard 3: OSError: gone; finished shards stay")
-    assert "--on-error record" in str(failure("ImageFileError", "x.png cannot be read", 3))
-    assert "at shard 4, twice, by signal SIGKILL (SIGKILL is what" in str(death(4, -9, "SIGKILL"))
-    assert "before its first shard, by exit code 1;" in str(death(None, 1, None))
