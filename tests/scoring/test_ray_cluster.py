@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scored_rows import assert_answers, rows_of
 
 import eefast
@@ -81,20 +82,13 @@ def test_the_class_for_map_batches(network: Path, inputs: dict, pixels: dict) ->
     pytest.importorskip("pandas", reason='ray.data needs pandas; pip install "ray[data]" brings it')
     from eefast.integrations.ray import Score
 
-    ids = np.array(inputs["folder"][1])
-    data = ray.data.from_numpy(np.stack(list(pixels.values()))).zip(ray.data.from_items([{"id": i} for i in ids]))
+    data = ray.data.from_items([{"id": name, "image": (inputs["folder"][0] / name).read_bytes()} for name in pixels])
     pool = ray.data.ActorPoolStrategy(size=1)
-    rows = data.map_batches(Score, fn_constructor_args=(str(network), "data"), compute=pool, batch_size=7).take_all()
-    answer = eefast.accelerate(eefast.load(network))(eefast_images(pixels))
+    rows = data.map_batches(Score, fn_constructor_args=(str(network),), compute=pool, batch_size=7).take_all()
+    answer = eefast.accelerate(eefast.load(network))(torch.from_numpy(np.stack(list(pixels.values()))))
     assert {row["id"]: (row["label"], row["exit"]) for row in rows} == {
         name: (int(answer.labels[i]), int(answer.exit_index[i])) for i, name in enumerate(pixels)
     }
-
-
-def eefast_images(pixels: dict):
-    import torch
-
-    return torch.from_numpy(np.stack(list(pixels.values())))
 
 
 @pytest.mark.parametrize(("workers", "threads", "fits"), [(1, 1, True), (1, 2, False), (3, 1, True), (4, 1, False)])
