@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*' 'tests/tsan/*.cpp'
 
 .PHONY: demo test test-all fuzz sanitize sanitized sanitize-tests sanitize-calls sanitize-threads bench int8 \
-	int8-accuracy bounds latency parity guard training report aot gpu lint format clean
+	int8-accuracy bounds latency score-bench parity guard training report aot gpu lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eefast demo
@@ -77,6 +77,11 @@ bounds: $(VENV)/.ready
 # How long an image waits, at which load, on this machine's CPU: rows to bench/results/; about two minutes, best alone.
 latency: $(VENV)/.ready
 	$(BIN)/python bench/latency.py
+
+# `eefast score` beside bare streaming, decoding alone, fewer workers, Ray: rows to bench/results/; eight minutes, best
+# alone. With JPEGS="--jpegs folder" from JPEG files, too; for Ray .venv/bin/pip install ".[ray]".
+score-bench: $(VENV)/.ready
+	$(BIN)/python bench/score.py $(JPEGS)
 
 # Every engine in every dtype beside the network that sees one image at a time: flips, accuracy, cost, on 10,000 images
 # (PARITY="--images 256" for fewer); rows to bench/results/, a quarter of an hour. Fails where an answer is wrong.

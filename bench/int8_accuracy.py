@@ -81,7 +81,10 @@ def data_of(net: EarlyExitNet, folder: Path, root: Path, most: int | None = None
     if record is None:
         raise ValueError(f"{folder} has no training.json, so its data are unknown; name a folder of `eefast train`")
     size = net.input_shape[1] if record.dataset in datasets.RESIZED else None
-    train, test = (datasets.dataset(record.dataset, root, part, image_size=size) for part in ("train", "test"))
+    train, test = (
+        datasets.dataset(record.dataset, root, part, image_size=size, resize=record.resize)
+        for part in ("train", "test")
+    )
     _, held_out = split(train, record.held_out, record.seed)
     first, second = (_read(part, most) for part in (held_out, test))
     return first, second

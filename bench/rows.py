@@ -297,6 +297,34 @@ class BoundRow:
     seconds: float
 
 
+@dataclass(frozen=True)
+class ScoreRow:
+    """`eefast score` beside what it is compared with, one after the other in each of `rounds` rounds.
+
+    score: what is compared, see `score.MEASUREMENTS`; model, input: in words; images: of the input.
+    ours, base: medians over the rounds, in `unit`; base_name: what the base is. startup_seconds: until the first
+        worker was ready, which is not in the rates; median.
+    ratio: median over the rounds of ours ÷ base of the same round; bound: what it must be at least, or at most where
+        `at_most`; checked: rows were compared with the answers of `eefast.accelerate` in one process first.
+    """
+
+    score: str
+    model: str
+    input: str
+    images: int
+    unit: str
+    ours: float
+    base: float
+    base_name: str
+    ratio: float
+    bound: float
+    at_most: bool
+    rounds: int
+    checked: bool
+    startup_seconds: float | None = None
+    details: str = ""
+
+
 def environment(device: str) -> Record:
     """What is written beside every row; `COMMIT` names the commit where git does not know it.
 
@@ -331,7 +359,9 @@ def first_line(error: Exception) -> str:
 
 
 def append(
-    rows: Iterable[OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow | Int8Row | BoundRow],
+    rows: Iterable[
+        OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow | Int8Row | BoundRow | ScoreRow
+    ],
     around: Record,
 ) -> None:
     """Add lines to `bench/results/<device>.jsonl`, and to the same file in the folder `$OUT` where that is set."""

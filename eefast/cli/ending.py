@@ -72,7 +72,7 @@ def run(command: Callable[[], object]) -> int:
     except (RuntimeError, WriteError, MemoryError) as error:
         code, why = FAILED, str(error) or type(error).__name__
     except ModuleNotFoundError as error:
-        code, why = WRONG_USAGE, _missing(error)
+        code, why = WRONG_USAGE, missing(error)
     except (ValueError, OSError, ImportError) as error:
         code, why = WRONG_USAGE, str(error) or type(error).__name__
     finally:
@@ -144,7 +144,7 @@ class _Stops:
             self.hooks[1](kind, error, trace)
 
 
-def _missing(error: ModuleNotFoundError) -> str:
+def missing(error: ModuleNotFoundError) -> str:
     module = (error.name or "").partition(".")[0]
     if module not in EXTRAS:
         return str(error)

@@ -152,7 +152,7 @@ def lines(found: Scored) -> Iterator[str]:
 def _shown() -> Iterator[Callable[[Standing], None]]:
     """A bar on stderr, or lines where it is no terminal."""
     if not stderr.is_terminal:
-        yield _lines_now_and_then()
+        yield lines_now_and_then()
         return
     columns = (TextColumn("{task.description}"), BarColumn())
     with Bars(*columns, console=stderr) as bar:
@@ -164,7 +164,7 @@ def _shown() -> Iterator[Callable[[Standing], None]]:
         yield progress
 
 
-def _lines_now_and_then() -> Callable[[Standing], None]:
+def lines_now_and_then() -> Callable[[Standing], None]:
     last = time.monotonic()
 
     def progress(standing: Standing) -> None:

@@ -132,6 +132,7 @@ def _started(job: Job, number: int) -> _Worker:
     if job.device == "cuda":
         job = replace(job, device=f"cuda:{number % max(torch.cuda.device_count(), 1)}")
     here, there = Pipe()
+    threads = {"OMP_NUM_THREADS": str(job.threads)}  # before PyTorch is imported
     try:
         descriptor = there.fileno()
         process = subprocess.Popen(
@@ -139,7 +140,7 @@ def _started(job: Job, number: int) -> _Worker:
             pass_fds=[descriptor],
             stdin=subprocess.DEVNULL,
             stdout=2,  # results go elsewhere, so what a worker prints must not be among this process's
-            env={**os.environ, "OMP_NUM_THREADS": str(job.threads)},
+            env={**os.environ, **threads},
         )
     finally:
         there.close()

@@ -14,7 +14,7 @@ from PIL import Image
 from torch._utils import ExceptionWrapper
 from torchvision.datasets.folder import pil_loader
 
-from eefast.data.decoding import decode
+from eefast.data.decoding import decode, decode_bytes, size_of
 from eefast.data.image_files import IMAGE_SUFFIXES, ImageFileError, shown
 
 
@@ -232,3 +232,16 @@ def test_huge_images_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)
     with pytest.raises(ImageFileError, match=r"big\.png cannot be read .*decompression bomb"):
         decode(tmp_path / "big.png")
+
+
+def test_contents_are_read_as_files_are(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    photograph(30, 41).save(path)
+    assert np.array_equal(np.asarray(decode_bytes(path.read_bytes(), "x")), np.asarray(decode(path)))
+    assert size_of(path) == (41, 30)
+    path.write_bytes(path.read_bytes()[:20])
+    assert size_of(path) is size_of(tmp_path / "nothing.png") is None
+    with pytest.raises(ImageFileError, match=r"^shard-3/key cannot be read as an image"):
+        decode_bytes(path.read_bytes(), "shard-3/key")
+    with pytest.raises(ImageFileError, match="it is empty"):
+        decode_bytes(b"", "x")

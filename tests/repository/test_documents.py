@@ -14,6 +14,7 @@ DOCUMENTS = (
     "docs/extending.md",
     "docs/quantization.md",
     "docs/reliability.md",
+    "docs/scoring.md",
 )
 # Where the documents leave out the first folder.
 FOLDERS = (".", "eefast")

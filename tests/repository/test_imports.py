@@ -42,6 +42,7 @@ ALLOWED = {
     "planning": LEAVES | {"ops", "engines", "runtimes"},
     "quantization": LEAVES | {"ops", "planning", "thresholds"},
     "api": LEAVES | {"planning", "engines"},
+    "integrations": LEAVES | {"api", "checkpoint", "data", "scoring"},
     "scoring": LEAVES | {"api", "checkpoint", "data", "thresholds"},
 }
 # What is imported only where it is used, in a function.
@@ -156,7 +157,7 @@ def test_kernels_are_not_importable_alone(folder):
 def test_the_public_names():
     assert set(eefast.__all__) == {
         "Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "Preprocessing",
-        "__version__", "accelerate", "attach", "criteria", "load", "predict", "quantize", "zoo",
+        "__version__", "accelerate", "attach", "criteria", "load", "predict", "quantize", "score", "zoo",
     }  # fmt: skip
     assert all(hasattr(eefast, name) for name in eefast.__all__)
 

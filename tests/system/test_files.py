@@ -272,3 +272,19 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     files.remove_partial(tmp_path, "last.ckpt", "logs/*/metrics.csv")
     assert not any(path.exists() for path in ours)
     assert all(path.exists() for path in others)
+
+
+def test_a_file_written_in_pieces_takes_its_name_at_the_end(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    with files.replaced(path) as file:
+        file.write(b"new, ")
+        assert path.read_bytes() == b"old"
+        file.write(b"in pieces")
+    assert path.read_bytes() == b"new, in pieces"
+    with pytest.raises(TypeError), files.replaced(path) as file:
+        file.write("no bytes")
+    assert path.read_bytes() == b"new, in pieces"
+    with pytest.raises(WriteError, match="nowhere/x cannot be written"), files.replaced(tmp_path / "nowhere" / "x"):
+        pass
+    assert [found.name for found in tmp_path.iterdir()] == ["x"]

@@ -75,3 +75,11 @@ def test_photographs_to_train_on_are_cropped_at_random_and_no_others(colours: Pa
 def test_images_in_memory_are_changed_in_training_steps_only(small_mnist: Path) -> None:
     found = opened(small_mnist, held_out=200)
     assert found.augmented.dataset is found.whole
+
+
+@pytest.mark.parametrize(("crop_fraction", "resize"), [(None, 18), (0.8, 20), (1.0, 16)])
+def test_held_out_and_test_images_are_cropped_alike(colours: Path, crop_fraction: float | None, resize: int) -> None:
+    found = opened(
+        colours, dataset="folder", image_size=16, held_out=60, batch_size=16, test=True, crop_fraction=crop_fraction
+    )
+    assert found.whole.resize == found.test.resize == resize

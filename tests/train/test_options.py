@@ -16,6 +16,8 @@ from eefast.train.options import FREE_TO_CHANGE, TrainOptions
         ({"batch_size": 1}, "batch_size=1 must be at least 2"),
         ({"held_out": 0}, "held_out=0 must be at least 1"),
         ({"loss": "v7"}, "loss='v7'"),
+        ({"crop_fraction": 1.0}, "crop_fraction=1.0: images of mnist are not cropped; leave it out"),
+        ({"crop_fraction": 1.1, "dataset": "folder"}, "crop_fraction=1.1 must be above 0 and at most 1"),
         ({"max_accuracy_drop": -0.1}, "max_accuracy_drop=-0.1 must be in 0 … 1"),
         ({"optimizer": "lion"}, "optimizer='lion' is unknown; choose one of adamw, adam, sgd"),
         ({"schedule": "linear"}, "schedule='linear' is unknown; choose one of one-cycle, cosine, step, constant"),

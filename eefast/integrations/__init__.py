@@ -1,0 +1,1 @@
+"""Classes that other systems run: a file for each system."""

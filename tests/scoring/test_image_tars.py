@@ -1,0 +1,57 @@
+"""Tar files: keys as webdataset makes them, contents by their offsets, damaged archives."""
+
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from eefast.scoring.image_tars import ImageTars
+
+
+def write(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, BytesIO(content))
+    return path
+
+
+def read(source: ImageTars, folder: Path, shard_size: int = 3) -> tuple[dict[str, bytes], list[int]]:
+    with (folder / "listing").open("wb") as listing:
+        shards = source.plan(shard_size, listing)
+    chunks = [chunk for shard in reversed(shards) for chunk in source.chunks(shard, 2, folder / "listing")]
+    found = {name: image for chunk in chunks for name, image in zip(chunk.ids, chunk.images, strict=True)}
+    return found, [shard.count for shard in shards]
+
+
+def test_images_by_key(tmp_path: Path) -> None:
+    contents = {f"a.b/{i}.seg.jpg" if i % 2 else f"ü/{i}.PNG": bytes([i]) * (i * 300) for i in range(7)}
+    parts = [dict(list(contents.items())[:4]), dict(list(contents.items())[4:])]
+    paths = []
+    for i, part in enumerate(parts):
+        with_labels = {**part, **{f"{name.partition('.')[0]}.cls": b"3" for name in part if name.startswith("ü")}}
+        paths.append(write(tmp_path / f"{i}.tar", with_labels))
+    found, counts = read(ImageTars(paths, None), tmp_path)
+    keys = {f"a.b/{i}" if i % 2 else f"ü/{i}": bytes([i]) * (i * 300) for i in range(7)}
+    assert found == keys
+    assert counts == [3, 3, 1]
+
+
+def test_several_images_of_a_key(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.tar", {"1.jpg": b"one", "1.mask.png": b"mask", "2.jpg": b"two"})
+    with pytest.raises(ValueError, match=r"two images have the id '1'; .* by --image-column jpg"):
+        read(ImageTars([path], None), tmp_path)
+    assert read(ImageTars([path], "jpg"), tmp_path)[0] == {"1": b"one", "2": b"two"}
+
+
+@pytest.mark.parametrize("how", ["compressed", "cut off", "no tar"])
+def test_damaged_archives(tmp_path: Path, how: str) -> None:
+    path = write(tmp_path / "x.tar", {"1.jpg": b"1" * 3000}, "w:gz" if how == "compressed" else "w")
+    if how == "cut off":
+        path.write_bytes(path.read_bytes()[:700])
+    elif how == "no tar":
+        path.write_bytes(b"nothing" * 200)
+    with pytest.raises(ValueError, match=r"x\.tar is no whole, uncompressed tar file"):
+        read(ImageTars([path], None), tmp_path)
