@@ -102,7 +102,11 @@ def conv_arguments(r: random.Random) -> Arguments:
 
 
 def network_arguments(r: random.Random) -> Arguments:
-    found = victim() | {"threads": r.choice((0, 1, 1, 2, 3)), "seconds": None, "normalization": None}
+    found = victim(of_the_cpu=r.random() < 0.5) | {
+        "threads": r.choice((0, 1, 1, 2, 3)),
+        "seconds": None,
+        "normalization": None,
+    }
     found["criterion"] = r.choice(CRITERIA)
     found["thresholds"] = torch.tensor([r.choice((0.5, *VALUES))])
     if r.random() < 0.2:

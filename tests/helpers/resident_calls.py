@@ -6,8 +6,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from networks import images, lived_in, spread_thresholds
+from networks import Stage, images, lived_in, spread_thresholds
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import eefast
 from eefast import zoo
@@ -68,5 +69,27 @@ def _victim() -> dict[str, Any]:
     return dict(zip(NAMES, values, strict=True))
 
 
-def victim() -> dict[str, Any]:
-    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in _victim().items()}
+@lru_cache(maxsize=1)
+def _victim_of_the_cpu() -> dict[str, Any]:
+    """Arguments of a network with the steps that only the CPU has, in float32."""
+    gate = {"pool": nn.AdaptiveAvgPool2d(1), "a": nn.Conv2d(20, 5, 1), "b": nn.Conv2d(5, 20, 1)}
+    stage = nn.Sequential(
+        nn.Conv2d(3, 20, 3, padding=1), nn.SiLU(), nn.Conv2d(20, 20, 5, padding=2, groups=20), nn.Hardswish(),
+        Stage(lambda s, x: x * s.b(s.a(s.pool(x)).relu()).sigmoid(), **gate),
+    )  # fmt: skip
+    joined = {"a": nn.Conv2d(20, 16, 1), "b": nn.Conv2d(20, 40, 3, 2, 1, groups=5), "c": nn.Conv2d(16, 9, 1, 2)}
+    second = Stage(lambda s, x: torch.cat([s.b(x), s.c(F.gelu(s.a(x))), F.relu6(s.b(x))], 1), **joined)
+    second.d = nn.Conv2d(89, 24, 1)
+    second.run = lambda s, x, run=second.run: s.d(run(s, x))
+    heads = [ExitHead("pool", (20, 8, 8), 7, (3, 8, 8)), ExitHead("conv1", (24, 4, 4), 7, (3, 8, 8))]
+    net = lived_in(eefast.EarlyExitNet([stage, second], heads, input_shape=(3, 8, 8)), 1)
+    x = images(5, (3, 8, 8))
+    spread_thresholds(net, x, 0.5)
+    values = (x, *tables(net, 0, 2), net.thresholds, "learned", 7, False, 2, None)
+    return dict(zip(NAMES, values, strict=True))
+
+
+def victim(of_the_cpu: bool = False) -> dict[str, Any]:
+    """of_the_cpu: of the steps that CUDA and INT8 lack."""
+    found = _victim_of_the_cpu() if of_the_cpu else _victim()
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in found.items()}
