@@ -44,6 +44,7 @@ def tuned(net: EarlyExitNet, lowered: Lowered, bfloat16: bool, images: Tensor) -
     images: [N, C, H, W] float32, to measure on. The algorithms of a quantised network are its own and stay.
     """
     direct_only = bfloat16 or _forced() == "direct" or lowered.image is not None
+    images = images[:FEW] if probe.is_large(net) else images
     key = lowered.geometry, bfloat16, direct_only, ops.instruction_set(), ops.int8_instruction_set()
     known: PackedWeights = {}
 
@@ -59,7 +60,6 @@ def tuned(net: EarlyExitNet, lowered: Lowered, bfloat16: bool, images: Tensor) -
     algorithms, groups = choices[key]
     if not any(algorithms):
         return pack(algorithms, groups), ""
-    images = images[:FEW] if probe.is_large(net) else images
     exact = all_logits(net, pack((0,) * len(groups), groups), images)
 
     def error(chosen: tuple[int, ...]) -> float:
