@@ -44,14 +44,15 @@ class CompactEngine(PlannedEngine):
     def run_eagerly(self, images: Tensor, thresholds: Tensor) -> ExitResult:
         """Stage by stage; the host waits at every exit."""
         results = Results.empty(len(images), self.net)
-        # Each thread that is here has memory of its own.
+        # Each call in progress has memory of its own; on a GPU also those whose kernels are not done.
         try:
             kept = self.kept.pop()
         except IndexError:
             kept = Kept()
         Pass(self.steps, self.plan.criterion, thresholds, results, kept).run(images.to(self.plan.dtype))
         # Not where something failed, since survivors would still wait there.
-        self.kept.append(kept)
+        if not images.is_cuda:
+            self.kept.append(kept)
         return results.of(self.net)
 
     @torch.no_grad()

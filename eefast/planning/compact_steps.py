@@ -15,6 +15,7 @@ from ..engines.program import CompactStep, StagePlan, layout_of
 from ..heads import ExitHead
 from ..model import EarlyExitNet
 from ..quantized import QuantizedStage
+from ..system.memory import keep_freed
 from . import probe, trial
 from .capture import with_graphs
 from .errors import UnsupportedError
@@ -49,7 +50,9 @@ def build_compact(subject: Subject) -> CompactEngine:
     if not on_cuda and subject.stages == "auto" and dtype == torch.float32:
         reasons.extend(missing_runtimes())
     features: Tensor | None = None
-    if on_cuda:
+    if not on_cuda:
+        keep_freed()
+    else:
         # The network's device: tests plan for a GPU that is not there.
         there = next(net.parameters()).device
         features = torch.cat([probe.images(net, subject.example_inputs)] * 4).to(there, dtype)

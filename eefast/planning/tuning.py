@@ -45,6 +45,7 @@ def tuned(net: EarlyExitNet, lowered: Lowered, bfloat16: bool, images: Tensor) -
     """
     able = {layer.section for layer in lowered.layers if layer.allows_winograd}
     direct_only = bfloat16 or _forced() == "direct" or lowered.image is not None or not able
+    images = images[:FEW] if probe.is_large(net) else images
     key = lowered.geometry, bfloat16, direct_only, ops.instruction_set(), ops.int8_instruction_set()
     known: PackedWeights = {}
 
@@ -61,7 +62,6 @@ def tuned(net: EarlyExitNet, lowered: Lowered, bfloat16: bool, images: Tensor) -
     algorithms = tuple(a if section in able else 0 for section, a in enumerate(algorithms))
     if not any(algorithms):
         return pack(algorithms, groups), ""
-    images = images[:FEW] if probe.is_large(net) else images
     exact = all_logits(net, pack((0,) * len(groups), groups), images)
 
     def error(chosen: tuple[int, ...]) -> float:
