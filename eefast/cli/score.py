@@ -141,7 +141,8 @@ def lines(found: Scored) -> Iterator[str]:
     """What is printed at the end."""
     work = found.seconds - found.setup_seconds
     images = found.images - found.skipped
-    yield f"{found.images:,} images in {found.shards:,} shards, of which {images:,} were answered now"
+    shards = "1 shard" if found.shards == 1 else f"{found.shards:,} shards"
+    yield f"{found.images:,} images in {shards}, of which {images:,} were answered now"
     if images and work > 0:
         yield f"{images / work:,.0f} images/s in {work:.1f} s, after {found.setup_seconds:.1f} s to start workers"
     if found.mean_cost is not None:

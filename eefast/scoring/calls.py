@@ -39,8 +39,7 @@ def predict(
     """
     from . import predictions
 
-    found = net if isinstance(net, EarlyExitNet) else _loaded(net)
-    return predictions.predicted(found, images, top, crop_fraction, on_error, engine, device, batch_size)
+    return predictions.predicted(_network(net), images, top, crop_fraction, on_error, engine, device, batch_size)
 
 
 def score(
@@ -93,11 +92,14 @@ def score(
         workers, threads_per_worker, engine, device, batch_size, shard_size, on_error, logits, image_column, id_column,
         crop_fraction, overwrite, shard_of, ray,
     )  # fmt: skip
-    found = net if isinstance(net, EarlyExitNet) else _loaded(net)
-    return scored(found, source, output, options, progress, note)
+    return scored(_network(net), source, output, options, progress, note)
 
 
-def _loaded(path: str | Path) -> EarlyExitNet:
+def _network(net: Any) -> EarlyExitNet:
+    """The network itself, that of an accelerated one, or the one in a folder."""
+    from ..api import Accelerated
     from ..checkpoint.loading import load
 
-    return load(path)
+    if isinstance(net, Accelerated):
+        return net.net
+    return net if isinstance(net, EarlyExitNet) else load(net)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import socket
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from .part_files import Totals
 from .pipeline import Job
 from .processes import GIVEN, TICK_SECONDS, Watcher
 
-CONNECT_SECONDS = 20.0
+CONNECT_SECONDS = 5.0
 
 
 def connect(address: str) -> float:
@@ -26,6 +27,7 @@ def connect(address: str) -> float:
 
     if not ray.is_initialized():
         try:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -34,6 +36,13 @@ def connect(address: str) -> float:
                 "address, or leave --ray out"
             ) from error
     return float(ray.cluster_resources().get("CPU", 0))
+
+
+def _knock(address: str) -> None:
+    """`OSError` where nothing listens at host:port, for which Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
 
 
 def check_room(cpus: float, workers: int, threads: int) -> None:

@@ -115,8 +115,9 @@ def scored(
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    workers, threads = _room(options, device, say)
-    share = options.shard_of or _share_of_environment() or (0, 1)
+    told = None if options.shard_of is not None or options.ray is not None else _share_of_environment()
+    share = options.shard_of or told or (0, 1)
+    workers, threads = _room(options, device, 1 if told is None else int(os.environ.get("LOCAL_WORLD_SIZE") or 1), say)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -156,8 +157,8 @@ def scored(
     return result
 
 
-def _room(options: ScoreOptions, device: str, say: Callable[[str], None]) -> tuple[int, int]:
-    """Number of workers, and threads of each."""
+def _room(options: ScoreOptions, device: str, processes: int, say: Callable[[str], None]) -> tuple[int, int]:
+    """Number of workers, and threads of each; processes: that share this machine's cores."""
     if options.ray is not None:
         from .ray_cluster import check_room, connect
 
@@ -167,6 +168,7 @@ def _room(options: ScoreOptions, device: str, say: Callable[[str], None]) -> tup
         check_room(cpus, workers, threads)
         return workers, threads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // processes)
     workers = options.workers or (torch.cuda.device_count() if device == "cuda" else max(1, cores // 4))
     if workers > cores:
         raise ValueError(f"workers={workers}: this machine has {cores} cores; take at most as many")

@@ -27,7 +27,12 @@ def main(descriptor: int) -> None:
 
     from .pipeline import Pipeline
 
-    job = pickle.loads(pipe.recv())
+    content = pipe.recv()
+    try:
+        job = pickle.loads(content)
+    except (AttributeError, ImportError) as error:  # a class of the script that started the run
+        pipe.send("refused", f"a worker cannot make the network again ({error}); move its classes into a module")
+        return
     torch.set_num_threads(job.threads)
     try:
         pipeline = Pipeline(job)

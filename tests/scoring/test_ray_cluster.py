@@ -13,7 +13,7 @@ import torch
 from scored_rows import assert_answers, rows_of
 
 import eefast
-from eefast.scoring.ray_cluster import check_room
+from eefast.scoring.ray_cluster import check_room, connect
 
 ray = pytest.importorskip("ray", reason='ray is not installed; pip install "eefast[ray]" brings it')
 pytest.importorskip("pyarrow", reason='pyarrow is not installed; pip install "eefast[score]" brings it')
@@ -89,6 +89,12 @@ def test_the_class_for_map_batches(network: Path, inputs: dict, pixels: dict) ->
     assert {row["id"]: (row["label"], row["exit"]) for row in rows} == {
         name: (int(answer.labels[i]), int(answer.exit_index[i])) for i, name in enumerate(pixels)
     }
+
+
+def test_an_address_where_nothing_listens_is_refused_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(ValueError, match=r"ray='127\.0\.0\.1:1': no cluster of Ray answers .*leave --ray out"):
+        connect("127.0.0.1:1")
 
 
 @pytest.mark.parametrize(("workers", "threads", "fits"), [(1, 1, True), (1, 2, False), (3, 1, True), (4, 1, False)])
