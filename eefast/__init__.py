@@ -12,6 +12,7 @@ from . import criteria, zoo
 from .api import Accelerated, accelerate
 from .checkpoint.loading import load
 from .model import EarlyExitNet
+from .profiles import Profile, Profiles
 from .quantization.post_training import quantize
 from .result import ExitOutput, ExitResult
 from .surgery import attach
@@ -22,6 +23,8 @@ __all__ = [
     "EarlyExitNet",
     "ExitOutput",
     "ExitResult",
+    "Profile",
+    "Profiles",
     "__version__",
     "accelerate",
     "attach",

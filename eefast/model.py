@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from . import criteria
 from .cost import StageCost, path_costs, stage_costs
 from .heads import ExitHead
+from .profiles import Profiles, limits_of_call
 from .record import TrainingRecord
 from .result import ExitOutput, ExitResult
 
@@ -36,6 +37,9 @@ class EarlyExitNet(nn.Module):
     Attributes that may be set:
     record: what it was trained on, which `save` writes too; None for what you trained on other images yourself.
     built_from: what it was made of, for the error of `save` where there is no config.
+    profiles: an `eefast.Profiles`, or a mapping that becomes one: rows of thresholds and last exits by name, of which a
+        call names one, or one per image; saved with the network. `None` removes them. Calls take the table of one
+        moment. Raises `ValueError` where they do not fit the network.
 
     Buffers, always float32 whatever the parameters' dtype:
     thresholds: [n], may change at any time, also from another thread: a batch is answered by those of one moment.
@@ -53,6 +57,7 @@ class EarlyExitNet(nn.Module):
     built_from: str = "modules"
     _limits: tuple[list[float], Tensor] | None = None
     _checked: tuple[Tensor, int] | None = None
+    _profiles = Profiles()
     _warned = False
 
     def __init__(
@@ -105,9 +110,52 @@ class EarlyExitNet(nn.Module):
         config = self.config or {}
         return str(config.get("name") or config.get("backbone") or "network")
 
-    def forward(self, x: Tensor) -> list[ExitOutput] | ExitResult:
+    @property
+    def profiles(self) -> Profiles:
+        return self._profiles
+
+    @profiles.setter
+    def profiles(self, profiles: Mapping[str, Any] | None) -> None:
+        made = profiles if isinstance(profiles, Profiles) else Profiles(profiles)
+        made.check_fit(self.num_exits, self.criterion.name)
+        self._profiles = made.of(self.criterion.name)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        profile: str | Tensor | None = None,
+        thresholds: Tensor | Sequence[float] | None = None,
+        exit_limit: int | Tensor | Sequence[int] | None = None,
+    ) -> list[ExitOutput] | ExitResult:
+        """Images [N, C, H, W] → their answers; in training mode all exits, and `x` is the only argument.
+
+        profile: the name of one of `profiles`, or [N] int32 or int64 on the images' device, the place of one for each
+            image; None: the network's thresholds.
+        thresholds: instead of a profile, n numbers for all images, or [N, n], those of each; none of them NaN.
+        exit_limit: an exit 0 … n, or [N], one for each image, at which an image exits at the latest, whatever its
+            confidence, also where that is NaN.
+        Raises `TypeError` or `ValueError` that names the argument. What is on a GPU is not looked at by the host: a
+        kernel stops at what is out of range.
+        """
         x = self.prepare(x)
-        return self.all_exits(x) if self.training else self.first_exits(x)
+        asked = not (profile is None and thresholds is None and exit_limit is None)
+        if self.training:
+            if asked:
+                raise ValueError("profile, thresholds and exit_limit are for eval mode; call .eval() first")
+            return self.all_exits(x)
+        if not asked:
+            return self.first_exits(x)
+        criterion, current = self.criterion, self.limits()
+        while criterion is not self.criterion:  # another thread changes both
+            criterion, current = self.criterion, self.limits()
+        return self.first_exits(
+            x,
+            limits_of_call(
+                self.profiles, self.num_exits, criterion.name, current, len(x), profile, thresholds, exit_limit
+            )[0],
+            criterion,
+        )
 
     def all_exits(self, x: Tensor) -> list[ExitOutput]:
         """What every head returns for all of the prepared images [N, C, H, W]."""
@@ -122,7 +170,8 @@ class EarlyExitNet(nn.Module):
     ) -> ExitResult:
         """Stage by stage: samples that exit are written to their rows, the others go on.
 
-        limits: [n] float32 thresholds of `criterion`; by default both are the current ones of the network.
+        limits: [n] float32 thresholds of `criterion`, or [n, N], see `eefast.profiles`; by default both are the current
+            ones of the network.
         """
         check_not_traced()
         if limits is None or criterion is None:
@@ -142,7 +191,8 @@ class EarlyExitNet(nn.Module):
             self.check_classes(i, out.logits.shape[1])
             value = criterion.confidence(out.logits, out.confidence_logit)
             if i < self.num_exits:
-                leaves = criterion.leaves(value, limits[i])
+                limit = limits[i] if limits.dim() == 1 else limits[i, position]
+                leaves = criteria.exits_by(criterion, value, limit)
             else:
                 leaves = torch.ones_like(value, dtype=torch.bool)
             left = position[leaves]

@@ -419,10 +419,14 @@ bool leaves(const Step& step, const Slot& slot, Worker& worker) {
   const Network& net = worker.job->network;
   const Batch& batch = worker.job->batch;
   const bool last = &step == &net.sections.back().body.back();
+  const float* threshold = last ? nullptr : batch.thresholds + step.target;
+  if (!last && batch.thresholds_of_each) {
+    threshold += slot.sample * net.sections.back().body.back().target;
+    if (std::isnan(*threshold)) threshold = nullptr;
+  }
   float confidence;
-  if (!worker.job->kernels.exit(step, net, net.maps[step.source], map_of(worker, &slot, step.source),
-                                last ? nullptr : batch.thresholds + step.target, worker.values, worker.logits,
-                                &confidence)) {
+  if (!worker.job->kernels.exit(step, net, net.maps[step.source], map_of(worker, &slot, step.source), threshold,
+                                worker.values, worker.logits, &confidence)) {
     return false;
   }
   std::memcpy(batch.logits + slot.sample * net.num_classes, worker.logits, net.num_classes * sizeof(float));

@@ -12,7 +12,7 @@ from ..criteria import CRITERIA
 from ..heads import HEADS
 from ..model import EarlyExitNet
 from ..system import files
-from . import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, record_file
+from . import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, profile_rows, record_file
 from .attached import build_attached
 from .building import build
 from .fields import MOST_EXITS, Field, check_fields, is_int, is_name, is_normalization, is_shape
@@ -30,6 +30,8 @@ def save(net: EarlyExitNet, folder: str | Path) -> None:
     net.check_saving()
     normalization = net.normalization and [[float(v) for v in part] for part in net.normalization]
     config = {"format": 1, **(net.config or {}), "normalization": normalization, "criterion": net.criterion.name}
+    if net.profiles:
+        config |= {"profiles": profile_rows.rows(net.profiles)}
     if config.get("kind") == "quantized":
         config |= describe_stages(net)
     weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
@@ -50,11 +52,14 @@ def read_folder(folder: Path) -> EarlyExitNet:
     Raises `ValueError` or `OSError` for files that are missing, damaged or not of the same network.
     """
     kind, config = _read_config(folder)
+    profiles = config.pop("profiles", None)
     weights, size = read_safetensors(folder / WEIGHTS_FILE)
     net = {"eenet": build, "attached": build_attached, "quantized": build_quantized}[kind](config, weights, size)
     for key in ("num_exits", "placement"):
         if kind == "eenet" and config[key] != (found := (net.config or {})[key]):
             raise ValueError(f"{CONFIG_FILE} says {key}={config[key]}, but the network has {found}")
+    if profiles is not None:
+        net.profiles = profile_rows.read(profiles)
     net.record = record_file.read(folder, net.name, net.num_classes, net.input_shape)
     return net
 
@@ -74,6 +79,8 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
             f"{file} says kind={reprlib.repr(kind)}; it must be one of {', '.join(kinds)}; a newer eefast may read it"
         )
     fields = _EENET8 if kind == "eenet" and config.get("name") == "eenet8" else kinds[kind]
+    # The first folders have none, and most networks.
+    fields = {**fields, **({"profiles": profile_rows.FIELD} if "profiles" in config else {})}
     check_fields(config, fields, file)
     del config["format"]
     return kind, config

@@ -12,7 +12,7 @@ from ..model import EarlyExitNet
 from ..result import ExitResult
 from .engine import Batch, PlannedEngine
 from .program import CompactStep, Plan
-from .schedule import answers
+from .schedule import Chunk, OfEach, answers
 from .stores import EagerStores, Results, exit_at
 from .streaming import stream_merging
 
@@ -65,10 +65,11 @@ class CompactEngine(PlannedEngine):
         """Images that begin together at most, so that survivors of two chunks fit before a stage."""
         return CHUNK
 
-    def _merged(self, chunks: Iterator[Tensor], size: int, thresholds: Tensor) -> Iterator[ExitResult]:
+    def _merged(self, chunks: Iterator[Chunk], size: int, thresholds: Tensor) -> Iterator[ExitResult]:
         """Results of chunks of prepared images, at most `size` each, in order; survivors of several chunks merge."""
         if size < LEAST:
-            yield from (self.run_eagerly(x, thresholds) for x in chunks)
+            for x in chunks:
+                yield self.run_eagerly(*((x.images, x.thresholds) if isinstance(x, OfEach) else (x, thresholds)))
             return
         with torch.inference_mode(False):
             stores = EagerStores(self.net, self.plan, self.steps, 1, 2 * size, thresholds)

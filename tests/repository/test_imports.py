@@ -13,7 +13,19 @@ import eefast
 PACKAGE = Path(eefast.__file__).parent
 ROOT = PACKAGE.parent
 
-LEAVES = {"result", "criteria", "heads", "cost", "record", "model", "quantized", "version", "modules", "system"}
+LEAVES = {
+    "result",
+    "criteria",
+    "heads",
+    "cost",
+    "record",
+    "model",
+    "profiles",
+    "quantized",
+    "version",
+    "modules",
+    "system",
+}
 # File or folder of the package → what it may import of the package besides itself; cli and measure may import all.
 ALLOWED = {
     **dict.fromkeys((*LEAVES, "zoo", "surgery", "thresholds", "data"), LEAVES),
@@ -21,6 +33,7 @@ ALLOWED = {
     "system": set(),
     "cost": {"modules"},
     "heads": {"result"},
+    "profiles": set(),
     "checkpoint": LEAVES | {"zoo", "surgery"},
     "train": LEAVES | {"data", "thresholds", "surgery", "zoo", "checkpoint"},
     "kernels": set(),
@@ -138,7 +151,7 @@ def test_kernels_are_not_importable_alone(folder):
 
 def test_the_public_names():
     assert set(eefast.__all__) == {
-        "Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "__version__",
+        "Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "Profile", "Profiles", "__version__",
         "accelerate", "attach", "criteria", "load", "quantize", "zoo",
     }  # fmt: skip
     assert all(hasattr(eefast, name) for name in eefast.__all__)
