@@ -43,7 +43,8 @@ struct ExitHeadArguments {
   int64_t exits_stride;
   int64_t results;
 
-  // Whether every place in the results has its threshold, among which NaN lets the sample exit, whatever its confidence.
+  // Whether every place in the results has its threshold, among which NaN lets the sample exit, whatever its
+  // confidence.
   bool threshold_of_each;
   int64_t threshold_stride;
 };

@@ -49,7 +49,7 @@ static_assert(sizeof(Step) == 32);
 enum class Pixel : int { float32, float16, bfloat16, uint8 };
 
 struct Network {
-  const void* packed;       // see eefast/planning/packing.py; 16-byte aligned
+  const void* packed;        // see eefast/planning/packing.py; 16-byte aligned
   const float* thresholds;   // of the early exits
   int64_t threshold_stride;  // from one exit to the next
   // Whether each image has its own, of which NaN lets it exit, whatever its confidence; from one image to the next.

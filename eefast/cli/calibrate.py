@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Option
 
 from . import render
-from .budget import choose_thresholds, criterion_names, least_images, read_bounds
+from .budget import choose_thresholds, criterion_names, least_images, read_bounds, read_profiles
 from .held_out import HeldOutImages
 from .inputs import check_saving, open_network
 from .options import (
@@ -29,6 +29,7 @@ from .options import (
     Network,
     NoAssurance,
     OtherData,
+    ProfileTexts,
     Seed,
     Workers,
 )
@@ -48,6 +49,7 @@ def command(
     agreement: Annotated[
         bool, Option("--agreement", help="For accuracy take the share of images answered as by the final exit.")
     ] = False,
+    profile: ProfileTexts = None,
     criterion: CriterionName = "",
     scale: Annotated[
         bool, Option(help="First fit temperatures, and the confidence row, per exit; --save saves them too.")
@@ -74,6 +76,7 @@ def command(
     bounds = read_bounds(min_accuracy=min_accuracy, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
     wanted = None if no_assurance else assurance
     calibration.check_bounds(bounds, wanted)
+    rows = read_profiles(profile or ())
     check_saving(network, save)
     check_writable(json_path, cache)
     net, source = open_network(network, dataset, data_root, download, workers, device, other_data)
@@ -91,6 +94,14 @@ def command(
             outputs = scaling.scaled(outputs, fitted)
         answers = None if agreement else labels
         chosen, impossible = choose_thresholds(net, outputs, answers, names, bounds, progress, wanted)
+        profiles = {}
+        for name, (within, assured) in rows.items():
+            kept_by = [calibration.saved_criterion(net, chosen)]
+            try:
+                found, _ = choose_thresholds(net, outputs, answers, kept_by, within, progress, assured)
+            except ValueError as error:
+                raise ValueError(f"profile {name}: {error}") from error
+            profiles[name] = found[kept_by[0]]
     exits = {}
     for name, c in chosen.items():
         taken = by_thresholds(outputs, net, name, c.thresholds).exit_index
@@ -99,13 +110,17 @@ def command(
     if save:
         if fitted is not None:
             scaling.fold_scaling(net, fitted)
-        calibration.save_thresholds(net, network, chosen)
+            net.profiles = None  # of other confidences
+        calibration.save_thresholds(net, network, chosen, profiles)
     if json_path != "-":
         budget = ", ".join(f"{name} {value:g}" for name, value in bounds.items())
         echo(f"\n{render.describe(net)}, {len(labels):,} held-out images of {source.dataset}, {budget}\n")
         for part in render.calibration_parts(chosen, exits, impossible):
             echo(part)
         echo(f"\n{render.assurance(chosen)}\n")
+        if profiles:
+            echo(render.profile_table(profiles))
+            echo()
         echo(render.quality_table(net, quality, before=raw if scale else None, scaling=fitted))
         echo(f"\n{render.ECE_LEGEND}")
         if save:
@@ -120,6 +135,7 @@ def command(
         "agreement": agreement,
         "chosen": {name: {**asdict(c), "exits": exits[name]} for name, c in chosen.items()},
         "impossible": impossible,
+        "profiles": {name: asdict(c) for name, c in profiles.items()},
         "exits": [asdict(q) for q in quality],
         "exits_before_scaling": [asdict(q) for q in raw] if scale else None,
         "scaling": asdict(fitted) if fitted is not None else None,

@@ -94,6 +94,28 @@ def test_calibrate_holds_on_new_images_by_default(shop, larger_shop, agreement):
     assert report["chosen"]["learned"]["judged_by"] == 175
 
 
+def test_calibrate_saves_profiles(shop, tmp_path):
+    net = eefast.load(shop / "net")
+    net.profiles = {"old": net.thresholds, "eco": net.thresholds}
+    net.save(tmp_path / "net")
+    words = ["calibrate", tmp_path / "net", "--data-root", shop, "--held-out", 31, "--few-images", "--seed", 5]
+    words += ["--max-cost", 0.7, "--no-assurance", "--profile", "eco:cost=0.5", "--profile", "sure:drop=0"]
+    done = run(*words, "--save", "--json", tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    outputs, labels = collect(net, [held_out_of(shop, 31, 5)])
+    expected = {
+        "eco": calibrate(outputs, labels, net.cost, max_cost=0.5),
+        "sure": calibrate(outputs, labels, net.cost, max_accuracy_drop=0.0),
+    }
+    saved = eefast.load(tmp_path / "net").profiles
+    assert list(saved) == ["old", "eco", "sure"]
+    for name, found in expected.items():
+        assert report["profiles"][name]["thresholds"] == list(found.thresholds) == list(saved[name].thresholds)
+        assert f"{name:4}" in done.stdout
+    with pytest.raises(ValueError, match=r"profile none: learned: max_cost=0\.0 cannot be kept"):
+        run(*words[:-4], "--profile", "none:cost=0")
+
+
 def test_calibrate_scales_what_it_saves(shop, tmp_path):
     eefast.load(shop / "net").save(tmp_path / "net")
     words = ["--data-root", shop, "--held-out", 31, "--few-images", "--max-cost", 0.7, "--criterion", "entropy"]
