@@ -148,7 +148,6 @@ class Accelerated(nn.Module):
     def forward(
         self,
         x: Tensor,
-        *,
         profile: str | Tensor | None = None,
         thresholds: Tensor | Sequence[float] | None = None,
         exit_limit: int | Tensor | Sequence[int] | None = None,

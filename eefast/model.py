@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import criteria
-from .cost import StageCost, path_costs, stage_costs
+from .cost import StageCost, merged, path_costs, stage_costs
 from .heads import ExitHead
-from .profiles import Profiles, limits_of_call
+from .profiles import Profile, Profiles, limits_of_call
 from .record import TrainingRecord
 from .result import ExitOutput, ExitResult
 
@@ -123,7 +123,6 @@ class EarlyExitNet(nn.Module):
     def forward(
         self,
         x: Tensor,
-        *,
         profile: str | Tensor | None = None,
         thresholds: Tensor | Sequence[float] | None = None,
         exit_limit: int | Tensor | Sequence[int] | None = None,
@@ -240,6 +239,56 @@ class EarlyExitNet(nn.Module):
             made.training = self.training
         net.built_from, net.record = self.built_from, self.record
         return net
+
+    def without_exits(self, exits: Sequence[int]) -> EarlyExitNet:
+        """The same network, sharing its modules, without some of its early exits, whose heads then cost nothing.
+
+        Stages between remaining exits are joined; thresholds and profiles keep what belongs to these, and a last exit
+        that is gone becomes the next one. A network of `eefast.zoo` can be saved. Raises `ValueError` for exits that
+        there are not, and for quantised networks, which `eefast.quantize` makes of a network without the exits.
+        """
+        gone = sorted(set(exits))
+        if len(gone) != len(exits) or not set(gone) <= set(range(self.num_exits)):
+            raise ValueError(f"exits={list(exits)} must be different early exits, of 0 … {self.num_exits - 1}")
+        if (self.config or {}).get("kind") == "quantized":
+            raise ValueError("a quantised network keeps its exits; take them from the float network and quantise that")
+        kept = [i for i in range(self.num_exits + 1) if i not in gone]
+        stages: list[nn.Module] = []
+        for first, last in zip([0, *(i + 1 for i in kept)], kept, strict=False):
+            between = list(self.stages[first : last + 1])
+            layers = [layer for stage in between for layer in (stage if type(stage) is nn.Sequential else [stage])]
+            stages.append(between[0] if len(between) == 1 else nn.Sequential(*layers))
+        net = EarlyExitNet(
+            stages,
+            [self.heads[i] for i in kept],
+            input_shape=self.input_shape,
+            criterion=self.criterion.name,
+            thresholds=[self.thresholds.tolist()[i] for i in kept[:-1]],
+            normalization=self.normalization,
+            config=self._config_of(kept),
+            costs=merged(self.stage_costs, gone),
+        )
+        for made in (net, *(m for stage in net.stages for m in stage.modules()), net.stages, net.heads):
+            made.training = self.training
+        net.built_from = f"{self.name} without its exits {gone}" if net.config is None else self.built_from
+        net.record = self.record
+        net.profiles = {
+            name: Profile(
+                tuple(p.thresholds[i] for i in kept[:-1]),
+                None if p.last_exit is None else sum(i < p.last_exit for i in kept),
+            )
+            for name, p in self.profiles.items()
+        }
+        return net
+
+    def _config_of(self, kept: Sequence[int]) -> dict[str, Any] | None:
+        """The config of the network with these exits only, where it can say so."""
+        config = self.config
+        if len(kept) == self.num_exits + 1:
+            return config
+        if config is None or config.get("kind") != "eenet" or "filters" in config or len(kept) == 1:
+            return None
+        return {**config, "num_exits": len(kept) - 1, "placement": [config["placement"][i] for i in kept[:-1]]}
 
     def prepare(self, x: Tensor, dtype: torch.dtype | None = None, weight: Tensor | None = None) -> Tensor:
         """Check images before any work starts; uint8 images are scaled to 0 … 1 and normalised.
