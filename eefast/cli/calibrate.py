@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated
 
@@ -50,6 +51,10 @@ def command(
         bool, Option("--agreement", help="For accuracy take the share of images answered as by the final exit.")
     ] = False,
     profile: ProfileTexts = None,
+    drop_exits: Annotated[
+        bool,
+        Option("--drop-exits", help="Count heads in the cost, and leave out early exits that do not pay for theirs."),
+    ] = False,
     criterion: CriterionName = "",
     scale: Annotated[
         bool, Option(help="First fit temperatures, and the confidence row, per exit; --save saves them too.")
@@ -70,7 +75,7 @@ def command(
     With --max-cost beside a budget of accuracy the thresholds keep both.
     """
     from ..measure import environment
-    from ..thresholds import calibration, evaluation, scaling
+    from ..thresholds import calibration, dropping, evaluation, scaling
     from ..thresholds.outputs import by_thresholds
 
     bounds = read_bounds(min_accuracy=min_accuracy, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
@@ -81,8 +86,12 @@ def command(
     check_writable(json_path, cache)
     net, source = open_network(network, dataset, data_root, download, workers, device, other_data)
     names = criterion_names(criterion, net)
+    if drop_exits and (scale or len(names) > 1 or profile):
+        raise ValueError("--drop-exits takes one criterion, no --scale and no --profile; run calibrate again for these")
     if save:
         net.check_saving()
+        if drop_exits and net.num_exits > 1:
+            net.without_exits([0]).check_saving()
     if scale:
         scaling.scalable_layers(net)
     kept = HeldOutImages(source, held_out, seed, None if few_images else least_images(bounds, wanted))
@@ -93,7 +102,18 @@ def command(
         if fitted is not None:
             outputs = scaling.scaled(outputs, fitted)
         answers = None if agreement else labels
-        chosen, impossible = choose_thresholds(net, outputs, answers, names, bounds, progress, wanted)
+        left_out: tuple[int, ...] = ()
+        chosen: dict[str, calibration.Calibration] = {}
+        impossible: Mapping[str, str] = {}
+        if drop_exits:
+            left_out, chosen[names[0]] = dropping.find_thresholds_and_exits(
+                outputs, answers, net.stage_costs, names[0], **bounds, assurance=wanted
+            )
+            net = net.without_exits(left_out)
+            outputs = [out for i, out in enumerate(outputs) if i not in left_out]
+            raw = evaluation.exit_quality(outputs, labels)
+        else:
+            chosen, impossible = choose_thresholds(net, outputs, answers, names, bounds, progress, wanted)
         profiles = {}
         for name, (within, assured) in rows.items():
             kept_by = [calibration.saved_criterion(net, chosen)]
@@ -118,6 +138,8 @@ def command(
         for part in render.calibration_parts(chosen, exits, impossible):
             echo(part)
         echo(f"\n{render.assurance(chosen)}\n")
+        if drop_exits:
+            echo(f"costs with heads; exits left out: {', '.join(map(str, left_out)) or 'none'}\n")
         if profiles:
             echo(render.profile_table(profiles))
             echo()
@@ -135,6 +157,7 @@ def command(
         "agreement": agreement,
         "chosen": {name: {**asdict(c), "exits": exits[name]} for name, c in chosen.items()},
         "impossible": impossible,
+        "left_out": left_out,
         "profiles": {name: asdict(c) for name, c in profiles.items()},
         "exits": [asdict(q) for q in quality],
         "exits_before_scaling": [asdict(q) for q in raw] if scale else None,
