@@ -89,7 +89,12 @@ CheckedExitHead check_exit_head(bool on_cuda, const Tensor& features, const Tens
   const Tensor* const limit = threshold ? &*threshold : nullptr;
   if (limit) {
     check_dtype("threshold", *limit, ScalarType::Float, "float32");
-    check_shape("threshold", *limit, {}, "a scalar");
+    found.threshold_of_each = limit->dim() == 1 && confidence.dim() == 1 && limit->size(0) == confidence.size(0);
+    if (found.threshold_of_each) {
+      found.threshold_stride = limit->stride(0);
+    } else {
+      check_shape("threshold", *limit, {}, "a scalar, or [N], one for each place in the results");
+    }
   }
   check_live_list(on_cuda, rows, positions, live);
   check_results(logits, confidence, exits, found.num_classes);

@@ -206,6 +206,8 @@ cuda::Network with_thresholds(cuda::Network network, const Tensor& thresholds) {
   if (thresholds.size(0) == 0) return network;
   network.thresholds = thresholds.const_data_ptr<float>();
   network.threshold_stride = thresholds.stride(0);
+  network.thresholds_of_each = thresholds.dim() == 2;
+  network.threshold_image_stride = network.thresholds_of_each ? thresholds.stride(1) : 0;
   return network;
 }
 

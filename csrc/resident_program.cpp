@@ -197,7 +197,8 @@ ResidentSource read_tables(const Tensor& images, const Tensor& steps, const Tens
   check_dtype("packed", packed, ScalarType::Float, "float32");
   check_dtype("thresholds", thresholds, ScalarType::Float, "float32");
   if (images.dim() != 4) fail("images has shape ", shape(images), "; expected [N, C, H, W]");
-  if (thresholds.dim() != 1) fail("thresholds has shape ", shape(thresholds), "; expected [exits]");
+  if (thresholds.dim() != 1 && (thresholds.dim() != 2 || thresholds.size(1) != images.size(0)))
+    fail("thresholds has shape ", shape(thresholds), "; expected [exits] or [exits, N]");
   if (packed.dim() != 1 || !packed.is_contiguous())
     fail("packed has shape ", shape(packed), " and strides ", brackets(packed.strides()),
          "; expected one dense dimension");

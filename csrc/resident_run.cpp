@@ -100,9 +100,14 @@ std::tuple<Tensor, Tensor, Tensor> run_resident(ResidentSource read, const Tenso
   Tensor logits = empty("logits", {samples, num_classes}, aoti_torch_dtype_float32(), cpu, 0);
   Tensor confidence = empty("confidence", {samples}, aoti_torch_dtype_float32(), cpu, 0);
   Tensor exits = empty("exits", {samples}, aoti_torch_dtype_int64(), cpu, 0);
+  const bool of_each = thresholds.dim() == 2;
   std::vector<float> limits;
-  for (int64_t i = 0; i < thresholds.size(0); ++i) {
-    limits.push_back(thresholds.const_data_ptr<float>()[i * thresholds.stride(0)]);
+  limits.reserve(thresholds.numel());
+  for (int64_t s = 0; s < (of_each ? samples : 1); ++s) {
+    for (int64_t i = 0; i < thresholds.size(0); ++i) {
+      limits.push_back(
+          thresholds.const_data_ptr<float>()[i * thresholds.stride(0) + (of_each ? s * thresholds.stride(1) : 0)]);
+    }
   }
   const bool bytes = images.scalar_type() == ScalarType::Byte;
   cpu::Batch batch{bytes ? static_cast<const void*>(images.const_data_ptr<uint8_t>()) : images.const_data_ptr<float>(),
@@ -111,6 +116,7 @@ std::tuple<Tensor, Tensor, Tensor> run_resident(ResidentSource read, const Tenso
                    samples,
                    {images.stride(0), images.stride(1), images.stride(2), images.stride(3)},
                    limits.data(),
+                   of_each,
                    logits.mutable_data_ptr<float>(),
                    confidence.mutable_data_ptr<float>(),
                    exits.mutable_data_ptr<int64_t>(),

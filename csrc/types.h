@@ -24,7 +24,7 @@ struct ExitHeadArguments {
   int64_t num_classes;
 
   Criterion criterion;
-  // Null at the final exit, where every sample exits.
+  // Null at the final exit, where every sample exits; else see `threshold_of_each`.
   const float* threshold;
   int64_t exit_index;
 
@@ -42,6 +42,11 @@ struct ExitHeadArguments {
   int64_t* exits;
   int64_t exits_stride;
   int64_t results;
+
+  // Whether every place in the results has its threshold, among which NaN lets the sample exit, whatever its
+  // confidence.
+  bool threshold_of_each;
+  int64_t threshold_stride;
 };
 
 }  // namespace eefast

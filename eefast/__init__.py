@@ -13,6 +13,7 @@ from .api import Accelerated, accelerate
 from .checkpoint.loading import load
 from .model import EarlyExitNet
 from .preprocessing import Preprocessing
+from .profiles import Profile, Profiles
 from .quantization.post_training import quantize
 from .result import ExitOutput, ExitResult
 from .scoring.calls import predict, score
@@ -25,6 +26,8 @@ __all__ = [
     "ExitOutput",
     "ExitResult",
     "Preprocessing",
+    "Profile",
+    "Profiles",
     "__version__",
     "accelerate",
     "attach",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from threading import RLock
@@ -17,6 +17,7 @@ from .engines.streaming import copied, groups
 from .engines.weight_watch import WeightWatch
 from .model import TRACED, EarlyExitNet, check_not_traced, is_property
 from .planning import Options, build
+from .profiles import Profiles, limits_of_call
 from .result import ExitResult
 from .system import forked
 
@@ -167,9 +168,37 @@ class Accelerated(nn.Module):
         return _Planned(engine, watch, None if engine.survives_fork else os.getpid())
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> ExitResult:
-        engine, thresholds, _ = self._ready()
-        return engine.run(engine.prepare(x), thresholds)
+    def forward(
+        self,
+        x: Tensor,
+        profile: str | Tensor | None = None,
+        thresholds: Tensor | Sequence[float] | None = None,
+        exit_limit: int | Tensor | Sequence[int] | None = None,
+    ) -> ExitResult:
+        """Arguments as of `EarlyExitNet.forward`."""
+        engine, limits, since = self._ready()
+        images = engine.prepare(x)
+        if not (profile is None and thresholds is None and exit_limit is None):
+            limits, _ = limits_of_call(
+                self.net.profiles,
+                self.net.num_exits,
+                engine.plan.criterion,
+                (limits, since),
+                len(x),
+                profile,
+                thresholds,
+                exit_limit,
+            )
+        return engine.run(images, limits)
+
+    @property
+    def profiles(self) -> Profiles:
+        """Those of the network, see there."""
+        return self.net.profiles
+
+    @profiles.setter
+    def profiles(self, profiles: Mapping[str, Any] | None) -> None:
+        self.net.profiles = profiles  # type: ignore[assignment]
 
     def warmup(self) -> Plan:
         """Do now what the first call would do besides answering, such as planning and loading kernels."""
@@ -178,10 +207,11 @@ class Accelerated(nn.Module):
             self(torch.zeros(n, *self.net.input_shape, dtype=weight.dtype, device=weight.device))
         return self.plan
 
-    def stream(self, batches: Iterable[Tensor]) -> Iterator[ExitResult]:
+    def stream(self, batches: Iterable[Tensor | tuple[Tensor, Any]]) -> Iterator[ExitResult]:
         """The results of many batches, in their order, one by one.
 
-        batches: images as the module takes them. A batch is what its tensor holds when the iterable hands it out, and
+        batches: images as the module takes them, or (images, profile), or (images, keywords) with the keywords of
+            `forward`, such as {"exit_limit": 2}. A batch is what its tensor holds when the iterable hands it out, and
         is answered by the thresholds of that moment; its memory may be written to as soon as the next one is asked for.
         The resident engine reads a few batches ahead and keeps all threads, or the whole GPU, busy across the batches'
         borders. The compact engine lets survivors wait for those of up to four more batches, so that deep stages run on
@@ -192,16 +222,23 @@ class Accelerated(nn.Module):
         self._engine()
         return self._stream(batches)
 
-    def _stream(self, batches: Iterable[Tensor]) -> Iterator[ExitResult]:
+    def _stream(self, batches: Iterable[Tensor | tuple[Tensor, Any]]) -> Iterator[ExitResult]:
         # Another engine may be planned on the way.
         for (engine, _), group in groups(map(self._read, batches), lambda a, b: a[0] is b[0]):
             yield from engine.stream(batch for _, batch in group)
 
     @torch.no_grad()
-    def _read(self, x: Tensor) -> tuple[Engine, Batch]:
+    def _read(self, batch: Tensor | tuple[Tensor, Any]) -> tuple[Engine, Batch]:
         """A checked batch in memory that its source does not write to, and what answers it."""
         engine, thresholds, since = self._ready()
+        x, asked = batch if isinstance(batch, tuple) else (batch, None)
         images = engine.prepare(x)
+        if asked is not None:
+            words = {"profile": None, "thresholds": None, "exit_limit": None}
+            words |= asked if isinstance(asked, dict) else {"profile": asked}
+            thresholds, since = limits_of_call(
+                self.net.profiles, self.net.num_exits, engine.plan.criterion, (thresholds, since), len(x), **words
+            )
         if images.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
             images = copied(images)
         return engine, Batch(images, thresholds, since)

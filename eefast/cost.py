@@ -127,6 +127,17 @@ def stage_costs(
     return tuple(costs)
 
 
+def merged(costs: Sequence[StageCost], left_out: Sequence[int]) -> tuple[StageCost, ...]:
+    """The costs of the same network without some exits, whose stages then belong to the next exit's."""
+    found, before = [], 0
+    for i, c in enumerate(costs):
+        before += c.stage_macs
+        if i not in left_out:
+            found.append(StageCost(before, c.head_macs, c.feature_shape, c.num_classes))
+            before = 0
+    return tuple(found)
+
+
 def path_costs(costs: Sequence[StageCost]) -> tuple[Tensor, Tensor]:
     """Cost of every exit, relative to the plain network: all stages and the final classifier, no exits.
 

@@ -44,6 +44,12 @@ class Criterion:
         return confidence > threshold if self.comparison == ">" else confidence < threshold
 
 
+def exits_by(rule: Criterion, confidence: Tensor, threshold: Tensor) -> Tensor:
+    """[N] bool: which samples exit; threshold: [], or [N], one for each, where NaN lets a sample exit in any case."""
+    exits = rule.leaves(confidence, threshold)
+    return exits | threshold.isnan() if threshold.dim() else exits
+
+
 def learned_confidence(logits: Tensor, confidence_logit: Tensor) -> Tensor:
     """Sigmoid of the confidence row (EENets, Demir & Akbas 2024, §3)."""
     return torch.sigmoid(confidence_logit.float())

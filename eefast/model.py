@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import criteria
-from .cost import StageCost, path_costs, stage_costs
+from .cost import StageCost, merged, path_costs, stage_costs
 from .heads import ExitHead
 from .preprocessing import Preprocessing
+from .profiles import Profile, Profiles, limits_of_call
 from .record import TrainingRecord
 from .result import ExitOutput, ExitResult
 
@@ -39,6 +40,9 @@ class EarlyExitNet(nn.Module):
     preprocessing: how image files become its pixels, see `eefast.Preprocessing`; None where that is not known.
     classes: names of the classes in the order of the labels; None where they have none.
     built_from: what it was made of, for the error of `save` where there is no config.
+    profiles: an `eefast.Profiles`, or a mapping that becomes one: rows of thresholds and last exits by name, of which a
+        call names one, or one per image; saved with the network. `None` removes them. Calls take the table of one
+        moment. Raises `ValueError` where they do not fit the network.
 
     Buffers, always float32 whatever the parameters' dtype:
     thresholds: [n], may change at any time, also from another thread: a batch is answered by those of one moment.
@@ -58,6 +62,7 @@ class EarlyExitNet(nn.Module):
     built_from: str = "modules"
     _limits: tuple[list[float], Tensor] | None = None
     _checked: tuple[Tensor, int] | None = None
+    _profiles = Profiles()
     _warned = False
 
     def __init__(
@@ -110,9 +115,51 @@ class EarlyExitNet(nn.Module):
         config = self.config or {}
         return str(config.get("name") or config.get("backbone") or "network")
 
-    def forward(self, x: Tensor) -> list[ExitOutput] | ExitResult:
+    @property
+    def profiles(self) -> Profiles:
+        return self._profiles
+
+    @profiles.setter
+    def profiles(self, profiles: Mapping[str, Any] | None) -> None:
+        made = profiles if isinstance(profiles, Profiles) else Profiles(profiles)
+        made.check_fit(self.num_exits, self.criterion.name)
+        self._profiles = made.of(self.criterion.name)
+
+    def forward(
+        self,
+        x: Tensor,
+        profile: str | Tensor | None = None,
+        thresholds: Tensor | Sequence[float] | None = None,
+        exit_limit: int | Tensor | Sequence[int] | None = None,
+    ) -> list[ExitOutput] | ExitResult:
+        """Images [N, C, H, W] → their answers; in training mode all exits, and `x` is the only argument.
+
+        profile: the name of one of `profiles`, or [N] int32 or int64 on the images' device, the place of one for each
+            image; None: the network's thresholds.
+        thresholds: instead of a profile, n numbers for all images, or [N, n], those of each; none of them NaN.
+        exit_limit: an exit 0 … n, or [N], one for each image, at which an image exits at the latest, whatever its
+            confidence, also where that is NaN.
+        Raises `TypeError` or `ValueError` that names the argument. What is on a GPU is not looked at by the host: a
+        kernel stops at what is out of range.
+        """
         x = self.prepare(x)
-        return self.all_exits(x) if self.training else self.first_exits(x)
+        asked = not (profile is None and thresholds is None and exit_limit is None)
+        if self.training:
+            if asked:
+                raise ValueError("profile, thresholds and exit_limit are for eval mode; call .eval() first")
+            return self.all_exits(x)
+        if not asked:
+            return self.first_exits(x)
+        criterion, current = self.criterion, self.limits()
+        while criterion is not self.criterion:  # another thread changes both
+            criterion, current = self.criterion, self.limits()
+        return self.first_exits(
+            x,
+            limits_of_call(
+                self.profiles, self.num_exits, criterion.name, current, len(x), profile, thresholds, exit_limit
+            )[0],
+            criterion,
+        )
 
     def all_exits(self, x: Tensor) -> list[ExitOutput]:
         """What every head returns for all of the prepared images [N, C, H, W]."""
@@ -127,7 +174,8 @@ class EarlyExitNet(nn.Module):
     ) -> ExitResult:
         """Stage by stage: samples that exit are written to their rows, the others go on.
 
-        limits: [n] float32 thresholds of `criterion`; by default both are the current ones of the network.
+        limits: [n] float32 thresholds of `criterion`, or [n, N], see `eefast.profiles`; by default both are the current
+            ones of the network.
         """
         check_not_traced()
         if limits is None or criterion is None:
@@ -147,7 +195,8 @@ class EarlyExitNet(nn.Module):
             self.check_classes(i, out.logits.shape[1])
             value = criterion.confidence(out.logits, out.confidence_logit)
             if i < self.num_exits:
-                leaves = criterion.leaves(value, limits[i])
+                limit = limits[i] if limits.dim() == 1 else limits[i, position]
+                leaves = criteria.exits_by(criterion, value, limit)
             else:
                 leaves = torch.ones_like(value, dtype=torch.bool)
             left = position[leaves]
@@ -196,6 +245,56 @@ class EarlyExitNet(nn.Module):
         net.built_from, net.record = self.built_from, self.record
         net.preprocessing, net.classes = self.preprocessing, self.classes
         return net
+
+    def without_exits(self, exits: Sequence[int]) -> EarlyExitNet:
+        """The same network, sharing its modules, without some of its early exits, whose heads then cost nothing.
+
+        Stages between remaining exits are joined; thresholds and profiles keep what belongs to these, and a last exit
+        that is gone becomes the next one. A network of `eefast.zoo` can be saved. Raises `ValueError` for exits that
+        there are not, and for quantised networks, which `eefast.quantize` makes of a network without the exits.
+        """
+        gone = sorted(set(exits))
+        if len(gone) != len(exits) or not set(gone) <= set(range(self.num_exits)):
+            raise ValueError(f"exits={list(exits)} must be different early exits, of 0 … {self.num_exits - 1}")
+        if (self.config or {}).get("kind") == "quantized":
+            raise ValueError("a quantised network keeps its exits; take them from the float network and quantise that")
+        kept = [i for i in range(self.num_exits + 1) if i not in gone]
+        stages: list[nn.Module] = []
+        for first, last in zip([0, *(i + 1 for i in kept)], kept, strict=False):
+            between = list(self.stages[first : last + 1])
+            layers = [layer for stage in between for layer in (stage if type(stage) is nn.Sequential else [stage])]
+            stages.append(between[0] if len(between) == 1 else nn.Sequential(*layers))
+        net = EarlyExitNet(
+            stages,
+            [self.heads[i] for i in kept],
+            input_shape=self.input_shape,
+            criterion=self.criterion.name,
+            thresholds=[self.thresholds.tolist()[i] for i in kept[:-1]],
+            normalization=self.normalization,
+            config=self._config_of(kept),
+            costs=merged(self.stage_costs, gone),
+        )
+        for made in (net, *(m for stage in net.stages for m in stage.modules()), net.stages, net.heads):
+            made.training = self.training
+        net.built_from = f"{self.name} without its exits {gone}" if net.config is None else self.built_from
+        net.record = self.record
+        net.profiles = {
+            name: Profile(
+                tuple(p.thresholds[i] for i in kept[:-1]),
+                None if p.last_exit is None else sum(i < p.last_exit for i in kept),
+            )
+            for name, p in self.profiles.items()
+        }
+        return net
+
+    def _config_of(self, kept: Sequence[int]) -> dict[str, Any] | None:
+        """The config of the network with these exits only, where it can say so."""
+        config = self.config
+        if len(kept) == self.num_exits + 1:
+            return config
+        if config is None or config.get("kind") != "eenet" or "filters" in config or len(kept) == 1:
+            return None
+        return {**config, "num_exits": len(kept) - 1, "placement": [config["placement"][i] for i in kept[:-1]]}
 
     def prepare(self, x: Tensor, dtype: torch.dtype | None = None, weight: Tensor | None = None) -> Tensor:
         """Check images before any work starts; uint8 images are scaled to 0 … 1 and normalised.

@@ -116,16 +116,25 @@ def survivors_before(status, tile, count, WINDOW: tl.constexpr):
 def answer(
     out, entry, alive, threshold, positions, logits, logits_row_stride, logits_column_stride,
     confidence, confidence_stride, exits, exits_stride, results, exit_index,
-    CLASSES: tl.constexpr, CRITERION: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    CLASSES: tl.constexpr, CRITERION: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, THRESHOLD_STRIDE: tl.constexpr,
 ):  # fmt: skip
     """Decide for the entries whose logits and confidence row are `out`; write the answers of those that exit.
 
-    out: [ROWS, BLOCK_COLUMNS]. Returns which survive, [ROWS] int32.
+    out: [ROWS, BLOCK_COLUMNS]. THRESHOLD_STRIDE: from the threshold of one place in the results to the next, of which
+    NaN lets a sample exit in any case; -1: one threshold for all. Returns which survive, [ROWS] int32.
     """
     column = tl.arange(0, BLOCK_COLUMNS)[None, :]
     value = confidence_of(out, column, CLASSES, CRITERION)
     if threshold is None:
         leaves = alive
+    elif THRESHOLD_STRIDE >= 0:
+        place_of = tl.load(positions + entry, mask=alive, other=0)
+        inside = alive & (place_of >= 0) & (place_of < results)
+        limit = tl.load(threshold + place_of.to(tl.int64) * THRESHOLD_STRIDE, mask=inside, other=0.0)
+        if CRITERION == "entropy":
+            leaves = inside & ((value < limit) | (limit != limit))
+        else:
+            leaves = inside & ((value > limit) | (limit != limit))
     elif CRITERION == "entropy":
         leaves = alive & (value < tl.load(threshold))
     else:
@@ -147,8 +156,8 @@ def answer(
 def answer_from(
     scratch, tile, count, threshold, positions, logits, logits_row_stride, logits_column_stride,
     confidence, confidence_stride, exits, exits_stride, results, exit_index,
-    CLASSES: tl.constexpr, CRITERION: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, ROWS: tl.constexpr,
-    PART: tl.constexpr,
+    CLASSES: tl.constexpr, CRITERION: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, THRESHOLD_STRIDE: tl.constexpr,
+    ROWS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """`answer` for a tile of ROWS entries whose logits are in `scratch`, PART entries at a time."""
     survives = tl.zeros([ROWS], tl.int32)
@@ -165,6 +174,7 @@ def answer_from(
         part = answer(
             out, entry, alive, threshold, positions, logits, logits_row_stride, logits_column_stride,
             confidence, confidence_stride, exits, exits_stride, results, exit_index, CLASSES, CRITERION, BLOCK_COLUMNS,
+            THRESHOLD_STRIDE,
         )  # fmt: skip
         survives += tl.sum(tl.where(tl.arange(0, ROWS)[:, None] == item[None, :], part[None, :], 0), axis=1)
     return survives

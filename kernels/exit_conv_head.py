@@ -33,9 +33,10 @@ def _conv_kernel(
     next_rows, next_positions, next_live, workspace, pooled, scratch,
     SAMPLE_STRIDE: tl.constexpr, CHANNEL_STRIDE: tl.constexpr, LINE_STRIDE: tl.constexpr, PIXEL_STRIDE: tl.constexpr,
     IN_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
-    CLASSES: tl.constexpr, CRITERION: tl.constexpr, ROWS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
-    BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_CLASSES: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr, PART: tl.constexpr, UPCAST: tl.constexpr, WINDOW: tl.constexpr,
+    CLASSES: tl.constexpr, CRITERION: tl.constexpr, THRESHOLD_STRIDE: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_CLASSES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, PART: tl.constexpr, UPCAST: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):  # fmt: skip
     """A tile is ROWS entries of the live list, BLOCK_PIXELS pixels of each at a time."""
     tile, entry, count, alive = begin_tile(workspace, live, size, ROWS)
@@ -70,7 +71,7 @@ def _conv_kernel(
         survives = answer_from(
             scratch, tile, count, threshold, positions, logits, logits_row_stride, logits_column_stride,
             confidence, confidence_stride, exits, exits_stride, results, exit_index,
-            CLASSES, CRITERION, BLOCK_COLUMNS, ROWS, PART,
+            CLASSES, CRITERION, BLOCK_COLUMNS, THRESHOLD_STRIDE, ROWS, PART,
         )  # fmt: skip
     advance(survives, entry, tile, rows, positions, size, next_rows, next_positions, next_live, workspace, WINDOW)
 

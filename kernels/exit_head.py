@@ -42,7 +42,8 @@ def _few_classes_kernel(
     confidence, confidence_stride, exits, exits_stride, results, exit_index,
     next_rows, next_positions, next_live, workspace,
     SAMPLE_STRIDE: tl.constexpr, CHANNEL_STRIDE: tl.constexpr, PIXEL_STRIDE: tl.constexpr, PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr, CLASSES: tl.constexpr, CRITERION: tl.constexpr, ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr, CLASSES: tl.constexpr, CRITERION: tl.constexpr, THRESHOLD_STRIDE: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_CLASSES: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
@@ -76,6 +77,7 @@ def _few_classes_kernel(
         survives = answer(
             out, entry, alive, threshold, positions, logits, logits_row_stride, logits_column_stride,
             confidence, confidence_stride, exits, exits_stride, results, exit_index, CLASSES, CRITERION, BLOCK_COLUMNS,
+            THRESHOLD_STRIDE,
         )  # fmt: skip
     advance(survives, entry, tile, rows, positions, size, next_rows, next_positions, next_live, workspace, WINDOW)
 
@@ -87,7 +89,8 @@ def _many_classes_kernel(
     confidence, confidence_stride, exits, exits_stride, results, exit_index,
     next_rows, next_positions, next_live, workspace, pooled, scratch,
     SAMPLE_STRIDE: tl.constexpr, CHANNEL_STRIDE: tl.constexpr, PIXEL_STRIDE: tl.constexpr, PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr, CLASSES: tl.constexpr, CRITERION: tl.constexpr, ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr, CLASSES: tl.constexpr, CRITERION: tl.constexpr, THRESHOLD_STRIDE: tl.constexpr,
+    ROWS: tl.constexpr,
     POOL_ROWS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr, DOT_CLASSES: tl.constexpr, DOT_CHANNELS: tl.constexpr, PART: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -114,7 +117,7 @@ def _many_classes_kernel(
         survives = answer_from(
             scratch, tile, count, threshold, positions, logits, logits_row_stride, logits_column_stride,
             confidence, confidence_stride, exits, exits_stride, results, exit_index,
-            CLASSES, CRITERION, BLOCK_COLUMNS, ROWS, PART,
+            CLASSES, CRITERION, BLOCK_COLUMNS, THRESHOLD_STRIDE, ROWS, PART,
         )  # fmt: skip
     advance(survives, entry, tile, rows, positions, size, next_rows, next_positions, next_live, workspace, WINDOW)
 
@@ -194,6 +197,9 @@ def exit_arguments(
     next_rows: Tensor, next_positions: Tensor, next_live: Tensor,
 ) -> dict[str, object]:  # fmt: skip
     """The arguments for `exit_common`, by parameter name."""
+    of_each = threshold is not None and threshold.dim() == 1
+    if threshold is not None and of_each and threshold.stride(0) > 1:
+        threshold = threshold.contiguous()
     return dict(
         weight=weight.contiguous(), bias=bias.contiguous(), threshold=threshold, rows=rows.contiguous(),
         positions=positions.contiguous(), live=live, size=len(rows), logits=logits, logits_row_stride=logits.stride(0),
@@ -201,4 +207,5 @@ def exit_arguments(
         exits=exits, exits_stride=exits.stride(0), results=len(exits), exit_index=exit_index, next_rows=next_rows,
         next_positions=next_positions, next_live=next_live, CLASSES=len(bias) - 1, CRITERION=criterion,
         BLOCK_COLUMNS=power_of_two(len(bias)),
+        THRESHOLD_STRIDE=threshold.stride(0) if threshold is not None and of_each else -1,
     )  # fmt: skip

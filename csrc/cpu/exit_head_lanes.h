@@ -223,10 +223,15 @@ EEFAST_TARGET static void linear(const ExitHead& head, const float* pooled, int6
 
 EEFAST_TARGET static void finish(const ExitHead& head, int64_t i, float* logits) {
   const float value = confidence(head.criterion, head.num_classes, logits);
-  const bool leaves = head.threshold == nullptr || leaves_at(head.criterion, value, *head.threshold);
+  const int64_t position = head.positions[i];
+  const float* threshold = head.threshold;
+  if (threshold != nullptr && head.threshold_of_each) {
+    threshold += position * head.threshold_stride;
+    if (*threshold != *threshold) threshold = nullptr;
+  }
+  const bool leaves = threshold == nullptr || leaves_at(head.criterion, value, *threshold);
   head.survives[i] = !leaves;
   if (!leaves) return;
-  const int64_t position = head.positions[i];
   float* row = head.logits + position * head.logits_row_stride;
   for (int64_t k = 0; k < head.num_classes; ++k) row[k * head.logits_column_stride] = logits[k];
   head.confidence[position * head.confidence_stride] = value;

@@ -510,6 +510,13 @@ void run_layer(const Layer& layer) {
                                                : kernels.max_pool);
 }
 
+// Of one image; null where it exits here whatever its confidence. shared: of all images at this exit, null at the last.
+const float* threshold_of(const Slot& slot, const float* shared, const Job& job) {
+  if (shared == nullptr || !job.batch.thresholds_of_each) return shared;
+  const float* const threshold = shared + slot.sample * job.network.sections.back().body.back().target;
+  return std::isnan(*threshold) ? nullptr : threshold;
+}
+
 // Writes the answers of the samples that exit here and takes them out of `live`.
 void run_exit(const Step& step, std::vector<Slot*>& live, Worker& worker) {
   const Job& job = *worker.job;
@@ -535,7 +542,8 @@ void run_exit(const Step& step, std::vector<Slot*>& live, Worker& worker) {
     for (int64_t i = 0; i < n; ++i) {
       float confidence, *const logits = worker.logits + i * job.logit_floats;
       Slot* const slot = live[first + i];
-      if (!kernels.exit(net, threshold, logits, &confidence)) {
+      const float* const limit = threshold_of(*slot, threshold, job);
+      if (!kernels.exit(net, limit, logits, &confidence)) {
         live[kept++] = slot;
         continue;
       }

@@ -15,7 +15,10 @@ struct Batch {
   const float* scaling;
   int64_t samples;
   int64_t strides[4];
+  // Of the early exits, or for each sample those of all of them; then NaN lets the sample exit, whatever its
+  // confidence.
   const float* thresholds;
+  bool thresholds_of_each;
   float* logits;
   float* confidence;
   int64_t* exits;

@@ -200,9 +200,11 @@ SIMT_DEVICE void classify(const ExitHead& head, const Tiles& tiles, const float*
 SIMT_DEVICE void answer(const ExitHead& head, const float* logits, int entry, uint8_t* flags) {
   const int classes = static_cast<int>(head.num_classes);
   const float confidence = confidence_of(head.criterion, logits, classes);
-  const bool leaves = head.threshold == nullptr || leaves_by(head.criterion, confidence, __ldg(head.threshold));
   const int64_t position = __ldg(head.positions + entry);
   if (position < 0 || position >= head.results) __trap();
+  const float* const threshold = head.threshold + (head.threshold_of_each ? position * head.threshold_stride : 0);
+  bool leaves = head.threshold == nullptr || leaves_by(head.criterion, confidence, __ldg(threshold));
+  if (head.threshold_of_each) leaves = leaves || __ldg(threshold) != __ldg(threshold);
   if (leaves) {
     float* const row = head.logits + position * head.logits_row_stride;
     for (int k = lane_index(); k < classes; k += 32) row[k * head.logits_column_stride] = logits[k];

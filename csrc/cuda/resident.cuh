@@ -316,8 +316,10 @@ SIMT_FUNCTION bool leaves_at(Step step, const Job& job, char* shared) {
   __syncthreads();  // logits complete
 
   const float confidence = confidence_of(network.criterion, scratch->logits, classes);
-  const float* const threshold = network.thresholds + step.exit * network.threshold_stride;
-  const bool leaves = step.last || leaves_by(network.criterion, confidence, __ldg(threshold));
+  const float* const threshold =
+      network.thresholds + step.exit * network.threshold_stride + image * network.threshold_image_stride;
+  bool leaves = step.last || leaves_by(network.criterion, confidence, __ldg(threshold));
+  if (network.thresholds_of_each && !step.last) leaves = leaves || __ldg(threshold) != __ldg(threshold);
   if (leaves) {
     float* const logits = batch.logits + static_cast<int64_t>(image) * classes;
     for (int k = threadIdx.x; k < classes; k += kThreads) logits[k] = scratch->logits[k];

@@ -49,9 +49,12 @@ static_assert(sizeof(Step) == 32);
 enum class Pixel : int { float32, float16, bfloat16, uint8 };
 
 struct Network {
-  const void* packed;       // see eefast/planning/packing.py; 16-byte aligned
-  const float* thresholds;  // of the early exits
-  int64_t threshold_stride;
+  const void* packed;        // see eefast/planning/packing.py; 16-byte aligned
+  const float* thresholds;   // of the early exits
+  int64_t threshold_stride;  // from one exit to the next
+  // Whether each image has its own, of which NaN lets it exit, whatever its confidence; from one image to the next.
+  bool thresholds_of_each;
+  int64_t threshold_image_stride;
   Criterion criterion;
   int classes, steps, map_bytes;
   uint32_t image;  // bytes into the shared memory

@@ -13,7 +13,7 @@ from ..heads import HEADS
 from ..model import EarlyExitNet
 from ..preprocessing import Preprocessing
 from ..system import files
-from . import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, image_fields, record_file
+from . import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, image_fields, profile_rows, record_file
 from .attached import build_attached
 from .building import build
 from .fields import MOST_EXITS, Field, check_fields, is_int, is_name, is_normalization, is_shape
@@ -32,6 +32,8 @@ def save(net: EarlyExitNet, folder: str | Path) -> None:
     normalization = net.normalization and [[float(v) for v in part] for part in net.normalization]
     config = {"format": 1, **(net.config or {}), "normalization": normalization, "criterion": net.criterion.name}
     config |= image_fields.describe(net)
+    if net.profiles:
+        config |= {"profiles": profile_rows.rows(net.profiles)}
     if config.get("kind") == "quantized":
         config |= describe_stages(net)
     weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
@@ -60,11 +62,14 @@ def read_folder(folder: Path) -> EarlyExitNet:
     Raises `ValueError` or `OSError` for files that are missing, damaged or not of the same network.
     """
     kind, config, told = _read_config(folder)
+    profiles = config.pop("profiles", None)
     weights, size = read_safetensors(folder / WEIGHTS_FILE)
     net = {"eenet": build, "attached": build_attached, "quantized": build_quantized}[kind](config, weights, size)
     for key in ("num_exits", "placement"):
         if kind == "eenet" and config[key] != (found := (net.config or {})[key]):
             raise ValueError(f"{CONFIG_FILE} says {key}={config[key]}, but the network has {found}")
+    if profiles is not None:
+        net.profiles = profile_rows.read(profiles)
     net.record = record_file.read(folder, net.name, net.num_classes, net.input_shape)
     image_fields.give(net, *told, CONFIG_FILE)
     return net
@@ -86,6 +91,8 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any], tuple[Preprocessing
         )
     told = image_fields.take(config, file)
     fields = _EENET8 if kind == "eenet" and config.get("name") == "eenet8" else kinds[kind]
+    # The first folders have none, and most networks.
+    fields = {**fields, **({"profiles": profile_rows.FIELD} if "profiles" in config else {})}
     check_fields(config, fields, file)
     del config["format"]
     return kind, config, told

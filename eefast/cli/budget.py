@@ -35,6 +35,35 @@ def read_bounds(**bounds: float | None) -> dict[str, float]:
     return given
 
 
+BOUND_NAMES = {"drop": "max_accuracy_drop", "accuracy": "min_accuracy", "cost": "max_cost"}
+
+
+def read_profiles(texts: Sequence[str]) -> dict[str, tuple[dict[str, float], float | None]]:
+    """Texts such as "normal:drop=0.005,cost=0.3@0.9" → by name the bounds, and the assurance or None.
+
+    Raises `ValueError` for a text of another form, a name given twice, and bounds as `read_bounds`.
+    """
+    found: dict[str, tuple[dict[str, float], float | None]] = {}
+    for text in texts:
+        name, _, rest = text.partition(":")
+        bounds, at, assurance = rest.partition("@")
+        try:
+            pairs = [pair.split("=") for pair in bounds.split(",")]
+            given = {BOUND_NAMES[bound]: float(value) for bound, value in pairs}
+            wanted = float(assurance) if at else None
+        except (KeyError, ValueError):
+            raise ValueError(
+                f"--profile {text}: give NAME:BOUND=VALUE, with drop, accuracy or cost for BOUND, one on cost beside "
+                "another with a comma, and with @0.9 an assurance: normal:drop=0.005@0.9"
+            ) from None
+        if not name or name in found:
+            raise ValueError(f"--profile {text}: give each profile a name of its own")
+        if wanted is not None and not 0 < wanted < 1:
+            raise ValueError(f"--profile {text}: the assurance must be above 0 and below 1")
+        found[name] = read_bounds(**given), wanted
+    return found
+
+
 def criterion_names(name: str, net: EarlyExitNet) -> list[str]:
     """All criteria for "all", else the named one; for "" the one of the network."""
     from .. import criteria

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated
 
 from typer import Option
 
 from . import render
-from .budget import choose_thresholds, criterion_names, least_images, read_bounds
+from .budget import choose_thresholds, criterion_names, least_images, read_bounds, read_profiles
 from .held_out import HeldOutImages
 from .inputs import check_saving, open_network
 from .options import (
@@ -29,6 +30,7 @@ from .options import (
     Network,
     NoAssurance,
     OtherData,
+    ProfileTexts,
     Seed,
     Workers,
 )
@@ -47,6 +49,11 @@ def command(
     no_assurance: NoAssurance = False,
     agreement: Annotated[
         bool, Option("--agreement", help="For accuracy take the share of images answered as by the final exit.")
+    ] = False,
+    profile: ProfileTexts = None,
+    drop_exits: Annotated[
+        bool,
+        Option("--drop-exits", help="Count heads in the cost, and leave out early exits that do not pay for theirs."),
     ] = False,
     criterion: CriterionName = "",
     scale: Annotated[
@@ -68,18 +75,23 @@ def command(
     With --max-cost beside a budget of accuracy the thresholds keep both.
     """
     from ..measure import environment
-    from ..thresholds import calibration, evaluation, scaling
+    from ..thresholds import calibration, dropping, evaluation, scaling
     from ..thresholds.outputs import by_thresholds
 
     bounds = read_bounds(min_accuracy=min_accuracy, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
     wanted = None if no_assurance else assurance
     calibration.check_bounds(bounds, wanted)
+    rows = read_profiles(profile or ())
     check_saving(network, save)
     check_writable(json_path, cache)
     net, source = open_network(network, dataset, data_root, download, workers, device, other_data)
     names = criterion_names(criterion, net)
+    if drop_exits and (scale or len(names) > 1 or profile):
+        raise ValueError("--drop-exits takes one criterion, no --scale and no --profile; run calibrate again for these")
     if save:
         net.check_saving()
+        if drop_exits and net.num_exits > 1:
+            net.without_exits([0]).check_saving()
     if scale:
         scaling.scalable_layers(net)
     kept = HeldOutImages(source, held_out, seed, None if few_images else least_images(bounds, wanted))
@@ -90,7 +102,26 @@ def command(
         if fitted is not None:
             outputs = scaling.scaled(outputs, fitted)
         answers = None if agreement else labels
-        chosen, impossible = choose_thresholds(net, outputs, answers, names, bounds, progress, wanted)
+        left_out: tuple[int, ...] = ()
+        chosen: dict[str, calibration.Calibration] = {}
+        impossible: Mapping[str, str] = {}
+        if drop_exits:
+            left_out, chosen[names[0]] = dropping.find_thresholds_and_exits(
+                outputs, answers, net.stage_costs, names[0], **bounds, assurance=wanted
+            )
+            net = net.without_exits(left_out)
+            outputs = [out for i, out in enumerate(outputs) if i not in left_out]
+            raw = evaluation.exit_quality(outputs, labels)
+        else:
+            chosen, impossible = choose_thresholds(net, outputs, answers, names, bounds, progress, wanted)
+        profiles = {}
+        for name, (within, assured) in rows.items():
+            kept_by = [calibration.saved_criterion(net, chosen)]
+            try:
+                found, _ = choose_thresholds(net, outputs, answers, kept_by, within, progress, assured)
+            except ValueError as error:
+                raise ValueError(f"profile {name}: {error}") from error
+            profiles[name] = found[kept_by[0]]
     exits = {}
     for name, c in chosen.items():
         taken = by_thresholds(outputs, net, name, c.thresholds).exit_index
@@ -99,13 +130,19 @@ def command(
     if save:
         if fitted is not None:
             scaling.fold_scaling(net, fitted)
-        calibration.save_thresholds(net, network, chosen)
+            net.profiles = None  # of other confidences
+        calibration.save_thresholds(net, network, chosen, profiles)
     if json_path != "-":
         budget = ", ".join(f"{name} {value:g}" for name, value in bounds.items())
         echo(f"\n{render.describe(net)}, {len(labels):,} held-out images of {source.dataset}, {budget}\n")
         for part in render.calibration_parts(chosen, exits, impossible):
             echo(part)
         echo(f"\n{render.assurance(chosen)}\n")
+        if drop_exits:
+            echo(f"costs with heads; exits left out: {', '.join(map(str, left_out)) or 'none'}\n")
+        if profiles:
+            echo(render.profile_table(profiles))
+            echo()
         echo(render.quality_table(net, quality, before=raw if scale else None, scaling=fitted))
         echo(f"\n{render.ECE_LEGEND}")
         if save:
@@ -120,6 +157,8 @@ def command(
         "agreement": agreement,
         "chosen": {name: {**asdict(c), "exits": exits[name]} for name, c in chosen.items()},
         "impossible": impossible,
+        "left_out": left_out,
+        "profiles": {name: asdict(c) for name, c in profiles.items()},
         "exits": [asdict(q) for q in quality],
         "exits_before_scaling": [asdict(q) for q in raw] if scale else None,
         "scaling": asdict(fitted) if fitted is not None else None,

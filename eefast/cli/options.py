@@ -70,5 +70,14 @@ Assurance = Annotated[
 NoAssurance = Annotated[
     bool, Option("--no-assurance", help="Keep the budget on the held-out images only, which new ones often break.")
 ]
+ProfileTexts = Annotated[
+    list[str] | None,
+    Option(
+        "--profile",
+        help="A named row of thresholds, NAME:BOUND=VALUE[,BOUND=VALUE][@ASSURANCE], such as normal:drop=0.005@0.9 or "
+        "eco:cost=0.1; may be repeated; --save saves them as the network's profiles.",
+        show_default=False,
+    ),
+]
 Figure = Annotated[Path, Option(help="File of the picture; its ending is its type.")]
 Json = Annotated[str, Option("--json", help="Write the figures as JSON to this file, or - for stdout.")]

@@ -51,6 +51,15 @@ def calibration_parts(
         yield f"{name}: {why}"
 
 
+def profile_table(profiles: Mapping[str, Calibration]) -> Table:
+    """A row per profile."""
+    rows = [
+        [name, c.criterion, f"{c.accuracy:.2%}", f"{c.cost:.4f}", "" if c.assurance is None else f"{c.assurance:g}"]
+        for name, c in profiles.items()
+    ]
+    return table(["profile", "criterion", "accuracy", "mean cost", "assurance"], rows)
+
+
 def assurance(chosen: Mapping[str, Calibration]) -> str:
     """What thresholds of all criteria promise of new images."""
     found = next(iter(chosen.values()))

@@ -12,7 +12,7 @@ from ..result import ExitResult
 from .chunks import Kept, Pass
 from .engine import Batch, PlannedEngine
 from .program import CompactStep, Plan
-from .schedule import answers
+from .schedule import Chunk, OfEach, answers
 from .stores import EagerStores, Results
 from .streaming import stream_merging
 
@@ -68,10 +68,11 @@ class CompactEngine(PlannedEngine):
         largest = max(step.chunk or CHUNK for step in self.steps)
         return largest if largest < LARGE_CHUNK else CHUNK
 
-    def _merged(self, chunks: Iterator[Tensor], size: int, thresholds: Tensor) -> Iterator[ExitResult]:
+    def _merged(self, chunks: Iterator[Chunk], size: int, thresholds: Tensor) -> Iterator[ExitResult]:
         """Results of chunks of prepared images, at most `size` each, in order; survivors of several chunks merge."""
         if size < LEAST:
-            yield from (self.run_eagerly(x, thresholds) for x in chunks)
+            for x in chunks:
+                yield self.run_eagerly(*((x.images, x.thresholds) if isinstance(x, OfEach) else (x, thresholds)))
             return
         with torch.inference_mode(False):
             stores = EagerStores(self.net, self.plan, self.steps, 1, 2 * size, thresholds)

@@ -15,8 +15,8 @@ from .program import Plan
 class Batch(NamedTuple):
     """A batch of a stream.
 
-    images: prepared, [N, C, H, W], in memory that nothing else writes to. thresholds: [n] float32, by which they are
-    answered; since: the same object for as long as the network's thresholds stay the same.
+    images: prepared, [N, C, H, W], in memory that nothing else writes to. thresholds: [n] or [n, N] float32, by which
+    they are answered, see `eefast.profiles`; since: the same object for as long as batches may run together.
     """
 
     images: Tensor
@@ -42,7 +42,10 @@ class Engine(Protocol):
         """
 
     def run(self, images: Tensor, thresholds: Tensor) -> ExitResult:
-        """The answers to prepared images [N, C, H, W], N ≥ 0; thresholds: [n] float32, those of this one call."""
+        """The answers to prepared images [N, C, H, W], N ≥ 0.
+
+        thresholds: [n] or [n, N] float32, those of this one call, see `eefast.profiles`.
+        """
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:
         """The answers to batches, in their order, see `Accelerated.stream`."""

@@ -17,7 +17,7 @@ from ..result import ExitResult, concatenated
 from .compact import CompactEngine
 from .host_reads import HostReadPolicy, Times, queues_for, sizes
 from .program import CompactStep, Plan
-from .schedule import answers
+from .schedule import Chunk, OfEach, answers
 from .stores import Stores
 
 
@@ -27,20 +27,33 @@ class GraphEngine(CompactEngine):
     def __init__(self, engine: CompactEngine, plan: Plan, graphs: Graphs) -> None:
         super().__init__(engine.net, plan, engine.steps)
         self.graphs = graphs
+        self._of_each: Graphs | None = None
+        self._capturing = threading.Lock()
 
     def run(self, images: Tensor, thresholds: Tensor) -> ExitResult:
-        if not self.graphs.taken(images):
+        graphs = self._graphs_for(thresholds)
+        if not graphs.taken(images):
             return self.run_eagerly(images, thresholds)
-        return self.graphs.run(images, thresholds)
+        return graphs.run(images, thresholds)
+
+    def _graphs_for(self, thresholds: Tensor) -> Graphs:
+        """Others where each image has its thresholds; captured when the first such images come."""
+        if thresholds.dim() == 1:
+            return self.graphs
+        with self._capturing:
+            if self._of_each is None:
+                self._of_each = self.graphs.of_each_image()
+            return self._of_each
 
     def _chunk(self) -> int:
         return max(1, self.graphs.capacity // 2)
 
-    def _merged(self, chunks: Iterator[Tensor], size: int, thresholds: Tensor) -> Iterator[ExitResult]:
+    def _merged(self, chunks: Iterator[Chunk], size: int, thresholds: Tensor) -> Iterator[ExitResult]:
         first = next(chunks)
         chunks = chain([first], chunks)
-        if self.graphs.taken(first):
-            yield from self.graphs.stream(chunks, thresholds)
+        graphs = self._graphs_for(thresholds)
+        if graphs.taken(first.images if isinstance(first, OfEach) else first):
+            yield from graphs.stream(chunks, thresholds)
         else:
             yield from super()._merged(chunks, size, thresholds)
 
@@ -57,9 +70,11 @@ class Graphs(Stores):
     policies: Sequence[HostReadPolicy]
 
     def __init__(
-        self, net: EarlyExitNet, plan: Plan, steps: Sequence[CompactStep], capacity: int, queues: int, step: float
-    ) -> None:
-        super().__init__(net, plan, steps, queues, capacity, net.thresholds)
+        self, net: EarlyExitNet, plan: Plan, steps: Sequence[CompactStep], capacity: int, queues: int, step: float,
+        of_each: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(net, plan, steps, queues, capacity, net.thresholds[:, None] if of_each else net.thresholds)
+        self.step = step
         self.sizes, self.queues, self.waits = sizes(capacity, step), queues, 0
         self.device, self.busy = net.cost.device, threading.Lock()
         self.counts = torch.zeros(queues, self.stages, dtype=torch.int32, pin_memory=self.device.type == "cuda")
@@ -79,6 +94,13 @@ class Graphs(Stores):
                         self._capture(queue, stage, None, capacity, pool)
         self.clear()
         self.megabytes = (reserved(self.device) - before) / 1e6
+
+    def of_each_image(self) -> Graphs:
+        """The same where each image has its thresholds."""
+        with torch.inference_mode(False), torch.no_grad():
+            made = Graphs(self.net, self.plan, self.steps, self.capacity, self.queues, self.step, of_each=True)
+        made.policies = self.policies
+        return made
 
     def _capture(self, queue: int, stage: int, key: int | None, rows: int, pool: Any) -> None:
         def work() -> None:
@@ -124,12 +146,15 @@ class Graphs(Stores):
     def run(self, x: Tensor, thresholds: Tensor) -> ExitResult:
         """Prepared images → their answers; the graphs were `taken`."""
         try:
-            chunks, queues = self._chunks(x)
+            images, queues = self._chunks(x)
+            chunks: Iterable[Chunk] = images
+            if self.of_each:
+                chunks = map(OfEach, images, thresholds.split([len(part) for part in images], dim=1))
             return concatenated(list(self._answers(chunks, thresholds, queues)))
         finally:
             self.busy.release()
 
-    def stream(self, chunks: Iterable[Tensor], thresholds: Tensor) -> Iterator[ExitResult]:
+    def stream(self, chunks: Iterable[Chunk], thresholds: Tensor) -> Iterator[ExitResult]:
         """Results of chunks in order, survivors of several chunks merged; the graphs were `taken`."""
         try:
             yield from self._answers(chunks, thresholds, self.queues)
@@ -145,12 +170,13 @@ class Graphs(Stores):
         pieces = ceil(n / max(1, self.capacity // 2))
         return x.split(ceil(n / pieces)), self.queues
 
-    def _answers(self, chunks: Iterable[Tensor], thresholds: Tensor, queues: int) -> Iterator[ExitResult]:
+    def _answers(self, chunks: Iterable[Chunk], thresholds: Tensor, queues: int) -> Iterator[ExitResult]:
         # The consumer may go on, or close the iterator, in another thread and on another CUDA stream.
         self._wait()
         results = answers(self, chunks, self.policies[queues - 1], queues)
         try:
-            self.thresholds.copy_(thresholds)
+            if not self.of_each:
+                self.thresholds.copy_(thresholds)
             for result in results:
                 self._record()
                 yield result

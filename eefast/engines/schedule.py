@@ -17,6 +17,21 @@ DELAY = 4
 SLOTS = 2 * (DELAY + 2)
 """Chunks whose answers may be under way at a time."""
 
+
+@dataclass(frozen=True)
+class OfEach:
+    """Prepared images [N, C, H, W] with thresholds of each, [n, N]."""
+
+    images: Tensor
+    thresholds: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+Chunk = Tensor | OfEach
+"""Prepared images [N, C, H, W], answered by the thresholds of all, or with those of each."""
+
 Policy = Callable[[int, int, float], tuple[bool, float]]
 """(stage, rows at most, rows expected) → whether the host reads how many survived, and how many it expects."""
 
@@ -30,8 +45,8 @@ class Device(Protocol):
     stages: int
     capacity: int
 
-    def put(self, queue: int, images: Tensor, slot: int) -> None:
-        """Queue: images [N, C, H, W] wait before the first stage; their answers go to a slot."""
+    def put(self, queue: int, chunk: Chunk, slot: int) -> None:
+        """Queue: images wait before the first stage; their answers go to a slot."""
 
     def launch(self, queue: int, stage: int, rows: int, expected: float) -> None:
         """Queue: a stage and its exit on all that waits before it, at most `rows`; survivors wait before the next."""
@@ -50,14 +65,14 @@ class Device(Protocol):
 class _Chunks:
     """What the queues share: the source of chunks, numbered, and what it raised."""
 
-    source: Iterator[Tensor]
+    source: Iterator[Chunk]
     sizes: list[int] = field(default_factory=list)
     taken: int = 0
     failed: list[Exception] = field(default_factory=list)
-    _next: Tensor | None = None
+    _next: Chunk | None = None
     _ended: bool = False
 
-    def peek(self) -> Tensor | None:
+    def peek(self) -> Chunk | None:
         """The chunk that comes next, None where there is none."""
         if self._next is None and not self._ended:
             try:
@@ -69,7 +84,7 @@ class _Chunks:
                 self.failed.append(error)
         return self._next
 
-    def pop(self) -> tuple[int, Tensor]:
+    def pop(self) -> tuple[int, Chunk]:
         """The number of the chunk that comes next, and the chunk."""
         chunk = self.peek()
         assert chunk is not None
@@ -101,7 +116,7 @@ class _Waiting:
 
 
 def answers(
-    device: Device, chunks: Iterable[Tensor], policy: Policy, queues: int = 1
+    device: Device, chunks: Iterable[Chunk], policy: Policy, queues: int = 1
 ) -> Generator[ExitResult, None, None]:
     """Results of all chunks, in their order.
 

@@ -12,7 +12,7 @@ from .. import ops
 from ..model import EarlyExitNet
 from ..result import ExitResult
 from .program import CompactStep, Plan
-from .schedule import SLOTS
+from .schedule import SLOTS, Chunk, OfEach
 
 Entries = tuple[Tensor, Tensor, Tensor]
 """The live list: rows of the features, positions in the results, both [M] int32, and [1] int32 how many count."""
@@ -77,7 +77,8 @@ class Waiting:
 class Stores:
     """The rows before every stage of every queue, and the answers of all slots; see `schedule.Device`.
 
-    thresholds: [n] float32, by which rows exit; they change only while no rows are there.
+    thresholds: [n] float32, by which rows exit; they change only while no rows are there. Or of each image, [n, N] for
+        any N, whose values `put` writes.
     """
 
     def __init__(
@@ -88,7 +89,10 @@ class Stores:
         self.capacity, self.stages = capacity, len(steps)
         self.order = torch.arange(capacity, dtype=torch.int32, device=net.cost.device)
         self.results = Results.empty(SLOTS * capacity, net)
+        self.of_each = thresholds.dim() == 2
         self.thresholds = thresholds.clone()
+        if self.of_each:
+            self.thresholds = thresholds.new_zeros(len(thresholds), SLOTS * capacity)
         self._waiting: list[list[Waiting | None]] = [[None] * self.stages for _ in range(queues)]
 
     def before(self, queue: int, stage: int) -> Waiting:
@@ -107,9 +111,12 @@ class Stores:
             self._waiting[queue][stage] = made
         return self.before(queue, stage)
 
-    def put(self, queue: int, images: Tensor, slot: int) -> None:
+    def put(self, queue: int, chunk: Chunk, slot: int) -> None:
+        images = chunk.images if isinstance(chunk, OfEach) else chunk
         first, n = self._made_before(queue, 0, images), len(images)
         first.features[:n].copy_(images)
+        if isinstance(chunk, OfEach):
+            self.thresholds[:, slot * self.capacity : slot * self.capacity + n].copy_(chunk.thresholds)
         torch.add(self.order[:n], slot * self.capacity, out=first.positions[:n].view(-1))
         first.count.fill_(n)
 

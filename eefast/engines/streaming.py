@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..result import ExitResult, concatenated
 from .engine import Batch
+from .schedule import Chunk, OfEach
 
 PIECE = 16
 """Images of one piece of work: few enough that the last one is soon done, enough to hide what a call costs."""
@@ -26,7 +27,7 @@ T = TypeVar("T")
 Run = Callable[[Tensor, Tensor], ExitResult]
 """(prepared images, thresholds) → answers."""
 
-Merged = Callable[[Iterator[Tensor], int, Tensor], Iterator[ExitResult]]
+Merged = Callable[[Iterator[Chunk], int, Tensor], Iterator[ExitResult]]
 """(chunks of prepared images, images of the largest chunk, thresholds) → results of the chunks, in their order."""
 
 # Where `batches` raises, in all of these, the results of all batches before come first.
@@ -58,7 +59,7 @@ def stream_in_threads(batches: Iterable[Batch], run: Run) -> Iterator[ExitResult
                     more = False
                     failed.append(reason)
                 else:
-                    ahead.append([pool.submit(run, part, batch.thresholds) for part in batch.images.split(PIECE)])
+                    ahead.append([pool.submit(run, *part) for part in pieces(batch, PIECE)])
             if not ahead:
                 break
             unfinished = next((f for f in ahead[0] if not f.done()), None)
@@ -118,11 +119,11 @@ def stream_merging(batches: Iterable[Batch], most: int, merged: Merged) -> Itera
     """
     chunks_of: deque[int] = deque()
 
-    def chunks(group: Iterable[Batch], size: int) -> Iterator[Tensor]:
+    def chunks(group: Iterable[Batch], size: int) -> Iterator[Chunk]:
         for batch in group:
-            parts = batch.images.split(size)
+            parts = pieces(batch, size)
             chunks_of.append(len(parts))
-            yield from parts
+            yield from (images if limits.dim() == 1 else OfEach(images, limits) for images, limits in parts)
 
     for first, group in groups(batches, _alike):
         size = min(max(len(first.images), 1), most)
@@ -135,6 +136,14 @@ def stream_merging(batches: Iterable[Batch], most: int, merged: Merged) -> Itera
                     chunks_of.popleft()
                     yield concatenated(parts)
                     parts = []
+
+
+def pieces(batch: Batch, size: int) -> list[tuple[Tensor, Tensor]]:
+    """Images, `size` of them or fewer, and their thresholds."""
+    images = batch.images.split(size)
+    if batch.thresholds.dim() == 1:
+        return [(part, batch.thresholds) for part in images]
+    return list(zip(images, batch.thresholds.split(size, dim=1), strict=True))
 
 
 def groups(items: Iterable[T], alike: Callable[[T, T], bool]) -> Iterator[tuple[T, Iterator[T]]]:

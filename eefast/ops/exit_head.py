@@ -48,7 +48,9 @@ def reference(
     with torch.autocast(features.device.type, enabled=False):
         out = torch.nn.functional.linear(pooled, weight, bias)
     value = rule.confidence(out[:, :-1], out[:, -1])
-    leaves = alive if threshold is None else alive & rule.leaves(value, threshold)
+    if threshold is not None and threshold.dim():
+        threshold = threshold[positions.where(alive, 0)] if len(threshold) else threshold.new_zeros(len(rows))
+    leaves = alive if threshold is None else alive & criteria.exits_by(rule, value, threshold)
     left = positions[leaves]
     logits[left], confidence[left], exits[left] = out[leaves, :-1], value[leaves], exit_index
     survives = alive & ~leaves
@@ -83,7 +85,7 @@ def check(
     expected: tuple[tuple[str, Tensor | None, torch.dtype, list[int]], ...] = (
         ("weight", weight, torch.float32, [classes + 1, features.shape[1]]),
         ("bias", bias, torch.float32, [classes + 1]),
-        ("threshold", threshold, torch.float32, []),
+        ("threshold", threshold, torch.float32, [results] if threshold is not None and threshold.dim() else []),
         ("rows", rows, torch.int32, [rows.numel()]),
         ("positions", positions, torch.int32, [rows.numel()]),
         ("live", live, torch.int32, [1]),
@@ -173,7 +175,8 @@ def run(
     features: [M, C, H, W] float32, float16, bfloat16 or float64; pooled in float32; any strides, contiguous and
         channels-last are fast. On CUDA other layouts, and samples that start off 16-byte boundaries, get copied.
     weight, bias: [K + 1, C] and [K + 1] float32: the class rows, then the confidence row.
-    threshold: [] float32, compared as the criterion says; None at the final exit, where every sample exits.
+    threshold: [] float32, compared as the criterion says; None at the final exit, where every sample exits. Or [N],
+        one for each place in the results; there NaN lets the sample exit, whatever its confidence.
     rows, positions: [R] int32 each, the live list: row of `features` and place in the results of each live sample.
         Entries beyond `live` may hold anything.
     live: [1] int32, number of live samples, 0 … R.

@@ -100,7 +100,8 @@ def run(
     groups: [sections] int64, how many samples go through a section together.
     weights, packed: float32, all weights: for the reference back to back, each with its bias; `packed` in the
         order in which the kernels read them, see `eefast.planning.weight_order`.
-    thresholds: [n] float32; criterion: name of an exit rule in `eefast.criteria`.
+    thresholds: [n] float32, or [n, N], those of each image, where NaN lets it exit, whatever its confidence.
+    criterion: name of an exit rule in `eefast.criteria`.
     bfloat16: whether maps and packed weights are bfloat16 instead of, on the CPU, float32 and, on CUDA, float16; sums
         are float32 always.
     threads: how many work on the batch; 0: as many as `torch.get_num_threads()` says. 1 uses the calling thread alone.

@@ -116,7 +116,8 @@ def run(
         and bias [K + 1] of the logits and of the confidence, in which the scale and the zero point of its map are
         included. Max pooling: nothing.
     packed: float32, the same in the order in which the kernels read it, see `eefast.planning.weight_order`.
-    thresholds: [n] float32; criterion: name of an exit rule in `eefast.criteria`.
+    thresholds: [n] float32, or [n, N], those of each image, where NaN lets it exit, whatever its confidence.
+    criterion: name of an exit rule in `eefast.criteria`.
     image: [2, C] float32, multiplier and shift that make integers of float pixels.
     threads: how many work on the batch; 0: as many as `torch.get_num_threads()` says. 1 uses the calling thread alone.
     seconds: [sections] float64 or None; the processor time spent in each section is added, with threads=1 only.

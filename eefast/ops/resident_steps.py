@@ -121,7 +121,7 @@ def answers(
             return
         value, here = rule.confidence(found[:, :-1], found[:, -1]), results[2] < 0
         if step.target < len(thresholds):
-            here = here & rule.leaves(value, thresholds[step.target])
+            here = here & criteria.exits_by(rule, value, thresholds[step.target])
         results[0][here], results[1][here], results[2][here] = found[here, :-1], value[here], step.target
 
     with torch.autocast(image.device.type, enabled=False):
@@ -165,9 +165,9 @@ def check_tables(
             steps.dim() == 2 and steps.shape[1] == len(COLUMNS) and len(steps) > 0,
             maps.dim() == 2 and maps.shape[1] == map_columns and len(maps) > 0,
             weights.dim() == 1,
-            thresholds.dim() == 1,
+            thresholds.dim() == 1 or thresholds.shape[1:] == images.shape[:1],
         ),
-        ("[N, C, H, W]", f"[S, {len(COLUMNS)}]", f"[M, {map_columns}]", "[numbers]", "[exits]"),
+        ("[N, C, H, W]", f"[S, {len(COLUMNS)}]", f"[M, {map_columns}]", "[numbers]", "[exits] or [exits, N]"),
         (images.dtype, torch.int64, torch.int64, dtype, torch.float32),
         strict=True,
     ):

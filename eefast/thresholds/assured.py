@@ -47,9 +47,7 @@ def find_thresholds(
             f"{count} samples are too few for assurance={assurance}; give at least {least_samples(bounds, assurance)}, "
             "or no assurance, which keeps the bounds on these samples only"
         )
-    # Always the same order: nobody can draw until the answer pleases.
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    lay, judge = order[: round(PATH_SHARE * count)], order[round(PATH_SHARE * count) :]
+    lay, judge = divided(count)
     rule = criteria.get(criterion)
     cuts = Cuts([ExitOutput(*(part[lay] for part in out)) for out in outputs], labels[lay], cost, criterion)
     points = path.accurate_to_cheap(cuts, rule)
@@ -71,6 +69,12 @@ def find_thresholds(
         )
     # The most accurate of those that are cheap enough, or the cheapest of those that are accurate enough.
     return tuple(points[kept[0] if list(bounds) == ["max_cost"] else kept[-1]].tolist()), len(judge)
+
+
+def divided(count: int) -> tuple[Tensor, Tensor]:
+    """The samples that lay the path and those that judge, indices; always the same: nobody draws until it pleases."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return order[: round(PATH_SHARE * count)], order[round(PATH_SHARE * count) :]
 
 
 def least_samples(bounds: Mapping[str, float], assurance: float) -> int:

@@ -163,18 +163,32 @@ def least_images(max_accuracy_drop: float | None = None, assurance: float | None
     return least if assurance is None else max(least, assured.least_samples({"max_accuracy_drop": drop}, assurance))
 
 
-def save_thresholds(net: EarlyExitNet, folder: str | Path, chosen: Mapping[str, Calibration]) -> EarlyExitNet:
+def saved_criterion(net: EarlyExitNet, chosen: Mapping[str, Calibration]) -> str:
+    """The criterion that `save_thresholds` saves the network with."""
+    return net.criterion.name if net.criterion.name in chosen else next(iter(chosen))
+
+
+def save_thresholds(
+    net: EarlyExitNet,
+    folder: str | Path,
+    chosen: Mapping[str, Calibration],
+    profiles: Mapping[str, Calibration] | None = None,
+) -> EarlyExitNet:
     """Write the network with its new thresholds to `folder`, and those of all criteria in `chosen` to thresholds.json.
+
+    profiles: of `saved_criterion`, added to those that the network has of it.
 
     The network keeps its criterion where that is among `chosen`, else it takes the first one there. The folder's files
     are replaced together, or not at all. Raises as `EarlyExitNet.save` does.
     """
-    name = net.criterion.name if net.criterion.name in chosen else next(iter(chosen))
+    name = saved_criterion(net, chosen)
     thresholds = chosen[name].thresholds
     net = net if name == net.criterion.name else net.with_criterion(name)
     if net.config is not None and "float_thresholds" in net.config:  # a quantised network has its own from now on
         net.config = {**net.config, "float_thresholds": {}}
     net.thresholds.copy_(torch.tensor(thresholds))
+    if profiles:
+        net.profiles = {**net.profiles, **profiles}
     found = {name: list(c.thresholds) for name, c in chosen.items()}
     with files.together():
         net.save(folder)

@@ -49,6 +49,33 @@ def test_a_bound_on_accuracy_and_one_on_cost_go_together():
         budget.read_bounds(min_accuracy=0.5, max_accuracy_drop=0.1)
 
 
+def test_profiles_have_bounds_and_maybe_an_assurance():
+    found = budget.read_profiles(["normal:drop=0.005,cost=0.3@0.9", "eco:cost=0.1", "sure:accuracy=0.5@.5"])
+    assert found == {
+        "normal": ({"max_accuracy_drop": 0.005, "max_cost": 0.3}, 0.9),
+        "eco": ({"max_cost": 0.1}, None),
+        "sure": ({"min_accuracy": 0.5}, 0.5),
+    }
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["eco"], "--profile eco: give NAME:BOUND=VALUE"),
+        (["eco:speed=1"], "--profile eco:speed=1: give NAME:BOUND=VALUE"),
+        (["eco:cost=0.1@"], "--profile eco:cost=0.1@: give NAME:BOUND=VALUE"),
+        (["eco:cost=0.1@1"], "the assurance must be above 0 and below 1"),
+        ([":cost=0.1"], "give each profile a name of its own"),
+        (["eco:cost=0.1", "eco:cost=0.2"], "give each profile a name of its own"),
+        (["eco:cost=1.5"], r"max_cost=1\.5 must be in 0 … 1"),
+        (["eco:drop=0.1,accuracy=0.5"], "give one of them for the accuracy"),
+    ],
+)
+def test_other_profiles_are_refused(texts, message):
+    with pytest.raises(ValueError, match=message):
+        budget.read_profiles(texts)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"), [("all", list(criteria.CRITERIA)), ("margin", ["margin"]), ("", ["entropy"])]
 )

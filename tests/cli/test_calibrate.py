@@ -6,10 +6,12 @@ import pytest
 import torch
 from command_line import held_out_of, run
 from idx_files import idx_bytes
-from networks import one_by_one
+from networks import lived_in, one_by_one
 
 import eefast
+from eefast import zoo
 from eefast.thresholds.calibration import calibrate
+from eefast.thresholds.dropping import find_thresholds_and_exits
 from eefast.thresholds.outputs import collect
 
 
@@ -92,6 +94,49 @@ def test_calibrate_holds_on_new_images_by_default(shop, larger_shop, agreement):
     )
     assert report["chosen"]["learned"]["thresholds"] == list(expected.thresholds)
     assert report["chosen"]["learned"]["judged_by"] == 175
+
+
+def test_calibrate_leaves_exits_out(shop, tmp_path):
+    net = lived_in(zoo.eenet("eenet20", 4, head="conv3", input_shape=(1, 28, 28), normalization=((0.1,), (0.3,))), 1)
+    net.eval().save(tmp_path / "net")
+    words = ["calibrate", tmp_path / "net", "--data-root", shop, "--held-out", 31, "--few-images", "--seed", 5]
+    words += ["--dataset", "mnist", "--min-accuracy", 0.15, "--no-assurance", "--drop-exits"]
+    done = run(*words, "--save", "--json", tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    outputs, labels = collect(net, [held_out_of(shop, 31, 5)])
+    left_out, found = find_thresholds_and_exits(outputs, labels, net.stage_costs, min_accuracy=0.15)
+    assert report["left_out"] == list(left_out) != []
+    assert f"exits left out: {', '.join(map(str, left_out))}" in done.stdout
+    saved = eefast.load(tmp_path / "net")
+    assert saved.num_exits == 4 - len(left_out)
+    assert saved.thresholds.tolist() == list(found.thresholds) == report["chosen"]["learned"]["thresholds"]
+    images, _ = held_out_of(shop, 31, 5)
+    answer = one_by_one(saved, saved.prepare(images))
+    assert found.cost == pytest.approx(float(saved.path_cost[answer.exit_index].mean()), abs=1e-6)
+    with pytest.raises(ValueError, match="--drop-exits takes one criterion, no --scale"):
+        run(*words, "--criterion", "all")
+
+
+def test_calibrate_saves_profiles(shop, tmp_path):
+    net = eefast.load(shop / "net")
+    net.profiles = {"old": net.thresholds, "eco": net.thresholds}
+    net.save(tmp_path / "net")
+    words = ["calibrate", tmp_path / "net", "--data-root", shop, "--held-out", 31, "--few-images", "--seed", 5]
+    words += ["--max-cost", 0.7, "--no-assurance", "--profile", "eco:cost=0.5", "--profile", "sure:drop=0"]
+    done = run(*words, "--save", "--json", tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    outputs, labels = collect(net, [held_out_of(shop, 31, 5)])
+    expected = {
+        "eco": calibrate(outputs, labels, net.cost, max_cost=0.5),
+        "sure": calibrate(outputs, labels, net.cost, max_accuracy_drop=0.0),
+    }
+    saved = eefast.load(tmp_path / "net").profiles
+    assert list(saved) == ["old", "eco", "sure"]
+    for name, found in expected.items():
+        assert report["profiles"][name]["thresholds"] == list(found.thresholds) == list(saved[name].thresholds)
+        assert f"{name:4}" in done.stdout
+    with pytest.raises(ValueError, match=r"profile none: learned: max_cost=0\.0 cannot be kept"):
+        run(*words[:-4], "--profile", "none:cost=0")
 
 
 def test_calibrate_scales_what_it_saves(shop, tmp_path):

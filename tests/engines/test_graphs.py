@@ -22,6 +22,7 @@ from eefast.engines.host_reads import HostReadPolicy
 from eefast.planning import capture, launch_costs
 from eefast.planning.fusing import fuse_convolutions
 from eefast.planning.indexed_stages import indexed_stage
+from eefast.profiles import OF_EACH
 
 
 @pytest.fixture
@@ -116,6 +117,21 @@ class TestOnTheCpu:
         assert_same(run(p, net, x), net(x))
         assert_same(run(p, other, x), other(x))
         assert_same(run(p, net, x), net(x))
+
+    @pytest.mark.parametrize("n", SIZES)
+    def test_thresholds_of_each_image(self, net: Any, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+        """In graphs of their own, which are captured once; batches of both kinds take turns."""
+        p, x = planned(net, 8), images(n, SHAPE)
+        of_each = torch.stack([net.thresholds, torch.full_like(net.thresholds, torch.nan), net.thresholds + 0.1], dim=1)
+        limits = of_each[:, torch.arange(n) % 3]
+        expected = net.first_exits(x, limits, net.criterion)
+        assert_same(p.run(x, limits), expected)
+        monkeypatch.setattr(graphs, "captured", lambda *_: pytest.fail("captured again"))
+        assert_same(p.run(x, limits), expected)
+        assert_same(run(p, net, x), net(x))
+        batches = [Batch(x, limits, OF_EACH), Batch(x, net.thresholds, net), *[Batch(x, limits, OF_EACH)] * 20]
+        for i, got in enumerate(p.stream(batches)):
+            assert_same(got, net(x) if i == 1 else expected)
 
     def test_other_sizes_and_calls_meanwhile_run_without_graphs(self, net: Any) -> None:
         p = planned(net, 8)

@@ -107,6 +107,16 @@ def make_case(
     return case if final else replace(case, threshold=torch.tensor(gap(case)))
 
 
+def with_each(case: Case, stride: int = 1) -> Case:
+    """A threshold for each place in the results: in the widest gap, where none or every number exits, or NaN."""
+    g = torch.Generator().manual_seed(case.results)
+    kinds = torch.tensor([gap(case), -math.inf, math.inf, math.nan])
+    values = kinds[torch.randint(4, (case.results,), generator=g)]
+    if stride == 0:
+        return replace(case, threshold=kinds[3].expand(case.results))
+    return replace(case, threshold=values.repeat_interleave(stride)[::stride])
+
+
 @dataclass(frozen=True)
 class Exact:
     """One call's answers in float64 for the live entries, and what a rounding error of float32 is in each."""
@@ -177,7 +187,12 @@ def gap(case: Case) -> float:
 def leaves(case: Case, confidence: np.ndarray) -> np.ndarray:
     if case.threshold is None:
         return np.ones(len(confidence), dtype=bool)
-    threshold = float(case.threshold)
+    threshold = case.threshold.double().numpy()
+    if case.threshold.dim():
+        threshold = threshold[case.positions[: int(case.live)]]
+        with np.errstate(invalid="ignore"):
+            beyond = confidence < threshold if case.criterion in BELOW else confidence > threshold
+        return beyond | np.isnan(threshold)
     return confidence < threshold if case.criterion in BELOW else confidence > threshold
 
 

@@ -7,6 +7,7 @@ prints each call before it is made, so that the last line of a process that has 
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import resource
@@ -57,7 +58,7 @@ def exit_arguments(r: random.Random) -> Arguments:
     return {
         "features": torch.randn(m, c, h, w, dtype=r.choice((torch.float32, torch.float32, torch.bfloat16))),
         "weight": torch.randn(k + 1, c), "bias": torch.randn(k + 1),
-        "threshold": r.choice((None, torch.tensor(r.choice((0.5, *VALUES))))),
+        "threshold": r.choice((None, torch.tensor(r.choice((0.5, *VALUES))), of_each(r, n))),
         "rows": torch.randperm(m)[:size].int(), "positions": torch.randperm(n)[:size].int(),
         "live": torch.tensor([live]).int(),
         "criterion": r.choice(CRITERIA), "exit_index": r.randint(0, 9),
@@ -101,6 +102,11 @@ def conv_arguments(r: random.Random) -> Arguments:
     }  # fmt: skip
 
 
+def of_each(r: random.Random, count: int) -> Tensor:
+    """A threshold of each sample; with NaN one that is no number could exit early."""
+    return torch.tensor([r.choice((0.5, -math.inf, math.inf)) for _ in range(count)])
+
+
 def network_arguments(r: random.Random) -> Arguments:
     found = victim(of_the_cpu=r.random() < 0.5) | {
         "threads": r.choice((0, 1, 1, 2, 3)),
@@ -109,6 +115,8 @@ def network_arguments(r: random.Random) -> Arguments:
     }
     found["criterion"] = r.choice(CRITERIA)
     found["thresholds"] = torch.tensor([r.choice((0.5, *VALUES))])
+    if r.random() < 0.3:
+        found["thresholds"] = of_each(r, len(found["images"]))[None].expand(1, -1)
     if r.random() < 0.2:
         found |= {"threads": 1, "seconds": torch.zeros(len(found["groups"]), dtype=torch.float64)}
     return found
@@ -117,6 +125,8 @@ def network_arguments(r: random.Random) -> Arguments:
 def int8_network_arguments(r: random.Random) -> Arguments:
     found = int8_calls.victim() | {"threads": r.choice((0, 1, 1, 2, 3)), "criterion": r.choice(CRITERIA)}
     found["thresholds"] = torch.tensor([r.choice((0.5, *VALUES)), 0.5])
+    if r.random() < 0.3:
+        found["thresholds"] = torch.stack([of_each(r, len(found["images"])) for _ in range(2)])
     if r.random() < 0.3:
         found["images"] = (60 * found["images"]).clamp(0, 255).to(torch.uint8)
     if r.random() < 0.2:

@@ -49,12 +49,15 @@ def variants() -> Iterator[tuple[str, Launch, frozenset[str]]]:
             yield _exit_head(shape, criterion=criterion)
         yield _exit_head(shape, layout=torch.contiguous_format)
         yield _exit_head(shape, final=True)
+        for criterion in ("learned", "entropy"):
+            yield _exit_head(shape, criterion=criterion, of_each=True)
     for shape in CONV_HEADS:
         yield _exit_conv_head(shape)
     for dtype in (BFLOAT, SINGLE, DOUBLE):
         yield _exit_conv_head((10, 64, 8, 8), dtype)
     yield _exit_conv_head((1000, 512, 7, 7), SINGLE)
     yield _exit_conv_head((10, 64, 8, 8), criterion="margin")
+    yield _exit_conv_head((10, 64, 8, 8), of_each=True)
     for shape in ((64, 8, 8), (256, 56, 56), (64, 1, 1), (3, 7, 5)):
         for dtype in (HALF, SINGLE):
             yield _gather_survivors(shape, dtype)
@@ -77,44 +80,46 @@ def _lists_and_results(classes: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, 
 
 
 def _name(
-    op: str, shape: tuple[int, ...], dtype: torch.dtype, criterion: str, layout: torch.memory_format, final: bool
-) -> str:
+    op: str, shape: tuple[int, ...], dtype: torch.dtype, criterion: str, layout: torch.memory_format, final: bool,
+    of_each: bool = False,
+) -> str:  # fmt: skip
     marks = [str(dtype).removeprefix("torch."), "x".join(map(str, shape))]
     marks += [criterion] * (criterion != "learned") + ["NCHW"] * (layout == torch.contiguous_format)
-    return " ".join([op, *marks, *["final"] * final])
+    return " ".join([op, *marks, *["final"] * final, *["thresholds"] * of_each])
 
 
 def _exit_head(
     shape: tuple[int, ...], dtype: torch.dtype = HALF, criterion: str = "learned",
-    layout: torch.memory_format = torch.channels_last, final: bool = False,
+    layout: torch.memory_format = torch.channels_last, final: bool = False, of_each: bool = False,
 ) -> tuple[str, Launch, frozenset[str]]:  # fmt: skip
     classes, channels, height, width = shape
     features = _empty(ENTRIES, channels, height, width, dtype=dtype).contiguous(memory_format=layout)
     lists, results, next_lists = _lists_and_results(classes)
     launch = exit_head.launch(
-        features, _empty(classes + 1, channels), _empty(classes + 1), None if final else _empty(),
+        features, _empty(classes + 1, channels), _empty(classes + 1),
+        None if final else _empty(*[ENTRIES] * of_each),
         *lists, criterion, 1, *results, *next_lists,
     )  # fmt: skip
     lines = channels if layout == torch.channels_last else height * width
     # Of a map smaller than a tile has threads, every thread loads one element.
     wide = {"wide_loads"} if lines * dtype.itemsize % 16 == 0 and features[0].numel() > 64 else set()
     dot = {"tensor_cores"} if "scratch" in launch.arguments else set()
-    return _name("exit_head", shape, dtype, criterion, layout, final), launch, frozenset(wide | dot)
+    return _name("exit_head", shape, dtype, criterion, layout, final, of_each), launch, frozenset(wide | dot)
 
 
 def _exit_conv_head(
-    shape: tuple[int, ...], dtype: torch.dtype = HALF, criterion: str = "learned"
+    shape: tuple[int, ...], dtype: torch.dtype = HALF, criterion: str = "learned", of_each: bool = False
 ) -> tuple[str, Launch, frozenset[str]]:
     classes, channels, height, width = shape
     features = _empty(ENTRIES, channels, height, width, dtype=dtype).contiguous(memory_format=torch.channels_last)
     lists, results, next_lists = _lists_and_results(classes)
     launch = exit_conv_head.launch(
         features, _empty(channels, channels, 3, 3, dtype=dtype), _empty(channels), _empty(classes + 1, channels),
-        _empty(classes + 1), _empty(), *lists, criterion, 1, *results, *next_lists,
+        _empty(classes + 1), _empty(*[ENTRIES] * of_each), *lists, criterion, 1, *results, *next_lists,
     )  # fmt: skip
     # With few channels or one pixel a weight tile has fewer elements than the block has threads.
     wide = {"wide_loads"} if channels % 16 == 0 and height * width > 1 else set()
-    name = _name("exit_conv_head", shape, dtype, criterion, torch.channels_last, False)
+    name = _name("exit_conv_head", shape, dtype, criterion, torch.channels_last, False, of_each)
     return name, launch, frozenset(wide | {"tensor_cores"})
 
 

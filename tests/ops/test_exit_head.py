@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from exit_cases import BELOW, CRITERIA, DTYPES, LAYOUTS, SENTINEL, check, gap, make_case, on_gpu
+from exit_cases import BELOW, CRITERIA, DTYPES, LAYOUTS, SENTINEL, check, gap, make_case, on_gpu, with_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -86,6 +86,19 @@ def test_no_features_and_no_results(run: Any) -> None:
     case = replace(make_case(3, 10, 16, 4, 4, live="none"), features=torch.empty(0, 16, 4, 4), results=0)
     check(run, case)
     check(run, replace(case, threshold=None))
+
+
+@every
+@pytest.mark.parametrize("stride", [1, 3, 0])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_threshold_for_each_place(run: Any, criterion: str, stride: int) -> None:
+    """Samples that are not numbers exit where the threshold is none, and survive all others."""
+    case = make_case(31, 10, 16, 4, 4, criterion=criterion, live="part")
+    case.features[case.rows[2].long(), 3] = math.nan
+    check(run, with_each(case, stride))
+    if stride == 1:
+        check(run, with_each(make_case(3, 1000, 16, 3, 3, criterion=criterion)))
+        check(run, with_each(make_case(0, 10, 16, 3, 3, criterion=criterion)))
 
 
 AT = (("learned", 4, 0.5), ("max_probability", 2, 0.5), ("max_probability", 4, 0.25))

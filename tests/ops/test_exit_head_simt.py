@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from exit_cases import BELOW, CRITERIA, SENTINEL, Case, check, layout, make_case
+from exit_cases import BELOW, CRITERIA, SENTINEL, Case, check, layout, make_case, with_each
 from simt_build import ROOT, build
 from torch import Tensor
 
@@ -47,6 +47,8 @@ class ExitHead(ctypes.Structure):
         ("exits", ctypes.c_void_p),
         ("exits_stride", ctypes.c_int64),
         ("results", ctypes.c_int64),
+        ("threshold_of_each", ctypes.c_bool),
+        ("threshold_stride", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("next_rows", "next_positions", "next_live", "workspace")),
     )
 
@@ -112,6 +114,7 @@ def runner(
             rows.data_ptr(), positions.data_ptr(), live.data_ptr(), size,
             logits.data_ptr(), *logits.stride(), confidence.data_ptr(), *confidence.stride(),
             exits.data_ptr(), *exits.stride(), len(exits),
+            threshold is not None and threshold.dim() == 1, 0 if threshold is None else sum(threshold.stride()),
             *(x[1:].data_ptr() for x in lists), workspace[1:].data_ptr(),
         )  # fmt: skip
         fault = library.exit_head(ctypes.byref(head), grid, order, dropped_barrier)
@@ -249,6 +252,14 @@ def test_nan_survives_and_is_reported_at_the_last_exit(exit_head: ctypes.CDLL, c
     check(runner(exit_head), replace(case, threshold=None))
     next_rows, _, next_live = runner(exit_head)(*case.arguments())
     assert case.rows[4] in next_rows[: int(next_live)]
+
+
+@pytest.mark.parametrize("stride", [1, 3, 0])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_threshold_for_each_place(exit_head: ctypes.CDLL, criterion: str, stride: int) -> None:
+    case = make_case(31, 10, 16, 3, 3, criterion=criterion, live="part")
+    case.features[case.rows[2].long(), 3] = math.nan
+    check(runner(exit_head), with_each(case, stride))
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

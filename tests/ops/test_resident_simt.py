@@ -127,6 +127,24 @@ def test_free_exits(library: ctypes.CDLL, criterion: str, dtype: torch.dtype) ->
     check(kernel(x, thresholds), want, dtype)
 
 
+@pytest.mark.parametrize("criterion", ["learned", "entropy"])
+def test_thresholds_of_each_image(library: ctypes.CDLL, criterion: str) -> None:
+    """NaN lets an image exit, whatever its confidence; an image of NaN too."""
+    kernel, x, thresholds, _ = free(criterion, HALF, library)
+    never_, always = never(kernel.net), forced(kernel.net, 0)
+    x[7] = torch.nan
+    at_second = torch.tensor([float(never_[0]), torch.nan])
+    limits = torch.stack([thresholds, never_, always, torch.full_like(never_, torch.nan), at_second] * 2)[: len(x)].T
+    exits = exits_of(kernel.lowered, x, HALF)
+    for table in (limits, limits.contiguous()):
+        got = kernel(x, table)
+        want = [int(expected(kernel.net, exits, column).exits[i]) for i, column in enumerate(table.T)]
+        assert got.exits.tolist() == [
+            next((k for k in range(exit_index) if table[k, i].isnan()), exit_index) for i, exit_index in enumerate(want)
+        ]
+        assert got.logits[7].isnan().all()
+
+
 @pytest.mark.parametrize("grid", [1, 2, 3, 12])
 def test_any_order_and_number_of_blocks_gives_the_same_bits(library: ctypes.CDLL, grid: int) -> None:
     kernel, x, thresholds, _ = free("learned", HALF, library)

@@ -21,6 +21,7 @@ LEAVES = {
     "record",
     "model",
     "preprocessing",
+    "profiles",
     "quantized",
     "version",
     "modules",
@@ -34,6 +35,7 @@ ALLOWED = {
     "runtimes": set(),
     "cost": {"modules"},
     "heads": {"result"},
+    "profiles": set(),
     "checkpoint": LEAVES | {"zoo", "surgery"},
     "train": LEAVES | {"data", "thresholds", "surgery", "zoo", "checkpoint"},
     "kernels": set(),
@@ -158,6 +160,8 @@ def test_the_public_names():
     assert set(eefast.__all__) == {
         "Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "Preprocessing",
         "__version__", "accelerate", "attach", "criteria", "load", "predict", "quantize", "score", "zoo",
+        "Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "Profile", "Profiles", "__version__",
+        "accelerate", "attach", "criteria", "load", "quantize", "zoo",
     }  # fmt: skip
     assert all(hasattr(eefast, name) for name in eefast.__all__)
 
