@@ -160,8 +160,7 @@ def test_the_public_names():
     assert set(eefast.__all__) == {
         "Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "Preprocessing",
         "__version__", "accelerate", "attach", "criteria", "load", "predict", "quantize", "score", "zoo",
-        "Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "Profile", "Profiles", "__version__",
-        "accelerate", "attach", "criteria", "load", "quantize", "zoo",
+        "Profile", "Profiles",
     }  # fmt: skip
     assert all(hasattr(eefast, name) for name in eefast.__all__)
 
