@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 ONNX_NEEDS, OPENVINO_NEEDS = ("onnx", "onnxruntime"), ("onnx", "openvino")
 
@@ -35,8 +35,11 @@ def onnx_model(module: nn.Module, example: Tensor, outputs: Sequence[str]) -> by
 def onnx_stage(stage: nn.Module, example: Tensor) -> tuple[bytes, torch.Size]:
     """A stage as ONNX, "x" [n, C, H, W] → "y"; and the shape (C', H', W') of its features.
 
-    `ValueError` where its features are no maps in float32.
+    `ValueError` where its features are no maps in float32, and where it is no graph of torch.fx: the exporter follows
+    one pair of images, and would lose what the stage does with others.
     """
+    if not isinstance(stage, fx.GraphModule):
+        raise ValueError("torch.fx cannot trace the stage, so an export could lose a branch of it")
     features = example[:1].contiguous()
     with torch.no_grad():
         found = stage(features.clone())

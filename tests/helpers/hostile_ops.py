@@ -55,15 +55,17 @@ def exit_arguments(r: random.Random) -> Arguments:
     m, c, h, w, k = r.randint(1, 40), r.choice((1, 3, 16, 17)), r.randint(1, 5), r.randint(1, 5), r.choice((1, 2, 10))
     size, n = r.randint(1, m), m + 2
     live = r.choice((size, size, r.randint(0, size)))
-    return {
+    each = of_each(r, n)
+    found = {
         "features": torch.randn(m, c, h, w, dtype=r.choice((torch.float32, torch.float32, torch.bfloat16))),
         "weight": torch.randn(k + 1, c), "bias": torch.randn(k + 1),
-        "threshold": r.choice((None, torch.tensor(r.choice((0.5, *VALUES))), of_each(r, n))),
+        "threshold": r.choice((None, torch.tensor(r.choice((0.5, *VALUES))))),
         "rows": torch.randperm(m)[:size].int(), "positions": torch.randperm(n)[:size].int(),
         "live": torch.tensor([live]).int(),
         "criterion": r.choice(CRITERIA), "exit_index": r.randint(0, 9),
         "logits": torch.full((n, k), -7.0), "confidence": torch.full((n,), -7.0), "exits": torch.full((n,), -7),
     }  # fmt: skip
+    return found if each is None else found | {"threshold": each}
 
 
 def exit_conv_arguments(r: random.Random) -> Arguments:
@@ -102,9 +104,14 @@ def conv_arguments(r: random.Random) -> Arguments:
     }  # fmt: skip
 
 
-def of_each(r: random.Random, count: int) -> Tensor:
-    """A threshold of each sample; with NaN one that is no number could exit early."""
-    return torch.tensor([r.choice((0.5, -math.inf, math.inf)) for _ in range(count)])
+def of_each(r: random.Random, count: int) -> Tensor | None:
+    """Sometimes a threshold of each sample; with NaN one that is no number could exit early."""
+    side = random.Random(
+        repr((r.getstate()[1][0], r.getstate()[1][-1]))
+    )  # so that the calls without them stay the same
+    return (
+        torch.tensor([side.choice((0.5, -math.inf, math.inf)) for _ in range(count)]) if side.random() < 0.3 else None
+    )
 
 
 def network_arguments(r: random.Random) -> Arguments:
@@ -115,8 +122,8 @@ def network_arguments(r: random.Random) -> Arguments:
     }
     found["criterion"] = r.choice(CRITERIA)
     found["thresholds"] = torch.tensor([r.choice((0.5, *VALUES))])
-    if r.random() < 0.3:
-        found["thresholds"] = of_each(r, len(found["images"]))[None].expand(1, -1)
+    if (each := of_each(r, len(found["images"]))) is not None:
+        found["thresholds"] = each[None].expand(1, -1)
     if r.random() < 0.2:
         found |= {"threads": 1, "seconds": torch.zeros(len(found["groups"]), dtype=torch.float64)}
     return found
@@ -125,8 +132,8 @@ def network_arguments(r: random.Random) -> Arguments:
 def int8_network_arguments(r: random.Random) -> Arguments:
     found = int8_calls.victim() | {"threads": r.choice((0, 1, 1, 2, 3)), "criterion": r.choice(CRITERIA)}
     found["thresholds"] = torch.tensor([r.choice((0.5, *VALUES)), 0.5])
-    if r.random() < 0.3:
-        found["thresholds"] = torch.stack([of_each(r, len(found["images"])) for _ in range(2)])
+    if (each := of_each(r, len(found["images"]))) is not None:
+        found["thresholds"] = torch.stack([each, each.flip(0)])
     if r.random() < 0.3:
         found["images"] = (60 * found["images"]).clamp(0, 255).to(torch.uint8)
     if r.random() < 0.2:

@@ -163,7 +163,7 @@ def test_threads_that_run_and_plan_at_once_do_not_notice_one_another():
     def plan() -> None:
         try:
             for _ in range(6):
-                fast = eefast.accelerate(net, engine="compact")
+                fast = eefast.accelerate(net, engine="compact", stages="pytorch")
                 torch.testing.assert_close(fast(x).logits, wanted, rtol=1e-4, atol=1e-4)
                 planned.append(fast.plan.stages[0].note)
         except BaseException as error:

@@ -149,7 +149,8 @@ def test_stages_compiled_in_place_are_folded(engine):
     net = network(nn.Sequential(conv(), nn.BatchNorm2d(8)))
     net.stages[1].compile(backend="eager")
     assert assert_answers_or_refusal(net, images(5, SHAPE), engine) == ""
-    assert [row.note for row in eefast.accelerate(net, engine="compact").plan.stages] == ["folded"] * 2
+    fast = eefast.accelerate(net, engine="compact", stages="pytorch")
+    assert [row.note for row in fast.plan.stages] == ["folded"] * 2
 
 
 class Branching(nn.Module):
@@ -187,12 +188,12 @@ def test_plans_leave_no_sources():
     """torch.fx keeps the source of every graph module that it makes, unless it is told to forget it."""
     net = network(conv())
     for _ in range(3):
-        fast = eefast.accelerate(net, engine="compact")
+        fast = eefast.accelerate(net, engine="compact", stages="pytorch")
     gc.collect()
     sources, lines = torch.fx.graph_module._loader.eval_cache, linecache.cache
     before = len(sources), len(lines)
     for _ in range(20):
-        fast = eefast.accelerate(net, engine="compact")
+        fast = eefast.accelerate(net, engine="compact", stages="pytorch")
     gc.collect()
     assert (len(sources), len(lines)) == before
     name = type(fast.engine.steps[0].stage).forward.__code__.co_filename

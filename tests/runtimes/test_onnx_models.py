@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from eefast.planning.folding import fold_stage
 from eefast.runtimes import onnx_models
 from eefast.runtimes.onnx_models import ONNX_NEEDS, OPENVINO_NEEDS, missing, onnx_stage
 
@@ -32,4 +33,15 @@ def test_stages_that_return_other_things(monkeypatch, stage, what):
     monkeypatch.setattr(onnx_models, "onnx_model", lambda *args: pytest.fail("it was exported"))
     example = torch.rand(2, 3, 4, 5, dtype=torch.float64 if isinstance(stage, nn.Identity) else torch.float32)
     with pytest.raises(ValueError, match=f"the stage returns {what}.*, not float32 maps"):
-        onnx_stage(stage, example)
+        onnx_stage(fold_stage(stage, example.dtype)[0], example)
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return -x if bool(x.sum() > 0) else x
+
+
+def test_stages_with_branches_are_not_exported(monkeypatch):
+    monkeypatch.setattr(onnx_models, "onnx_model", lambda *args: pytest.fail("it was exported"))
+    with pytest.raises(ValueError, match=r"torch\.fx cannot trace the stage, so an export could lose a branch of it"):
+        onnx_stage(fold_stage(Branching(), torch.float32)[0], torch.rand(2, 3, 4, 5))

@@ -13,6 +13,9 @@ from scored_rows import assert_answers, rows_of, summary
 
 import eefast
 from eefast import zoo
+from eefast.scoring import run
+from eefast.scoring.failures import failure
+from eefast.scoring.pipeline import Pipeline
 from eefast.scoring.run import ScoreOptions
 
 pytest.importorskip("pyarrow", reason='pyarrow is not installed; pip install "eefast[score]" brings it')
@@ -24,7 +27,7 @@ def test_killed_and_resumed(network: Path, many: tuple, tmp_path: Path, seed: in
     source, pixels = many
     net, output, draw = eefast.load(network), tmp_path / "out", random.Random(seed)
     more = {"workers": 1, "threads_per_worker": 1, "shard_size": 20, "batch_size": 16}
-    process = start(network, source, output, "--workers", 2, "--shard-size", 20, "--batch-size", 16)
+    process = start(network, source, output, "--workers", 1 + (seed > 0), "--shard-size", 20, "--batch-size", 16)
     first = draw.randint(1, 40)
     wait_for_files(output, first, process)
     workers = children(process)
@@ -71,9 +74,22 @@ def _json(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
+def in_this_process(job, shards, workers, watcher) -> None:
+    """`run_in_processes` without processes, which take seconds to start."""
+    pipeline = Pipeline(job)
+    for shard in shards:
+        try:
+            watcher.done(shard, pipeline.submit(shard).result(60))
+        except Exception as error:
+            raise failure(type(error).__name__, str(error), shard.number) from error
+
+
+@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_error_recorded_before_stops_a_run_that_fails_at_errors(
-    network: Path, pictures: Path, tmp_path: Path
+    network: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
+    if not processes:
+        monkeypatch.setattr(run, "run_in_processes", in_this_process)
     source = tmp_path / "in"
     source.mkdir()
     for i, path in enumerate(sorted(pictures.glob("*.*"))):
@@ -134,3 +150,16 @@ def test_defaults_are_those_of_the_function() -> None:
     parameters = inspect.signature(eefast.score).parameters
     for name, value in vars(ScoreOptions()).items():
         assert parameters[name].default == value, name
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_finished_shards_and_nothing_half_written(network: Path, many: tuple, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    process = start(network, many[0], output, "--workers", 2, "--shard-size", 20, "--batch-size", 16)
+    wait_for_files(output, 5, process)
+    workers = children(process)
+    process.send_signal(signal.SIGINT)
+    assert "interrupted by Ctrl-C" in finish(process, 130)
+    assert all(map(has_ended, workers))
+    assert len(rows_of(output)) >= 100
+    assert {path.suffix for path in output.iterdir()} == {".parquet", ".json", ".jsonl"}
