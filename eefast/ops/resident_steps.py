@@ -175,6 +175,8 @@ def check_tables(
             raise RuntimeError(f"{name} has shape {list(tensor.shape)}; expected {shape}")
         if tensor.dtype != wanted:
             raise RuntimeError(f"{name} is {tensor.dtype}; convert it with .to({wanted})")
+        if name in ("steps", "maps") and not tensor.is_contiguous():
+            raise RuntimeError(f"{name} is not contiguous; call .contiguous()")
     if images.shape[1] != int(maps[0, 0]):
         raise RuntimeError(f"images has {images.shape[1]} channels; expected {int(maps[0, 0])}")
     if num_classes < 1:
