@@ -53,6 +53,21 @@ def test_killed_and_resumed(network: Path, many: tuple, tmp_path: Path, seed: in
     assert found.mean_cost == pytest.approx(np.mean([row["cost"] for row in rows_of(output).values()]))
 
 
+def test_shares_are_apart_and_together_the_whole(
+    network: Path, inputs: dict, pixels: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "run_in_processes", in_this_process)
+    net, (source, ids) = eefast.load(network), inputs["npy"]
+    found = [eefast.score(net, source, tmp_path / "out", shard_size=4, shard_of=(i, 4)) for i in range(3)]
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    found.append(eefast.score(net, source, tmp_path / "out", shard_size=4))
+    assert [(part.shards, part.skipped, part.images) for part in found] == [(2, 0, 8), (2, 0, 7), (1, 0, 4), (1, 0, 4)]
+    assert_answers(tmp_path / "out", net, dict(zip(ids, pixels.values(), strict=True)))
+    monkeypatch.delenv("RANK")
+    assert eefast.score(net, source, tmp_path / "out", shard_size=4).skipped == 23
+
+
 @pytest.mark.slow
 def test_two_shares_are_the_whole(network: Path, many: tuple, tmp_path: Path) -> None:
     source, pixels = many
