@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -226,6 +227,22 @@ def repeated(place: Place, count: int) -> Path:
     return path
 
 
+def children(process: int) -> list[int]:
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(number) for task in tasks for number in task.read_text().split()]
+
+
+def resident_peak(process: int) -> int:
+    """Kilobytes that it has held at most until now; 0 where it has ended. What waiting for it tells is not less than
+    what the process that started it held.
+    """
+    try:
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
+
+
 def memory(place: Place) -> Iterator[ScoreRow]:
     """The largest process of a run on ten times as many images."""
 
@@ -233,11 +250,13 @@ def memory(place: Place) -> Iterator[ScoreRow]:
         place.output()
         words = command(place, repeated(place, count), place.model, "--workers", 1)
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        largest = 0
+        while process.poll() is None:
+            largest = max(largest, *map(resident_peak, (process.pid, *children(process.pid))))
+            time.sleep(0.05)
         if process.returncode:
             raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}")
-        return usage.ru_maxrss / 1024
+        return largest / 1024
 
     few = max(place.large // 10, 1)
     yield Compared(1, lambda: peak(place.large), lambda: peak(few)).row(
