@@ -49,6 +49,9 @@ class Way(NamedTuple):
     target: float | None = None
     price: float | None = None
 
+    def __str__(self) -> str:
+        return self.name
+
 
 def drifted(pixels: Tensor, strength: float) -> Tensor:
     """uint8 images [N, C, H, W], turned and blurred; 0: as they are."""
@@ -154,7 +157,7 @@ def draw(rows: Sequence[DriftRow], path: Path, window: int = 5) -> None:
         each.grid(alpha=0.3)
     axes[0].set(yscale="log")
     axes[0].axhline(TARGET, color="black", linewidth=0.8, linestyle=":", label="target")
-    axes[0].legend(loc="center left")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     axes[-1].set(xlabel=f"images; each point is the mean of {window * rows[0].batch_size}")
     figure.suptitle(f"{rows[0].drifting}, turned by {DEGREES:g}° and blurred (σ = {SIGMA:g} pixels)")
     figure.savefig(path, dpi=100)
