@@ -19,8 +19,8 @@ class UCB:
     `choose` takes the one with the largest mean reward + bonus · √(ln T / T_p), T images in all, T_p of this profile.
     The seed orders the profiles, for the first tries and for ties.
 
-    The reward trusts the confidence: where a network grows overconfident as images drift, wrong answers are rewarded, see
-    docs/exit-rules.md. All images count alike, those before a drift too: take a new bandit after one.
+    The reward trusts the confidence: where a network grows overconfident as images drift, wrong answers are rewarded,
+    as docs/exit-rules.md measures. All images count alike, those before a drift too: take a new bandit after one.
     """
 
     def __init__(self, profiles: Profiles, price: float, bonus: float = 1.0, seed: int = 0) -> None:
