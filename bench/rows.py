@@ -298,6 +298,34 @@ class BoundRow:
 
 
 @dataclass(frozen=True)
+class DriftRow:
+    """A stream of test images that are turned and blurred from some batch on, answered in one way.
+
+    drifting: the network and what it was trained on; way: see `drift.ways`; target: mean cost, of "budget" and of the
+        held-out images for "fixed thresholds"; price: of "bandit"; None where a way has none.
+    turned, blurred: degrees and standard deviation in pixels of each batch.
+    accuracy, cost, confidence: means of each batch; before, after: of the batches without any drift and with all of it,
+        in this order.
+    profiles: with "bandit", the profile of each batch.
+    """
+
+    drifting: str
+    way: str
+    criterion: str
+    batch_size: int
+    target: float | None
+    price: float | None
+    turned: tuple[float, ...]
+    blurred: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    cost: tuple[float, ...]
+    confidence: tuple[float, ...]
+    before: tuple[float, float, float]
+    after: tuple[float, float, float]
+    profiles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ScoreRow:
     """`eefast score` beside what it is compared with, one after the other in each of `rounds` rounds.
 
@@ -358,12 +386,10 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
-def append(
-    rows: Iterable[
-        OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow | Int8Row | BoundRow | ScoreRow
-    ],
-    around: Record,
-) -> None:
+Row = OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow | Int8Row | BoundRow | DriftRow | ScoreRow
+
+
+def append(rows: Iterable[Row], around: Record) -> None:
     """Add lines to `bench/results/<device>.jsonl`, and to the same file in the folder `$OUT` where that is set."""
     lines = "".join(json.dumps({**asdict(row), "environment": around}) + "\n" for row in rows)
     target = results_file(around)

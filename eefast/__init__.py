@@ -8,7 +8,7 @@ if sys.argv[:1] == ["-m"] and "eefast" in sys.orig_argv:
 
     end_on_signals()
 
-from . import criteria, zoo
+from . import criteria, online, zoo
 from .api import Accelerated, accelerate
 from .checkpoint.loading import load
 from .model import EarlyExitNet
@@ -33,6 +33,7 @@ __all__ = [
     "attach",
     "criteria",
     "load",
+    "online",
     "predict",
     "quantize",
     "score",

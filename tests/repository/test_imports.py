@@ -44,6 +44,7 @@ ALLOWED = {
     "planning": LEAVES | {"ops", "engines", "runtimes"},
     "quantization": LEAVES | {"ops", "planning", "thresholds"},
     "api": LEAVES | {"planning", "engines"},
+    "online": LEAVES | {"thresholds"},
     "integrations": LEAVES | {"api", "checkpoint", "data", "scoring"},
     "scoring": LEAVES | {"api", "checkpoint", "data", "thresholds"},
 }
@@ -159,7 +160,7 @@ def test_kernels_are_not_importable_alone(folder):
 def test_the_public_names():
     assert set(eefast.__all__) == {
         "Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "Preprocessing",
-        "__version__", "accelerate", "attach", "criteria", "load", "predict", "quantize", "score", "zoo",
+        "__version__", "accelerate", "attach", "criteria", "load", "online", "predict", "quantize", "score", "zoo",
         "Profile", "Profiles",
     }  # fmt: skip
     assert all(hasattr(eefast, name) for name in eefast.__all__)
