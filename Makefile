@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*' 'tests/tsan/*.cpp'
 
 .PHONY: demo test test-all fuzz sanitize sanitized sanitize-tests sanitize-calls sanitize-threads bench int8 \
-	int8-accuracy bounds drift latency score-bench parity guard training report aot gpu lint format clean
+	int8-accuracy backbones bounds drift latency score-bench parity guard training report aot gpu lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eefast demo
@@ -63,6 +63,11 @@ bench: $(VENV)/.ready
 # twelve minutes, best alone. Needs the peers, as `make bench`.
 int8: $(VENV)/.ready
 	$(BIN)/python bench/throughput.py --device cpu --int8
+
+# Networks of torchvision and timm with exits attached, eefast beside ONNX Runtime and OpenVINO, in one thread: rows to
+# bench/results/; half an hour, best alone (BACKBONES="--only resnet18 --batches 1" for less). Needs the peers and timm.
+backbones: $(VENV)/.ready
+	$(BIN)/python bench/backbones.py $(BACKBONES)
 
 # What eight bits change in the accuracy of trained networks, the shipped one or NETWORKS="runs/a runs/b", whose data are
 # in the folder DATA; rows to bench/results/, some minutes each.

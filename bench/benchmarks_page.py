@@ -19,6 +19,7 @@ import training_page
 from page_figures import Mark
 from rows import RESULTS, Record, read, slug
 from selection import (
+    AUTO,
     COMPACT,
     OURS,
     OWN_THRESHOLDS,
@@ -34,6 +35,8 @@ from selection import (
     newest,
     newest_int8,
     newest_latency,
+    newest_networks,
+    on_backbone,
     op_case,
     speed,
 )
@@ -119,15 +122,18 @@ def machines(files: Iterable[Path]) -> list[list[Record]]:
 
 def _machine(rows: list[Record]) -> list[Section]:
     gpu = rows[-1]["environment"]["cuda"] is not None
-    cases, stem = cases_of(measured_networks(rows)), _stem(rows)
+    title, stem = [f"## {_name(rows)}", ""], _stem(rows)
+    backbones, rows = ([row for row in rows if on_backbone(row) == wanted] for wanted in (True, False))
+    cases = cases_of(measured_networks(rows))
     float_, int8 = (in_int8(cases, wanted) for wanted in (False, True))
     sections = [
         *(_realised(float_, stem), _speed_ups(float_, stem), _tables(rows, gpu), _losses(cases, gpu)),
+        _backbones(backbones),
         *(_precisions(rows), _realised(int8, f"{stem}-int8"), _speed_ups(int8, f"{stem}-int8"), _int8(rows)),
         *(_latency(rows, stem), _ops(rows, stem, gpu), _parity(rows)),
     ]
     found = [section for section in sections if section is not None]
-    return [Section([f"## {_name(rows)}", ""]), *found] if found else []
+    return [Section(title), *found] if found else []
 
 
 def _name(rows: list[Record]) -> str:
@@ -228,6 +234,27 @@ def _losses(cases: Cases, gpu: bool) -> Section | None:
         for line in network_losses(cases, engine, len(cases))
     ]
     return Section(["Where eefast loses:", "", *(f"- {line.strip()}" for line in found), ""])
+
+
+def _backbones(rows: list[Record]) -> Section | None:
+    table = page_tables.backbone_table(rows, partial(markdown, left=4))
+    if not rows:
+        return None
+    around = rows[-1]["environment"]
+    cases, clock = cases_of(measured_networks(rows)), " of the process" * in_one_thread(rows[-1])
+    notes = dict.fromkeys(f"- {r['network']}, {r['provider']}: {r['note']}" for r in newest_networks(rows) if r["note"])
+    return Section(
+        [
+            *("### Networks of torchvision and timm", "", *table, "", *notes, *([""] if notes else [])),
+            *(f"- {line.strip()}" for line in network_losses(cases, AUTO, len(cases))),
+            "",
+            f"Realised ratio and images/s, by the time{clock}, 224×224, random weights, with exits attached by "
+            '`eefast.attach`. *eefast call*: `engine="auto"`; per stage: the runtime runs them, and images that exit '
+            "are left out of the next one. Planning: until the first answer, in the first case of a network. "
+            f"`make backbones`; commit {around['commit']} ({around['date'][:10]}).",
+            "",
+        ]
+    )
 
 
 def _precisions(rows: list[Record]) -> Section | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from network_runs import CheckedWay, Device
 from peers import Peer, torch_compile_early
 from runtime_process import Answer, PeerError, RuntimeProcess, Setting, save
 from selection import NO_EXITS, OURS
-from subjects import LARGE, Network, Subject, network_on_noise
+from subjects import Network, Subject, network_on_noise
 from torch import Tensor
 from workloads import Workload
 
@@ -27,15 +28,17 @@ from eefast.measure.timing import PAUSE_SECONDS
 # Every peer answers the same images in a turn, again and again until the turn is long enough to be timed.
 # Of large images fewer are enough: each takes tens of milliseconds.
 TURN_IMAGES, TURN_LARGE_IMAGES, TURN_SECONDS = 32, 8, 0.08
-LARGE_IMAGE = 2**16
+LARGE_IMAGE, LARGE_IMAGES = 2**16, 64
 LEAST_IMAGES = 512
 
 
 class CpuWays(Device):
-    """peers: to be measured; processes: by the peers' families, see `started`."""
+    """peers: to be measured; processes: by the peers' families, see `started`; clock: name in `time` of what times."""
 
-    def __init__(self, peers: Sequence[Peer], processes: Mapping[str, RuntimeProcess]) -> None:
-        self.peers, self.processes = peers, processes
+    def __init__(
+        self, peers: Sequence[Peer], processes: Mapping[str, RuntimeProcess], clock: str = "perf_counter"
+    ) -> None:
+        self.peers, self.processes, self.clock = peers, processes, clock
         self._subject: tuple[Network, Subject] | None = None
         self._folders = ExitStack()
 
@@ -73,7 +76,8 @@ class CpuWays(Device):
 
     def seconds(self, one: CheckedWay, turn: Sequence[int]) -> tuple[float, float | None]:
         time.sleep(PAUSE_SECONDS)
-        ask = partial(self.processes[one.way.family].seconds, one.way, setting_in(one.case), turn, TURN_SECONDS)
+        timed = self.processes[one.way.family].seconds
+        ask = partial(timed, one.way, setting_in(one.case), turn, TURN_SECONDS, self.clock)
         begin = time.perf_counter()
         seconds, joules = meter("cpu").measure(ask)
         each = seconds / len(turn)
@@ -86,16 +90,17 @@ class CpuWays(Device):
         self._folders.close()
 
 
-def started(peers: Sequence[Peer]) -> CpuWays:
-    """One process per family, all starting at the same time; to be closed."""
+def started(peers: Sequence[Peer], clock: str = "perf_counter") -> CpuWays:
+    """One process per family, all starting at the same time; to be closed. clock: see `CpuWays`."""
     families = groupby(sorted(peers, key=lambda peer: peer.family), key=lambda peer: peer.family)
-    return CpuWays(peers, {name: RuntimeProcess(tuple(part), torch.get_num_threads()) for name, part in families})
+    threads = torch.get_num_threads()
+    return CpuWays(peers, {name: RuntimeProcess(tuple(part), threads) for name, part in families}, clock)
 
 
 def make_subject(network: Network, count: int) -> Subject:
     if network.real is not None:
         return network.real(count)
-    count = count if network is not LARGE else 64
+    count = LARGE_IMAGES if math.prod(network.input_shape) > LARGE_IMAGE else count
     return network_on_noise(network, count, min(count, LEAST_IMAGES), "cpu", torch.float32)
 
 

@@ -7,16 +7,21 @@ from typing import Any
 
 from rows import Record
 from selection import (
+    AUTO,
+    COMPACT,
     NO_EXITS,
     ORDER,
     OURS,
+    PER_STAGE,
     RESIDENT,
     RESIDENT_INT8,
+    beside,
     cases_of,
     measured_networks,
     newest_int8,
     newest_latency,
     newest_ops,
+    on_backbone,
     speed,
 )
 
@@ -34,6 +39,7 @@ INT8_TITLES = (
     *("network", "way", "thresholds", "accuracy", "mean cost", "exit elsewhere", "other answers", "last exit alone"),
     "details",
 )
+BACKBONE_WAYS = (AUTO, COMPACT, PER_STAGE, "OpenVINO per stage")
 OP_TITLES = ("op", "maps", "dtype", "leave", "µs", "× eager", "share of the bound")
 
 
@@ -90,6 +96,33 @@ def precision_table(rows: Sequence[Record], table: Table) -> list[str]:
             ]
         )
     return table(PRECISION_TITLES, lines) if lines else []
+
+
+def backbone_table(rows: Sequence[Record], table: Table) -> list[str]:
+    """A line per network, batch size and cost: the best way without exits, then realised ratios; nothing without any.
+
+    Planning: seconds of the engine chosen by default until its first answer, in the run's first case of the network.
+    """
+    cases = cases_of(measured_networks(row for row in rows if on_backbone(row)))
+    planning: dict[str, float] = {}
+    for (network, *_), ways in cases.items():
+        planning[network] = max(planning.get(network, 0.0), (AUTO in ways and ways[AUTO]["setup_seconds"]) or 0.0)
+    lines = []
+    for (network, batch_size, setting), ways in cases.items():
+        same = beside(cases, network, batch_size, setting)
+        best = same.get(next(iter(ways.values()))["best_static"])
+        shown = (ways.get(name) for name in BACKBONE_WAYS)
+        first = AUTO in ways and ways[AUTO]["setup_seconds"] == planning[network] > 0
+        lines.append(
+            [
+                *(network, str(batch_size), setting),
+                *((best["provider"], f"{speed(best):,.1f}") if best else ("", "")),
+                *(f"{or_blank(r['realised_ratio'], '{:.2f}')} ({speed(r):,.1f}/s)" if r else "" for r in shown),
+                f"{planning[network]:.1f}" if first else "",
+            ]
+        )
+    titles = ("network", "batch", "setting", "best without exits", "its images/s", *BACKBONE_WAYS, "planning, s")
+    return table(titles, lines) if lines else []
 
 
 def int8_table(rows: Sequence[Record], table: Table) -> list[str]:

@@ -120,15 +120,17 @@ class RuntimeProcess:
             self._ask(ANSWER_SECONDS, "open", str(self._folder))
         return self._ask_peer(peer, ANSWER_SECONDS, "answer", setting)  # type: ignore[no-any-return]
 
-    def seconds(self, peer: Peer, setting: Setting, turn: Sequence[int], least: float) -> float:
-        """Time of the batches `turn`, the mean of as many passes as take `least` seconds.
+    def seconds(
+        self, peer: Peer, setting: Setting, turn: Sequence[int], least: float, clock: str = "perf_counter"
+    ) -> float:
+        """Time of the batches `turn`, the mean of as many passes as take `least` seconds; clock: its name in `time`.
 
         Only in the process that answered for the peer, where its answers were checked.
         """
         if self._process is None:
             raise PeerError(f"it lost its process to {self._last}")
         limit = TURN_SECONDS + 10 * least
-        return self._ask_peer(peer, limit, "seconds", setting, tuple(turn), least)  # type: ignore[no-any-return]
+        return self._ask_peer(peer, limit, "seconds", setting, tuple(turn), least, clock)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         if self._process is None:
@@ -184,6 +186,14 @@ class RuntimeProcess:
         self.ends += 1
 
 
+def _plan(run: Run) -> list[str]:
+    """What an engine of eefast runs; nothing of other ways."""
+    plan = getattr(run, "plan", None)
+    return (
+        [f"{plan.engine} engine", *(f"stage {i}: {stage.note}" for i, stage in enumerate(plan.stages))] if plan else []
+    )
+
+
 def _set(variables: Mapping[str, str | None]) -> None:
     for name, value in variables.items():
         if value is None:
@@ -237,15 +247,15 @@ class Server:
         found = [run(batches[0])]
         setup = time.perf_counter() - begin
         found += [run(x) for x in batches[1:]]
-        return Answer(*joined(found, peer.static), setup, peer.describe(), None)
+        return Answer(*joined(found, peer.static), setup, "; ".join([peer.describe(), *_plan(run)]), None)
 
     @torch.no_grad()
-    def seconds(self, name: str, setting: Setting, turn: Sequence[int], least: float) -> float:
+    def seconds(self, name: str, setting: Setting, turn: Sequence[int], least: float, clock: str) -> float:
         peer = self.peers[name]
         run, batches = self._run(peer, setting.thresholds), self._batches(peer, setting)
         # Cores and caches that rested, or worked for others, warm up first.
         mean_seconds(lambda: run(batches[turn[0]]), least / 2)
-        return mean_seconds(lambda: [run(batches[i]) for i in turn], least)
+        return mean_seconds(lambda: [run(batches[i]) for i in turn], least, clock=getattr(time, clock))
 
     def _run(self, peer: Peer, thresholds: Sequence[float]) -> Run:
         if self.net is None:

@@ -16,6 +16,8 @@ CASE = ("op", "samples", "channels", "height", "width", "classes", "dtype", "lay
 SETTING = ("network", "batch_size", "setting")
 LATENCY = ("model", "setting", "most")
 RESIDENT, COMPACT, PER_STAGE = "eefast resident", "eefast compact", "ONNX Runtime per stage"
+AUTO = "eefast call"
+"""As it is by default, with `engine="auto"`."""
 COMPILED = "plain, torch.compile"
 RESIDENT_INT8, OPENVINO_INT8 = "eefast resident, int8", "plain, OpenVINO int8"
 OTHER_WORK = ("fewer blocks", "earlyon")
@@ -43,6 +45,11 @@ def in_one_thread(row: Record) -> bool:
     """On a CPU; such rows are beside those of several threads, not in their place."""
     around = row["environment"]
     return not around.get("cuda") and around.get("threads") == 1
+
+
+def on_backbone(row: Record) -> bool:
+    """Of a network of torchvision or timm, see `workloads.on_backbones`."""
+    return ":" in row.get("network", "")
 
 
 def newest(rows: Iterable[Record], key: Sequence[str]) -> list[Record]:

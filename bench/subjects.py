@@ -32,7 +32,8 @@ class Subject:
 class Network:
     """A network and the share of the images that is to exit at each exit, the final one last.
 
-    name: in `eefast.zoo`, or in timm where `exits` names the modules after which exits are attached.
+    name: in `eefast.zoo`, or where `exits` names the modules after which exits are attached, in timm or as
+        `eefast.surgery.backbone` takes it.
     real: instead, count → a trained network and that number of images, float32; `mix` is empty then.
     head: of the early exits, see `eefast.heads.ExitHead`; timm's networks have "pool".
     """
@@ -79,14 +80,11 @@ def _built(network: Network) -> EarlyExitNet:
     if not network.exits:
         exits, head = len(network.mix) - 1, network.head
         return eefast.zoo.eenet(network.name, exits, head=head, num_classes=classes, input_shape=shape)
-    try:
-        import timm
-    except ImportError as error:
-        raise ModuleNotFoundError(f"{network.name} is in timm, which is not installed: pip install timm") from error
     from eefast.surgery.attachment import attach
+    from eefast.surgery.backbones import backbone
 
-    backbone = timm.create_model(network.name, pretrained=False, num_classes=classes)
-    return attach(backbone, network.exits, input_shape=shape)
+    name = network.name if ":" in network.name else f"timm:{network.name}"
+    return attach(backbone(name, classes), network.exits, input_shape=shape)
 
 
 def shipped() -> tuple[EarlyExitNet, dict[str, list[float]]]:

@@ -21,6 +21,7 @@ from selection import (
     newest_latency,
     newest_networks,
     newest_ops,
+    on_backbone,
     op_name,
     speed,
 )
@@ -67,7 +68,9 @@ def _device(rows: list[Record], lines: int) -> str:
     ends = [*_notes([*ops, *networks, *newest_latency(rows)]), *(op_checks(ops, gpu, lines // 4) if ops else [])]
     ends += network_checks(cases_of(settings), gpu, lines // 4) if settings else []
     ends += int8_checks(newest_int8(rows))
-    body = _ways_table(rows) if gpu else _network_tables(rows)
+    zoo = [row for row in rows if not on_backbone(row)]
+    body = _ways_table(zoo) if gpu else _network_tables(zoo)
+    body += page_tables.backbone_table(rows, aligned)
     body += [*page_tables.precision_table(rows, aligned), *page_tables.int8_table(rows, aligned)]
     body += [*page_tables.latency_table(rows, aligned), *page_tables.op_table(rows, aligned)]
     room = max(lines - len(found) - len(ends), 3)

@@ -7,6 +7,7 @@ from typing import Any
 
 from rows import Record
 from selection import (
+    AUTO,
     COMPACT,
     COMPILED,
     NO_EXITS,
@@ -23,6 +24,7 @@ from selection import (
     op_name,
     speed,
 )
+from workloads import on_backbones
 
 # From here on, inputs are several times as large as any cache.
 MEMORY_BOUND = {"gpu": 2**28, "cpu": 2**27}
@@ -61,6 +63,7 @@ def _cost_asked_for(setting: str) -> float | None:
     return 1.0 if setting == NO_EXITS else float(setting.removeprefix("cost "))
 
 
+BACKBONES = tuple(work.network.name for work in on_backbones([1]))
 TARGETS = (
     Target("resident: realised ratio ≥ 2.2 at N ≥ 256, cost .2–.35", 2.2),
     Target("resident: realised ratio ≥ 1.9 at N = 16, cost .2–.35", 1.9, batch_sizes=(16, 16)),
@@ -117,6 +120,11 @@ TARGETS = (
             ("eenet50 at 224", 32, 0.4, "cost .4: realised ratio", 0.8),
             ("eenet18 at 64", 1024, 0.3, "cost .3: realised ratio", 0.9),
         )
+    ),
+    Target("backbones: no image exits: ≥ 0.95 × the best static way", 0.95, AUTO, BACKBONES, (1, 64), (1, 1)),
+    *(
+        Target(f"backbones: realised ratio ≥ {least} at N = {n}, cost .5", least, AUTO, BACKBONES, (n, n), (0.5, 0.5))
+        for n, least in ((1, 0.85), (8, 0.95), (64, 0.95))
     ),
 )
 
@@ -202,7 +210,7 @@ def network_checks(cases: Cases, gpu: bool, lines: int) -> list[str]:
         reached, worst = sum(v >= target.least for v, _ in values), min(values, default=None)
         seen = worst and f"{reached} of {len(values)} cases; the lowest {worst[0]:.2f} at {worst[1]}"
         found.append(_verdict(target.text, worst and reached == len(values), seen))
-    for engine in (COMPACT,) if gpu else (RESIDENT, RESIDENT_INT8):
+    for engine in (COMPACT,) if gpu else (RESIDENT, RESIDENT_INT8, AUTO):
         if any(engine in ways for ways in cases.values()):
             found += network_losses(cases, engine, lines)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cases import setting_of
@@ -17,7 +18,8 @@ class Workload:
     seconds: a guess of what it takes, besides compilation; with less of the budget left it is skipped.
     On a CPU: thorough: with the early-exit peers where no image exits early, too; deep: without torch.compile's early
         exits, each of which takes minutes there.
-    On a GPU: compile_seconds: a guess of what torch.compile takes, 0: measure without it; stage_seconds: the same for
+    compile_seconds: a guess of what torch.compile takes, 0: on a GPU and of `on_backbones`, measure without it.
+    On a GPU: stage_seconds: the same for
         torch.compile stage by stage; traced: also look for the gaps in which the GPU does nothing; metered: also
         measure what energy the work takes.
     """
@@ -82,6 +84,35 @@ INT8_ON_CPU = (
     *(Workload(MIDDLE, n, (1.0,), seconds) for n, seconds in ((16, 30), (1, 10))),
     *(Workload(LARGE, n, (1.0,), seconds) for n, seconds in ((16, 120), (1, 40))),
 )
+
+# (modules after which exits are attached, a guess of milliseconds per image in one thread).
+_BACKBONES = {
+    "torchvision:resnet18": (("layer1", "layer2", "layer3"), 15),
+    "torchvision:resnet50": (("layer1", "layer2", "layer3"), 30),
+    "timm:convnext_pico": (("stages.0", "stages.1", "stages.2"), 16),
+    "torchvision:densenet121": (("features.pool0", "features.transition1", "features.transition2"), 32),
+    "torchvision:efficientnet_b0": (("features.3", "features.4", "features.5"), 9),
+    "torchvision:mobilenet_v3_large": (("features.6", "features.10", "features.12"), 5),
+    # Its features are no maps, so no exits can be attached; the row says so.
+    "timm:vit_tiny_patch16_224": (("blocks.3", "blocks.7"), 0.1),
+}
+BACKBONE_SIZES, BACKBONE_COSTS = (1, 8, 64), (1.0, 0.5)
+
+
+def on_backbones(batch_sizes: Sequence[int], compile_seconds: float = 0) -> list[Workload]:
+    """Networks of torchvision and timm with exits attached, one after the other; compile_seconds: see `Workload`."""
+    return [
+        Workload(
+            Network(name, (3, 224, 224), 1000, (0.0,) * len(exits) + (1.0,), exits=exits),
+            n,
+            BACKBONE_COSTS,
+            20 + 0.08 * max(n, 8) * each,
+            compile_seconds=compile_seconds,
+        )
+        for name, (exits, each) in _BACKBONES.items()
+        for n in batch_sizes
+    ]
+
 
 # Mixes of mean cost 0.20; the same networks without exits are above.
 SMALL = Network("eenet20", (3, 32, 32), 10, (0.76, 0.18, 0.06))

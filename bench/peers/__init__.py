@@ -39,6 +39,12 @@ KEY_PEERS: tuple[Peer, ...] = (
 )
 # Eight bits beside float32: the best without exits, early exit per stage, eefast.
 INT8_PEERS: tuple[Peer, ...] = (ONNX_RUNTIME, OPENVINO, *runtime_stages.PEERS[1:], eefast_engines.RESIDENT, *int8.PEERS)
+# Networks of others: the best without exits, those run stage by stage, eefast; what it chooses first, so it plans from
+# cold. torch.compile takes minutes for each.
+BACKBONE_PEERS: tuple[Peer, ...] = (
+    *(ONNX_RUNTIME, OPENVINO, eefast_engines.AUTO, eefast_engines.COMPACT),
+    *(peer for peer in runtime_stages.PEERS if peer.family in ("onnxruntime", "openvino")),
+)
 # Other networks in the place of the one that is measured.
 STAND_INS: tuple[Peer, ...] = (smaller.PEER,)
 # The same network, whose images do not leave where it asks for.
@@ -46,7 +52,7 @@ WHOLE_BATCH: tuple[Peer, ...] = (earlyon_batched.PEER,)
 ALL_PEERS = (*PEERS, *STAND_INS, *WHOLE_BATCH)
 
 __all__ = [
-    "ALL_PEERS", "EAGER", "EAGER_NCHW", "INT8_PEERS", "KEY_PEERS", "MASKED", "MASKED_FOLDED", "ONNX_RUNTIME",
-    "OPENVINO", "OPENVINO_BFLOAT16", "PEERS", "STAND_INS", "TORCH_COMPILE", "WHOLE_BATCH", "Peer", "Run",
-    "torch_version",
+    "ALL_PEERS", "BACKBONE_PEERS", "EAGER", "EAGER_NCHW", "INT8_PEERS", "KEY_PEERS", "MASKED", "MASKED_FOLDED",
+    "ONNX_RUNTIME", "OPENVINO", "OPENVINO_BFLOAT16", "PEERS", "STAND_INS", "TORCH_COMPILE", "WHOLE_BATCH", "Peer",
+    "Run", "torch_version",
 ]  # fmt: skip

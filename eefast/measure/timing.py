@@ -14,18 +14,25 @@ Result = TypeVar("Result")
 PAUSE_SECONDS = 0.06
 
 
-def mean_seconds(call: Callable[[], Any], least: float = 0.0, wait: Callable[[], Any] = lambda: None) -> float:
+def mean_seconds(
+    call: Callable[[], Any],
+    least: float = 0.0,
+    wait: Callable[[], Any] = lambda: None,
+    clock: Callable[[], float] | None = None,
+) -> float:
     """Seconds per call: the mean of as many calls as take `least` seconds together, at least one.
 
-    wait: returns when the device has done its work; it is part of each call.
+    wait: returns when the device has done its work; it is part of each call. clock: in seconds, by default
+    `time.perf_counter`.
     """
+    clock = clock or time.perf_counter
     wait()
-    begin, calls = time.perf_counter(), 0
+    begin, calls = clock(), 0
     while True:
         call()
         wait()
         calls += 1
-        passed = time.perf_counter() - begin
+        passed = clock() - begin
         if passed >= least:
             return passed / calls
 

@@ -158,7 +158,7 @@ def test_what_cannot_be_measured_stops_nothing(on_cpu, monkeypatch):
     run([*works, replace(ALL, seconds=1e6)], environment("cpu"), 1000, GpuWays())
     first, *between, last = (row for row in on_cpu() if row["launch_gaps"] is None)
     assert first["network"] == "regnety_008"
-    assert "not installed: pip install timm" in first["note"]
+    assert "needs timm: pip install timm" in first["note"]
     assert last["note"] == "skipped: the budget of 1000 s is spent"
     assert len(between) == 14
     assert all(row["images_per_s"] and row["host_waits"] is None for row in between)

@@ -171,7 +171,7 @@ def test_every_precision_has_its_yardstick(subject, monkeypatch):
     process = SimpleNamespace(
         ends=0,
         answer=lambda *_: SimpleNamespace(logits=subject.outputs[-1].logits, **seen),
-        seconds=lambda way, setting, turn, least: takes[way.name] * len(turn),
+        seconds=lambda way, setting, turn, *_: takes[way.name] * len(turn),
     )
     ways = [replace(EAGER, name=n, dtype=torch.int8 if "int8" in n else torch.float32) for n in takes]
     found, _ = network_runs.measure(Workload(FIRST, 8, (1.0,), 1), subject, CpuWays(ways, {"torch": process}))

@@ -42,6 +42,11 @@ def test_the_device_is_waited_for_before_the_first_call_and_after_each(clock):
     assert log == ["wait", "call", "wait", "call", "wait"]
 
 
+def test_another_clock(clock):
+    found = iter([10.0, 11.0, 13.0])
+    assert timing.mean_seconds(lambda: None, 2.0, clock=lambda: next(found)) == 1.5
+
+
 def test_all_batches_are_run_in_order():
     seen = []
     assert timing.run_all(seen.append, iter([3, 1, 2])) is None
