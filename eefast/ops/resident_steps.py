@@ -145,7 +145,7 @@ def joined(x: Tensor, target: Tensor | None, channel: int, channels: int) -> Ten
 def parts(weights: Tensor, place: int, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
     """The parts of a step's weights, which are stored one after another from `place` on."""
     sizes = [math.prod(shape) for shape in shapes]
-    if place < 0 or place + sum(sizes) > len(weights):
+    if min(place, *sizes) < 0 or place + sum(sizes) > len(weights):
         raise RuntimeError("its weights are outside of weights")
     stored = weights[place : place + sum(sizes)].split(sizes)
     return tuple(part.view(shape) for part, shape in zip(stored, shapes, strict=True))
