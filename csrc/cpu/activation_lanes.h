@@ -43,20 +43,7 @@ EEFAST_INLINE Floats clamp(Floats v, float low, float high) {
 }
 
 // e^x as exp_lanes, of any x: at least e^-87, ∞ from 88.4 on.
-EEFAST_INLINE Floats exponential(Floats x) {
-  constexpr float kRound = 0x1.8p23f;
-  x = clamp(x, -87.0f, 89.0f);
-  const Floats shifted = x * 1.44269504f + kRound;
-  const Floats n = shifted - kRound;
-  const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  return p * (Floats)(((Words)shifted << 23) + 0x3f800000u);
-}
+EEFAST_INLINE Floats exponential(Floats x) { return exp_between(clamp(x, -87.0f, 89.0f)); }
 
 // x/2 · (1 + erf(x/√2)); the error of erf is 1.5e-7 (Abramowitz & Stegun 1964, 7.1.26).
 EEFAST_INLINE Floats gelu(Floats x) {

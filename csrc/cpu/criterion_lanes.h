@@ -1,21 +1,7 @@
 // The exit rules of eefast/criteria.py for one vector width. No include guard: included after lanes.h.
 
-// e^x for x ≤ 0, NaN for NaN: 2^n · e^r with |r| ≤ log(2) / 2 and Cephes' polynomial for e^r. Below -87 it is 0, where
-// the true value is next to the smallest normal number.
-EEFAST_INLINE Floats exp_lanes(Floats x) {
-  constexpr float kRound = 0x1.8p23f;
-  const Floats shifted = x * 1.44269504f + kRound;
-  const Floats n = shifted - kRound;
-  const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  const Floats scale = (Floats)(((Words)shifted << 23) + 0x3f800000u);
-  return (Floats)((Words)(p * scale) & ~(Words)(x < -87.0f));
-}
+// e^x for x ≤ 0, NaN for NaN. Below -87 it is 0, where the true value is next to the smallest normal number.
+EEFAST_INLINE Floats exp_lanes(Floats x) { return (Floats)((Words)exp_between(x) & ~(Words)(x < -87.0f)); }
 
 // The criteria of eefast/criteria.py, rounded to float32 where PyTorch rounds. logits: the class logits and the
 // confidence row, with room for whole vectors.

@@ -107,3 +107,18 @@ EEFAST_INLINE Floats sum_lanes(const Floats* v) {
                                                            std::make_integer_sequence<int64_t, kLanes>());
   }
 }
+
+// e^x for -87 ≤ x ≤ 89, NaN for NaN: 2^n · e^r with |r| ≤ log(2) / 2 and Cephes' polynomial for e^r.
+EEFAST_INLINE Floats exp_between(Floats x) {
+  constexpr float kRound = 0x1.8p23f;
+  const Floats shifted = x * 1.44269504f + kRound;
+  const Floats n = shifted - kRound;
+  const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  return p * (Floats)(((Words)shifted << 23) + 0x3f800000u);
+}
