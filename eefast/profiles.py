@@ -72,7 +72,7 @@ class Profiles(Mapping[str, Profile]):
         return {**self.__dict__, "_tables": {}}
 
     def check_fit(self, num_exits: int, criterion: str) -> None:
-        """`ValueError` unless a network of this criterion with so many early exits can answer by these profiles."""
+        """`ValueError` unless a network of this criterion and number of early exits can use these profiles."""
         for name, profile in self.items():
             if len(profile.thresholds) != num_exits:
                 raise ValueError(
@@ -184,7 +184,7 @@ def _given(thresholds: Tensor | Sequence[float], num_exits: int, count: int, dev
         raise ValueError(f"thresholds is on {thresholds.device}, the images are on {device}; move one of them")
     if not values.is_cuda and values.isnan().any():
         raise ValueError("thresholds holds a NaN; for an exit that every image takes give exit_limit")
-    # A copy: nobody changes what an answer under way goes by.
+    # A copy: no later change reaches an answer under way.
     values = values.detach().to(device, copy=True)
     return Limits(values, values) if values.dim() == 1 else Limits(values.T.contiguous(), OF_EACH)
 

@@ -1,4 +1,4 @@
-"""Shards → files of rows, without a pause between shards: read and decode ahead, answer, write behind."""
+"""Shards → files of rows, without a pause between shards: read and decode ahead, answer, write later."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def find_thresholds(
 
 
 def divided(count: int) -> tuple[Tensor, Tensor]:
-    """The samples that lay the path and those that judge, indices; always the same: nobody draws until it pleases."""
+    """The samples that lay the path and those that judge, indices; always the same ones."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     return order[: round(PATH_SHARE * count)], order[round(PATH_SHARE * count) :]
 
