@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -47,13 +48,23 @@ def peak_gigabytes():
     return max(resource.getrusage(of).ru_maxrss for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit / 1e9
 
 
+kept_gigabytes = [0.0]
+
+
 def give_back_memory():
-    """To the system, where 1.5 GB are in use: glibc keeps what large networks have freed."""
+    """To the system, where 1.5 GB are in use and 0.3 GB more than after the last time: glibc keeps what is freed."""
     statm = Path("/proc/self/statm")
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim and statm.exists() and int(statm.read_text().split()[1]) * resource.getpagesize() > 1.5e9:
+    if trim is None or not statm.exists():
+        return
+
+    def used():
+        return int(statm.read_text().split()[1]) * resource.getpagesize() / 1e9
+
+    if used() > max(1.5, kept_gigabytes[0] + 0.3):
         gc.collect()
         trim(0)
+        kept_gigabytes[0] = used()
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +105,32 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def sampled(items, count):
+    """`count` of a function's cases or more: every value of each parameter is in one, unless there are over `count`."""
+    names = items[0].callspec.indices
+    few = [name for name in names if len({item.callspec.indices[name] for item in items}) <= count]
+    seen, taken = set(), []
+    # By a checksum, since cases at equal distances may share a value of an inner parameter.
+    for item in sorted(items, key=lambda item: zlib.crc32(item.nodeid.encode())):
+        values = {(name, item.callspec.indices[name]) for name in few}
+        if len(taken) < count or not values <= seen:
+            seen |= values
+            taken.append(item)
+    return taken
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    """Of functions marked `sampled(count)` the other cases are marked slow."""
+    functions = {}
+    for item in items:
+        if item.get_closest_marker("sampled") and hasattr(item, "callspec"):
+            functions.setdefault((item.parent.nodeid, item.originalname), []).append(item)
+    for cases in functions.values():
+        ready = [item for item in cases if not item.get_closest_marker("slow")]
+        if ready:
+            for item in set(ready).difference(sampled(ready, ready[0].get_closest_marker("sampled").args[0])):
+                item.add_marker("slow")
     if GPU:
         return
     gpu = [item for item in items if item.get_closest_marker("gpu")]

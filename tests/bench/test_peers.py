@@ -68,6 +68,7 @@ def compared():
 
 @pytest.mark.parametrize(("peer", "cost"), list(compared()))
 @torch.no_grad()
+@pytest.mark.sampled(10)
 def test_a_peer_agrees_with_the_reference(subject, peer, cost):
     case = cpu_ways.case_of(subject, 16, cost)
     try:

@@ -19,6 +19,7 @@ from eefast.heads import HEADS
 @pytest.mark.parametrize(
     ("head", "criterion"), [*((head, "learned") for head in HEADS), *(("pool", name) for name in CRITERIA)]
 )
+@pytest.mark.sampled(5)
 def test_a_saved_network_comes_back(tmp_path, head, criterion):
     thresholds, shape = [0.123456789, float("inf")], (2, 9, 7)
     normalization = ((0.1, 1 / 3), (0.7, 0.123456789012345))

@@ -53,6 +53,7 @@ def test_the_generator_makes_enough(made):
 
 
 @pytest.mark.parametrize("kind", ["control", *KINDS])
+@pytest.mark.sampled(6)
 def test_no_file_takes_more_than_it_may(loader, made, kind):
     for file in made[kind].chosen:
         outcome = attempt(loader, file)

@@ -83,6 +83,7 @@ def test_too_many_names_of_classes_are_left_out(
         (b" " * (5 << 20), "at most 4194304 are read"),
     ],
 )
+@pytest.mark.sampled(15)
 def test_a_record_is_not_believed_blindly(tmp_path: Path, changed: dict | str | bytes, message: str) -> None:
     net = small()
     net.record = RECORD

@@ -79,6 +79,7 @@ AROUND = sorted(around(CustomEENet((1, 8, 8), 3, 2).state_dict()))
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("name", AROUND)
+@pytest.mark.sampled(12)
 def test_weights_are_found_where_people_keep_them(tmp_path, name, protocol):
     state = lived_in(CustomEENet((1, 8, 8), 3, 2), seed=8).state_dict()
     expected = load(save(state, tmp_path / "plain.pt"), input_shape=(1, 8, 8)).state_dict()

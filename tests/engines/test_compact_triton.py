@@ -29,6 +29,7 @@ def triton_everywhere():
 @pytest.mark.usefixtures("triton_everywhere")
 @pytest.mark.parametrize("head", ["pool", "bnpool", "plain", "conv1", "conv3"])
 @pytest.mark.parametrize("criterion", ["learned", "entropy"])
+@pytest.mark.sampled(5)
 def test_whole_networks(head: str, criterion: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = (3, 32, 32) if GPU else (3, 16, 16)
     net = eefast.zoo.eenet("eenet20", num_exits=2, placement=[1, 3], head=head, num_classes=10, input_shape=shape)

@@ -60,6 +60,7 @@ CHUNKS: list[tuple[int | None, ...]] = [
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
 @pytest.mark.parametrize("layouts", [(NHWC,) * 4, (NCHW, NHWC, NCHW, NCHW)], ids=["channels-last", "mixed"])
 @torch.no_grad()
+@pytest.mark.sampled(6)
 def test_answers_and_exits_are_those_of_single_images(
     net: Any, chunks: tuple[int | None, ...], layouts: tuple[torch.memory_format, ...]
 ) -> None:

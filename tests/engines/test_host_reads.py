@@ -56,6 +56,7 @@ def simulated(
 
 @pytest.mark.parametrize("n", [1, 8, 200])
 @pytest.mark.parametrize("times", CASES)
+@pytest.mark.sampled(30)
 def test_within_five_percent_of_the_best_way(times: Times, n: int) -> None:
     exits, policies = len(times.survivors), [HostReadPolicy(times, queues) for queues in (1, 2)]
     queues = queues_for(n, policies)

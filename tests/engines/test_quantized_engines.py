@@ -56,6 +56,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     [{}, {"blocks": "pre-activation", "head": "bnpool"}, {"blocks": "pool", "head": "conv2"}, {"head": "plain"}],
     ids=["basic", "pre-activation", "pool", "plain"],
 )
+@pytest.mark.sampled(6)
 def test_every_engine_gives_the_answers_of_the_network(arguments: dict[str, str], engine: str) -> None:
     net = network(3, (3, 7, 8), width=5, **arguments)  # type: ignore[arg-type]
     x = images(31, net.input_shape)

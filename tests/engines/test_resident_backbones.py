@@ -58,6 +58,7 @@ ALIKE = ("RegNetX", "timm RegNetY", "timm EfficientNet-Lite")
 @pytest.mark.skipif(ops.CPP_MISSING is not None, reason=f"C++ kernels: {ops.CPP_MISSING}")
 @pytest.mark.parametrize("name", [pytest.param(c, marks=[pytest.mark.slow] if c in ALIKE else []) for c in CASES])
 @torch.no_grad()
+@pytest.mark.sampled(4)
 def test_backbones_as_steps_say_what_they_say_uncut(name: str) -> None:
     make, exits, size = CASES[name]
     torch.manual_seed(0)

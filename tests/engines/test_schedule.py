@@ -74,6 +74,7 @@ def policies(rng: random.Random) -> dict[str, Callable[[int, int, float], tuple[
 @pytest.mark.parametrize("policy", ["always", "never", "sometimes"])
 @pytest.mark.parametrize("queues", [1, 2, 3])
 @pytest.mark.parametrize("stages", [1, 2, 3, 9])
+@pytest.mark.sampled(12)
 def test_every_row_is_answered_once_in_order(stages: int, queues: int, policy: str) -> None:
     for seed in range(30):
         rng = random.Random(seed)

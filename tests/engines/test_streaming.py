@@ -179,6 +179,7 @@ KINDS: dict[str, Callable[[list[Tensor]], Iterator[Tensor]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.sampled(9)
 def test_a_batch_is_what_it_was_when_it_was_handed_out(net: Any, fast: Any, kind: str) -> None:
     data = [images(17, SHAPE, seed) for seed in range(7)]
     expected = [one_by_one(net, d) for d in data]
@@ -294,6 +295,7 @@ def test_kernels_that_start_late_read_what_was_handed_out(net: Any, monkeypatch:
 
 class TestThresholdsOnTheWay:
     @pytest.mark.parametrize("how", ["copy_", "a new tensor", "one by one", "through numpy"])
+    @pytest.mark.sampled(5)
     def test_a_batch_is_answered_by_those_of_the_moment_it_was_handed_out(self, engine: str, how: str) -> None:
         net = small()
         fast, x = eefast.accelerate(net, engine=engine), images(40, SHAPE)

@@ -20,6 +20,7 @@ from eefast.modules.tracing import Tracer
 
 
 @pytest.mark.parametrize("change", SIMPLE)
+@pytest.mark.sampled(8)
 def test_a_working_copy_answers_alike_and_shares_nothing(change):
     b = backbone(change).eval()
     x = images(3, SHAPE)

@@ -27,6 +27,7 @@ def same(found, expected):
 @pytest.mark.parametrize(("inputs", "outputs"), CHANNELS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 1, 0), (1, 2, 0), (5, 1, 2)])
+@pytest.mark.sampled(25)
 def test_direct_sums(inputs, outputs, size, kernel, stride, padding):
     q = random_map((2, inputs, *size))
     weight = random_map((outputs, inputs, kernel, kernel), 1, -127, 128)
@@ -53,6 +54,7 @@ def test_sums_beyond_two_to_the_24_are_exact(inputs, kernel, sign):
 @pytest.mark.parametrize(("inputs", "outputs"), CHANNELS)
 @pytest.mark.parametrize("size", [*SIZES, (2, 1), (2, 3)], ids=str)
 @pytest.mark.parametrize("winograd", [1, 2])
+@pytest.mark.sampled(15)
 def test_winograd_sums(winograd, inputs, outputs, size):
     q = random_map((2, inputs, *size), 4)
     weight = random_map((outputs, inputs, 2 + winograd, 4), 5, -127, 128)

@@ -99,6 +99,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", MODULES)
+@pytest.mark.sampled(8)
 def test_graphs_are_those_of_torch_fx(name, training):
     module = MODULES[name]().train(training)
     before = {name: dict(vars(m)) for name, m in module.named_modules()}

@@ -33,6 +33,7 @@ from eefast.train.tags import refreshed
 
 
 @pytest.mark.parametrize("change", SIMPLE)
+@pytest.mark.sampled(8)
 def test_attach_changes_nothing(change):
     b = backbone(change)
     state = torch.get_rng_state()
@@ -49,6 +50,7 @@ def test_attach_changes_nothing(change):
 
 
 @pytest.mark.parametrize("change", [*SIMPLE, meta])
+@pytest.mark.sampled(8)
 def test_building_a_network_changes_nothing(change):
     b = backbone(change)
     stages, heads = stages_and_heads(b)
@@ -89,6 +91,7 @@ ENTRIES = {
 @pytest.mark.parametrize(
     "change", [as_it_is, two_names, tied_weights, norm_twice, parametrized, hooked, without_statistics]
 )
+@pytest.mark.sampled(18)
 def test_running_a_network_changes_nothing(change, entry):
     b = backbone(change)
     stages, heads = stages_and_heads(b)

@@ -99,6 +99,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.sampled(9)
 def test_changed_weights_are_noticed(net, x, change, engine):
     fast = eefast.accelerate(net, engine=engine)
     old = fast(x)
@@ -111,6 +112,7 @@ def test_changed_weights_are_noticed(net, x, change, engine):
 
 @pytest.mark.parametrize("run_in", [torch.inference_mode, torch.no_grad, torch.enable_grad])
 @pytest.mark.parametrize("made_in", [torch.inference_mode, torch.enable_grad])
+@pytest.mark.sampled(6)
 def test_networks_made_planned_run_and_changed_in_every_mode(made_in, run_in, engine):
     x = images(7, (3, 16, 16))
     with made_in():

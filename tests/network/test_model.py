@@ -38,6 +38,7 @@ def random_net(name, head, seed, criterion="learned", shape=(3, 16, 16), **more)
         for share in (0.4, 0.15)
     ],
 )
+@pytest.mark.sampled(8)
 def test_batched_equals_one_by_one(name, head, share):
     index = zoo.names().index(name) + HEADS.index(head)
     seed = index if share == 0.4 else index + 101
@@ -87,6 +88,7 @@ class TestEngines:
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     @pytest.mark.parametrize("criterion", CRITERIA)
+    @pytest.mark.sampled(12)
     def test_a_spoilt_image_survives_to_the_end_and_spoils_no_other(self, small, engine, criterion, value):
         net = small[0].with_criterion(criterion)
         x = small[1].clone()
@@ -104,6 +106,7 @@ class TestEngines:
         assert got.cost[[0, 7, 32]].tolist() == [1.0] * 3
 
     @pytest.mark.parametrize("criterion", CRITERIA)
+    @pytest.mark.sampled(6)
     def test_exactly_at_the_threshold_a_sample_goes_on(self, engine, criterion):
         net = random_net("eenet20", "pool", 8, criterion)
         # A head without weights is sure of the same thing for every image, in every engine to the last bit.
@@ -151,6 +154,7 @@ class TestEngines:
             (lambda x: x.cfloat(), TypeError, "x is torch.complex64; give normalised images as torch.float32$"),
         ],
     )
+    @pytest.mark.sampled(10)
     def test_bad_images_are_refused_before_work_starts(self, small, engine, spoil, error, message):
         net, x = small
         with pytest.raises(error, match=message):
@@ -268,6 +272,7 @@ def test_integer_pixels_must_be_uint8(normalised, dtype, autocast, accelerated):
     ],
     ids=["0 … 255", "0 … 1", "-128 … 127", "right", "brighter", "noise", "zeros", "NaN", "inf", "uint8", "none"],
 )
+@pytest.mark.sampled(8)
 def test_floats_on_another_scale_warn_once(normalised, caplog, images_of, told, accelerated):
     x = images_of(pixels())
     other = zoo.eenet("eenet8", input_shape=(3, 8, 8)).eval()

@@ -48,6 +48,7 @@ def fast(
 
 
 @pytest.mark.parametrize("value", ODD.values(), ids=ODD)
+@pytest.mark.sampled(24)
 def test_rows_that_are_not_finite(
     fast: tuple[Accelerated, torch.Tensor, ExitResult], engine: tuple[str, torch.dtype], value: float
 ) -> None:

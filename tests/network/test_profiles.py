@@ -66,6 +66,7 @@ def case(request):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.sampled(10)
 def test_each_image_is_answered_by_its_profile(case, engine, dtype):
     net, x, ids, expected = case
     fast = eefast.accelerate(net, engine=engine)
@@ -75,6 +76,7 @@ def test_each_image_is_answered_by_its_profile(case, engine, dtype):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.sampled(5)
 def test_each_image_is_answered_by_its_profile_in_a_stream(case, engine):
     """Batches of all kinds: by ids, by a name, by the network's thresholds; of one image, of none."""
     net, x, ids, expected = case
@@ -93,6 +95,7 @@ def test_each_image_is_answered_by_its_profile_in_a_stream(case, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["full", "normal", "other", "first", "second", "eco", "all"])
+@pytest.mark.sampled(8)
 def test_a_named_profile_is_that_of_all_images(engine, name):
     net = made()
     net.profiles = table_of(net)
@@ -223,6 +226,7 @@ def test_nothing_mixes_under_threads(engine):
     ],
 )
 @pytest.mark.parametrize("fast", [False, True], ids=["network", "accelerated"])
+@pytest.mark.sampled(12)
 def test_what_cannot_be_is_refused(arguments, error, message, fast):
     net = made()
     net.profiles = table_of(net)

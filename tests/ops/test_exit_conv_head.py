@@ -93,6 +93,7 @@ def check_conv(run: Any, case: ConvCase) -> None:
 @every
 @pytest.mark.parametrize("live", ["part", "all", "none"])
 @dtypes_and_shapes(SHAPES, ("cifar stage 3", "odd"))
+@pytest.mark.sampled(22)
 def test_shapes_match_float64(run: Any, dtype: torch.dtype, shape: tuple[int, ...], live: str) -> None:
     i = list(SHAPES.values()).index(shape)
     criterion = CRITERIA[i % len(CRITERIA)]
@@ -102,6 +103,7 @@ def test_shapes_match_float64(run: Any, dtype: torch.dtype, shape: tuple[int, ..
 @every
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("memory", LAYOUTS)
+@pytest.mark.sampled(12)
 def test_layouts_match_float64(run: Any, memory: str, criterion: str) -> None:
     check_conv(run, make_conv_case(5, 10, 6, 5, 7, 5, memory=memory, criterion=criterion, live="part"))
 

@@ -38,6 +38,7 @@ SIZES = list(itertools.product((0, 1, 3, 31, 257), (1, 10, 1000), (1, 3, 16, 64,
 @every
 @pytest.mark.parametrize("r", [0, 1, 3, 31, 257])
 @pytest.mark.parametrize("k", [1, 10, 1000])
+@pytest.mark.sampled(15)
 def test_sizes_match_float64(run: Any, r: int, k: int) -> None:
     """All sizes; dtype, layout, criterion and length of the live list take turns."""
     for c, (h, w) in itertools.product((1, 3, 16, 64, 513), ((1, 1), (7, 5), (8, 8))):
@@ -54,6 +55,7 @@ def test_sizes_match_float64(run: Any, r: int, k: int) -> None:
 @every
 @pytest.mark.parametrize("memory", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.sampled(28)
 def test_layouts_match_float64(run: Any, dtype: torch.dtype, memory: str) -> None:
     shapes = ((21, 7, 5), (64, 1, 9), (16, 9, 1), (5, 23, 17))
     for i, ((c, h, w), criterion) in enumerate(itertools.product(shapes, CRITERIA)):
@@ -123,6 +125,7 @@ def test_exactly_at_the_threshold_goes_on(run: Any, criterion: str, classes: int
 
 @every
 @pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.sampled(6)
 def test_decision_agrees_with_the_written_confidence(run: Any, criterion: str) -> None:
     """Compared in float32: a sample whose written confidence is the threshold survives; one step on, it exits."""
     case = make_case(31, 10, 16, 4, 4, criterion=criterion, final=True)
@@ -140,6 +143,7 @@ def test_decision_agrees_with_the_written_confidence(run: Any, criterion: str) -
 @every
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("threshold", [0.4, -math.inf, math.inf, math.nan, None])
+@pytest.mark.sampled(20)
 def test_non_finite_features(run: Any, criterion: str, threshold: float | None) -> None:
     """NaN compares false, so the sample survives until the final exit; its neighbours are unchanged."""
     for dtype, memory in zip(DTYPES, ("contiguous", "channels_last", "channels_last", "cropped"), strict=True):
@@ -255,6 +259,7 @@ def test_other_instruction_sets(capability: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("r", [0, 5])
 @pytest.mark.parametrize("final", [False, True])
+@pytest.mark.sampled(10)
 def test_opcheck(dtype: torch.dtype, memory: str, r: int, final: bool) -> None:
     torch.library.opcheck(op, make_case(r, 10, 16, 3, 3, dtype=dtype, memory=memory, final=final).arguments())
 

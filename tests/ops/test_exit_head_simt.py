@@ -194,6 +194,7 @@ def test_layouts_match_float64(exit_head: ctypes.CDLL, shape: tuple[int, ...], m
     ],
     ids=str,
 )
+@pytest.mark.sampled(5)
 def test_ways_through_the_kernel(exit_head: ctypes.CDLL, shape: tuple[int, ...], samples: int, warps: int) -> None:
     for memory in ("contiguous", "channels_last")[: 1 if shape[0] > 2000 else 2]:
         tiles: list[int] = []
@@ -375,6 +376,7 @@ def gather(library: ctypes.CDLL, grid: int = 3, order: int = 0, units: list[int]
 
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", [(64, 8, 8), (3, 7, 5), (16, 1, 1), (1, 1, 1), (5, 90, 31)], ids=str)
+@pytest.mark.sampled(5)
 def test_gather_as_the_reference(gather_library: ctypes.CDLL, shape: tuple[int, ...], memory: str) -> None:
     g = torch.Generator().manual_seed(0)
     for dtype, (r, live) in itertools.product(

@@ -73,6 +73,7 @@ class TestBatches:
         ("i", "memory", "live"), [(0, "channels_last", "part"), (1, "contiguous", "all"), (2, "channels_last", "none")]
     )
     @dtypes_and_shapes(SHAPES, ("few classes", "many classes"))
+    @pytest.mark.sampled(30)
     def test_shapes_match_float64(
         self, dtype: torch.dtype, shape: tuple[int, ...], i: int, memory: str, live: str
     ) -> None:
@@ -80,6 +81,7 @@ class TestBatches:
         check(run, make_case(19, *shape, dtype=dtype, memory=memory, criterion=criterion, live=live, seed=i))
 
     @shapes
+    @pytest.mark.sampled(6)
     def test_answer_depends_on_the_sample_only(self, shape: tuple[int, ...]) -> None:
         """Bitwise the same in any batch and at any position."""
         first = list(SHAPES.values()).index(shape) % 4
@@ -113,6 +115,7 @@ class TestInterpreted:
     @pytest.mark.parametrize("window", [4, 128])
     @pytest.mark.parametrize("threads", [2, 7, 32])
     @pytest.mark.parametrize("seed", [0, 1])
+    @pytest.mark.sampled(4)
     def test_programs_in_any_order(self, seed: int, threads: int, window: int) -> None:
         """The scan over tiles waits for what it needs, whatever runs when; the workspace is left as it was found."""
 
@@ -126,6 +129,7 @@ class TestInterpreted:
 
     @shapes
     @pytest.mark.parametrize("live", ["part", "none"])
+    @pytest.mark.sampled(13)
     def test_the_workspace_is_left_as_it_was_found(self, live: str, shape: tuple[int, ...]) -> None:
         launch, _ = launch_of(make_case(19, *shape, live=live).arguments())
         launch.run()

@@ -70,6 +70,7 @@ class TestAnswers:
 
     @pytest.mark.parametrize("live", ["part", "all", "none"])
     @dtypes_and_shapes(SHAPES, ("cifar stage 3", "odd"), DTYPES)
+    @pytest.mark.sampled(20)
     def test_shapes_match_float64(self, dtype: torch.dtype, shape: tuple[Any, ...], live: str) -> None:
         check(run, shaped(shape, live=live, dtype=dtype))
 

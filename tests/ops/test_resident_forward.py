@@ -116,6 +116,7 @@ def network_cases() -> Iterator[Any]:
 
 @needs_cpp
 @pytest.mark.parametrize(("name", "arguments", "share", "n"), list(network_cases()))
+@pytest.mark.sampled(5)
 def test_networks_match_float64(name: str, arguments: dict[str, Any], share: float, n: int) -> None:
     """Every exit of every network, then free exits; criteria, groups and threads take turns."""
     case = [a for _, a, *_ in NETWORKS].index(arguments)
@@ -239,6 +240,7 @@ def test_threads_of_python_at_once() -> None:
 @needs_cpp
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.sampled(6)
 def test_non_finite_images(criterion: str, algorithm: int) -> None:
     """NaN compares false, so the sample goes to the final exit; its neighbours are unchanged."""
     net, x = small_net(criterion=criterion)

@@ -55,6 +55,7 @@ CHAINS = [*product(range(60), WAYS[:1]), *product(range(12), WAYS[1:])]
 @pytest.mark.parametrize(
     ("seed", "way"), [pytest.param(i, *w.values, marks=w.marks, id=f"{i}-{w.id}") for i, w in CHAINS]
 )
+@pytest.mark.sampled(40)
 def test_random_chains(seed: int, way: Any) -> None:
     steps, shape, name = random_steps(seed)
     print(name)
@@ -67,6 +68,7 @@ SIDES = [1, 2, 3, 5, 7, 8, 13, 14, 15, 16, 17, 28, 31, 33]
 @needs_kernels
 @pytest.mark.parametrize("width", SIDES)
 @pytest.mark.parametrize("window", ["3/1", "F(2,3)", "F(2×2)", "3/2", "1/1", "1/2", "5/1", "5/2"])
+@pytest.mark.sampled(28)
 def test_convolutions_of_every_width(window: str, width: int) -> None:
     """From and to few, odd and many channels, with and without a residual."""
     winograd = {"F(2,3)": 1, "F(2×2)": 2}.get(window, 0)
@@ -151,6 +153,7 @@ def network_and_images(case: int, n: int) -> tuple[eefast.EarlyExitNet, Tensor]:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", range(len(NETWORKS)), ids=str)
+@pytest.mark.sampled(8)
 def test_networks(case: int, way: Any) -> None:
     """Every sample takes the exit that the network says, with its logits up to the rounding of the float32 heads."""
     net, x = network_and_images(case, 31)

@@ -98,6 +98,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.sampled(5)
 def test_every_exit_in_turn(library: ctypes.CDLL, name: str) -> None:
     net = NETWORKS[name]()
     dtype = BFLOAT if "odd" in name or "8 filters" in name else HALF
@@ -122,6 +123,7 @@ def free(criterion: str, dtype: torch.dtype, library: ctypes.CDLL) -> tuple[Kern
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("dtype", [HALF, BFLOAT])
+@pytest.mark.sampled(4)
 def test_free_exits(library: ctypes.CDLL, criterion: str, dtype: torch.dtype) -> None:
     kernel, x, thresholds, want = free(criterion, dtype, library)
     check(kernel(x, thresholds), want, dtype)
@@ -146,6 +148,7 @@ def test_thresholds_of_each_image(library: ctypes.CDLL, criterion: str) -> None:
 
 
 @pytest.mark.parametrize("grid", [1, 2, 3, 12])
+@pytest.mark.sampled(2)
 def test_any_order_and_number_of_blocks_gives_the_same_bits(library: ctypes.CDLL, grid: int) -> None:
     kernel, x, thresholds, _ = free("learned", HALF, library)
     first = kernel(x[:7], thresholds)

@@ -112,6 +112,7 @@ STAGES: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", STAGES)
+@pytest.mark.sampled(16)
 def test_odd_stages_are_answered_as_the_network_does(name):
     net, x = network(STAGES[name]()), images(5, SHAPE)
     before = {key: value.clone() for key, value in net.state_dict().items()}

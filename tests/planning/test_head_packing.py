@@ -138,6 +138,7 @@ def changed(name: str) -> tuple[Any, str | None]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", HEADS)
+@pytest.mark.sampled(40)
 def test_changed_heads(name, engine):
     (net, reason), x = changed(name), images(5, SHAPE)
     if engine == "auto" and reason:

@@ -204,6 +204,7 @@ CUSTOM = {
 
 
 @pytest.mark.parametrize("name", CUSTOM)
+@pytest.mark.sampled(25)
 def test_custom_stages(name: str) -> None:
     check(network(CUSTOM[name], conv(network(CUSTOM[name]).heads[0].num_features, 24)), images(9, SHAPE))
 

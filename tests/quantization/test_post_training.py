@@ -36,6 +36,7 @@ def winograd_steps(net):
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("winograd", [0, 1, 2])
+@pytest.mark.sampled(6)
 def test_logits_stay_near_those_of_the_float_network(head, winograd):
     net = eenet(head)
     x = images(64, SHAPE)

@@ -94,10 +94,10 @@ def inputs(pictures: Path, pixels: dict[str, np.ndarray], tmp_path_factory: pyte
 
 @pytest.fixture(scope="session")
 def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
-    """6,000 images in a .npy file, and the same by id."""
+    """3,000 images in a .npy file, and the same by id."""
     pixels = np.stack([prepared(picture(i), SHAPE, eefast.Preprocessing(20)).numpy() for i in range(60)])
     random = np.random.default_rng(0)
-    changed = pixels[random.integers(0, 60, 6000)] ^ random.integers(0, 16, (6000, *SHAPE), dtype=np.uint8)
+    changed = pixels[random.integers(0, 60, 3000)] ^ random.integers(0, 16, (3000, *SHAPE), dtype=np.uint8)
     path = tmp_path_factory.mktemp("many") / "x.npy"
     np.save(path, changed)
     return path, {str(i): image for i, image in enumerate(changed)}

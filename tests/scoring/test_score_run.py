@@ -28,11 +28,11 @@ def test_killed_and_resumed(network: Path, many: tuple, tmp_path: Path, seed: in
     net, output, draw = eefast.load(network), tmp_path / "out", random.Random(seed)
     more = {"workers": 1, "threads_per_worker": 1, "shard_size": 20, "batch_size": 16}
     process = start(network, source, output, "--workers", 1 + (seed > 0), "--shard-size", 20, "--batch-size", 16)
-    first = draw.randint(1, 40)
+    first = draw.randint(1, 20)
     wait_for_files(output, first, process)
     workers = children(process)
     kill(draw.choice(workers))
-    wait_for_files(output, first + draw.randint(1, 100), process)
+    wait_for_files(output, first + draw.randint(1, 50), process)
     os.kill(process.pid, signal.SIGSTOP)
     workers += children(process)
     with pytest.raises(ValueError, match=rf"out is written to by another run \(process {process.pid} on"):
@@ -42,7 +42,7 @@ def test_killed_and_resumed(network: Path, many: tuple, tmp_path: Path, seed: in
     assert all(map(has_ended, workers))
     there = {path: path.stat().st_mtime_ns for path in output.glob("part-*.parquet")}
     assert 2 <= len(there) < len(pixels) // 20
-    (output / "part-00299.parquet.0123abcd.partial").touch()
+    (output / "part-00149.parquet.0123abcd.partial").touch()
     found = eefast.score(net, source, output, **more)
     assert found.skipped_shards == len(there)
     assert found.skipped == 20 * len(there)

@@ -63,6 +63,7 @@ def case(request):
     return backbone, attach(backbone, exits, input_shape=SHAPE), ends_in_pooling
 
 
+@pytest.mark.sampled(6)
 def test_the_final_exit_answers_as_the_backbone(case):
     backbone, net, ends_in_pooling = case
     assert_answers_of(net, backbone, images(3, SHAPE, 1))

@@ -183,6 +183,7 @@ def engines_of(net, names=("reference", "compact", "resident", "auto")):
 
 
 @pytest.mark.parametrize("run", TAKEN)
+@pytest.mark.sampled(8)
 def test_small_backbones(run):
     backbone = lived_in(Net(run), 3)
     net = attach(backbone, ["first", "second"][: 1 if run is positions_of_one_size else 2], input_shape=SHAPE)
@@ -205,6 +206,7 @@ def test_small_backbones(run):
         ("densenet", ["features.transition1"]),
     ],
 )
+@pytest.mark.sampled(3)
 def test_backbones_of_torchvision(name, exits):
     models = torchvision.models
     if name == "densenet":

@@ -55,6 +55,7 @@ def made(exits: int = 4) -> EarlyExitNet:
 
 
 @pytest.mark.parametrize("gone", [g for n in range(5) for g in itertools.combinations(range(4), n)], ids=str)
+@pytest.mark.sampled(8)
 def test_a_network_without_exits_answers_as_if_they_let_nothing_exit(gone) -> None:
     net, x = made(), images(31, (3, 8, 8))
     net.profiles = {"eco": Profile(tuple(net.thresholds.tolist()), 2)}

@@ -16,6 +16,7 @@ COST = torch.tensor([0.1, 0.3, 0.6, 1.0])
 
 @pytest.mark.parametrize("criterion", criteria.CRITERIA)
 @pytest.mark.parametrize(("n", "exits"), [(257, 2), (101, 3), (257, 4)])
+@pytest.mark.sampled(6)
 def test_it_goes_from_no_early_exit_over_the_front_to_the_lowest_cost(criterion: str, n: int, exits: int) -> None:
     outputs, labels = make_outputs(n, exits, 0)
     cost, rule = COST[-exits:], criteria.get(criterion)

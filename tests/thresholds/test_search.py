@@ -65,6 +65,7 @@ def test_the_front_is_all_that_nothing_beats(criterion: str, exits: int, seed: i
 
 @pytest.mark.parametrize("criterion", criteria.CRITERIA)
 @pytest.mark.parametrize(("n", "exits"), [(257, 3), (43, 4)])
+@pytest.mark.sampled(4)
 def test_the_search_comes_close_to_the_optimum(monkeypatch, criterion: str, n: int, exits: int) -> None:
     cost = costs_of(exits)
     losses = []

@@ -17,15 +17,14 @@ from eefast.train.module import EarlyExitModule
 def test_killed_runs_go_on_as_if_nothing_had_happened(colours: Path, tmp_path: Path) -> None:
     """Order, tags, augmentation and the crops made by worker processes included."""
     photographs = {"dataset": "folder", "image_size": 8, "held_out": 90, "workers": 1}
-    words = [tmp_path, colours, json.dumps({**RESUMABLE, **photographs}), "random", 2]
+    words = [tmp_path, colours, json.dumps({**RESUMABLE, **photographs}), "random", 1]
     # In a separate process: worker processes forked from one that has many threads may hang or crash.
     script = Path(__file__).parents[1] / "helpers" / "kill_and_resume.py"
     done = subprocess.run([sys.executable, script, *map(str, words)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("the same bits") == 2, done.stdout
-    for killed in ("killed0", "killed1"):
-        same_run(tmp_path / "whole", tmp_path / killed)
-        assert len(torch.load(tmp_path / killed / "last.ckpt", weights_only=True)["seconds_per_epoch"]) == 3
+    assert done.stdout.count("the same bits") == 1, done.stdout
+    same_run(tmp_path / "whole", tmp_path / "killed0")
+    assert len(torch.load(tmp_path / "killed0" / "last.ckpt", weights_only=True)["seconds_per_epoch"]) == 3
 
 
 def test_broken_run_goes_on_as_if_nothing_had_happened(

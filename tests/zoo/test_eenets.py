@@ -25,6 +25,7 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("depth", "scheme", "blocks", "costs"), CELLS)
+@pytest.mark.sampled(12)
 def test_positions_and_costs_equal_the_golden_table(depth, scheme, blocks, costs):
     net = zoo.eenet(f"eenet{depth}", 3, scheme, device="meta")
     assert net.config["placement"] == [int(b) for b in blocks.split(",")]
@@ -112,6 +113,7 @@ KINDS = ("eenet8", "eenet18", "eenet20", "eenet50")
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in KINDS)) for name in zoo.names()]
 )
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 33, 47)])
+@pytest.mark.sampled(4)
 def test_every_network_takes_any_shape_and_class_count(name, shape):
     net = zoo.eenet(name, 2, "linear", num_classes=7, input_shape=shape)
     outs = net.train()(images(2, shape))
