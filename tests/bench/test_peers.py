@@ -132,6 +132,7 @@ def test_one_graph_answers_in_a_separate_process(peer, answered):
 
 @pytest.mark.parametrize("peer", COMPILED, ids=lambda peer: peer.name)
 @torch.no_grad()
+@pytest.mark.sampled(1)
 def test_what_torch_compile_gets_answers_as_one_image_at_a_time(peer, monkeypatch):
     """Traced and run without code being generated, which takes a minute and is checked before it is timed."""
     compile_ = torch.compile

@@ -121,6 +121,7 @@ def test_nan_stays_nan_and_survives(run: Any) -> None:
 
 @pytest.mark.parametrize("run", [triton])
 @pytest.mark.parametrize("shape", [SHAPES["cifar stage 3"], SHAPES["one pixel"], SHAPES["imagenet"]])
+@pytest.mark.sampled(1)
 def test_answer_depends_on_the_sample_only(run: Any, shape: tuple[int, ...]) -> None:
     case = make_conv_case(*shape, dtype=torch.float16, final=True)
     whole = case.arguments()
