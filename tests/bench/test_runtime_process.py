@@ -109,6 +109,7 @@ def test_a_process_is_restarted_for_all_but_the_peer_that_ended_it(subject, tmp_
         process.close()
 
 
+@pytest.mark.slow
 def test_the_others_are_measured_where_one_hangs(subject, waits, monkeypatch):
     monkeypatch.setattr(network_runs, "ROUNDS", 2)
     monkeypatch.setattr(cpu_ways, "TURN_IMAGES", 8)
