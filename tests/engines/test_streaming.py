@@ -375,6 +375,25 @@ class TestThresholdsOnTheWay:
         assert {tuple(exits) for exits in seen} == {(0,), (2,)}
 
 
+def test_thresholds_that_are_twice_half_of_a_change_are_read_again() -> None:
+    """As another thread leaves them that changes them before, between and after two readings."""
+    settings = [torch.tensor([-1.0, -1.0]), torch.tensor([2.0, 2.0])]
+
+    class Changing(Tensor):
+        readings = 0
+
+        def tolist(self) -> Any:
+            Changing.readings += 1
+            if Changing.readings > 2:
+                return super().tolist()
+            self.copy_(settings[1])
+            return [-1.0, 2.0]
+
+    net = small()
+    net.thresholds = settings[0].clone().as_subclass(Changing)
+    assert net.limits()[0].tolist() == [2.0, 2.0]
+
+
 @pytest.mark.parametrize("first", ["net", "compact", "reference"])
 def test_a_criterion_and_its_thresholds_belong_together(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread changes both just when one of them has been read."""
