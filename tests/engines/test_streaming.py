@@ -376,7 +376,7 @@ class TestThresholdsOnTheWay:
 
 
 def test_thresholds_that_are_twice_half_of_a_change_are_read_again() -> None:
-    """As another thread leaves them that changes them before, between and after two readings."""
+    """As another thread leaves them that changes them at every reading."""
     settings = [torch.tensor([-1.0, -1.0]), torch.tensor([2.0, 2.0])]
 
     class Changing(Tensor):
@@ -384,7 +384,7 @@ def test_thresholds_that_are_twice_half_of_a_change_are_read_again() -> None:
 
         def tolist(self) -> Any:
             Changing.readings += 1
-            if Changing.readings > 2:
+            if Changing.readings > 3:
                 return super().tolist()
             self.copy_(settings[1])
             return [-1.0, 2.0]
