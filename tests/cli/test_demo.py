@@ -34,7 +34,7 @@ def test_the_command_prints_a_table_and_draws_a_picture(demo) -> None:
     for row in rows:
         assert row["name"] in done.stdout
         assert f"{row['accuracy']:.2%}" in done.stdout
-    assert "realised ratio" in done.stdout
+    assert "realised" in done.stdout
     assert "exit 0" in done.stdout
     assert "timing" in done.stderr
     assert (folder / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

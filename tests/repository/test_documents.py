@@ -12,6 +12,7 @@ DOCUMENTS = (
     "SECURITY.md",
     "docs/design.md",
     "docs/extending.md",
+    "docs/performance.md",
     "docs/quantization.md",
     "docs/reliability.md",
     "docs/scoring.md",
