@@ -45,8 +45,9 @@ ALLOWED = {
     "quantization": LEAVES | {"ops", "planning", "thresholds"},
     "api": LEAVES | {"planning", "engines"},
     "online": LEAVES | {"thresholds"},
-    "integrations": LEAVES | {"api", "checkpoint", "data", "scoring"},
+    "integrations": LEAVES | {"api", "checkpoint", "data", "scoring", "serving"},
     "scoring": LEAVES | {"api", "checkpoint", "data", "thresholds"},
+    "serving": LEAVES | {"api", "data", "engines", "scoring"},
 }
 # What is imported only where it is used, in a function.
 IN_CALLS = {"model": {"checkpoint"}, "ops": {"kernels"}}
@@ -161,7 +162,7 @@ def test_the_public_names():
     assert set(eefast.__all__) == {
         "Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "Preprocessing",
         "__version__", "accelerate", "attach", "criteria", "load", "online", "predict", "quantize", "score", "zoo",
-        "Profile", "Profiles",
+        "Profile", "Profiles", "serving",
     }  # fmt: skip
     assert all(hasattr(eefast, name) for name in eefast.__all__)
 
