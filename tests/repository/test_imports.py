@@ -51,6 +51,12 @@ ALLOWED = {
 }
 # What is imported only where it is used, in a function.
 IN_CALLS = {"model": {"checkpoint"}, "ops": {"kernels"}}
+THIRD_PARTIES = {
+    "cli": {"typer", "rich"},
+    "train": {"lightning"},
+    "kernels": {"triton"},
+    "serving": {"starlette", "uvicorn", "prometheus_client"},
+}
 TOP = {"cli", "measure", "__init__", "__main__"}
 
 
@@ -118,7 +124,7 @@ def test_third_parties_stay_where_they_belong(path, parts):
         first = name.split(".")[0]
         if first in core or first in ("eefast", "eefast_command", "kernels") or not at_module_level:
             continue
-        allowed = {"cli": {"typer", "rich"}, "train": {"lightning"}, "kernels": {"triton"}}.get(parts[1], set())
+        allowed = THIRD_PARTIES.get(parts[1], set())
         assert first in allowed, f"{path.name} imports {first} at module level"
 
 
@@ -129,7 +135,7 @@ def run(code, **more):
 def test_import_is_lean():
     heavy = (
         *("triton", "torchvision", "matplotlib", "typer", "rich", "lightning", "safetensors", "torch._inductor"),
-        *("onnx", "onnxruntime", "openvino"),
+        *("onnx", "onnxruntime", "openvino", "starlette", "uvicorn", "prometheus_client"),
     )
     done = run(
         "import sys, torch; before = set(sys.modules); import eefast;"
