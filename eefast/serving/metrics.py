@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from .answer import Answer
@@ -16,7 +18,7 @@ class Metrics:
 
     def __init__(self, exits: int) -> None:
         self.registry = CollectorRegistry()
-        of = {"registry": self.registry, "namespace": "eefast"}
+        of: Any = {"registry": self.registry, "namespace": "eefast"}
         by_exit = [str(i) for i in range(exits)]
         self.requests = Counter(
             "requests", "Requests for predictions, by status code; 499: the client left.", ["code"], **of
