@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -24,6 +26,19 @@ class Answer(NamedTuple):
     waited: float
     computed: float
     late: bool
+
+    def figures(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
+        """All but the logits as values of JSON, times in milliseconds; classes: names of the network's."""
+        return {
+            "label": self.label,
+            "class": None if classes is None else classes[self.label],
+            "exit": self.exit,
+            "confidence": self.confidence if isfinite(self.confidence) else None,
+            "cost": self.cost,
+            "late": self.late,
+            "waited_ms": round(1e3 * self.waited, 3),
+            "computed_ms": round(1e3 * self.computed, 3),
+        }
 
 
 class Overloaded(RuntimeError):  # noqa: N818

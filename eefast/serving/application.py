@@ -237,18 +237,7 @@ class Predict:
         return 500, {"error": f"the network failed on this image: {type(error).__name__}: {error}"}
 
     def _line(self, answer: Answer, level: str | None) -> dict[str, Any]:
-        classes = self.app.net.classes
-        return {
-            "label": answer.label,
-            "class": None if classes is None else classes[answer.label],
-            "exit": answer.exit,
-            "confidence": finite(answer.confidence),
-            "cost": finite(answer.cost),
-            "level": level,
-            "late": answer.late,
-            "waited_ms": round(1e3 * answer.waited, 3),
-            "computed_ms": round(1e3 * answer.computed, 3),
-        }
+        return {**answer.figures(self.app.net.classes), "level": level}
 
 
 class Client:
@@ -347,8 +336,3 @@ def failed(error: Exception) -> Future[Answer]:
     future: Future[Answer] = Future()
     future.set_exception(error)
     return future
-
-
-def finite(number: float) -> float | None:
-    """JSON has no NaN."""
-    return number if isfinite(number) else None

@@ -55,6 +55,7 @@ THIRD_PARTIES = {
     "cli": {"typer", "rich"},
     "train": {"lightning"},
     "kernels": {"triton"},
+    "integrations": {"fastapi", "litserve", "starlette"},
     "serving": {"starlette", "uvicorn", "prometheus_client"},
 }
 TOP = {"cli", "measure", "__init__", "__main__"}
