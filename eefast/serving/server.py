@@ -122,6 +122,7 @@ class Server:
             )
         if deadline is not None and not deadline > 0:
             raise ValueError(f"deadline={deadline} must be above 0, in seconds from now")
+        self._line.check(len(images))  # before any work: refusing must be cheap where too many come
         now = self.clock()
         until = inf if deadline is None else now + deadline
         requests, futures = list[Request](), list[Future[Answer]]()

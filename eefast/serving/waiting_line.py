@@ -30,17 +30,22 @@ class WaitingLine:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, requests: Sequence[Request]) -> None:
-        """All of them or none. Raises `Overloaded` and `Closed`."""
+    def check(self, count: int) -> None:
+        """Raises `Overloaded` where `count` more may not wait, `Closed` where none may."""
         with self._changed:
             if self.closed:
                 raise Closed("this server was closed; make another one")
-            if len(self._waiting) + len(requests) > self.most:
+            if len(self._waiting) + count > self.most:
                 self._waiting = deque(r for r in self._waiting if not r.future.cancelled())
-            if len(self._waiting) + len(requests) > self.most:
+            if len(self._waiting) + count > self.most:
                 raise Overloaded(
-                    f"{len(self._waiting)} images wait, max_queue={self.most} may; send {len(requests)} again later"
+                    f"{len(self._waiting)} images wait, max_queue={self.most} may; send {count} again later"
                 )
+
+    def put(self, requests: Sequence[Request]) -> None:
+        """All of them or none; errors as of `check`."""
+        with self._changed:
+            self.check(len(requests))
             self._waiting.extend(requests)
             self._changed.notify(len(requests))
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import sys
-from importlib.util import find_spec
 
 import httpx
 import pytest
@@ -79,11 +78,9 @@ def test_what_is_refused_has_its_status(app, body, headers, status, why):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("ray") is None, reason='ray is not installed; pip install "eefast[ray]" brings it')
 def test_on_ray_serve(served_folder):
-    import ray
-    from ray import serve
-
+    ray = pytest.importorskip("ray", reason='ray is not installed; pip install "ray[serve]" brings it')
+    serve = pytest.importorskip("ray.serve", reason='Ray Serve is not installed; pip install "ray[serve]" brings it')
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}}
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200_000_000, runtime_env=environment)
     try:
