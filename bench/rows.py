@@ -353,6 +353,31 @@ class ScoreRow:
     details: str = ""
 
 
+@dataclass(frozen=True)
+class ServingRow:
+    """`eefast.serving` beside what it is compared with, one after the other in each of `rounds` rounds.
+
+    serving: what is compared, see `serving.MEASUREMENTS`; capacity: images/s of `fast.stream`; load: images/s that
+        arrive ÷ capacity, None: as fast as they are answered.
+    ours, base, base_name, unit, ratio, bound, at_most: as in `ScoreRow`. checked: all images took the exits of a batch.
+    """
+
+    serving: str
+    model: str
+    unit: str
+    ours: float
+    base: float
+    base_name: str
+    ratio: float
+    bound: float
+    rounds: int
+    capacity: float
+    checked: bool
+    at_most: bool = False
+    load: float | None = None
+    details: str = ""
+
+
 def environment(device: str) -> Record:
     """What is written beside every row; `COMMIT` names the commit where git does not know it.
 
@@ -386,7 +411,10 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
-Row = OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow | Int8Row | BoundRow | DriftRow | ScoreRow
+Row = (
+    OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow | Int8Row | BoundRow | DriftRow | ScoreRow
+    | ServingRow
+)  # fmt: skip
 
 
 def append(rows: Iterable[Row], around: Record) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from cases import mix_of_cost, thresholds
 from progress import track
-from rows import ScoreRow, append, environment
+from rows import ScoreRow, ServingRow, append, environment
 
 import eefast
 from eefast import zoo
@@ -315,17 +315,22 @@ MEASUREMENTS: dict[str, Callable[[Place], Iterator[ScoreRow]]] = {
 }  # fmt: skip
 
 
-def reached(row: ScoreRow) -> bool:
+def reached(row: ScoreRow | ServingRow) -> bool:
     return row.ratio <= row.bound if row.at_most else row.ratio >= row.bound
 
 
-def show(rows: Sequence[ScoreRow]) -> str:
+def written(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def show(rows: Sequence[ScoreRow | ServingRow]) -> str:
     titles = ["", "score", "beside", "", "ratio", "bound", ""]
     lines = []
     for row in rows:
         bound = f"{'≤' if row.at_most else '≥'} {row.bound:.2f}"
-        figures = [f"{row.ours:,.0f} {row.unit}", f"{row.base:,.0f}", row.base_name, f"{row.ratio:.2f}", bound]
-        lines.append([row.score, *figures, "" if reached(row) else "MISSED"])
+        figures = [f"{written(row.ours)} {row.unit}", written(row.base), row.base_name, f"{row.ratio:.2f}", bound]
+        name = row.score if isinstance(row, ScoreRow) else row.serving
+        lines.append([name, *figures, "" if reached(row) else "MISSED"])
     return "\n".join(aligned(titles, lines))
 
 

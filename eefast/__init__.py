@@ -8,7 +8,7 @@ if sys.argv[:1] == ["-m"] and "eefast" in sys.orig_argv:
 
     end_on_signals()
 
-from . import criteria, online, zoo
+from . import criteria, online, serving, zoo
 from .api import Accelerated, accelerate
 from .checkpoint.loading import load
 from .model import EarlyExitNet
@@ -37,5 +37,6 @@ __all__ = [
     "predict",
     "quantize",
     "score",
+    "serving",
     "zoo",
 ]

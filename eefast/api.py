@@ -176,7 +176,7 @@ class Accelerated(nn.Module):
         exit_limit: int | Tensor | Sequence[int] | None = None,
     ) -> ExitResult:
         """Arguments as of `EarlyExitNet.forward`."""
-        engine, limits, since = self._ready()
+        engine, limits, since = self.ready()
         images = engine.prepare(x)
         if not (profile is None and thresholds is None and exit_limit is None):
             limits, _ = limits_of_call(
@@ -230,7 +230,7 @@ class Accelerated(nn.Module):
     @torch.no_grad()
     def _read(self, batch: Tensor | tuple[Tensor, Any]) -> tuple[Engine, Batch]:
         """A checked batch in memory that its source does not write to, and what answers it."""
-        engine, thresholds, since = self._ready()
+        engine, thresholds, since = self.ready()
         x, asked = batch if isinstance(batch, tuple) else (batch, None)
         images = engine.prepare(x)
         if asked is not None:
@@ -243,8 +243,12 @@ class Accelerated(nn.Module):
             images = copied(images)
         return engine, Batch(images, thresholds, since)
 
-    def _ready(self) -> tuple[Engine, Tensor, object]:
-        """What answers a call: the engine for the network as it is now, and the thresholds of this moment."""
+    def ready(self) -> tuple[Engine, Tensor, object]:
+        """What answers a call: the engine for the network as it is now, and the thresholds of this moment.
+
+        Thresholds and the object beside them as of `EarlyExitNet.limits`. Plans again where the network has changed.
+        Raises `RuntimeError` in training mode, and in a forked process whose threads do not work.
+        """
         check_not_traced()
         if self.training:
             raise RuntimeError(

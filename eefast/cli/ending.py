@@ -24,6 +24,7 @@ EXTRAS = {
     "matplotlib": "plot",
     **dict.fromkeys(("PIL", "pyarrow"), "score"),
     "ray": "ray",
+    **dict.fromkeys(("starlette", "uvicorn", "prometheus_client"), "serve"),
 }
 # Time after the first signal to remove half-written files and end worker processes; then a second one ends at once.
 GRACE_SECONDS = 3.0

@@ -27,9 +27,10 @@ class Batch(NamedTuple):
 class Engine(Protocol):
     """Runs a network as its plan says; of any number of threads at a time.
 
-    plan: describes it. survives_fork: whether it runs in a process that was forked after it was planned.
+    net: that it runs. plan: describes how. survives_fork: whether it runs in a process that was forked after planning.
     """
 
+    net: EarlyExitNet
     plan: Plan
 
     @property

@@ -45,11 +45,19 @@ ALLOWED = {
     "quantization": LEAVES | {"ops", "planning", "thresholds"},
     "api": LEAVES | {"planning", "engines"},
     "online": LEAVES | {"thresholds"},
-    "integrations": LEAVES | {"api", "checkpoint", "data", "scoring"},
+    "integrations": LEAVES | {"api", "checkpoint", "data", "scoring", "serving"},
     "scoring": LEAVES | {"api", "checkpoint", "data", "thresholds"},
+    "serving": LEAVES | {"api", "data", "engines", "scoring"},
 }
 # What is imported only where it is used, in a function.
 IN_CALLS = {"model": {"checkpoint"}, "ops": {"kernels"}}
+THIRD_PARTIES = {
+    "cli": {"typer", "rich"},
+    "train": {"lightning"},
+    "kernels": {"triton"},
+    "integrations": {"fastapi", "litserve", "starlette"},
+    "serving": {"starlette", "uvicorn", "prometheus_client"},
+}
 TOP = {"cli", "measure", "__init__", "__main__"}
 
 
@@ -117,7 +125,7 @@ def test_third_parties_stay_where_they_belong(path, parts):
         first = name.split(".")[0]
         if first in core or first in ("eefast", "eefast_command", "kernels") or not at_module_level:
             continue
-        allowed = {"cli": {"typer", "rich"}, "train": {"lightning"}, "kernels": {"triton"}}.get(parts[1], set())
+        allowed = THIRD_PARTIES.get(parts[1], set())
         assert first in allowed, f"{path.name} imports {first} at module level"
 
 
@@ -128,7 +136,7 @@ def run(code, **more):
 def test_import_is_lean():
     heavy = (
         *("triton", "torchvision", "matplotlib", "typer", "rich", "lightning", "safetensors", "torch._inductor"),
-        *("onnx", "onnxruntime", "openvino"),
+        *("onnx", "onnxruntime", "openvino", "starlette", "uvicorn", "prometheus_client"),
     )
     done = run(
         "import sys, torch; before = set(sys.modules); import eefast;"
@@ -161,7 +169,7 @@ def test_the_public_names():
     assert set(eefast.__all__) == {
         "Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "Preprocessing",
         "__version__", "accelerate", "attach", "criteria", "load", "online", "predict", "quantize", "score", "zoo",
-        "Profile", "Profiles",
+        "Profile", "Profiles", "serving",
     }  # fmt: skip
     assert all(hasattr(eefast, name) for name in eefast.__all__)
 
