@@ -23,6 +23,8 @@ LEAVES = {
     "preprocessing",
     "profiles",
     "quantized",
+    "survivors",
+    "fingerprints",
     "version",
     "modules",
     "system",
@@ -49,7 +51,7 @@ ALLOWED = {
     "scoring": LEAVES | {"api", "checkpoint", "data", "thresholds"},
 }
 # What is imported only where it is used, in a function.
-IN_CALLS = {"model": {"checkpoint"}, "ops": {"kernels"}}
+IN_CALLS = {"model": {"checkpoint"}, "survivors": {"checkpoint"}, "ops": {"kernels"}}
 TOP = {"cli", "measure", "__init__", "__main__"}
 
 
@@ -161,7 +163,7 @@ def test_the_public_names():
     assert set(eefast.__all__) == {
         "Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "Preprocessing",
         "__version__", "accelerate", "attach", "criteria", "load", "online", "predict", "quantize", "score", "zoo",
-        "Profile", "Profiles",
+        "Profile", "Profiles", "Partial", "Survivors",
     }  # fmt: skip
     assert all(hasattr(eefast, name) for name in eefast.__all__)
 

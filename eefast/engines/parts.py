@@ -1,0 +1,44 @@
+"""What an engine hands back of some of the stages: answers so far, and the features that go on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..model import EarlyExitNet
+from ..quantized import QuantizedStage
+from ..result import ExitResult
+
+
+class Part(NamedTuple):
+    """Answers of stages first … last, and the features after stage `last` of the samples that came to its exit.
+
+    result: [N], every sample answered by the exit that it met, or by exit `last`.
+    rows: [R] int64, ascending, the samples that came to exit `last`; places: [R] int64, where in `features` they are.
+    features: [≥ R, C, H, W] as the network has them or, between the stages of a quantised one, their integers uint8.
+    The last three are None where `last` is the final exit.
+    """
+
+    result: ExitResult
+    rows: Tensor | None = None
+    places: Tensor | None = None
+    features: Tensor | None = None
+
+
+def stored_features(net: EarlyExitNet, stage: int, features: Tensor) -> Tensor:
+    """Features [N, C, H, W] after a stage, of a quantised one as integers uint8, which hold them exactly."""
+    made_by = net.stages[stage]
+    if not isinstance(made_by, QuantizedStage):
+        return features
+    scale, zero = made_by.scales[made_by.output], made_by.zeros[made_by.output]
+    return ((features.float() / scale).round() + zero).to(torch.uint8)
+
+
+def features_of(net: EarlyExitNet, first: int, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What stage `first` takes, in `dtype`: x itself or, of integers of a quantised stage, what they stand for."""
+    made_by = net.stages[first - 1] if first else None
+    if not isinstance(made_by, QuantizedStage):
+        return x.to(dtype)
+    return made_by.features({made_by.output: x.float()}).to(dtype)
