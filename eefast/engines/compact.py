@@ -11,7 +11,7 @@ from ..model import EarlyExitNet
 from ..result import ExitResult
 from .chunks import Kept, Pass
 from .engine import Batch, PlannedEngine
-from .parts import Part, features_of, stored_features
+from .parts import Part, features_of, part_of
 from .program import CompactStep, Plan
 from .schedule import Chunk, OfEach, answers
 from .stores import EagerStores, Results
@@ -71,7 +71,7 @@ class CompactEngine(PlannedEngine):
             reached.append((x.new_empty(shape, dtype=self.plan.dtype), memory.numbers(0, x.device)))
         features, positions = (torch.cat(parts) for parts in zip(*reached, strict=True))
         rows, order = positions.long().sort()
-        return Part(result, rows, order, stored_features(self.net, last, features))
+        return part_of(self.net, last, result, rows, order, features)
 
     @torch.no_grad()
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:

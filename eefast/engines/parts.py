@@ -27,13 +27,27 @@ class Part(NamedTuple):
     features: Tensor | None = None
 
 
-def stored_features(net: EarlyExitNet, stage: int, features: Tensor) -> Tensor:
-    """Features [N, C, H, W] after a stage, of a quantised one as integers uint8, which hold them exactly."""
-    made_by = net.stages[stage]
+def part_of(net: EarlyExitNet, last: int, result: ExitResult, rows: Tensor, places: Tensor, features: Tensor) -> Part:
+    """The part of an engine that computes between stages in floats, also where a quantised stage made these.
+
+    features: [R, C, H, W] after stage `last`, as that stage returns them; the others as of `Part`.
+    """
+    made_by = net.stages[last]
     if not isinstance(made_by, QuantizedStage):
-        return features
+        return Part(result, rows, places, features)
+    broken = features.isnan().flatten(1).any(1)[places]
+    answer_broken(net, result, rows[broken])
     scale, zero = made_by.scales[made_by.output], made_by.zeros[made_by.output]
-    return ((features.float() / scale).round() + zero).to(torch.uint8)
+    integers = ((features.float() / scale).round() + zero).nan_to_num().to(torch.uint8)
+    return Part(result, rows[~broken], places[~broken], integers)
+
+
+def answer_broken(net: EarlyExitNet, result: ExitResult, rows: Tensor) -> None:
+    """Write the answers of images with a NaN to a quantised network: no integer stands for it, so they exit last."""
+    result.logits[rows] = float("nan")
+    result.confidence[rows] = float("nan")
+    result.exit_index[rows] = net.num_exits
+    result.cost[rows] = net.cost[-1]
 
 
 def features_of(net: EarlyExitNet, first: int, x: Tensor, dtype: torch.dtype) -> Tensor:

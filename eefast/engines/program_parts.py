@@ -87,13 +87,30 @@ def _map_between(steps: Sequence[Step], row: int, exit_index: int) -> int:
     """The one map that steps after `row`, that of an exit, read and do not write before."""
     read, written = set[int](), set[int]()
     for step in steps[row + 1 :]:
-        sources = {step.source, step.residual} | ({step.target} if step.kind == Kind.JOIN and step.channel else set())
-        read |= sources - written - {-1}
+        read |= _sources(step) - written
         if step.kind != Kind.EXIT:
             written.add(step.target)
     if len(read) != 1 or 0 in read:
         raise ValueError(_no_part(exit_index, f"{len(read)} maps go on from there"))
-    return read.pop()
+    (found,) = read
+    # Layers that make smaller maps run early; those of the next stage must not have run.
+    needed = {steps[row].source}
+    for step in reversed(steps[:row]):
+        if step.kind == Kind.EXIT:
+            continue
+        if step.target == found and found not in needed:
+            raise ValueError(_no_part(exit_index, "its head makes maps of other sizes"))
+        if step.target == found:
+            break
+        if step.target in needed:
+            needed = (needed - {step.target}) | _sources(step)
+    return found
+
+
+def _sources(step: Step) -> set[int]:
+    """The maps that a step reads; a part of what it joins to is there before."""
+    joined = {step.target} if step.kind == Kind.JOIN and step.channel else set()
+    return ({step.source, step.residual} | joined) - {-1}
 
 
 def _no_part(exit_index: int, why: str) -> str:

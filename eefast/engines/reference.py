@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import criteria
 from ..result import ExitResult
 from .engine import Batch, PlannedEngine
-from .parts import Part, features_of, stored_features
+from .parts import Part, features_of, part_of
 
 
 class ReferenceEngine(PlannedEngine):
@@ -24,7 +24,7 @@ class ReferenceEngine(PlannedEngine):
     def part(self, x: Tensor, thresholds: Tensor, first: int, last: int) -> Part:
         """Stage by stage, as `EarlyExitNet.first_exits`."""
         net, rule = self.net, criteria.get(self.plan.criterion)
-        x, rows = features_of(net, first, x, self.plan.dtype), torch.arange(len(x), device=x.device)
+        x, rows = features_of(net, first, x, self.plan.dtype).contiguous(), torch.arange(len(x), device=x.device)
         logits = x.new_zeros(len(x), net.num_classes, dtype=torch.float32)
         confidence, exits = logits.new_zeros(len(x)), torch.full_like(rows, last)
         for i in range(first, last + 1):
@@ -42,7 +42,7 @@ class ReferenceEngine(PlannedEngine):
         if last == net.num_exits:
             return Part(result)
         x = x if len(rows) else x.new_empty(0, *net.stage_costs[last].feature_shape)
-        return Part(result, rows, torch.arange(len(rows), device=x.device), stored_features(net, last, x))
+        return part_of(net, last, result, rows, torch.arange(len(rows), device=x.device), x)
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:
         """One batch after the other."""

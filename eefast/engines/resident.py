@@ -12,7 +12,7 @@ from .. import ops
 from ..model import EarlyExitNet
 from ..result import ExitResult
 from .engine import Batch, PlannedEngine
-from .parts import Part
+from .parts import Part, answer_broken
 from .program import Plan, ResidentProgram
 from .program_parts import map_sizes, part
 from .streaming import stream_in_threads, stream_on_cuda
@@ -74,13 +74,12 @@ class ResidentEngine(PlannedEngine):
         if features is None:
             return Part(ExitResult(logits, exits, confidence, net.cost.index_select(0, exits)))
         rows = (exits == last).nonzero().squeeze(1)
-        if not is_float and first == 0 and x.is_floating_point():
-            # In integers an image with a NaN is answered at once.
-            broken = rows[confidence[rows].isnan()]
-            broken = broken[x[broken].flatten(1).isnan().any(1)]
-            exits[broken] = net.num_exits
-            rows = (exits == last).nonzero().squeeze(1)
         result = ExitResult(logits, exits, confidence, net.cost.index_select(0, exits))
+        if not is_float and first == 0 and x.is_floating_point():
+            broken = confidence[rows].isnan()
+            broken &= x[rows].isnan().flatten(1).any(1) if broken.any() else broken
+            answer_broken(net, result, rows[broken])
+            rows = rows[~broken]
         return Part(result, rows, rows, features)
 
     def arithmetic(self) -> dict[str, str]:
