@@ -37,7 +37,7 @@ def begin(engine: Engine, of: Identity, images: Tensor, limits: Tensor, exit_ind
     """Prepared images → a run that stops after the early exit `exit_index`; limits: [n] or [n, N] float32."""
     part = engine.part(images, limits, 0, exit_index)
     made = Survivors(
-        features=images,
+        features=images.unsqueeze(2) if images.dim() == 3 else images,  # takes no part, but counts its rows
         positions=torch.arange(len(images), device=images.device),
         size=len(images),
         exit_index=exit_index,

@@ -17,7 +17,8 @@ class Part(NamedTuple):
 
     result: [N], every sample answered by the exit that it met, or by exit `last`.
     rows: [R] int64, ascending, the samples that came to exit `last`; places: [R] int64, where in `features` they are.
-    features: [≥ R, C, H, W] as the network has them or, between the stages of a quantised one, their integers uint8.
+    features: [≥ R, C, H, W], of rows [≥ R, C, 1, L], as the network has them or, between the stages of a quantised one,
+        their integers uint8.
     The last three are None where `last` is the final exit.
     """
 
@@ -34,7 +35,7 @@ def part_of(net: EarlyExitNet, last: int, result: ExitResult, rows: Tensor, plac
     """
     made_by = net.stages[last]
     if not isinstance(made_by, QuantizedStage):
-        return Part(result, rows, places, features)
+        return Part(result, rows, places, features.unsqueeze(2) if features.dim() == 3 else features)
     broken = features.isnan().flatten(1).any(1)[places]
     answer_broken(net, result, rows[broken])
     scale, zero = made_by.scales[made_by.output], made_by.zeros[made_by.output]

@@ -24,6 +24,8 @@ class ReferenceEngine(PlannedEngine):
     def part(self, x: Tensor, thresholds: Tensor, first: int, last: int) -> Part:
         """Stage by stage, as `EarlyExitNet.first_exits`."""
         net, rule = self.net, criteria.get(self.plan.criterion)
+        if first and len(net.input_shape) == 2:
+            x = x.squeeze(2)
         x, rows = features_of(net, first, x, self.plan.dtype).contiguous(), torch.arange(len(x), device=x.device)
         logits = x.new_zeros(len(x), net.num_classes, dtype=torch.float32)
         confidence, exits = logits.new_zeros(len(x)), torch.full_like(rows, last)
