@@ -43,7 +43,9 @@ int64_t packed_size(const Step& step, const std::vector<Map>& maps, int64_t num_
     case Kind::max_pool:
     case Kind::mean:
     case Kind::scale:
-    case Kind::join: return 0;
+    case Kind::join:
+    case Kind::load:
+    case Kind::store: return 0;
     case Kind::exit: {
       const int64_t pixels = step.flatten ? from.height * from.width : 1;
       return from.blocks * kBlock * pixels * round_up(num_classes + 1, kBlock);
@@ -52,8 +54,8 @@ int64_t packed_size(const Step& step, const std::vector<Map>& maps, int64_t num_
   }
   const Map& to = maps[step.target];
   const int64_t outputs = to.blocks * kBlock, side = step.winograd + 2;
-  if (is_depthwise(step, from, to)) return step.kernel * step.kernel * outputs;
-  if (const int64_t narrow = narrow_groups(step, from, to)) return step.kernel * step.kernel * narrow * outputs;
+  if (is_depthwise(step, from, to)) return step.rows * step.kernel * outputs;
+  if (const int64_t narrow = narrow_groups(step, from, to)) return step.rows * step.kernel * narrow * outputs;
   if (step.groups > 1) {
     const int64_t width = grouped_width(step, to);
     int64_t size = 0;
@@ -83,19 +85,22 @@ const char* lay_out(Network& network, int64_t height, int64_t width) {
       for (const Step& step : *steps) {
         Map& from = maps[step.source];
         if (step.kind == Kind::convolution) from.halo = std::max(from.halo, step.padding);
-        if (step.kind == Kind::exit) continue;
+        if (step.kind == Kind::exit || step.kind == Kind::store) continue;
         Map& to = maps[step.target];
         const bool windows = step.kind == Kind::convolution || step.kind == Kind::max_pool;
-        const auto out = [&](int64_t size) {
+        const auto out = [&](int64_t size, int64_t window, int64_t padding) {
           if (step.kind == Kind::mean) return int64_t{1};
-          return windows ? (size + 2 * step.padding - step.kernel) / step.stride + 1 : size;
+          return windows ? (size + 2 * padding - window) / step.stride + 1 : size;
         };
-        const bool small = windows && std::min(from.height, from.width) + 2 * step.padding < step.kernel;
+        const bool small =
+            windows && (from.height + 2 * step.above < step.rows || from.width + 2 * step.padding < step.kernel);
+        const int64_t rows = out(from.height, step.rows, step.above);
+        const int64_t columns = out(from.width, step.kernel, step.padding);
         // A map that several steps write must get one size from all of them.
-        const bool same = to.height == 0 || (to.height == out(from.height) && to.width == out(from.width));
+        const bool same = to.height == 0 || (to.height == rows && to.width == columns);
         if (from.height < 1 || from.width < 1 || small || !same) return "are too small for the network";
-        to.height = out(from.height);
-        to.width = out(from.width);
+        to.height = rows;
+        to.width = columns;
         const bool one_pixel = !windows || (step.kernel == 1 && step.padding == 0);
         to.pooled = step.kind == Kind::mean || (from.pooled && one_pixel);
         // Every padded step may make a map larger.

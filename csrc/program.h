@@ -41,19 +41,21 @@ struct Map {
   int64_t at(int64_t y, int64_t x) const { return (y + halo) * row_pitch + left + x * block; }
 };
 
-enum class Kind { convolution, affine, max_pool, exit, mean, scale, join };
-constexpr int64_t kKinds = 7;
+enum class Kind { convolution, affine, max_pool, exit, mean, scale, join, load, store };
+constexpr int64_t kKinds = 9;
 enum class Activation { none, relu, relu6, silu, hardswish, hardsigmoid, sigmoid, gelu };
 constexpr int64_t kActivations = 8;
 
 struct Step {
   Kind kind;
-  // Maps; the target of an exit is its number.
+  // Maps; the target of an exit is its number, that of a store is -1.
   int64_t source, target, residual;
   bool relu, flatten;
   // Another one than ReLU, which is part of every kernel.
   Activation activation;
   int64_t kernel, stride, padding;
+  // Rows of a window and of padding above it: kernel and padding, of one-dimensional windows 1 and 0.
+  int64_t rows, above;
   // Of a convolution; 0 and 1 say the same. The first channel that a join writes.
   int64_t groups, channel;
   // 0: direct; m: Winograd F(m×m, 3×3), in int8 along m axes, F(2, 3) or F(2×2, 3×3).
@@ -104,13 +106,13 @@ inline int64_t int8_starts(const Step& step) { return step.winograd == 2 ? 4 : 2
 
 // Weights for one input and one output channel.
 inline int64_t int8_taps(const Step& step) {
-  return step.winograd == 2 ? 16 : step.winograd == 1 ? 12 : step.kernel * step.kernel;
+  return step.winograd == 2 ? 16 : step.winograd == 1 ? 12 : step.rows * step.kernel;
 }
 
 // Floats of packed weights of one input of a float convolution, for each output.
 inline int64_t direct_depth(const Step& step, Precision precision, const Map& from, int64_t channels) {
   const bool pairs = precision == Precision::bfloat16 && from.block != 1;
-  return step.kernel * step.kernel * (pairs ? (channels + 1) / 2 : channels);
+  return step.rows * step.kernel * (pairs ? (channels + 1) / 2 : channels);
 }
 
 // Floats of packed weights, without the bias.
@@ -127,8 +129,10 @@ struct Network {
   Precision precision;
   int64_t num_classes;
   Criterion criterion;
-  std::vector<Map> maps;  // maps[0]: the image, as planes
+  std::vector<Map> maps;  // maps[0]: the image, as planes; or features, which the first step loads
   std::vector<Section> sections;
+  bool loads = false;   // features, by its first step; nothing else reads map 0
+  int64_t stored = -1;  // the map that a step stores; -1: none
 };
 
 // Sizes of all maps from those of the image, places of maps in their slots; null, or what images of this size do wrong.

@@ -27,6 +27,7 @@ int frame(const Map& map) { return cuda::frame_of(static_cast<int>(std::max(map.
 cuda::Action action(const ResidentSource& source, const Step& step) {
   if (step.activation != Activation::none) refuse(source, step.row, "on CUDA there is no activation but ReLU");
   if (step.groups > 1) refuse(source, step.row, "on CUDA there are no groups");
+  if (step.rows != step.kernel) refuse(source, step.row, "on CUDA windows are square");
   const bool three = step.kernel == 3 && step.padding == 1, one = step.kernel == 1 && step.padding == 0;
   switch (step.kind) {
     case Kind::affine: return cuda::Action::affine;
@@ -228,7 +229,8 @@ std::tuple<Tensor, int64_t> resident_network(const Tensor& images, const Tensor&
 std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
     const Tensor& images, const Tensor& steps, const Tensor& maps, const Tensor& groups, const Tensor& weights,
     const Tensor& packed, const Tensor& thresholds, const std::string& criterion, int64_t num_classes, bool bfloat16,
-    int64_t threads, const std::optional<Tensor>& seconds, const std::optional<Tensor>& normalization) {
+    int64_t threads, const std::optional<Tensor>& seconds, const std::optional<Tensor>& normalization,
+    const std::optional<Tensor>& features) {
   check_there("images", images);
   check_there("packed", packed);
   check_there("thresholds", thresholds);
@@ -236,6 +238,7 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
   check_device("packed", packed, "images", images);
   check_device("thresholds", thresholds, "images", images);
   if (seconds) fail("seconds are counted on the CPU only");
+  if (features) fail("features are stored on the CPU only");
   if (images.dim() == 4 && images.size(0) > std::numeric_limits<int>::max() / 2)
     fail("images has too many rows; split it");
   ResidentSource source =

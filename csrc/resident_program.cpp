@@ -29,9 +29,10 @@ enum Column {
   packed_place,
   section,
   groups,
-  channel
+  channel,
+  one_row
 };
-constexpr int64_t kColumns = channel + 1;
+constexpr int64_t kColumns = one_row + 1;
 
 // Far beyond all use; below them no product of sizes exceeds 64 bits.
 constexpr int64_t kMaxSide = 1 << 14, kMaxChannels = 1 << 15, kMaxClasses = 1 << 18, kMaxKernel = 1 << 7,
@@ -69,24 +70,31 @@ struct Program {
     const auto is = [&](Kind wanted) { return s[kind] == static_cast<int64_t>(wanted); };
     const bool exit = is(Kind::exit), convolution = is(Kind::convolution), scale = is(Kind::scale);
     const bool windows = convolution || is(Kind::max_pool), join = is(Kind::join);
+    const bool load = is(Kind::load), store = is(Kind::store);
     if (s[kind] < 0 || s[kind] >= kKinds) refuse(row, "there is no such kind of step");
     if (s[activation] < 0 || s[activation] >= kActivations) refuse(row, "there is no such activation");
     const bool is_exit = s[target] >= 0 && (row + 1 == rows() ? s[target] == num_exits : s[target] < num_exits);
-    if (!inside(s[source], convolution ? 0 : 1) || !(exit ? is_exit : inside(s[target], 1)) ||
+    const bool target_fits = exit ? is_exit : store ? s[target] == -1 : inside(s[target], 1);
+    if (!inside(s[source], convolution || load ? 0 : 1) || !target_fits ||
         (s[residual] != -1 && !((convolution || scale) && inside(s[residual], 1))) || (scale && s[residual] == -1)) {
       refuse(row, "there is no such map or exit");
     }
     if (!written[s[source]] || (s[residual] != -1 && !written[s[residual]]))
       refuse(row, "it reads a map before it is written");
-    if (!exit) written[s[target]] = true;
+    if (!exit && !store) written[s[target]] = true;
+    if (load && (row != 0 || s[source] != 0))
+      refuse(row, "it is not the first step, or loads something else than map 0");
+    if (network.loads && s[source] == 0) refuse(row, "it reads features that are loaded into another map");
+    if (store && network.stored >= 0) refuse(row, "another step stores a map");
     if ((windows || join || is(Kind::mean)) && s[source] == s[target]) refuse(row, "it writes over what it reads");
-    if ((join || exit || is(Kind::max_pool)) && s[activation] != 0) refuse(row, "it has no activation");
+    if ((join || exit || load || store || is(Kind::max_pool)) && s[activation] != 0)
+      refuse(row, "it has no activation");
     if (s[section] < 0 || s[section] >= static_cast<int64_t>(network.sections.size()))
       refuse(row, "there is no such section");
     const Map& from = network.maps[s[source]];
-    const int64_t to_section = exit ? from.section : network.maps[s[target]].section;
+    const int64_t to_section = exit || store ? from.section : network.maps[s[target]].section;
     const bool entry = from.section != s[section];
-    if (to_section != s[section] || (entry && from.section != s[section] - 1) || (exit && entry) ||
+    if (to_section != s[section] || (entry && from.section != s[section] - 1) || ((exit || store) && entry) ||
         (s[residual] != -1 && network.maps[s[residual]].section != s[section]) || (s[source] == 0 && s[section] != 0)) {
       refuse(row, "its maps are of other sections");
     }
@@ -96,24 +104,27 @@ struct Program {
                     s[padding] < 0 || s[padding] > s[kernel] || (convolution && s[stride] > 2))) {
       refuse(row, "there is no kernel for this window");
     }
+    if (s[one_row] != 0 && !(s[one_row] == 1 && windows)) refuse(row, "only windows are one row high");
     const bool int8 = network.precision == Precision::int8;
-    if (int8 && (s[kind] > static_cast<int64_t>(Kind::exit) || s[activation] > 1 || s[groups] != 1))
+    if (int8 && ((s[kind] > static_cast<int64_t>(Kind::exit) && !load && !store) || s[activation] > 1 ||
+                 s[groups] != 1 || s[one_row] != 0))
       refuse(row, "INT8 has no such step");
-    const Map& to = network.maps[exit ? s[source] : s[target]];
+    const Map& to = network.maps[exit || store ? s[source] : s[target]];
     if (convolution && (s[groups] < 1 || from.channels % s[groups] != 0 || to.channels % s[groups] != 0))
       refuse(row, "its channels are no multiple of its groups");
     if (convolution && s[groups] > 1 && s[source] == 0) refuse(row, "images have no groups");
     if (join && (s[channel] < 0 || s[channel] > to.channels - from.channels))
       refuse(row, "its channels are outside of its target");
-    const bool fits = s[groups] == 1 && s[kernel] == 3 && s[stride] == 1 && s[padding] == 1 && s[source] != 0 &&
-                      network.precision != Precision::bfloat16 && from.zero == 0;
+    const bool fits = s[groups] == 1 && s[one_row] == 0 && s[kernel] == 3 && s[stride] == 1 && s[padding] == 1 &&
+                      s[source] != 0 && network.precision != Precision::bfloat16 && from.zero == 0;
     if (s[winograd] != 0 && !(convolution && fits && (s[winograd] == 2 || s[winograd] == (int8 ? 1 : 4)))) {
       refuse(row, int8
                       ? "Winograd is for 3×3 convolutions of stride 1 and padding 1 of maps with zero 0, on 1 or 2 axes"
                       : "Winograd is for float32 3×3 convolutions of stride 1 and padding 1, tiles of 2 or 4");
     }
     const bool first = is(Kind::affine) && !int8 && to.channels < from.channels && to.channels % kBlock == 0;
-    if (!convolution && !exit && !join && from.channels != to.channels && !first)
+    if (load && from.channels > to.channels) refuse(row, "its target has too few channels");
+    if (!convolution && !exit && !join && !load && from.channels != to.channels && !first)
       refuse(row, "it cannot change channels");
     if (scale && network.maps[s[residual]].channels != to.channels) refuse(row, "its residual has another shape");
     Step step{};
@@ -129,8 +140,12 @@ struct Program {
     step.kernel = s[kernel];
     step.stride = s[stride];
     step.padding = s[padding];
+    step.rows = s[one_row] == 1 ? 1 : s[kernel];
+    step.above = s[one_row] == 1 ? 0 : s[padding];
     step.winograd = s[winograd];
     step.section = s[section];
+    if (load) network.loads = true;
+    if (store) network.stored = s[source];
     step.row = row;
     step.place = s[packed_place];
     step.entry = entry;

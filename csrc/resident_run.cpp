@@ -79,6 +79,29 @@ void parallel(int64_t n, void (*work)(int64_t, void*), void* context) {
   });
 }
 
+// Where the features of all samples go.
+void* checked_features(const Network& network, const Tensor& features, int64_t samples) {
+  if (network.stored < 0) fail("features are given, but no step stores a map");
+  check_there("features", features);
+  check_stored("features", features);
+  const bool int8 = network.precision == Precision::int8;
+  check_dtype("features", features, int8 ? ScalarType::Byte : ScalarType::Float, int8 ? "uint8" : "float32");
+  const Map& map = network.maps[network.stored];
+  const int64_t channels = features.dim() == 4 ? features.size(1) : 0;
+  if (features.dim() != 4 || features.size(0) != samples || channels < 1 || channels > map.channels ||
+      features.size(2) != map.height || features.size(3) != map.width) {
+    fail("features has shape ", shape(features), "; expected ",
+         brackets(std::vector<int64_t>{samples, map.channels, map.height, map.width}), " or fewer channels");
+  }
+  const std::vector<int64_t> dense{map.height * map.width * channels, 1, map.width * channels, channels};
+  const std::vector<int64_t> sizes{samples, channels, map.height, map.width};
+  for (int64_t i = 0; i < 4; ++i) {
+    if (sizes[i] > 1 && features.stride(i) != dense[i])
+      fail("features has strides ", brackets(features.strides()), "; expected channels-last memory");
+  }
+  return int8 ? static_cast<void*>(features.mutable_data_ptr<uint8_t>()) : features.mutable_data_ptr<float>();
+}
+
 Network pointed(const ResidentSource& source) {
   Network network = read_network(source);
   point(network, source);
@@ -89,7 +112,8 @@ Network pointed(const ResidentSource& source) {
 
 std::tuple<Tensor, Tensor, Tensor> run_resident(ResidentSource read, const Tensor& images, const Tensor& groups,
                                                 const Tensor& thresholds, int64_t threads,
-                                                const std::optional<Tensor>& seconds, const float* scaling) {
+                                                const std::optional<Tensor>& seconds, const float* scaling,
+                                                const std::optional<Tensor>& features) {
   if (threads < 0 || threads > kMaxThreads) fail("threads = ", threads, "; expected 0 … ", kMaxThreads);
   const int64_t num_classes = read.num_classes;
   const auto known = known_networks<Network>().of(std::move(read), pointed);
@@ -130,6 +154,14 @@ std::tuple<Tensor, Tensor, Tensor> run_resident(ResidentSource read, const Tenso
       fail("seconds are counted with threads=1 only, in contiguous memory");
     batch.seconds = seconds->mutable_data_ptr<double>();
   }
+  if (features) {
+    check_apart({{"features", &*features}}, {{"images", &images}});
+    batch.features = checked_features(network, *features, samples);
+    batch.stored_channels = features->size(1);
+  } else if (network.stored >= 0) {
+    fail("steps store a map, but there are no features to write it to");
+  }
+  if (network.loads && network.precision == Precision::int8 && !bytes) fail("images are loaded as uint8");
   if (samples > 0) cpu::resident_forward(network, batch, threads, parallel);
   return {logits, confidence, exits};
 }

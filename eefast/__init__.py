@@ -18,6 +18,7 @@ from .quantization.post_training import quantize
 from .result import ExitOutput, ExitResult
 from .scoring.calls import predict, score
 from .surgery import attach
+from .survivors import Partial, Survivors
 from .version import __version__
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "EarlyExitNet",
     "ExitOutput",
     "ExitResult",
+    "Partial",
     "Preprocessing",
     "Profile",
     "Profiles",
+    "Survivors",
     "__version__",
     "accelerate",
     "attach",

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from .engines import Batch, Engine, Plan
+from .engines.partial_runs import Identity, begin, finish, go_on, identity
 from .engines.streaming import copied, groups
 from .engines.weight_watch import WeightWatch
 from .model import TRACED, EarlyExitNet, check_not_traced, is_property
 from .planning import Options, build
 from .profiles import Profiles, limits_of_call
 from .result import ExitResult
+from .survivors import Partial, Survivors
 from .system import forked
 
 _planning = RLock()
@@ -117,6 +119,7 @@ class Accelerated(nn.Module):
         examples = None if example_inputs is None else net.prepare(example_inputs, dtype).detach()
         self.frozen, self.options = frozen, Options(engine, dtype, examples, max_batch_size, stages)
         self._planned: _Planned | None = None
+        self._hashed: tuple[Engine, Identity] | None = None
         self._engine()  # an engine that cannot run raises here, not at the first image
 
     @property
@@ -190,6 +193,58 @@ class Accelerated(nn.Module):
                 exit_limit,
             )
         return engine.run(images, limits)
+
+    def until(self, exit_index: int) -> Callable[..., Partial]:
+        """A function that runs a batch up to an early exit: `fast.until(2)(x)`, arguments as of `forward`.
+
+        It takes images, or the `Survivors` of a run that stopped after an earlier exit, and returns a `Partial`: the
+        answers so far, and the survivors, which `resume` answers, `save` writes, `to_bytes` sends. Rounds as the whole
+        run: in the resident engine each answer has the same bits as without a stop. docs/partial.md says more.
+
+        exit_index: 0 … n-1. Raises `ValueError` for another one, and where the engine cannot stop there.
+        """
+        if not 0 <= exit_index < self.net.num_exits:
+            raise ValueError(
+                f"exit_index={exit_index} is no early exit; the network has {self.net.num_exits}, from 0 on"
+            )
+
+        @torch.no_grad()
+        def run(x: Tensor | Survivors, profile: Any = None, thresholds: Any = None, exit_limit: Any = None) -> Partial:
+            engine, limits, since = self._ready()
+            if isinstance(x, Survivors):
+                if not (profile is None and thresholds is None and exit_limit is None):
+                    raise ValueError("survivors keep the thresholds of the call that they come from; give none")
+                if exit_index <= x.exit_index:
+                    raise ValueError(f"exit_index={exit_index}, but these survivors have passed exit {x.exit_index}")
+                return go_on(engine, self._identity(engine), x, exit_index, elsewhere=False)
+            images = engine.prepare(x)
+            words = {"profile": profile, "thresholds": thresholds, "exit_limit": exit_limit}
+            if any(word is not None for word in words.values()):
+                limits, _ = limits_of_call(
+                    self.net.profiles, self.net.num_exits, engine.plan.criterion, (limits, since), len(x), **words
+                )
+            return begin(engine, self._identity(engine), images, limits, exit_index)
+
+        return run
+
+    @torch.no_grad()
+    def resume(self, survivors: Survivors, elsewhere: bool = False) -> ExitResult:
+        """The answers of survivors [M], in their order, by the thresholds of the call that they come from.
+
+        elsewhere: whether they may come from another engine, device, dtype or set of instructions, which rounds
+            otherwise, so that an answer near a threshold may change.
+        Raises `ValueError` for survivors of another network, other weights, another exit rule or version and, unless
+        `elsewhere`, from elsewhere.
+        """
+        engine, _, _ = self._ready()
+        return finish(engine, self._identity(engine), survivors, elsewhere)
+
+    def _identity(self, engine: Engine) -> Identity:
+        """Hashes of the network as this engine runs it; hashing takes 1 ms per MB, once per plan."""
+        known = self._hashed
+        if known is None or known[0] is not engine:
+            known = self._hashed = engine, identity(self.net)
+        return known[1]
 
     @property
     def profiles(self) -> Profiles:
@@ -289,7 +344,7 @@ class Accelerated(nn.Module):
         raise RuntimeError(TRACED)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_planned": None}
+        return {**self.__dict__, "_planned": None, "_hashed": None}
 
     def extra_repr(self) -> str:
         return f"engine={self.plan.engine!r}, {self.net.extra_repr()}"

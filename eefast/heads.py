@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -17,27 +18,30 @@ class ExitHead(nn.Module):
 
     kind: "pool", "bnpool" and "plain" as in EENets (Demir & Akbas 2024); "conv1" … "conv3" as in PTEENet (Lahiany &
         Aperstein 2022): k × [conv3x3 C→C without bias, BatchNorm, ReLU] before the pooling.
-    feature_shape: (C, H, W) of the features.
-    input_shape: (C, H, W) of the network's input; "plain" is defined only where the features still have its H×W.
+    feature_shape: (C, H, W) of the features, or (C, L) of rows.
+    input_shape: of the network's input; "plain" is defined only where the features still have its H×W, or its L.
 
-    forward: features [N, C, H, W] → `ExitOutput`(logits [N, K], confidence [N], confidence_logit [N]).
+    forward: features [N, C, H, W] or [N, C, L] → `ExitOutput`(logits [N, K], confidence [N], confidence_logit [N]).
     """
 
     def __init__(self, kind: str, feature_shape: Sequence[int], num_classes: int, input_shape: Sequence[int]) -> None:
         super().__init__()
         if kind not in HEADS:
             raise ValueError(f"head={kind!r} is unknown; choose one of {', '.join(HEADS)}")
-        channels, height, width = feature_shape
-        if kind == "plain" and (height, width) != tuple(input_shape[1:]):
+        channels, *size = feature_shape
+        rows = len(size) == 1
+        if kind == "plain" and size != list(input_shape[1:]):
             raise ValueError(
                 f"head='plain' flattens a map of the input's size {tuple(input_shape[1:])}, but here the map is "
-                f"{(height, width)}; place the exits earlier or choose head='pool'"
+                f"{tuple(size)}; place the exits earlier or choose head='pool'"
             )
-        self.kind, self.feature_shape = kind, (channels, height, width)
-        self.num_features = channels * height * width if kind == "plain" else channels
-        self.convs = nn.Sequential(*(_conv_bn_relu(channels) for _ in range(int(kind[4:] if "conv" in kind else 0))))
-        self.norm = nn.BatchNorm2d(channels) if kind == "bnpool" else nn.Identity()
-        self.pool = nn.Flatten() if kind == "plain" else nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.kind, self.feature_shape = kind, (channels, *size)
+        self.num_features = prod(self.feature_shape) if kind == "plain" else channels
+        count = int(kind[4:] if "conv" in kind else 0)
+        self.convs = nn.Sequential(*(_conv_bn_relu(channels, rows) for _ in range(count)))
+        norm, pool = (nn.BatchNorm1d, nn.AdaptiveAvgPool1d) if rows else (nn.BatchNorm2d, nn.AdaptiveAvgPool2d)
+        self.norm = norm(channels) if kind == "bnpool" else nn.Identity()
+        self.pool = nn.Flatten() if kind == "plain" else nn.Sequential(pool(1), nn.Flatten())
         self.classifier = nn.Linear(self.num_features, num_classes)
         self.confidence = nn.Linear(self.num_features, 1)
 
@@ -50,6 +54,6 @@ class ExitHead(nn.Module):
         return f"kind={self.kind!r}"
 
 
-def _conv_bn_relu(channels: int) -> nn.Sequential:
-    conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+def _conv_bn_relu(channels: int, rows: bool) -> nn.Sequential:
+    conv, norm = (nn.Conv1d, nn.BatchNorm1d) if rows else (nn.Conv2d, nn.BatchNorm2d)
+    return nn.Sequential(conv(channels, channels, 3, padding=1, bias=False), norm(channels), nn.ReLU(inplace=True))

@@ -27,7 +27,7 @@ class EarlyExitNet(nn.Module):
 
     stages: modules that map features to features, the first one images [N, C, H, W] to features.
     heads: modules that map a stage's features to an `ExitOutput`; the last one is the final exit's.
-    input_shape: (C, H, W) for which the costs are counted.
+    input_shape: (C, H, W) for which the costs are counted; (C, L) of a network on rows [N, C, L], as Conv1d takes them.
     criterion: name of the exit rule, see `eefast.criteria`.
     thresholds: n numbers; by default the criterion's default at every exit.
     normalization: (mean, std), one number per channel on the scale 0 … 1; with it the network also takes uint8 images.
@@ -60,6 +60,8 @@ class EarlyExitNet(nn.Module):
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] | None = None
     built_from: str = "modules"
+    rows_as_maps = False
+    """Whether `prepare` makes maps [N, C, 1, L] of rows [N, C, L]; of networks that planning makes."""
     _limits: tuple[list[float], Tensor] | None = None
     _checked: tuple[Tensor, int] | None = None
     _profiles = Profiles()
@@ -302,12 +304,15 @@ class EarlyExitNet(nn.Module):
         Arguments and errors as `check_images`.
         """
         self.check_images(x, dtype, weight)
+        if self.rows_as_maps:
+            x = x.unsqueeze(2)
         if x.dtype != torch.uint8 or self.normalization is None:
             if self._pixels.left and self.normalization is not None and not x.is_cuda:
                 self._pixels.look(x, self.normalization)
             return x
         mean, std = (
-            torch.tensor(part, dtype=torch.float32, device=x.device).view(1, -1, 1, 1) for part in self.normalization
+            torch.tensor(part, dtype=torch.float32, device=x.device).view(1, -1, *[1] * (x.dim() - 2))
+            for part in self.normalization
         )
         weight = next(self.parameters()) if weight is None else weight
         return ((x.float() / 255 - mean) / std).to(weight.dtype)
@@ -322,15 +327,18 @@ class EarlyExitNet(nn.Module):
             if isinstance(x, fx.Proxy):
                 raise RuntimeError(TRACED)
             raise TypeError(f"x is a {type(x).__name__}; give a tensor of images [N, C, H, W]")
-        channels = self.input_shape[0]
-        if x.dim() != 4 or x.shape[1] != channels:
-            single = x.dim() == 3 and x.shape[0] == channels
+        channels, *size = self.input_shape
+        if self.rows_as_maps:
+            size = size[1:]
+        rank = len(size) + 2
+        if x.dim() != rank or x.shape[1] != channels:
+            single = x.dim() == rank - 1 and x.shape[0] == channels
             advice = "; x[None] makes a batch of one image" if single else ""
-            raise ValueError(f"x has shape {tuple(x.shape)}; expected [N, {channels}, H, W]{advice}")
-        other_size = tuple(x.shape[2:]) != self.input_shape[1:]
-        if other_size and any(getattr(head, "kind", None) == "plain" for head in self.heads):
+            sides = "L" if len(size) == 1 else "H, W"
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected [N, {channels}, {sides}]{advice}")
+        if list(x.shape[2:]) != size and any(getattr(head, "kind", None) == "plain" for head in self.heads):
             raise ValueError(
-                f"x has images of {tuple(x.shape[2:])}; a network with plain heads takes {self.input_shape[1:]} only"
+                f"x has images of {tuple(x.shape[2:])}; a network with plain heads takes {tuple(size)} only"
             )
         weight = next(self.parameters()) if weight is None else weight
         if x.device != weight.device:

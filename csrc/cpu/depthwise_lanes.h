@@ -53,7 +53,7 @@ EEFAST_TARGET static void depthwise_pixels(int64_t n, const Step& step, const Ma
                                            const E* residual, const float* weight, Floats bias) {
   for (int64_t p = 0; p < n; ++p) {
     Floats sum = bias;
-    for (int64_t i = 0; i < step.kernel; ++i) {
+    for (int64_t i = 0; i < step.rows; ++i) {
       for (int64_t j = 0; j < step.kernel; ++j) {
         const Floats x = load(in + i * from.row_pitch + (p * step.stride + j) * kBlock);
         sum = x * load(weight + (i * step.kernel + j) * kBlock) + sum;
@@ -67,16 +67,17 @@ EEFAST_TARGET static void depthwise_pixels(int64_t n, const Step& step, const Ma
 template <class E>
 EEFAST_TARGET static void depthwise(const Step& step, const Map& from, const Map& to, const void* in, void* out,
                                     const void* residual, int64_t block, int64_t begin, int64_t end, void*) {
-  const int64_t taps = step.kernel * step.kernel;
+  const int64_t taps = step.rows * step.kernel;
+  const bool square = step.rows == step.kernel;
   decltype(depthwise_pixels<E>)* strips = depthwise_pixels<E>;
   int64_t most = to.width;
   const auto choose = [&](auto* for_one, auto* for_two) {
     strips = step.stride == 1 ? for_one : for_two;
     most = kStrip;
   };
-  if (step.kernel == 3) choose(depthwise_strips<E, 3, 1, kStrip>, depthwise_strips<E, 3, 2, kStrip>);
-  if (step.kernel == 5) choose(depthwise_strips<E, 5, 1, kStrip>, depthwise_strips<E, 5, 2, kStrip>);
-  if (step.kernel == 7) choose(depthwise_strips<E, 7, 1, kStrip>, depthwise_strips<E, 7, 2, kStrip>);
+  if (square && step.kernel == 3) choose(depthwise_strips<E, 3, 1, kStrip>, depthwise_strips<E, 3, 2, kStrip>);
+  if (square && step.kernel == 5) choose(depthwise_strips<E, 5, 1, kStrip>, depthwise_strips<E, 5, 2, kStrip>);
+  if (square && step.kernel == 7) choose(depthwise_strips<E, 7, 1, kStrip>, depthwise_strips<E, 7, 2, kStrip>);
   const int64_t parts = (to.width + most - 1) / most;
   const int64_t source = block * from.block_pitch, target = block * to.block_pitch;
   for (int64_t y = begin; y < end; ++y) {
@@ -86,7 +87,7 @@ EEFAST_TARGET static void depthwise(const Step& step, const Map& from, const Map
       for (int64_t s = 0; s < parts; ++s) {
         const int64_t x = to.width * s / parts, next = to.width * (s + 1) / parts, place = target + to.at(y, x) + v;
         const E* const read = static_cast<const E*>(in) + source +
-                              from.at(step.stride * y - step.padding, step.stride * x - step.padding) + v;
+                              from.at(step.stride * y - step.above, step.stride * x - step.padding) + v;
         strips(next - x, step, from, read, static_cast<E*>(out) + place,
                residual == nullptr ? nullptr : static_cast<const E*>(residual) + place, weight, bias);
       }

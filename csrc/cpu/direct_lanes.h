@@ -41,7 +41,7 @@ EEFAST_TARGET static void direct_strip(const Step& step, const Map& from, const 
   constexpr int64_t each = kPairs<In> ? 2 : 1;
   for (int64_t b = 0; b < from.blocks; ++b, in += from.block_pitch) {
     const int64_t channels = std::min(block, from.channels - b * block);
-    for (int64_t i = 0; i < step.kernel; ++i) {
+    for (int64_t i = 0; i < step.rows; ++i) {
       for (int64_t j = 0; j < step.kernel; ++j) {
         const In* const x = in + i * from.row_pitch + j * block;
         for (int64_t c = 0; c < channels; c += each, weight += width) {
@@ -113,7 +113,7 @@ EEFAST_TARGET static void direct_rows(const Step& step, const Map& from, const M
         const int64_t place = block_start + to.at(y, x);
         direct_strips<In, Out, block, stride, vectors, pixels>(
             next - x, step, from, to,
-            static_cast<const In*>(in) + from.at(stride * y - step.padding, stride * x - step.padding),
+            static_cast<const In*>(in) + from.at(stride * y - step.above, stride * x - step.padding),
             static_cast<Out*>(out) + place, residual == nullptr ? nullptr : static_cast<const Out*>(residual) + place,
             weight, width, bias);
       }
@@ -147,7 +147,7 @@ EEFAST_TARGET static void direct(const Step& step, const Map& from, const Map& t
                     : step.stride == 1 ? direct_widths<E, E, kBlock, 1>
                                        : direct_widths<E, E, kBlock, 2>;
   const int64_t depth =
-      step.kernel * step.kernel * (kPairs<E> && from.block != 1 ? (from.channels + 1) / 2 : from.channels);
+      step.rows * step.kernel * (kPairs<E> && from.block != 1 ? (from.channels + 1) / 2 : from.channels);
   const int64_t width = direct_width(to.blocks);
   rows(step, from, to, in, out, residual, step.weight + group * depth * width, width, group, begin, end);
 }

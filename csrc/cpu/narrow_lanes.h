@@ -35,7 +35,7 @@ EEFAST_TARGET static void narrow_strip(const Step& step, const Map& from, const 
   Floats sums[pixels];
   EEFAST_UNROLL
   for (int64_t p = 0; p < pixels; ++p) sums[p] = bias;
-  for (int64_t i = 0; i < step.kernel; ++i, in += from.row_pitch) {
+  for (int64_t i = 0; i < step.rows; ++i, in += from.row_pitch) {
     for (int64_t j = 0; j < step.kernel; ++j, weight += n * kBlock) {
       Floats w[n];
       EEFAST_UNROLL
@@ -70,7 +70,7 @@ template <class E, int64_t n>
 EEFAST_TARGET static void narrow_rows(const Step& step, const Map& from, const Map& to, const void* in, void* out,
                                       const void* residual, int64_t block, int64_t begin, int64_t end) {
   constexpr int64_t most = kLanes == 16 ? 12 : 6;
-  const int64_t strips = (to.width + most - 1) / most, size = step.kernel * step.kernel * n * kBlock;
+  const int64_t strips = (to.width + most - 1) / most, size = step.rows * step.kernel * n * kBlock;
   const int64_t source = block * from.block_pitch, target = block * to.block_pitch;
   for (int64_t y = begin; y < end; ++y) {
     for (int64_t v = 0; v < kBlock; v += kLanes) {
@@ -78,7 +78,7 @@ EEFAST_TARGET static void narrow_rows(const Step& step, const Map& from, const M
       const Floats bias = load(step.bias + block * kBlock + v);
       for (int64_t s = 0; s < strips; ++s) {
         const int64_t x = to.width * s / strips, next = to.width * (s + 1) / strips, place = target + to.at(y, x) + v;
-        const int64_t corner = from.at(step.stride * y - step.padding, step.stride * x - step.padding);
+        const int64_t corner = from.at(step.stride * y - step.above, step.stride * x - step.padding);
         narrow_strips<E, n, most>(
             next - x, step, from, static_cast<const E*>(in) + source + corner + v, static_cast<E*>(out) + place,
             residual == nullptr ? nullptr : static_cast<const E*>(residual) + place, weight, bias, v);

@@ -40,8 +40,8 @@ EEFAST_TARGET static void max_pool(const Step& step, const Map& from, const Map&
   const E* const pixels = static_cast<const E*>(in);
   for (int64_t c = begin * kBlock; c < end * kBlock; c += kLanes) {
     for (int64_t y = 0; y < to.height; ++y) {
-      const int64_t top = std::max<int64_t>(0, y * step.stride - step.padding);
-      const int64_t bottom = std::min(from.height, y * step.stride - step.padding + step.kernel);
+      const int64_t top = std::max<int64_t>(0, y * step.stride - step.above);
+      const int64_t bottom = std::min(from.height, y * step.stride - step.above + step.rows);
       for (int64_t x = 0; x < to.width; ++x) {
         const int64_t left = std::max<int64_t>(0, x * step.stride - step.padding);
         const int64_t right = std::min(from.width, x * step.stride - step.padding + step.kernel);

@@ -189,7 +189,7 @@ Worker make_worker(Job& job, Team& team) {
   worker.product = reinterpret_cast<float*>(base + product);
   worker.values = reinterpret_cast<float*>(base + values);
   worker.logits = reinterpret_cast<float*>(base + logits);
-  if (job.int8()) fill_image(planes, job.batch.scaling, worker.planes);
+  if (job.int8() && !net.loads) fill_image(planes, job.batch.scaling, worker.planes);
   return worker;
 }
 
@@ -495,9 +495,87 @@ void run_blocks(const Layer& layer, decltype(Kernels::affine) kernel) {
   }
 }
 
+// Between memory and one pixel of a map: floats become elements and back, which hold them exactly.
+void from_memory(const float* in, float* out, int64_t n) { std::memcpy(out, in, n * sizeof(float)); }
+void from_memory(const uint8_t* in, uint8_t* out, int64_t n) { std::memcpy(out, in, n); }
+void from_memory(const float* in, uint16_t* out, int64_t n) {
+  uint32_t bits;
+  for (int64_t i = 0; i < n; ++i) {
+    std::memcpy(&bits, in + i, sizeof(bits));
+    out[i] = static_cast<uint16_t>(bits >> 16);
+  }
+}
+void to_memory(const float* in, float* out, int64_t n) { std::memcpy(out, in, n * sizeof(float)); }
+void to_memory(const uint8_t* in, uint8_t* out, int64_t n) { std::memcpy(out, in, n); }
+void to_memory(const uint16_t* in, float* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t bits = static_cast<uint32_t>(in[i]) << 16;
+    std::memcpy(out + i, &bits, sizeof(bits));
+  }
+}
+
+// Features of a batch → the first channels of a map. Memory: what a number is outside of maps.
+template <class Memory, class Element>
+void load_features(const Layer& layer) {
+  const Batch& batch = layer.worker.job->batch;
+  const Map& map = layer.target();
+  const int64_t channels = layer.source().channels, channel_stride = batch.strides[1];
+  Memory pixel[kBlock];
+  for (int64_t i = 0; i < layer.samples; ++i) {
+    const auto* const sample = static_cast<const Memory*>(batch.images) + layer.to[i]->sample * batch.strides[0];
+    auto* const out = reinterpret_cast<Element*>(layer.out(i));
+    for (int64_t y = 0; y < map.height; ++y) {
+      for (int64_t x = 0; x < map.width; ++x) {
+        const Memory* in = sample + y * batch.strides[2] + x * batch.strides[3];
+        Element* z = out + map.at(y, x);
+        for (int64_t c = 0; c < channels; c += kBlock, in += kBlock * channel_stride, z += map.block_pitch) {
+          const int64_t n = std::min(kBlock, channels - c);
+          const Memory* values = in;
+          if (channel_stride != 1) {
+            for (int64_t k = 0; k < n; ++k) pixel[k] = in[k * channel_stride];
+            values = pixel;
+          }
+          from_memory(values, z, n);
+          std::fill(z + n, z + kBlock, Element{0});  // kernels may read these lanes, with weights of zero
+        }
+      }
+    }
+  }
+}
+
+// The first channels of a map → features of a batch.
+template <class Memory, class Element>
+void store_features(const Layer& layer) {
+  const Batch& batch = layer.worker.job->batch;
+  const Map& map = layer.source();
+  const int64_t channels = batch.stored_channels;
+  for (int64_t i = 0; i < layer.samples; ++i) {
+    auto* out = static_cast<Memory*>(batch.features) + layer.from[i]->sample * map.height * map.width * channels;
+    const auto* const in = reinterpret_cast<const Element*>(layer.in(i));
+    for (int64_t y = 0; y < map.height; ++y) {
+      for (int64_t x = 0; x < map.width; ++x, out += channels) {
+        const Element* z = in + map.at(y, x);
+        for (int64_t c = 0; c < channels; c += kBlock, z += map.block_pitch) {
+          to_memory(z, out + c, std::min(kBlock, channels - c));
+        }
+      }
+    }
+  }
+}
+
+void run_transfer(const Layer& layer) {
+  const bool load = layer.step.kind == Kind::load;
+  switch (layer.network().precision) {
+    case Precision::float32: return (load ? load_features<float, float> : store_features<float, float>)(layer);
+    case Precision::bfloat16: return (load ? load_features<float, uint16_t> : store_features<float, uint16_t>)(layer);
+    case Precision::int8: return (load ? load_features<uint8_t, uint8_t> : store_features<uint8_t, uint8_t>)(layer);
+  }
+}
+
 void run_layer(const Layer& layer) {
   const Kernels& kernels = layer.worker.job->kernels;
   const Step& step = layer.step;
+  if (step.kind == Kind::load || step.kind == Kind::store) return run_transfer(layer);
   if (step.kind == Kind::convolution) {
     if (is_vector(layer)) return run_vectors(layer);
     if (is_points(layer)) return run_points(layer);
@@ -619,7 +697,7 @@ void work(int64_t index, void* context) {
   const auto sections = static_cast<int64_t>(job.network.sections.size());
   team.open();
   for (int64_t i; (i = job.next.fetch_add(1, std::memory_order_relaxed)) < job.batch.samples;) {
-    if (load_image(worker, i)) {
+    if (job.network.loads || load_image(worker, i)) {
       enter(worker, 0, nullptr, i);
     } else {
       answer_nan(job, i);

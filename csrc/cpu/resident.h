@@ -8,7 +8,8 @@
 namespace eefast::cpu {
 
 struct Batch {
-  // [samples, channels, height, width] float32 or, in int8, maybe uint8; strides in elements, any values.
+  // [samples, channels, height, width] float32 or, in int8, maybe uint8; strides in elements, any values. Features that
+  // a load reads are uint8 in int8.
   const void* images;
   bool bytes;
   // In int8 [2, channels]: images · multiplier + shift are codes. Bytes are codes already.
@@ -24,6 +25,9 @@ struct Batch {
   int64_t* exits;
   // Processor seconds spent in each section, or null; only with one thread.
   double* seconds;
+  // Null, or where the store writes: [samples, height, width, stored_channels] float32 or, in int8, uint8.
+  void* features = nullptr;
+  int64_t stored_channels = 0;
 };
 
 // Runs work(i) for all i in [0, n), as far as possible at the same time.

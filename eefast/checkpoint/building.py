@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], size: int) -
 
     size: bytes of the file that they come from; nothing larger is built or copied.
     """
-    channels, height, width = config["input_shape"]
+    channels, *sides = config["input_shape"]
+    pixels = prod(sides)
     check_channels(config["normalization"], config["input_shape"])
-    _, found_channels, _, _ = shape_of(weights, "stages.0.0.0.weight", 4)
+    _, found_channels, *_ = shape_of(weights, "stages.0.0.0.weight", 2 + len(sides))
     found_classes, features = shape_of(weights, "heads.0.classifier.weight", 2)
     checks = [("input_shape", channels, found_channels), ("num_classes", config["num_classes"], found_classes)]
     if config["name"] == "eenet8":
@@ -30,7 +32,7 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], size: int) -
     for key, value, found in checks:
         if value != found:
             raise ValueError(f"{key}={config[key]} does not fit the weights, where it is {found}")
-    if config["head"] == "plain" and (features < height * width or features % (height * width)):
+    if config["head"] == "plain" and (features < pixels or features % pixels):
         raise ValueError(f"input_shape={config['input_shape']} does not fit plain exits of {features} features")
     # Shapes are compared before memory is taken, since a small file may describe a large network.
     net = zoo.eenet(**config, device="meta")

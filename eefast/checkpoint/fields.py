@@ -41,9 +41,9 @@ def is_name(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= 200
 
 
-def is_shape(value: Any) -> bool:
-    """Whether `value` is (channels, height, width) of an image that PyTorch can count."""
-    shape = isinstance(value, (tuple, list)) and len(value) == 3 and all(map(is_int, value))
+def is_shape(value: Any, sides: Sequence[int] = (2,)) -> bool:
+    """Whether `value` is (channels, height, width) of an image that PyTorch can count; sides: how many it may have."""
+    shape = isinstance(value, (tuple, list)) and len(value) - 1 in sides and all(map(is_int, value))
     return shape and prod(value) <= MOST_ELEMENTS
 
 

@@ -111,7 +111,14 @@ _FIELDS: dict[str, Field] = {
 }
 _EENET: dict[str, Field] = {
     **_FIELDS,
-    "name": (lambda v: isinstance(v, str) and v in zoo.names(), f"one of {', '.join(zoo.names())}"),
+    "name": (
+        lambda v: isinstance(v, str) and v.removesuffix("-1d") in zoo.names(),
+        f"one of {', '.join(zoo.names())}, also with -1d",
+    ),
+    "input_shape": (
+        lambda v: is_shape(v, sides=(1, 2)),
+        "[channels, height, width], of a network on rows [channels, length], each 1 … 65535",
+    ),
     "num_exits": (is_int, "a number of early exits"),
     "placement": (
         lambda v: isinstance(v, list) and len(v) <= MOST_EXITS and all(map(is_int, v)),

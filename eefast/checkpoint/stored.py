@@ -107,12 +107,13 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], int]:
     """Tensors by name, all of them views of one buffer, and the bytes of the file."""
     data = read(path)
     try:
-        return _tensors(data), len(data)
+        return parse_safetensors(data), len(data)
     except ValueError as error:
         raise ValueError(f"{path.name} is damaged ({error}); save the network again") from error
 
 
-def _tensors(data: bytearray) -> dict[str, Tensor]:
+def parse_safetensors(data: bytearray) -> dict[str, Tensor]:
+    """Tensors by name, views of `data`, the content of a safetensors file."""
     if len(data) < 8 or (length := unpack_from("<Q", data)[0]) > len(data) - 8:
         raise ValueError("it is shorter than its header")
     if length > MOST_HEADER:

@@ -67,6 +67,7 @@ class HeldOutImages:
         self, net: EarlyExitNet, cache: Path | None, batch_size: int, progress: Progress
     ) -> tuple[list[ExitOutput], Tensor]:
         """Outputs of all exits on these images, read from the cache if it has them, and the labels."""
+        from .. import fingerprints
         from ..data import loaders
         from ..thresholds import outputs
 
@@ -74,7 +75,7 @@ class HeldOutImages:
         kept = None if cached and self.count is not None else self.images(net)
         assert self.count is not None
         source = {
-            "network": outputs.fingerprint(net),
+            "network": fingerprints.weights(net),
             "images": f"{self.count} of {self.source.dataset} by seed {self.seed}",
         }
         if cache is not None and cached:

@@ -95,15 +95,21 @@ class Pass:
 
     def __init__(
         self, steps: Sequence[CompactStep], criterion: str, thresholds: Tensor, results: Results, kept: Kept,
+        reached: list[tuple[Tensor, Tensor]] | None = None,
     ) -> None:  # fmt: skip
-        """thresholds: [n] float32. results: where the exits write. kept: of earlier batches."""
+        """thresholds: [n] float32. results: where the exits write. kept: of earlier batches.
+
+        steps: up to the last exit, where every sample exits. reached: gets copies of the features after the last stage,
+            and their positions, part by part; None for no copies.
+        """
+        self.reached = reached
         self.steps, self.criterion, self.thresholds, self.results = steps, criterion, thresholds, results
         self.kept, self.size, self.device = kept, results.exits.shape[0], results.exits.device
         self.order = kept.numbers(self.size, self.device)
 
-    def run(self, images: Tensor) -> None:
-        """images: [N, C, H, W], N that of the results, in the stages' dtype."""
-        self._chunks(0, images, self.order)
+    def run(self, images: Tensor, first: int = 0) -> None:
+        """images: [N, C, H, W], N that of the results, in the stages' dtype; or the features before stage `first`."""
+        self._chunks(first, images, self.order)
 
     def _chunk(self, i: int) -> int:
         return self.steps[i].chunk or max(self.size, 1)
@@ -127,6 +133,8 @@ class Pass:
         entries = self.order[:n], positions, self.kept.count(n, device)
         threshold = None if final else self.thresholds[i]
         survivors = exit_at(step, i, self.criterion, threshold, features, entries, self.results)
+        if final and self.reached is not None:
+            self.reached.append((features.clone(), positions.clone()))
         if not final:
             self._survive(i + 1, features, *survivors, last)
 

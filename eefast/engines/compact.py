@@ -11,6 +11,7 @@ from ..model import EarlyExitNet
 from ..result import ExitResult
 from .chunks import Kept, Pass
 from .engine import Batch, PlannedEngine
+from .parts import Part, features_of, part_of
 from .program import CompactStep, Plan
 from .schedule import Chunk, OfEach, answers
 from .stores import EagerStores, Results
@@ -54,6 +55,23 @@ class CompactEngine(PlannedEngine):
         if not images.is_cuda:
             self.kept.append(kept)
         return results.of(self.net)
+
+    def part(self, x: Tensor, thresholds: Tensor, first: int, last: int) -> Part:
+        """Features come in the order of the samples; survivors of chunks fill the next ones as in `run`."""
+        results, reached = Results.empty(len(x), self.net), list[tuple[Tensor, Tensor]]()
+        keeps = last < self.net.num_exits
+        steps, memory = self.steps[: last + 1], Kept()
+        run = Pass(steps, self.plan.criterion, thresholds, results, memory, reached if keeps else None)
+        run.run(features_of(self.net, first, x, self.plan.dtype), first)
+        result = results.of(self.net)
+        if not keeps:
+            return Part(result)
+        if not reached:
+            shape = 0, *self.net.stage_costs[last].feature_shape
+            reached.append((x.new_empty(shape, dtype=self.plan.dtype), memory.numbers(0, x.device)))
+        features, positions = (torch.cat(parts) for parts in zip(*reached, strict=True))
+        rows, order = positions.long().sort()
+        return part_of(self.net, last, result, rows, order, features)
 
     @torch.no_grad()
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..model import EarlyExitNet
 from ..result import ExitResult
+from .parts import Part
 from .program import Plan
 
 
@@ -51,6 +52,16 @@ class Engine(Protocol):
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:
         """The answers to batches, in their order, see `Accelerated.stream`."""
 
+    def part(self, x: Tensor, thresholds: Tensor, first: int, last: int) -> Part:
+        """Stages first … last, with every sample that comes to exit `last` answered there.
+
+        x: prepared images where `first` is 0, else features before stage `first`, as `Part` has them.
+        thresholds: [n] or [n, N] float32, of all early exits. Raises `ValueError` where the engine cannot stop there.
+        """
+
+    def arithmetic(self) -> dict[str, str]:
+        """What the answers' bits depend on besides weights and images."""
+
 
 class PlannedEngine:
     """What the engines share: a network, its plan, and the check of images.
@@ -65,6 +76,11 @@ class PlannedEngine:
     @property
     def survives_fork(self) -> bool:
         return True
+
+    def arithmetic(self) -> dict[str, str]:
+        plan = self.plan
+        dtype = str(plan.dtype).removeprefix("torch.")
+        return {"engine": plan.engine, "device": plan.device.type, "dtype": dtype}
 
     def prepare(self, x: Tensor) -> Tensor:
         return self.net.prepare(x, self.plan.dtype, self.weight)

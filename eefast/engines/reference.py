@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import criteria
 from ..result import ExitResult
 from .engine import Batch, PlannedEngine
+from .parts import Part, features_of, part_of
 
 
 class ReferenceEngine(PlannedEngine):
@@ -19,6 +20,31 @@ class ReferenceEngine(PlannedEngine):
         return self.net.first_exits(
             images, thresholds, criterion if criterion.name == planned else criteria.get(planned)
         )
+
+    def part(self, x: Tensor, thresholds: Tensor, first: int, last: int) -> Part:
+        """Stage by stage, as `EarlyExitNet.first_exits`."""
+        net, rule = self.net, criteria.get(self.plan.criterion)
+        if first and len(net.input_shape) == 2:
+            x = x.squeeze(2)
+        x, rows = features_of(net, first, x, self.plan.dtype).contiguous(), torch.arange(len(x), device=x.device)
+        logits = x.new_zeros(len(x), net.num_classes, dtype=torch.float32)
+        confidence, exits = logits.new_zeros(len(x)), torch.full_like(rows, last)
+        for i in range(first, last + 1):
+            if not len(rows):
+                break
+            x = net.stages[i](x)
+            out = net.heads[i](x)
+            value = rule.confidence(out.logits, out.confidence_logit)
+            logits[rows], confidence[rows], exits[rows] = out.logits.float(), value, i
+            if i < last:
+                limit = thresholds[i] if thresholds.dim() == 1 else thresholds[i, rows]
+                goes_on = ~criteria.exits_by(rule, value, limit)
+                x, rows = x[goes_on], rows[goes_on]
+        result = ExitResult(logits, exits, confidence, net.cost[exits])
+        if last == net.num_exits:
+            return Part(result)
+        x = x if len(rows) else x.new_empty(0, *net.stage_costs[last].feature_shape)
+        return part_of(net, last, result, rows, torch.arange(len(rows), device=x.device), x)
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:
         """One batch after the other."""

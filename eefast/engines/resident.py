@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..model import EarlyExitNet
 from ..result import ExitResult
 from .engine import Batch, PlannedEngine
+from .parts import Part, answer_broken
 from .program import Plan, ResidentProgram
+from .program_parts import map_sizes, part
 from .streaming import stream_in_threads, stream_on_cuda
 
 
 class ResidentEngine(PlannedEngine):
-    def __init__(self, net: EarlyExitNet, plan: Plan, program: ResidentProgram) -> None:
+    """program: what runs. repack: Winograd tiles per section, see `ResidentProgram.algorithms` → the same network as a
+    program with these; None where there is no choice.
+    """
+
+    def __init__(
+        self,
+        net: EarlyExitNet,
+        plan: Plan,
+        program: ResidentProgram,
+        repack: Callable[[tuple[int, ...]], ResidentProgram] | None = None,
+    ) -> None:
         super().__init__(net, plan)
         self.program = program
+        self._repack = repack
+        self._parts: dict[tuple[int, int], ResidentProgram] = {}
+        self._repacked: dict[tuple[int, ...], ResidentEngine] = {}
 
     def prepare(self, x: Tensor) -> Tensor:
         """Where the kernel applies the normalization, uint8 images are not converted here."""
@@ -32,6 +48,68 @@ class ResidentEngine(PlannedEngine):
         arguments = images, thresholds, self.plan.criterion, self.net.num_classes, threads
         logits, confidence, exits = self.program.run(*arguments)
         return ExitResult(logits, exits, confidence, self.net.cost.index_select(0, exits))
+
+    def part(self, x: Tensor, thresholds: Tensor, first: int, last: int) -> Part:
+        """By the rows of the program's tables that compute these stages, so that answers keep their bits."""
+        net, is_float = self.net, self.program.image is None
+        if x.is_cuda:
+            raise ValueError(
+                "the resident engine on CUDA carries every image to its exit in one kernel, so that it cannot stop "
+                "between exits; use engine='compact'"
+            )
+        if (first, last) not in self._parts:
+            channels = [cost.feature_shape[0] for cost in net.stage_costs]
+            self._parts[first, last] = part(self.program, first, last, channels)
+        program, features = self._parts[first, last], None
+        if last < net.num_exits:
+            shape = len(x), net.stage_costs[last].feature_shape[0], *map_sizes(program, *x.shape[2:])[-1]
+            features = torch.empty(
+                shape, dtype=torch.float32 if is_float else torch.uint8, memory_format=torch.channels_last
+            )
+        if first and is_float:
+            x = x.float()
+        arguments = x, thresholds[first:last], self.plan.criterion, net.num_classes
+        logits, confidence, exits = program.run(*arguments, features=features)
+        exits += first
+        if features is None:
+            return Part(ExitResult(logits, exits, confidence, net.cost.index_select(0, exits)))
+        rows = (exits == last).nonzero().squeeze(1)
+        result = ExitResult(logits, exits, confidence, net.cost.index_select(0, exits))
+        if not is_float and first == 0 and x.is_floating_point():
+            broken = confidence[rows].isnan()
+            broken &= x[rows].isnan().flatten(1).any(1) if broken.any() else broken
+            answer_broken(net, result, rows[broken])
+            rows = rows[~broken]
+        return Part(result, rows, rows, features)
+
+    def arithmetic(self) -> dict[str, str]:
+        found = super().arithmetic()
+        if self.plan.device.type == "cuda":
+            return found
+        if self.program.image is not None:
+            return {**found, "dtype": "int8"}  # the same on every machine
+        dtype = "bfloat16" if self.program.bfloat16 else "float32"
+        winograd = ",".join(map(str, self.program.algorithms))
+        return {**found, "dtype": dtype, "kernels": ops.instruction_set(), "winograd": winograd}
+
+    def with_arithmetic(self, arithmetic: dict[str, str]) -> ResidentEngine:
+        """The engine that computes as `arithmetic` says where only Winograd's tiles differ, else this one."""
+        mine = self.arithmetic()
+        known = arithmetic.keys() == mine.keys() and self._repack is not None
+        if not known or any(arithmetic[key] != mine[key] for key in mine if key != "winograd"):
+            return self
+        try:
+            algorithms = tuple(int(side) for side in arithmetic["winograd"].split(","))
+        except ValueError:
+            return self
+        if algorithms == self.program.algorithms or len(algorithms) != len(self.program.algorithms):
+            return self
+        if not set(algorithms) <= {0, 2, 4}:
+            return self
+        if algorithms not in self._repacked:
+            assert self._repack is not None
+            self._repacked[algorithms] = ResidentEngine(self.net, self.plan, self._repack(algorithms))
+        return self._repacked[algorithms]
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:
         """Reads a few batches ahead and keeps all threads, or the whole GPU, busy across the batches' borders."""

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from .checks import Named, refuse_gradient
 from .library import define, namespace
-from .resident_steps import Answers, Kind, Step, activated, answers, check_tables, fake_answers, joined, parts
+from .resident_steps import Answers, Kind, Step, activated, answers, check_tables, fake_answers, joined, parts, windows
 
 define(
     "resident_forward(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor weights, Tensor packed,"
     " Tensor thresholds, str criterion, int num_classes, bool bfloat16=False, int threads=0,"
-    " Tensor(a!)? seconds=None, Tensor? normalization=None) -> (Tensor, Tensor, Tensor)"
+    " Tensor(a!)? seconds=None, Tensor? normalization=None, Tensor(b!)? features=None) -> (Tensor, Tensor, Tensor)"
 )
 define(
     "resident_network(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor packed, Tensor thresholds,"
@@ -27,17 +27,17 @@ define("instruction_set() -> str")
 def reference(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
-    normalization: Tensor | None = None,
+    normalization: Tensor | None = None, features: Tensor | None = None,
 ) -> Answers:  # fmt: skip
     """`resident_forward` in plain PyTorch: its oracle and its documentation. Every sample runs through all layers."""
     check_tables(images, steps, maps, weights, thresholds, num_classes)
 
     def compute(step: Step, x: Tensor, residual: Tensor | None, outputs: int) -> Tensor:
-        window = step.kernel, step.stride, step.padding
+        window = windows(step)
         if step.kind == Kind.MAX_POOL:
             x = F.max_pool2d(x, *window)
         elif step.kind == Kind.CONVOLUTION:
-            shape = (outputs, x.shape[1] // step.groups, step.kernel, step.kernel)
+            shape = (outputs, x.shape[1] // step.groups, *window[0])
             weight, bias = parts(weights, step.weight, shape, (outputs,))
             x = F.conv2d(x, weight, bias, *window[1:], groups=step.groups) + (0 if residual is None else residual)
         elif step.kind == Kind.AFFINE:
@@ -56,7 +56,7 @@ def reference(
         return activated(x, step.activation)
 
     image = _normalised(images.float(), normalization)
-    return answers(image, steps, maps, thresholds, criterion, num_classes, compute)
+    return answers(image, steps, maps, thresholds, criterion, num_classes, compute, features)
 
 
 def _normalised(images: Tensor, normalization: Tensor | None) -> Tensor:
@@ -73,9 +73,14 @@ namespace.impl("resident_forward", reference, "CompositeExplicitAutograd")
 def _fake(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
-    normalization: Tensor | None = None,
+    normalization: Tensor | None = None, features: Tensor | None = None,
 ) -> Answers:  # fmt: skip
-    there: list[Named] = [("packed", packed), ("thresholds", thresholds), ("normalization", normalization)]
+    there: list[Named] = [
+        ("packed", packed),
+        ("thresholds", thresholds),
+        ("normalization", normalization),
+        ("features", features),
+    ]
     tables: list[Named] = [("steps", steps), ("maps", maps), ("groups", groups), ("weights", weights)]
     return fake_answers(images, num_classes, there, [*tables, ("seconds", seconds)])
 
@@ -83,16 +88,19 @@ def _fake(
 def run(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
-    normalization: Tensor | None = None,
+    normalization: Tensor | None = None, features: Tensor | None = None,
 ) -> Answers:  # fmt: skip
     """Answer every image by the first exit whose rule it meets.
 
     images: [N, C, H, W], any strides: on the CPU float32, on CUDA also float16, bfloat16 or uint8.
-    steps: [S, 14] int64, one row per step, see `eefast.ops.resident_steps.Step`. The source, target and residual of a
+    steps: [S, 15] int64, one row per step, see `eefast.ops.resident_steps.Step`. The source, target and residual of a
         step are maps (residual -1: none), the target of an exit is its number. CONVOLUTION, with `groups` as
         `nn.Conv2d` has them, adds its residual; AFFINE reads as many channels as its target has; MEAN makes a map of
         one pixel; SCALE multiplies by its residual, such a map; JOIN writes its source into the target from `channel`
-        on. activation: an `Activation`, applied last, not to MAX_POOL, EXIT and JOIN. kernel of an exit: 1 flattens
+        on. LOAD, the first step of a program, whose images are features, writes these into the first channels of its
+        target, and nothing else reads map 0; STORE, whose target is -1, writes the first channels of its source to
+        `features`. row: 1 where a window is one row high and pads no rows, else 0. activation: an `Activation`, applied
+        last, not to MAX_POOL, EXIT, JOIN, LOAD and STORE. kernel of an exit: 1 flattens
         the map, 0 takes its mean. winograd: 0 for direct convolution, else the side of the tiles. weight, packed: where
         the step's weights begin. Rows come in the order of their sections; those that read a map of the section before
         come first.
@@ -107,10 +115,12 @@ def run(
     threads: how many work on the batch; 0: as many as `torch.get_num_threads()` says. 1 uses the calling thread alone.
     seconds: [sections] float64 or None; the processor time spent in each section is added, with threads=1 only.
     normalization: [2, C] float32 or None: scale and shift of the images' channels. On CUDA only.
+    features: [N, C, H, W] float32, channels-last, or None: where a STORE writes the features of the samples that reach
+        it; rows of the others keep what they hold. On the CPU only.
 
     On CUDA images, packed and thresholds are on the device, the tables on the CPU; winograd and groups are 0 and 1,
-    threads and seconds have no meaning. At most 64 channels, 32×32 pixels and 256 classes; no MEAN, SCALE and JOIN, no
-    grouped convolution, no activation but ReLU.
+    threads and seconds have no meaning. At most 64 channels, 32×32 pixels and 256 classes; no MEAN, SCALE, JOIN,
+    LOAD and STORE, no grouped convolution, no activation but ReLU.
 
     Returns logits [N, K] float32, confidence [N] float32, exit index [N] int64. The answer of an image is the same, bit
     for bit, in every batch, at every place, with every number of threads.
@@ -121,7 +131,7 @@ def run(
     refuse_gradient("images", images, "resident_forward")
     return torch.ops.eefast.resident_forward.default(
         images, steps, maps, groups, weights, packed, thresholds, criterion, num_classes, bfloat16, threads, seconds,
-        normalization,
+        normalization, features,
     )  # fmt: skip
 
 

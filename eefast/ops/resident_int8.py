@@ -13,8 +13,8 @@ from .resident_steps import Activation, Answers, Kind, Step, answers, check_tabl
 
 define(
     "resident_int8(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor weights, Tensor packed,"
-    " Tensor thresholds, Tensor image, str criterion, int num_classes, int threads=0, Tensor(a!)? seconds=None)"
-    " -> (Tensor, Tensor, Tensor)"
+    " Tensor thresholds, Tensor image, str criterion, int num_classes, int threads=0, Tensor(a!)? seconds=None,"
+    " Tensor(b!)? features=None) -> (Tensor, Tensor, Tensor)"
 )
 define("int8_instruction_set() -> str")
 
@@ -22,6 +22,7 @@ define("int8_instruction_set() -> str")
 def reference(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     image: Tensor, criterion: str, num_classes: int, threads: int = 0, seconds: Tensor | None = None,
+    features: Tensor | None = None,
 ) -> Answers:  # fmt: skip
     """`resident_int8` in plain PyTorch: its oracle and its documentation. Every sample runs through all layers."""
     _check(images, steps, maps, weights, thresholds, image, num_classes)
@@ -51,16 +52,17 @@ def reference(
         return integer_maps.requantized(sums, scale, residual, ratio.float())
 
     integers = images.float() if images.dtype == torch.uint8 else integer_maps.image_integers(images, *image)
-    return answers(integers, steps, maps, thresholds, criterion, num_classes, compute)
+    return answers(integers, steps, maps, thresholds, criterion, num_classes, compute, features)
 
 
+IN_INTEGERS = (Kind.CONVOLUTION, Kind.AFFINE, Kind.MAX_POOL, Kind.EXIT, Kind.LOAD, Kind.STORE)
 NOT_IN_INTEGERS = "INT8 has no such step"
 
 
 def in_integers(step: Step) -> bool:
     """Whether INT8 has a step of this kind, with this activation and these groups."""
     plain = step.activation in (Activation.NONE, Activation.RELU) and step.groups == 1
-    return plain and step.kind in (Kind.CONVOLUTION, Kind.AFFINE, Kind.MAX_POOL, Kind.EXIT)
+    return plain and not step.row and step.kind in IN_INTEGERS
 
 
 def _check(
@@ -90,21 +92,23 @@ namespace.impl("resident_int8", reference, "CompositeExplicitAutograd")
 def _fake(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     image: Tensor, criterion: str, num_classes: int, threads: int = 0, seconds: Tensor | None = None,
+    features: Tensor | None = None,
 ) -> Answers:  # fmt: skip
     tables: list[Named] = [("steps", steps), ("maps", maps), ("groups", groups), ("weights", weights)]
     there: list[Named] = [("packed", packed), ("thresholds", thresholds), ("image", image)]
-    return fake_answers(images, num_classes, there, [*tables, ("seconds", seconds)])
+    return fake_answers(images, num_classes, there, [*tables, ("seconds", seconds), ("features", features)])
 
 
 def run(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     image: Tensor, criterion: str, num_classes: int, threads: int = 0, seconds: Tensor | None = None,
+    features: Tensor | None = None,
 ) -> Answers:  # fmt: skip
     """Answer every image by the first exit whose rule it meets, in integer arithmetic on the CPU.
 
     images: [N, C, H, W], any strides: float32, or uint8, whose pixels are the integers of map 0.
-    steps: [S, 14] int64, one row per step, as of `resident_forward`, but no MEAN, SCALE and JOIN, groups 1 and no
-        activation but ReLU, which says what the network had; every map is limited to 0 … 255. winograd: 0 for direct
+    steps: [S, 15] int64, one row per step, as of `resident_forward`, but no MEAN, SCALE and JOIN, groups 1, row 0 and
+        no activation but ReLU, which says what the network had; every map is limited to 0 … 255. winograd: 0 for direct
         sums, 1 for F(2, 3) along x, 2 for F(2×2, 3×3), which take kernel 3, stride 1, padding 1 and a source of zero
         point 0 other than the image.
     maps: [M, 3] int64, channels, section and zero point of every map; map 0 holds the image, its section is -1, its
@@ -118,7 +122,9 @@ def run(
     packed: float32, the same in the order in which the kernels read it, see `eefast.planning.weight_order`.
     thresholds: [n] float32, or [n, N], those of each image, where NaN lets it exit, whatever its confidence.
     criterion: name of an exit rule in `eefast.criteria`.
-    image: [2, C] float32, multiplier and shift that make integers of float pixels.
+    image: [2, C] float32, multiplier and shift that make integers of float pixels; of no meaning where a LOAD reads
+        features, which are uint8.
+    features: as of `resident_forward`, uint8, the integers of the map.
     threads: how many work on the batch; 0: as many as `torch.get_num_threads()` says. 1 uses the calling thread alone.
     seconds: [sections] float64 or None; the processor time spent in each section is added, with threads=1 only.
 
@@ -131,7 +137,8 @@ def run(
     """
     refuse_gradient("images", images, "resident_int8")
     return torch.ops.eefast.resident_int8.default(
-        images, steps, maps, groups, weights, packed, thresholds, image, criterion, num_classes, threads, seconds
+        images, steps, maps, groups, weights, packed, thresholds, image, criterion, num_classes, threads, seconds,
+        features,
     )  # fmt: skip
 
 

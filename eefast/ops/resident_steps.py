@@ -25,6 +25,8 @@ class Kind(IntEnum):
     MEAN = 4
     SCALE = 5
     JOIN = 6
+    LOAD = 7
+    STORE = 8
 
 
 class Activation(IntEnum):
@@ -76,6 +78,7 @@ class Step(NamedTuple):
     section: int
     groups: int
     channel: int
+    row: int
 
 
 COLUMNS = Step._fields
@@ -89,12 +92,13 @@ Answers = tuple[Tensor, Tensor, Tensor]
 
 def answers(
     image: Tensor, steps: Tensor, maps: Tensor, thresholds: Tensor, criterion: str, num_classes: int,
-    compute: Callable[[Step, Tensor, Tensor | None, int], Tensor],
+    compute: Callable[[Step, Tensor, Tensor | None, int], Tensor], features: Tensor | None = None,
 ) -> Answers:  # fmt: skip
     """What a network says of map 0, `image` [N, C, H, W]; every sample runs through all steps.
 
     compute: (step, source, residual or None, channels of the target) → the target map; for an exit the rows [N, K + 1]
         of logits and confidence. The residual of a JOIN is its target so far, None before the first.
+    features: what a STORE writes, as of `resident_forward`.
     Raises `RuntimeError` that names the step which cannot be computed.
     """
     rule, n = criteria.get(criterion), len(image)
@@ -103,7 +107,18 @@ def answers(
     channels, values = dict(enumerate(maps[:, 0].tolist())), {0: image}
 
     def run(step: Step) -> None:
-        x, outputs = values[step.source], num_classes + 1 if step.kind == Kind.EXIT else channels[step.target]
+        x = values[step.source]
+        if step.kind == Kind.STORE:
+            if features is None or x[:, : features.shape[1]].shape != features.shape:
+                raise RuntimeError("there are no features of its shape to write to")
+            features.copy_(x[:, : features.shape[1]])
+            return
+        if step.kind == Kind.LOAD:
+            if step.source != 0:
+                raise RuntimeError("it loads something else than map 0")
+            values[step.target] = joined(x, None, 0, channels[step.target])
+            return
+        outputs = num_classes + 1 if step.kind == Kind.EXIT else channels[step.target]
         if step.kind in (Kind.CONVOLUTION, Kind.MAX_POOL) and not (
             0 < step.kernel <= MAX_KERNEL and 0 < step.stride <= MAX_KERNEL and 0 <= step.padding <= step.kernel
         ):
@@ -133,6 +148,12 @@ def answers(
             except (RuntimeError, ValueError, ArithmeticError) as error:
                 raise RuntimeError(f"steps[{row}] = {step}: {error}") from error
     return results
+
+
+def windows(step: Step) -> tuple[tuple[int, int], int, tuple[int, int]]:
+    """Kernel, stride and padding of a convolution or a pooling, as functions of PyTorch take them."""
+    rows, above = (1, 0) if step.row else (step.kernel, step.padding)
+    return (rows, step.kernel), step.stride, (above, step.padding)
 
 
 def joined(x: Tensor, target: Tensor | None, channel: int, channels: int) -> Tensor:

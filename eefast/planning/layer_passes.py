@@ -163,7 +163,10 @@ def assign_maps(
     placed = []
     for i, layer in enumerate(layers):
         if layer.section == len(sizes):
-            height, width = ((side + 2 * layer.padding - layer.kernel) // layer.stride + 1 for side in (height, width))
+            height, width = (
+                (side + 2 * padding - kernel) // layer.stride + 1
+                for side, kernel, padding in zip((height, width), *layer.window, strict=True)
+            )
             sizes.append((height, width))
         source, residual = map_of[layer.source], map_of.get(layer.residual, -1)
         read = (first_of.get(value, value) for value in (layer.source, layer.residual))

@@ -27,6 +27,7 @@ class Layer:
     target: the value that it writes, or the number of an exit.
     weight, bias: of a convolution, an affine map or an exit.
     groups: of a convolution; channel: where a JOIN writes. An affine map reads as many channels as it has weights.
+    row: whether a window is one row high and pads no rows.
     section: number of map sizes before the target's.
     """
 
@@ -43,6 +44,7 @@ class Layer:
     section: int = 0
     groups: int = 1
     channel: int = 0
+    row: bool = False
 
     @property
     def resizes(self) -> bool:
@@ -51,10 +53,15 @@ class Layer:
         )
 
     @property
+    def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Kernel and padding, each (rows, columns)."""
+        return ((1, self.kernel), (0, self.padding)) if self.row else ((self.kernel,) * 2, (self.padding,) * 2)
+
+    @property
     def allows_winograd(self) -> bool:
         """Whether Winograd can compute it."""
         able = self.kind == Kind.CONVOLUTION and self.kernel == 3 and not self.resizes
-        return able and self.groups == 1 and self.source != 0
+        return able and self.groups == 1 and self.source != 0 and not self.row
 
     def algorithm(self, side: int) -> int:
         """Side of its Winograd tiles, 0: direct, where its section is to have tiles of `side`."""
@@ -133,6 +140,7 @@ class Lowered:
             "padding",
             "section",
             "groups",
+            "row",
         )
         rows = tuple((*(getattr(layer, c) for c in columns), layer.algorithm(0)) for layer in self.layers)
         return rows, tuple(m[:2] for m in self.maps), self.sizes, len(self.layers[-1].bias), self.image is None
@@ -144,9 +152,10 @@ def computed(layer: Layer, maps: Mapping[int, Tensor]) -> Tensor:
     x = maps[layer.source]
     weight, bias = layer.weight.to(x), layer.bias.to(x)
     if layer.kind == Kind.CONVOLUTION:
-        y = F.conv2d(x, weight, bias, layer.stride, layer.padding, groups=layer.groups)
+        y = F.conv2d(x, weight, bias, layer.stride, layer.window[1], groups=layer.groups)
     elif layer.kind == Kind.MAX_POOL:
-        y = F.max_pool2d(x, layer.kernel, layer.stride, layer.padding)
+        kernel, padding = layer.window
+        y = F.max_pool2d(x, kernel, layer.stride, padding)
     elif layer.kind == Kind.MEAN:
         y = x.mean((2, 3), keepdim=True)
     elif layer.kind == Kind.SCALE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from ..heads import ExitHead
@@ -169,8 +169,10 @@ class _Trace:
         if computes_as(layer, nn.MaxPool2d) and (window := _window(layer)) and not pooled:
             if layer.dilation not in (1, (1, 1)) or layer.return_indices:
                 raise unsupported
-            kernel, stride, padding = window
-            pooling = Layer(Kind.MAX_POOL, source, -1, kernel=kernel, stride=stride, padding=padding)
+            kernel, stride, padding, row = window
+            if row and not self.every_step:
+                raise unsupported
+            pooling = Layer(Kind.MAX_POOL, source, -1, kernel=kernel, stride=stride, padding=padding, row=row)
             return self._add(pooling, channels)
         raise unsupported
 
@@ -206,11 +208,16 @@ class _Trace:
             linear = Layer(Kind.CONVOLUTION, source, -1, kernel=1, weight=weight, bias=bias)
             return self._add(linear, len(weight), pooled=True)
         if computes_as(layer, nn.AvgPool2d) and not pooled and (window := _window(layer)):
-            kernel, stride, padding = window
+            kernel, stride, padding, row = window
             if layer.divisor_override is not None or (padding and not layer.count_include_pad) or stride > 2:
                 return None
-            weight = torch.full((channels, 1, kernel, kernel), 1 / kernel**2)
-            return self._depthwise(source, weight, torch.zeros(channels), stride, padding)
+            rows = 1 if row else kernel
+            weight = torch.full((channels, 1, rows, kernel), 1 / (rows * kernel))
+            averaging = Layer(
+                Kind.CONVOLUTION, source, -1, kernel=kernel, stride=stride, padding=padding, weight=weight,
+                bias=torch.zeros(channels), groups=channels, row=row,
+            )  # fmt: skip
+            return self._add(averaging, channels)
         return None
 
     def _join(self, node: fx.Node, sources: list[int], where: str) -> int:
@@ -231,20 +238,13 @@ class _Trace:
             channel += self.channels[value]
         return target
 
-    def _depthwise(self, source: int, weight: Tensor, bias: Tensor, stride: int, padding: int) -> int:
-        layer = Layer(
-            Kind.CONVOLUTION, source, -1, kernel=weight.shape[-1], stride=stride, padding=padding, weight=weight,
-            bias=bias, groups=len(weight),
-        )  # fmt: skip
-        return self._add(layer, len(weight))
-
     def _convolution(self, conv: nn.Conv2d, source: int, where: str) -> int:
-        kernel, stride = _both(conv.kernel_size), _both(conv.stride)
-        padding = 0 if conv.padding == "valid" else _both(conv.padding)
-        square = kernel is not None and padding is not None and padding <= kernel
+        kernel, padding, row = _window_of(conv.kernel_size, 0 if conv.padding == "valid" else conv.padding)
+        stride = _both(conv.stride)
+        fits = kernel is not None and padding is not None and padding <= kernel and (self.every_step or not row)
         plain = _both(conv.dilation) == 1 and conv.padding_mode == "zeros"
         grouped = conv.groups > 1
-        if not (square and plain and stride in (1, 2)) or (grouped and (source == 0 or not self.every_step)):
+        if not (fits and plain and stride in (1, 2)) or (grouped and (source == 0 or not self.every_step)):
             raise UnsupportedError(
                 f"{where} has {conv}; the resident engine has no grouped, dilated or larger-stride one"
                 + " of the image" * (grouped and source == 0)
@@ -255,7 +255,7 @@ class _Trace:
         bias = conv.bias if conv.bias is not None else torch.zeros(conv.out_channels)
         layer = Layer(
             Kind.CONVOLUTION, source, -1, kernel=kernel, stride=stride, padding=padding, weight=conv.weight, bias=bias,
-            groups=conv.groups,
+            groups=conv.groups, row=row,
         )  # fmt: skip
         return self._add(layer, conv.out_channels, pooled)
 
@@ -272,13 +272,23 @@ class _Trace:
 _NO_STEP = "which the resident engine has no step for"
 
 
-def _window(pool: nn.MaxPool2d | nn.AvgPool2d) -> tuple[int, int, int] | None:
-    """Kernel, stride and padding of a pooling; None where the resident engine has no such pooling."""
+def _window(pool: nn.MaxPool2d | nn.AvgPool2d) -> tuple[int, int, int, bool] | None:
+    """Kernel, stride and padding of a pooling, and whether it is one row high; None where there is no step for it."""
     stride = pool.stride if pool.stride is not None else pool.kernel_size
-    kernel, stride, padding = _both(pool.kernel_size), _both(stride), _both(pool.padding)
+    (kernel, padding, row), stride = _window_of(pool.kernel_size, pool.padding), _both(stride)
     if None in (kernel, stride, padding) or pool.ceil_mode:
         return None
-    return kernel, stride, padding
+    return kernel, stride, padding, row
+
+
+def _window_of(kernel: Any, padding: Any) -> tuple[Any, Any, bool]:
+    """Kernel and padding of a square window, or of one that is one row high and pads no rows, and whether it is that.
+
+    None where the resident engine has no such window.
+    """
+    kernels, paddings = (value if isinstance(value, tuple) else (value, value) for value in (kernel, padding))
+    row = kernels[0] == 1 != kernels[-1] and paddings[0] == 0 and isinstance(kernels[-1], int)
+    return (kernels[-1], paddings[-1], True) if row else (_both(kernel), _both(padding), False)
 
 
 def _both(value: Any) -> Any:

@@ -62,12 +62,12 @@ def cuda_program(lowered: Lowered, dtype: torch.dtype, device: torch.device) -> 
 
 
 def _steps(lowered: Lowered, winograd: Sequence[int], packed: Sequence[Tensor]) -> Tensor:
-    """[S, 14] int64, the table that the op takes; the layers' weights are stored back to back."""
+    """[S, 15] int64, the table that the op takes; the layers' weights are stored back to back."""
     rows, weight_at, packed_at = [], 0, 0
     for layer, side, vector in zip(lowered.layers, winograd, packed, strict=True):
         rows.append([
             layer.kind, layer.source, layer.target, layer.residual, layer.activation, layer.kernel, layer.stride,
-            layer.padding, side, weight_at, packed_at, layer.section, layer.groups, layer.channel,
+            layer.padding, side, weight_at, packed_at, layer.section, layer.groups, layer.channel, int(layer.row),
         ])  # fmt: skip
         weight_at += sum(part.numel() for part in layer.parts)
         packed_at += len(vector)

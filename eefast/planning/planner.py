@@ -26,6 +26,7 @@ from .compact_steps import obstacle as compact_obstacle
 from .errors import UnsupportedError
 from .integer_lowering import is_quantized
 from .resident_program import build_resident, lowered
+from .rows import network_on_maps
 from .stage_runtimes import STAGES
 from .trial import Subject
 
@@ -68,7 +69,7 @@ def build(net: EarlyExitNet, options: Options) -> Engine:
         if name == "reference":
             return _reference(net, options.dtype, BY_NAME)
         try:
-            subject = _subject(net, options, progress)
+            subject = _subject(*_on_maps(net, options), progress)
         except UnsupportedError as obstacle:
             if name == "auto":
                 return _fallen_back(net, options.dtype, obstacle)
@@ -79,6 +80,14 @@ def build(net: EarlyExitNet, options: Options) -> Engine:
             return _because(_compact(subject) if name == "compact" else _resident(subject)[0], BY_NAME)
         except UnsupportedError as obstacle:
             raise _refused(name, obstacle, {"resident": "compact"}.get(name, "reference")) from obstacle
+
+
+def _on_maps(net: EarlyExitNet, options: Options) -> tuple[EarlyExitNet, Options]:
+    """A network on rows, and its examples, as one on maps; `UnsupportedError` where that gives other answers."""
+    if len(net.input_shape) != 2:
+        return net, options
+    examples = options.example_inputs
+    return network_on_maps(net), replace(options, example_inputs=None if examples is None else examples.unsqueeze(2))
 
 
 def _engine_of_stages(engine: str, stages: str) -> str:

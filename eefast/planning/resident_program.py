@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from .integer_lowering import is_quantized, lower_integers
 from .layers import Lowered
 from .lowering import lower
 from .packing import cuda_program
+from .packing import program as packed_program
 from .trial import Subject
 
 
@@ -101,7 +103,15 @@ def _for_cpu(subject: Subject, found: Lowered) -> ResidentEngine:
     if found.image is not None and "vnni" not in kernel:
         notes = (*notes, SLOW_INT8)
     rows = _rows(net, found, kernel, lambda section: _section(found, program, section))
-    return ResidentEngine(net, subject.plan("resident", rows, *notes), program)
+    repack = None if program.image is not None else partial(_repacked, net, program.group_sizes, program.bfloat16)
+    return ResidentEngine(net, subject.plan("resident", rows, *notes), program, repack)
+
+
+def _repacked(
+    net: EarlyExitNet, groups: tuple[int, ...], bfloat16: bool, algorithms: tuple[int, ...]
+) -> ResidentProgram:
+    """The program of a plan whose measurements chose other Winograd tiles."""
+    return packed_program(lower(net), algorithms, groups, bfloat16, {})
 
 
 SLOW_INT8 = (

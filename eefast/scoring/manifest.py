@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import fingerprints
 from ..model import EarlyExitNet
 from ..preprocessing import Preprocessing
 from ..system import files
-from ..thresholds.outputs import fingerprint
 from .chunks import Shard, Source
 
 MANIFEST_FILE, LISTING_FILE = "manifest.json", "inputs.jsonl"
@@ -30,7 +30,7 @@ def describe_network(net: EarlyExitNet, how: Preprocessing | None) -> dict[str, 
     """All of a network that its answers depend on; how: images are prepared, None for pixels."""
     return {
         "name": net.name,
-        "weights": fingerprint(net),
+        "weights": fingerprints.weights(net),
         "input_shape": list(net.input_shape),
         "criterion": net.criterion.name,
         "thresholds": [repr(value) for value in net.thresholds.tolist()],  # JSON has no infinities

@@ -35,7 +35,7 @@ def attach(
         [N, C, H, W] that is all the rest of the backbone needs. An exit is placed after each.
     head: kind of the early exits' heads, see `eefast.heads.ExitHead`.
     num_classes: by default that of the backbone; another number is an error.
-    input_shape: (C, H, W) of the images, for which the costs are counted.
+    input_shape: (C, H, W) of the images, for which the costs are counted; (C, L) of a backbone on rows [N, C, L].
     criterion, thresholds, normalization: see `EarlyExitNet`.
 
     The backbone's own pooling and last linear are the final exit, so that without early exits the answers are the

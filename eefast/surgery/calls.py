@@ -24,8 +24,8 @@ class Call:
 
 def noise_images(backbone: nn.Module, input_shape: Sequence[int]) -> Tensor:
     """Two images of noise, on the device and in the dtype of the weights; 17 without values on the meta device."""
-    if len(input_shape) != 3 or min(input_shape) < 1:
-        raise ValueError(f"input_shape={tuple(input_shape)} must be (C, H, W), each at least 1")
+    if len(input_shape) not in (2, 3) or min(input_shape) < 1:
+        raise ValueError(f"input_shape={tuple(input_shape)} must be (C, H, W) or, of rows, (C, L), each at least 1")
     weights = (p for p in backbone.parameters() if p.is_floating_point())
     like = next(weights, torch.empty(0, device="cpu"))
     # On the meta device the batch size is known by its value alone, so it is a number that no other size has.
@@ -44,14 +44,16 @@ def other_sizes(backbone: nn.Module, images: Tensor) -> list[tuple[Tensor, Tenso
 
     Where it takes no such images, theirs is the size of `images`.
     """
-    channels, h, w = images.shape[1:]
+    channels, *sides = images.shape[1:]
+    # Of rows, which have one side, the last number holds.
+    h, w = sides[0], sides[-1]
     found = []
     for n, sizes in (
         (1, [(h + h // 2 + 1, w + w // 4 + 2), (2 * h, 3 * w), (h, w)]),
         (3, [(h - h // 4, w // 2 + 1), (h, max(w // 2, 1)), (h, w)]),
     ):
         for size in sizes:
-            x = _noise(n, (channels, *size), images)
+            x = _noise(n, (channels, *size[-len(sides) :]), images)
             try:
                 found.append((x, run(backbone, x.clone())))
                 break
@@ -117,7 +119,8 @@ def find_classifier(calls: Sequence[Call], num_classes: int | None) -> tuple[str
 
 
 def check_maps(exits: Sequence[str], calls: Sequence[Call], images: Tensor) -> None:
-    """`ValueError` unless each exit is called once and returns one map [N, C, H, W]."""
+    """`ValueError` unless each exit is called once and returns one map [N, C, H, W], of rows [N, C, L]."""
+    maps = "[N, C, H, W]" if images.dim() == 4 else "[N, C, L]"
     for name in exits:
         returned = [call.returned for call in calls if call.name == name]
         where = f"exits={list(exits)}: {name!r}"
@@ -125,16 +128,16 @@ def check_maps(exits: Sequence[str], calls: Sequence[Call], images: Tensor) -> N
             raise ValueError(f"{where} is called {len(returned)} times; take a module that is called once")
         (value,) = returned
         if not isinstance(value, Tensor):
-            raise ValueError(
-                f"{where} returns a {type(value).__name__}; take a module that returns one map [N, C, H, W]"
-            )
-        if value.dim() != 4 or len(value) != len(images) or _is_channels_last(value, images):
+            raise ValueError(f"{where} returns a {type(value).__name__}; take a module that returns one map {maps}")
+        if value.dim() != images.dim() or len(value) != len(images) or _is_channels_last(value, images):
             shape = ", ".join(["N", *map(str, value.shape[1:])])
-            raise ValueError(f"{where} returns shape [{shape}], but an exit needs maps [N, C, H, W]")
+            raise ValueError(f"{where} returns shape [{shape}], but an exit needs maps {maps}")
 
 
 def _is_channels_last(value: Tensor, images: Tensor) -> bool:
     """Whether the shape looks like [N, H, W, C]: dimensions 1 and 2 have the image's proportions, 2 and 3 have not."""
+    if images.dim() != 4:
+        return False
     height, width = images.shape[2:]
     off = [abs(a * width - b * height) for a, b in (value.shape[1:3], value.shape[2:])]
     return off[0] == 0 and off[1] > max(height, width)

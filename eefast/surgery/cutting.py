@@ -99,7 +99,7 @@ def _name(trace: Trace, node: fx.Node) -> str:
 def _stage(
     trace: Trace, source: fx.Node, nodes: Sequence[fx.Node], result: fx.Node, width: int | None = None
 ) -> fx.Graph:
-    """The nodes from `source` to `result`; with a width, [N, width] is returned as [N, width, 1, 1]."""
+    """The nodes from `source` to `result`; with a width, [N, width] is returned as a map of one pixel."""
     graph = fx.Graph(tracer_cls=Tracer)
     features = graph.placeholder("features")
     copies = {source: features}
@@ -117,8 +117,9 @@ def _stage(
         if copied(node).op == "call_method" and node.target == "view":
             copied(node).target = "reshape"
     out = copied(result)
+    pixel = [1] * (trace.values[trace.nodes[0]].dim() - 2)
     # A backbone may have squeezed a single image to [width].
-    graph.output(out if width is None else graph.call_method("reshape", (out, -1, width, 1, 1)))
+    graph.output(out if width is None else graph.call_method("reshape", (out, -1, width, *pixel)))
     return graph
 
 

@@ -73,7 +73,7 @@ class Trace:
 
     def is_map(self, node: fx.Node) -> bool:
         value = self.values.get(node)
-        return isinstance(value, Tensor) and value.dim() == 4
+        return isinstance(value, Tensor) and value.dim() == self.values[self.nodes[0]].dim()
 
 
 def traced(backbone: nn.Module, calls: Sequence[Call], inputs: Sequence[Tensor], names: Sequence[str]) -> Trace:
@@ -174,9 +174,14 @@ def _chain(calls: Sequence[Call], opened: set[str]) -> tuple[fx.Graph, dict[str,
 
 
 def _is_flattened(received: tuple[Any, ...], value: Any) -> bool:
-    """Whether [N, F] was received of a map [N, C, H, W] in the same memory."""
+    """Whether [N, F] was received of a map [N, C, H, W] or [N, C, L] in the same memory."""
     both = (*received, value)
-    if len(both) != 2 or not all(isinstance(v, Tensor) for v in both) or [v.dim() for v in both] != [2, 4]:
+    if (
+        len(both) != 2
+        or not all(isinstance(v, Tensor) for v in both)
+        or both[0].dim() != 2
+        or both[1].dim() not in (3, 4)
+    ):
         return False
     return both[0].data_ptr() == value.data_ptr() and both[0].shape == value.flatten(1).shape
 

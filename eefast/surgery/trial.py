@@ -16,23 +16,25 @@ _WAY_OUT = (
 
 
 def averages(pool: nn.Module, like: Tensor) -> bool:
-    """Whether `pool` maps [N, C, H, W] to the mean [N, C]; tried, since it can be written in many ways.
+    """Whether `pool` maps [N, C, H, W], or [N, C, L], to the mean [N, C]; tried, since it can be written in many ways.
 
     A window of fixed size averages the maps of one size only, and a squeeze drops the dimension of a single image.
     """
-    n, channels, h, w = like.shape
+    n, channels, *sides = like.shape
+    h, w = sides[0], sides[-1]
     if like.is_meta:  # tried on the CPU, on maps that take little memory
         h, w = min(h, 16), min(w, 16)
     for shape in ((n, h, w), (1, 2 * h + 1, w + 3), (3, 1, 1), (2, 41, 37)):
         # Large, so that an activation after the pooling shows, and float64, so that rounding does not.
         generator = torch.Generator("cpu").manual_seed(0)
-        x = torch.randn(shape[0], channels, *shape[1:], dtype=torch.float64, generator=generator, device="cpu")
+        size = shape[1:][-len(sides) :]
+        x = torch.randn(shape[0], channels, *size, dtype=torch.float64, generator=generator, device="cpu")
         x = 100 * (x if like.is_meta else x.to(like.device))
         try:
             out = run(pool, x.clone())
         except Exception:  # whatever the backbone raises for maps of another size
             return False
-        if out.shape != x.shape[:2] or not torch.allclose(out.double(), x.mean((2, 3)), rtol=0, atol=1e-3):
+        if out.shape != x.shape[:2] or not torch.allclose(out.double(), x.flatten(2).mean(2), rtol=0, atol=1e-3):
             return False
     return True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -88,16 +87,6 @@ def load_outputs(path: str | Path, source: Mapping[str, str]) -> tuple[list[Exit
                 f"{path} was collected with {key}={found.get(key)}, not {source.get(key)}; delete it or name another"
             )
     return outputs, labels
-
-
-def fingerprint(net: EarlyExitNet) -> str:
-    """A hash of the network's weights without its thresholds: of all that its outputs depend on."""
-    state = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
-        if name != "thresholds":
-            state.update(name.encode())
-            state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return state.hexdigest()[:16]
 
 
 def exits_taken(

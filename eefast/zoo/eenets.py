@@ -16,6 +16,8 @@ from . import eenet8
 from .placement import place
 from .resnets import DEPTHS, initialise, trunk
 
+ROWS = "-1d"
+
 
 def names() -> list[str]:
     """The names that `eenet` takes: "eenet8" … "eenet152"."""
@@ -38,6 +40,8 @@ def eenet(
 ) -> EarlyExitNet:
     """The early-exit network called `name`, "eenet8" … "eenet152" (Demir & Akbas 2024), freshly initialised.
 
+    "eenet18-1d" … "eenet152-1d" are the same on rows [N, C, L], such as windows of sensors, with input_shape (C, L).
+
     num_exits: number of early exits; EENet-8 always has its two.
     placement: "fine", "pareto", "linear", "gold_ratio", or the numbers of residual blocks before each exit (their
         count then replaces `num_exits`); EENet-8's exits are fixed.
@@ -48,10 +52,14 @@ def eenet(
     device: where the parameters are made, torch's default without it; on "meta" they have shapes, but no memory.
     Raises `ValueError` for unknown names and for exits that do not fit, saying how many do.
     """
-    if name not in names():
-        raise ValueError(f"name={name!r} is unknown; choose one of {', '.join(names())}")
-    if len(input_shape) != 3 or min(input_shape) < 1 or num_classes < 1:
-        raise ValueError(f"input_shape={input_shape} must be (C, H, W) and num_classes={num_classes} at least 1")
+    rows = name.endswith(ROWS) and name != f"eenet8{ROWS}"
+    if (name.removesuffix(ROWS) if rows else name) not in names():
+        raise ValueError(
+            f"name={name!r} is unknown; choose one of {', '.join(names())}; all but the first also with -1d"
+        )
+    shape_is = "(C, L)" if rows else "(C, H, W)"
+    if len(input_shape) != (2 if rows else 3) or min(input_shape) < 1 or num_classes < 1:
+        raise ValueError(f"input_shape={input_shape} must be {shape_is} and num_classes={num_classes} at least 1")
     with nullcontext() if device is None else torch.device(device):
         if name == "eenet8":
             if num_exits != 2:
@@ -59,7 +67,7 @@ def eenet(
             positions: tuple[int, ...] = (1, 2)
             stages = eenet8.stages(filters, input_shape)
         else:
-            positions, stages = _cut(int(name[5:]), num_exits, placement, num_classes, input_shape)
+            positions, stages = _cut(int(name.removesuffix(ROWS)[5:]), num_exits, placement, num_classes, input_shape)
         shape, heads = tuple(input_shape), []
         for i, stage in enumerate(stages):
             _, shape = macs(stage, shape)
@@ -92,7 +100,7 @@ def _cut(
     depth: int, num_exits: int, placement: str | Sequence[int], num_classes: int, input_shape: Sequence[int]
 ) -> tuple[tuple[int, ...], list[nn.Module]]:
     """Blocks before each exit, and the stages between the cuts, the stem in the first."""
-    stem, blocks, width = trunk(depth, input_shape[0])
+    stem, blocks, width = trunk(depth, input_shape[0], len(input_shape) == 2)
     total, shape = macs(stem, input_shape)
     upto = []
     for block in blocks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,14 +18,15 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, rows: bool = False) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
+        conv, norm = layers_of(rows)
+        self.conv1 = conv(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = norm(channels)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample = _projection(in_channels, channels, stride)
+        self.conv2 = conv(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = norm(channels)
+        self.downsample = _projection(in_channels, channels, stride, rows)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -37,16 +39,17 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, rows: bool = False) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = nn.Conv2d(channels, channels * self.expansion, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(channels * self.expansion)
+        conv, norm = layers_of(rows)
+        self.conv1 = conv(in_channels, channels, 1, bias=False)
+        self.bn1 = norm(channels)
+        self.conv2 = conv(channels, channels, 3, stride, padding=1, bias=False)
+        self.bn2 = norm(channels)
+        self.conv3 = conv(channels, channels * self.expansion, 1, bias=False)
+        self.bn3 = norm(channels * self.expansion)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _projection(in_channels, channels * self.expansion, stride)
+        self.downsample = _projection(in_channels, channels * self.expansion, stride, rows)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -55,30 +58,40 @@ class Bottleneck(nn.Module):
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
-def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+def layers_of(rows: bool) -> tuple[Any, Any]:
+    """The classes of convolution and BatchNorm; rows: on rows [N, C, L] instead of maps [N, C, H, W]."""
+    return (nn.Conv1d, nn.BatchNorm1d) if rows else (nn.Conv2d, nn.BatchNorm2d)
+
+
+def _projection(in_channels: int, out_channels: int, stride: int, rows: bool) -> nn.Sequential | None:
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+    conv, norm = layers_of(rows)
+    return nn.Sequential(conv(in_channels, out_channels, 1, stride, bias=False), norm(out_channels))
 
 
-def trunk(depth: int, in_channels: int) -> tuple[nn.Module, list[nn.Module], int]:
-    """Stem, residual blocks and number of output channels of the ResNet with `depth` layers."""
+def trunk(depth: int, in_channels: int, rows: bool = False) -> tuple[nn.Module, list[nn.Module], int]:
+    """Stem, residual blocks and number of output channels of the ResNet with `depth` layers; rows: see `layers_of`."""
     if depth not in DEPTHS:
         raise ValueError(f"there is no ResNet-{depth}; choose one of {', '.join(map(str, DEPTHS))}")
+    conv_class, norm_class = layers_of(rows)
     block: type[BasicBlock] | type[Bottleneck] = Bottleneck if depth in (50, 101, 152) else BasicBlock
     if depth in _CIFAR:
         channels, repetitions = 16, [(depth - 2) // 6] * 3
-        conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        stem = nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+        conv = conv_class(in_channels, channels, 3, padding=1, bias=False)
+        stem = nn.Sequential(conv, norm_class(channels), nn.ReLU(inplace=True))
     else:
         channels, repetitions = 64, list(_IMAGENET[depth])
-        conv = nn.Conv2d(in_channels, channels, 7, 2, padding=3, bias=False)
-        stem = nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1))
+        conv, pool = (
+            conv_class(in_channels, channels, 7, 2, padding=3, bias=False),
+            nn.MaxPool1d if rows else nn.MaxPool2d,
+        )
+        stem = nn.Sequential(conv, norm_class(channels), nn.ReLU(inplace=True), pool(3, 2, padding=1))
     blocks: list[nn.Module] = []
     width = channels
     for group, repetition in enumerate(repetitions):
         for i in range(repetition):
-            blocks.append(block(width, channels << group, 2 if group and i == 0 else 1))
+            blocks.append(block(width, channels << group, 2 if group and i == 0 else 1, rows))
             width = (channels << group) * block.expansion
     return stem, blocks, width
 
@@ -98,8 +111,8 @@ def resnet(name: str, num_classes: int = 10, input_shape: Sequence[int] = (3, 32
 def initialise(module: nn.Module) -> None:
     """Kaiming-normal (fan out) convolutions, unit BatchNorms, as the reference has them; in place."""
     for m in module.modules():
-        if isinstance(m, nn.Conv2d):
+        if isinstance(m, nn.Conv1d | nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(m, nn.BatchNorm2d):
+        elif isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.ones_(m.weight)
             nn.init.zeros_(m.bias)

@@ -25,6 +25,7 @@ from snapshots import unchanged
 from torch import nn
 
 import eefast
+from eefast import fingerprints
 from eefast.cost import macs
 from eefast.heads import ExitHead
 from eefast.surgery.attachment import attach
@@ -82,7 +83,7 @@ ENTRIES = {
     "with_criterion": lambda net: net.with_criterion("margin")(images(4, SHAPE)),
     "plain": lambda net: net.plain()(images(4, SHAPE)),
     "evaluate": lambda net: outputs.collect_answers(net, batches()),
-    "fingerprint": outputs.fingerprint,
+    "fingerprint": fingerprints.weights,
     "print": repr,
 }
 

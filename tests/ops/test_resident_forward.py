@@ -478,7 +478,7 @@ WRONG = {
     "images too small": ({"images": torch.zeros(5, 3, 1, 8)}, r"images of 1×8 are too small for the network"),
     "images empty": ({"images": torch.zeros(5, 3, 8, 0)}, r"images of 8×0 are too small for the network"),
     "images huge": ({"images": torch.zeros(1).expand(1, 3, 2**15, 8)}, r"images has shape .*at most 16384 rows"),
-    "steps columns": ({"steps": torch.zeros(3, 11).long()}, r"steps has shape \[3, 11\]; expected \[S, 14\]"),
+    "steps columns": ({"steps": torch.zeros(3, 11).long()}, r"steps has shape \[3, 11\]; expected \[S, 15\]"),
     "steps none": ({"steps": torch.zeros(0, 14).long()}, r"steps has shape \[0, 14\]"),
     "steps dtype": ({"steps": torch.zeros(3, 14)}, r"steps is .*\.to\(torch\.int64\)"),
     "steps strides": ({"steps": torch.zeros(14, 3).long().T}, r"steps is not contiguous; call \.contiguous\(\)"),

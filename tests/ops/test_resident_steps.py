@@ -135,7 +135,7 @@ GIVEN = {
         ({}, None),
         ({"images": torch.ones(1, 3, 3)}, r"images has shape \[1, 3, 3\]; expected \[N, C, H, W\]"),
         ({"images": torch.ones(2, 4, 3, 3)}, "images has 4 channels; expected 1"),
-        ({"steps": torch.ones(3, 5, dtype=torch.int64)}, r"steps has shape \[3, 5\]; expected \[S, 14\]"),
+        ({"steps": torch.ones(3, 5, dtype=torch.int64)}, r"steps has shape \[3, 5\]; expected \[S, 15\]"),
         ({"steps": table(CONVOLUTION)}, "steps ends with no final exit"),
         ({"steps": table(CONVOLUTION, EARLY)}, "steps ends with no final exit"),
         ({"steps": table(CONVOLUTION, EARLY, DOUBLED, LAST).int()}, r"steps is torch.int32; .*torch.int64"),

@@ -23,6 +23,8 @@ LEAVES = {
     "preprocessing",
     "profiles",
     "quantized",
+    "survivors",
+    "fingerprints",
     "version",
     "modules",
     "system",
@@ -50,7 +52,7 @@ ALLOWED = {
     "serving": LEAVES | {"api", "data", "engines", "scoring"},
 }
 # What is imported only where it is used, in a function.
-IN_CALLS = {"model": {"checkpoint"}, "ops": {"kernels"}}
+IN_CALLS = {"model": {"checkpoint"}, "survivors": {"checkpoint"}, "ops": {"kernels"}}
 THIRD_PARTIES = {
     "cli": {"typer", "rich"},
     "train": {"lightning"},
@@ -169,7 +171,7 @@ def test_the_public_names():
     assert set(eefast.__all__) == {
         "Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "Preprocessing",
         "__version__", "accelerate", "attach", "criteria", "load", "online", "predict", "quantize", "score", "zoo",
-        "Profile", "Profiles", "serving",
+        "Profile", "Profiles", "Partial", "Survivors", "serving",
     }  # fmt: skip
     assert all(hasattr(eefast, name) for name in eefast.__all__)
 

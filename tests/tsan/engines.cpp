@@ -56,9 +56,9 @@ struct Made {
       found.target = target;
       found.residual = residual;
       found.relu = true;
-      found.kernel = 3;
+      found.kernel = found.rows = 3;
       found.stride = stride;
-      found.padding = 1;
+      found.padding = found.above = 1;
       found.winograd = tiles;
       return found;
     };

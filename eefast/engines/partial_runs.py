@@ -1,0 +1,135 @@
+"""Images or survivors → the answers so far and the survivors of a later exit, by the parts that an engine runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import criteria, fingerprints
+from ..model import EarlyExitNet
+from ..result import ExitResult
+from ..survivors import Partial, Survivors
+from ..version import __version__
+from .engine import Engine
+from .parts import Part
+from .resident import ResidentEngine
+
+
+class Identity(NamedTuple):
+    """Of a network, see `fingerprints`; channels: of the features after every stage."""
+
+    structure: str
+    weights: str
+    num_exits: int
+    num_classes: int
+    channels: tuple[int, ...]
+
+
+def identity(net: EarlyExitNet) -> Identity:
+    channels = tuple(cost.feature_shape[0] for cost in net.stage_costs)
+    return Identity(fingerprints.structure(net), fingerprints.weights(net), net.num_exits, net.num_classes, channels)
+
+
+def begin(engine: Engine, of: Identity, images: Tensor, limits: Tensor, exit_index: int) -> Partial:
+    """Prepared images → a run that stops after the early exit `exit_index`; limits: [n] or [n, N] float32."""
+    part = engine.part(images, limits, 0, exit_index)
+    made = Survivors(
+        features=images.unsqueeze(2) if images.dim() == 3 else images,  # takes no part, but counts its rows
+        positions=torch.arange(len(images), device=images.device),
+        size=len(images),
+        exit_index=exit_index,
+        logits=part.result.logits,
+        confidence=part.result.confidence,
+        limits=limits,
+        criterion=engine.plan.criterion,
+        structure=of.structure,
+        weights=of.weights,
+        version=__version__,
+        arithmetic=engine.arithmetic(),
+    )
+    return _stopped(part, made, exit_index)
+
+
+def go_on(engine: Engine, of: Identity, survivors: Survivors, exit_index: int, elsewhere: bool) -> Partial:
+    """Survivors → a run that stops after a later early exit; see `Accelerated.until`."""
+    engine, survivors = _checked(engine, of, survivors, elsewhere)
+    part = engine.part(survivors.features, survivors.limits, survivors.exit_index + 1, exit_index)
+    return _stopped(part, survivors, exit_index)
+
+
+def finish(engine: Engine, of: Identity, survivors: Survivors, elsewhere: bool) -> ExitResult:
+    """Survivors → their answers; see `Accelerated.resume`."""
+    engine, survivors = _checked(engine, of, survivors, elsewhere)
+    return engine.part(survivors.features, survivors.limits, survivors.exit_index + 1, of.num_exits).result
+
+
+def _stopped(part: Part, before: Survivors, exit_index: int) -> Partial:
+    """before: a row for each sample that the part ran on."""
+    result, limits = part.result, before.limits
+    assert part.rows is not None
+    assert part.places is not None
+    assert part.features is not None
+    limit = limits[exit_index] if limits.dim() == 1 else limits[exit_index, part.rows]
+    goes_on = ~criteria.exits_by(criteria.get(before.criterion), result.confidence[part.rows], limit)
+    rows = part.rows[goes_on]
+    exited = torch.ones(len(before), dtype=torch.bool, device=rows.device)
+    exited[rows] = False
+    survivors = replace(
+        before,
+        features=_taken(part.features, part.places[goes_on]),
+        positions=before.positions[rows],
+        exit_index=exit_index,
+        logits=result.logits[rows],
+        confidence=result.confidence[rows],
+        limits=limits if limits.dim() == 1 else limits[:, rows],
+    )
+    return Partial(result, exited, survivors)
+
+
+def _taken(features: Tensor, places: Tensor) -> Tensor:
+    """Rows of features, in their layout, in as few copies as there are rows."""
+    if len(places) == len(features):
+        return features
+    if features.is_contiguous(memory_format=torch.channels_last):
+        return features.permute(0, 2, 3, 1).index_select(0, places).permute(0, 3, 1, 2)
+    return features.index_select(0, places)
+
+
+def _checked(engine: Engine, of: Identity, survivors: Survivors, elsewhere: bool) -> tuple[Engine, Survivors]:
+    """The engine that computes as the survivors' one did, and the survivors on its device; else `ValueError`."""
+    names = {
+        "version": __version__,
+        "structure": of.structure,
+        "weights": of.weights,
+        "criterion": engine.plan.criterion,
+    }
+    meanings = {
+        "version": "eefast {}, this is {}: finish the run with the version that began it",
+        "structure": "a network built otherwise (hash {}, this one {}): load the network that began the run",
+        "weights": "the same network with other weights (hash {}, these {}): load the weights that began the run",
+        "criterion": "the exit rule {!r}, the network has {!r} now: set it back with net.with_criterion",
+    }
+    for name, own in names.items():
+        if (given := getattr(survivors, name)) != own:
+            raise ValueError(f"survivors come from {meanings[name].format(given, own)}")
+    shapes = survivors.limits.shape[0], survivors.logits.shape[1], survivors.features.shape[1]
+    wanted = of.num_exits, of.num_classes, of.channels[survivors.exit_index] if len(survivors) else shapes[2]
+    if shapes != wanted:
+        raise ValueError(f"survivors have {shapes} exits, classes and channels, this network {wanted} at that exit")
+    if isinstance(engine, ResidentEngine):
+        engine = engine.with_arithmetic(dict(survivors.arithmetic))
+    mine, theirs = engine.arithmetic(), dict(survivors.arithmetic)
+    if mine != theirs and not elsewhere:
+        different = ", ".join(
+            f"{name}={theirs.get(name)} instead of {mine.get(name)}"
+            for name in dict.fromkeys([*theirs, *mine])
+            if theirs.get(name) != mine.get(name)
+        )
+        raise ValueError(
+            f"survivors were computed with {different}, which rounds otherwise; accelerate the network alike, or "
+            "accept that answers near thresholds may change: resume(survivors, elsewhere=True)"
+        )
+    return engine, survivors.to(engine.plan.device)

@@ -1,0 +1,59 @@
+"""What an engine hands back of some of the stages: answers so far, and the features that go on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..model import EarlyExitNet
+from ..quantized import QuantizedStage
+from ..result import ExitResult
+
+
+class Part(NamedTuple):
+    """Answers of stages first … last, and the features after stage `last` of the samples that came to its exit.
+
+    result: [N], every sample answered by the exit that it met, or by exit `last`.
+    rows: [R] int64, ascending, the samples that came to exit `last`; places: [R] int64, where in `features` they are.
+    features: [≥ R, C, H, W], of rows [≥ R, C, 1, L], as the network has them or, between the stages of a quantised one,
+        their integers uint8.
+    The last three are None where `last` is the final exit.
+    """
+
+    result: ExitResult
+    rows: Tensor | None = None
+    places: Tensor | None = None
+    features: Tensor | None = None
+
+
+def part_of(net: EarlyExitNet, last: int, result: ExitResult, rows: Tensor, places: Tensor, features: Tensor) -> Part:
+    """The part of an engine that computes between stages in floats, also where a quantised stage made these.
+
+    features: [R, C, H, W] after stage `last`, as that stage returns them; the others as of `Part`.
+    """
+    made_by = net.stages[last]
+    if not isinstance(made_by, QuantizedStage):
+        return Part(result, rows, places, features.unsqueeze(2) if features.dim() == 3 else features)
+    broken = features.isnan().flatten(1).any(1)[places]
+    answer_broken(net, result, rows[broken])
+    scale, zero = made_by.scales[made_by.output], made_by.zeros[made_by.output]
+    integers = ((features.float() / scale).round() + zero).nan_to_num().to(torch.uint8)
+    return Part(result, rows[~broken], places[~broken], integers)
+
+
+def answer_broken(net: EarlyExitNet, result: ExitResult, rows: Tensor) -> None:
+    """Write the answers of images with a NaN to a quantised network: no integer stands for it, so they exit last."""
+    result.logits[rows] = float("nan")
+    result.confidence[rows] = float("nan")
+    result.exit_index[rows] = net.num_exits
+    result.cost[rows] = net.cost[-1]
+
+
+def features_of(net: EarlyExitNet, first: int, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What stage `first` takes, in `dtype`: x itself or, of integers of a quantised stage, what they stand for."""
+    made_by = net.stages[first - 1] if first else None
+    if not isinstance(made_by, QuantizedStage):
+        return x.to(dtype)
+    return made_by.features({made_by.output: x.float()}).to(dtype)
