@@ -28,7 +28,9 @@ class Manifest:
 
 def describe_network(net: EarlyExitNet, how: Preprocessing | None) -> dict[str, Any]:
     """All of a network that its answers depend on; how: images are prepared, None for pixels."""
+    rule = net.current_rule()
     return {
+        **({} if rule is None else {"rule": rule.tolist()}),
         "name": net.name,
         "weights": fingerprint(net),
         "input_shape": list(net.input_shape),
