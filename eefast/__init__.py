@@ -8,7 +8,7 @@ if sys.argv[:1] == ["-m"] and "eefast" in sys.orig_argv:
 
     end_on_signals()
 
-from . import criteria, online, serving, zoo
+from . import criteria, online, rules, serving, zoo
 from .api import Accelerated, accelerate
 from .checkpoint.loading import load
 from .model import EarlyExitNet
@@ -39,6 +39,7 @@ __all__ = [
     "online",
     "predict",
     "quantize",
+    "rules",
     "score",
     "serving",
     "zoo",

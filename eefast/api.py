@@ -192,7 +192,7 @@ class Accelerated(nn.Module):
                 thresholds,
                 exit_limit,
             )
-        return engine.run(images, limits)
+        return engine.run(images, limits, self.net.current_rule())
 
     def until(self, exit_index: int) -> Callable[..., Partial]:
         """A function that runs a batch up to an early exit: `fast.until(2)(x)`, arguments as of `forward`.
@@ -206,6 +206,11 @@ class Accelerated(nn.Module):
         if not 0 <= exit_index < self.net.num_exits:
             raise ValueError(
                 f"exit_index={exit_index} is no early exit; the network has {self.net.num_exits}, from 0 on"
+            )
+        if self.net.criterion.carries:
+            raise ValueError(
+                f"criterion={self.net.criterion.name!r} carries the answer so far, with which no run can stop yet; use "
+                'net.with_criterion("max_probability", thresholds)'
             )
 
         @torch.no_grad()
@@ -296,7 +301,7 @@ class Accelerated(nn.Module):
             )
         if images.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
             images = copied(images)
-        return engine, Batch(images, thresholds, since)
+        return engine, Batch(images, thresholds, since, self.net.current_rule())
 
     def ready(self) -> tuple[Engine, Tensor, object]:
         """What answers a call: the engine for the network as it is now, and the thresholds of this moment.

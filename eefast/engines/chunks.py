@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..criteria import Step
 from .program import CompactStep
 from .stores import Results, exit_at
 
@@ -95,15 +96,16 @@ class Pass:
 
     def __init__(
         self, steps: Sequence[CompactStep], criterion: str, thresholds: Tensor, results: Results, kept: Kept,
-        reached: list[tuple[Tensor, Tensor]] | None = None,
+        rule: Tensor | Step | None = None, reached: list[tuple[Tensor, Tensor]] | None = None,
     ) -> None:  # fmt: skip
-        """thresholds: [n] float32. results: where the exits write. kept: of earlier batches.
+        """thresholds: [n] float32. results: where the exits write. kept: of earlier batches. rule: see `exit_at`.
 
         steps: up to the last exit, where every sample exits. reached: gets copies of the features after the last stage,
             and their positions, part by part; None for no copies.
         """
         self.reached = reached
         self.steps, self.criterion, self.thresholds, self.results = steps, criterion, thresholds, results
+        self.rule = rule
         self.kept, self.size, self.device = kept, results.exits.shape[0], results.exits.device
         self.order = kept.numbers(self.size, self.device)
 
@@ -132,7 +134,7 @@ class Pass:
         final = i == len(self.steps) - 1
         entries = self.order[:n], positions, self.kept.count(n, device)
         threshold = None if final else self.thresholds[i]
-        survivors = exit_at(step, i, self.criterion, threshold, features, entries, self.results)
+        survivors = exit_at(step, i, self.criterion, threshold, features, entries, self.results, self.rule)
         if final and self.reached is not None:
             self.reached.append((features.clone(), positions.clone()))
         if not final:

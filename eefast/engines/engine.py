@@ -7,22 +7,28 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from .. import criteria
 from ..model import EarlyExitNet
 from ..result import ExitResult
 from .parts import Part
 from .program import Plan
+
+Rule = Tensor | criteria.Step | None
+"""Of a call, see `EarlyExitNet.current_rule`."""
 
 
 class Batch(NamedTuple):
     """A batch of a stream.
 
     images: prepared, [N, C, H, W], in memory that nothing else writes to. thresholds: [n] or [n, N] float32, by which
-    they are answered, see `eefast.profiles`; since: the same object for as long as batches may run together.
+    they are answered, see `eefast.profiles`; since: the same object for as long as batches may run together. rule: of
+    `EarlyExitNet.current_rule`, the same object for as long as they may, too.
     """
 
     images: Tensor
     thresholds: Tensor
     since: object
+    rule: Rule = None
 
 
 class Engine(Protocol):
@@ -43,10 +49,11 @@ class Engine(Protocol):
         Raises `TypeError` or `ValueError` as `EarlyExitNet.check_images`.
         """
 
-    def run(self, images: Tensor, thresholds: Tensor) -> ExitResult:
+    def run(self, images: Tensor, thresholds: Tensor, rule: Rule = None) -> ExitResult:
         """The answers to prepared images [N, C, H, W], N ≥ 0.
 
-        thresholds: [n] or [n, N] float32, those of this one call, see `eefast.profiles`.
+        thresholds: [n] or [n, N] float32, those of this one call, see `eefast.profiles`. rule: likewise, of
+        `EarlyExitNet.current_rule`; None: that of the network now, if its criterion carries.
         """
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:
@@ -67,11 +74,14 @@ class PlannedEngine:
     """What the engines share: a network, its plan, and the check of images.
 
     weight: one of the network's parameters, whose dtype and device images are held to; looking for it takes time.
+    criterion: the plan's.
     """
 
     def __init__(self, net: EarlyExitNet, plan: Plan) -> None:
         self.net, self.plan = net, plan
         self.weight = next(net.parameters()).detach()
+        # Another thread may have changed it since.
+        self.criterion = net.criterion if net.criterion.name == plan.criterion else criteria.get(plan.criterion)
 
     @property
     def survives_fork(self) -> bool:
@@ -84,3 +94,9 @@ class PlannedEngine:
 
     def prepare(self, x: Tensor) -> Tensor:
         return self.net.prepare(x, self.plan.dtype, self.weight)
+
+    def rule_of(self, rule: Rule) -> Rule:
+        """The rule of a call: the one given, else that of the network now, None where the plan's criterion has none."""
+        if not self.criterion.carries:
+            return None
+        return self.net.current_rule() if rule is None else rule

@@ -9,17 +9,13 @@ from torch import Tensor
 
 from .. import criteria
 from ..result import ExitResult
-from .engine import Batch, PlannedEngine
+from .engine import Batch, PlannedEngine, Rule
 from .parts import Part, features_of, part_of
 
 
 class ReferenceEngine(PlannedEngine):
-    def run(self, images: Tensor, thresholds: Tensor) -> ExitResult:
-        criterion, planned = self.net.criterion, self.plan.criterion
-        # Another thread may have changed it since, with thresholds that belong to it.
-        return self.net.first_exits(
-            images, thresholds, criterion if criterion.name == planned else criteria.get(planned)
-        )
+    def run(self, images: Tensor, thresholds: Tensor, rule: Rule = None) -> ExitResult:
+        return self.net.first_exits(images, thresholds, self.criterion, self.rule_of(rule))
 
     def part(self, x: Tensor, thresholds: Tensor, first: int, last: int) -> Part:
         """Stage by stage, as `EarlyExitNet.first_exits`."""
@@ -49,4 +45,4 @@ class ReferenceEngine(PlannedEngine):
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:
         """One batch after the other."""
         run = torch.no_grad()(self.run)
-        return (run(images, thresholds) for images, thresholds, _ in batches)
+        return (run(batch.images, batch.thresholds, batch.rule) for batch in batches)

@@ -12,6 +12,7 @@ from typing import Any
 from .. import fingerprints
 from ..model import EarlyExitNet
 from ..preprocessing import Preprocessing
+from ..rules import Rule
 from ..system import files
 from .chunks import Shard, Source
 
@@ -28,7 +29,9 @@ class Manifest:
 
 def describe_network(net: EarlyExitNet, how: Preprocessing | None) -> dict[str, Any]:
     """All of a network that its answers depend on; how: images are prepared, None for pixels."""
+    rule = net.exit_rule
     return {
+        **({"rule": rule.rows} if isinstance(rule, Rule) else {}),
         "name": net.name,
         "weights": fingerprints.weights(net),
         "input_shape": list(net.input_shape),

@@ -16,6 +16,7 @@ ROOT = PACKAGE.parent
 LEAVES = {
     "result",
     "criteria",
+    "rules",
     "heads",
     "cost",
     "record",
@@ -171,7 +172,7 @@ def test_the_public_names():
     assert set(eefast.__all__) == {
         "Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "Preprocessing",
         "__version__", "accelerate", "attach", "criteria", "load", "online", "predict", "quantize", "score", "zoo",
-        "Profile", "Profiles", "Partial", "Survivors", "serving",
+        "Profile", "Profiles", "Partial", "Survivors", "rules", "serving",
     }  # fmt: skip
     assert all(hasattr(eefast, name) for name in eefast.__all__)
 
