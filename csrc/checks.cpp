@@ -135,7 +135,19 @@ Criterion parse_criterion(const std::string& name) {
   if (name == "max_probability") return Criterion::max_probability;
   if (name == "entropy") return Criterion::entropy;
   if (name == "margin") return Criterion::margin;
-  fail("criterion='", name, "' is unknown; choose one of learned, max_probability, entropy, margin");
+  if (name == "carried") return Criterion::carried;
+  fail("criterion='", name, "' is unknown; choose one of learned, max_probability, entropy, margin, carried");
+}
+
+void check_rule(const std::string& criterion, const Tensor* rule, std::initializer_list<int64_t> expected) {
+  if ((criterion == "carried") != (rule != nullptr)) {
+    fail("rule is ", rule ? "given" : "None", " with criterion '", criterion,
+         "'; give it with 'carried', and only then");
+  }
+  if (rule == nullptr) return;
+  check_dtype("rule", *rule, torch::headeronly::ScalarType::Float, "float32");
+  check_stored("rule", *rule);
+  check_shape("rule", *rule, expected, "nine numbers for each exit");
 }
 
 }  // namespace eefast

@@ -53,4 +53,7 @@ int64_t sample_elements(const Tensor& tensor);
 
 Criterion parse_criterion(const std::string& name);
 
+// A rule of this shape is given where the criterion carries, and only there. Null: no tensor.
+void check_rule(const std::string& criterion, const Tensor* rule, std::initializer_list<int64_t> expected);
+
 }  // namespace eefast

@@ -23,6 +23,16 @@ void check_indices(const char* name, const int32_t* values, int64_t live, int64_
   }
 }
 
+// Each sample with a rule reads and writes a place of its own.
+void check_distinct(const int32_t* positions, int64_t live, int64_t results) {
+  auto taken = cpu::room<uint8_t>("the places that are taken", results);
+  for (int64_t i = 0; i < live; ++i) {
+    if (std::exchange(taken.data()[positions[i]], uint8_t{1})) {
+      fail("positions has a place twice; with a rule every sample needs another one");
+    }
+  }
+}
+
 // The same pixels in as few lines as their strides allow.
 void merge_lines(ExitHeadArguments& head) {
   // The stride of a dimension of size 1 may be any number.
@@ -43,9 +53,9 @@ std::tuple<Tensor, Tensor, Tensor> exit_head(const Tensor& features, const Tenso
                                              const std::optional<Tensor>& threshold, const Tensor& rows,
                                              const Tensor& positions, const Tensor& live, const std::string& criterion,
                                              int64_t exit_index, const Tensor& logits, const Tensor& confidence,
-                                             const Tensor& exits) {
+                                             const Tensor& exits, const std::optional<Tensor>& rule) {
   const CheckedExitHead checked = check_exit_head(false, features, weight, bias, threshold, rows, positions, live,
-                                                  criterion, exit_index, logits, confidence, exits);
+                                                  criterion, exit_index, logits, confidence, exits, rule);
   cpu::ExitHead head{checked.arguments, nullptr};
   const int64_t size = head.size, live_count = *head.live;
   if (live_count < 0 || live_count > size) fail("live = ", live_count, "; expected 0 … ", size, ", the length of rows");
@@ -58,6 +68,7 @@ std::tuple<Tensor, Tensor, Tensor> exit_head(const Tensor& features, const Tenso
   head.positions = list.data() + live_count;
   check_indices("rows", head.rows, live_count, head.samples, "features");
   check_indices("positions", head.positions, live_count, head.results, "logits");
+  if (head.rule != nullptr) check_distinct(head.positions, live_count, head.results);
   auto survives = cpu::room<uint8_t>("the live list", live_count);
   head.survives = survives.data();
   merge_lines(head);

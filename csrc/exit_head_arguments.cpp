@@ -76,7 +76,8 @@ void check_results(const Tensor& logits, const Tensor& confidence, const Tensor&
 CheckedExitHead check_exit_head(bool on_cuda, const Tensor& features, const Tensor& weight, const Tensor& bias,
                                 const std::optional<Tensor>& threshold, const Tensor& rows, const Tensor& positions,
                                 const Tensor& live, const std::string& criterion, int64_t exit_index,
-                                const Tensor& logits, const Tensor& confidence, const Tensor& exits) {
+                                const Tensor& logits, const Tensor& confidence, const Tensor& exits,
+                                const std::optional<Tensor>& rule) {
   ExitHeadArguments found{};
   found.dtype = feature_dtype(features, on_cuda);
   found.criterion = parse_criterion(criterion);
@@ -98,8 +99,10 @@ CheckedExitHead check_exit_head(bool on_cuda, const Tensor& features, const Tens
   }
   check_live_list(on_cuda, rows, positions, live);
   check_results(logits, confidence, exits, found.num_classes);
+  const Tensor* const numbers = rule ? &*rule : nullptr;
+  check_rule(criterion, numbers, {kRuleNumbers});
   const Named read = {{"features", &features}, {"weight", &weight},       {"bias", &bias}, {"threshold", limit},
-                      {"rows", &rows},         {"positions", &positions}, {"live", &live}};
+                      {"rows", &rows},         {"positions", &positions}, {"live", &live}, {"rule", numbers}};
   const Named written = {{"logits", &logits}, {"confidence", &confidence}, {"exits", &exits}};
   if (on_cuda) {
     for (const Named& list : {read, written}) {
@@ -111,8 +114,13 @@ CheckedExitHead check_exit_head(bool on_cuda, const Tensor& features, const Tens
   for (const auto& [name, tensor] : written) check_written(name, *tensor);
   check_apart(written, read);
 
-  CheckedExitHead checked{found, as_contiguous("weight", weight), as_contiguous("bias", bias),
-                          as_contiguous("rows", rows), as_contiguous("positions", positions)};
+  CheckedExitHead checked{found,
+                          as_contiguous("weight", weight),
+                          as_contiguous("bias", bias),
+                          as_contiguous("rows", rows),
+                          as_contiguous("positions", positions),
+                          std::nullopt};
+  if (numbers) checked.rule = as_contiguous("rule", *numbers);
   ExitHeadArguments& head = checked.arguments;
   head.features = features.const_data_ptr();
   head.samples = features.size(0);
@@ -138,6 +146,7 @@ CheckedExitHead check_exit_head(bool on_cuda, const Tensor& features, const Tens
   head.exits = exits.mutable_data_ptr<int64_t>();
   head.exits_stride = exits.stride(0);
   head.results = confidence.size(0);
+  head.rule = checked.rule ? checked.rule->const_data_ptr<float>() : nullptr;
   return checked;
 }
 

@@ -15,13 +15,14 @@ std::tuple<Tensor, Tensor, Tensor> exit_head(const Tensor& features, const Tenso
                                              const std::optional<Tensor>& threshold, const Tensor& rows,
                                              const Tensor& positions, const Tensor& live, const std::string& criterion,
                                              int64_t exit_index, const Tensor& logits, const Tensor& confidence,
-                                             const Tensor& exits);
+                                             const Tensor& exits, const std::optional<Tensor>& rule);
 
 std::tuple<Tensor, Tensor, Tensor> exit_head_cuda(const Tensor& features, const Tensor& weight, const Tensor& bias,
                                                   const std::optional<Tensor>& threshold, const Tensor& rows,
                                                   const Tensor& positions, const Tensor& live,
                                                   const std::string& criterion, int64_t exit_index,
-                                                  const Tensor& logits, const Tensor& confidence, const Tensor& exits);
+                                                  const Tensor& logits, const Tensor& confidence, const Tensor& exits,
+                                                  const std::optional<Tensor>& rule);
 
 void gather_survivors_cuda(const Tensor& features, const Tensor& rows, const Tensor& live, const Tensor& out,
                            const std::optional<Tensor>& offset);
@@ -31,24 +32,28 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward(const Tensor& images, const 
                                                     const Tensor& thresholds, const std::string& criterion,
                                                     int64_t num_classes, bool bfloat16, int64_t threads,
                                                     const std::optional<Tensor>& seconds,
-                                                    const std::optional<Tensor>& normalization);
+                                                    const std::optional<Tensor>& normalization,
+                                                    const std::optional<Tensor>& rule);
 
 std::tuple<Tensor, Tensor, Tensor> resident_int8(const Tensor& images, const Tensor& steps, const Tensor& maps,
                                                  const Tensor& groups, const Tensor& weights, const Tensor& packed,
                                                  const Tensor& thresholds, const Tensor& image,
                                                  const std::string& criterion, int64_t num_classes, int64_t threads,
-                                                 const std::optional<Tensor>& seconds);
+                                                 const std::optional<Tensor>& seconds,
+                                                 const std::optional<Tensor>& rule);
 
 std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
     const Tensor& images, const Tensor& steps, const Tensor& maps, const Tensor& groups, const Tensor& weights,
     const Tensor& packed, const Tensor& thresholds, const std::string& criterion, int64_t num_classes, bool bfloat16,
-    int64_t threads, const std::optional<Tensor>& seconds, const std::optional<Tensor>& normalization);
+    int64_t threads, const std::optional<Tensor>& seconds, const std::optional<Tensor>& normalization,
+    const std::optional<Tensor>& rule);
 
 // The network as the CUDA kernel takes it, `cuda::Network` in bytes, and the shared memory that a block of it needs:
 // for plans, and for tests that run the kernel elsewhere.
 std::tuple<Tensor, int64_t> resident_network(const Tensor& images, const Tensor& steps, const Tensor& maps,
                                              const Tensor& groups, const Tensor& packed, const Tensor& thresholds,
-                                             const std::string& criterion, int64_t num_classes, bool bfloat16);
+                                             const std::string& criterion, int64_t num_classes, bool bfloat16,
+                                             const std::optional<Tensor>& rule);
 
 // "portable", "avx2", "avx512" or "avx512_bf16": what the CPU kernels use here.
 std::string instruction_set();

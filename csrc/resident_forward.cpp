@@ -15,7 +15,8 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward(const Tensor& images, const 
                                                     const Tensor& thresholds, const std::string& criterion,
                                                     int64_t num_classes, bool bfloat16, int64_t threads,
                                                     const std::optional<Tensor>& seconds,
-                                                    const std::optional<Tensor>& normalization) {
+                                                    const std::optional<Tensor>& normalization,
+                                                    const std::optional<Tensor>& rule) {
   if (normalization) fail("normalization is for CUDA; normalise images beforehand");
   check_dtype("images", images, torch::headeronly::ScalarType::Float, "float32");
   if (bfloat16 && cpu::instruction_set() != cpu::InstructionSet::avx512_bf16) {
@@ -23,7 +24,7 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward(const Tensor& images, const 
   }
   return run_resident(
       read_tables(images, steps, maps, groups, packed, thresholds, criterion, num_classes, float_precision(bfloat16)),
-      images, groups, thresholds, threads, seconds, nullptr);
+      images, groups, thresholds, rule, threads, seconds, nullptr);
 }
 
 std::string instruction_set() {

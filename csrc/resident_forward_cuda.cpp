@@ -215,7 +215,9 @@ cuda::Network with_thresholds(cuda::Network network, const Tensor& thresholds) {
 
 std::tuple<Tensor, int64_t> resident_network(const Tensor& images, const Tensor& steps, const Tensor& maps,
                                              const Tensor& groups, const Tensor& packed, const Tensor& thresholds,
-                                             const std::string& criterion, int64_t num_classes, bool bfloat16) {
+                                             const std::string& criterion, int64_t num_classes, bool bfloat16,
+                                             const std::optional<Tensor>& rule) {
+  if (rule) fail("rule is given; the CUDA kernels have no rules that carry, use engine='reference'");
   const cuda::Network network = with_thresholds(on_cuda(read_tables(images, steps, maps, groups, packed, thresholds,
                                                                     criterion, num_classes, float_precision(bfloat16))),
                                                 thresholds);
@@ -228,7 +230,9 @@ std::tuple<Tensor, int64_t> resident_network(const Tensor& images, const Tensor&
 std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
     const Tensor& images, const Tensor& steps, const Tensor& maps, const Tensor& groups, const Tensor& weights,
     const Tensor& packed, const Tensor& thresholds, const std::string& criterion, int64_t num_classes, bool bfloat16,
-    int64_t threads, const std::optional<Tensor>& seconds, const std::optional<Tensor>& normalization) {
+    int64_t threads, const std::optional<Tensor>& seconds, const std::optional<Tensor>& normalization,
+    const std::optional<Tensor>& rule) {
+  if (rule) fail("rule is given; the CUDA kernels have no rules that carry, use engine='reference'");
   check_there("images", images);
   check_there("packed", packed);
   check_there("thresholds", thresholds);

@@ -18,7 +18,8 @@ std::tuple<Tensor, Tensor, Tensor> resident_int8(const Tensor& images, const Ten
                                                  const Tensor& groups, const Tensor& weights, const Tensor& packed,
                                                  const Tensor& thresholds, const Tensor& image,
                                                  const std::string& criterion, int64_t num_classes, int64_t threads,
-                                                 const std::optional<Tensor>& seconds) {
+                                                 const std::optional<Tensor>& seconds,
+                                                 const std::optional<Tensor>& rule) {
   check_there("images", images);
   if (images.scalar_type() != ScalarType::Byte) check_dtype("images", images, ScalarType::Float, "float32");
   check_there("image", image);
@@ -33,7 +34,7 @@ std::tuple<Tensor, Tensor, Tensor> resident_int8(const Tensor& images, const Ten
       scaling.push_back(image.const_data_ptr<float>()[row * image.stride(0) + c * image.stride(1)]);
     }
   }
-  return run_resident(std::move(read), images, groups, thresholds, threads, seconds, scaling.data());
+  return run_resident(std::move(read), images, groups, thresholds, rule, threads, seconds, scaling.data());
 }
 
 std::string int8_instruction_set() {

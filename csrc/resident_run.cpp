@@ -88,10 +88,12 @@ Network pointed(const ResidentSource& source) {
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> run_resident(ResidentSource read, const Tensor& images, const Tensor& groups,
-                                                const Tensor& thresholds, int64_t threads,
-                                                const std::optional<Tensor>& seconds, const float* scaling) {
+                                                const Tensor& thresholds, const std::optional<Tensor>& rule,
+                                                int64_t threads, const std::optional<Tensor>& seconds,
+                                                const float* scaling) {
   if (threads < 0 || threads > kMaxThreads) fail("threads = ", threads, "; expected 0 … ", kMaxThreads);
-  const int64_t num_classes = read.num_classes;
+  const int64_t num_classes = read.num_classes, num_exits = read.num_exits;
+  check_rule(read.criterion, rule ? &*rule : nullptr, {num_exits + 1, kRuleNumbers});
   const auto known = known_networks<Network>().of(std::move(read), pointed);
   const Network& network = known->second;
 
@@ -109,6 +111,11 @@ std::tuple<Tensor, Tensor, Tensor> run_resident(ResidentSource read, const Tenso
           thresholds.const_data_ptr<float>()[i * thresholds.stride(0) + (of_each ? s * thresholds.stride(1) : 0)]);
     }
   }
+  std::vector<float> numbers;
+  for (int64_t i = 0; rule && i < (num_exits + 1) * kRuleNumbers; ++i) {
+    numbers.push_back(
+        rule->const_data_ptr<float>()[i / kRuleNumbers * rule->stride(0) + i % kRuleNumbers * rule->stride(1)]);
+  }
   const bool bytes = images.scalar_type() == ScalarType::Byte;
   cpu::Batch batch{bytes ? static_cast<const void*>(images.const_data_ptr<uint8_t>()) : images.const_data_ptr<float>(),
                    bytes,
@@ -117,6 +124,7 @@ std::tuple<Tensor, Tensor, Tensor> run_resident(ResidentSource read, const Tenso
                    {images.stride(0), images.stride(1), images.stride(2), images.stride(3)},
                    limits.data(),
                    of_each,
+                   rule ? numbers.data() : nullptr,
                    logits.mutable_data_ptr<float>(),
                    confidence.mutable_data_ptr<float>(),
                    exits.mutable_data_ptr<int64_t>(),

@@ -12,7 +12,8 @@ namespace eefast {
 
 // The answers to checked images, float32 or uint8, see eefast/ops; scaling: null, or that of images in int8.
 std::tuple<Tensor, Tensor, Tensor> run_resident(ResidentSource read, const Tensor& images, const Tensor& groups,
-                                                const Tensor& thresholds, int64_t threads,
-                                                const std::optional<Tensor>& seconds, const float* scaling);
+                                                const Tensor& thresholds, const std::optional<Tensor>& rule,
+                                                int64_t threads, const std::optional<Tensor>& seconds,
+                                                const float* scaling);
 
 }  // namespace eefast

@@ -10,8 +10,8 @@ namespace eefast {
 
 #define EEFAST_EXIT_HEAD_ARGUMENTS                                                                           \
   "(Tensor features, Tensor weight, Tensor bias, Tensor? threshold, Tensor rows, Tensor positions,"          \
-  " Tensor live, str criterion, int exit_index, Tensor(a!) logits, Tensor(b!) confidence, Tensor(c!) exits)" \
-  " -> (Tensor, Tensor, Tensor)"
+  " Tensor live, str criterion, int exit_index, Tensor(a!) logits, Tensor(b!) confidence, Tensor(c!) exits," \
+  " Tensor? rule=None) -> (Tensor, Tensor, Tensor)"
 
 constexpr const char* kExitHead = "exit_head" EEFAST_EXIT_HEAD_ARGUMENTS;
 constexpr const char* kExitHeadCuda = "exit_head_cuda" EEFAST_EXIT_HEAD_ARGUMENTS;
@@ -20,14 +20,14 @@ constexpr const char* kGatherSurvivorsCuda =
 constexpr const char* kResidentForward =
     "resident_forward(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor weights, Tensor packed,"
     " Tensor thresholds, str criterion, int num_classes, bool bfloat16=False, int threads=0,"
-    " Tensor(a!)? seconds=None, Tensor? normalization=None) -> (Tensor, Tensor, Tensor)";
+    " Tensor(a!)? seconds=None, Tensor? normalization=None, Tensor? rule=None) -> (Tensor, Tensor, Tensor)";
 constexpr const char* kResidentNetwork =
     "resident_network(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor packed, Tensor thresholds,"
-    " str criterion, int num_classes, bool bfloat16) -> (Tensor, int)";
+    " str criterion, int num_classes, bool bfloat16, Tensor? rule=None) -> (Tensor, int)";
 constexpr const char* kResidentInt8 =
     "resident_int8(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor weights, Tensor packed,"
-    " Tensor thresholds, Tensor image, str criterion, int num_classes, int threads=0, Tensor(a!)? seconds=None)"
-    " -> (Tensor, Tensor, Tensor)";
+    " Tensor thresholds, Tensor image, str criterion, int num_classes, int threads=0, Tensor(a!)? seconds=None,"
+    " Tensor? rule=None) -> (Tensor, Tensor, Tensor)";
 constexpr const char* kInstructionSet = "instruction_set() -> str";
 constexpr const char* kInt8InstructionSet = "int8_instruction_set() -> str";
 

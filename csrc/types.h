@@ -6,7 +6,11 @@
 namespace eefast {
 
 enum class DType { float32, float16, bfloat16, float64 };
-enum class Criterion { learned, max_probability, entropy, margin };
+enum class Criterion { learned, max_probability, entropy, margin, carried };
+
+// Numbers of an exit in a rule that carries the answer so far: five weights, bias, keep, keep_if_same, a; see `carry`
+// in eefast/criteria.py.
+constexpr int64_t kRuleNumbers = 9;
 
 // What eefast::exit_head reads and writes.
 struct ExitHeadArguments {
@@ -34,7 +38,8 @@ struct ExitHeadArguments {
   const int32_t* live;
   int64_t size;
 
-  // [results, num_classes], [results] and [results]; written only at the positions of samples that exit.
+  // [results, num_classes], [results] and [results]; written only at the positions of samples that exit, but see
+  // `rule`.
   float* logits;
   int64_t logits_row_stride, logits_column_stride;
   float* confidence;
@@ -47,6 +52,10 @@ struct ExitHeadArguments {
   // confidence.
   bool threshold_of_each;
   int64_t threshold_stride;
+
+  // With Criterion::carried kRuleNumbers numbers, else null. Then rows of logits and confidence are read, unless the
+  // numbers that they are multiplied by are 0, and written for all live samples.
+  const float* rule;
 };
 
 }  // namespace eefast

@@ -8,7 +8,7 @@ if sys.argv[:1] == ["-m"] and "eefast" in sys.orig_argv:
 
     end_on_signals()
 
-from . import criteria, online, zoo
+from . import criteria, online, rules, zoo
 from .api import Accelerated, accelerate
 from .checkpoint.loading import load
 from .model import EarlyExitNet
@@ -36,6 +36,7 @@ __all__ = [
     "online",
     "predict",
     "quantize",
+    "rules",
     "score",
     "zoo",
 ]

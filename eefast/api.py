@@ -189,7 +189,7 @@ class Accelerated(nn.Module):
                 thresholds,
                 exit_limit,
             )
-        return engine.run(images, limits)
+        return engine.run(images, limits, self.net.current_rule())
 
     @property
     def profiles(self) -> Profiles:
@@ -241,7 +241,7 @@ class Accelerated(nn.Module):
             )
         if images.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
             images = copied(images)
-        return engine, Batch(images, thresholds, since)
+        return engine, Batch(images, thresholds, since, self.net.current_rule())
 
     def _ready(self) -> tuple[Engine, Tensor, object]:
         """What answers a call: the engine for the network as it is now, and the thresholds of this moment."""

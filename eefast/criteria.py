@@ -1,8 +1,8 @@
 """Exit rules: turn a head's logits and confidence row into the number that is compared with the threshold.
 
 Each rule is a pure function in float32 plus an explicit comparison. A sample exits where the comparison holds, and goes
-on otherwise: NaN compares false, so such a sample goes on to the final exit. Rules that carry state across exits
-(patience, survival products) would take that state as a third argument and return it with the confidence.
+on otherwise: NaN compares false, so such a sample goes on to the final exit. Rules that carry the answer so far from
+exit to exit are rows of nine numbers, which `carry` applies, see `eefast.rules`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class Criterion:
     confidence: (logits [N, K], confidence_logit [N]) → [N] float32.
     comparison: ">" exits above the threshold, "<" below; both strict, exactly at the threshold a sample goes on.
     default_threshold: used where a network is built without thresholds.
+    carries: whether it is a table of `eefast.rules`; then logits and confidence_logit are what `carry` returned.
     """
 
     name: str
     confidence: Callable[[Tensor, Tensor], Tensor]
     comparison: str
     default_threshold: float
+    carries: bool = False
 
     @property
     def never(self) -> float:
@@ -86,8 +89,67 @@ CRITERIA = {
 }
 
 
+def carried_confidence(logits: Tensor, confidence_logit: Tensor) -> Tensor:
+    """What `carry` returned beside the logits."""
+    return confidence_logit.float()
+
+
+CARRYING = {
+    name: Criterion(name, carried_confidence, ">", threshold, carries=True)
+    for name, threshold in {
+        "patience": 1.5,
+        "vote": 1.5,
+        "survival": 2.3025851,  # -log(1 - 0.9)
+        "carried": 0.9,
+        "fitted": 0.0,
+    }.items()
+}
+"""Kinds of tables of `eefast.rules`; to ops all of them are "carried"."""
+
+
 def get(name: str) -> Criterion:
     """The criterion called `name`; `ValueError` lists all names."""
-    if name not in CRITERIA:
-        raise ValueError(f"criterion={name!r} is unknown; choose one of {', '.join(CRITERIA)}")
-    return CRITERIA[name]
+    found = CRITERIA.get(name) or CARRYING.get(name)
+    if found is None:
+        raise ValueError(f"criterion={name!r} is unknown; choose one of {', '.join([*CRITERIA, *CARRYING])}")
+    return found
+
+
+NUMBERS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+    learned_confidence,
+    max_probability,
+    lambda logits, confidence_logit: -entropy(logits, confidence_logit),
+    margin,
+    lambda logits, confidence_logit: softplus(confidence_logit.float()),
+)
+"""What the first five numbers of a row weigh: σ(z), p1, −H, margin and softplus(z) = −log(1 − σ(z))."""
+
+
+def carry(
+    logits: Tensor, confidence_logit: Tensor, row: Tensor, before: Tensor | None, confidence_before: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One exit's step of a rule that carries: logits [N, K] and confidence row [N] → L [N, K] and s [N], both float32.
+
+        L = logits + a · before
+        s = bias + Σ weights · NUMBERS(L, z) + (keep + keep_if_same · [argmax L = argmax before]) · confidence_before
+
+    row: [9] float32: five weights, bias, keep, keep_if_same, a. A number that is exactly 0 leaves its term out, and so
+        does keep + keep_if_same = 0 unless `confidence_before` is NaN; what is left out is not looked at.
+    before, confidence_before: what this returned at the exit before; None where the row does not read them.
+    A NaN in a number that is used, or with keep_if_same in L or `before`, makes s NaN.
+    """
+    *weights, bias, keep, keep_if_same, a = row.tolist()
+    answer = logits.float() if a == 0 else logits.float() + a * before
+    total = torch.full_like(confidence_logit, bias, dtype=torch.float32)
+    for weight, number in zip(weights, NUMBERS, strict=True):
+        total = total if weight == 0 else total + weight * number(answer, confidence_logit)
+    if keep == keep_if_same == 0:
+        return answer, total
+    assert confidence_before is not None
+    factor = torch.full_like(total, keep)
+    if keep_if_same != 0:
+        assert before is not None
+        same = (answer.argmax(dim=1) == before.argmax(dim=1)).float()
+        unclear = answer.isnan().any(dim=1) | before.isnan().any(dim=1)
+        factor = factor + keep_if_same * same.masked_fill(unclear, torch.nan)
+    return answer, total + (factor * confidence_before).masked_fill((factor == 0) & ~confidence_before.isnan(), 0.0)

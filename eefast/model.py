@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from . import criteria
+from . import criteria, rules
 from .cost import StageCost, merged, path_costs, stage_costs
 from .heads import ExitHead
 from .preprocessing import Preprocessing
@@ -28,7 +28,7 @@ class EarlyExitNet(nn.Module):
     stages: modules that map features to features, the first one images [N, C, H, W] to features.
     heads: modules that map a stage's features to an `ExitOutput`; the last one is the final exit's.
     input_shape: (C, H, W) for which the costs are counted.
-    criterion: name of the exit rule, see `eefast.criteria`.
+    criterion: name of the exit rule, see `eefast.criteria`, or an `eefast.rules.Rule`.
     thresholds: n numbers; by default the criterion's default at every exit.
     normalization: (mean, std), one number per channel on the scale 0 … 1; with it the network also takes uint8 images.
     config: its "kind", "eenet", "attached" or "quantized", and the arguments with which `eefast.load` builds it again;
@@ -47,6 +47,8 @@ class EarlyExitNet(nn.Module):
     Buffers, always float32 whatever the parameters' dtype:
     thresholds: [n], may change at any time, also from another thread: a batch is answered by those of one moment.
         Several change together by one assignment of a new tensor or by one in-place operation, such as `copy_`.
+    rule: [n + 1, 9], see `eefast.rules`, where the criterion carries the answer so far, else there is none; may change
+        at any time, as thresholds do.
     cost, path_cost: [n + 1], see `eefast.cost.path_costs`.
 
     In training mode `net(x)` returns all exits, a list of n + 1 `ExitOutput`; in eval mode an `ExitResult`: every
@@ -56,12 +58,14 @@ class EarlyExitNet(nn.Module):
     thresholds: Tensor
     cost: Tensor
     path_cost: Tensor
+    rule: Tensor
     record: TrainingRecord | None = None
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] | None = None
     built_from: str = "modules"
     _limits: tuple[list[float], Tensor] | None = None
     _checked: tuple[Tensor, int] | None = None
+    _rule: tuple[Tensor, object, Tensor] | None = None
     _profiles = Profiles()
     _warned = False
 
@@ -71,7 +75,7 @@ class EarlyExitNet(nn.Module):
         heads: Sequence[nn.Module],
         *,
         input_shape: Sequence[int],
-        criterion: str = "learned",
+        criterion: str | rules.Rule = "learned",
         thresholds: Sequence[float] | None = None,
         normalization: tuple[Sequence[float], Sequence[float]] | None = None,
         config: Mapping[str, Any] | None = None,
@@ -82,7 +86,10 @@ class EarlyExitNet(nn.Module):
             raise ValueError(f"{len(stages)} stages and {len(heads)} heads: every stage needs exactly one head")
         self.stages, self.heads = nn.ModuleList(stages), nn.ModuleList(heads)
         self.input_shape = tuple(input_shape)
-        self.criterion = criteria.get(criterion)
+        rule = criterion if isinstance(criterion, rules.Rule) else None
+        self.criterion = criteria.get(rule.name if rule else str(criterion))
+        if self.criterion.carries and rule is None:
+            rule = rules.named(self.criterion.name, len(stages) - 1)
         self.config = dict(config) if config is not None else None
         self._given_costs = costs
         costs = stage_costs(self.stages, self.heads, self.input_shape) if costs is None else tuple(costs)
@@ -101,6 +108,8 @@ class EarlyExitNet(nn.Module):
         with torch.inference_mode(False):
             given = torch.as_tensor(values, dtype=torch.float32, device=device)
             self.register_buffer("thresholds", given.detach().clone())
+            if rule is not None:
+                self.register_buffer("rule", rules.read(rule.name, rule.table(), self.num_exits).table().to(device))
             self.register_buffer("cost", cost.to(device, copy=True), persistent=False)
             self.register_buffer("path_cost", path_cost.to(device, copy=True), persistent=False)
         if normalization is not None and {len(part) for part in normalization} != {self.input_shape[0]}:
@@ -150,9 +159,7 @@ class EarlyExitNet(nn.Module):
             return self.all_exits(x)
         if not asked:
             return self.first_exits(x)
-        criterion, current = self.criterion, self.limits()
-        while criterion is not self.criterion:  # another thread changes both
-            criterion, current = self.criterion, self.limits()
+        criterion, current = self._criterion_and_limits()
         return self.first_exits(
             x,
             limits_of_call(
@@ -169,19 +176,30 @@ class EarlyExitNet(nn.Module):
             outputs.append(head(x))
         return outputs
 
+    def _criterion_and_limits(self) -> tuple[criteria.Criterion, tuple[Tensor, object]]:
+        """Of one moment: another thread may change both."""
+        while True:
+            criterion, limits = self.criterion, self.limits()
+            if criterion is self.criterion:
+                return criterion, limits
+
     def first_exits(
-        self, x: Tensor, limits: Tensor | None = None, criterion: criteria.Criterion | None = None
+        self,
+        x: Tensor,
+        limits: Tensor | None = None,
+        criterion: criteria.Criterion | None = None,
+        rule: Tensor | None = None,
     ) -> ExitResult:
-        """Stage by stage: samples that exit are written to their rows, the others go on.
+        """Stage by stage: samples that exit are written to their rows, the others go on; a rule writes theirs, too.
 
         limits: [n] float32 thresholds of `criterion`, or [n, N], see `eefast.profiles`; by default both are the current
-            ones of the network.
+            ones of the network. rule: [n + 1, 9] float32 of a criterion that carries; by default the current one.
         """
         check_not_traced()
         if limits is None or criterion is None:
-            criterion, limits = self.criterion, self.limits()[0]
-            while criterion is not self.criterion:  # another thread changes both
-                criterion, limits = self.criterion, self.limits()[0]
+            criterion, (limits, _) = self._criterion_and_limits()
+        if criterion.carries and rule is None:
+            rule = self.current_rule()
         n = len(x)
         logits = torch.empty(n, self.num_classes, dtype=torch.float32, device=x.device)
         confidence = torch.empty(n, dtype=torch.float32, device=x.device)
@@ -193,14 +211,19 @@ class EarlyExitNet(nn.Module):
             x = stage(x)
             out = head(x)
             self.check_classes(i, out.logits.shape[1])
-            value = criterion.confidence(out.logits, out.confidence_logit)
+            if rule is None:
+                answer, value = out.logits, criterion.confidence(out.logits, out.confidence_logit)
+            else:
+                before = logits[position], confidence[position]
+                answer, value = criteria.carry(out.logits, out.confidence_logit, rule[i], *before)
+                logits[position], confidence[position] = answer, value
             if i < self.num_exits:
                 limit = limits[i] if limits.dim() == 1 else limits[i, position]
                 leaves = criteria.exits_by(criterion, value, limit)
             else:
                 leaves = torch.ones_like(value, dtype=torch.bool)
             left = position[leaves]
-            logits[left], confidence[left], exit_index[left] = out.logits[leaves].float(), value[leaves], i
+            logits[left], confidence[left], exit_index[left] = answer[leaves].float(), value[leaves], i
             x, position = x[~leaves], position[~leaves]
         return ExitResult(logits, exit_index, confidence, self.cost[exit_index])
 
@@ -228,8 +251,19 @@ class EarlyExitNet(nn.Module):
         made.training = self.training
         return made
 
-    def with_criterion(self, criterion: str, thresholds: Sequence[float] | None = None) -> EarlyExitNet:
-        """The same network, sharing its modules, under another exit rule with its thresholds."""
+    @property
+    def exit_rule(self) -> str | rules.Rule:
+        """What `with_criterion` takes to make a network of this exit rule."""
+        table = self.current_rule()
+        return self.criterion.name if table is None else rules.read(self.criterion.name, table.cpu(), self.num_exits)
+
+    def with_criterion(self, criterion: str | rules.Rule, thresholds: Sequence[float] | None = None) -> EarlyExitNet:
+        """The same network, sharing its modules, under another exit rule with its thresholds.
+
+        criterion: a name or an `eefast.rules.Rule`; the network's name keeps its rule.
+        """
+        if criterion == self.criterion.name:
+            criterion = self.exit_rule
         net = EarlyExitNet(
             list(self.stages),
             list(self.heads),
@@ -256,6 +290,11 @@ class EarlyExitNet(nn.Module):
         gone = sorted(set(exits))
         if len(gone) != len(exits) or not set(gone) <= set(range(self.num_exits)):
             raise ValueError(f"exits={list(exits)} must be different early exits, of 0 … {self.num_exits - 1}")
+        if self.criterion.carries:
+            raise ValueError(
+                f"criterion={self.criterion.name!r} reads the exits before; leave exits out of "
+                'net.with_criterion("max_probability") and choose its rule again'
+            )
         if (self.config or {}).get("kind") == "quantized":
             raise ValueError("a quantised network keeps its exits; take them from the float network and quantise that")
         kept = [i for i in range(self.num_exits + 1) if i not in gone]
@@ -376,6 +415,30 @@ class EarlyExitNet(nn.Module):
                     self._limits = limits
                 return limits[1], limits[1]
 
+    def current_rule(self) -> Tensor | None:
+        """The rule of this moment [n + 1, 9] float32, checked; the same tensor for as long as it does not change.
+
+        None where the criterion carries nothing. Later changes do not reach it; on a GPU see `limits`.
+        Raises `ValueError` as `eefast.rules.read`, and where the criterion carries but there is no rule.
+        """
+        if not self.criterion.carries:
+            return None
+        while True:
+            t = self._buffers.get("rule")
+            if t is None:
+                raise ValueError(f"criterion={self.criterion.name!r} has no rule; use net.with_criterion(rule)")
+            known, on_cpu = self._rule, t.device.type == "cpu"
+            state: object = t.tolist() if on_cpu else 0 if t.is_inference() else t._version
+            if known is not None and known[1] == state and (known[0] is t or (on_cpu and not known[2].is_cuda)):
+                return known[2]
+            rules.read(self.criterion.name, t.cpu(), self.num_exits)
+            with torch.inference_mode(False):
+                copied = t.detach().clone()
+            # What another thread was writing meanwhile reads differently the second time.
+            if not on_cpu or t.tolist() == copied.tolist() == state:
+                self._rule = t, state, copied
+                return copied
+
     def check_thresholds(self, t: Tensor | None = None) -> None:
         """`ValueError` unless `thresholds`, or another tensor, holds n float32 numbers, none of them NaN."""
         t = self.thresholds if t is None else t
@@ -420,6 +483,8 @@ class EarlyExitNet(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EarlyExitNet:
         # Thresholds decide exits exactly, so .half() must not round them; only their device follows.
         exact = {"thresholds": self.thresholds, "cost": self.cost, "path_cost": self.path_cost}
+        if "rule" in self._buffers:
+            exact["rule"] = self.rule
         super()._apply(fn, recurse)
         for name, value in exact.items():
             self._buffers[name] = value.to(getattr(self, name).device)

@@ -31,3 +31,42 @@ EEFAST_TARGET static float confidence(Criterion criterion, int64_t num_classes, 
 EEFAST_INLINE bool leaves_at(Criterion criterion, float value, float threshold) {
   return criterion == Criterion::entropy ? value < threshold : value > threshold;
 }
+
+// The first of the largest numbers, -1 where one is NaN.
+EEFAST_INLINE int64_t class_of(const float* logits, int64_t num_classes, int64_t stride) {
+  int64_t found = 0;
+  bool unclear = false;
+  for (int64_t k = 0; k < num_classes; ++k) {
+    const float x = logits[k * stride];
+    unclear |= x != x;
+    if (x > logits[found * stride]) found = k;
+  }
+  return unclear ? -1 : found;
+}
+
+// `carry` of eefast/criteria.py: the logits, as of `confidence`, become the answer so far; returns the number that is
+// compared. before, value_before: what this said at the exit before, logits `stride` apart; read only where needed.
+EEFAST_TARGET static float carry(const float* rule, int64_t num_classes, float* logits, const float* before,
+                                 int64_t stride, const float* value_before) {
+  constexpr Criterion kNumbers[] = {Criterion::learned, Criterion::max_probability, Criterion::entropy,
+                                    Criterion::margin};
+  const float keep = rule[6], keep_if_same = rule[7], a = rule[8], z = logits[num_classes];
+  if (a != 0.0f) {
+    for (int64_t k = 0; k < num_classes; ++k) logits[k] += a * before[k * stride];
+  }
+  float sum = rule[5];
+  for (int64_t j = 0; j < 4; ++j) {
+    if (rule[j] == 0.0f) continue;
+    const float value = confidence(kNumbers[j], num_classes, logits);
+    sum += rule[j] * (kNumbers[j] == Criterion::entropy ? -value : value);
+  }
+  if (rule[4] != 0.0f) sum += rule[4] * (std::max(z, 0.0f) + std::log1p(std::exp(-std::abs(z))));
+  if (keep == 0.0f && keep_if_same == 0.0f) return sum;
+  float factor = keep;
+  if (keep_if_same != 0.0f) {
+    const int64_t now = class_of(logits, num_classes, 1), then = class_of(before, num_classes, stride);
+    if (now == then) factor += keep_if_same;
+    if (now < 0 || then < 0) factor = std::numeric_limits<float>::quiet_NaN();
+  }
+  return factor == 0.0f && *value_before == *value_before ? sum : sum + factor * *value_before;
+}

@@ -1,7 +1,7 @@
 // The exit head for one vector width. No include guard: compiled by for_each_isa.h.
 //
 // pooled[c] = mean over pixels of features[row, c];  logits = weight · pooled + bias;
-// confidence = criterion(logits);  exits where confidence > threshold, or < for entropy
+// confidence = criterion(logits), or the rule's number;  exits where confidence > threshold, or < for entropy
 #include "cpu/lanes.h"
 #include "cpu/criterion_lanes.h"
 
@@ -221,9 +221,18 @@ EEFAST_TARGET static void linear(const ExitHead& head, const float* pooled, int6
   }
 }
 
+// carries: whether there is a rule, by which the rows of survivors are written, too.
+template <bool carries>
 EEFAST_TARGET static void finish(const ExitHead& head, int64_t i, float* logits) {
-  const float value = confidence(head.criterion, head.num_classes, logits);
   const int64_t position = head.positions[i];
+  float* const row = head.logits + position * head.logits_row_stride;
+  float* const answered = head.confidence + position * head.confidence_stride;
+  float value;
+  if constexpr (carries) {
+    value = carry(head.rule, head.num_classes, logits, row, head.logits_column_stride, answered);
+  } else {
+    value = confidence(head.criterion, head.num_classes, logits);
+  }
   const float* threshold = head.threshold;
   if (threshold != nullptr && head.threshold_of_each) {
     threshold += position * head.threshold_stride;
@@ -231,10 +240,10 @@ EEFAST_TARGET static void finish(const ExitHead& head, int64_t i, float* logits)
   }
   const bool leaves = threshold == nullptr || leaves_at(head.criterion, value, *threshold);
   head.survives[i] = !leaves;
-  if (!leaves) return;
-  float* row = head.logits + position * head.logits_row_stride;
+  if (!carries && !leaves) return;
   for (int64_t k = 0; k < head.num_classes; ++k) row[k * head.logits_column_stride] = logits[k];
-  head.confidence[position * head.confidence_stride] = value;
+  *answered = value;
+  if (!leaves) return;
   head.exits[position * head.exits_stride] = head.exit_index;
 }
 
@@ -263,7 +272,8 @@ EEFAST_TARGET static void run_dtype(const ExitHead& head, int64_t begin, int64_t
       }
     }
     linear(head, pooled, pooled_stride, samples, logits, logits_stride, packed);
-    for (int64_t s = 0; s < samples; ++s) finish(head, i + s, logits + s * logits_stride);
+    const auto finish_one = head.rule == nullptr ? finish<false> : finish<true>;
+    for (int64_t s = 0; s < samples; ++s) finish_one(head, i + s, logits + s * logits_stride);
   }
 }
 

@@ -517,6 +517,19 @@ const float* threshold_of(const Slot& slot, const float* shared, const Job& job)
   return std::isnan(*threshold) ? nullptr : threshold;
 }
 
+// Whether a sample exits, and its confidence. With a rule the logits become the answer so far, which is written.
+bool exits_at(const Step& step, const Job& job, const float* threshold, float* logits, int64_t sample,
+              float* confidence) {
+  const Batch& batch = job.batch;
+  if (batch.rule == nullptr) return job.kernels.exit(job.network, threshold, logits, confidence);
+  const int64_t classes = job.network.num_classes;
+  float *const row = batch.logits + sample * classes, *const value = batch.confidence + sample;
+  *confidence = job.kernels.carry(batch.rule + step.target * kRuleNumbers, classes, logits, row, 1, value);
+  std::memcpy(row, logits, classes * sizeof(float));
+  *value = *confidence;
+  return threshold == nullptr || *confidence > *threshold;
+}
+
 // Writes the answers of the samples that exit here and takes them out of `live`.
 void run_exit(const Step& step, std::vector<Slot*>& live, Worker& worker) {
   const Job& job = *worker.job;
@@ -543,7 +556,7 @@ void run_exit(const Step& step, std::vector<Slot*>& live, Worker& worker) {
       float confidence, *const logits = worker.logits + i * job.logit_floats;
       Slot* const slot = live[first + i];
       const float* const limit = threshold_of(*slot, threshold, job);
-      if (!kernels.exit(net, limit, logits, &confidence)) {
+      if (!exits_at(step, job, limit, logits, slot->sample, &confidence)) {
         live[kept++] = slot;
         continue;
       }

@@ -19,6 +19,8 @@ struct Batch {
   // confidence.
   const float* thresholds;
   bool thresholds_of_each;
+  // Null, or kRuleNumbers numbers of every exit; then logits and confidence hold the answer so far between exits.
+  const float* rule;
   float* logits;
   float* confidence;
   int64_t* exits;

@@ -25,4 +25,5 @@ const Kernels kKernels = {.rows = int8_convolution,
                           .max_pool = max_pool<uint8_t>,
                           .exit_values = exit_values<uint8_t>,
                           .exit_logits = exit_logits,
-                          .exit = exit};
+                          .exit = exit,
+                          .carry = carry};

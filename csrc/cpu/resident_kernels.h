@@ -68,6 +68,9 @@ struct Kernels {
   void (*exit_logits)(const Step& step, int64_t size, int64_t samples, const float* values, int64_t pitch,
                       float* logits, int64_t logits_pitch, int64_t begin, int64_t end);
   bool (*exit)(const Network& network, const float* threshold, float* logits, float* confidence);
+  // Instead, with a rule: see criterion_lanes.h.
+  float (*carry)(const float* rule, int64_t num_classes, float* logits, const float* before, int64_t stride,
+                 const float* value_before);
 };
 
 // One row of 1 … 4 channels of an image → pixels of four codes: see int8_lanes.h. Whether any number was NaN.

@@ -36,4 +36,5 @@ const Kernels kKernels = {.rows = direct<Element>,
                           .join = join<Element>,
                           .exit_values = exit_values<Element>,
                           .exit_logits = exit_logits,
-                          .exit = exit};
+                          .exit = exit,
+                          .carry = carry};

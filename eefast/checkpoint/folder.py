@@ -7,8 +7,9 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-from .. import zoo
-from ..criteria import CRITERIA
+from torch import Tensor
+
+from .. import criteria, rules, zoo
 from ..heads import HEADS
 from ..model import EarlyExitNet
 from ..preprocessing import Preprocessing
@@ -64,15 +65,35 @@ def read_folder(folder: Path) -> EarlyExitNet:
     kind, config, told = _read_config(folder)
     profiles = config.pop("profiles", None)
     weights, size = read_safetensors(folder / WEIGHTS_FILE)
+    rule = _rule(config, weights)
     net = {"eenet": build, "attached": build_attached, "quantized": build_quantized}[kind](config, weights, size)
     for key in ("num_exits", "placement"):
         if kind == "eenet" and config[key] != (found := (net.config or {})[key]):
             raise ValueError(f"{CONFIG_FILE} says {key}={config[key]}, but the network has {found}")
+    if rule is not None:
+        try:
+            found_rule = rules.read(*rule, net.num_exits)
+        except ValueError as error:
+            raise ValueError(f"{WEIGHTS_FILE}: {error}") from None
+        net = net.with_criterion(found_rule, net.thresholds.tolist())
     if profiles is not None:
         net.profiles = profile_rows.read(profiles)
     net.record = record_file.read(folder, net.name, net.num_classes, net.input_shape)
     image_fields.give(net, *told, CONFIG_FILE)
     return net
+
+
+def _rule(config: dict[str, Any], weights: dict[str, Tensor]) -> tuple[str, Tensor] | None:
+    """Name and table of a rule that carries, taken out of both; the network is built with another criterion first."""
+    name, table = config["criterion"], weights.pop("rule", None)
+    carries = criteria.get(name).carries
+    if carries != (table is not None):
+        has = "lacks the rule of" if carries else "has a rule, which does not belong to"
+        raise ValueError(f"{WEIGHTS_FILE} {has} criterion {name!r}")
+    if table is None:
+        return None
+    config["criterion"] = "max_probability"
+    return name, table
 
 
 def _read_config(folder: Path) -> tuple[str, dict[str, Any], tuple[Preprocessing | None, tuple[str, ...] | None]]:
@@ -98,12 +119,13 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any], tuple[Preprocessing
     return kind, config, told
 
 
+_CRITERIA = (*criteria.CRITERIA, *criteria.CARRYING)
 _ALL: dict[str, Field] = {
     "format": (lambda v: is_int(v, 1), "1, the format that this eefast reads; a newer eefast may read it"),
     "num_classes": (lambda v: is_int(v, 2**31 - 1), "a number of classes"),
     "input_shape": (is_shape, "[channels, height, width], each 1 … 65535"),
     "normalization": (is_normalization, "null or [means, deviations], finite, deviations above 0"),
-    "criterion": (lambda v: isinstance(v, str) and v in CRITERIA, f"one of {', '.join(CRITERIA)}"),
+    "criterion": (lambda v: isinstance(v, str) and v in _CRITERIA, f"one of {', '.join(_CRITERIA)}"),
 }
 _FIELDS: dict[str, Field] = {
     **_ALL,

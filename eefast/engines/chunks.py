@@ -95,9 +95,11 @@ class Pass:
 
     def __init__(
         self, steps: Sequence[CompactStep], criterion: str, thresholds: Tensor, results: Results, kept: Kept,
+        rule: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """thresholds: [n] float32. results: where the exits write. kept: of earlier batches."""
+        """thresholds: [n] float32. results: where the exits write. kept: of earlier batches. rule: see `exit_at`."""
         self.steps, self.criterion, self.thresholds, self.results = steps, criterion, thresholds, results
+        self.rule = rule
         self.kept, self.size, self.device = kept, results.exits.shape[0], results.exits.device
         self.order = kept.numbers(self.size, self.device)
 
@@ -126,7 +128,7 @@ class Pass:
         final = i == len(self.steps) - 1
         entries = self.order[:n], positions, self.kept.count(n, device)
         threshold = None if final else self.thresholds[i]
-        survivors = exit_at(step, i, self.criterion, threshold, features, entries, self.results)
+        survivors = exit_at(step, i, self.criterion, threshold, features, entries, self.results, self.rule)
         if not final:
             self._survive(i + 1, features, *survivors, last)
 

@@ -38,10 +38,10 @@ class CompactEngine(PlannedEngine):
     def survives_fork(self) -> bool:
         return all(getattr(step.stage, "survives_fork", True) for step in self.steps)
 
-    def run(self, images: Tensor, thresholds: Tensor) -> ExitResult:
-        return self.run_eagerly(images, thresholds)
+    def run(self, images: Tensor, thresholds: Tensor, rule: Tensor | None = None) -> ExitResult:
+        return self.run_eagerly(images, thresholds, rule)
 
-    def run_eagerly(self, images: Tensor, thresholds: Tensor) -> ExitResult:
+    def run_eagerly(self, images: Tensor, thresholds: Tensor, rule: Tensor | None = None) -> ExitResult:
         """Stage by stage; the host waits at every exit."""
         results = Results.empty(len(images), self.net)
         # Each call in progress has memory of its own; on a GPU also those whose kernels are not done.
@@ -49,7 +49,8 @@ class CompactEngine(PlannedEngine):
             kept = self.kept.pop()
         except IndexError:
             kept = Kept()
-        Pass(self.steps, self.plan.criterion, thresholds, results, kept).run(images.to(self.plan.dtype))
+        given = self.plan.criterion, thresholds, results, kept, self.rule_of(rule)
+        Pass(self.steps, *given).run(images.to(self.plan.dtype))
         # Not where something failed, since survivors would still wait there.
         if not images.is_cuda:
             self.kept.append(kept)
@@ -68,12 +69,14 @@ class CompactEngine(PlannedEngine):
         largest = max(step.chunk or CHUNK for step in self.steps)
         return largest if largest < LARGE_CHUNK else CHUNK
 
-    def _merged(self, chunks: Iterator[Chunk], size: int, thresholds: Tensor) -> Iterator[ExitResult]:
+    def _merged(
+        self, chunks: Iterator[Chunk], size: int, thresholds: Tensor, rule: Tensor | None
+    ) -> Iterator[ExitResult]:
         """Results of chunks of prepared images, at most `size` each, in order; survivors of several chunks merge."""
         if size < LEAST:
             for x in chunks:
-                yield self.run_eagerly(*((x.images, x.thresholds) if isinstance(x, OfEach) else (x, thresholds)))
+                yield self.run_eagerly(*((x.images, x.thresholds) if isinstance(x, OfEach) else (x, thresholds)), rule)
             return
         with torch.inference_mode(False):
-            stores = EagerStores(self.net, self.plan, self.steps, 1, 2 * size, thresholds)
+            stores = EagerStores(self.net, self.plan, self.steps, 1, 2 * size, thresholds, self.rule_of(rule))
         yield from answers(stores, chunks, lambda stage, most, expected: (True, expected))

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from .. import criteria
 from ..model import EarlyExitNet
 from ..result import ExitResult
 from .program import Plan
@@ -16,12 +17,14 @@ class Batch(NamedTuple):
     """A batch of a stream.
 
     images: prepared, [N, C, H, W], in memory that nothing else writes to. thresholds: [n] or [n, N] float32, by which
-    they are answered, see `eefast.profiles`; since: the same object for as long as batches may run together.
+    they are answered, see `eefast.profiles`; since: the same object for as long as batches may run together. rule: of
+    `EarlyExitNet.current_rule`, the same object for as long as they may, too.
     """
 
     images: Tensor
     thresholds: Tensor
     since: object
+    rule: Tensor | None = None
 
 
 class Engine(Protocol):
@@ -41,10 +44,11 @@ class Engine(Protocol):
         Raises `TypeError` or `ValueError` as `EarlyExitNet.check_images`.
         """
 
-    def run(self, images: Tensor, thresholds: Tensor) -> ExitResult:
+    def run(self, images: Tensor, thresholds: Tensor, rule: Tensor | None = None) -> ExitResult:
         """The answers to prepared images [N, C, H, W], N ≥ 0.
 
-        thresholds: [n] or [n, N] float32, those of this one call, see `eefast.profiles`.
+        thresholds: [n] or [n, N] float32, those of this one call, see `eefast.profiles`. rule: likewise, of
+        `EarlyExitNet.current_rule`; None: that of the network now, if its criterion carries.
         """
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:
@@ -67,3 +71,9 @@ class PlannedEngine:
 
     def prepare(self, x: Tensor) -> Tensor:
         return self.net.prepare(x, self.plan.dtype, self.weight)
+
+    def rule_of(self, rule: Tensor | None) -> Tensor | None:
+        """The rule of a call: the one given, else that of the network now, None where the plan's criterion has none."""
+        if not criteria.get(self.plan.criterion).carries:
+            return None
+        return self.net.current_rule() if rule is None else rule

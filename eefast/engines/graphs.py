@@ -30,11 +30,11 @@ class GraphEngine(CompactEngine):
         self._of_each: Graphs | None = None
         self._capturing = threading.Lock()
 
-    def run(self, images: Tensor, thresholds: Tensor) -> ExitResult:
+    def run(self, images: Tensor, thresholds: Tensor, rule: Tensor | None = None) -> ExitResult:
         graphs = self._graphs_for(thresholds)
         if not graphs.taken(images):
-            return self.run_eagerly(images, thresholds)
-        return graphs.run(images, thresholds)
+            return self.run_eagerly(images, thresholds, rule)
+        return graphs.run(images, thresholds, self.rule_of(rule))
 
     def _graphs_for(self, thresholds: Tensor) -> Graphs:
         """Others where each image has its thresholds; captured when the first such images come."""
@@ -48,14 +48,16 @@ class GraphEngine(CompactEngine):
     def _chunk(self) -> int:
         return max(1, self.graphs.capacity // 2)
 
-    def _merged(self, chunks: Iterator[Chunk], size: int, thresholds: Tensor) -> Iterator[ExitResult]:
+    def _merged(
+        self, chunks: Iterator[Chunk], size: int, thresholds: Tensor, rule: Tensor | None
+    ) -> Iterator[ExitResult]:
         first = next(chunks)
         chunks = chain([first], chunks)
         graphs = self._graphs_for(thresholds)
         if graphs.taken(first.images if isinstance(first, OfEach) else first):
-            yield from graphs.stream(chunks, thresholds)
+            yield from graphs.stream(chunks, thresholds, self.rule_of(rule))
         else:
-            yield from super()._merged(chunks, size, thresholds)
+            yield from super()._merged(chunks, size, thresholds, rule)
 
 
 class Graphs(Stores):
@@ -73,7 +75,8 @@ class Graphs(Stores):
         self, net: EarlyExitNet, plan: Plan, steps: Sequence[CompactStep], capacity: int, queues: int, step: float,
         of_each: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(net, plan, steps, queues, capacity, net.thresholds[:, None] if of_each else net.thresholds)
+        thresholds = net.thresholds[:, None] if of_each else net.thresholds
+        super().__init__(net, plan, steps, queues, capacity, thresholds, net.current_rule())
         self.step = step
         self.sizes, self.queues, self.waits = sizes(capacity, step), queues, 0
         self.device, self.busy = net.cost.device, threading.Lock()
@@ -143,21 +146,21 @@ class Graphs(Stores):
         """
         return x.shape[1:] == self.net.input_shape and self.busy.acquire(blocking=False)
 
-    def run(self, x: Tensor, thresholds: Tensor) -> ExitResult:
+    def run(self, x: Tensor, thresholds: Tensor, rule: Tensor | None = None) -> ExitResult:
         """Prepared images → their answers; the graphs were `taken`."""
         try:
             images, queues = self._chunks(x)
             chunks: Iterable[Chunk] = images
             if self.of_each:
                 chunks = map(OfEach, images, thresholds.split([len(part) for part in images], dim=1))
-            return concatenated(list(self._answers(chunks, thresholds, queues)))
+            return concatenated(list(self._answers(chunks, thresholds, rule, queues)))
         finally:
             self.busy.release()
 
-    def stream(self, chunks: Iterable[Chunk], thresholds: Tensor) -> Iterator[ExitResult]:
+    def stream(self, chunks: Iterable[Chunk], thresholds: Tensor, rule: Tensor | None) -> Iterator[ExitResult]:
         """Results of chunks in order, survivors of several chunks merged; the graphs were `taken`."""
         try:
-            yield from self._answers(chunks, thresholds, self.queues)
+            yield from self._answers(chunks, thresholds, rule, self.queues)
         finally:
             self.busy.release()
 
@@ -170,13 +173,17 @@ class Graphs(Stores):
         pieces = ceil(n / max(1, self.capacity // 2))
         return x.split(ceil(n / pieces)), self.queues
 
-    def _answers(self, chunks: Iterable[Chunk], thresholds: Tensor, queues: int) -> Iterator[ExitResult]:
+    def _answers(
+        self, chunks: Iterable[Chunk], thresholds: Tensor, rule: Tensor | None, queues: int
+    ) -> Iterator[ExitResult]:
         # The consumer may go on, or close the iterator, in another thread and on another CUDA stream.
         self._wait()
         results = answers(self, chunks, self.policies[queues - 1], queues)
         try:
             if not self.of_each:
                 self.thresholds.copy_(thresholds)
+            if self.rule is not None and rule is not None:
+                self.rule.copy_(rule)
             for result in results:
                 self._record()
                 yield result

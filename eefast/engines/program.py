@@ -143,13 +143,14 @@ class ResidentProgram:
         num_classes: int,
         threads: int = 0,
         seconds: Tensor | None = None,
+        rule: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, confidence and exit index of prepared images [N, C, H, W]; arguments as of the op."""
         tables = self.steps, self.maps, self.groups, self.weights, self.packed, thresholds
         of_bytes = self.takes_bytes and images.dtype == torch.uint8
         images = images if images.is_cuda or of_bytes else images.float()
-        last = criterion, num_classes
+        last = criterion if rule is None else "carried", num_classes
         if self.image is not None:
-            return ops.resident_int8.run(images, *tables, self.image, *last, threads, seconds)
+            return ops.resident_int8.run(images, *tables, self.image, *last, threads, seconds, rule)
         normalization = self.normalization if of_bytes else None
-        return ops.resident_forward.run(images, *tables, *last, self.bfloat16, threads, seconds, normalization)
+        return ops.resident_forward.run(images, *tables, *last, self.bfloat16, threads, seconds, normalization, rule)

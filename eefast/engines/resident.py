@@ -27,10 +27,10 @@ class ResidentEngine(PlannedEngine):
         self.net.check_images(x, self.plan.dtype, self.weight)
         return x
 
-    def run(self, images: Tensor, thresholds: Tensor, threads: int = 0) -> ExitResult:
+    def run(self, images: Tensor, thresholds: Tensor, rule: Tensor | None = None, *, threads: int = 0) -> ExitResult:
         """threads: as in `ops.resident_forward`."""
         arguments = images, thresholds, self.plan.criterion, self.net.num_classes, threads
-        logits, confidence, exits = self.program.run(*arguments)
+        logits, confidence, exits = self.program.run(*arguments, rule=self.rule_of(rule))
         return ExitResult(logits, exits, confidence, self.net.cost.index_select(0, exits))
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:

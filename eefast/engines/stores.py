@@ -39,16 +39,20 @@ class Results:
 
 def exit_at(
     step: CompactStep, i: int, criterion: str, threshold: Tensor | None, features: Tensor, entries: Entries,
-    results: Results,
+    results: Results, rule: Tensor | None = None,
 ) -> Entries:  # fmt: skip
-    """Exit i on a stage's features: the answers of samples that exit are written; returns the survivors' entries."""
+    """Exit i on a stage's features: the answers of samples that exit are written; returns the survivors' entries.
+
+    rule: [n + 1, 9] float32 of a criterion that carries; then survivors' answers so far are written, too.
+    """
     seen = step.head_convs(features)
     if step.flatten:
         seen = seen.permute(0, 2, 3, 1).reshape(len(seen), -1, 1, 1)
     linear, written = (step.weight, step.bias), (results.logits, results.confidence, results.exits)
+    last = (criterion, i, *written) if rule is None else ("carried", i, *written, rule[i])
     if step.conv is None:
-        return ops.exit_head.run(seen, *linear, threshold, *entries, criterion, i, *written)
-    return ops.exit_conv_head.run(seen, *step.conv, *linear, threshold, *entries, criterion, i, *written)
+        return ops.exit_head.run(seen, *linear, threshold, *entries, *last)
+    return ops.exit_conv_head.run(seen, *step.conv, *linear, threshold, *entries, *last)
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,12 @@ class Stores:
 
     thresholds: [n] float32, by which rows exit; they change only while no rows are there. Or of each image, [n, N] for
         any N, whose values `put` writes.
+    rule: [n + 1, 9] float32 where the criterion carries; it changes as the thresholds do.
     """
 
     def __init__(
         self, net: EarlyExitNet, plan: Plan, steps: Sequence[CompactStep], queues: int, capacity: int,
-        thresholds: Tensor,
+        thresholds: Tensor, rule: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.net, self.plan, self.steps = net, plan, steps
         self.capacity, self.stages = capacity, len(steps)
@@ -91,6 +96,7 @@ class Stores:
         self.results = Results.empty(SLOTS * capacity, net)
         self.of_each = thresholds.dim() == 2
         self.thresholds = thresholds.clone()
+        self.rule = None if rule is None else rule.clone()
         if self.of_each:
             self.thresholds = thresholds.new_zeros(len(thresholds), SLOTS * capacity)
         self._waiting: list[list[Waiting | None]] = [[None] * self.stages for _ in range(queues)]
@@ -132,7 +138,7 @@ class Stores:
         threshold = self.thresholds[stage] if early else None
         entries = order, here.positions[:rows].view(-1), here.count
         survivors, positions, live = exit_at(
-            step, stage, self.plan.criterion, threshold, features, entries, self.results
+            step, stage, self.plan.criterion, threshold, features, entries, self.results, self.rule
         )
         if early:
             there = self._made_before(queue, stage + 1, features)

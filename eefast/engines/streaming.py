@@ -24,11 +24,11 @@ OVERLAPPING = 3
 
 T = TypeVar("T")
 
-Run = Callable[[Tensor, Tensor], ExitResult]
-"""(prepared images, thresholds) → answers."""
+Run = Callable[[Tensor, Tensor, Tensor | None], ExitResult]
+"""(prepared images, thresholds, rule) → answers."""
 
-Merged = Callable[[Iterator[Chunk], int, Tensor], Iterator[ExitResult]]
-"""(chunks of prepared images, images of the largest chunk, thresholds) → results of the chunks, in their order."""
+Merged = Callable[[Iterator[Chunk], int, Tensor, Tensor | None], Iterator[ExitResult]]
+"""(chunks of prepared images, images of the largest chunk, thresholds, rule) → results of the chunks, in order."""
 
 # Where `batches` raises, in all of these, the results of all batches before come first.
 
@@ -59,7 +59,7 @@ def stream_in_threads(batches: Iterable[Batch], run: Run) -> Iterator[ExitResult
                     more = False
                     failed.append(reason)
                 else:
-                    ahead.append([pool.submit(run, *part) for part in pieces(batch, PIECE)])
+                    ahead.append([pool.submit(run, *part, batch.rule) for part in pieces(batch, PIECE)])
             if not ahead:
                 break
             unfinished = next((f for f in ahead[0] if not f.done()), None)
@@ -92,10 +92,10 @@ def stream_on_cuda(batches: Iterable[Batch], run: Run, device: torch.device) -> 
             side, current = sides[count % OVERLAPPING], torch.cuda.current_stream(device)
             side.wait_stream(current)
             with torch.cuda.stream(side):
-                result = run(batch.images, batch.thresholds)
+                result = run(batch.images, batch.thresholds, batch.rule)
                 done = side.record_event()
             # Memory is handed on in the order of the stream that it was made in.
-            for part in (batch.images, batch.thresholds):
+            for part in (batch.images, batch.thresholds, *([] if batch.rule is None else [batch.rule])):
                 part.record_stream(side)
         except StopIteration:
             break
@@ -127,7 +127,7 @@ def stream_merging(batches: Iterable[Batch], most: int, merged: Merged) -> Itera
 
     for first, group in groups(batches, _alike):
         size = min(max(len(first.images), 1), most)
-        results = merged(chunks(group, size), size, first.thresholds)
+        results = merged(chunks(group, size), size, first.thresholds, first.rule)
         parts: list[ExitResult] = []
         with closing(results):  # type: ignore[type-var]
             for result in results:
@@ -169,7 +169,7 @@ def groups(items: Iterable[T], alike: Callable[[T, T], bool]) -> Iterator[tuple[
 
 def _alike(a: Batch, b: Batch) -> bool:
     """Whether images of both may run together."""
-    return a.since is b.since and a.images.shape[1:] == b.images.shape[1:]
+    return a.since is b.since and a.rule is b.rule and a.images.shape[1:] == b.images.shape[1:]
 
 
 def copied(images: Tensor) -> Tensor:

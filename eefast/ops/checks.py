@@ -34,6 +34,22 @@ def check_stored(*given: Named, optional: Sequence[str] = ()) -> None:
                 )
 
 
+def check_rule(criterion: str, rule: Tensor | None, shape: Sequence[int], device: torch.device) -> None:
+    """`RuntimeError` unless a rule is given where the criterion is "carried", and only there."""
+    if (criterion == "carried") != (rule is not None):
+        given = "None" if rule is None else "given"
+        raise RuntimeError(f"rule is {given} with criterion {criterion!r}; give it with 'carried', and only then")
+    if rule is None:
+        return
+    check_stored(("rule", rule))
+    if rule.dtype != torch.float32:
+        raise RuntimeError(f"rule is {rule.dtype}; convert it with .to(torch.float32)")
+    if list(rule.shape) != list(shape):
+        raise RuntimeError(f"rule has shape {list(rule.shape)}; expected {list(shape)}")
+    if rule.device != device:
+        raise RuntimeError(f"rule is on {rule.device}; move it to {device}, where features is")
+
+
 def check_written(name: str, tensor: Tensor) -> None:
     """`RuntimeError` where two elements of a tensor that gets written share memory."""
     if tensor.requires_grad and torch.is_grad_enabled():

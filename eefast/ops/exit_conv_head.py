@@ -20,24 +20,28 @@ from .on_cuda import implement_on_cuda
 define(
     "exit_conv_head(Tensor features, Tensor conv_weight, Tensor conv_bias, Tensor weight, Tensor bias,"
     " Tensor? threshold, Tensor rows, Tensor positions, Tensor live, str criterion, int exit_index,"
-    " Tensor(a!) logits, Tensor(b!) confidence, Tensor(c!) exits) -> (Tensor, Tensor, Tensor)"
+    " Tensor(a!) logits, Tensor(b!) confidence, Tensor(c!) exits, Tensor? rule=None)"
+    " -> (Tensor, Tensor, Tensor)"
 )
 
 
 def reference(
     features: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None,
     rows: Tensor, positions: Tensor, live: Tensor, criterion: str, exit_index: int,
-    logits: Tensor, confidence: Tensor, exits: Tensor,
+    logits: Tensor, confidence: Tensor, exits: Tensor, rule: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`exit_conv_head` in plain PyTorch: its oracle, its fallback and its documentation."""
-    check(features, conv_weight, conv_bias, weight, bias, threshold, rows, positions, live, logits, confidence, exits)
+    check(
+        features, conv_weight, conv_bias, weight, bias, threshold, rows, positions, live, logits, confidence, exits,
+        criterion, rule,
+    )  # fmt: skip
     entry = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
     seen = (
         features[rows.where(entry < live, 0)] if len(features) else features.new_zeros(len(rows), *features.shape[1:])
     )
     maps = F.relu(F.conv2d(seen.float(), conv_weight.float(), conv_bias, padding=1))
     order, positions, live = exit_head_reference(
-        maps, weight, bias, threshold, entry, positions, live, criterion, exit_index, logits, confidence, exits
+        maps, weight, bias, threshold, entry, positions, live, criterion, exit_index, logits, confidence, exits, rule
     )
     return rows[order], positions, live
 
@@ -45,6 +49,7 @@ def reference(
 def check(
     features: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None,
     rows: Tensor, positions: Tensor, live: Tensor, logits: Tensor, confidence: Tensor, exits: Tensor,
+    criterion: str, rule: Tensor | None,
 ) -> None:  # fmt: skip
     """`RuntimeError` unless the arguments fit."""
     check_stored(("features", features), ("conv_weight", conv_weight), ("conv_bias", conv_bias))
@@ -67,7 +72,8 @@ def check(
     maps = features
     if features.dim() == 4:
         maps = features.new_empty(()).expand(len(features), len(conv_weight), *features.shape[2:])
-    check_exit_head(maps, weight, bias, threshold, rows, positions, live, logits, confidence, exits)
+    results = logits, confidence, exits
+    check_exit_head(maps, weight, bias, threshold, rows, positions, live, *results, criterion, rule)
     read = (("features", features), ("conv_weight", conv_weight), ("conv_bias", conv_bias))
     check_apart((("logits", logits), ("confidence", confidence), ("exits", exits)), read)
 
@@ -78,12 +84,17 @@ namespace.impl("exit_conv_head", reference, "CompositeExplicitAutograd")
 def run_triton(
     features: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None,
     rows: Tensor, positions: Tensor, live: Tensor, criterion: str, exit_index: int,
-    logits: Tensor, confidence: Tensor, exits: Tensor,
+    logits: Tensor, confidence: Tensor, exits: Tensor, rule: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     from ..kernels import exit_conv_head as kernel
 
     criteria.get(criterion)
-    check(features, conv_weight, conv_bias, weight, bias, threshold, rows, positions, live, logits, confidence, exits)
+    check(
+        features, conv_weight, conv_bias, weight, bias, threshold, rows, positions, live, logits, confidence, exits,
+        criterion, rule,
+    )  # fmt: skip
+    if rule is not None:
+        raise RuntimeError("rule is given; the Triton kernels have no rules that carry, use engine='reference'")
     check_classes_on_cuda(len(weight) - 1)
     check_range_on_cuda(features, rows, ("conv_weight", conv_weight), ("weight", weight))
     return kernel.run(
@@ -99,12 +110,12 @@ implement_on_cuda("exit_conv_head", run_triton)
 def _fake(
     features: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None,
     rows: Tensor, positions: Tensor, live: Tensor, criterion: str, exit_index: int,
-    logits: Tensor, confidence: Tensor, exits: Tensor,
+    logits: Tensor, confidence: Tensor, exits: Tensor, rule: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     check_fake(features, ("conv_weight", conv_weight), ("conv_bias", conv_bias))
     check_traced(features, ("conv_weight", conv_weight, 4), weight=("conv_weight", conv_weight))
     return fake_exit_head(
-        features, weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits
+        features, weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits, rule
     )
 
 
@@ -120,7 +131,7 @@ def flops(
 def run(
     features: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None,
     rows: Tensor, positions: Tensor, live: Tensor, criterion: str, exit_index: int,
-    logits: Tensor, confidence: Tensor, exits: Tensor,
+    logits: Tensor, confidence: Tensor, exits: Tensor, rule: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`exit_head(relu(conv2d(features, conv_weight, conv_bias, padding=1)), …)`, the last convolution of the heads of
     PTEENet (Lahiany & Aperstein 2022) with its BatchNorm folded.
@@ -136,5 +147,5 @@ def run(
     refuse_gradient("features", features, "exit_conv_head")
     return torch.ops.eefast.exit_conv_head.default(
         features, conv_weight, conv_bias, weight, bias, threshold, rows, positions, live, criterion, exit_index,
-        logits, confidence, exits,
+        logits, confidence, exits, rule,
     )  # fmt: skip

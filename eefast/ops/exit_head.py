@@ -13,6 +13,7 @@ from .checks import (
     check_apart,
     check_fake,
     check_range_on_cuda,
+    check_rule,
     check_stored,
     check_traced,
     check_written,
@@ -26,8 +27,8 @@ MAX_CLASSES_ON_CUDA = 8191
 
 _SCHEMA = (
     "(Tensor features, Tensor weight, Tensor bias, Tensor? threshold, Tensor rows, Tensor positions,"
-    " Tensor live, str criterion, int exit_index, Tensor(a!) logits, Tensor(b!) confidence, Tensor(c!) exits)"
-    " -> (Tensor, Tensor, Tensor)"
+    " Tensor live, str criterion, int exit_index, Tensor(a!) logits, Tensor(b!) confidence, Tensor(c!) exits,"
+    " Tensor? rule=None) -> (Tensor, Tensor, Tensor)"
 )
 define("exit_head" + _SCHEMA)
 define("exit_head_cuda" + _SCHEMA)
@@ -36,10 +37,11 @@ define("exit_head_cuda" + _SCHEMA)
 def reference(
     features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
     live: Tensor, criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
+    rule: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`exit_head` in plain PyTorch: its oracle, its fallback and its documentation."""
-    rule = criteria.get(criterion)
-    check(features, weight, bias, threshold, rows, positions, live, logits, confidence, exits)
+    chosen = criteria.get(criterion)
+    check(features, weight, bias, threshold, rows, positions, live, logits, confidence, exits, criterion, rule)
     alive = torch.arange(len(rows), device=rows.device) < live
     if len(features):
         pooled = features[rows.where(alive, 0)].float().mean(dim=(2, 3))
@@ -47,12 +49,16 @@ def reference(
         pooled = torch.zeros(len(rows), weight.shape[1], device=features.device)
     with torch.autocast(features.device.type, enabled=False):
         out = torch.nn.functional.linear(pooled, weight, bias)
-    value = rule.confidence(out[:, :-1], out[:, -1])
+    answer, value = out[:, :-1], chosen.confidence(out[:, :-1], out[:, -1])
+    place = positions.where(alive, 0) if len(confidence) else positions.new_empty(0)
+    if rule is not None and len(confidence):
+        answer, value = criteria.carry(answer, out[:, -1], rule, logits[place], confidence[place])
+        logits[place[alive]], confidence[place[alive]] = answer[alive], value[alive]
     if threshold is not None and threshold.dim():
-        threshold = threshold[positions.where(alive, 0)] if len(threshold) else threshold.new_zeros(len(rows))
-    leaves = alive if threshold is None else alive & criteria.exits_by(rule, value, threshold)
+        threshold = threshold[place] if len(threshold) else threshold.new_zeros(len(rows))
+    leaves = alive if threshold is None else alive & criteria.exits_by(chosen, value, threshold)
     left = positions[leaves]
-    logits[left], confidence[left], exits[left] = out[leaves, :-1], value[leaves], exit_index
+    logits[left], confidence[left], exits[left] = answer[leaves], value[leaves], exit_index
     survives = alive & ~leaves
     others = survives.logical_not().nonzero()[:, 0].flip(0)
     order = torch.cat([survives.nonzero()[:, 0], others])
@@ -61,7 +67,7 @@ def reference(
 
 def check(
     features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
-    live: Tensor, logits: Tensor, confidence: Tensor, exits: Tensor,
+    live: Tensor, logits: Tensor, confidence: Tensor, exits: Tensor, criterion: str, rule: Tensor | None,
 ) -> None:  # fmt: skip
     """`RuntimeError`, as from PyTorch's ops, unless the arguments fit; the C++ kernel has the same checks."""
     results_given = (("logits", logits), ("confidence", confidence), ("exits", exits))
@@ -102,9 +108,10 @@ def check(
             raise RuntimeError(f"{name} has shape {list(tensor.shape)}; expected {shape}")
         if tensor.device != features.device:
             raise RuntimeError(f"{name} is on {tensor.device}; move it to {features.device}, where features is")
+    check_rule(criterion, rule, [9], features.device)
     for name, tensor in results_given:
         check_written(name, tensor)
-    check_apart(results_given, given)
+    check_apart(results_given, (*given, ("rule", rule)))
     # On a GPU reading the indices would wait for the device; there the kernel stops at one that is out of range.
     if features.device.type == "cpu":
         count = int(live)
@@ -117,6 +124,8 @@ def check(
             for i, value in enumerate(index[:count].tolist()):
                 if not 0 <= value < size:
                     raise RuntimeError(f"{name}[{i}] = {value} is outside of {owner}, which has {size} rows")
+        if rule is not None and len(positions[:count].unique()) < count:
+            raise RuntimeError("positions has a place twice; with a rule every sample needs another one")
 
 
 def check_classes_on_cuda(classes: int) -> None:
@@ -133,11 +142,14 @@ namespace.impl("exit_head", reference, "CompositeExplicitAutograd")
 def run_triton(
     features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
     live: Tensor, criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
+    rule: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     from ..kernels import exit_head as kernel
 
     criteria.get(criterion)
-    check(features, weight, bias, threshold, rows, positions, live, logits, confidence, exits)
+    check(features, weight, bias, threshold, rows, positions, live, logits, confidence, exits, criterion, rule)
+    if rule is not None:
+        raise RuntimeError("rule is given; the Triton kernels have no rules that carry, use engine='reference'")
     check_classes_on_cuda(len(weight) - 1)
     check_range_on_cuda(features, rows, ("weight", weight))
     return kernel.run(
@@ -152,10 +164,12 @@ implement_on_cuda("exit_head", run_triton)
 def fake(
     features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
     live: Tensor, criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
+    rule: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     check_fake(
         features, ("weight", weight), ("bias", bias), ("threshold", threshold), ("rows", rows),
         ("positions", positions), ("live", live), ("logits", logits), ("confidence", confidence), ("exits", exits),
+        ("rule", rule),
     )  # fmt: skip
     check_traced(features, ("weight", weight, 2), ("rows", rows, 1), ("logits", logits, 2))
     return torch.empty_like(rows), torch.empty_like(rows), rows.new_empty(1)
@@ -169,6 +183,7 @@ def flops(features: Any, weight: Any, bias: Any, threshold: Any, rows: Any, *arg
 def run(
     features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
     live: Tensor, criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
+    rule: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Evaluate one exit for all live samples, write the answers of those that exit, list those that survive.
 
@@ -182,7 +197,10 @@ def run(
     live: [1] int32, number of live samples, 0 … R.
     criterion: name of an exit rule in `eefast.criteria`.
     exit_index: number of this exit, written for the samples that exit here.
-    logits, confidence, exits: [N, K] float32, [N] float32, [N] int64; written for samples that exit only.
+    logits, confidence, exits: [N, K] float32, [N] float32, [N] int64; written for samples that exit only, with a rule
+        logits and confidence for all live samples.
+    rule: [9] float32 with the criterion "carried", else None, see `eefast.criteria.carry`: the rows of `logits` and
+        `confidence` at the samples' positions, which differ, hold the answer so far, and are read unless left out.
 
     Returns the live list of the next exit, with full-size buffers so that no shape depends on data:
     rows, positions: [R] int32, the survivors first in their old order, then the others in reverse order (as CUB's
@@ -195,5 +213,5 @@ def run(
     criteria.get(criterion)
     refuse_gradient("features", features, "exit_head")
     return torch.ops.eefast.exit_head.default(
-        features, weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits
+        features, weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits, rule
     )

@@ -15,11 +15,11 @@ from .resident_steps import Answers, Kind, Step, activated, answers, check_table
 define(
     "resident_forward(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor weights, Tensor packed,"
     " Tensor thresholds, str criterion, int num_classes, bool bfloat16=False, int threads=0,"
-    " Tensor(a!)? seconds=None, Tensor? normalization=None) -> (Tensor, Tensor, Tensor)"
+    " Tensor(a!)? seconds=None, Tensor? normalization=None, Tensor? rule=None) -> (Tensor, Tensor, Tensor)"
 )
 define(
     "resident_network(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor packed, Tensor thresholds,"
-    " str criterion, int num_classes, bool bfloat16) -> (Tensor, int)"
+    " str criterion, int num_classes, bool bfloat16, Tensor? rule=None) -> (Tensor, int)"
 )
 define("instruction_set() -> str")
 
@@ -27,10 +27,10 @@ define("instruction_set() -> str")
 def reference(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
-    normalization: Tensor | None = None,
+    normalization: Tensor | None = None, rule: Tensor | None = None,
 ) -> Answers:  # fmt: skip
     """`resident_forward` in plain PyTorch: its oracle and its documentation. Every sample runs through all layers."""
-    check_tables(images, steps, maps, weights, thresholds, num_classes)
+    check_tables(images, steps, maps, weights, thresholds, num_classes, criterion, rule)
 
     def compute(step: Step, x: Tensor, residual: Tensor | None, outputs: int) -> Tensor:
         window = step.kernel, step.stride, step.padding
@@ -56,7 +56,7 @@ def reference(
         return activated(x, step.activation)
 
     image = _normalised(images.float(), normalization)
-    return answers(image, steps, maps, thresholds, criterion, num_classes, compute)
+    return answers(image, steps, maps, thresholds, criterion, num_classes, compute, rule)
 
 
 def _normalised(images: Tensor, normalization: Tensor | None) -> Tensor:
@@ -73,9 +73,10 @@ namespace.impl("resident_forward", reference, "CompositeExplicitAutograd")
 def _fake(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
-    normalization: Tensor | None = None,
+    normalization: Tensor | None = None, rule: Tensor | None = None,
 ) -> Answers:  # fmt: skip
     there: list[Named] = [("packed", packed), ("thresholds", thresholds), ("normalization", normalization)]
+    there.append(("rule", rule))
     tables: list[Named] = [("steps", steps), ("maps", maps), ("groups", groups), ("weights", weights)]
     return fake_answers(images, num_classes, there, [*tables, ("seconds", seconds)])
 
@@ -83,7 +84,7 @@ def _fake(
 def run(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
-    normalization: Tensor | None = None,
+    normalization: Tensor | None = None, rule: Tensor | None = None,
 ) -> Answers:  # fmt: skip
     """Answer every image by the first exit whose rule it meets.
 
@@ -107,10 +108,11 @@ def run(
     threads: how many work on the batch; 0: as many as `torch.get_num_threads()` says. 1 uses the calling thread alone.
     seconds: [sections] float64 or None; the processor time spent in each section is added, with threads=1 only.
     normalization: [2, C] float32 or None: scale and shift of the images' channels. On CUDA only.
+    rule: [n + 1, 9] float32 with the criterion "carried", else None, see `eefast.criteria.carry`.
 
-    On CUDA images, packed and thresholds are on the device, the tables on the CPU; winograd and groups are 0 and 1,
-    threads and seconds have no meaning. At most 64 channels, 32×32 pixels and 256 classes; no MEAN, SCALE and JOIN, no
-    grouped convolution, no activation but ReLU.
+    On CUDA images, packed, thresholds and rule are on the device, the tables on the CPU; winograd and groups are 0 and
+    1, threads and seconds have no meaning. At most 64 channels, 32×32 pixels and 256 classes; no MEAN, SCALE and JOIN,
+    no grouped convolution, no activation but ReLU.
 
     Returns logits [N, K] float32, confidence [N] float32, exit index [N] int64. The answer of an image is the same, bit
     for bit, in every batch, at every place, with every number of threads.
@@ -121,17 +123,17 @@ def run(
     refuse_gradient("images", images, "resident_forward")
     return torch.ops.eefast.resident_forward.default(
         images, steps, maps, groups, weights, packed, thresholds, criterion, num_classes, bfloat16, threads, seconds,
-        normalization,
+        normalization, rule,
     )  # fmt: skip
 
 
 def resident_network(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, packed: Tensor, thresholds: Tensor, criterion: str,
-    num_classes: int, bfloat16: bool,
+    num_classes: int, bfloat16: bool, rule: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The network as the CUDA kernel takes it, in bytes; raises `RuntimeError` where that kernel lacks a step."""
     return torch.ops.eefast.resident_network.default(
-        images, steps, maps, groups, packed, thresholds, criterion, num_classes, bfloat16
+        images, steps, maps, groups, packed, thresholds, criterion, num_classes, bfloat16, rule
     )[0]
 
 

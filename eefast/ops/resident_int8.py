@@ -13,8 +13,8 @@ from .resident_steps import Activation, Answers, Kind, Step, answers, check_tabl
 
 define(
     "resident_int8(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor weights, Tensor packed,"
-    " Tensor thresholds, Tensor image, str criterion, int num_classes, int threads=0, Tensor(a!)? seconds=None)"
-    " -> (Tensor, Tensor, Tensor)"
+    " Tensor thresholds, Tensor image, str criterion, int num_classes, int threads=0, Tensor(a!)? seconds=None,"
+    " Tensor? rule=None) -> (Tensor, Tensor, Tensor)"
 )
 define("int8_instruction_set() -> str")
 
@@ -22,9 +22,10 @@ define("int8_instruction_set() -> str")
 def reference(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     image: Tensor, criterion: str, num_classes: int, threads: int = 0, seconds: Tensor | None = None,
+    rule: Tensor | None = None,
 ) -> Answers:  # fmt: skip
     """`resident_int8` in plain PyTorch: its oracle and its documentation. Every sample runs through all layers."""
-    _check(images, steps, maps, weights, thresholds, image, num_classes)
+    _check(images, steps, maps, weights, thresholds, image, num_classes, criterion, rule)
     fills: list[Tensor | int] = [integer_maps.image_fill(image[1]), *maps[1:, 2].tolist()]
 
     def compute(step: Step, q: Tensor, residual: Tensor | None, outputs: int) -> Tensor:
@@ -51,7 +52,7 @@ def reference(
         return integer_maps.requantized(sums, scale, residual, ratio.float())
 
     integers = images.float() if images.dtype == torch.uint8 else integer_maps.image_integers(images, *image)
-    return answers(integers, steps, maps, thresholds, criterion, num_classes, compute)
+    return answers(integers, steps, maps, thresholds, criterion, num_classes, compute, rule)
 
 
 NOT_IN_INTEGERS = "INT8 has no such step"
@@ -64,10 +65,12 @@ def in_integers(step: Step) -> bool:
 
 
 def _check(
-    images: Tensor, steps: Tensor, maps: Tensor, weights: Tensor, thresholds: Tensor, image: Tensor, num_classes: int
-) -> None:
+    images: Tensor, steps: Tensor, maps: Tensor, weights: Tensor, thresholds: Tensor, image: Tensor, num_classes: int,
+    criterion: str, rule: Tensor | None,
+) -> None:  # fmt: skip
     """`RuntimeError` unless the reference can read the arguments; the C++ kernel checks more."""
-    check_tables(images, steps, maps, weights, thresholds, num_classes, map_columns=3, dtype=torch.float64)
+    more = num_classes, criterion, rule
+    check_tables(images, steps, maps, weights, thresholds, *more, map_columns=3, dtype=torch.float64)
     check_stored(("image", image))
     if images.dtype not in (torch.float32, torch.uint8):
         raise RuntimeError(f"images is {images.dtype}; convert it with .to(torch.float32)")
@@ -90,15 +93,17 @@ namespace.impl("resident_int8", reference, "CompositeExplicitAutograd")
 def _fake(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     image: Tensor, criterion: str, num_classes: int, threads: int = 0, seconds: Tensor | None = None,
+    rule: Tensor | None = None,
 ) -> Answers:  # fmt: skip
     tables: list[Named] = [("steps", steps), ("maps", maps), ("groups", groups), ("weights", weights)]
-    there: list[Named] = [("packed", packed), ("thresholds", thresholds), ("image", image)]
+    there: list[Named] = [("packed", packed), ("thresholds", thresholds), ("image", image), ("rule", rule)]
     return fake_answers(images, num_classes, there, [*tables, ("seconds", seconds)])
 
 
 def run(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     image: Tensor, criterion: str, num_classes: int, threads: int = 0, seconds: Tensor | None = None,
+    rule: Tensor | None = None,
 ) -> Answers:  # fmt: skip
     """Answer every image by the first exit whose rule it meets, in integer arithmetic on the CPU.
 
@@ -121,6 +126,7 @@ def run(
     image: [2, C] float32, multiplier and shift that make integers of float pixels.
     threads: how many work on the batch; 0: as many as `torch.get_num_threads()` says. 1 uses the calling thread alone.
     seconds: [sections] float64 or None; the processor time spent in each section is added, with threads=1 only.
+    rule: [n + 1, 9] float32 with the criterion "carried", else None, see `eefast.criteria.carry`.
 
     Returns logits [N, K] float32, confidence [N] float32, exit index [N] int64. The maps are the same, bit for bit, on
     every machine, the answer of an image in every batch, at every place, with every number of threads. An image with a
@@ -131,7 +137,8 @@ def run(
     """
     refuse_gradient("images", images, "resident_int8")
     return torch.ops.eefast.resident_int8.default(
-        images, steps, maps, groups, weights, packed, thresholds, image, criterion, num_classes, threads, seconds
+        images, steps, maps, groups, weights, packed, thresholds, image, criterion, num_classes, threads, seconds,
+        rule,
     )  # fmt: skip
 
 

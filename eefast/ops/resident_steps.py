@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import criteria
-from .checks import Named, check_fake, check_stored
+from .checks import Named, check_fake, check_rule, check_stored
 
 
 class Kind(IntEnum):
@@ -89,7 +89,7 @@ Answers = tuple[Tensor, Tensor, Tensor]
 
 def answers(
     image: Tensor, steps: Tensor, maps: Tensor, thresholds: Tensor, criterion: str, num_classes: int,
-    compute: Callable[[Step, Tensor, Tensor | None, int], Tensor],
+    compute: Callable[[Step, Tensor, Tensor | None, int], Tensor], rule: Tensor | None = None,
 ) -> Answers:  # fmt: skip
     """What a network says of map 0, `image` [N, C, H, W]; every sample runs through all steps.
 
@@ -97,7 +97,7 @@ def answers(
         of logits and confidence. The residual of a JOIN is its target so far, None before the first.
     Raises `RuntimeError` that names the step which cannot be computed.
     """
-    rule, n = criteria.get(criterion), len(image)
+    chosen, n = criteria.get(criterion), len(image)
     logits, confidence = (image.new_empty(n, *more, dtype=torch.float32) for more in ((num_classes,), ()))
     results = logits, confidence, torch.full((n,), -1, device=image.device)
     channels, values = dict(enumerate(maps[:, 0].tolist())), {0: image}
@@ -119,10 +119,15 @@ def answers(
         if step.kind != Kind.EXIT:
             values[step.target] = found
             return
-        value, here = rule.confidence(found[:, :-1], found[:, -1]), results[2] < 0
+        answer, row, here = found[:, :-1], found[:, -1], results[2] < 0
+        if rule is None:
+            value = chosen.confidence(answer, row)
+        else:
+            answer, value = criteria.carry(answer, row, rule[step.target], results[0], results[1])
+            results[0][here], results[1][here] = answer[here], value[here]
         if step.target < len(thresholds):
-            here = here & criteria.exits_by(rule, value, thresholds[step.target])
-        results[0][here], results[1][here], results[2][here] = found[here, :-1], value[here], step.target
+            here = here & criteria.exits_by(chosen, value, thresholds[step.target])
+        results[0][here], results[1][here], results[2][here] = answer[here], value[here], step.target
 
     with torch.autocast(image.device.type, enabled=False):
         for row, step in enumerate(steps.tolist()):
@@ -153,7 +158,7 @@ def parts(weights: Tensor, place: int, *shapes: tuple[int, ...]) -> tuple[Tensor
 
 def check_tables(
     images: Tensor, steps: Tensor, maps: Tensor, weights: Tensor, thresholds: Tensor, num_classes: int,
-    map_columns: int = 2, dtype: torch.dtype = torch.float32,
+    criterion: str, rule: Tensor | None, map_columns: int = 2, dtype: torch.dtype = torch.float32,
 ) -> None:  # fmt: skip
     """`RuntimeError` unless a reference can read the arguments; the C++ kernels check more. dtype: of `weights`."""
     given = (("images", images), ("steps", steps), ("maps", maps), ("weights", weights), ("thresholds", thresholds))
@@ -177,6 +182,7 @@ def check_tables(
             raise RuntimeError(f"{name} is {tensor.dtype}; convert it with .to({wanted})")
         if name in ("steps", "maps") and not tensor.is_contiguous():
             raise RuntimeError(f"{name} is not contiguous; call .contiguous()")
+    check_rule(criterion, rule, [len(thresholds) + 1, 9], images.device)
     if images.shape[1] != int(maps[0, 0]):
         raise RuntimeError(f"images has {images.shape[1]} channels; expected {int(maps[0, 0])}")
     if num_classes < 1:

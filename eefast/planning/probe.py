@@ -34,6 +34,11 @@ def thresholds(net: EarlyExitNet, exit_index: int) -> Tensor:
     return torch.tensor([rule.always if i == exit_index else rule.never for i in range(net.num_exits)])
 
 
+def criterion(net: EarlyExitNet) -> str:
+    """The network's, or one that such thresholds are for, too, where that carries: each exit's logits are looked at."""
+    return "max_probability" if net.criterion.carries else net.criterion.name
+
+
 def fastest_of(runs: Sequence[Callable[[], Any]], rounds: int = ROUNDS) -> list[float]:
     """Seconds of each run, the least over rounds in which all take turns."""
     return _least(runs, rounds, time.perf_counter, float("inf"))

@@ -55,6 +55,8 @@ def _lowered_to_integers(subject: Subject) -> Lowered:
 
 
 def _lowered_for_cuda(net: EarlyExitNet, dtype: torch.dtype) -> Lowered:
+    if net.criterion.carries:
+        raise UnsupportedError(f"criterion {net.criterion.name!r} carries answers, which its CUDA kernels do not do")
     if ops.CUDA_MISSING:
         raise UnsupportedError(f"its CUDA kernels are {ops.CUDA_MISSING}")
     if dtype not in (torch.float16, torch.bfloat16):
@@ -73,7 +75,7 @@ def _lowered_for_cuda(net: EarlyExitNet, dtype: torch.dtype) -> Lowered:
 def _shared_memory(net: EarlyExitNet, program: ResidentProgram) -> int:
     """Bytes that the CUDA kernel needs for the maps; `RuntimeError` where it lacks a step."""
     tables = program.steps, program.maps, program.groups, program.packed, net.thresholds
-    more = net.criterion.name, net.num_classes, program.bfloat16
+    more = probe.criterion(net), net.num_classes, program.bfloat16
     return ops.resident_shared_memory(torch.empty(0, *net.input_shape), *tables, *more)
 
 

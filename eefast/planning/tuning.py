@@ -114,4 +114,4 @@ def run(
 ) -> Tensor:
     """[N, K] logits; seconds: [sections] float64, to which the time spent in each section is added."""
     threads = 0 if seconds is None else 1
-    return candidate.run(images, thresholds, net.criterion.name, net.num_classes, threads, seconds)[0]
+    return candidate.run(images, thresholds, probe.criterion(net), net.num_classes, threads, seconds)[0]

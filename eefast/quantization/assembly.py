@@ -26,7 +26,7 @@ def assembled(net: EarlyExitNet, layers: Sequence[FloatStage], stages: Sequence[
     thresholds = net.thresholds.tolist()
     config = {"kind": "quantized", "name": net.name, "float_thresholds": {net.criterion.name: thresholds}}
     made = EarlyExitNet(
-        modules, heads, input_shape=net.input_shape, criterion=net.criterion.name, thresholds=thresholds,
+        modules, heads, input_shape=net.input_shape, criterion=net.exit_rule, thresholds=thresholds,
         normalization=net.normalization, config=config, costs=net.stage_costs,
     )  # fmt: skip
     made.record, made.preprocessing, made.classes = net.record, net.preprocessing, net.classes

@@ -16,6 +16,7 @@ ROOT = PACKAGE.parent
 LEAVES = {
     "result",
     "criteria",
+    "rules",
     "heads",
     "cost",
     "record",
