@@ -196,22 +196,20 @@ SIMT_DEVICE void classify(const ExitHead& head, const Tiles& tiles, const float*
   }
 }
 
-// The rule's number; the logits become the answer so far. All lanes have read the entry's results when any returns.
+// The rule's number, in lane 0; the logits become the answer so far.
 SIMT_DEVICE float carry(const ExitHead& head, int64_t position, float* logits) {
   const float* const rule = head.rule;
   const float* const row = head.logits + position * head.logits_row_stride;
   const int classes = static_cast<int>(head.num_classes);
   const float keep_if_same = __ldg(rule + 7), keep_logits = __ldg(rule + 8);
   const int then = keep_if_same != 0 ? class_of(row, classes, head.logits_column_stride) : 0;
-  // Every element belongs to one lane: here, in the criterion and where it is written.
+  // Every element belongs to one lane: here, in the criterion and where it is written; the number belongs to lane 0.
   for (int k = lane_index(); keep_logits != 0 && k < classes; k += 32)
     logits[k] += keep_logits * row[k * head.logits_column_stride];
   const float sum = weighed(rule, logits, classes);
   if (__ldg(rule + 6) == 0 && keep_if_same == 0) return sum;
   const int now = keep_if_same != 0 ? class_of(logits, classes, 1) : 0;
-  const float value = head.confidence[position * head.confidence_stride];
-  __syncwarp();
-  return sum + kept(rule, now, then, value);
+  return sum + kept(rule, now, then, head.confidence[position * head.confidence_stride]);
 }
 
 // One warp decides for one entry of the live list and writes its answer: where it exits, or so far.
