@@ -366,20 +366,22 @@ MANY = 70
 """Classes, of which a warp has several at a time."""
 
 
-@pytest.mark.parametrize("classes", [1, 10, MANY])
-@pytest.mark.parametrize("rule_case", cases(4), ids=lambda rule_case: rule_case.name)
+@pytest.mark.parametrize(
+    ("rule_case", "classes"),
+    [*((found, 10) for found in cases(4)), (cases(4)[0], 1), (cases(4)[0], MANY), (cases(4)[3], MANY)],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_rules_by_their_definition(exit_head: ctypes.CDLL, rule_case: RuleCase, classes: int) -> None:
-    outputs = agreeing_outputs(33, 4, classes)
+    outputs = agreeing_outputs(25, 4, classes)
     _, confidence, exits = chain(
         runner(exit_head, order=classes), outputs, rule_case.thresholds, rule_case.rule.table()
     )
     assert check_rule(rule_case, outputs, exits, confidence) <= 1
 
 
-@pytest.mark.parametrize("classes", [1, 10, 33, MANY])
-@pytest.mark.parametrize("seed", range(6, 12))
+@pytest.mark.parametrize(("seed", "classes"), [(6, 10), (7, 33), (8, 1), (9, MANY), (11, 10)])
 def test_any_table_is_its_formula_in_float64(exit_head: ctypes.CDLL, seed: int, classes: int) -> None:
-    rule, outputs = random_rule(3, seed), agreeing_outputs(41, 3, classes, seed)
+    rule, outputs = random_rule(3, seed), agreeing_outputs(25, 3, classes, seed)
     thresholds = spread(outputs, rule)
     answer = chain(runner(exit_head, grid=2, order=seed), outputs, thresholds, rule.table())
     assert check_random(outputs, rule, thresholds, *answer) <= 3
@@ -399,14 +401,18 @@ def test_one_column_is_the_criterion_of_that_name(exit_head: ctypes.CDLL, criter
 def test_rules_decide_as_the_reference_on_nan_infinities_and_ties(exit_head: ctypes.CDLL) -> None:
     """With thresholds of each sample, among them NaN."""
     g = torch.Generator().manual_seed(0)
-    outputs = agreeing_outputs(60, 3, 5)
-    outputs[:40] = outputs[:40].round()
+    outputs = agreeing_outputs(40, 3, 5)
+    outputs[:30] = outputs[:30].round()
     odd = torch.tensor([math.nan, math.inf, -math.inf])
     hit = torch.rand(outputs.shape, generator=g) < 0.04
     outputs[hit] = odd[torch.randint(0, 3, (int(hit.sum()),), generator=g)]
-    limits = torch.tensor([0.4, 1.2, math.inf, math.nan])[torch.randint(0, 4, (2, 60), generator=g)]
+    # A number that is infinite, and then multiplied by 0.
+    outputs[0] = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, math.inf])
+    outputs[0, 1:, 5] = 0.0
+    limits = torch.tensor([0.4, 1.2, math.inf, math.nan])[torch.randint(0, 4, (2, 40), generator=g)]
+    limits[:, 0] = math.inf
     tables = [case.rule.table() for case in cases(3)]
-    tables.append(rules.fitted([[0.0] * 5] * 3, [1.0, 0.0, 2.0], keep=-1.0, keep_if_same=1.0).table())
+    tables.append(rules.fitted([[0.0] * 4 + [1.0]] * 3, [1.0, 0.0, 2.0], keep=-1.0, keep_if_same=1.0).table())
     for table in tables:
         found, want = (chain(f, outputs, limits, table) for f in (runner(exit_head), exit_head_reference))
         assert torch.equal(found[2], want[2])
