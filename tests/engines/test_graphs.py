@@ -16,13 +16,14 @@ from graphs_on_cpu import SHAPE, assert_same, capture_on_cpu, network, planned, 
 from networks import images, lived_in, one_by_one, spread_thresholds
 
 import eefast
-from eefast import zoo
+from eefast import rules, zoo
 from eefast.engines import Batch, CompactEngine, graphs
 from eefast.engines.host_reads import HostReadPolicy
 from eefast.planning import capture, launch_costs
 from eefast.planning.fusing import fuse_convolutions
 from eefast.planning.indexed_stages import indexed_stage
 from eefast.profiles import OF_EACH
+from eefast.result import concatenated
 
 
 @pytest.fixture
@@ -133,6 +134,26 @@ class TestOnTheCpu:
         batches = [Batch(x, limits, OF_EACH), Batch(x, net.thresholds, net), *[Batch(x, limits, OF_EACH)] * 20]
         for i, got in enumerate(p.stream(batches)):
             assert_same(got, net(x) if i == 1 else expected)
+
+    @pytest.mark.parametrize("of_each", [False, True])
+    def test_rules_that_carry(self, net: Any, of_each: bool) -> None:
+        """Streams of more batches than there are slots, whose survivors merge; other tables in the same graphs."""
+        first, other = rules.vote([1.0, 0.9, 1.1, 1.0]), rules.vote([2.0, 1.0, 1.0, 1.0])
+        voting, x = net.with_criterion(first, [0.7, 1.2, 1.4]).eval(), images(60, SHAPE)
+        p, limits = planned(voting, 8), voting.thresholds
+        if of_each:
+            limits = limits[:, None].repeat(1, 60)
+            limits[1, ::7] = torch.nan
+        for rule in (first, other, first):
+            with torch.no_grad():
+                expected = voting.first_exits(x, limits, voting.criterion, rule.table())
+            batches = zip(x.split(3), limits.split(3, 1) if of_each else [limits] * 20, strict=True)
+            since = OF_EACH if of_each else limits
+            made = [Batch(part, limit, since, rule.table()) for part, limit in batches]
+            assert_same(p.run(x, limits, rule.table()), expected)
+            assert_same(concatenated(list(p.stream(made))), expected)
+            assert len(expected.exit_index.unique()) == 4
+            assert not p.graphs.busy.locked()
 
     def test_other_sizes_and_calls_meanwhile_run_without_graphs(self, net: Any) -> None:
         p = planned(net, 8)
