@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import criteria
+from .. import criteria, rules
 from ..model import EarlyExitNet
 from ..modules.contexts import mode
 from ..result import ExitOutput, ExitResult, concatenated
@@ -91,10 +91,10 @@ def load_outputs(path: str | Path, source: Mapping[str, str]) -> tuple[list[Exit
 
 
 def fingerprint(net: EarlyExitNet) -> str:
-    """A hash of the network's weights without its thresholds: of all that its outputs depend on."""
+    """A hash of the network's weights without thresholds and rule: of all that its outputs depend on."""
     state = hashlib.sha256()
     for name, value in sorted(net.state_dict().items()):
-        if name != "thresholds":
+        if name not in ("thresholds", "rule"):
             state.update(name.encode())
             state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return state.hexdigest()[:16]
@@ -103,12 +103,40 @@ def fingerprint(net: EarlyExitNet) -> str:
 def exits_taken(
     outputs: Sequence[ExitOutput], criterion: criteria.Criterion, thresholds: Sequence[float] | Tensor
 ) -> Tensor:
-    """The exit that each sample takes, [N] int64, for n thresholds and outputs of n + 1 exits for all samples."""
-    taken = torch.full((len(outputs[0].logits),), len(outputs) - 1)
+    """The exit that each sample takes, [N] int64, for n thresholds and outputs of n + 1 exits for all samples.
+
+    For M rows of thresholds [M, n]: [M, N].
+    """
+    rows = torch.as_tensor(thresholds, dtype=torch.float32)
+    taken = torch.full((*rows.shape[:-1], len(outputs[0].logits)), len(outputs) - 1)
     for i in reversed(range(len(outputs) - 1)):
         confidence = criterion.confidence(outputs[i].logits, outputs[i].confidence_logit)
-        taken[criterion.leaves(confidence, torch.as_tensor(thresholds[i], dtype=torch.float32))] = i
+        taken[criterion.leaves(confidence, rows[..., i : i + 1])] = i
     return taken
+
+
+def some(outputs: Sequence[ExitOutput], samples: Tensor) -> list[ExitOutput]:
+    """The outputs for some samples, indices [M] or [N] bool."""
+    return [ExitOutput(*(part[samples] for part in out)) for out in outputs]
+
+
+def carried(outputs: Sequence[ExitOutput], rule: rules.Rule) -> list[ExitOutput]:
+    """The outputs with the answer so far in place of each exit's own: logits are L, confidence and its row are s.
+
+    Thresholds, accuracy and cost of the criterion `rule.name` follow from these as those of others from `outputs`: s
+    and L of an exit depend on the exits before it, never on thresholds.
+    """
+    made, before, confidence = [], None, None
+    for out, row in zip(outputs, rule.table(), strict=True):
+        before, confidence = criteria.carry(out.logits, out.confidence_logit, row, before, confidence)
+        made.append(ExitOutput(before, confidence, confidence))
+    return made
+
+
+def answered(outputs: Sequence[ExitOutput], net: EarlyExitNet) -> list[ExitOutput]:
+    """The outputs as the network's criterion sees them: with the answer so far where it carries that."""
+    rule = net.exit_rule
+    return list(outputs) if isinstance(rule, str) else carried(outputs, rule)
 
 
 def outcome(
@@ -123,8 +151,12 @@ def outcome(
 def by_thresholds(
     outputs: Sequence[ExitOutput], net: EarlyExitNet, criterion: str, thresholds: Sequence[float]
 ) -> ExitResult:
-    """The answers that a criterion and thresholds give on cached outputs, without running the network."""
+    """The answers that a criterion and thresholds give on cached outputs, without running the network.
+
+    criterion: one that carries nothing, or the network's.
+    """
     rule = criteria.get(criterion)
+    outputs = answered(outputs, net) if criterion == net.criterion.name else outputs
     taken = exits_taken(outputs, rule, thresholds)
     rows = torch.arange(len(taken))
     confidence = torch.stack([rule.confidence(out.logits, out.confidence_logit) for out in outputs])
@@ -140,6 +172,7 @@ def flip_distances(taken: Tensor, expected: Tensor, outputs: Sequence[ExitOutput
     flipped = taken != expected
     if not flipped.any():
         return torch.empty(0)
+    outputs = answered(outputs, net)
     earlier = torch.minimum(taken, expected)[flipped]
     confidence = torch.stack([net.criterion.confidence(out.logits, out.confidence_logit) for out in outputs[:-1]])
     return (confidence[:, flipped].T - net.thresholds.cpu()).abs().gather(1, earlier[:, None]).squeeze(1)
