@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cost import StageCost
-from ..criteria import CRITERIA
+from ..criteria import CARRYING, CRITERIA
 from ..heads import HEADS, ExitHead
 from ..model import EarlyExitNet
 from ..modules.integer_maps import largest_sums, short_mantissa
@@ -247,7 +247,7 @@ def _is_flag(value: Any) -> bool:
 
 def _are_thresholds(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        name in CRITERIA and _is_list(given, MOST_EXITS) and all(is_number(v) or v in ("inf", "-inf") for v in given)
+        name in {**CRITERIA, **CARRYING} and _is_list(given, MOST_EXITS) and all(is_number(v) or v in ("inf", "-inf") for v in given)
         for name, given in value.items()
     )
 

@@ -35,8 +35,11 @@ void parallel(int64_t n, void (*work)(int64_t, void*), void* context) {
 struct Made {
   Network network;
   std::vector<float> packed;
+  bool carries;
 
-  Made(Precision precision, int64_t channels, int64_t group, int64_t winograd, int64_t height, int64_t width) {
+  Made(Precision precision, int64_t channels, int64_t group, int64_t winograd, int64_t height, int64_t width,
+       bool carrying = false)
+      : carries(carrying) {
     network = {precision, 7, Criterion::max_probability, {}, {}};
     for (const auto& [channels_of, section] : {std::pair<int64_t, int64_t>{3, -1},
                                                {channels, 0},
@@ -110,6 +113,9 @@ struct Answers {
   }
 };
 
+// Of two exits: the second one adds the first one's logits and, where the class is the same, its confidence.
+const float kRule[] = {0, 1, 0, 0, 0, 0, 0, 0, 0, 0.5f, 0, 0, 0, 0.25f, 1, 0, 0.5f, 0.75f};
+
 Answers run(const Made& made, const std::vector<float>& images, int64_t samples, float threshold, int64_t threads) {
   const Map& map = made.network.maps[0];
   const int64_t plane = map.height * map.width;
@@ -122,7 +128,7 @@ Answers run(const Made& made, const std::vector<float>& images, int64_t samples,
                     {3 * plane, plane, map.width, 1},
                     &threshold,
                     false,
-                    nullptr,
+                    made.carries ? kRule : nullptr,
                     found.logits.data(),
                     found.confidence.data(),
                     found.exits.data(),
@@ -132,7 +138,7 @@ Answers run(const Made& made, const std::vector<float>& images, int64_t samples,
 }
 
 Answers run_head(const std::vector<float>& features, const std::vector<float>& weight, int64_t samples, float threshold,
-                 int64_t threads) {
+                 const float* rule, int64_t threads) {
   Answers found(samples);
   std::vector<int32_t> rows(samples);
   for (int64_t i = 0; i < samples; ++i) rows[i] = static_cast<int32_t>(i);
@@ -149,6 +155,7 @@ Answers run_head(const std::vector<float>& features, const std::vector<float>& w
   head.confidence = found.confidence.data(), head.confidence_stride = 1;
   head.exits = found.exits.data(), head.exits_stride = 1;
   head.survives = survives.data();
+  head.rule = rule;
   struct Part {
     const ExitHead& head;
     int64_t samples, threads;
@@ -169,6 +176,7 @@ int main() {
   // Narrow and wide, the latter with weights that workers divide; few samples, which they divide as well, and many.
   constexpr Precision float32 = Precision::float32, int8 = Precision::int8;
   const Made thin(float32, 20, 2, 2, 13, 11), wide(float32, 64, 4, 4, 16, 15), direct(float32, 20, 3, 0, 13, 11);
+  const Made carrying(float32, 20, 3, 2, 13, 11, true), carrying_codes(int8, 20, 3, 1, 13, 11, true);
   const Made thin_codes(int8, 20, 2, 1, 13, 11), wide_codes(int8, 64, 4, 2, 15, 16),
       direct_codes(int8, 20, 3, 0, 13, 11);
   const auto images = noise(40 * 3 * 16 * 15, 2, 1.0f), features = noise(130 * 19 * 35, 3, 1.0f);
@@ -180,7 +188,8 @@ int main() {
     Answers wanted;
   };
   std::vector<Case> cases;
-  for (const Made* made : {&thin, &wide, &direct, &thin_codes, &wide_codes, &direct_codes}) {
+  for (const Made* made :
+       {&thin, &wide, &direct, &thin_codes, &wide_codes, &direct_codes, &carrying, &carrying_codes}) {
     for (const int64_t samples : {1, 2, 40}) {
       // The middle one of the confidences at the first exit, so that some exit there and the others go on.
       auto found = run(*made, images, samples, 0.0f, 1).confidence;
@@ -189,7 +198,8 @@ int main() {
       cases.push_back({made, samples, threshold, run(*made, images, samples, threshold, 1)});
     }
   }
-  const Answers wanted_head = run_head(features, weight, 130, 1.9f, 1);
+  const Answers wanted_head = run_head(features, weight, 130, 1.9f, nullptr, 1);
+  const Answers carried_head = run_head(features, weight, 130, 0.3f, kRule + kRuleNumbers, 1);
   for (const Case& given : cases) {
     const auto& taken = given.wanted.exits;
     if (given.samples == 40 && std::count(taken.begin(), taken.end(), 0) % 40 == 0) {
@@ -204,7 +214,8 @@ int main() {
         const Case& given = cases[(round + 4 * caller) % cases.size()];
         const auto threads = static_cast<int64_t>(1 + (round + caller) % 4);
         if (!(run(*given.made, images, given.samples, given.threshold, threads) == given.wanted)) ++wrong;
-        if (!(run_head(features, weight, 130, 1.9f, threads) == wanted_head)) ++wrong;
+        if (!(run_head(features, weight, 130, 1.9f, nullptr, threads) == wanted_head)) ++wrong;
+        if (!(run_head(features, weight, 130, 0.3f, kRule + kRuleNumbers, threads) == carried_head)) ++wrong;
       }
     });
   }
