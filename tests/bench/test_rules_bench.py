@@ -25,7 +25,7 @@ def test_rows_are_means_over_divisions():
             candidate = make_candidate(row.rule, choose.exits, choose.labels)
             points = path_of(candidate, choose.exits, choose.labels, cost)
             per_split.append(accuracies_at(candidate, points, judge.exits, judge.labels, cost, costs))
-        accuracy[row.rule] = torch.tensor(per_split)
+        accuracy[row.rule] = torch.tensor(per_split, dtype=torch.float64)
         gains = accuracy[row.rule] - accuracy["max_probability"]
         assert row.costs == pytest.approx(costs)
         assert row.accuracy == pytest.approx(accuracy[row.rule].mean(0).tolist())
