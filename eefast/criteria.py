@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+Step = Callable[[int, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(exit, logits [N, K], confidence row [N], L [N, K] and s [N] of the exit before) → L and s, all of them float32."""
+
 
 @dataclass(frozen=True)
 class Criterion:
@@ -23,7 +26,8 @@ class Criterion:
     confidence: (logits [N, K], confidence_logit [N]) → [N] float32.
     comparison: ">" exits above the threshold, "<" below; both strict, exactly at the threshold a sample goes on.
     default_threshold: used where a network is built without thresholds.
-    carries: whether it is a table of `eefast.rules`; then logits and confidence_logit are what `carry` returned.
+    carries: whether it carries the answer so far; then logits and confidence_logit are what `carry` or `step` returned.
+    step: what does so instead of a table of `eefast.rules`, see `eefast.rules.PythonRule`.
     """
 
     name: str
@@ -31,6 +35,7 @@ class Criterion:
     comparison: str
     default_threshold: float
     carries: bool = False
+    step: Step | None = None
 
     @property
     def never(self) -> float:
@@ -153,3 +158,18 @@ def carry(
         unclear = answer.isnan().any(dim=1) | before.isnan().any(dim=1)
         factor = factor + keep_if_same * same.masked_fill(unclear, torch.nan)
     return answer, total + (factor * confidence_before).masked_fill((factor == 0) & ~confidence_before.isnan(), 0.0)
+
+
+def carry_on(
+    rule: Tensor | Step, exit_index: int, logits: Tensor, confidence_logit: Tensor, before: Tensor, confidence: Tensor
+) -> tuple[Tensor, Tensor]:
+    """L and s of an exit by a table [n + 1, 9] or by a step."""
+    if isinstance(rule, Tensor):
+        return carry(logits, confidence_logit, rule[exit_index], before, confidence)
+    answer, value = rule(exit_index, logits.float(), confidence_logit.float(), before, confidence)
+    if answer.shape != before.shape or value.shape != confidence.shape:
+        raise ValueError(
+            f"the rule returns {list(answer.shape)} and {list(value.shape)} at exit {exit_index}; expected logits "
+            f"{list(before.shape)} and confidences {list(confidence.shape)}"
+        )
+    return answer.float(), value.float()

@@ -28,7 +28,7 @@ class EarlyExitNet(nn.Module):
     stages: modules that map features to features, the first one images [N, C, H, W] to features.
     heads: modules that map a stage's features to an `ExitOutput`; the last one is the final exit's.
     input_shape: (C, H, W) for which the costs are counted.
-    criterion: name of the exit rule, see `eefast.criteria`, or an `eefast.rules.Rule`.
+    criterion: name of the exit rule, see `eefast.criteria`, or a `Rule` or `PythonRule` of `eefast.rules`.
     thresholds: n numbers; by default the criterion's default at every exit.
     normalization: (mean, std), one number per channel on the scale 0 … 1; with it the network also takes uint8 images.
     config: its "kind", "eenet", "attached" or "quantized", and the arguments with which `eefast.load` builds it again;
@@ -75,7 +75,7 @@ class EarlyExitNet(nn.Module):
         heads: Sequence[nn.Module],
         *,
         input_shape: Sequence[int],
-        criterion: str | rules.Rule = "learned",
+        criterion: str | rules.Rule | rules.PythonRule = "learned",
         thresholds: Sequence[float] | None = None,
         normalization: tuple[Sequence[float], Sequence[float]] | None = None,
         config: Mapping[str, Any] | None = None,
@@ -86,9 +86,12 @@ class EarlyExitNet(nn.Module):
             raise ValueError(f"{len(stages)} stages and {len(heads)} heads: every stage needs exactly one head")
         self.stages, self.heads = nn.ModuleList(stages), nn.ModuleList(heads)
         self.input_shape = tuple(input_shape)
+        if isinstance(criterion, rules.PythonRule):
+            self.criterion = criterion.criterion
+        else:
+            self.criterion = criteria.get(criterion.name if isinstance(criterion, rules.Rule) else criterion)
         rule = criterion if isinstance(criterion, rules.Rule) else None
-        self.criterion = criteria.get(rule.name if rule else str(criterion))
-        if self.criterion.carries and rule is None:
+        if self.criterion.carries and not self.criterion.step and rule is None:
             rule = rules.named(self.criterion.name, len(stages) - 1)
         self.config = dict(config) if config is not None else None
         self._given_costs = costs
@@ -188,12 +191,12 @@ class EarlyExitNet(nn.Module):
         x: Tensor,
         limits: Tensor | None = None,
         criterion: criteria.Criterion | None = None,
-        rule: Tensor | None = None,
+        rule: Tensor | criteria.Step | None = None,
     ) -> ExitResult:
         """Stage by stage: samples that exit are written to their rows, the others go on; a rule writes theirs, too.
 
         limits: [n] float32 thresholds of `criterion`, or [n, N], see `eefast.profiles`; by default both are the current
-            ones of the network. rule: [n + 1, 9] float32 of a criterion that carries; by default the current one.
+            ones of the network. rule: as of `current_rule`, by default the current one.
         """
         check_not_traced()
         if limits is None or criterion is None:
@@ -215,7 +218,7 @@ class EarlyExitNet(nn.Module):
                 answer, value = out.logits, criterion.confidence(out.logits, out.confidence_logit)
             else:
                 before = logits[position], confidence[position]
-                answer, value = criteria.carry(out.logits, out.confidence_logit, rule[i], *before)
+                answer, value = criteria.carry_on(rule, i, out.logits, out.confidence_logit, *before)
                 logits[position], confidence[position] = answer, value
             if i < self.num_exits:
                 limit = limits[i] if limits.dim() == 1 else limits[i, position]
@@ -252,15 +255,19 @@ class EarlyExitNet(nn.Module):
         return made
 
     @property
-    def exit_rule(self) -> str | rules.Rule:
+    def exit_rule(self) -> str | rules.Rule | rules.PythonRule:
         """What `with_criterion` takes to make a network of this exit rule."""
-        table = self.current_rule()
-        return self.criterion.name if table is None else rules.read(self.criterion.name, table.cpu(), self.num_exits)
+        name, rule = self.criterion.name, self.current_rule()
+        if isinstance(rule, Tensor):
+            return rules.read(name, rule.cpu(), self.num_exits)
+        return name if rule is None else rules.PythonRule(name, rule, self.criterion.default_threshold)
 
-    def with_criterion(self, criterion: str | rules.Rule, thresholds: Sequence[float] | None = None) -> EarlyExitNet:
+    def with_criterion(
+        self, criterion: str | rules.Rule | rules.PythonRule, thresholds: Sequence[float] | None = None
+    ) -> EarlyExitNet:
         """The same network, sharing its modules, under another exit rule with its thresholds.
 
-        criterion: a name or an `eefast.rules.Rule`; the network's name keeps its rule.
+        criterion: a name, or a `Rule` or `PythonRule` of `eefast.rules`; the network's name keeps its rule.
         """
         if criterion == self.criterion.name:
             criterion = self.exit_rule
@@ -415,14 +422,15 @@ class EarlyExitNet(nn.Module):
                     self._limits = limits
                 return limits[1], limits[1]
 
-    def current_rule(self) -> Tensor | None:
+    def current_rule(self) -> Tensor | criteria.Step | None:
         """The rule of this moment [n + 1, 9] float32, checked; the same tensor for as long as it does not change.
 
-        None where the criterion carries nothing. Later changes do not reach it; on a GPU see `limits`.
+        None where the criterion carries nothing; of a rule in Python its step. Later changes do not reach it; on a GPU
+        see `limits`.
         Raises `ValueError` as `eefast.rules.read`, and where the criterion carries but there is no rule.
         """
-        if not self.criterion.carries:
-            return None
+        if not self.criterion.carries or self.criterion.step:
+            return self.criterion.step
         while True:
             t = self._buffers.get("rule")
             if t is None:
@@ -473,6 +481,11 @@ class EarlyExitNet(nn.Module):
 
     def check_saving(self) -> None:
         """`ValueError` unless `eefast.load` could build this network again."""
+        if self.criterion.step:
+            raise ValueError(
+                f"criterion={self.criterion.name!r} is a rule in Python, which no folder holds; save "
+                'net.with_criterion("max_probability"), and give it the rule after eefast.load'
+            )
         if self.config is None:
             raise ValueError(
                 f"this network was built from {self.built_from}, so that eefast.load could not build it again; make it "

@@ -64,6 +64,31 @@ class Rule:
         return torch.tensor(self.rows, dtype=torch.float32, device="cpu")
 
 
+@dataclass(frozen=True)
+class PythonRule:
+    """A rule in Python, for the reference and the compact engine; it cannot be saved.
+
+    name: none of the others. step: (exit, logits [N, K], confidence row [N], L [N, K], s [N]) → L and s, float32, of N
+    images, where L and s given are those of the exit before and mean nothing at exit 0. An image exits where
+    s > threshold. It may be called by several threads at once, for any images: all state is in L and s.
+    default_threshold: where a network is built without thresholds.
+    """
+
+    name: str
+    step: criteria.Step
+    default_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.name in criteria.CRITERIA or self.name in criteria.CARRYING or self.name == "":
+            raise ValueError(f"name={self.name!r} is another rule's; take one that is free")
+
+    @property
+    def criterion(self) -> criteria.Criterion:
+        return criteria.Criterion(
+            self.name, criteria.carried_confidence, ">", self.default_threshold, carries=True, step=self.step
+        )
+
+
 def read(name: str, table: Tensor, num_exits: int) -> Rule:
     """The rule of a table [n + 1, 9] float32; `ValueError` as `Rule`, and for another shape or dtype."""
     shape = (num_exits + 1, len(COLUMNS))

@@ -3,10 +3,15 @@
 // e^x for x ≤ 0, NaN for NaN. Below -87 it is 0, where the true value is next to the smallest normal number.
 EEFAST_INLINE Floats exp_lanes(Floats x) { return (Floats)((Words)exp_between(x) & ~(Words)(x < -87.0f)); }
 
-// The criteria of eefast/criteria.py, rounded to float32 where PyTorch rounds. logits: the class logits and the
-// confidence row, with room for whole vectors.
-EEFAST_TARGET static float confidence(Criterion criterion, int64_t num_classes, float* logits) {
-  if (criterion == Criterion::learned) return 1.0f / (1.0f + std::exp(-logits[num_classes]));
+// What the criteria need of a softmax: the two largest logits, the sums of e^(x - first) and of (x - first) e^(x -
+// first).
+struct Softmax {
+  float first, second, sum;
+  Floats moments;
+};
+
+// logits: the class logits and the confidence row, with room for whole vectors; the row is lost.
+EEFAST_INLINE Softmax softmax(int64_t num_classes, float* logits) {
   constexpr float kNone = -std::numeric_limits<float>::infinity();
   float first = kNone, second = kNone;
   for (int64_t k = 0; k < num_classes; ++k) {
@@ -22,10 +27,21 @@ EEFAST_TARGET static float confidence(Criterion criterion, int64_t num_classes, 
     // 0 · log 0 = 0, so where the probability is 0 its logarithm, maybe -inf, is taken for 0.
     moments += e * (Floats)((Words)x & ~(Words)(e == 0.0f));
   }
-  const float sum = sum_lanes(sums);
-  if (criterion == Criterion::max_probability) return 1.0f / sum;
-  if (criterion == Criterion::margin) return 1.0f / sum - std::exp(second - first) / sum;
-  return std::log(sum) - sum_lanes(moments) / sum;
+  return {first, second, sum_lanes(sums), moments};
+}
+
+// The criteria of eefast/criteria.py, rounded to float32 where PyTorch rounds.
+EEFAST_INLINE float learned(float confidence_logit) { return 1.0f / (1.0f + std::exp(-confidence_logit)); }
+EEFAST_INLINE float max_probability(const Softmax& p) { return 1.0f / p.sum; }
+EEFAST_INLINE float margin(const Softmax& p) { return 1.0f / p.sum - std::exp(p.second - p.first) / p.sum; }
+EEFAST_INLINE float entropy(const Softmax& p) { return std::log(p.sum) - sum_lanes(p.moments) / p.sum; }
+
+// logits: as of `softmax`.
+EEFAST_TARGET static float confidence(Criterion criterion, int64_t num_classes, float* logits) {
+  if (criterion == Criterion::learned) return learned(logits[num_classes]);
+  const Softmax p = softmax(num_classes, logits);
+  if (criterion == Criterion::max_probability) return max_probability(p);
+  return criterion == Criterion::margin ? margin(p) : entropy(p);
 }
 
 EEFAST_INLINE bool leaves_at(Criterion criterion, float value, float threshold) {
@@ -48,17 +64,17 @@ EEFAST_INLINE int64_t class_of(const float* logits, int64_t num_classes, int64_t
 // compared. before, value_before: what this said at the exit before, logits `stride` apart; read only where needed.
 EEFAST_TARGET static float carry(const float* rule, int64_t num_classes, float* logits, const float* before,
                                  int64_t stride, const float* value_before) {
-  constexpr Criterion kNumbers[] = {Criterion::learned, Criterion::max_probability, Criterion::entropy,
-                                    Criterion::margin};
   const float keep = rule[6], keep_if_same = rule[7], a = rule[8], z = logits[num_classes];
   if (a != 0.0f) {
     for (int64_t k = 0; k < num_classes; ++k) logits[k] += a * before[k * stride];
   }
   float sum = rule[5];
-  for (int64_t j = 0; j < 4; ++j) {
-    if (rule[j] == 0.0f) continue;
-    const float value = confidence(kNumbers[j], num_classes, logits);
-    sum += rule[j] * (kNumbers[j] == Criterion::entropy ? -value : value);
+  if (rule[0] != 0.0f) sum += rule[0] * learned(z);
+  if (rule[1] != 0.0f || rule[2] != 0.0f || rule[3] != 0.0f) {
+    const Softmax p = softmax(num_classes, logits);
+    if (rule[1] != 0.0f) sum += rule[1] * max_probability(p);
+    if (rule[2] != 0.0f) sum += rule[2] * -entropy(p);
+    if (rule[3] != 0.0f) sum += rule[3] * margin(p);
   }
   if (rule[4] != 0.0f) sum += rule[4] * (std::max(z, 0.0f) + std::log1p(std::exp(-std::abs(z))));
   if (keep == 0.0f && keep_if_same == 0.0f) return sum;

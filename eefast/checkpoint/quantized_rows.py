@@ -247,7 +247,9 @@ def _is_flag(value: Any) -> bool:
 
 def _are_thresholds(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        name in {**CRITERIA, **CARRYING} and _is_list(given, MOST_EXITS) and all(is_number(v) or v in ("inf", "-inf") for v in given)
+        name in {**CRITERIA, **CARRYING}
+        and _is_list(given, MOST_EXITS)
+        and all(is_number(v) or v in ("inf", "-inf") for v in given)
         for name, given in value.items()
     )
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..criteria import Step
 from .program import CompactStep
 from .stores import Results, exit_at
 
@@ -95,7 +96,7 @@ class Pass:
 
     def __init__(
         self, steps: Sequence[CompactStep], criterion: str, thresholds: Tensor, results: Results, kept: Kept,
-        rule: Tensor | None = None,
+        rule: Tensor | Step | None = None,
     ) -> None:  # fmt: skip
         """thresholds: [n] float32. results: where the exits write. kept: of earlier batches. rule: see `exit_at`."""
         self.steps, self.criterion, self.thresholds, self.results = steps, criterion, thresholds, results

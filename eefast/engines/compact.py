@@ -10,7 +10,7 @@ from torch import Tensor
 from ..model import EarlyExitNet
 from ..result import ExitResult
 from .chunks import Kept, Pass
-from .engine import Batch, PlannedEngine
+from .engine import Batch, PlannedEngine, Rule
 from .program import CompactStep, Plan
 from .schedule import Chunk, OfEach, answers
 from .stores import EagerStores, Results
@@ -38,10 +38,10 @@ class CompactEngine(PlannedEngine):
     def survives_fork(self) -> bool:
         return all(getattr(step.stage, "survives_fork", True) for step in self.steps)
 
-    def run(self, images: Tensor, thresholds: Tensor, rule: Tensor | None = None) -> ExitResult:
+    def run(self, images: Tensor, thresholds: Tensor, rule: Rule = None) -> ExitResult:
         return self.run_eagerly(images, thresholds, rule)
 
-    def run_eagerly(self, images: Tensor, thresholds: Tensor, rule: Tensor | None = None) -> ExitResult:
+    def run_eagerly(self, images: Tensor, thresholds: Tensor, rule: Rule = None) -> ExitResult:
         """Stage by stage; the host waits at every exit."""
         results = Results.empty(len(images), self.net)
         # Each call in progress has memory of its own; on a GPU also those whose kernels are not done.
@@ -69,9 +69,7 @@ class CompactEngine(PlannedEngine):
         largest = max(step.chunk or CHUNK for step in self.steps)
         return largest if largest < LARGE_CHUNK else CHUNK
 
-    def _merged(
-        self, chunks: Iterator[Chunk], size: int, thresholds: Tensor, rule: Tensor | None
-    ) -> Iterator[ExitResult]:
+    def _merged(self, chunks: Iterator[Chunk], size: int, thresholds: Tensor, rule: Rule) -> Iterator[ExitResult]:
         """Results of chunks of prepared images, at most `size` each, in order; survivors of several chunks merge."""
         if size < LEAST:
             for x in chunks:

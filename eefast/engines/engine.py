@@ -12,6 +12,9 @@ from ..model import EarlyExitNet
 from ..result import ExitResult
 from .program import Plan
 
+Rule = Tensor | criteria.Step | None
+"""Of a call, see `EarlyExitNet.current_rule`."""
+
 
 class Batch(NamedTuple):
     """A batch of a stream.
@@ -24,7 +27,7 @@ class Batch(NamedTuple):
     images: Tensor
     thresholds: Tensor
     since: object
-    rule: Tensor | None = None
+    rule: Rule = None
 
 
 class Engine(Protocol):
@@ -44,7 +47,7 @@ class Engine(Protocol):
         Raises `TypeError` or `ValueError` as `EarlyExitNet.check_images`.
         """
 
-    def run(self, images: Tensor, thresholds: Tensor, rule: Tensor | None = None) -> ExitResult:
+    def run(self, images: Tensor, thresholds: Tensor, rule: Rule = None) -> ExitResult:
         """The answers to prepared images [N, C, H, W], N ≥ 0.
 
         thresholds: [n] or [n, N] float32, those of this one call, see `eefast.profiles`. rule: likewise, of
@@ -59,11 +62,14 @@ class PlannedEngine:
     """What the engines share: a network, its plan, and the check of images.
 
     weight: one of the network's parameters, whose dtype and device images are held to; looking for it takes time.
+    criterion: the plan's.
     """
 
     def __init__(self, net: EarlyExitNet, plan: Plan) -> None:
         self.net, self.plan = net, plan
         self.weight = next(net.parameters()).detach()
+        # Another thread may have changed it since.
+        self.criterion = net.criterion if net.criterion.name == plan.criterion else criteria.get(plan.criterion)
 
     @property
     def survives_fork(self) -> bool:
@@ -72,8 +78,8 @@ class PlannedEngine:
     def prepare(self, x: Tensor) -> Tensor:
         return self.net.prepare(x, self.plan.dtype, self.weight)
 
-    def rule_of(self, rule: Tensor | None) -> Tensor | None:
+    def rule_of(self, rule: Rule) -> Rule:
         """The rule of a call: the one given, else that of the network now, None where the plan's criterion has none."""
-        if not criteria.get(self.plan.criterion).carries:
+        if not self.criterion.carries:
             return None
         return self.net.current_rule() if rule is None else rule

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..model import EarlyExitNet
 from ..result import ExitResult, concatenated
 from .compact import CompactEngine
+from .engine import Rule
 from .host_reads import HostReadPolicy, Times, queues_for, sizes
 from .program import CompactStep, Plan
 from .schedule import Chunk, OfEach, answers
@@ -30,7 +31,7 @@ class GraphEngine(CompactEngine):
         self._of_each: Graphs | None = None
         self._capturing = threading.Lock()
 
-    def run(self, images: Tensor, thresholds: Tensor, rule: Tensor | None = None) -> ExitResult:
+    def run(self, images: Tensor, thresholds: Tensor, rule: Rule = None) -> ExitResult:
         graphs = self._graphs_for(thresholds)
         if not graphs.taken(images):
             return self.run_eagerly(images, thresholds, rule)
@@ -48,9 +49,7 @@ class GraphEngine(CompactEngine):
     def _chunk(self) -> int:
         return max(1, self.graphs.capacity // 2)
 
-    def _merged(
-        self, chunks: Iterator[Chunk], size: int, thresholds: Tensor, rule: Tensor | None
-    ) -> Iterator[ExitResult]:
+    def _merged(self, chunks: Iterator[Chunk], size: int, thresholds: Tensor, rule: Rule) -> Iterator[ExitResult]:
         first = next(chunks)
         chunks = chain([first], chunks)
         graphs = self._graphs_for(thresholds)
@@ -146,7 +145,7 @@ class Graphs(Stores):
         """
         return x.shape[1:] == self.net.input_shape and self.busy.acquire(blocking=False)
 
-    def run(self, x: Tensor, thresholds: Tensor, rule: Tensor | None = None) -> ExitResult:
+    def run(self, x: Tensor, thresholds: Tensor, rule: Rule = None) -> ExitResult:
         """Prepared images → their answers; the graphs were `taken`."""
         try:
             images, queues = self._chunks(x)
@@ -157,7 +156,7 @@ class Graphs(Stores):
         finally:
             self.busy.release()
 
-    def stream(self, chunks: Iterable[Chunk], thresholds: Tensor, rule: Tensor | None) -> Iterator[ExitResult]:
+    def stream(self, chunks: Iterable[Chunk], thresholds: Tensor, rule: Rule) -> Iterator[ExitResult]:
         """Results of chunks in order, survivors of several chunks merged; the graphs were `taken`."""
         try:
             yield from self._answers(chunks, thresholds, rule, self.queues)
@@ -173,16 +172,14 @@ class Graphs(Stores):
         pieces = ceil(n / max(1, self.capacity // 2))
         return x.split(ceil(n / pieces)), self.queues
 
-    def _answers(
-        self, chunks: Iterable[Chunk], thresholds: Tensor, rule: Tensor | None, queues: int
-    ) -> Iterator[ExitResult]:
+    def _answers(self, chunks: Iterable[Chunk], thresholds: Tensor, rule: Rule, queues: int) -> Iterator[ExitResult]:
         # The consumer may go on, or close the iterator, in another thread and on another CUDA stream.
         self._wait()
         results = answers(self, chunks, self.policies[queues - 1], queues)
         try:
             if not self.of_each:
                 self.thresholds.copy_(thresholds)
-            if self.rule is not None and rule is not None:
+            if isinstance(self.rule, Tensor) and isinstance(rule, Tensor):
                 self.rule.copy_(rule)
             for result in results:
                 self._record()

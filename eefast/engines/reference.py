@@ -7,18 +7,13 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from .. import criteria
 from ..result import ExitResult
-from .engine import Batch, PlannedEngine
+from .engine import Batch, PlannedEngine, Rule
 
 
 class ReferenceEngine(PlannedEngine):
-    def run(self, images: Tensor, thresholds: Tensor, rule: Tensor | None = None) -> ExitResult:
-        criterion, planned = self.net.criterion, self.plan.criterion
-        # Another thread may have changed it since, with thresholds that belong to it.
-        return self.net.first_exits(
-            images, thresholds, criterion if criterion.name == planned else criteria.get(planned), self.rule_of(rule)
-        )
+    def run(self, images: Tensor, thresholds: Tensor, rule: Rule = None) -> ExitResult:
+        return self.net.first_exits(images, thresholds, self.criterion, self.rule_of(rule))
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:
         """One batch after the other."""

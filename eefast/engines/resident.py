@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..model import EarlyExitNet
 from ..result import ExitResult
-from .engine import Batch, PlannedEngine
+from .engine import Batch, PlannedEngine, Rule
 from .program import Plan, ResidentProgram
 from .streaming import stream_in_threads, stream_on_cuda
 
@@ -27,10 +27,12 @@ class ResidentEngine(PlannedEngine):
         self.net.check_images(x, self.plan.dtype, self.weight)
         return x
 
-    def run(self, images: Tensor, thresholds: Tensor, rule: Tensor | None = None, *, threads: int = 0) -> ExitResult:
+    def run(self, images: Tensor, thresholds: Tensor, rule: Rule = None, *, threads: int = 0) -> ExitResult:
         """threads: as in `ops.resident_forward`."""
         arguments = images, thresholds, self.plan.criterion, self.net.num_classes, threads
-        logits, confidence, exits = self.program.run(*arguments, rule=self.rule_of(rule))
+        table = self.rule_of(rule)
+        assert table is None or isinstance(table, Tensor)
+        logits, confidence, exits = self.program.run(*arguments, rule=table)
         return ExitResult(logits, exits, confidence, self.net.cost.index_select(0, exits))
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:

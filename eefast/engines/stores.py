@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..criteria import Step
 from ..model import EarlyExitNet
 from ..result import ExitResult
 from .program import CompactStep, Plan
+from .python_exits import Entries, exit_in_python
 from .schedule import SLOTS, Chunk, OfEach
-
-Entries = tuple[Tensor, Tensor, Tensor]
-"""The live list: rows of the features, positions in the results, both [M] int32, and [1] int32 how many count."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,18 @@ class Results:
 
 def exit_at(
     step: CompactStep, i: int, criterion: str, threshold: Tensor | None, features: Tensor, entries: Entries,
-    results: Results, rule: Tensor | None = None,
+    results: Results, rule: Tensor | Step | None = None,
 ) -> Entries:  # fmt: skip
     """Exit i on a stage's features: the answers of samples that exit are written; returns the survivors' entries.
 
-    rule: [n + 1, 9] float32 of a criterion that carries; then survivors' answers so far are written, too.
+    rule: of a criterion that carries, [n + 1, 9] float32 or in Python; then survivors' answers so far are written, too.
     """
     seen = step.head_convs(features)
     if step.flatten:
         seen = seen.permute(0, 2, 3, 1).reshape(len(seen), -1, 1, 1)
     linear, written = (step.weight, step.bias), (results.logits, results.confidence, results.exits)
+    if rule is not None and not isinstance(rule, Tensor):
+        return exit_in_python(rule, i, linear, threshold, seen, entries, written)
     last = (criterion, i, *written) if rule is None else ("carried", i, *written, rule[i])
     if step.conv is None:
         return ops.exit_head.run(seen, *linear, threshold, *entries, *last)
@@ -83,12 +84,12 @@ class Stores:
 
     thresholds: [n] float32, by which rows exit; they change only while no rows are there. Or of each image, [n, N] for
         any N, whose values `put` writes.
-    rule: [n + 1, 9] float32 where the criterion carries; it changes as the thresholds do.
+    rule: see `exit_at`; a table changes as the thresholds do.
     """
 
     def __init__(
         self, net: EarlyExitNet, plan: Plan, steps: Sequence[CompactStep], queues: int, capacity: int,
-        thresholds: Tensor, rule: Tensor | None = None,
+        thresholds: Tensor, rule: Tensor | Step | None = None,
     ) -> None:  # fmt: skip
         self.net, self.plan, self.steps = net, plan, steps
         self.capacity, self.stages = capacity, len(steps)
@@ -96,7 +97,7 @@ class Stores:
         self.results = Results.empty(SLOTS * capacity, net)
         self.of_each = thresholds.dim() == 2
         self.thresholds = thresholds.clone()
-        self.rule = None if rule is None else rule.clone()
+        self.rule = rule.clone() if isinstance(rule, Tensor) else rule
         if self.of_each:
             self.thresholds = thresholds.new_zeros(len(thresholds), SLOTS * capacity)
         self._waiting: list[list[Waiting | None]] = [[None] * self.stages for _ in range(queues)]

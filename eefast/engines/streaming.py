@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..result import ExitResult, concatenated
-from .engine import Batch
+from .engine import Batch, Rule
 from .schedule import Chunk, OfEach
 
 PIECE = 16
@@ -24,10 +24,10 @@ OVERLAPPING = 3
 
 T = TypeVar("T")
 
-Run = Callable[[Tensor, Tensor, Tensor | None], ExitResult]
+Run = Callable[[Tensor, Tensor, Rule], ExitResult]
 """(prepared images, thresholds, rule) → answers."""
 
-Merged = Callable[[Iterator[Chunk], int, Tensor, Tensor | None], Iterator[ExitResult]]
+Merged = Callable[[Iterator[Chunk], int, Tensor, Rule], Iterator[ExitResult]]
 """(chunks of prepared images, images of the largest chunk, thresholds, rule) → results of the chunks, in order."""
 
 # Where `batches` raises, in all of these, the results of all batches before come first.
@@ -95,8 +95,9 @@ def stream_on_cuda(batches: Iterable[Batch], run: Run, device: torch.device) -> 
                 result = run(batch.images, batch.thresholds, batch.rule)
                 done = side.record_event()
             # Memory is handed on in the order of the stream that it was made in.
-            for part in (batch.images, batch.thresholds, *([] if batch.rule is None else [batch.rule])):
-                part.record_stream(side)
+            for part in (batch.images, batch.thresholds, batch.rule):
+                if isinstance(part, Tensor):
+                    part.record_stream(side)
         except StopIteration:
             break
         except Exception as reason:

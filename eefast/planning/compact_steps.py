@@ -30,6 +30,8 @@ from .trial import Subject
 
 def obstacle(net: EarlyExitNet, device: torch.device) -> str:
     """Why the exits of this network have no kernel on a device; "" if they have."""
+    if device.type == "cuda" and net.criterion.step:
+        return f"criterion {net.criterion.name!r} is a rule in Python, which CUDA graphs do not hold"
     if device.type == "cuda" and net.criterion.carries:
         return f"criterion {net.criterion.name!r} carries answers, for which exits have no CUDA kernels"
     if device.type == "cuda" and not ops.exit_kernels():
@@ -45,7 +47,7 @@ def build_compact(subject: Subject) -> CompactEngine:
     if missing := obstacle(net, device):
         raise UnsupportedError(missing)
     on_cuda = device.type == "cuda"
-    kernel = _kernel(on_cuda)
+    kernel = "Python" if net.criterion.step else _kernel(on_cuda)
     reasons = []
     if ops.CPP_MISSING and not on_cuda:
         reasons.append(f"exits run in PyTorch, since the C++ kernels are {ops.CPP_MISSING}")

@@ -27,6 +27,8 @@ from .trial import Subject
 def lowered(subject: Subject) -> Lowered:
     """The network as the resident engine's layers; `UnsupportedError` says why that is impossible."""
     net, dtype = subject.net, subject.dtype
+    if net.criterion.step:
+        raise UnsupportedError(f"criterion {net.criterion.name!r} is a rule in Python, which its kernels do not call")
     if is_quantized(net):
         return _lowered_to_integers(subject)
     if subject.device.type == "cuda":

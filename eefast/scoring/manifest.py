@@ -11,6 +11,7 @@ from typing import Any
 
 from ..model import EarlyExitNet
 from ..preprocessing import Preprocessing
+from ..rules import Rule
 from ..system import files
 from ..thresholds.outputs import fingerprint
 from .chunks import Shard, Source
@@ -28,7 +29,9 @@ class Manifest:
 
 def describe_network(net: EarlyExitNet, how: Preprocessing | None) -> dict[str, Any]:
     """All of a network that its answers depend on; how: images are prepared, None for pixels."""
+    rule = net.exit_rule
     return {
+        **({"rule": rule.rows} if isinstance(rule, Rule) else {}),
         "name": net.name,
         "weights": fingerprint(net),
         "input_shape": list(net.input_shape),

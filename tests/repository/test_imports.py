@@ -162,7 +162,7 @@ def test_the_public_names():
     assert set(eefast.__all__) == {
         "Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "Preprocessing",
         "__version__", "accelerate", "attach", "criteria", "load", "online", "predict", "quantize", "score", "zoo",
-        "Profile", "Profiles",
+        "Profile", "Profiles", "rules",
     }  # fmt: skip
     assert all(hasattr(eefast, name) for name in eefast.__all__)
 

@@ -67,6 +67,14 @@ def test_what_changes_rows_is_named(place: Path, network: Path, message: str) ->
     assert not (place / "out" / "part-00000.parquet").exists()
 
 
+def test_another_rule(place: Path, network: Path) -> None:
+    net = eefast.load(network).with_criterion("vote")
+    write(place, net)
+    net.rule[1, 1] = 2.0
+    with pytest.raises(ValueError, match=r"another network \(rule\)"):
+        write(place, net)
+
+
 def test_another_input(place: Path, network: Path) -> None:
     net = eefast.load(network)
     write(place, net)
