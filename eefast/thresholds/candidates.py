@@ -25,15 +25,18 @@ class Candidate:
     scaling: what `fold_scaling` must have put into the heads; None: nothing.
     """
 
-    criterion: str | rules.Rule
+    criterion: str | rules.Rule | rules.PythonRule
     scaling: Scaling | None = None
 
     @property
     def name(self) -> str:
+        """By which `calibration.calibrate` judges `outputs`."""
+        if isinstance(self.criterion, rules.PythonRule):
+            return "carried"
         return self.criterion if isinstance(self.criterion, str) else self.criterion.name
 
     def outputs(self, outputs: Sequence[ExitOutput]) -> list[ExitOutput]:
-        """What `calibration.calibrate` takes beside `name`, of the outputs of the network as it is."""
+        """What `calibration.calibrate` takes, of the outputs of the network as it is."""
         seen = list(outputs) if self.scaling is None else scaled(outputs, self.scaling)
         return seen if isinstance(self.criterion, str) else carried(seen, self.criterion)
 

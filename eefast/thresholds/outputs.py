@@ -120,15 +120,20 @@ def some(outputs: Sequence[ExitOutput], samples: Tensor) -> list[ExitOutput]:
     return [ExitOutput(*(part[samples] for part in out)) for out in outputs]
 
 
-def carried(outputs: Sequence[ExitOutput], rule: rules.Rule) -> list[ExitOutput]:
+def carried(outputs: Sequence[ExitOutput], rule: rules.Rule | rules.PythonRule) -> list[ExitOutput]:
     """The outputs with the answer so far in place of each exit's own: logits are L, confidence and its row are s.
 
-    Thresholds, accuracy and cost of the criterion `rule.name` follow from these as those of others from `outputs`: s
-    and L of an exit depend on the exits before it, never on thresholds.
+    Thresholds, accuracy and cost follow from these as those of other criteria from `outputs`, by the name of the
+    rule, or by "carried" for one in Python: s and L of an exit depend on the exits before it, never on thresholds.
+    Raises `ValueError` for a rule of another number of exits.
     """
-    made, before, confidence = [], None, None
-    for out, row in zip(outputs, rule.table(), strict=True):
-        before, confidence = criteria.carry(out.logits, out.confidence_logit, row, before, confidence)
+    if isinstance(rule, rules.Rule) and rule.num_exits != len(outputs) - 1:
+        raise ValueError(f"the rule is of {rule.num_exits} early exits, the outputs are of {len(outputs) - 1}")
+    step = rule.table() if isinstance(rule, rules.Rule) else rule.step
+    made: list[ExitOutput] = []
+    before, confidence = torch.full_like(outputs[0].logits, torch.nan), torch.full((len(outputs[0].logits),), torch.nan)
+    for i, out in enumerate(outputs):
+        before, confidence = criteria.carry_on(step, i, out.logits, out.confidence_logit, before, confidence)
         made.append(ExitOutput(before, confidence, confidence))
     return made
 
@@ -155,8 +160,8 @@ def by_thresholds(
 
     criterion: one that carries nothing, or the network's.
     """
-    rule = criteria.get(criterion)
-    outputs = answered(outputs, net) if criterion == net.criterion.name else outputs
+    own = criterion == net.criterion.name
+    rule, outputs = (net.criterion, answered(outputs, net)) if own else (criteria.get(criterion), outputs)
     taken = exits_taken(outputs, rule, thresholds)
     rows = torch.arange(len(taken))
     confidence = torch.stack([rule.confidence(out.logits, out.confidence_logit) for out in outputs])

@@ -93,6 +93,19 @@ def test_carried_outputs_are_counted_by_hand() -> None:
     torch.testing.assert_close(summed[3].confidence, summed[3].logits.softmax(1).amax(1))
 
 
+def test_a_rule_in_python_sees_the_exit_before() -> None:
+    def step(i, logits, z, before, confidence):
+        return (logits, z) if i == 0 else (torch.maximum(logits, before), z + i * confidence)
+
+    outputs, _ = make_outputs(31, 3, 1)
+    a, b, c = outputs
+    found = cached.carried(outputs, rules.PythonRule("highest", step))
+    assert torch.equal(found[2].logits, torch.stack([a.logits, b.logits, c.logits]).amax(0))
+    torch.testing.assert_close(found[2].confidence, c.confidence_logit + 2 * (b.confidence_logit + a.confidence_logit))
+    with pytest.raises(ValueError, match="the rule is of 3 early exits, the outputs are of 2"):
+        cached.carried(outputs, rules.patience(3))
+
+
 def test_outputs_of_a_network_that_carries_answer_as_it_does() -> None:
     x = images(31, (1, 12, 12))
     plain = lived_in(zoo.eenet("eenet8", input_shape=(1, 12, 12)), 1)
