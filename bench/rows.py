@@ -298,6 +298,31 @@ class BoundRow:
 
 
 @dataclass(frozen=True)
+class RuleRow:
+    """An exit rule at several mean costs, judged by images that neither fitted it nor chose its thresholds.
+
+    ruled: the network and what it was trained on; rule: name in `eefast.criteria`.
+    images, new_images: that fit and choose, and that judge, divided `splits` times from the same images.
+    costs: mean costs of the judging images. accuracy: at each of them, mean over splits; gains, spreads: mean and
+        standard deviation over splits of the accuracy above that of the largest probability; first: accuracy of the
+        first split, in which the test images judge.
+    seconds: of the processor, for one fit.
+    """
+
+    ruled: str
+    rule: str
+    images: int
+    new_images: int
+    splits: int
+    costs: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    gains: tuple[float, ...]
+    spreads: tuple[float, ...]
+    first: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class DriftRow:
     """A stream of test images that are turned and blurred from some batch on, answered in one way.
 
@@ -412,8 +437,8 @@ def first_line(error: Exception) -> str:
 
 
 Row = (
-    OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow | Int8Row | BoundRow | DriftRow | ScoreRow
-    | ServingRow
+    OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow | Int8Row | BoundRow | RuleRow | DriftRow
+    | ScoreRow | ServingRow
 )  # fmt: skip
 
 

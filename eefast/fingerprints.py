@@ -18,10 +18,10 @@ def structure(net: EarlyExitNet) -> str:
 
 
 def weights(net: EarlyExitNet) -> str:
-    """16 hexadecimal digits: all weights, without thresholds: all that the outputs of exits depend on."""
+    """16 hexadecimal digits: all weights, without thresholds and rule: all that the outputs of exits depend on."""
     state = hashlib.sha256()
     for name, value in sorted(net.state_dict().items()):
-        if name != "thresholds":
+        if name not in ("thresholds", "rule"):
             state.update(name.encode())
             state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return state.hexdigest()[:16]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..model import EarlyExitNet
     from ..result import ExitOutput
     from ..thresholds.calibration import Calibration
+    from ..thresholds.candidates import Candidate
 
 
 def read_budget(**bounds: float | None) -> tuple[str, float]:
@@ -64,11 +65,53 @@ def read_profiles(texts: Sequence[str]) -> dict[str, tuple[dict[str, float], flo
     return found
 
 
-def criterion_names(name: str, net: EarlyExitNet) -> list[str]:
-    """All criteria for "all", else the named one; for "" the one of the network."""
-    from .. import criteria
+def criterion_names(name: str, net: EarlyExitNet, fitting: bool = False) -> list[str]:
+    """All criteria for "all", else the named one; for "" the one of the network.
 
-    return list(criteria.CRITERIA) if name == "all" else [criteria.get(name or net.criterion.name).name]
+    fitting: whether criteria that carry can be given their numbers; otherwise only the network's own has some.
+    """
+    from .. import criteria
+    from ..thresholds.candidates import candidate_of
+
+    if name == "all":
+        return [*criteria.CRITERIA, *(criteria.CARRYING if fitting else ())]
+    found = criteria.get(name or net.criterion.name).name
+    return [found if fitting else candidate_of(net, found).name]
+
+
+def fit_candidates(
+    net: EarlyExitNet,
+    outputs: Sequence[ExitOutput],
+    labels: Tensor,
+    names: Sequence[str],
+    fit: bool,
+    assurance: float | None,
+) -> tuple[dict[str, Candidate], dict[str, str]]:
+    """The criteria by name, and for each that cannot be fitted the reason; `ValueError` where that is all of them.
+
+    fit: give criteria that carry new numbers; otherwise the network's keeps its own.
+    assurance: with one, only the images that lay the path fit, so that the others still judge.
+    """
+    from .. import criteria
+    from ..thresholds import assured
+    from ..thresholds.candidates import candidate_of, make_candidate
+    from ..thresholds.outputs import some
+
+    if assurance is not None:
+        fitting = assured.divided(len(labels))[0]
+        seen, answers = some(outputs, fitting), labels[fitting]
+    else:
+        seen, answers = list(outputs), labels
+    found, impossible = {}, {}
+    for name in names:
+        try:
+            new = fit and criteria.get(name).carries
+            found[name] = make_candidate(name, seen, answers) if new else candidate_of(net, name)
+        except ValueError as error:
+            impossible[name] = str(error)
+    if not found:
+        raise ValueError("; ".join(f"{name}: {why}" for name, why in impossible.items()))
+    return found, impossible
 
 
 def least_images(bounds: Mapping[str, float] | None = None, assurance: float | None = None) -> int:
@@ -82,27 +125,28 @@ def choose_thresholds(
     net: EarlyExitNet,
     outputs: Sequence[ExitOutput],
     labels: Tensor | None,
-    names: Sequence[str],
+    candidates: Mapping[str, Candidate],
     bounds: Mapping[str, float],
     progress: Progress,
     assurance: float | None = None,
-) -> tuple[dict[str, Calibration], Mapping[str, str]]:
+) -> tuple[dict[str, Calibration], dict[str, str]]:
     """The best thresholds of each criterion within the bounds, and for each criterion without any the reason.
 
-    bounds, labels, assurance: as `calibration.calibrate` takes them.
+    outputs: of the network as it is; bounds, labels, assurance: as `calibration.calibrate` takes them.
     Raises `ValueError` where no criterion has any.
     """
     from ..thresholds import calibration
 
     calibration.check_bounds(bounds, assurance)
     chosen, impossible = {}, {}
-    for i, name in enumerate(names):
-        progress("choosing thresholds", i, len(names))
+    for i, (name, candidate) in enumerate(candidates.items()):
+        progress("choosing thresholds", i, len(candidates))
         try:
-            chosen[name] = calibration.calibrate(outputs, labels, net.cost, name, **bounds, assurance=assurance)
+            seen = candidate.outputs(outputs)
+            chosen[name] = calibration.calibrate(seen, labels, net.cost, name, **bounds, assurance=assurance)
         except ValueError as error:
             impossible[name] = str(error)
-    progress("choosing thresholds", len(names), len(names))
+    progress("choosing thresholds", len(candidates), len(candidates))
     if not chosen:
         raise ValueError("; ".join(f"{name}: {why}" for name, why in impossible.items()))
     return chosen, impossible

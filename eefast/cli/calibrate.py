@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated
 
 from typer import Option
 
 from . import render
-from .budget import choose_thresholds, criterion_names, least_images, read_bounds, read_profiles
+from .budget import choose_thresholds, criterion_names, fit_candidates, least_images, read_bounds, read_profiles
 from .held_out import HeldOutImages
 from .inputs import check_saving, open_network
 from .options import (
+    AnyCriterionName,
     Assurance,
     BatchSize,
     Cache,
-    CriterionName,
     DataRoot,
     Dataset,
     Device,
@@ -55,7 +54,7 @@ def command(
         bool,
         Option("--drop-exits", help="Count heads in the cost, and leave out early exits that do not pay for theirs."),
     ] = False,
-    criterion: CriterionName = "",
+    criterion: AnyCriterionName = "",
     scale: Annotated[
         bool, Option(help="First fit temperatures, and the confidence row, per exit; --save saves them too.")
     ] = False,
@@ -72,11 +71,14 @@ def command(
 ) -> None:
     """Choose thresholds under a budget on held-out training images, and compare criteria on the same network.
 
-    With --max-cost beside a budget of accuracy the thresholds keep both.
+    With --max-cost beside a budget of accuracy the thresholds keep both. "carried" and "fitted" are fitted first, and
+    "vote" gets its weights; with an assurance on the images that do not judge.
     """
+    from .. import criteria
     from ..measure import environment
-    from ..thresholds import calibration, dropping, evaluation, scaling
-    from ..thresholds.outputs import by_thresholds
+    from ..thresholds import calibration, comparing, dropping, evaluation, scaling
+    from ..thresholds.candidates import candidate_of
+    from ..thresholds.outputs import exits_taken
 
     bounds = read_bounds(min_accuracy=min_accuracy, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
     wanted = None if no_assurance else assurance
@@ -85,14 +87,19 @@ def command(
     check_saving(network, save)
     check_writable(json_path, cache)
     net, source = open_network(network, dataset, data_root, download, workers, device, other_data)
-    names = criterion_names(criterion, net)
+    names = criterion_names(criterion, net, fitting=True)
+    if drop_exits and criteria.get(names[0]).carries:
+        raise ValueError(
+            f"--drop-exits: criterion={names[0]!r} reads the exits before; leave exits out by another criterion, then "
+            "run calibrate again for this one"
+        )
     if drop_exits and (scale or len(names) > 1 or profile):
         raise ValueError("--drop-exits takes one criterion, no --scale and no --profile; run calibrate again for these")
     if save:
         net.check_saving()
         if drop_exits and net.num_exits > 1:
             net.without_exits([0]).check_saving()
-    if scale:
+    if scale or (save and criterion and "carried" in (names if len(names) == 1 else [net.criterion.name])):
         scaling.scalable_layers(net)
     kept = HeldOutImages(source, held_out, seed, None if few_images else least_images(bounds, wanted))
     with bars() as progress:
@@ -103,41 +110,52 @@ def command(
             outputs = scaling.scaled(outputs, fitted)
         answers = None if agreement else labels
         left_out: tuple[int, ...] = ()
+        targets = outputs[-1].logits.argmax(dim=1) if agreement else labels
+        candidates, impossible = fit_candidates(net, outputs, targets, names, fit=bool(criterion), assurance=wanted)
         chosen: dict[str, calibration.Calibration] = {}
-        impossible: Mapping[str, str] = {}
         if drop_exits:
             left_out, chosen[names[0]] = dropping.find_thresholds_and_exits(
                 outputs, answers, net.stage_costs, names[0], **bounds, assurance=wanted
             )
             net = net.without_exits(left_out)
             outputs = [out for i, out in enumerate(outputs) if i not in left_out]
+            candidates = {names[0]: candidate_of(net, names[0])}
             raw = evaluation.exit_quality(outputs, labels)
         else:
-            chosen, impossible = choose_thresholds(net, outputs, answers, names, bounds, progress, wanted)
-        profiles = {}
+            chosen, more = choose_thresholds(net, outputs, answers, candidates, bounds, progress, wanted)
+            impossible |= more
+        saved = calibration.saved_criterion(net, chosen)
+        kept_by, profiles = {saved: candidates[saved]}, {}
         for name, (within, assured) in rows.items():
-            kept_by = [calibration.saved_criterion(net, chosen)]
             try:
                 found, _ = choose_thresholds(net, outputs, answers, kept_by, within, progress, assured)
             except ValueError as error:
                 raise ValueError(f"profile {name}: {error}") from error
-            profiles[name] = found[kept_by[0]]
+            profiles[name] = found[saved]
+        compared: dict[str, comparing.Comparison] = {}
+        at = chosen[comparing.BASE if comparing.BASE in chosen else saved].cost
+        if len(names) > 1 or (criterion and criteria.get(names[0]).carries):
+            known = [name for name in names if name in candidates]
+            compared = comparing.compare(outputs, targets, net.cost, known, at, progress=progress)
     exits = {}
     for name, c in chosen.items():
-        taken = by_thresholds(outputs, net, name, c.thresholds).exit_index
+        taken = exits_taken(candidates[name].outputs(outputs), criteria.get(name), c.thresholds)
         exits[name] = taken.bincount(minlength=net.num_exits + 1).tolist()
     quality = evaluation.exit_quality(outputs, labels)
     if save:
         if fitted is not None:
             scaling.fold_scaling(net, fitted)
             net.profiles = None  # of other confidences
-        calibration.save_thresholds(net, network, chosen, profiles)
+        calibration.save_thresholds(net, network, chosen, profiles, candidates)
     if json_path != "-":
         budget = ", ".join(f"{name} {value:g}" for name, value in bounds.items())
         echo(f"\n{render.describe(net)}, {len(labels):,} held-out images of {source.dataset}, {budget}\n")
         for part in render.calibration_parts(chosen, exits, impossible):
             echo(part)
         echo(f"\n{render.assurance(chosen)}\n")
+        if compared:
+            echo(render.comparison_table(compared))
+            echo(f"\n{render.winner(compared, at)}\n")
         if drop_exits:
             echo(f"costs with heads; exits left out: {', '.join(map(str, left_out)) or 'none'}\n")
         if profiles:
@@ -158,6 +176,8 @@ def command(
         "chosen": {name: {**asdict(c), "exits": exits[name]} for name, c in chosen.items()},
         "impossible": impossible,
         "left_out": left_out,
+        "compared": {name: asdict(c) for name, c in compared.items()},
+        "compared_at": at,
         "profiles": {name: asdict(c) for name, c in profiles.items()},
         "exits": [asdict(q) for q in quality],
         "exits_before_scaling": [asdict(q) for q in raw] if scale else None,

@@ -48,15 +48,17 @@ def choose(
 ) -> Choice:
     """names: of criteria; kind, value: the budget; batch_size: of images that go through all exits together."""
     from ..thresholds import calibration, evaluation
+    from ..thresholds.candidates import candidate_of
 
     try:
         outputs, labels = aside.outputs(net, cache, batch_size, progress)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; or keep the network's thresholds: --own-thresholds") from error
-    chosen, impossible = choose_thresholds(net, outputs, labels, names, {kind: value}, progress)
+    candidates = {name: candidate_of(net, name) for name in names}
+    chosen, impossible = choose_thresholds(net, outputs, labels, candidates, {kind: value}, progress)
     best = best_criterion(chosen, kind)
     final = evaluation.exit_quality(outputs[-1:], labels)[0].accuracy
-    front = calibration.pareto_front(outputs, labels, net.cost, best)
+    front = calibration.pareto_front(candidates[best].outputs(outputs), labels, net.cost, best)
     near = [point for point in front if point.accuracy > final - CURVE_DROP]
     net = net.with_criterion(best, chosen[best].thresholds).to(net.cost.device)
     return Choice(net, chosen, impossible, [point.thresholds for point in evenly_by_cost(near, CURVE_POINTS)])
@@ -69,13 +71,15 @@ def in_int8(choice: Choice, aside: HeldOutImages, batch_size: int, progress: Pro
     from ..measure.assessment import InInt8
     from ..quantization.post_training import quantize
     from ..thresholds import calibration
+    from ..thresholds.outputs import answered
 
     images, name = aside.first(choice.net, RANGE_IMAGES), choice.net.criterion.name
     progress("quantising", 0, 1)
     made = quantize(choice.net, images)
     progress("quantising", 1, 1)
     outputs, labels = aside.outputs(made, None, batch_size, progress)
-    found = calibration.calibrate(outputs, labels, made.cost, name, max_cost=choice.chosen[name].cost)
+    seen = answered(outputs, made)
+    found = calibration.calibrate(seen, labels, made.cost, name, max_cost=choice.chosen[name].cost)
     made.thresholds.copy_(torch.tensor(found.thresholds))
     return InInt8(made, images)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from ..criteria import CRITERIA
+from ..criteria import CARRYING, CRITERIA
 
 CRITERION_NAMES = ", ".join(CRITERIA)
 
@@ -59,6 +59,13 @@ CropFraction = Annotated[
     ),
 ]
 CriterionName = Annotated[str, Option(help=f"{CRITERION_NAMES}, or all; default: the network's.")]
+AnyCriterionName = Annotated[
+    str,
+    Option(
+        help=f"{CRITERION_NAMES}, {', '.join(CARRYING)}, or all, which are then compared at equal cost; default: the "
+        "network's."
+    ),
+]
 MinAccuracy = Annotated[float | None, Option(help="Budget: lowest cost with at least this accuracy, 0 … 1.")]
 MaxAccuracyDrop = Annotated[
     float | None, Option(help="Budget: lowest cost with at most this drop below the final exit's accuracy; 0.005.")

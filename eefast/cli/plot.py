@@ -126,13 +126,16 @@ def _curves(
 ) -> dict[str, tuple[list[float], list[float]]]:
     """Criterion → (mean costs, accuracies) of thresholds chosen on the outputs and labels `chosen_on`."""
     from ..thresholds import calibration
+    from ..thresholds.candidates import candidate_of
     from ..thresholds.outputs import outcome
 
     curves = {}
     for i, name in enumerate(names):
         progress("choosing thresholds", i, len(names))
-        front = _thinned(calibration.pareto_front(*chosen_on, net.cost, name))
-        line = [outcome(seen.outputs, seen.labels, net.cost, name, c.thresholds) for c in front]
+        candidate = candidate_of(net, name)
+        front = _thinned(calibration.pareto_front(candidate.outputs(chosen_on[0]), chosen_on[1], net.cost, name))
+        answers = candidate.outputs(seen.outputs)
+        line = [outcome(answers, seen.labels, net.cost, name, c.thresholds) for c in front]
         line.sort(key=lambda point: point[1])
         curves[name] = [cost for _, cost in line], [accuracy for accuracy, _ in line]
     progress("choosing thresholds", len(names), len(names))

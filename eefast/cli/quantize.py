@@ -89,7 +89,8 @@ def command(
     from ..measure import environment, precisions
     from ..quantization.post_training import quantize
     from ..thresholds import calibration
-    from ..thresholds.outputs import collect, outcome
+    from ..thresholds.candidates import candidate_of
+    from ..thresholds.outputs import answered, collect, outcome
 
     bounds = {"min_accuracy": min_accuracy, "max_accuracy_drop": max_accuracy_drop, "max_cost": max_cost}
     budget = read_budget(**bounds) if any(bound is not None for bound in bounds.values()) else None
@@ -115,9 +116,11 @@ def command(
         chosen: dict[str, calibration.Calibration] = {}
         impossible: Mapping[str, str] = {}
         if made.num_exits and not keep_thresholds:
-            cost = outcome(outputs, labels, net.cost, net.criterion.name, net.thresholds.tolist())[1]
+            seen = answered(outputs, net)
+            cost = outcome(seen, labels, net.cost, net.criterion.name, net.thresholds.tolist())[1]
+            candidates = {name: candidate_of(made, name) for name in names}
             bounds_kept = dict([budget or ("max_cost", cost)])
-            chosen, impossible = choose_thresholds(made, found, labels, names, bounds_kept, progress)
+            chosen, impossible = choose_thresholds(made, found, labels, candidates, bounds_kept, progress)
     folder.mkdir(parents=True, exist_ok=True)
     if chosen:
         made = calibration.save_thresholds(made, folder, chosen)

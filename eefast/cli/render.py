@@ -10,6 +10,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from ..model import EarlyExitNet
     from ..thresholds.calibration import Calibration
+    from ..thresholds.comparing import Comparison
     from ..thresholds.evaluation import Evaluation, ExitQuality, Flips
     from ..thresholds.scaling import Scaling
 
@@ -49,6 +50,30 @@ def calibration_parts(
     yield table(["criterion", "accuracy", "mean cost", "images per exit"], rows)
     for name, why in impossible.items():
         yield f"{name}: {why}"
+
+
+def comparison_table(compared: Mapping[str, Comparison]) -> Table:
+    """A row per criterion."""
+    rows = [[name, f"{c.accuracy:.2%}", _points(c)] for name, c in compared.items()]
+    return table(["criterion", "accuracy at equal cost", "points above max_probability"], rows)
+
+
+def winner(compared: Mapping[str, Comparison], at: float) -> str:
+    """Which criterion is the most accurate at the mean cost `at`, and by how much."""
+    from ..thresholds.comparing import BASE, SPLITS
+
+    name, best = max(compared.items(), key=lambda item: item[1].gain)
+    over = f"mean cost {at:.4f}, over {SPLITS} divisions of these images into those that choose and those that judge"
+    if best.gain <= 0:
+        others = {n: c for n, c in compared.items() if n != BASE}
+        name, best = max(others.items(), key=lambda item: item[1].gain)
+        return f"{BASE} is the most accurate at {over}; {name}: {_points(best)} points"
+    unclear = "; less than the spread, so another one may be better on new images" * (best.gain < best.spread)
+    return f"{name} is the most accurate at {over}: {_points(best)} points above {BASE}{unclear}"
+
+
+def _points(compared: Comparison) -> str:
+    return f"{100 * compared.gain:+.2f} ± {100 * compared.spread:.2f}"
 
 
 def profile_table(profiles: Mapping[str, Calibration]) -> Table:

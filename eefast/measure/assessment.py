@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from ..model import EarlyExitNet
 from ..quantized import QuantizedStage
 from ..result import ExitOutput, ExitResult
 from ..system.progress import Progress
+from ..thresholds.candidates import candidate_of
 from ..thresholds.evaluation import Evaluation, evaluate
 from ..thresholds.outputs import by_thresholds, collect, outcome
 from . import baselines, comparison, verdicts
@@ -145,7 +145,11 @@ def assess(
             judged.append(verdicts.judge(found[: len(candidates)], each[base].name))
     rows = [row for each in measured for row in each[: len(candidates)]]
     speeds = [row.images_per_s for each in measured for row in each[len(candidates) :]]
-    plan, on_test = auto.plan, partial(outcome, outputs, labels, net.cost)
+    plan = auto.plan
+
+    def on_test(name: str, thresholds: Sequence[float]) -> tuple[float, float]:
+        return outcome(candidate_of(net, name).outputs(outputs), labels, net.cost, name, thresholds)
+
     return Assessment(
         plain_accuracy=(outputs[-1].logits.argmax(dim=1) == labels).double().mean().item(),
         early=evaluate(by_thresholds(outputs, net, net.criterion.name, net.thresholds.tolist()), labels, net),

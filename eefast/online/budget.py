@@ -67,7 +67,8 @@ class BudgetController:
     ) -> BudgetController:
         """With the path from no early exit to the lowest cost on held-out images.
 
-        outputs, labels, cost, criterion: as `thresholds.calibration.calibrate` takes them; target, images: see above.
+        outputs, labels, cost, criterion: as `thresholds.calibration.calibrate` takes them, outputs of a criterion that
+            carries by `thresholds.outputs.answered`; target, images: see above.
         """
         labels = outputs[-1].logits.argmax(dim=1) if labels is None else labels
         path = accurate_to_cheap(Cuts(outputs, labels, cost, criterion), criteria.get(criterion))

@@ -16,7 +16,7 @@ from ..modules.copies import working_copy
 from ..quantized import QuantizedStage
 from ..thresholds.calibration import calibrate
 from ..thresholds.evaluation import exit_quality
-from ..thresholds.outputs import collect, outcome
+from ..thresholds.outputs import answered, collect, outcome
 from .assembly import assembled
 from .float_layers import float_stages
 from .integer_steps import quantized_stage
@@ -107,12 +107,13 @@ def _recalibrate(
 ) -> None:
     """Give `made` the best thresholds within the bound on its outputs for batches of images and labels."""
     outputs, labels = collect(made, batches)
+    outputs = answered(outputs, made)
     name = made.criterion.name
     if max_accuracy_drop is not None:
         min_accuracy = exit_quality(outputs[-1:], labels)[0].accuracy - max_accuracy_drop
     elif min_accuracy is None and max_cost is None:
         before, _ = collect(net, batches)
-        max_cost = outcome(before, labels, net.cost, name, net.thresholds.tolist())[1]
+        max_cost = outcome(answered(before, net), labels, net.cost, name, net.thresholds.tolist())[1]
     found = calibrate(outputs, labels, made.cost, name, min_accuracy=min_accuracy, max_cost=max_cost)
     made.thresholds.copy_(torch.tensor(found.thresholds))
     assert made.config is not None

@@ -11,13 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..criteria import CRITERIA
 from ..model import EarlyExitNet
 from ..result import ExitOutput
 from ..system import files
 from . import assured, search
+from .candidates import Candidate, candidate_of
 from .cuts import Cuts
 from .evaluation import exit_quality
 from .outputs import outcome
+from .scaling import fold_scaling
 
 THRESHOLDS_FILE = "thresholds.json"
 
@@ -173,23 +176,31 @@ def save_thresholds(
     folder: str | Path,
     chosen: Mapping[str, Calibration],
     profiles: Mapping[str, Calibration] | None = None,
+    candidates: Mapping[str, Candidate] | None = None,
 ) -> EarlyExitNet:
     """Write the network with its new thresholds to `folder`, and those of all criteria in `chosen` to thresholds.json.
 
     profiles: of `saved_criterion`, added to those that the network has of it.
+    candidates: the criteria of `chosen`, where some were given numbers. That of `saved_criterion` is saved with them,
+        its scaling folded into the heads; thresholds.json has only what holds for the network so saved.
 
     The network keeps its criterion where that is among `chosen`, else it takes the first one there. The folder's files
     are replaced together, or not at all. Raises as `EarlyExitNet.save` does.
     """
     name = saved_criterion(net, chosen)
     thresholds = chosen[name].thresholds
-    net = net if name == net.criterion.name else net.with_criterion(name)
+    candidate = candidate_of(net, name) if candidates is None else candidates[name]
+    if candidate.criterion != net.exit_rule:
+        net = net.with_criterion(candidate.criterion)
+    if candidate.scaling is not None:
+        fold_scaling(net, candidate.scaling)
     if net.config is not None and "float_thresholds" in net.config:  # a quantised network has its own from now on
         net.config = {**net.config, "float_thresholds": {}}
     net.thresholds.copy_(torch.tensor(thresholds))
     if profiles:
         net.profiles = {**net.profiles, **profiles}
-    found = {name: list(c.thresholds) for name, c in chosen.items()}
+    kept = [name] if candidate.scaling is not None else [n for n in chosen if n == name or n in CRITERIA]
+    found = {name: list(chosen[name].thresholds) for name in kept}
     with files.together():
         net.save(folder)
         files.write(Path(folder) / THRESHOLDS_FILE, json.dumps(found, indent=2) + "\n")

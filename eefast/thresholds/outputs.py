@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import criteria
+from .. import criteria, rules
 from ..model import EarlyExitNet
 from ..modules.contexts import mode
 from ..result import ExitOutput, ExitResult, concatenated
@@ -92,12 +92,45 @@ def load_outputs(path: str | Path, source: Mapping[str, str]) -> tuple[list[Exit
 def exits_taken(
     outputs: Sequence[ExitOutput], criterion: criteria.Criterion, thresholds: Sequence[float] | Tensor
 ) -> Tensor:
-    """The exit that each sample takes, [N] int64, for n thresholds and outputs of n + 1 exits for all samples."""
-    taken = torch.full((len(outputs[0].logits),), len(outputs) - 1)
+    """The exit that each sample takes, [N] int64, for n thresholds and outputs of n + 1 exits for all samples.
+
+    For M rows of thresholds [M, n]: [M, N].
+    """
+    rows = torch.as_tensor(thresholds, dtype=torch.float32)
+    taken = torch.full((*rows.shape[:-1], len(outputs[0].logits)), len(outputs) - 1)
     for i in reversed(range(len(outputs) - 1)):
         confidence = criterion.confidence(outputs[i].logits, outputs[i].confidence_logit)
-        taken[criterion.leaves(confidence, torch.as_tensor(thresholds[i], dtype=torch.float32))] = i
+        taken[criterion.leaves(confidence, rows[..., i : i + 1])] = i
     return taken
+
+
+def some(outputs: Sequence[ExitOutput], samples: Tensor) -> list[ExitOutput]:
+    """The outputs for some samples, indices [M] or [N] bool."""
+    return [ExitOutput(*(part[samples] for part in out)) for out in outputs]
+
+
+def carried(outputs: Sequence[ExitOutput], rule: rules.Rule | rules.PythonRule) -> list[ExitOutput]:
+    """The outputs with the answer so far in place of each exit's own: logits are L, confidence and its row are s.
+
+    Thresholds, accuracy and cost follow from these as those of other criteria from `outputs`, by the name of the
+    rule, or by "carried" for one in Python: s and L of an exit depend on the exits before it, never on thresholds.
+    Raises `ValueError` for a rule of another number of exits.
+    """
+    if isinstance(rule, rules.Rule) and rule.num_exits != len(outputs) - 1:
+        raise ValueError(f"the rule is of {rule.num_exits} early exits, the outputs are of {len(outputs) - 1}")
+    step = rule.table() if isinstance(rule, rules.Rule) else rule.step
+    made: list[ExitOutput] = []
+    before, confidence = torch.full_like(outputs[0].logits, torch.nan), torch.full((len(outputs[0].logits),), torch.nan)
+    for i, out in enumerate(outputs):
+        before, confidence = criteria.carry_on(step, i, out.logits, out.confidence_logit, before, confidence)
+        made.append(ExitOutput(before, confidence, confidence))
+    return made
+
+
+def answered(outputs: Sequence[ExitOutput], net: EarlyExitNet) -> list[ExitOutput]:
+    """The outputs as the network's criterion sees them: with the answer so far where it carries that."""
+    rule = net.exit_rule
+    return list(outputs) if isinstance(rule, str) else carried(outputs, rule)
 
 
 def outcome(
@@ -112,8 +145,12 @@ def outcome(
 def by_thresholds(
     outputs: Sequence[ExitOutput], net: EarlyExitNet, criterion: str, thresholds: Sequence[float]
 ) -> ExitResult:
-    """The answers that a criterion and thresholds give on cached outputs, without running the network."""
-    rule = criteria.get(criterion)
+    """The answers that a criterion and thresholds give on cached outputs, without running the network.
+
+    criterion: one that carries nothing, or the network's.
+    """
+    own = criterion == net.criterion.name
+    rule, outputs = (net.criterion, answered(outputs, net)) if own else (criteria.get(criterion), outputs)
     taken = exits_taken(outputs, rule, thresholds)
     rows = torch.arange(len(taken))
     confidence = torch.stack([rule.confidence(out.logits, out.confidence_logit) for out in outputs])
@@ -129,6 +166,7 @@ def flip_distances(taken: Tensor, expected: Tensor, outputs: Sequence[ExitOutput
     flipped = taken != expected
     if not flipped.any():
         return torch.empty(0)
+    outputs = answered(outputs, net)
     earlier = torch.minimum(taken, expected)[flipped]
     confidence = torch.stack([net.criterion.confidence(out.logits, out.confidence_logit) for out in outputs[:-1]])
     return (confidence[:, flipped].T - net.thresholds.cpu()).abs().gather(1, earlier[:, None]).squeeze(1)

@@ -18,7 +18,9 @@ class Scaling:
     """One temperature per exit for its logits, one line per exit for its confidence row; n + 1 numbers each.
 
     Logits become logits / temperature (Guo et al. 2017), the confidence row z becomes slope · z + offset (Platt 1999).
-    No exit's label changes. What changes for the criteria:
+    bias: K numbers per exit that are added to the divided logits, see `fitting.fit_rule`; none of `fit_scaling`.
+
+    Without a bias no exit's label changes. What changes for the criteria:
     max_probability, margin, entropy: their values, and with three or more classes the order of the samples, so other
         samples exit at an equal cost.
     learned: its values only; while the slope is positive the order stays, and with calibrated thresholds the same
@@ -28,6 +30,7 @@ class Scaling:
     temperature: tuple[float, ...]
     slope: tuple[float, ...]
     offset: tuple[float, ...]
+    bias: tuple[tuple[float, ...], ...] = ()
 
 
 def fit_scaling(outputs: Sequence[ExitOutput], labels: Tensor) -> Scaling:
@@ -46,23 +49,25 @@ def fit_scaling(outputs: Sequence[ExitOutput], labels: Tensor) -> Scaling:
         target = torch.where(right, (right.sum() + 1) / (right.sum() + 2), 1 / ((~right).sum() + 2)).double()
 
         def nll(p: Tensor, logits: Tensor = logits) -> Tensor:
-            return nn.functional.cross_entropy(logits / _temperature(p), labels)
+            return nn.functional.cross_entropy(logits / temperature_of(p), labels)
 
         def line_nll(p: Tensor, row: Tensor = row, target: Tensor = target) -> Tensor:
             return nn.functional.binary_cross_entropy_with_logits(p[0] * row + p[1], target)
 
-        temperature.append(float(_temperature(_minimize(nll, [0.0]))))
-        lines.append(_minimize(line_nll, [1.0, 0.0]).tolist())
+        temperature.append(float(temperature_of(minimize(nll, [0.0]))))
+        lines.append(minimize(line_nll, [1.0, 0.0]).tolist())
     slope, offset = zip(*lines, strict=True)
     return Scaling(tuple(temperature), slope, offset)
 
 
 def scaled(outputs: Sequence[ExitOutput], scaling: Scaling) -> list[ExitOutput]:
     """The outputs that the network would give with `scaling` folded into its heads."""
-    parts = zip(outputs, scaling.temperature, scaling.slope, scaling.offset, strict=True)
+    parts = zip(outputs, scaling.temperature, scaling.slope, scaling.offset, _biases(scaling), strict=True)
     return [
-        ExitOutput(out.logits / t, torch.sigmoid(a * out.confidence_logit + b), a * out.confidence_logit + b)
-        for out, t, a, b in parts
+        ExitOutput(
+            _shifted(out.logits / t, bias), torch.sigmoid(a * out.confidence_logit + b), a * out.confidence_logit + b
+        )
+        for out, t, a, b, bias in parts
     ]
 
 
@@ -72,11 +77,12 @@ def fold_scaling(net: EarlyExitNet, scaling: Scaling) -> None:
 
     Raises `ValueError` before anything is changed for heads without linear layers `classifier` and `confidence`.
     """
-    for (classifier, confidence), t, a, b in zip(
-        scalable_layers(net), scaling.temperature, scaling.slope, scaling.offset, strict=True
+    for (classifier, confidence), t, a, b, bias in zip(
+        scalable_layers(net), scaling.temperature, scaling.slope, scaling.offset, _biases(scaling), strict=True
     ):
         for parameter in (classifier.weight, classifier.bias):
             parameter.div_(t)
+        classifier.bias.copy_(_shifted(classifier.bias, bias))
         confidence.weight.mul_(a)
         confidence.bias.mul_(a).add_(b)
 
@@ -92,11 +98,13 @@ def scalable_layers(net: EarlyExitNet) -> list[list[Any]]:
     return layers
 
 
-def _temperature(p: Tensor) -> Tensor:
+def temperature_of(p: Tensor) -> Tensor:
+    """1 at 0, within 0.05 … 20 everywhere: what is minimised has no bounds."""
     return (3 * torch.tanh(p / 3)).exp()
 
 
-def _minimize(loss: Callable[[Tensor], Tensor], start: Sequence[float]) -> Tensor:
+def minimize(loss: Callable[[Tensor], Tensor], start: Sequence[float]) -> Tensor:
+    """Where a smooth `loss` has its minimum, float64, by LBFGS."""
     point = torch.tensor(start, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([point], max_iter=100, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
@@ -109,3 +117,11 @@ def _minimize(loss: Callable[[Tensor], Tensor], start: Sequence[float]) -> Tenso
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[arg-type]
     return point.detach()
+
+
+def _biases(scaling: Scaling) -> Sequence[Sequence[float]]:
+    return scaling.bias or [()] * len(scaling.temperature)
+
+
+def _shifted(logits: Tensor, bias: Sequence[float]) -> Tensor:
+    return logits + torch.tensor(bias, dtype=logits.dtype, device=logits.device) if bias else logits

@@ -11,6 +11,8 @@ from networks import lived_in, one_by_one
 import eefast
 from eefast import zoo
 from eefast.thresholds.calibration import calibrate
+from eefast.thresholds.candidates import make_candidate
+from eefast.thresholds.comparing import compare
 from eefast.thresholds.dropping import find_thresholds_and_exits
 from eefast.thresholds.outputs import collect
 
@@ -35,17 +37,23 @@ def test_calibrate_saves_what_it_says(shop, tmp_path):
     cache = tmp_path / "held.safetensors"
     done = run(*words, "--criterion", "all", "--save", "--cache", cache, "--json", tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report["chosen"]) == set(eefast.criteria.CRITERIA)
+    assert set(report["chosen"]) == {*eefast.criteria.CRITERIA, *eefast.criteria.CARRYING}
+    assert set(report["compared"]) == set(report["chosen"])
+    assert report["compared_at"] == report["chosen"]["max_probability"]["cost"]
     images, labels = held_out_of(shop, 31, 5)
     thresholds = json.loads((tmp_path / "net" / "thresholds.json").read_text())
     loaded = eefast.load(tmp_path / "net")
     assert loaded.thresholds.tolist() == report["chosen"]["learned"]["thresholds"]
+    # Those of others hold for numbers that are not saved.
+    assert set(thresholds) == set(eefast.criteria.CRITERIA)
     for name, chosen in report["chosen"].items():
+        assert chosen["cost"] <= 0.7
+        if name not in thresholds:
+            continue
         assert thresholds[name] == chosen["thresholds"]
         assert f"{chosen['accuracy']:.2%}" in done.stdout
         answer = one_by_one(net.with_criterion(name, thresholds[name]), net.prepare(images))
         assert chosen["cost"] == pytest.approx(float(answer.cost.mean()), abs=1e-6)
-        assert chosen["cost"] <= 0.7
         assert chosen["accuracy"] == pytest.approx(float((answer.labels == labels).float().mean()))
         assert chosen["exits"] == answer.exit_index.bincount(minlength=3).tolist()
     # The cache replaces these images, and no others.
@@ -53,6 +61,36 @@ def test_calibrate_saves_what_it_says(shop, tmp_path):
     assert json.loads(again.stdout)["chosen"] == report["chosen"]
     with pytest.raises(ValueError, match="was collected with images=31 of mnist by seed 5, not 31 of mnist by seed 6"):
         run(*words, "--seed", 6, "--cache", cache)
+
+
+@pytest.mark.parametrize("name", ["carried", "fitted", "vote"])
+def test_calibrate_saves_the_numbers_that_it_fits(shop, tmp_path, name):
+    net = eefast.load(shop / "net")
+    net.save(tmp_path / "net")
+    words = ["calibrate", tmp_path / "net", "--data-root", shop, "--held-out", 31, "--few-images", "--seed", 5]
+    words += ["--max-cost", 0.7, "--no-assurance", "--criterion", name, "--profile", "eco:cost=0.5"]
+    done = run(*words, "--save", "--json", tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    images, labels = held_out_of(shop, 31, 5)
+    outputs, _ = collect(net, [(images, labels)])
+    candidate = make_candidate(name, outputs, labels)
+    seen = candidate.outputs(outputs)
+    expected = calibrate(seen, labels, net.cost, name, max_cost=0.7)
+    assert report["chosen"][name]["thresholds"] == list(expected.thresholds)
+    compared = compare(outputs, labels, net.cost, [name], expected.cost)
+    assert report["compared"] == {name: vars(compared[name])}
+    assert f"{100 * compared[name].gain:+.2f} ± {100 * compared[name].spread:.2f}" in done.stdout
+    saved = eefast.load(tmp_path / "net")
+    assert saved.exit_rule == candidate.criterion
+    assert json.loads((tmp_path / "net" / "thresholds.json").read_text()) == {name: list(expected.thresholds)}
+    assert list(saved.profiles) == ["eco"]
+    answer = saved(images)
+    assert expected.cost == pytest.approx(float(answer.cost.mean()), abs=1e-6)
+    assert expected.accuracy == pytest.approx(float((answer.labels == labels).float().mean()))
+    # Its own numbers stay where no criterion is named.
+    again = json.loads(run(*words[:-4], "--json", "-").stdout)
+    assert again["chosen"][name]["thresholds"] == pytest.approx(list(expected.thresholds), abs=1e-4)
+    assert again["compared"] == {}
 
 
 def test_calibrate_takes_half_a_point_off_the_final_exit(shop):
@@ -168,6 +206,7 @@ def test_calibrate_scales_what_it_saves(shop, tmp_path):
         (["--max-cost", 0.5, "--assurance", 1], "assurance=1.0 must be above 0 and below 1"),
         (["--min-accuracy", 0.5, "--max-accuracy-drop", 0.5], "=0.5: give one of them for the accuracy"),
         (["--max-cost", 1.5], r"max_cost=1.5 must be in 0 … 1"),
+        (["--criterion", "vote", "--drop-exits"], "--drop-exits: criterion='vote' reads the exits before"),
         (["--criterion", "best"], r"criterion='best' is unknown"),
         (["--held-out", 99], r"held_out=99 must be in 1 … 70"),
     ],

@@ -9,7 +9,10 @@ from made_outputs import make_outputs
 
 from eefast import criteria
 from eefast.cli import budget
+from eefast.thresholds import assured
 from eefast.thresholds.calibration import calibrate
+from eefast.thresholds.candidates import Candidate, make_candidate
+from eefast.thresholds.outputs import some
 
 COST = torch.tensor([0.2, 0.5, 1.0])
 
@@ -80,13 +83,45 @@ def test_other_profiles_are_refused(texts, message):
     ("name", "expected"), [("all", list(criteria.CRITERIA)), ("margin", ["margin"]), ("", ["entropy"])]
 )
 def test_criteria_are_all_the_named_one_or_that_of_the_network(name, expected):
-    net = SimpleNamespace(criterion=criteria.get("entropy"))
+    net = SimpleNamespace(criterion=criteria.get("entropy"), exit_rule="entropy")
     assert budget.criterion_names(name, net) == expected
+
+
+def test_all_that_can_be_fitted_and_no_numbers_that_a_network_lacks():
+    net = SimpleNamespace(criterion=criteria.get("entropy"), exit_rule="entropy")
+    assert budget.criterion_names("all", net, fitting=True) == [*criteria.CRITERIA, *criteria.CARRYING]
+    assert budget.criterion_names("vote", net, fitting=True) == ["vote"]
+    with pytest.raises(ValueError, match="criterion='vote': this network has no numbers for it"):
+        budget.criterion_names("vote", net)
+
+
+@pytest.mark.parametrize("assurance", [None, 0.9])
+def test_images_that_judge_do_not_fit(assurance):
+    outputs, labels = make_outputs(130, 3, 0)
+    net = SimpleNamespace(criterion=criteria.get("entropy"), exit_rule="entropy")
+    names = ["margin", "carried", "fitted", "vote"]
+    found, impossible = budget.fit_candidates(net, outputs, labels, names, True, assurance)
+    fitting = torch.arange(130) if assurance is None else assured.divided(130)[0]
+    expected = {name: make_candidate(name, some(outputs, fitting), labels[fitting]) for name in names}
+    assert (found, impossible) == (expected, {})
+
+
+def test_what_cannot_be_fitted_has_a_reason():
+    outputs, labels = make_outputs(31, 3, 0)
+    net = SimpleNamespace(criterion=criteria.get("entropy"), exit_rule="entropy")
+    arguments = net, outputs, torch.zeros_like(labels)
+    found, impossible = budget.fit_candidates(*arguments, ["margin", "carried"], True, None)
+    assert list(found) == ["margin"]
+    assert "31 samples of 1 classes" in impossible["carried"]
+    with pytest.raises(ValueError, match=r"^carried: .* 31 samples of 1 classes"):
+        budget.fit_candidates(*arguments, ["carried"], True, None)
+    with pytest.raises(ValueError, match=r"^carried: .*this network has no numbers"):
+        budget.fit_candidates(*arguments, ["carried"], False, None)
 
 
 def test_an_unknown_criterion_is_refused():
     with pytest.raises(ValueError, match="criterion='best' is unknown"):
-        budget.criterion_names("best", SimpleNamespace(criterion=criteria.get("entropy")))
+        budget.criterion_names("best", SimpleNamespace(criterion=criteria.get("entropy"), exit_rule="entropy"))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +143,7 @@ def test_each_criterion_gets_its_best_thresholds(kind, value):
         SimpleNamespace(cost=COST),
         outputs,
         labels,
-        ["margin", "learned"],
+        {name: Candidate(name) for name in ("margin", "learned")},
         {kind: value},
         lambda *step: steps.append(step),
     )
@@ -122,10 +157,11 @@ def test_a_criterion_without_thresholds_has_a_reason():
     outputs[0].confidence_logit[:] = math.nan
     arguments = SimpleNamespace(cost=COST), outputs, labels
     chosen, impossible = budget.choose_thresholds(
-        *arguments, ["learned", "margin"], {"max_cost": 0.4}, lambda *step: None
+        *arguments, {name: Candidate(name) for name in ("learned", "margin")}, {"max_cost": 0.4}, lambda *step: None
     )
     assert list(chosen) == ["margin"]
     assert list(impossible) == ["learned"]
     assert "no confidence that is a number" in impossible["learned"]
+    candidates = {name: Candidate(name) for name in ("margin", "learned")}
     with pytest.raises(ValueError, match=r"^margin: max_cost=0\.1 cannot be kept; .*; learned: .* no confidence"):
-        budget.choose_thresholds(*arguments, ["margin", "learned"], {"max_cost": 0.1}, lambda *step: None)
+        budget.choose_thresholds(*arguments, candidates, {"max_cost": 0.1}, lambda *step: None)

@@ -5,7 +5,7 @@ import torch
 from made_outputs import make_outputs
 from networks import images, lived_in, spread_thresholds
 
-from eefast import zoo
+from eefast import criteria, rules, zoo
 from eefast.thresholds import outputs as cached
 
 
@@ -56,3 +56,64 @@ def test_cached_outputs_answer_as_the_network(criterion) -> None:
 def test_batches_must_not_be_empty(collect) -> None:
     with pytest.raises(ValueError, match="batches is empty"):
         collect(zoo.eenet("eenet8", input_shape=(1, 28, 28)), [])
+
+
+def test_rows_of_thresholds_are_as_each_alone() -> None:
+    outputs, _ = make_outputs(31, 4, 0)
+    rows = torch.rand(5, 3, generator=torch.Generator().manual_seed(0))
+    found = cached.exits_taken(outputs, criteria.get("entropy"), rows)
+    assert found.shape == (5, 31)
+    for row, taken in zip(rows, found, strict=True):
+        assert torch.equal(taken, cached.exits_taken(outputs, criteria.get("entropy"), row.tolist()))
+
+
+def test_carried_outputs_are_counted_by_hand() -> None:
+    outputs, _ = make_outputs(31, 4, 1, classes=2)
+    found = cached.carried(outputs, rules.patience(3))
+    for k in range(31):
+        streak, before = 0, None
+        for out, got in zip(outputs, found, strict=True):
+            said = int(out.logits[k].argmax())
+            streak, before = streak + 1 if said == before else 1, said
+            assert got.confidence[k] == got.confidence_logit[k] == streak
+            assert torch.equal(got.logits[k], out.logits[k])
+    summed = cached.carried(outputs, rules.carried([0.0, 0.5, 1.0, -2.0]))
+    a, b, c, d = (out.logits for out in outputs)
+    torch.testing.assert_close(summed[2].logits, c + (b + 0.5 * a))
+    torch.testing.assert_close(summed[3].logits, d - 2 * (c + (b + 0.5 * a)))
+    torch.testing.assert_close(summed[3].confidence, summed[3].logits.softmax(1).amax(1))
+
+
+def test_a_rule_in_python_sees_the_exit_before() -> None:
+    def step(i, logits, z, before, confidence):
+        return (logits, z) if i == 0 else (torch.maximum(logits, before), z + i * confidence)
+
+    outputs, _ = make_outputs(31, 3, 1)
+    a, b, c = outputs
+    found = cached.carried(outputs, rules.PythonRule("highest", step))
+    assert torch.equal(found[2].logits, torch.stack([a.logits, b.logits, c.logits]).amax(0))
+    torch.testing.assert_close(found[2].confidence, c.confidence_logit + 2 * (b.confidence_logit + a.confidence_logit))
+    with pytest.raises(ValueError, match="the rule is of 3 early exits, the outputs are of 2"):
+        cached.carried(outputs, rules.patience(3))
+
+
+def test_outputs_of_a_network_that_carries_answer_as_it_does() -> None:
+    x = images(31, (1, 12, 12))
+    plain = lived_in(zoo.eenet("eenet8", input_shape=(1, 12, 12)), 1)
+    outputs, _ = cached.collect(plain, [(x, torch.zeros(31))])
+    net = plain.with_criterion(rules.carried([0.0, 0.4, 0.3])).eval()
+    assert cached.fingerprint(net) == cached.fingerprint(plain)
+    confidence = torch.stack([out.confidence for out in cached.answered(outputs, net)[:-1]])
+    net.thresholds.copy_(confidence.sort(dim=1).values[:, 14:16].mean(dim=1))
+    got, expected = cached.by_thresholds(outputs, net, "carried", net.thresholds.tolist()), net(x)
+    assert torch.equal(got.exit_index, expected.exit_index)
+    torch.testing.assert_close(got.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got.confidence, expected.confidence)
+    # An image that takes another exit is as far from the threshold as its carried confidence is.
+    taken = expected.exit_index.clone()
+    taken[3] = 1 - min(int(taken[3]), 1)
+    earlier = min(int(taken[3]), int(expected.exit_index[3]))
+    distance = cached.flip_distances(taken, expected.exit_index, outputs, net)
+    assert distance.tolist() == [abs(float(confidence[earlier, 3] - net.thresholds[earlier]))]
+    for one, two in zip(cached.answered(outputs, plain), outputs, strict=True):
+        assert one is two

@@ -1,5 +1,7 @@
 """Temperatures and Platt scaling, against SciPy's optimum and against the network they are folded into."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,7 @@ def test_folded_scaling_answers_as_scaled_outputs() -> None:
     x, labels = images(31, (1, 12, 12)), torch.arange(31) % 10
     outputs, _ = collect(net, [(x, labels)])
     fitted = scaling.fit_scaling(outputs, labels)
+    fitted = dataclasses.replace(fitted, bias=torch.randn(3, 10, generator=torch.Generator().manual_seed(0)).tolist())
     scaling.fold_scaling(net, fitted)
     expected = scaling.scaled([ExitOutput(*(p.double() for p in out)) for out in outputs], fitted)
     again, _ = collect(net, [(x, labels)])
