@@ -17,6 +17,7 @@ from .engines.streaming import copied, groups
 from .engines.weight_watch import WeightWatch
 from .model import TRACED, EarlyExitNet, check_not_traced, is_property
 from .planning import Options, build
+from .planning import check_engine as check_engine
 from .profiles import Profiles, limits_of_call
 from .result import ExitResult
 from .system import forked

@@ -15,6 +15,7 @@ from ..engines.program import CompactStep, StagePlan, layout_of
 from ..heads import ExitHead
 from ..model import EarlyExitNet
 from ..quantized import QuantizedStage
+from ..runtimes import RUNTIMES
 from ..system.memory import keep_freed
 from . import probe, trial
 from .capture import with_graphs
@@ -43,6 +44,8 @@ def build_compact(subject: Subject) -> CompactEngine:
     if missing := obstacle(net, device):
         raise UnsupportedError(missing)
     on_cuda = device.type == "cuda"
+    if on_cuda and subject.stages in RUNTIMES:
+        raise ValueError(f"stages={subject.stages!r} is for CPUs, the network is on {device}; leave stages out")
     kernel = _kernel(on_cuda)
     reasons = []
     if ops.CPP_MISSING and not on_cuda:

@@ -235,7 +235,7 @@ def test_exits_are_those_of_single_images(net: Any, name: str, n: int) -> None:
         ({"stages": "tensorrt"}, "stages='tensorrt' is unknown; choose one of auto, pytorch, onnxruntime"),
         ({"stages": "openvino", "engine": "resident"}, "stages='openvino' is for engine='compact', not for"),
         ({"stages": "pytorch", "engine": "reference"}, "stages='pytorch' is for engine='compact', not for"),
-        ({"stages": "onnxruntime", "dtype": torch.bfloat16}, "runs stages in float32, not in bfloat16; use"),
+        ({"stages": "compile", "dtype": torch.bfloat16}, "runs stages in float32, not in bfloat16; use"),
     ],
 )
 def test_wrong_arguments(net: Any, more: dict[str, Any], message: str) -> None:
@@ -248,8 +248,8 @@ def test_quantised_stages_are_left_alone(offer: Any) -> None:
     small = lived_in(zoo.eenet("eenet8", 2, "linear", "pool", 3, input_shape=(1, 6, 7), filters=2), 1)
     quantised = eefast.quantize(small, images(16, (1, 6, 7)))
     assert [row.note for row in eefast.accelerate(quantised, engine="compact").plan.stages] == ["INT8 by PyTorch"] * 3
-    with pytest.raises(ValueError, match="stages='onnxruntime' runs stages in float32, not in INT8; use stages='auto'"):
-        eefast.accelerate(quantised, stages="onnxruntime")
+    with pytest.raises(ValueError, match="stages='compile' runs stages in float32, not in INT8; use stages='auto'"):
+        eefast.accelerate(quantised, stages="compile")
 
 
 ELSEWHERE = """
