@@ -24,6 +24,7 @@ from . import probe, trial
 from .compact_steps import build_compact
 from .compact_steps import obstacle as compact_obstacle
 from .errors import UnsupportedError
+from .folding import SIMULATED
 from .integer_lowering import is_quantized
 from .resident_program import build_resident, lowered
 from .stage_runtimes import PYTORCH, STAGES
@@ -133,7 +134,10 @@ def _fallen_back(net: EarlyExitNet, dtype: torch.dtype | None, obstacle: Excepti
 
 def _compact(subject: Subject) -> Engine:
     with _exceptions_as_obstacles():
-        return build_compact(subject)
+        engine = build_compact(subject)
+    if any(row.note.startswith(SIMULATED) for row in engine.plan.stages):
+        log_once("stages in INT8 run in PyTorch, slower than in float32: pip install onnx onnxruntime openvino")
+    return engine
 
 
 def _resident(subject: Subject, largest: float = float("inf")) -> tuple[Engine, Any]:
