@@ -18,6 +18,7 @@ from .engines.streaming import copied, groups
 from .engines.weight_watch import WeightWatch
 from .model import TRACED, EarlyExitNet, check_not_traced, is_property
 from .planning import Options, build
+from .planning import check_engine as check_engine
 from .profiles import Profiles, limits_of_call
 from .result import ExitResult
 from .survivors import Partial, Survivors
@@ -72,6 +73,7 @@ def accelerate(
     stages: what runs the compact engine's stages on CPUs in float32: "pytorch", "onnxruntime", "openvino", "compile"
         (torch.compile, which takes a minute per stage), or "auto", the fastest of the first three that are installed
         and as exact as PyTorch. One asked for by name runs in the compact engine, and raises `ValueError` if it cannot.
+        The same for a network that `eefast.quantize` made for other libraries, whose convolutions they run in INT8.
 
     `module(x)` takes images [N, C, H, W] of any N ≥ 0 and returns an `ExitResult`; `print(module.plan)` says what runs.
     Thresholds may change at any time. Changed weights, criterion, device or dtype are noticed at the next call, which

@@ -16,6 +16,7 @@ from .cost import StageCost, merged, path_costs, stage_costs
 from .heads import ExitHead
 from .preprocessing import Preprocessing
 from .profiles import Profile, Profiles, limits_of_call
+from .qdq import QdqStage
 from .record import TrainingRecord
 from .result import ExitOutput, ExitResult
 
@@ -31,8 +32,8 @@ class EarlyExitNet(nn.Module):
     criterion: name of the exit rule, see `eefast.criteria`, or a `Rule` or `PythonRule` of `eefast.rules`.
     thresholds: n numbers; by default the criterion's default at every exit.
     normalization: (mean, std), one number per channel on the scale 0 … 1; with it the network also takes uint8 images.
-    config: its "kind", "eenet", "attached" or "quantized", and the arguments with which `eefast.load` builds it again;
-        `eefast.zoo`, `eefast.attach` and `eefast.quantize` give it, `save` needs it.
+    config: its "kind", "eenet", "attached", "quantized" or "qdq", and the arguments with which `eefast.load` builds it
+        again; `eefast.zoo`, `eefast.attach` and `eefast.quantize` give it, `save` needs it.
     costs: of every stage and head; counted if None. A quantised network has those of the network that it was made of.
 
     Attributes that may be set:
@@ -304,7 +305,7 @@ class EarlyExitNet(nn.Module):
                 f"criterion={self.criterion.name!r} reads the exits before; leave exits out of "
                 'net.with_criterion("max_probability") and choose its rule again'
             )
-        if (self.config or {}).get("kind") == "quantized":
+        if (self.config or {}).get("kind") == "quantized" or any(isinstance(stage, QdqStage) for stage in self.stages):
             raise ValueError("a quantised network keeps its exits; take them from the float network and quantise that")
         kept = [i for i in range(self.num_exits + 1) if i not in gone]
         stages: list[nn.Module] = []

@@ -20,7 +20,7 @@ ALGORITHMS = ("direct", "F(2,3)", "F(2×2)")
 """Names of the ways to compute a convolution, by `QuantizedConvolution.winograd`."""
 
 
-class _Fixed(nn.Module):
+class KeepsDtypes(nn.Module):
     """A module whose buffers keep their dtypes, whatever `.half()` and the like ask; devices change as asked."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -31,7 +31,7 @@ class _Fixed(nn.Module):
         return super()._apply(moved, recurse)
 
 
-class QuantizedConvolution(_Fixed):
+class QuantizedConvolution(KeepsDtypes):
     """A convolution between maps, with a residual or without; ReLU is the limit at 0.
 
     source, residual: numbers of the values that it reads; residual -1: none.
@@ -86,7 +86,7 @@ class QuantizedConvolution(_Fixed):
         return shape + more + ", relu" * self.relu + (f", winograd={self.winograd}" if self.winograd else "")
 
 
-class QuantizedAffine(_Fixed):
+class QuantizedAffine(KeepsDtypes):
     """Scale and shift float32 [C] per channel, of a BatchNorm or a ReLU that no convolution includes."""
 
     scale: Tensor
@@ -105,7 +105,7 @@ class QuantizedAffine(_Fixed):
         return f"{len(self.scale)}, source={self.source}" + ", relu" * self.relu
 
 
-class QuantizedMaxPool(_Fixed):
+class QuantizedMaxPool(KeepsDtypes):
     """The largest integer of every window; scale and zero point of its source."""
 
     def __init__(self, source: int, kernel: int, stride: int, padding: int = 0) -> None:
@@ -123,7 +123,7 @@ class QuantizedMaxPool(_Fixed):
 Step = QuantizedConvolution | QuantizedAffine | QuantizedMaxPool
 
 
-class QuantizedStage(_Fixed):
+class QuantizedStage(KeepsDtypes):
     """Float features, or images, → float features [N, C, H, W], by steps on maps of integers.
 
     Values are numbered within the stage: 0 is its input, step i writes value i + 1.

@@ -29,6 +29,21 @@ def build_attached(config: Mapping[str, Any], weights: dict[str, Tensor], size: 
     size: bytes of the file that the weights come from; nothing larger is built or copied.
     Raises `ValueError` for a backbone that is unknown, or that the weights do not fit; `ImportError` without timm.
     """
+    name, exits = config["backbone"], config["exits"]
+    net, made = empty_network(config, lambda empty: _check_against(weights, size, empty, name, len(exits)))
+    put(net, weights, size, name)
+    fill(net, made)
+    net.check_thresholds()
+    return net.eval()
+
+
+def empty_network(
+    config: Mapping[str, Any], check: Callable[[nn.Module], None] = lambda empty: None
+) -> tuple[EarlyExitNet, Callable[[], nn.Module]]:
+    """The network without memory for its weights, and what makes its backbone with some.
+
+    check: looks at the backbone before it is cut.
+    """
     check_channels(config["normalization"], config["input_shape"])
     arguments = {**config}
     name, exits = arguments.pop("backbone"), arguments.pop("exits")
@@ -38,12 +53,8 @@ def build_attached(config: Mapping[str, Any], weights: dict[str, Tensor], size: 
 
     with _Shapes():
         empty = made()
-    _check_against(weights, size, empty, name, len(exits))
-    net = rebuild(empty, exits, **arguments)
-    put(net, weights, size, name)
-    _fill(net, made)
-    net.check_thresholds()
-    return net.eval()
+    check(empty)
+    return rebuild(empty, exits, **arguments), made
 
 
 def _check_against(weights: dict[str, Tensor], size: int, empty: nn.Module, name: str, exits: int) -> None:
@@ -86,7 +97,7 @@ class _Unset(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _fill(net: EarlyExitNet, made: Callable[[], nn.Module]) -> None:
+def fill(net: EarlyExitNet, made: Callable[[], nn.Module]) -> None:
     """Give `net` the tables that its backbone computes and does not save, such as the positions in a window."""
     empty = [name for name, value in net.named_buffers() if value.is_meta]
     if not empty:
@@ -96,5 +107,5 @@ def _fill(net: EarlyExitNet, made: Callable[[], nn.Module]) -> None:
     dtype = next(net.parameters()).dtype
     for name in empty:
         path, _, last = name.rpartition(".")
-        value = whole.get_buffer(name.split(".", 2)[2])
+        value = whole.get_buffer(re.sub(r"^stages\.\d+\.(graph\.0\.)?", "", name))
         net.get_submodule(path)._buffers[last] = value.to(dtype) if value.is_floating_point() else value

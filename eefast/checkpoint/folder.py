@@ -16,9 +16,10 @@ from ..preprocessing import Preprocessing
 from ..system import files
 from . import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, image_fields, profile_rows, record_file
 from .attached import build_attached
+from .attached_int8 import QDQ_FIELDS, build_qdq
 from .building import build
 from .fields import MOST_EXITS, Field, check_fields, is_int, is_name, is_normalization, is_shape
-from .quantized_rows import QUANTIZED_FIELDS, build_quantized, describe_stages
+from .quantized_rows import QUANTIZED_FIELDS, build_quantized, describe_stages, thresholds_row
 from .stored import MOST_JSON, read_json, read_safetensors
 
 OLD_CONFIG_FILE = "attached.json"
@@ -37,6 +38,8 @@ def save(net: EarlyExitNet, folder: str | Path) -> None:
         config |= {"profiles": profile_rows.rows(net.profiles)}
     if config.get("kind") == "quantized":
         config |= describe_stages(net)
+    elif config.get("kind") == "qdq":
+        config |= {"float_thresholds": thresholds_row((net.config or {}).get("float_thresholds", {}))}
     weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +69,9 @@ def read_folder(folder: Path) -> EarlyExitNet:
     profiles = config.pop("profiles", None)
     weights, size = read_safetensors(folder / WEIGHTS_FILE)
     rule = _rule(config, weights)
-    net = {"eenet": build, "attached": build_attached, "quantized": build_quantized}[kind](config, weights, size)
+    net = {"eenet": build, "attached": build_attached, "quantized": build_quantized, "qdq": build_qdq}[kind](
+        config, weights, size
+    )
     for key in ("num_exits", "placement"):
         if kind == "eenet" and config[key] != (found := (net.config or {})[key]):
             raise ValueError(f"{CONFIG_FILE} says {key}={config[key]}, but the network has {found}")
@@ -105,7 +110,7 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any], tuple[Preprocessing
             raise ValueError(f"{name} is missing; give the folder that net.save(folder) wrote")
     config = read_json(folder / file)
     kind = config.pop("kind", "attached" if old else "eenet")  # the first folders have none
-    kinds = {"eenet": _EENET, "attached": _ATTACHED, "quantized": _QUANTIZED}
+    kinds = {"eenet": _EENET, "attached": _ATTACHED, "quantized": _QUANTIZED, "qdq": _QDQ}
     if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(
             f"{file} says kind={reprlib.repr(kind)}; it must be one of {', '.join(kinds)}; a newer eefast may read it"
@@ -157,3 +162,4 @@ _ATTACHED: dict[str, Field] = {
     ),
 }
 _QUANTIZED: dict[str, Field] = {**_ALL, **QUANTIZED_FIELDS}
+_QDQ: dict[str, Field] = {**_ATTACHED, **QDQ_FIELDS}

@@ -34,15 +34,25 @@ def describe_stages(net: EarlyExitNet) -> dict[str, Any]:
     return {
         "num_classes": net.num_classes,
         "input_shape": list(net.input_shape),
-        "float_thresholds": {name: [_as_json(v) for v in values] for name, values in copied.items()},
+        "float_thresholds": thresholds_row(copied),
         "costs": [[cost.stage_macs, cost.head_macs] for cost in net.stage_costs],
         "stages": [_stage_row(stage) for stage in net.stages],
         "heads": [_head_row(head) for head in net.heads],
     }
 
 
-def _as_json(threshold: float) -> float | str:
-    return threshold if abs(threshold) < float("inf") else str(threshold)  # JSON has no infinities
+def thresholds_row(thresholds: Mapping[str, Sequence[float]]) -> dict[str, list[float | str]]:
+    """By criterion, as JSON has them: without infinities."""
+
+    def as_json(threshold: float) -> float | str:
+        return threshold if abs(threshold) < float("inf") else str(threshold)
+
+    return {name: [as_json(v) for v in values] for name, values in thresholds.items()}
+
+
+def read_thresholds(row: Mapping[str, Any]) -> dict[str, list[float]]:
+    """What `thresholds_row` wrote, checked by `THRESHOLDS_FIELD`."""
+    return {name: [float(v) for v in values] for name, values in row.items()}
 
 
 def _stage_row(stage: nn.Module) -> dict[str, Any]:
@@ -85,7 +95,7 @@ def build_quantized(config: Mapping[str, Any], weights: Mapping[str, Tensor], si
             stages.append(stage)
             heads.append(_head(head, shape, config, f"{CONFIG_FILE}: heads[{i}]"))
             costs.append(StageCost(macs[0], macs[1], shape, classes))
-        copied = {name: [float(v) for v in values] for name, values in config["float_thresholds"].items()}
+        copied = read_thresholds(config["float_thresholds"])
         net = EarlyExitNet(
             stages, heads, input_shape=config["input_shape"], criterion=config["criterion"],
             normalization=config["normalization"], costs=costs,
@@ -290,9 +300,10 @@ _HEAD: dict[str, Field] = {
     "convs": (lambda v: v is None or isinstance(v, dict), "null or a stage"),
 }
 _MANY = MOST_EXITS + 1
+THRESHOLDS_FIELD: Field = (_are_thresholds, "thresholds by the name of their criterion")
 QUANTIZED_FIELDS: dict[str, Field] = {
     "name": (is_name, "a name"),
-    "float_thresholds": (_are_thresholds, "thresholds by the name of their criterion"),
+    "float_thresholds": THRESHOLDS_FIELD,
     "costs": (
         lambda v: _is_list(v, _MANY, 1) and all(_is_list(c, 2, 2) and all(is_int(n, 2**50, 0) for n in c) for c in v),
         f"a list of at most {_MANY} pairs of MACs",

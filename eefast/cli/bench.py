@@ -29,6 +29,7 @@ from .options import (
     Network,
     OtherData,
     Seed,
+    Stages,
     Workers,
 )
 from .output import bars, check_writable, echo, write_json
@@ -64,9 +65,7 @@ def command(
     dtype: Annotated[
         str, Option(help="Arithmetic of everything that is timed: float32, float16, bfloat16.")
     ] = "float32",
-    stages: Annotated[
-        str, Option(help="What runs the compact engine's stages: auto, pytorch, onnxruntime, openvino, compile.")
-    ] = "auto",
+    stages: Stages = "auto",
     with_compile: Annotated[
         bool, Option("--compile", help="Also torch.compile, which may take minutes for each batch size.")
     ] = False,
@@ -84,7 +83,7 @@ def command(
 ) -> None:
     """Is early exit worth it on this machine, with which engine and thresholds? All answers checked, then timed."""
     from ..measure import assessment, verdicts
-    from ..planning.stage_runtimes import STAGES
+    from ..planning import check_engine
     from ..runtimes import RUNTIMES
     from ..thresholds import calibration
 
@@ -94,10 +93,7 @@ def command(
     sizes = _sizes(batch_sizes)
     if dtype not in assessment.DTYPES:
         raise ValueError(f"dtype={dtype!r} is unknown; choose one of {', '.join(assessment.DTYPES)}")
-    if stages not in STAGES:
-        raise ValueError(f"stages={stages!r} is unknown; choose one of {', '.join(STAGES)}")
-    if stages in RUNTIMES and (missing := RUNTIMES[stages].missing()):
-        raise ValueError(f"stages={stages!r} cannot run: {missing}")
+    check_engine("auto", stages)
     if stages in RUNTIMES and dtype != "float32":
         raise ValueError(f"stages={stages!r} runs stages in float32; leave out --dtype or --stages")
     if int8 and (own_thresholds or dtype != "float32"):

@@ -18,6 +18,7 @@ from .options import (
     Network,
     OtherData,
     Split,
+    Stages,
     Workers,
 )
 from .output import bars, check_writable, echo, write_json
@@ -32,6 +33,7 @@ def command(
     other_data: OtherData = False,
     images: Images = None,
     engine: Engine = "auto",
+    stages: Stages = "auto",
     batch_size: BatchSize = 256,
     workers: Workers = 0,
     device: Device = "auto",
@@ -46,7 +48,7 @@ def command(
 
     check_writable(json_path)
     net, source = open_network(network, dataset, data_root, download, workers, device, other_data)
-    fast = accelerate(net, engine=engine)
+    fast = accelerate(net, engine=engine, stages=stages)
     loader = batches(load_images(net, source, split, images), batch_size, workers)
     where = net.thresholds.device
     with bars() as progress:

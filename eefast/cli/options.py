@@ -49,6 +49,9 @@ BatchSize = Annotated[int, Option(help="Images per call.", min=1)]
 Workers = Annotated[int, Option(help="Number of processes that decode images.", min=0)]
 Device = Annotated[str, Option(help="auto, cpu, cuda.")]
 Engine = Annotated[str, Option(help="auto, resident, compact, reference.")]
+Stages = Annotated[
+    str, Option(help="What runs the compact engine's stages: auto, pytorch, onnxruntime, openvino, compile.")
+]
 CropFraction = Annotated[
     float | None,
     Option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from .options import CropFraction, Device, Engine, Json, Network
+from .options import CropFraction, Device, Engine, Json, Network, Stages
 from .output import check_writable, echo, note, write_json
 from .render import table
 
@@ -22,6 +22,7 @@ def command(
     top: Annotated[int, Option(help="Number of most probable classes of each image.", min=1)] = 1,
     crop_fraction: CropFraction = None,
     engine: Engine = "auto",
+    stages: Stages = "auto",
     batch_size: Annotated[int, Option(help="Images per call.", min=1)] = 64,
     device: Device = "auto",
     json_path: Json = "",
@@ -43,6 +44,7 @@ def command(
         engine=engine,
         device=chosen_device(device),
         batch_size=batch_size,
+        stages=stages,
     )
     if json_path != "-":
         echo(table(["image", "class", "probability", "exit", "cost"], [_row(answer) for answer in found]))

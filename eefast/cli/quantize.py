@@ -195,7 +195,7 @@ def _output(network: Path, output: Path | None) -> Path:
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is a file; name a folder")
     config = output / CONFIG_FILE
-    if config.exists() and read_json(config).get("kind") != "quantized":
+    if config.exists() and read_json(config).get("kind") not in ("quantized", "qdq"):
         raise ValueError(f"--output {output} holds a network that is not quantised; name another folder")
     parent = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     files.check(parent / WEIGHTS_FILE)

@@ -15,7 +15,7 @@ from rich.progress import Progress as Bars
 from typer import Argument, Option
 from typer.core import TyperCommand
 
-from .options import CropFraction, Engine, Json, Network
+from .options import CropFraction, Engine, Json, Network, Stages
 from .output import check_writable, echo, note, stderr, write_json
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def command(
         int | None, Option(help="By default the workers share all cores.", min=1, show_default=False)
     ] = None,
     engine: Engine = "auto",
+    stages: Stages = "auto",
     device: Annotated[str, Option(help="auto, cpu, cuda.")] = "auto",
     batch_size: Annotated[int, Option(help="Images per call.", min=1)] = 256,
     shard_size: Annotated[int, Option(help="Rows of each file, the unit of resuming.", min=1)] = 4096,
@@ -97,6 +98,7 @@ def command(
             workers=workers,
             threads_per_worker=threads_per_worker,
             engine=engine,
+            stages=stages,
             device=chosen_device(device),
             batch_size=batch_size,
             shard_size=shard_size,

@@ -24,7 +24,7 @@ class Score:
     Actors that take all CPUs of a cluster leave none for reading, and Ray then waits for ever: keep one free.
 
     folder: of the network; image_column: holds contents of image files, or uint8 pixels [C, H, W].
-    keep_images: keep that column. engine, crop_fraction: as in `eefast.score`.
+    keep_images: keep that column. engine, crop_fraction, stages: as in `eefast.score`.
     Raises `ValueError` for an image that cannot be read, and names its row in the batch.
     """
 
@@ -36,10 +36,11 @@ class Score:
         keep_images: bool = False,
         engine: str = "auto",
         crop_fraction: float | None = None,
+        stages: str = "auto",
     ) -> None:
         self.net = load(folder)
         self.image_column, self.keep_images, self.crop_fraction = image_column, keep_images, crop_fraction
-        self.fast = accelerate(self.net, engine=engine, frozen=True)
+        self.fast = accelerate(self.net, engine=engine, frozen=True, stages=stages)
         self.fast.warmup()
 
     def __call__(self, batch: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:

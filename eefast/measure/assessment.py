@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..api import Accelerated, accelerate
 from ..model import EarlyExitNet
+from ..qdq import QdqStage
 from ..quantized import QuantizedStage
 from ..result import ExitOutput, ExitResult
 from ..system.progress import Progress
@@ -21,7 +22,7 @@ from ..thresholds.outputs import by_thresholds, collect, outcome
 from . import baselines, comparison, verdicts
 from .comparison import Candidate, Row, Span
 from .timing import PAUSE_SECONDS
-from .verdicts import ENGINES, LOOP, RESIDENT_INT8, Verdict
+from .verdicts import ENGINES, IN_INT8, LOOP, Verdict
 
 TIMED_IMAGES, TURN_IMAGES, TURN_SECONDS, LEAST_ROUNDS = 512, 32, 0.05, 3
 BATCH_INT8 = 64
@@ -194,7 +195,7 @@ def _candidates(
         add("plain, torch.compile", baselines.compiled(baselines.plain(net, dtype)), None, layout)
     else:
         left_out["torch.compile"] = "takes seconds to minutes per batch size; --compile adds it"
-    if any(isinstance(stage, QuantizedStage) for stage in net.stages):
+    if any(isinstance(stage, QuantizedStage | QdqStage) for stage in net.stages):
         left_out["ONNX Runtime"] = "is not compared with a network in INT8; measure the float32 network with --int8"
     elif net.cost.device.type == "cpu" and dtype == torch.float32:
         try:
@@ -234,12 +235,13 @@ def _candidates_in_int8(
             left_out[name] = str(error)
             continue
         found.append(made)
+    engine = "compact" if any(isinstance(stage, QdqStage) for stage in in_int8.net.stages) else "resident"
     try:
-        fast = accelerate(in_int8.net, engine="resident", frozen=True)
+        fast = accelerate(in_int8.net, engine=engine, frozen=True)
     except ValueError as error:
-        return found, left_out | {RESIDENT_INT8: str(error)}
+        return found, left_out | {IN_INT8[engine]: str(error)}
     own, _ = collect(in_int8.net, [(x, torch.zeros(len(x))) for x in images.split(BATCH_INT8)])
-    return [*found, Candidate(RESIDENT_INT8, fast, in_int8.net, 1, 1, 1, outputs=own)], left_out
+    return [*found, Candidate(IN_INT8[engine], fast, in_int8.net, 1, 1, 1, outputs=own)], left_out
 
 
 def _row(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model import EarlyExitNet
+from ..qdq import QdqConvolution
 from ..quantized import ALGORITHMS, QuantizedConvolution
 from ..result import ExitOutput
 from ..thresholds.evaluation import exit_quality
@@ -65,6 +66,12 @@ def megabytes(net: EarlyExitNet) -> float:
 
 
 def algorithms(net: EarlyExitNet) -> dict[str, int]:
-    """How many of a quantised network's convolutions are computed in each of the ways `quantized.ALGORITHMS`."""
+    """How many of a quantised network's convolutions are computed in each of the ways `quantized.ALGORITHMS`.
+
+    Where other libraries run its stages: how many in INT8, and how many in float32, those of heads included.
+    """
+    in_int8 = sum(isinstance(module, QdqConvolution) for module in net.modules())
+    if in_int8:
+        return {"INT8 by other libraries": in_int8, "float32": sum(isinstance(m, nn.Conv2d) for m in net.modules())}
     used = [module.winograd for module in net.modules() if isinstance(module, QuantizedConvolution)]
     return {name: used.count(winograd) for winograd, name in enumerate(ALGORITHMS)}

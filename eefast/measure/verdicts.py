@@ -10,7 +10,10 @@ import torch
 from ..model import EarlyExitNet
 from .comparison import Row
 
-LOOP, RESIDENT_INT8 = "masked loop, PyTorch", "INT8, resident"
+LOOP = "masked loop, PyTorch"
+IN_INT8 = {engine: f"INT8, {engine}" for engine in ("resident", "compact")}
+"""Names of rows, by engine."""
+
 ENGINES = ("resident", "compact")
 
 
@@ -65,14 +68,14 @@ def sentence(verdict: Verdict, accuracy_change: float) -> str:
 
 def int8_sentence(rows: Sequence[Row]) -> str:
     """Of eefast in INT8 and the fastest way in INT8 without early exits; rows: of one batch size; "" without both."""
-    ours = [row for row in rows if row.name == RESIDENT_INT8]
+    ours = [row for row in rows if row.name in IN_INT8.values()]
     static = [row for row in rows if row.other_classes is not None and row.criterion is None]
     if not ours or not static:
         return ""
     best = max(static, key=lambda row: row.images_per_s)
     times = ours[0].images_per_s / best.images_per_s
     accuracies = f"accuracy {ours[0].accuracy:.2%} and {best.accuracy:.2%}"
-    return f"{RESIDENT_INT8}, is {times:.2f} × as fast as {best.name}, {accuracies}"
+    return f"{ours[0].name}, is {times:.2f} × as fast as {best.name}, {accuracies}"
 
 
 def code(

@@ -15,6 +15,7 @@ from ..engines.program import CompactStep, StagePlan, layout_of
 from ..heads import ExitHead
 from ..model import EarlyExitNet
 from ..quantized import QuantizedStage
+from ..runtimes import RUNTIMES
 from ..system.memory import keep_freed
 from . import probe, trial
 from .capture import with_graphs
@@ -45,6 +46,8 @@ def build_compact(subject: Subject) -> CompactEngine:
     if missing := obstacle(net, device):
         raise UnsupportedError(missing)
     on_cuda = device.type == "cuda"
+    if on_cuda and subject.stages in RUNTIMES:
+        raise ValueError(f"stages={subject.stages!r} is for CPUs, the network is on {device}; leave stages out")
     kernel = "Python" if net.criterion.step else _kernel(on_cuda)
     reasons = []
     if ops.CPP_MISSING and not on_cuda:
@@ -92,9 +95,9 @@ def _stage(
 ) -> tuple[nn.Module, str]:
     """An inference copy and how it runs; features: to measure on, where there is a choice."""
     folded, note = fold_stage(stage, dtype) if features is None else fastest_stage(stage, dtype, features)
-    if reason := trial.mismatch(folded, wanted.seen, wanted.features, dtype):
+    if reason := trial.mismatch(folded, wanted.seen, wanted.features, dtype, stage):
         folded, note = channels_last(inference_copy(stage), dtype), f"not folded: {reason}"
-        if different := trial.mismatch(folded, wanted.seen, wanted.features, dtype):
+        if different := trial.mismatch(folded, wanted.seen, wanted.features, dtype, stage):
             raise UnsupportedError(f"{where}: {different}")
     return folded, note
 
@@ -109,10 +112,10 @@ def _by_runtime(
         return found if in_chunks else replace(found, chunk=CHUNK)
     if subject.stages in ("auto", PYTORCH):
         return replace(folded, chunk=CHUNK)
-    what = "INT8" if isinstance(stage, QuantizedStage) else str(subject.dtype).removeprefix("torch.")
-    raise ValueError(
-        f"stages={subject.stages!r} runs stages in float32, not in {what}; use stages='auto' or another dtype"
-    )
+    asked, dtype = f"stages={subject.stages!r}", str(subject.dtype).removeprefix("torch.")
+    if isinstance(stage, QuantizedStage):
+        raise ValueError(f"{asked}: this network is in integers that only eefast computes; leave stages out")
+    raise ValueError(f"{asked} runs stages in float32, not in {dtype}; use stages='auto' or another dtype")
 
 
 def _step(found: Chosen, head: ExitHead, dtype: torch.dtype, kernel: str, counted: nn.Module | None) -> CompactStep:

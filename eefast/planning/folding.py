@@ -8,9 +8,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..modules.tracing import Tracer, attributes, graph_module, recompile
+from ..qdq import QdqStage
 from ..quantized import QuantizedStage
 from .inference_copies import channels_last, inference_copy
 from .patterns import computes_as
+
+SIMULATED = "INT8 computed in float32 by PyTorch"
+"""The note of stages that other libraries run in integers."""
 
 _PAIRS = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))
 
@@ -20,9 +24,11 @@ def fold_stage(stage: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, str]:
 
     Returns the copy and what was done: "folded", or why the copy still computes its BatchNorms. Each call of a
     convolution is folded separately, so that modules that are called more than once, or have several names, stay right.
-    A stage of integers has nothing to fold and takes features of any dtype.
+    A stage in INT8 has nothing to fold; one of integers takes features of any dtype.
     """
     stage = inference_copy(stage)
+    if isinstance(stage, QdqStage):
+        return stage.graph, SIMULATED
     if isinstance(stage, QuantizedStage):
         return stage, "INT8 by PyTorch"
     # A trained network's float16 weights are folded in float32 or more, so that folding adds one rounding and no more.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..heads import ExitHead
 from ..model import EarlyExitNet
 from ..ops import Activation, Kind
+from ..qdq import QdqStage
 from ..quantized import QuantizedAffine, QuantizedConvolution, QuantizedMaxPool, QuantizedStage
 from . import layer_passes
 from .errors import UnsupportedError
@@ -17,8 +18,8 @@ from .patterns import computes_as
 
 
 def is_quantized(net: EarlyExitNet) -> bool:
-    """Whether any part of the network computes in integers."""
-    return any(isinstance(module, QuantizedStage) for module in net.modules())
+    """Whether any part of the network computes in integers, or as if it did."""
+    return any(isinstance(module, QuantizedStage | QdqStage) for module in net.modules())
 
 
 @torch.no_grad()
@@ -54,6 +55,8 @@ class Values:
 
         where: what error texts call the stage.
         """
+        if isinstance(stage, QdqStage):
+            raise UnsupportedError(f"{where} is in INT8 with layers that it has no step in integers for")
         if not isinstance(stage, QuantizedStage):
             raise UnsupportedError(f"{where} is a {type(stage).__name__}, not quantised as other parts of the network")
         if not computes_as(stage, QuantizedStage):

@@ -24,10 +24,11 @@ from . import probe, trial
 from .compact_steps import build_compact
 from .compact_steps import obstacle as compact_obstacle
 from .errors import UnsupportedError
+from .folding import SIMULATED
 from .integer_lowering import is_quantized
 from .resident_program import build_resident, lowered
 from .rows import network_on_maps
-from .stage_runtimes import STAGES
+from .stage_runtimes import PYTORCH, STAGES
 from .trial import Subject
 
 ENGINES = ("auto", "reference", "compact", "resident")
@@ -57,10 +58,8 @@ def build(net: EarlyExitNet, options: Options) -> Engine:
     Whatever an engine would run is first tried on a few images against the network's answers, see `planning.trial`.
     An engine asked for by name raises `ValueError` if it cannot run; "auto" falls back and logs once why.
     """
-    name = options.engine
-    if name not in ENGINES:
-        raise ValueError(f"engine={name!r} is unknown; choose one of {', '.join(ENGINES)}")
-    name = _engine_of_stages(name, options.stages)
+    check_engine(options.engine, options.stages)
+    name = "compact" if options.stages in RUNTIMES else options.engine
     # What is made in inference mode or under autocast would serve other calls badly.
     with isolated(net.cost.device), closing(Late()) as progress:
         ops.register_flops()
@@ -90,13 +89,16 @@ def _on_maps(net: EarlyExitNet, options: Options) -> tuple[EarlyExitNet, Options
     return network_on_maps(net), replace(options, example_inputs=None if examples is None else examples.unsqueeze(2))
 
 
-def _engine_of_stages(engine: str, stages: str) -> str:
-    """The engine that runs these stages; `ValueError` where it is none or another one was asked for."""
+def check_engine(engine: str, stages: str) -> None:
+    """`ValueError` where no engine has this name, nothing of this name runs its stages, or that is not installed."""
+    if engine not in ENGINES:
+        raise ValueError(f"engine={engine!r} is unknown; choose one of {', '.join(ENGINES)}")
     if stages not in STAGES:
         raise ValueError(f"stages={stages!r} is unknown; choose one of {', '.join(STAGES)}")
     if stages != "auto" and engine in ("resident", "reference"):
         raise ValueError(f"stages={stages!r} is for engine='compact', not for engine={engine!r}; leave one of them out")
-    return "compact" if stages in RUNTIMES else engine
+    if stages in RUNTIMES and (missing := RUNTIMES[stages].missing()):
+        raise ValueError(f"stages={stages!r} cannot run: {missing}; use stages={PYTORCH!r} or 'auto'")
 
 
 def _auto(subject: Subject, dtype: torch.dtype | None) -> Engine:
@@ -141,7 +143,10 @@ def _fallen_back(net: EarlyExitNet, dtype: torch.dtype | None, obstacle: Excepti
 
 def _compact(subject: Subject) -> Engine:
     with _exceptions_as_obstacles():
-        return build_compact(subject)
+        engine = build_compact(subject)
+    if any(row.note.startswith(SIMULATED) for row in engine.plan.stages):
+        log_once("stages in INT8 run in PyTorch, slower than in float32: pip install onnx onnxruntime openvino")
+    return engine
 
 
 def _resident(subject: Subject, largest: float = float("inf")) -> tuple[Engine, Any]:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ..engines.program import layout_of
 from ..modules.contexts import isolated
+from ..qdq import QdqStage
 from ..runtimes import RUNTIMES, Runtime
 from ..system.time_limits import within
-from . import probe
+from . import probe, trial
 from .inference_copies import inference_copy
 from .trial import brief, difference
 
@@ -30,6 +31,9 @@ SECONDS, MORE_SECONDS = 30.0, 600.0
 
 EXACT = 3e-5
 """Difference from float64 ÷ largest feature that is always allowed; above it, twice that of PyTorch."""
+
+IN_INT8 = 0.03
+"""Difference from simulated INT8 ÷ features, both root mean squares, that is allowed where a library uses integers."""
 
 SIZES, SIZES_IN_CHUNKS = (1, 64), (1, 4)
 """Images on which the libraries are compared."""
@@ -76,6 +80,7 @@ def chosen(
     """
     if asked == PYTORCH and not in_chunks:
         return folded
+    in_int8 = isinstance(stage, QdqStage)
     key = *_key(folded.stage, seen, layout, asked), in_chunks
     known = choices.get(key)
     quick = [n for n, r in RUNTIMES.items() if r.quick and not r.missing()]
@@ -86,7 +91,7 @@ def chosen(
     for name in names:
         if name == PYTORCH:
             continue
-        made = _built(RUNTIMES[name], folded.stage, seen, exact)
+        made = _built(RUNTIMES[name], folded.stage, seen, exact, in_int8)
         if isinstance(made, str):
             why_not[name] = made
         else:
@@ -97,10 +102,11 @@ def chosen(
     if known:
         name, chunk, note = known
         return Chosen(built[name], note, chunk) if name in built else Chosen(folded.stage, "; ".join(left_out))
-    if asked in RUNTIMES:
+    if asked in RUNTIMES or (in_int8 and len(built) > 1):  # simulated, it is many times slower
         del built[PYTORCH]
     found = _timed(built, seen, layout, SIZES_IN_CHUNKS if in_chunks else SIZES)
     name, note = _fastest(found, folded.note)
+    note = f"INT8 by {note}" if in_int8 and name != PYTORCH else note
     chunk = fastest_chunk(built[name], found[name], seen, layout) if in_chunks else None
     at_a_time = [] if chunk is None else [f"{chunk} at a time"]
     choices[key] = name, chunk, "; ".join([note, *at_a_time, *left_out])
@@ -120,8 +126,8 @@ def _key(folded: nn.Module, seen: Tensor, layout: torch.memory_format, asked: st
     return repr(folded), code, tensors, seen.shape[1:], layout, asked, torch.get_num_threads(), installed
 
 
-def _built(runtime: Runtime, folded: nn.Module, seen: Tensor, exact: Tensor) -> nn.Module | str:
-    """The stage run by a library, or why that does not do; exact: its features in float64."""
+def _built(runtime: Runtime, folded: nn.Module, seen: Tensor, exact: Tensor, in_int8: bool) -> nn.Module | str:
+    """The stage run by a library, or why that does not do; exact: its features in float64. in_int8: if simulated."""
     if reason := runtime.missing() or hung.get(id(runtime), ""):
         return reason
     threads = torch.get_num_threads()
@@ -130,7 +136,7 @@ def _built(runtime: Runtime, folded: nn.Module, seen: Tensor, exact: Tensor) -> 
         # Modes are those of a thread.
         with isolated(seen.device):
             made = runtime.build(folded, seen, threads)
-            return made, _wrong(made, folded, seen, exact)
+            return made, _wrong(made, folded, seen, exact, in_int8)
 
     try:
         made, wrong = within(SECONDS if runtime.quick else MORE_SECONDS, build)
@@ -142,7 +148,7 @@ def _built(runtime: Runtime, folded: nn.Module, seen: Tensor, exact: Tensor) -> 
     return wrong or made
 
 
-def _wrong(made: nn.Module, folded: nn.Module, seen: Tensor, exact: Tensor) -> str:
+def _wrong(made: nn.Module, folded: nn.Module, seen: Tensor, exact: Tensor, in_int8: bool) -> str:
     """Why a library's features are not the stage's, for single images and for several; "" where they are."""
     largest = max(float(exact.nan_to_num(0, 0, 0).abs().max()), 1e-300)
     exact = exact / largest
@@ -150,11 +156,23 @@ def _wrong(made: nn.Module, folded: nn.Module, seen: Tensor, exact: Tensor) -> s
     def found(run: nn.Module, rows: int) -> Tensor:
         return run(_in(layout_of(run), seen[:rows])).double() / largest
 
-    allowed = max(EXACT, 2 * float((found(folded, len(seen)) - exact).nan_to_num(0, 0, 0).abs().max()))
+    allowed = (
+        trial.IN_INT8
+        if in_int8
+        else max(EXACT, 2 * float((found(folded, len(seen)) - exact).nan_to_num(0, 0, 0).abs().max()))
+    )
     for rows in (1, len(seen)):
-        if reason := difference(found(made, rows), exact[:rows], allowed):
+        features = found(made, rows)
+        if reason := difference(features, exact[:rows], allowed):
             return f"its {reason}"
+        if in_int8 and (error := _relative(features, exact[:rows])) > IN_INT8:
+            return f"its answers in INT8 differ by {error:.1%}, root mean square"
     return ""
+
+
+def _relative(found: Tensor, exact: Tensor) -> float:
+    """Difference ÷ exact, both root mean squares."""
+    return float(((found - exact).square().mean() / exact.square().mean().clamp_min(1e-300)).sqrt())
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from ..engines.program import Plan, StagePlan
 from ..model import EarlyExitNet
+from ..qdq import QdqStage
 from ..result import ExitOutput
 from ..system.progress import Progress
 from .errors import UnsupportedError
@@ -26,12 +27,17 @@ TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.25, tor
 Folding and another order of additions change the last digits; a wrong formula changes the first ones.
 """
 
+IN_INT8 = 0.1
+"""The same for stages in simulated INT8, where the last digit of a sum decides between two integers."""
+
 TF32 = 0.02
 """The same for float32 on CUDA, where convolutions round to TensorFloat-32."""
 
 
-def tolerance(dtype: torch.dtype, device: torch.device) -> float:
-    """The difference ÷ largest number that planning allows."""
+def tolerance(dtype: torch.dtype, device: torch.device, module: Any = None) -> float:
+    """The difference ÷ largest number that planning allows; module: whose answers are compared."""
+    if isinstance(module, QdqStage):
+        return IN_INT8
     return TF32 if dtype == torch.float32 and device.type == "cuda" else TOLERANCES.get(dtype, 0.25)
 
 
@@ -122,7 +128,7 @@ def _tried(module: nn.Module, x: Tensor, where: str) -> Tensor:
     if not isinstance(first, Tensor) or first.shape[:1] != x.shape[:1]:
         what = f"shape {list(first.shape)}" if isinstance(first, Tensor) else f"a {type(first).__name__}"
         raise UnsupportedError(f"{where} returns {what}, not a tensor with a row for each image")
-    allowed = tolerance(x.dtype, x.device)
+    allowed = tolerance(x.dtype, x.device, module)
     if difference(answer(x[-1:]), first[-1:], allowed):
         again = difference(answer(x), first, allowed)
         why = "when it is called again" if again else "for an image alone, so it depends on the whole batch"
@@ -200,9 +206,13 @@ def difference(got: Tensor, wanted: Tensor, allowed: float) -> str:
     return f"answers differ by {float((got - wanted).abs().max()) / largest:.2g} of the largest"
 
 
-def mismatch(candidate: Callable[[Tensor], Tensor], x: Tensor, wanted: Tensor, dtype: torch.dtype) -> str:
-    """Why an inference copy in `dtype`, called with channels-last features, does not give the wanted answers; or ""."""
-    allowed = tolerance(dtype, x.device)
+def mismatch(
+    candidate: Callable[[Tensor], Tensor], x: Tensor, wanted: Tensor, dtype: torch.dtype, module: Any = None
+) -> str:
+    """Why an inference copy of a module in `dtype`, called with channels-last features, does not give the wanted
+    answers; or "".
+    """
+    allowed = tolerance(dtype, x.device, module)
     x = x.to(dtype, copy=True, memory_format=torch.channels_last)
     try:
         return difference(run(candidate, x, "its copy"), wanted, allowed)

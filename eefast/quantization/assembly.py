@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from ..heads import ExitHead
 from ..model import EarlyExitNet
+from ..qdq import QdqStage
 from ..quantized import QuantizedStage, quantized_head
 from .float_layers import FloatStage
+from .qdq_ranges import QdqStages
 
 
 @torch.no_grad()
@@ -30,6 +32,30 @@ def assembled(net: EarlyExitNet, layers: Sequence[FloatStage], stages: Sequence[
         normalization=net.normalization, config=config, costs=net.stage_costs,
     )  # fmt: skip
     made.record, made.preprocessing, made.classes = net.record, net.preprocessing, net.classes
+    return made.eval().requires_grad_(False)
+
+
+def qdq_network(net: EarlyExitNet, found: QdqStages) -> EarlyExitNet:
+    """The network of stages in simulated INT8, with copies of the float32 heads of `net`; else as `assembled`.
+
+    `eefast.load` can build it again where it can build `net`.
+    """
+    config = None
+    if (net.config or {}).get("kind") == "attached":
+        thresholds = {net.criterion.name: net.thresholds.tolist()}
+        more = {"kind": "qdq", "convolutions": found.names, "float_thresholds": thresholds}
+        config = {**(net.config or {}), **more}
+    return with_qdq_stages(net, found.stages, config)
+
+
+def with_qdq_stages(net: EarlyExitNet, stages: Sequence[QdqStage], config: Mapping[str, Any] | None) -> EarlyExitNet:
+    """The network with these stages instead, in eval mode, on the device of its heads, which it shares."""
+    made = EarlyExitNet(
+        stages, list(net.heads), input_shape=net.input_shape, criterion=net.criterion.name,
+        thresholds=net.thresholds.tolist(), normalization=net.normalization, config=config, costs=net.stage_costs,
+    )  # fmt: skip
+    made.record, made.preprocessing, made.classes = net.record, net.preprocessing, net.classes
+    made.built_from = f"{net.built_from}, quantised"
     return made.eval().requires_grad_(False)
 
 

@@ -15,6 +15,10 @@ from ..planning.layers import Layer, computed
 from ..planning.lowering import stage_layers
 
 
+class NoIntegerStepError(ValueError):
+    """The resident engine has no step in integers for a module of a stage."""
+
+
 @dataclass(frozen=True)
 class FloatStage:
     """A stage, or the convolutions of a head: layers that read value 0 and write values 1, 2, …; it returns `output`.
@@ -44,7 +48,7 @@ class FloatStage:
 def float_stages(net: EarlyExitNet) -> list[FloatStage]:
     """The layers of `net`, BatchNorms folded, on the CPU: every stage, followed by its head's convolutions if any.
 
-    Raises `ValueError` that names what cannot be quantised with the path of its module.
+    Raises `NoIntegerStepError` or another `ValueError` that names what cannot be quantised with the path of its module.
     """
     stages, channels = list[FloatStage](), net.input_shape[0]
     for i, (stage, head, cost) in enumerate(zip(net.stages, net.heads, net.stage_costs, strict=True)):
@@ -64,7 +68,7 @@ def _stage(module: nn.Module, channels: int, path: str, exit_index: int, head: b
         layers, output = stage_layers(module, channels, path, image)
     except UnsupportedError as error:
         at = f"{path}.{error.path}" if error.path else path
-        raise ValueError(
+        raise (ValueError if head else NoIntegerStepError)(
             f"{at} cannot be quantised: {error}, nor has a quantised network; replace that module or keep the network "
             "in float32"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import cache
 from math import prod
@@ -13,15 +14,19 @@ from torch import Tensor
 from ..model import EarlyExitNet
 from ..modules.contexts import isolated
 from ..modules.copies import working_copy
+from ..qdq import QdqStage
 from ..quantized import QuantizedStage
 from ..thresholds.calibration import calibrate
 from ..thresholds.evaluation import exit_quality
 from ..thresholds.outputs import answered, collect, outcome
-from .assembly import assembled
-from .float_layers import float_stages
+from .assembly import assembled, qdq_network
+from .float_layers import FloatStage, NoIntegerStepError, float_stages
 from .integer_steps import quantized_stage
+from .qdq_ranges import qdq_stages
 from .ranges import observe
 from .winograd_choice import Choice, Size, chosen, coarsest, merged, winograd_layers
+
+log = logging.getLogger("eefast")
 
 LEAST_IMAGES = 16
 TRIAL_IMAGES = 64
@@ -59,6 +64,10 @@ def quantize(
     heads' linears stay float32. The result is in eval mode, on the device of `net`; its forward pass computes in exact
     integers, and costs count as in `net`. It is not trained further.
 
+    Where a stage has layers that the resident engine lacks in integers, all stages become `eefast.qdq.QdqStage`: their
+    convolutions of maps read and return integers, but for those that lose too much, and other libraries run them, see
+    `stages` of `eefast.accelerate`; everything else stays float32, and so do the heads. `winograd` is for the others.
+
     Raises `TypeError` or `ValueError` for too few images, images with NaN or infinities, constant ones, labels that do
     not fit, and for modules that cannot be quantised, with their path.
     """
@@ -68,33 +77,44 @@ def quantize(
     device = next(net.parameters()).device
     with isolated(torch.device("cpu")):
         net = working_copy(net).cpu().float().eval()
-        layers = float_stages(net)
         images = net.prepare(images if images.dtype == torch.uint8 else images.float())
-        batch_size = max(1, min(32, MOST_PIXELS // prod(net.input_shape)))
-        batches = images.split(batch_size)
-        ranges, image = observe(net, layers, batches, percentile)
-
-        def stages(choice: Choice) -> list[QuantizedStage]:
-            excess = merged({size: found(used)[size] for size, used in choice.items() if used})
-            return [
-                quantized_stage(stage, r, image, excess.get(i, {}))
-                for i, (stage, r) in enumerate(zip(layers, ranges, strict=True))
-            ]
-
-        @cache
-        def found(allowed: int) -> dict[Size, dict[int, dict[int, Tensor]]]:
-            return winograd_layers(layers, ranges, stages({}), batches, allowed) if allowed else {}
-
-        allowed = 2 if winograd == "auto" else int(winograd)
-        choice = {size: coarsest(size, allowed) for size in found(allowed)}
-        if winograd == "auto":
-            trial = images[:TRIAL_IMAGES].split(batch_size)
-            choice = chosen(choice, lambda c: assembled(net, layers, stages(c)), net, trial)
-        made = assembled(net, layers, stages(choice))
+        batches = images.split(max(1, min(32, MOST_PIXELS // prod(net.input_shape))))
+        try:
+            layers = float_stages(net)
+        except NoIntegerStepError as reason:
+            log.info("the stages in INT8 are for other libraries, since %s", reason.__cause__)
+            made = qdq_network(net, qdq_stages(net, batches, percentile))
+        else:
+            made = _in_integers(net, layers, batches, percentile, winograd)
         if targets is not None and made.num_exits:
-            labelled = list(zip(batches, targets.split(batch_size), strict=True))
+            labelled = list(zip(batches, targets.split(len(batches[0])), strict=True))
             _recalibrate(made, net, labelled, min_accuracy, max_accuracy_drop, max_cost)
     return made.to(device)
+
+
+def _in_integers(
+    net: EarlyExitNet, layers: Sequence[FloatStage], batches: Sequence[Tensor], percentile: float, winograd: str | int
+) -> EarlyExitNet:
+    """The network in integers throughout; layers: of `net`; batches: of prepared images."""
+    ranges, image = observe(net, layers, batches, percentile)
+
+    def stages(choice: Choice) -> list[QuantizedStage]:
+        excess = merged({size: found(used)[size] for size, used in choice.items() if used})
+        return [
+            quantized_stage(stage, r, image, excess.get(i, {}))
+            for i, (stage, r) in enumerate(zip(layers, ranges, strict=True))
+        ]
+
+    @cache
+    def found(allowed: int) -> dict[Size, dict[int, dict[int, Tensor]]]:
+        return winograd_layers(layers, ranges, stages({}), batches, allowed) if allowed else {}
+
+    allowed = 2 if winograd == "auto" else int(winograd)
+    choice = {size: coarsest(size, allowed) for size in found(allowed)}
+    if winograd == "auto":
+        trial = torch.cat([*batches])[:TRIAL_IMAGES].split(len(batches[0]))
+        choice = chosen(choice, lambda c: assembled(net, layers, stages(c)), net, trial)
+    return assembled(net, layers, stages(choice))
 
 
 def _recalibrate(
@@ -116,8 +136,8 @@ def _recalibrate(
         max_cost = outcome(answered(before, net), labels, net.cost, name, net.thresholds.tolist())[1]
     found = calibrate(outputs, labels, made.cost, name, min_accuracy=min_accuracy, max_cost=max_cost)
     made.thresholds.copy_(torch.tensor(found.thresholds))
-    assert made.config is not None
-    made.config["float_thresholds"] = {}
+    if made.config is not None:
+        made.config["float_thresholds"] = {}
 
 
 def _check_options(
@@ -125,7 +145,7 @@ def _check_options(
 ) -> None:
     if not isinstance(net, EarlyExitNet):
         raise TypeError(f"net is a {type(net).__name__}; give an eefast.EarlyExitNet, see eefast.zoo and eefast.attach")
-    if any(isinstance(module, QuantizedStage) for module in net.modules()):
+    if any(isinstance(module, QuantizedStage | QdqStage) for module in net.modules()):
         raise ValueError("net is quantised already; give the float network that it was made of")
     if not 90 <= percentile <= 100:
         raise ValueError(f"percentile={percentile} must be in 90 … 100; 99.99 is usual")

@@ -23,6 +23,7 @@ def predict(
     engine: str = "auto",
     device: str | None = None,
     batch_size: int = 64,
+    stages: str = "auto",
 ) -> list[Prediction]:
     """The answers for image files, or images of Pillow, prepared as the network was trained.
 
@@ -33,13 +34,15 @@ def predict(
         the network was trained, and needed where it does not say so.
     on_error: "fail" raises `ValueError`, which names the file, for an image that cannot be read; "record" gives it a
         `Prediction` with an error.
-    engine: see `eefast.accelerate`; device: where the network is moved to, by default where it is; batch_size: images
-        per call.
+    engine, stages: see `eefast.accelerate`; device: where the network is moved to, by default where it is.
+    batch_size: images per call.
     Raises `ValueError` without images and for networks that do not say how images are prepared.
     """
     from . import predictions
 
-    return predictions.predicted(_network(net), images, top, crop_fraction, on_error, engine, device, batch_size)
+    return predictions.predicted(
+        _network(net), images, top, crop_fraction, on_error, engine, device, batch_size, stages
+    )
 
 
 def score(
@@ -61,6 +64,7 @@ def score(
     overwrite: bool = False,
     shard_of: tuple[int, int] | None = None,
     ray: str | None = None,
+    stages: str = "auto",
     progress: Callable[[Standing], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Scored:
@@ -72,8 +76,8 @@ def score(
         summary.json. A second run with the same network, input and options answers only what is missing.
     workers: processes, by default one for four cores, or for each GPU; threads_per_worker: by default they share all
         cores.
-    engine: see `eefast.accelerate`; device: "auto", "cpu", "cuda"; batch_size: images per call; shard_size: rows of a
-        file, and what is lost at most when a worker dies.
+    engine, stages: see `eefast.accelerate`; device: "auto", "cpu", "cuda"; batch_size: images per call.
+    shard_size: rows of a file, and what is lost at most when a worker dies.
     on_error: "fail" ends the run at an image that cannot be read; "record" makes it a row with an error.
     logits: also a column of the logits of the exit that was taken.
     image_column: of parquet files, by default "image"; of tar files the ending of the images' names, such as "jpg".
@@ -90,7 +94,7 @@ def score(
 
     options = ScoreOptions(
         workers, threads_per_worker, engine, device, batch_size, shard_size, on_error, logits, image_column, id_column,
-        crop_fraction, overwrite, shard_of, ray,
+        crop_fraction, overwrite, shard_of, ray, stages,
     )  # fmt: skip
     return scored(_network(net), source, output, options, progress, note)
 

@@ -51,6 +51,7 @@ class Job:
     batch_size: int
     threads: int
     device: str
+    stages: str = "auto"
 
 
 @dataclass
@@ -98,7 +99,7 @@ class Pipeline:
     def __init__(self, job: Job) -> None:
         self.job, self.answered = job, Answered()
         net = job.net.eval().to(job.device)
-        self.fast = accelerate(net, engine=job.engine, frozen=True)
+        self.fast = accelerate(net, engine=job.engine, frozen=True, stages=job.stages)
         self.plan = str(self.fast.warmup())
         self._todo: queue.SimpleQueue[_Task] = queue.SimpleQueue()
         self._batches: queue.Queue[_Batch] = queue.Queue(AHEAD)

@@ -71,6 +71,7 @@ def predicted(
     engine: str,
     device: str | None,
     batch_size: int,
+    stages: str,
 ) -> list[Prediction]:
     """See `eefast.predict`."""
     for name, value in (("top", top), ("batch_size", batch_size)):
@@ -85,7 +86,7 @@ def predicted(
     pixels = partial(prepared, shape=net.input_shape, how=how)
     found, rest = list[Prediction](), iter(named)
     with mode(net, training=False):
-        fast = accelerate(net if device is None else net.to(device), engine=engine)
+        fast = accelerate(net if device is None else net.to(device), engine=engine, stages=stages)
         while batch := list(islice(rest, batch_size)):
             found += _answers(fast, net, [_read(image, name, pixels, on_error) for name, image in batch], top)
     return found

@@ -10,9 +10,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ..api import check_engine
 from ..model import EarlyExitNet
 from ..system import files
 from . import part_files
@@ -78,6 +80,7 @@ class ScoreOptions:
     overwrite: bool = False
     shard_of: tuple[int, int] | None = None
     ray: str | None = None
+    stages: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("workers", "threads_per_worker", "batch_size", "shard_size"):
@@ -115,6 +118,8 @@ def scored(
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.ray is None:  # else its machines have other libraries
+        check_engine(options.engine, options.stages)
     told = None if options.shard_of is not None or options.ray is not None else _share_of_environment()
     share = options.shard_of or told or (0, 1)
     workers, threads = _room(options, device, 1 if told is None else int(os.environ.get("LOCAL_WORLD_SIZE") or 1), say)
@@ -127,7 +132,7 @@ def scored(
             output,
             describe_network(net, how),
             found,
-            {"logits": options.logits, "engine": options.engine},
+            _told(options),
             options.shard_size,
             options.overwrite,
         )
@@ -139,7 +144,7 @@ def scored(
             say(f"skipped {len(there):,} of {len(mine):,} shards, whose rows are there")
         job = Job(
             _for_workers(net), found, output, manifest.digest, how, options.on_error, options.logits, options.engine,
-            options.batch_size, threads, device,
+            options.batch_size, threads, device, options.stages,
         )  # fmt: skip
         run = _Run(mine, there, progress)
         try:
@@ -155,6 +160,12 @@ def scored(
         name = "summary.json" if share[1] == 1 else f"summary-{share[0]}-of-{share[1]}.json"
         files.write(output / name, json.dumps(asdict(result), indent=2) + "\n")
     return result
+
+
+def _told(options: ScoreOptions) -> dict[str, Any]:
+    """What of the options the rows depend on; rows written before there was `stages` are those of "auto"."""
+    stages = {} if options.stages == "auto" else {"stages": options.stages}
+    return {"logits": options.logits, "engine": options.engine, **stages}
 
 
 def _room(options: ScoreOptions, device: str, processes: int, say: Callable[[str], None]) -> tuple[int, int]:

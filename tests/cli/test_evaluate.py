@@ -27,6 +27,8 @@ def test_evaluate_agrees_with_one_by_one(shop):
     done = run("evaluate", shop / "net", "--data-root", shop, "--engine", "reference", "--images", 7)
     assert "7 images of mnist" in " ".join(done.stdout.split())
     assert "engine reference" in done.stdout
+    with pytest.raises(ValueError, match="stages='openvino' is for engine='compact', not for engine='reference'"):
+        run("evaluate", shop / "net", "--data-root", shop, "--engine", "reference", "--stages", "openvino")
 
 
 def test_evaluate_takes_the_shipped_images_without_a_folder(shop):

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from networks import images, lived_in, one_by_one, spread_thresholds
+from runtime_stages import stage
 
-from eefast import ops, zoo
+from eefast import EarlyExitNet, ops, quantize, zoo
+from eefast.heads import ExitHead
 from eefast.measure import assessment
 
 SIZES = (1, 9)
@@ -79,3 +81,15 @@ def test_verdicts_follow_from_the_rows(found, size):
     assert (verdict.engine, verdict.batch_size) == (best.name, size)
     assert verdict.speedup[1] == best.speedup
     assert verdict.over_loop == best.images_per_s / rows[assessment.LOOP].images_per_s
+
+
+def test_stages_in_int8_of_other_libraries_are_one_more_way():
+    shape = (3, 12, 14)
+    net = lived_in(EarlyExitNet([stage("mobile")], [ExitHead("pool", (6, 12, 14), 4, shape)], input_shape=shape), 1)
+    x, labels = images(16, shape), torch.arange(16) % 4
+    made = assessment.InInt8(quantize(net, x), x)
+    result = assessment.assess(net, [(x, labels)], batch_sizes=(5,), seconds=0, in_int8=made)
+    (row,) = [row for row in result.rows if row.name == "INT8, compact"]
+    answer = one_by_one(made.net, x)
+    assert row.accuracy == accuracy(answer, labels)
+    assert row.other_classes == float((answer.labels != one_by_one(net, x).labels).double().mean())

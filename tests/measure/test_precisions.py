@@ -1,11 +1,12 @@
 """What INT8 changes, counted from outputs that are written down here."""
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from eefast import EarlyExitNet, zoo
 from eefast.heads import ExitHead
 from eefast.measure import precisions
+from eefast.qdq import QdqConvolution, QdqStage
 from eefast.quantized import QuantizedConvolution, QuantizedStage
 from eefast.result import ExitOutput
 
@@ -57,3 +58,11 @@ def test_convolutions_are_counted_by_algorithm() -> None:
     head = ExitHead("pool", (1, 5, 5), 3, (1, 5, 5))
     net = EarlyExitNet([stage], [head], input_shape=(1, 5, 5), thresholds=[])
     assert precisions.algorithms(net) == {"direct": 1, "F(2,3)": 2, "F(2×2)": 1}
+
+
+def test_convolutions_of_other_libraries_are_counted_apart() -> None:
+    graph = fx.symbolic_trace(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 1)))
+    graph.set_submodule("0", QdqConvolution(graph.get_submodule("0")))
+    head = ExitHead("pool", (2, 3, 3), 3, (1, 5, 5))
+    net = EarlyExitNet([QdqStage(graph)], [head], input_shape=(1, 5, 5), thresholds=[])
+    assert precisions.algorithms(net) == {"INT8 by other libraries": 1, "float32": 1}

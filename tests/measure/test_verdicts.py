@@ -78,7 +78,7 @@ def test_int8_is_judged_against_int8():
         ),
         a_row("resident", "learned", 900, 9, (9, 9)),
     ]
-    ours = dataclasses.replace(a_row(verdicts.RESIDENT_INT8, "learned", 1000, 10, (10, 10)), other_classes=0.02)
+    ours = dataclasses.replace(a_row(verdicts.IN_INT8["resident"], "learned", 1000, 10, (10, 10)), other_classes=0.02)
     words = "INT8, resident, is 2.50 × as fast as plain, faster, accuracy 90.00% and 87.50%"
     assert verdicts.int8_sentence([*rows, ours]) == words
     assert verdicts.int8_sentence(rows) == verdicts.int8_sentence([rows[0], ours]) == ""

@@ -171,6 +171,13 @@ def test_where_folding_changes_answers_the_stage_runs_as_it_is(monkeypatch: pyte
     assert notes[1:] == ["folded", "folded"]
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "compile"])
+def test_stages_of_other_libraries_are_for_cpus(kernels: Any, name: str) -> None:
+    kernels("triton")
+    with pytest.raises(ValueError, match=f"stages='{name}' is for CPUs, the network is on cuda; leave stages out"):
+        build_compact(replace(subject(device=CUDA), stages=name))
+
+
 def test_where_no_copy_gives_the_answers_the_stage_is_named() -> None:
     given = subject()
     expected = list(given.expected)

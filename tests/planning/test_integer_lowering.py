@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 import torch
 from quantized_networks import Steps, image_constants, network
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import eefast
 from eefast import zoo
@@ -20,6 +20,7 @@ from eefast.planning.errors import UnsupportedError
 from eefast.planning.integer_lowering import is_quantized, lower_integers
 from eefast.planning.layers import IntegerLayer
 from eefast.planning.packing import PackedWeights, program
+from eefast.qdq import QdqStage
 from eefast.quantized import QuantizedAffine, QuantizedConvolution, QuantizedStage
 
 
@@ -69,6 +70,14 @@ def test_scale_and_zero_point_of_the_map_are_in_the_weights_of_the_exit(kind: st
 class Doubling(QuantizedAffine):
     def forward(self, integers: Tensor, residual: None = None, fill: Tensor | int = 0) -> Tensor:
         return 2 * super().forward(integers)
+
+
+def test_simulated_int8_is_refused() -> None:
+    net = zoo.eenet("eenet8", 2, input_shape=(1, 8, 8))
+    net.stages[0] = QdqStage(fx.symbolic_trace(nn.Sequential(nn.Conv2d(1, 1, 1))))
+    assert is_quantized(net)
+    with pytest.raises(UnsupportedError, match="stage 0 is in INT8 with layers that it has no step in integers for"):
+        lower_integers(net)
 
 
 def exchange_last_step(stage: QuantizedStage) -> None:

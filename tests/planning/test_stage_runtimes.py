@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import eefast
 from eefast import zoo
 from eefast.heads import ExitHead
-from eefast.planning import probe, stage_runtimes
+from eefast.planning import planner, probe, stage_runtimes
 from eefast.planning.folding import fold_stage
 from eefast.planning.stage_runtimes import Chosen, chosen, fastest_chunk, missing_runtimes
 from eefast.runtimes import RUNTIMES
@@ -235,7 +235,7 @@ def test_exits_are_those_of_single_images(net: Any, name: str, n: int) -> None:
         ({"stages": "tensorrt"}, "stages='tensorrt' is unknown; choose one of auto, pytorch, onnxruntime"),
         ({"stages": "openvino", "engine": "resident"}, "stages='openvino' is for engine='compact', not for"),
         ({"stages": "pytorch", "engine": "reference"}, "stages='pytorch' is for engine='compact', not for"),
-        ({"stages": "onnxruntime", "dtype": torch.bfloat16}, "runs stages in float32, not in bfloat16; use"),
+        ({"stages": "compile", "dtype": torch.bfloat16}, "runs stages in float32, not in bfloat16; use"),
     ],
 )
 def test_wrong_arguments(net: Any, more: dict[str, Any], message: str) -> None:
@@ -243,13 +243,80 @@ def test_wrong_arguments(net: Any, more: dict[str, Any], message: str) -> None:
         eefast.accelerate(net, **more)
 
 
+@pytest.fixture(scope="module")
+def in_int8(net: Any) -> Any:
+    made = eefast.quantize(net, images(48, (3, 20, 28)))
+    spread_thresholds(made, images(64, (3, 20, 28)), 0.4)
+    return made
+
+
+def test_stages_in_int8_run_by_the_fastest_library(in_int8: Any, offer: Any) -> None:
+    offer(one=Fake(name="One", seconds=0.5), two=Fake(name="Two", seconds=3.0))
+    fast = eefast.accelerate(in_int8)
+    assert fast.plan.engine == "compact"
+    assert fast.plan.reason.startswith("the resident engine cannot run: stage 0 is in INT8 with layers that it has no")
+    # PyTorch only simulates them, so its time is of no interest.
+    assert [row.note for row in fast.plan.stages] == ["INT8 by One (Two takes 6.00×)"] * 3
+    x = images(31, (3, 20, 28))
+    assert_same_answers(fast(x), one_by_one(in_int8, x), in_int8, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("factor", "reason"), [(1.02, ""), (1.04, "differ by 4.0%, root mean square"), (2, "differ by")]
+)
+def test_libraries_in_int8_may_round_otherwise_but_no_more(
+    in_int8: Any, offer: Any, factor: float, reason: str
+) -> None:
+    offer(fake=Fake(lambda stage, x: stage(x) * factor, seconds=0.5), good=Fake(name="Good", seconds=0.7))
+    notes = [row.note for row in eefast.accelerate(in_int8).plan.stages]
+    assert all(("left out: its answers" in note) == bool(reason) for note in notes)
+    assert all(reason in note for note in notes)
+
+
+def test_without_another_library_int8_is_simulated_and_says_so(in_int8: Any, offer: Any, caplog: Any) -> None:
+    planner.log_once.cache_clear()
+    offer(absent=Fake(name="Fake", absent="fake not installed: pip install fake"))
+    fast = eefast.accelerate(in_int8)
+    assert "stages in INT8 run in PyTorch, slower than in float32: pip install onnx onnxruntime openvino" in caplog.text
+    assert [row.note for row in fast.plan.stages] == ["INT8 computed in float32 by PyTorch"] * 3
+    assert "Fake left out: fake not installed" in fast.plan.reason
+    x = images(31, (3, 20, 28))
+    assert_same_answers(fast(x), one_by_one(in_int8, x), in_int8, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"engine": "resident"}, "engine='resident' cannot run: stage 0 is in INT8 with layers that it has no step in"),
+        ({"dtype": torch.bfloat16}, "dtype=torch.bfloat16: a quantised network computes in integers"),
+    ],
+)
+def test_what_stages_in_int8_are_not_run_by(in_int8: Any, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        eefast.accelerate(in_int8, **more)
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_exits_in_int8_are_those_of_the_simulation_but_for_a_margin(in_int8: Any, name: str) -> None:
+    fast, x = eefast.accelerate(in_int8, stages=name), images(64, (3, 20, 28))
+    assert all(row.note.startswith("INT8 by ") for row in fast.plan.stages)
+    outputs = in_int8.all_exits(x)
+    expected, found = one_by_one(in_int8, x), fast(x)
+    near = torch.stack([(o.confidence - t).abs() for o, t in zip(outputs, in_int8.thresholds, strict=False)]).amin(0)
+    clear = near > 0.003
+    assert clear.float().mean() > 0.8
+    assert torch.equal(found.exit_index[clear], expected.exit_index[clear])
+    error = (found.logits - expected.logits)[clear].norm() / expected.logits[clear].norm()
+    assert error < 0.02
+
+
 def test_quantised_stages_are_left_alone(offer: Any) -> None:
     offer(onnxruntime=Fake(seconds=0.1))
     small = lived_in(zoo.eenet("eenet8", 2, "linear", "pool", 3, input_shape=(1, 6, 7), filters=2), 1)
     quantised = eefast.quantize(small, images(16, (1, 6, 7)))
     assert [row.note for row in eefast.accelerate(quantised, engine="compact").plan.stages] == ["INT8 by PyTorch"] * 3
-    with pytest.raises(ValueError, match="stages='onnxruntime' runs stages in float32, not in INT8; use stages='auto'"):
-        eefast.accelerate(quantised, stages="onnxruntime")
+    with pytest.raises(ValueError, match="stages='compile': this network is in integers that only eefast computes"):
+        eefast.accelerate(quantised, stages="compile")
 
 
 ELSEWHERE = """

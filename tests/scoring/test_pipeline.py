@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runtime_stages import Fake
 from scored_rows import assert_answers, huge_png, rows_of
 
 import eefast
 from eefast.data.cropping import prepared
 from eefast.data.decoding import decode
 from eefast.data.image_files import ImageFileError
+from eefast.runtimes import RUNTIMES
 from eefast.scoring import part_files
 from eefast.scoring.image_folder import ImageFolder
 from eefast.scoring.manifest import LISTING_FILE
@@ -35,6 +37,14 @@ def run(job: Job, shard_size: int) -> list[part_files.Totals]:
         shards = job.source.plan(shard_size, listing)
     pipeline = Pipeline(job)
     return [future.result(60) for future in [pipeline.submit(shard) for shard in shards]]
+
+
+def test_stages_run_as_asked(network: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(RUNTIMES, "onnxruntime", Fake(name="Fake"))
+    job = job_of(network, ImageFolder(pictures), tmp_path / "out", stages="onnxruntime")
+    plan = Pipeline(job).plan
+    assert plan.startswith("compact engine")
+    assert plan.count("Fake") == 3
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet", "tar", "npy"])

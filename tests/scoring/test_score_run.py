@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from killed_scores import children, finish, has_ended, kill, start, wait_for_files
+from runtime_stages import Fake
 from scored_rows import assert_answers, rows_of, summary
 
 import eefast
 from eefast import zoo
+from eefast.planning import planner
+from eefast.runtimes import RUNTIMES
 from eefast.scoring import run
 from eefast.scoring.failures import failure
 from eefast.scoring.pipeline import Pipeline
@@ -136,6 +139,33 @@ def test_wrong_options(network: Path, pictures: Path, tmp_path: Path, options: d
     with pytest.raises(ValueError, match=message):
         eefast.score(network, pictures, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "fastest"}, "engine='fastest' is unknown; choose one of auto, reference"),
+        ({"stages": "tensorrt"}, "stages='tensorrt' is unknown; choose one of auto, pytorch"),
+        ({"stages": "absent"}, "stages='absent' cannot run: fake not installed: pip install fake; use"),
+    ],
+)
+def test_engines_that_cannot_run_are_refused_before_a_folder_is_made(
+    network: Path, pictures: Path, tmp_path: Path, options: dict, message: str, monkeypatch
+) -> None:
+    monkeypatch.setitem(RUNTIMES, "absent", Fake(absent="fake not installed: pip install fake"))
+    monkeypatch.setattr(planner, "STAGES", ("auto", "pytorch", "absent"))
+    with pytest.raises(ValueError, match=message):
+        eefast.score(network, pictures, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_by_other_stages_are_other_rows(network: Path, pictures: Path, tmp_path: Path) -> None:
+    more = {"engine": "compact", "workers": 1, "threads_per_worker": 1, "shard_size": 16}
+    assert eefast.score(network, pictures, tmp_path / "out", stages="pytorch", **more).shards == 2
+    options = json.loads((tmp_path / "out" / "manifest.json").read_text())["options"]
+    assert options == {"logits": False, "engine": "compact", "stages": "pytorch", "shard_size": 16}
+    with pytest.raises(ValueError, match=r"other options \(stages\); take another folder"):
+        eefast.score(network, pictures, tmp_path / "out", **more)
 
 
 def test_wrong_inputs_and_outputs(network: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:
