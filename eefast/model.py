@@ -121,7 +121,7 @@ class EarlyExitNet(nn.Module):
         if normalization is not None and {len(part) for part in normalization} != {self.input_shape[0]}:
             raise ValueError(f"normalization={normalization} needs {self.input_shape[0]} means and as many deviations")
         self.normalization = normalization
-        self._pixels = PixelCheck()
+        self._pixels, self._scale = PixelCheck(), PixelScale()
         self.check_thresholds()
 
     @property
@@ -357,10 +357,7 @@ class EarlyExitNet(nn.Module):
             if self._pixels.left and self.normalization is not None and not x.is_cuda:
                 self._pixels.look(x, self.normalization)
             return x
-        mean, std = (
-            torch.tensor(part, dtype=torch.float32, device=x.device).view(1, -1, *[1] * (x.dim() - 2))
-            for part in self.normalization
-        )
+        mean, std = (part.view(1, -1, *[1] * (x.dim() - 2)) for part in self._scale.of(self.normalization, x.device))
         weight = next(self.parameters()) if weight is None else weight
         return ((x.float() / 255 - mean) / std).to(weight.dtype)
 
@@ -554,6 +551,31 @@ def check_not_traced() -> None:
 def _is_traced() -> bool:
     proxy = torch._C._TorchDispatchModeKey.PROXY  # of make_fx
     return torch._C._is_tracing() or torch._C._get_dispatch_mode(proxy) is not None
+
+
+class PixelScale:
+    """Keeps mean and deviation on the device where images are, since copying numbers there waits for all its work."""
+
+    def __init__(self) -> None:
+        self._known: tuple[Any, Tensor, Tensor] | None = None
+
+    def of(self, normalization: tuple[Sequence[float], Sequence[float]], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the channels, [1, C, 1, 1] float32."""
+        wanted, known = (*map(tuple, normalization), device), self._known
+        if known is not None and known[0] == wanted and not torch.compiler.is_compiling():
+            return known[1], known[2]
+        # Made in inference mode they could not be used outside of it.
+        with torch.inference_mode(False):
+            mean, std = (
+                torch.tensor(part, dtype=torch.float32, device=device).view(1, -1, 1, 1) for part in normalization
+            )
+        # Not where the calling code is being traced.
+        if type(mean) is Tensor and not torch.compiler.is_compiling():
+            self._known = wanted, mean, std
+        return mean, std
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_known": None}
 
 
 class PixelCheck:

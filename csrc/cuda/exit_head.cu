@@ -1,4 +1,4 @@
-// Queues the exit head: one memset of four bytes, then one launch.
+// Queues the exit head: one memset, then one launch.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -36,11 +36,16 @@ cudaError_t launch(const ExitHead& head, int device, cudaStream_t stream) {
   const ExitHeadTiles tiles = tiles_of(head);
   const Kernel kernel = head.rule ? kernel_of<true>(head.dtype, tiles) : kernel_of<false>(head.dtype, tiles);
   const auto bytes = static_cast<int>(tiles.shared_bytes);
-  int processors = 0;
+  int processors = 0, most = 0;
   cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (!error && bytes > 48 * 1024)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (!error) error = cudaMemsetAsync(head.workspace, 0, sizeof(int32_t), stream);
+  if (!error && bytes > 48 * 1024) {
+    // The same for all launches, since another thread's may need more.
+    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (!error) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  }
+  // The flags too, of which the kernel reads whole words.
+  const size_t words = ExitHead::workspace_words(head.size);
+  if (!error) error = cudaMemsetAsync(head.workspace, 0, words * sizeof(int32_t), stream);
   if (error) return error;
   // More blocks than a device can hold would only take more tickets.
   const int grid = std::clamp(tiles.count, 1, processors * 8);

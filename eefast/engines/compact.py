@@ -15,7 +15,7 @@ from .parts import Part, features_of, part_of
 from .program import CompactStep, Plan
 from .schedule import Chunk, OfEach, answers
 from .stores import EagerStores, Results
-from .streaming import stream_merging
+from .streaming import ordered_on_cuda, stream_merging
 
 CHUNK = 128
 """Images that begin together at most in a stream."""
@@ -38,6 +38,15 @@ class CompactEngine(PlannedEngine):
     @property
     def survives_fork(self) -> bool:
         return all(getattr(step.stage, "survives_fork", True) for step in self.steps)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Also raises `RuntimeError` in a CUDA graph's capture, which waiting for a count would break."""
+        if capturing(self.plan.device):
+            raise RuntimeError(
+                "the compact engine cannot be captured in a CUDA graph, since its host reads how many samples exit; "
+                "call it outside of the capture (it has graphs of its own), or use engine='resident'"
+            )
+        return super().prepare(x)
 
     def run(self, images: Tensor, thresholds: Tensor, rule: Rule = None) -> ExitResult:
         return self.run_eagerly(images, thresholds, rule)
@@ -95,4 +104,10 @@ class CompactEngine(PlannedEngine):
             return
         with torch.inference_mode(False):
             stores = EagerStores(self.net, self.plan, self.steps, 1, 2 * size, thresholds, self.rule_of(rule))
-        yield from answers(stores, chunks, lambda stage, most, expected: (True, expected))
+        results = answers(stores, chunks, lambda stage, most, expected: (True, expected))
+        yield from ordered_on_cuda(results, self.plan.device) if self.plan.device.type == "cuda" else results
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether the current stream of a device is being captured."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from math import ceil
@@ -20,6 +23,9 @@ from .host_reads import HostReadPolicy, Times, queues_for, sizes
 from .program import CompactStep, Plan
 from .schedule import Chunk, OfEach, answers
 from .stores import Stores
+from .streaming import ordered
+
+log = logging.getLogger("eefast")
 
 
 class GraphEngine(CompactEngine):
@@ -82,6 +88,9 @@ class Graphs(Stores):
         self.counts = torch.zeros(queues, self.stages, dtype=torch.int32, pin_memory=self.device.type == "cuda")
         self.passed = [event() for _ in range(queues)]
         self.finished = event()
+        # Replays are queued on streams that the allocator knows nothing of; it would hand on the memory under them.
+        weakref.finalize(self, self.finished.synchronize).atexit = False
+        self._told = False
         self.replays: dict[tuple[int, int, int | None], Callable[[], None]] = {}
         before = reserved(self.device)
         with capturing(self.device) as pool:
@@ -141,9 +150,20 @@ class Graphs(Stores):
     def taken(self, x: Tensor) -> bool:
         """Whether the graphs are for images of this size and no other thread uses them; then they are the caller's.
 
-        A stream that was dropped holds them until it is collected; calls run without them meanwhile.
+        A stream that was dropped holds them until it is collected; calls run without them meanwhile, and the log says
+        so once.
         """
-        return x.shape[1:] == self.net.input_shape and self.busy.acquire(blocking=False)
+        if x.shape[1:] != self.net.input_shape:
+            return False
+        if self.busy.acquire(blocking=False):
+            return True
+        if not self._told:
+            self._told = True
+            log.warning(
+                "the CUDA graphs of the compact engine are in use by another call or stream; calls meanwhile run "
+                "without them, slower: close() streams that you do not read to the end"
+            )
+        return False
 
     def run(self, x: Tensor, thresholds: Tensor, rule: Rule = None) -> ExitResult:
         """Prepared images → their answers; the graphs were `taken`."""
@@ -173,22 +193,14 @@ class Graphs(Stores):
         return x.split(ceil(n / pieces)), self.queues
 
     def _answers(self, chunks: Iterable[Chunk], thresholds: Tensor, rule: Rule, queues: int) -> Iterator[ExitResult]:
-        # The consumer may go on, or close the iterator, in another thread and on another CUDA stream.
-        self._wait()
-        results = answers(self, chunks, self.policies[queues - 1], queues)
-        try:
+        def begun() -> Generator[ExitResult, None, None]:
             if not self.of_each:
                 self.thresholds.copy_(thresholds)
             if isinstance(self.rule, Tensor) and isinstance(rule, Tensor):
                 self.rule.copy_(rule)
-            for result in results:
-                self._record()
-                yield result
-                self._wait()
-        finally:
-            self._wait()
-            results.close()
-            self._record()
+            yield from answers(self, chunks, self.policies[queues - 1], queues)
+
+        return ordered(begun(), self._wait, self._record)
 
     def _wait(self) -> None:
         """What another CUDA stream has queued on the same memory comes first."""
@@ -217,10 +229,20 @@ def reserved(device: torch.device) -> int:
 
 @contextmanager
 def capturing(device: torch.device) -> Iterator[Any]:
-    """A stream to capture on, and the memory pool that all captures share."""
+    """A stream to capture on, and the memory pool that all captures share.
+
+    What the garbage collector frees during a capture could call CUDA in a way that ends it.
+    """
     torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream(device)):
-        yield torch.cuda.graph_pool_handle()
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.cuda.stream(torch.cuda.Stream(device)):
+            yield torch.cuda.graph_pool_handle()
+    finally:
+        if collects:
+            gc.enable()
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
 

@@ -122,7 +122,9 @@ class Stores:
         images = chunk.images if isinstance(chunk, OfEach) else chunk
         first, n = self._made_before(queue, 0, images), len(images)
         first.features[:n].copy_(images)
+        keep_until_done(images)
         if isinstance(chunk, OfEach):
+            keep_until_done(chunk.thresholds)
             self.thresholds[:, slot * self.capacity : slot * self.capacity + n].copy_(chunk.thresholds)
         torch.add(self.order[:n], slot * self.capacity, out=first.positions[:n].view(-1))
         first.count.fill_(n)
@@ -166,3 +168,9 @@ class EagerStores(Stores):
 
     def count(self, queue: int, stage: int) -> int:
         return int(self.before(queue, stage).count)
+
+
+def keep_until_done(part: Tensor) -> None:
+    """On a GPU memory is handed on when the current stream is done with it, too, not only the one that it is from."""
+    if part.is_cuda:
+        part.record_stream(torch.cuda.current_stream(part.device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import TypeVar
@@ -111,6 +111,37 @@ def stream_on_cuda(batches: Iterable[Batch], run: Run, device: torch.device) -> 
         yield _received(*ahead.popleft(), device)
     if failed:
         raise failed.pop()
+
+
+def ordered(results: Generator[T, None, None], wait: Callable[[], None], record: Callable[[], None]) -> Iterator[T]:
+    """The same results, from work whose CUDA stream may change between two of them.
+
+    wait, record: what they do happens on the stream that is current then. The consumer may go on, or close the
+    iterator, in another thread and on another CUDA stream.
+    """
+    wait()
+    try:
+        for result in results:
+            record()
+            yield result
+            wait()
+    finally:
+        wait()
+        results.close()
+        record()
+
+
+def ordered_on_cuda(results: Generator[T, None, None], device: torch.device) -> Iterator[T]:
+    """`ordered` by an event; what `results` frees at its end is handed on when its last work is done."""
+    done, first = torch.cuda.Event(), torch.cuda.current_stream(device)
+    try:
+        yield from ordered(
+            results,
+            lambda: torch.cuda.current_stream(device).wait_event(done),
+            lambda: done.record(torch.cuda.current_stream(device)),
+        )
+    finally:
+        first.wait_event(done)
 
 
 def stream_merging(batches: Iterable[Batch], most: int, merged: Merged) -> Iterator[ExitResult]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
 import weakref
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import eefast
 from eefast import zoo
+from eefast.engines import compact
 from eefast.result import ExitResult
 
 
@@ -137,3 +139,23 @@ def test_calls_and_other_streams_in_between(net: Any, fast: Any) -> None:
     for (one, two), batch in zip(zip(fast.stream(parts), fast.stream(parts), strict=True), parts, strict=True):
         for result in (one, two, fast(batch)):
             assert_same(result, net(batch))
+
+
+def test_a_capture_is_refused_before_work_starts(net: Any, fast: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compact, "capturing", lambda device: True)
+    x = images(3, (3, 16, 16))
+    for call in (lambda: fast(x), lambda: next(fast.stream([x]))):
+        with pytest.raises(RuntimeError, match=r"cannot be captured in a CUDA graph.*engine='resident'"):
+            call()
+
+
+@pytest.mark.gpu
+def test_a_capture_by_the_user(net: Any) -> None:
+    fast, x = eefast.accelerate(copy.deepcopy(net).cuda(), engine="compact"), images(3, (3, 16, 16)).cuda()
+    expected = fast(x)
+    with (
+        pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        fast(x)
+    assert torch.equal(fast(x).exit_index, expected.exit_index)

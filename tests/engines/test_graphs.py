@@ -6,19 +6,19 @@ import gc
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from graphs_on_cpu import SHAPE, assert_same, capture_on_cpu, network, planned, run
+from graphs_on_cpu import SHAPE, assert_same, capture_on_cpu, network, planned, reading, run
 from networks import images, lived_in, one_by_one, spread_thresholds
 
 import eefast
 from eefast import rules, zoo
 from eefast.engines import Batch, CompactEngine, graphs
-from eefast.engines.host_reads import HostReadPolicy
 from eefast.planning import capture, launch_costs
 from eefast.planning.fusing import fuse_convolutions
 from eefast.planning.indexed_stages import indexed_stage
@@ -54,19 +54,6 @@ def with_graphs(net: Any) -> Any:
 
 def stream(engine: Any, net: Any, chunks: Iterable[torch.Tensor]) -> Any:
     return engine.stream(Batch(x, net.thresholds, net) for x in chunks)
-
-
-def reading(engine: Any, reads: Callable[[int], bool], queues: int) -> None:
-    """Where the host reads a count, though the planner might not choose so."""
-
-    class Fixed(HostReadPolicy):
-        def __call__(self, stage: int, most: int, expected: float) -> tuple[bool, float]:
-            return reads(stage), expected * 0.6
-
-        def seconds(self, rows: int) -> float:
-            return 0.0 if self.queues == queues else 1.0
-
-    engine.graphs.policies = [Fixed(p.times, p.queues) for p in engine.graphs.policies]
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -165,6 +152,17 @@ class TestOnTheCpu:
             assert_same(result, net(part))
             assert_same(run(p, net, part), net(part))
         assert not p.graphs.busy.locked()
+
+    def test_calls_without_graphs_are_logged_once(self, net: Any, caplog: pytest.LogCaptureFixture) -> None:
+        p, x = planned(net, 8), images(12, SHAPE)
+        left = stream(p, net, x.split(4))
+        next(left)
+        for _ in range(2):
+            run(p, net, x)
+        assert caplog.text.count("the CUDA graphs of the compact engine are in use") == 1
+        left.close()
+        run(p, net, x)
+        assert caplog.text.count("in use") == 1
 
     def test_streams_of_other_thresholds_do_not_mix(self, net: Any) -> None:
         early = net.with_criterion("learned", net.thresholds.tolist()).eval()
@@ -267,6 +265,23 @@ class TestOnTheCpu:
             x = images(n, SHAPE, seed=n)
             assert_same(run(p, net, x), one_by_one(net, x))
         assert p.graphs.waits == 0
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_no_garbage_is_collected_during_captures(monkeypatch: pytest.MonkeyPatch, collects: bool) -> None:
+    """What is freed then could call CUDA."""
+    for name in ("synchronize", "empty_cache", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    if not collects:
+        gc.disable()
+    try:
+        with graphs.capturing(torch.device("cuda")):
+            assert not gc.isenabled()
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()
 
 
 @pytest.mark.gpu

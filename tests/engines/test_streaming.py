@@ -21,7 +21,7 @@ from torch import Tensor
 
 import eefast
 from eefast import ops, zoo
-from eefast.engines.streaming import PIECE, stream_on_cuda
+from eefast.engines.streaming import PIECE, ordered, stream_on_cuda
 from eefast.result import ExitResult
 
 needs_cpp = pytest.mark.skipif(bool(ops.CPP_MISSING), reason=f"the C++ kernels are {ops.CPP_MISSING}")
@@ -532,3 +532,27 @@ class TestDroppedStreams:
             assert wait_for(lambda: not any(r() is not None for r in alive))
         finally:
             gc.enable()
+
+
+@pytest.mark.parametrize("read", [0, 1, 2, 3])
+def test_work_is_between_a_wait_and_a_record(read: int) -> None:
+    """Also what ends it: the current CUDA stream may be another one after every result."""
+    done: list[str] = []
+
+    def work() -> Iterator[int]:
+        try:
+            for i in range(2):
+                done.append("work")
+                yield i
+        finally:
+            done.append("work")
+
+    results = ordered(work(), lambda: done.append("wait"), lambda: done.append("record"))  # type: ignore[arg-type]
+    for _ in range(read):
+        next(results, None)
+    results.close()  # type: ignore[attr-defined]
+    assert done.count("work") == min(read + (0 < read < 3), 3)
+    for before, now in itertools.pairwise(["record", *done]):
+        assert now != "work" or before == "wait"
+        assert before != "record" or now == "wait"
+    assert done[-1:] == ["record"] * (read > 0)

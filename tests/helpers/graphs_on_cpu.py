@@ -12,6 +12,7 @@ from networks import images, lived_in, spread_thresholds
 
 from eefast import zoo
 from eefast.engines import graphs
+from eefast.engines.host_reads import HostReadPolicy
 from eefast.planning import Options, build, capture, launch_costs
 from eefast.planning.launch_costs import LaunchCosts
 
@@ -36,9 +37,12 @@ def keep(work: Callable[[], None], fill: Callable[[], None], pool: Any) -> Calla
     return work
 
 
-def capture_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replays do the work again; sizes, queues, memory and everything of the host are as on a GPU."""
-    monkeypatch.setattr(graphs, "captured", keep)
+def capture_on_cpu(monkeypatch: pytest.MonkeyPatch, captured: Any = keep) -> None:
+    """Replays do the work again; sizes, queues, memory and everything of the host are as on a GPU.
+
+    captured: `recorded_graphs.recorded` takes ten times as long, and its replays know no more than those of CUDA.
+    """
+    monkeypatch.setattr(graphs, "captured", captured)
     monkeypatch.setattr(graphs, "capturing", nowhere)
     monkeypatch.setattr(graphs, "event", NoEvent)
     monkeypatch.setattr(graphs, "on", lambda device: nullcontext())
@@ -63,6 +67,19 @@ def planned(net: Any, capacity: int, example_inputs: torch.Tensor | None = None)
 def run(engine: Any, net: Any, x: torch.Tensor) -> Any:
     """The engine's answers by the thresholds of `net`, which may be another network than the engine's."""
     return engine.run(x, net.thresholds)
+
+
+def reading(engine: Any, reads: Callable[[int], bool], queues: int) -> None:
+    """Where the host reads a count, though the planner might not choose so."""
+
+    class Fixed(HostReadPolicy):
+        def __call__(self, stage: int, most: int, expected: float) -> tuple[bool, float]:
+            return reads(stage), expected * 0.6
+
+        def seconds(self, rows: int) -> float:
+            return 0.0 if self.queues == queues else 1.0
+
+    engine.graphs.policies = [Fixed(p.times, p.queues) for p in engine.graphs.policies]
 
 
 def assert_same(got: Any, expected: Any) -> None:

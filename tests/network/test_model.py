@@ -1,5 +1,6 @@
 """The right answer: a batch answers as its images one by one, whatever is in it."""
 
+import pickle
 import warnings
 from functools import cache
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import assert_same_answers, images, lived_in, one_by_one, spread_thresholds
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import eefast
 from eefast import zoo
@@ -240,6 +242,42 @@ def pixels(n=6):
 
 def scaled(p):
     return (p / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **kwargs or {})
+
+
+def test_numbers_are_copied_to_the_device_once(normalised):
+    """Copying them waits for all of a GPU's work."""
+    with torch.inference_mode():
+        first = normalised.prepare(pixels())
+    with Operations() as found:
+        assert torch.equal(normalised.prepare(pixels()), first)
+    assert "div" in found.names
+    assert "lift_fresh" not in found.names
+    normalised.normalization = (STD, MEAN)
+    assert not torch.equal(normalised.prepare(pixels()), first)
+    again = pickle.loads(pickle.dumps(normalised))
+    assert torch.equal(again.prepare(pixels()), normalised.prepare(pixels()))
+
+
+@pytest.mark.gpu
+def test_uint8_images_make_the_host_wait_for_nothing(normalised):
+    net, x = normalised.cuda(), pixels().cuda()
+    expected = net.prepare(x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = net.prepare(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int8, torch.bool])
