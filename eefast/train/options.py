@@ -32,7 +32,7 @@ class TrainOptions:
         and "folder"; None: 224/256, or 1 for a folder of images that already have this size.
     num_exits: number of early exits.
     placement: which residual blocks the early exits follow: fine, pareto, linear, gold_ratio, or numbers of blocks.
-    head: kind of the early exits' heads: pool, bnpool, plain, conv1, conv2, conv3.
+    head: kind of the early exits' heads: pool, bnpool, plain, conv1, conv2, conv3, depthwise.
     backbone: instead of `net`, "torchvision:NAME" or "timm:NAME".
     exits: names of the backbone's modules after which its early exits are attached, see
         `eefast.attach`.
