@@ -38,6 +38,7 @@ ALLOWED = {
     "profiles": set(),
     "checkpoint": LEAVES | {"zoo", "surgery"},
     "train": LEAVES | {"data", "thresholds", "surgery", "zoo", "checkpoint"},
+    "search": LEAVES | {"data", "thresholds", "surgery", "zoo", "checkpoint", "train", "planning"},
     "kernels": set(),
     "ops": {"criteria", "modules"},
     "engines": LEAVES | {"ops"},
