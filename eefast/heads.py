@@ -10,14 +10,28 @@ from torch import Tensor, nn
 
 from .result import ExitOutput
 
-HEADS = ("pool", "bnpool", "plain", "conv1", "conv2", "conv3")
+HEADS = ("pool", "bnpool", "plain", "conv1", "conv2", "conv3", "depthwise")
+
+
+def kinds_of(head: str | Sequence[str], exits: int) -> list[str]:
+    """The kind of each early exit's head; head: one for all, or a list; `ValueError` for a list of another length."""
+    kinds = [head] * exits if isinstance(head, str) else list(head)
+    if len(kinds) != exits:
+        raise ValueError(f"head={kinds} has {len(kinds)} kinds for {exits} early exits; give one for each, or one name")
+    return kinds
+
+
+def shortest(kinds: Sequence[str]) -> str | list[str]:
+    """What `kinds_of` takes for these kinds: one name where all are the same."""
+    return kinds[0] if len(set(kinds)) == 1 else list(kinds)
 
 
 class ExitHead(nn.Module):
     """(Convolutions) → (BatchNorm) → pooling or flattening → one linear for the classes, one for the confidence.
 
     kind: "pool", "bnpool" and "plain" as in EENets (Demir & Akbas 2024); "conv1" … "conv3" as in PTEENet (Lahiany &
-        Aperstein 2022): k × [conv3x3 C→C without bias, BatchNorm, ReLU] before the pooling.
+        Aperstein 2022): k × [conv3x3 C→C without bias, BatchNorm, ReLU] before the pooling; "depthwise" as in T-RecX
+        (Ghanathe & Wilton 2023): conv1x1 C→2C, depthwise conv2x2 of stride 2, ReLU, for maps of at least 2×2.
     feature_shape: (C, H, W) of the features, or (C, L) of rows.
     input_shape: of the network's input; "plain" is defined only where the features still have its H×W, or its L.
 
@@ -35,10 +49,14 @@ class ExitHead(nn.Module):
                 f"head='plain' flattens a map of the input's size {tuple(input_shape[1:])}, but here the map is "
                 f"{tuple(size)}; place the exits earlier or choose head='pool'"
             )
+        if kind == "depthwise" and (rows or min(size) < 2):
+            raise ValueError(
+                f"head='depthwise' halves a map of at least 2×2, but here the map is {tuple(size)}; place the exits "
+                "earlier or choose head='pool'"
+            )
         self.kind, self.feature_shape = kind, (channels, *size)
-        self.num_features = prod(self.feature_shape) if kind == "plain" else channels
-        count = int(kind[4:] if "conv" in kind else 0)
-        self.convs = nn.Sequential(*(_conv_bn_relu(channels, rows) for _ in range(count)))
+        self.num_features = {"plain": prod(self.feature_shape), "depthwise": 2 * channels}.get(kind, channels)
+        self.convs = nn.Sequential(*_convolutions(kind, channels, rows))
         norm, pool = (nn.BatchNorm1d, nn.AdaptiveAvgPool1d) if rows else (nn.BatchNorm2d, nn.AdaptiveAvgPool2d)
         self.norm = norm(channels) if kind == "bnpool" else nn.Identity()
         self.pool = nn.Flatten() if kind == "plain" else nn.Sequential(pool(1), nn.Flatten())
@@ -52,6 +70,13 @@ class ExitHead(nn.Module):
 
     def extra_repr(self) -> str:
         return f"kind={self.kind!r}"
+
+
+def _convolutions(kind: str, channels: int, rows: bool) -> list[nn.Module]:
+    if kind == "depthwise":
+        width = 2 * channels  # as where the maps of a ResNet are halved
+        return [nn.Conv2d(channels, width, 1), nn.Conv2d(width, width, 2, 2, groups=width), nn.ReLU(inplace=True)]
+    return [_conv_bn_relu(channels, rows) for _ in range(int(kind[4:]) if kind.startswith("conv") else 0)]
 
 
 def _conv_bn_relu(channels: int, rows: bool) -> nn.Sequential:

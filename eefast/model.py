@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from . import criteria, rules
 from .cost import StageCost, merged, path_costs, stage_costs
-from .heads import ExitHead
+from .heads import ExitHead, kinds_of, shortest
 from .preprocessing import Preprocessing
 from .profiles import Profile, Profiles, limits_of_call
 from .qdq import QdqStage
@@ -343,7 +343,13 @@ class EarlyExitNet(nn.Module):
             return config
         if config is None or config.get("kind") != "eenet" or "filters" in config or len(kept) == 1:
             return None
-        return {**config, "num_exits": len(kept) - 1, "placement": [config["placement"][i] for i in kept[:-1]]}
+        kinds = kinds_of(config["head"], self.num_exits)
+        return {
+            **config,
+            "num_exits": len(kept) - 1,
+            "placement": [config["placement"][i] for i in kept[:-1]],
+            "head": shortest([kinds[i] for i in kept[:-1]]),
+        }
 
     def prepare(self, x: Tensor, dtype: torch.dtype | None = None, weight: Tensor | None = None) -> Tensor:
         """Check images before any work starts; uint8 images are scaled to 0 … 1 and normalised.

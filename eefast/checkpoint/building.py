@@ -24,7 +24,7 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], size: int) -
     pixels = prod(sides)
     check_channels(config["normalization"], config["input_shape"])
     _, found_channels, *_ = shape_of(weights, "stages.0.0.0.weight", 2 + len(sides))
-    found_classes, features = shape_of(weights, "heads.0.classifier.weight", 2)
+    found_classes, _ = shape_of(weights, "heads.0.classifier.weight", 2)
     checks = [("input_shape", channels, found_channels), ("num_classes", config["num_classes"], found_classes)]
     if config["name"] == "eenet8":
         widest = shape_of(weights, "stages.2.0.residual.5.weight", 4)
@@ -32,8 +32,11 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], size: int) -
     for key, value, found in checks:
         if value != found:
             raise ValueError(f"{key}={config[key]} does not fit the weights, where it is {found}")
-    if config["head"] == "plain" and (features < pixels or features % pixels):
-        raise ValueError(f"input_shape={config['input_shape']} does not fit plain exits of {features} features")
+    kinds = [config["head"]] if isinstance(config["head"], str) else config["head"]
+    for i, kind in enumerate(kinds):
+        _, features = shape_of(weights, f"heads.{i}.classifier.weight", 2)
+        if kind == "plain" and (features < pixels or features % pixels):
+            raise ValueError(f"input_shape={config['input_shape']} does not fit plain exits of {features} features")
     # Shapes are compared before memory is taken, since a small file may describe a large network.
     net = zoo.eenet(**config, device="meta")
     put(net, weights, size, config["name"])

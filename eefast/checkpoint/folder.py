@@ -124,6 +124,14 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any], tuple[Preprocessing
     return kind, config, told
 
 
+def _is_head(value: Any) -> bool:
+    return isinstance(value, str) and value in HEADS
+
+
+def _is_heads(value: Any) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= MOST_EXITS and all(map(_is_head, value))
+
+
 _CRITERIA = (*criteria.CRITERIA, *criteria.CARRYING)
 _ALL: dict[str, Field] = {
     "format": (lambda v: is_int(v, 1), "1, the format that this eefast reads; a newer eefast may read it"),
@@ -134,7 +142,7 @@ _ALL: dict[str, Field] = {
 }
 _FIELDS: dict[str, Field] = {
     **_ALL,
-    "head": (lambda v: isinstance(v, str) and v in HEADS, f"one of {', '.join(HEADS)}"),
+    "head": (lambda v: _is_head(v) or _is_heads(v), f"one of {', '.join(HEADS)}, or a list of them"),
 }
 _EENET: dict[str, Field] = {
     **_FIELDS,

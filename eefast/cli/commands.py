@@ -7,7 +7,21 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from . import bench, calibrate, calibrate_device, demo, env, evaluate, plot, predict, quantize, score, serve, train
+from . import (
+    bench,
+    calibrate,
+    calibrate_device,
+    demo,
+    env,
+    evaluate,
+    plot,
+    predict,
+    quantize,
+    score,
+    search,
+    serve,
+    train,
+)
 from .ending import Stopped
 
 
@@ -34,6 +48,8 @@ def _root() -> None:
     """
 
 
-for module in (demo, train, calibrate, quantize, evaluate, predict, score, serve, bench, plot, calibrate_device, env):
+for module in (
+    *(demo, train, search, calibrate, quantize, evaluate, predict, score, serve, bench, plot, calibrate_device, env),
+):
     name = module.__name__.rpartition(".")[2].replace("_", "-")
     app.command(name, cls=score.RayAlone if module is score else None)(module.command)

@@ -110,7 +110,7 @@ def command(
         str, network_option(help="Where the early exits are: fine, pareto, linear, gold_ratio, or after blocks: 2,4,6.")
     ] = "fine",
     head: Annotated[
-        str, network_option(help="Kind of the early exits' heads: pool, bnpool, plain, conv1, conv2, conv3.")
+        str, network_option(help="Kind of the early exits' heads: pool, bnpool, plain, conv1, conv2, conv3, depthwise.")
     ] = DEFAULT.head,
     backbone: Annotated[
         str | None, network_option(help="torchvision:NAME or timm:NAME instead of --net; exits are attached to it.")

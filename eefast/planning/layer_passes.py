@@ -113,8 +113,8 @@ def extend_joins(layers: Sequence[Layer], channels: list[int]) -> list[Layer]:
 def order_by_section(layers: Sequence[Layer]) -> list[Layer]:
     """The layers in the order of their sections; those that read maps of the section before come first in theirs.
 
-    Sets `section`. Raises `UnsupportedError` where an addition joins two map sizes or would run too early, or where
-    layers follow the final exit.
+    Sets `section`. Raises `UnsupportedError` where an addition joins two map sizes or would run too early, where
+    layers follow the final exit, and where an exit would come after layers of the next stage.
     """
     section_of = {0: -1}
     for layer in layers:
@@ -130,6 +130,12 @@ def order_by_section(layers: Sequence[Layer]) -> list[Layer]:
             raise UnsupportedError("an addition to a layer that resizes maps needs the result of later layers")
         if layer.kind != Kind.EXIT:
             written.add(layer.target)
+    place = {id(layer): i for i, layer in enumerate(ordered)}
+    for i, layer in enumerate(layers):
+        if layer.kind == Kind.EXIT and any(place[id(later)] < place[id(layer)] for later in layers[i + 1 :]):
+            raise UnsupportedError(
+                f"the head of exit {layer.target} resizes its maps, so it would run after layers of the next stage"
+            )
     last = ordered[-1]
     if last.kind != Kind.EXIT or any(layer.section > last.section for layer in layers):
         raise UnsupportedError("the final exit does not come last")

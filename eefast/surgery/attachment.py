@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 from torch import nn
 
-from ..heads import ExitHead
+from ..heads import ExitHead, kinds_of, shortest
 from ..model import EarlyExitNet
 from .backbones import origin
 from .cutting import cut_at
@@ -21,7 +21,7 @@ def attach(
     backbone: nn.Module,
     exits: Sequence[str],
     *,
-    head: str = "pool",
+    head: str | Sequence[str] = "pool",
     num_classes: int | None = None,
     input_shape: Sequence[int] = (3, 224, 224),
     criterion: str = "learned",
@@ -33,7 +33,7 @@ def attach(
     backbone: images [N, C, H, W] → logits [N, K], the last layer an `nn.Linear`; from torchvision, timm or your own.
     exits: names of modules, as in `backbone.named_modules()` and in the order in which they run; each returns one map
         [N, C, H, W] that is all the rest of the backbone needs. An exit is placed after each.
-    head: kind of the early exits' heads, see `eefast.heads.ExitHead`.
+    head: kind of the early exits' heads, see `eefast.heads.ExitHead`; one for all, or one for each.
     num_classes: by default that of the backbone; another number is an error.
     input_shape: (C, H, W) of the images, for which the costs are counted; (C, L) of a backbone on rows [N, C, L].
     criterion, thresholds, normalization: see `EarlyExitNet`.
@@ -61,7 +61,7 @@ def rebuild(
     backbone: nn.Module,
     exits: Sequence[str],
     *,
-    head: str,
+    head: str | Sequence[str],
     num_classes: int | None,
     input_shape: Sequence[int],
     criterion: str,
@@ -70,6 +70,7 @@ def rebuild(
 ) -> EarlyExitNet:
     """As `attach`, also for a backbone on the meta device, where it takes no memory and no answers are compared."""
     exits = check_names(backbone, exits)
+    kinds = kinds_of(head, len(exits))
     cut = cut_at(backbone, exits, num_classes, input_shape)
     # Layers made in inference mode could not be trained, and those on another default device not be used.
     with torch.inference_mode(False), torch.device("cpu"):
@@ -78,7 +79,7 @@ def rebuild(
         assert isinstance(linear, nn.Linear)
         heads = []
         for i, features in enumerate(cut.features):
-            kind, like = (head, features) if i < len(exits) else ("pool", linear.weight)
+            kind, like = (kinds[i], features) if i < len(exits) else ("pool", linear.weight)
             with features.device if features.is_meta else nullcontext():
                 heads.append(ExitHead(kind, features.shape[1:], linear.out_features, input_shape).to(like))
         heads[-1].classifier = linear
@@ -97,7 +98,7 @@ def rebuild(
     for made in net.modules():
         if made not in theirs:
             made.training = backbone.training
-    _describe(net, backbone, exits, head)
+    _describe(net, backbone, exits, shortest(kinds) if kinds else "pool")
     return net
 
 
@@ -109,7 +110,7 @@ def _check_dtype(stages: Sequence[nn.Module]) -> None:
             )
 
 
-def _describe(net: EarlyExitNet, backbone: nn.Module, exits: Sequence[str], head: str) -> None:
+def _describe(net: EarlyExitNet, backbone: nn.Module, exits: Sequence[str], head: str | list[str]) -> None:
     """Tell `net` how `eefast.load` builds it again, or why that is impossible."""
     name = origin(backbone)
     if name is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from . import losses
 from .optimizers import OPTIMIZERS, SCHEDULES
@@ -32,7 +32,7 @@ class TrainOptions:
         and "folder"; None: 224/256, or 1 for a folder of images that already have this size.
     num_exits: number of early exits.
     placement: which residual blocks the early exits follow: fine, pareto, linear, gold_ratio, or numbers of blocks.
-    head: kind of the early exits' heads: pool, bnpool, plain, conv1, conv2, conv3.
+    head: kind of the early exits' heads: pool, bnpool, plain, conv1, conv2, conv3, depthwise.
     backbone: instead of `net`, "torchvision:NAME" or "timm:NAME".
     exits: names of the backbone's modules after which its early exits are attached, see
         `eefast.attach`.
@@ -67,6 +67,8 @@ class TrainOptions:
     test: measure the test split once at the end.
     Raises `ValueError`, naming the option, for values that no data set and network could fit.
     """
+
+    free_to_change: ClassVar[Sequence[str]] = FREE_TO_CHANGE
 
     net: str = "eenet20"
     dataset: str = "mnist"
@@ -114,16 +116,19 @@ class TrainOptions:
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")
-        if bool(self.backbone) != bool(self.exits):
-            raise ValueError(
-                f"backbone={self.backbone!r}, exits={list(self.exits)}: give both, or none of them with net"
-            )
+        self._check_network()
         if self.self_labelled and not self.freeze_backbone:
             raise ValueError(
                 "self_labelled=True needs a frozen backbone, since labels that are trained too teach nothing; "
                 "add freeze_backbone=True"
             )
         losses.parse(self.loss, self.cost_weight)
+
+    def _check_network(self) -> None:
+        if bool(self.backbone) != bool(self.exits):
+            raise ValueError(
+                f"backbone={self.backbone!r}, exits={list(self.exits)}: give both, or none of them with net"
+            )
 
     def _check_numbers(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 2), ("held_out", 1), ("devices", -1), ("nodes", 1)):
@@ -151,7 +156,7 @@ class TrainOptions:
     def check_same_run(self, before: dict[str, Any]) -> None:
         """`ValueError`, naming the first difference, unless a run of the record `before` may be resumed with these."""
         for name, value in self.record().items():
-            if name not in FREE_TO_CHANGE and before.get(name) != value:
+            if name not in self.free_to_change and before.get(name) != value:
                 raise ValueError(
                     f"{name}={value!r}, but the run to resume has {before.get(name)!r}; give the same, or start again "
                     "without --resume (resume=False)"

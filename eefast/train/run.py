@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import lightning
 import torch
 
 from .. import zoo
@@ -25,7 +24,7 @@ from .module import EarlyExitModule
 from .options import TrainOptions
 from .report import TrainReport, make_report, write_report
 from .resume import find_checkpoint
-from .trainer import fit
+from .trainer import fit, seed_everything
 
 # Images per call where nothing is learned.
 BATCH_SIZE = 500
@@ -42,7 +41,7 @@ def train(options: TrainOptions) -> TrainReport:
     output = Path(options.output)
     checkpoint = find_checkpoint(output, options) if options.resume else None
     images = open_images(options)
-    lightning.seed_everything(options.seed, workers=True, verbose=False)
+    seed_everything(options.seed)
     network = _network(options, images)
     assert network.record is not None
     held_out = batches(images.held_out, BATCH_SIZE, options.workers)

@@ -44,6 +44,11 @@ class Fitted:
     is_first_process: bool
 
 
+def seed_everything(seed: int) -> None:
+    """Seed all generators of random numbers, also those of processes that decode images."""
+    lightning.seed_everything(seed, workers=True, verbose=False)
+
+
 def fit(
     module: EarlyExitModule,
     train_batches: DataLoader,

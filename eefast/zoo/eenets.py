@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..cost import macs
-from ..heads import ExitHead
+from ..heads import ExitHead, kinds_of, shortest
 from ..model import EarlyExitNet
 from . import eenet8
 from .placement import place
@@ -28,7 +28,7 @@ def eenet(
     name: str,
     num_exits: int = 2,
     placement: str | Sequence[int] = "fine",
-    head: str = "pool",
+    head: str | Sequence[str] = "pool",
     num_classes: int = 10,
     input_shape: Sequence[int] = (3, 32, 32),
     *,
@@ -45,7 +45,7 @@ def eenet(
     num_exits: number of early exits; EENet-8 always has its two.
     placement: "fine", "pareto", "linear", "gold_ratio", or the numbers of residual blocks before each exit (their
         count then replaces `num_exits`); EENet-8's exits are fixed.
-    head: "pool", "bnpool", "plain", "conv1", "conv2" or "conv3", see `eefast.heads.ExitHead`.
+    head: kind of the early exits' heads, see `eefast.heads.ExitHead`; one for all, or one for each.
     input_shape: (C, H, W) of the images.
     criterion, thresholds, normalization: see `EarlyExitNet`.
     filters: channels of EENet-8's first block; the other networks ignore it.
@@ -68,16 +68,16 @@ def eenet(
             stages = eenet8.stages(filters, input_shape)
         else:
             positions, stages = _cut(int(name.removesuffix(ROWS)[5:]), num_exits, placement, num_classes, input_shape)
-        shape, heads = tuple(input_shape), []
+        shape, heads, kinds = tuple(input_shape), [], kinds_of(head, len(positions))
         for i, stage in enumerate(stages):
             _, shape = macs(stage, shape)
-            heads.append(ExitHead(head if i < len(positions) else "pool", shape, num_classes, input_shape))
+            heads.append(ExitHead(kinds[i] if i < len(positions) else "pool", shape, num_classes, input_shape))
     config = {
         "kind": "eenet",
         "name": name,
         "num_exits": len(positions),
         "placement": list(positions),
-        "head": head,
+        "head": shortest(kinds),
         "num_classes": num_classes,
         "input_shape": list(input_shape),
         "normalization": normalization,

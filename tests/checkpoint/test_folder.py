@@ -39,6 +39,17 @@ def test_a_saved_network_comes_back(tmp_path, head, criterion):
     assert all(torch.equal(a, b) for a, b in zip(got(pixels), net(pixels), strict=True))
 
 
+def test_heads_of_several_kinds_come_back(tmp_path):
+    kinds, x = ["plain", "depthwise", "conv1"], images(3, (2, 9, 7))
+    net = lived_in(zoo.eenet("eenet20", 3, (1, 3, 4), kinds, 3, (2, 9, 7)), seed=1)
+    net.save(tmp_path)
+    got = load(tmp_path)
+    assert [head.kind for head in got.heads] == [*kinds, "pool"]
+    assert all(torch.equal(a.logits, b.logits) for a, b in zip(got.all_exits(x), net.all_exits(x), strict=True))
+    assert net.without_exits([1]).config["head"] == ["plain", "conv1"]
+    assert net.without_exits([0, 1]).config["head"] == "conv1"
+
+
 @pytest.mark.parametrize("name", ["eenet8", "eenet20", "eenet18"])
 def test_every_kind_of_trunk_comes_back(tmp_path, name):
     net = lived_in(zoo.eenet(name, filters=3) if name == "eenet8" else zoo.eenet(name, 1, "pareto"), seed=2)
@@ -98,7 +109,19 @@ BAD_CONFIG = {
     "name": ["eenet9", "eenet20", None, [], {}, 8],
     "num_exits": [0, 3, -1, "2", 2.0, None, True, 10**30],
     "placement": [[], [1], [2, 1], [1, 2, 3], [1, 2.0], "fine", None, [True, 2], [[1], 2]],
-    "head": ["softmax", "plain", "bnpool", "conv2", None, [], 1],
+    "head": [
+        "softmax",
+        "plain",
+        "bnpool",
+        "conv2",
+        None,
+        [],
+        1,
+        ["pool"],
+        ["pool", "plain"],
+        ["pool", 1],
+        ["pool"] * 3,
+    ],
     "num_classes": [0, 2, 4, 10**12, "3", None, True, 3.0],
     "input_shape": [[2, 8, 8], [1, 8], [1, 8, 0], [1, 8, 8.0], [1, 10**9, 10**9], "1x8x8", None, [1, 8, 8, 8]],
     "normalization": [

@@ -38,6 +38,18 @@ def assert_same(got: ExitResult, expected: ExitResult) -> None:
     torch.testing.assert_close(got.confidence, expected.confidence, rtol=1e-4, atol=1e-4)
 
 
+def test_depthwise_heads_and_heads_of_several_kinds() -> None:
+    shape = (3, 13, 15)
+    net: Any = lived_in(zoo.eenet("eenet20", 3, (1, 3, 5), ["depthwise", "conv1", "depthwise"], input_shape=shape), 1)
+    x = images(67, shape)
+    spread_thresholds(net, x, 0.4)
+    expected = net(x)
+    assert len(expected.exit_index.unique()) == 4
+    assert_same(eefast.accelerate(net, engine="compact")(x), expected)
+    with pytest.raises(ValueError, match=r"the head of exit 0 resizes its maps, so it would run after .*'compact'"):
+        eefast.accelerate(net, engine="resident")
+
+
 @pytest.mark.parametrize("sizes", [[9] * 12, [1] * 9, [31, 0, 5, 64, 1], [0], [], [257, 2], [2, 257]], ids=str)
 def test_answers_are_those_of_single_batches(net: Any, fast: Any, sizes: list[int]) -> None:
     x = images(sum(sizes) + 1, (3, 16, 16))[: sum(sizes)]

@@ -5,7 +5,7 @@ import torch
 from networks import images, lived_in
 from torch import nn
 
-from eefast.heads import HEADS, ExitHead
+from eefast.heads import HEADS, ExitHead, kinds_of, shortest
 
 SHAPE, INPUT = (4, 6, 5), (3, 6, 5)
 
@@ -16,7 +16,7 @@ def test_every_kind_returns_logits_and_a_confidence_per_sample(kind):
     out = head(images(3, SHAPE))
     assert (out.logits.shape, out.confidence.shape, out.confidence_logit.shape) == ((3, 7), (3,), (3,))
     assert torch.equal(out.confidence, torch.sigmoid(out.confidence_logit))
-    assert head.num_features == (120 if kind == "plain" else 4)
+    assert head.num_features == {"plain": 120, "depthwise": 8}.get(kind, 4)
     assert repr(head).startswith(f"ExitHead(\n  kind={kind!r}")
 
 
@@ -40,6 +40,41 @@ def test_layers_of_every_kind(kind, convolutions, norms):
     assert len(convs) == convolutions
     assert sum(isinstance(m, nn.BatchNorm2d) for m in head.modules()) == norms
     assert all((m.in_channels, m.out_channels, m.kernel_size, m.bias) == (4, 4, (3, 3), None) for m in convs)
+
+
+@torch.no_grad()
+def test_a_depthwise_head_pixel_by_pixel():
+    """As T-RecX has it, in NumPy's words: the odd row and column of the map are left out."""
+    head = lived_in(ExitHead("depthwise", (4, 5, 7), 3, (3, 5, 7)), 1).double()
+    x = images(2, (4, 5, 7)).double()
+    wide, deep, _ = head.convs
+    mixed = torch.einsum("oc,nchw->nohw", wide.weight[:, :, 0, 0], x) + wide.bias[:, None, None]
+    halved = torch.empty(2, 8, 2, 3, dtype=torch.float64)
+    for row in range(2):
+        for column in range(3):
+            window = mixed[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+            halved[:, :, row, column] = (window * deep.weight[:, 0]).sum((2, 3)) + deep.bias
+    pooled = halved.clamp(min=0).mean((2, 3))
+    torch.testing.assert_close(head(x).logits, pooled @ head.classifier.weight.T + head.classifier.bias)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 5), (4, 5, 1)])
+def test_a_depthwise_head_needs_two_rows_and_columns(shape):
+    with pytest.raises(
+        ValueError, match=r"halves a map of at least 2×2, but here the map is \(\d, \d\); place the exits"
+    ):
+        ExitHead("depthwise", shape, 7, INPUT)
+
+
+def test_kinds_of_all_heads_and_of_each():
+    assert kinds_of("conv1", 3) == ["conv1"] * 3
+    assert kinds_of(("pool", "conv1"), 2) == ["pool", "conv1"]
+    assert kinds_of("conv1", 0) == []
+    assert [shortest(kinds) for kinds in (["pool"] * 3, ["pool", "conv1"])] == ["pool", ["pool", "conv1"]]
+    with pytest.raises(
+        ValueError, match=r"head=\['pool'\] has 1 kinds for 2 early exits; give one for each, or one name"
+    ):
+        kinds_of(["pool"], 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -111,7 +111,7 @@ def test_the_last_convolution_of_a_head_goes_into_the_triton_kernel(
         assert (step.conv is not None) == ("with conv" in kernel)
 
 
-@pytest.mark.parametrize("head", ["pool", "bnpool", "plain", "conv1"])
+@pytest.mark.parametrize("head", ["pool", "bnpool", "plain", "conv1", "depthwise"])
 def test_plain_heads_read_the_whole_map(head: str) -> None:
     assert [step.flatten for step in build_compact(subject_of(network(conv(), head=head))).steps] == [
         head == "plain"
@@ -120,7 +120,13 @@ def test_plain_heads_read_the_whole_map(head: str) -> None:
 
 @pytest.mark.parametrize(
     ("head", "name", "counted"),
-    [("pool", "triton", True), ("conv1", "triton", True), ("conv2", "triton", False), ("pool", "cuda", False)],
+    [
+        ("pool", "triton", True),
+        ("conv1", "triton", True),
+        ("conv2", "triton", False),
+        ("depthwise", "triton", False),
+        ("pool", "cuda", False),
+    ],
 )
 def test_stages_count_their_rows_where_triton_evaluates_heads_of_one_convolution(
     head: str, name: str, counted: bool, kernels: Any, monkeypatch: pytest.MonkeyPatch

@@ -193,3 +193,10 @@ def test_a_residual_of_another_zero_point_is_not_overwritten() -> None:
     layers = order_by_section([conv(0, 1), conv(1, 2), conv(2, 3, residual=1), leave(3)])
     assert assign_maps(layers, [3, 4, 4, 4], (5, 7), [0, 7, 0, 7]).layers[2].target == 1
     assert assign_maps(layers, [3, 4, 4, 4], (5, 7), [0, 7, 0, 6]).layers[2].target == 3
+
+
+def test_an_exit_whose_head_resizes_would_come_too_late() -> None:
+    """The head of exit 0 halves value 1 to value 2; the next stage goes on from value 1."""
+    layers = [conv(0, 1), conv(1, 2, kernel=2, stride=2), leave(2), conv(1, 3), leave(3, 1)]
+    with pytest.raises(UnsupportedError, match=r"the head of exit 0 resizes its maps, so it would run after layers"):
+        order_by_section(layers)

@@ -42,6 +42,7 @@ ALLOWED = {
     "profiles": set(),
     "checkpoint": LEAVES | {"zoo", "surgery", "quantization"},
     "train": LEAVES | {"data", "thresholds", "surgery", "zoo", "checkpoint"},
+    "search": LEAVES | {"data", "thresholds", "surgery", "zoo", "checkpoint", "train", "planning"},
     "kernels": set(),
     "ops": {"criteria", "modules"},
     "engines": LEAVES | {"ops"},
