@@ -421,7 +421,7 @@ class EarlyExitNet(nn.Module):
                     self._check_origin(values.tolist())
                     known = self._checked = t, version
                 return values, known
-            version = None if t.is_inference() else t._version
+            written = None if t.is_inference() else t._version
             numbers, limits = t.tolist(), self._limits
             if limits is None or limits[0] != numbers or t.dtype != torch.float32:
                 self.check_thresholds(t)
@@ -430,7 +430,7 @@ class EarlyExitNet(nn.Module):
                 with torch.inference_mode(False):
                     limits = numbers, torch.tensor(numbers, dtype=torch.float32, device="cpu")
             # What another thread was writing meanwhile reads differently the second time, or has another version.
-            if t.tolist() == numbers and (version is None or t._version == version):
+            if t.tolist() == numbers and (written is None or t._version == written):
                 if limits is not self._limits:
                     self._limits = limits
                 return limits[1], limits[1]
