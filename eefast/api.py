@@ -217,7 +217,7 @@ class Accelerated(nn.Module):
 
         @torch.no_grad()
         def run(x: Tensor | Survivors, profile: Any = None, thresholds: Any = None, exit_limit: Any = None) -> Partial:
-            engine, limits, since = self._ready()
+            engine, limits, since = self.ready()
             if isinstance(x, Survivors):
                 if not (profile is None and thresholds is None and exit_limit is None):
                     raise ValueError("survivors keep the thresholds of the call that they come from; give none")
@@ -243,7 +243,7 @@ class Accelerated(nn.Module):
         Raises `ValueError` for survivors of another network, other weights, another exit rule or version and, unless
         `elsewhere`, from elsewhere.
         """
-        engine, _, _ = self._ready()
+        engine, _, _ = self.ready()
         return finish(engine, self._identity(engine), survivors, elsewhere)
 
     def _identity(self, engine: Engine) -> Identity:
