@@ -31,7 +31,12 @@ StageCall = Callable[[Tensor, Tensor], StageResult]
 
 
 def stage_calls(engine: Engine) -> list[StageCall] | None:
-    """One per exit, 0 … n; None for an engine that carries images to their exits in one call."""
+    """One per exit, 0 … n; None for an engine that carries images to their exits in one call.
+
+    None also where the exit rule carries the answer so far, which these functions do not hand on.
+    """
+    if criteria.get(engine.plan.criterion).carries:
+        return None
     if isinstance(engine, CompactEngine):
         return [partial(_compact, engine, i) for i in range(len(engine.steps))]
     if isinstance(engine, ReferenceEngine):

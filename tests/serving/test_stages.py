@@ -32,5 +32,16 @@ def test_stage_after_stage_answers_as_the_engine(small, engine, criterion):
     torch.testing.assert_close(logits, expected.logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("engine", ["compact", "reference", "resident"])
+def test_a_rule_that_carries_is_served_by_whole_calls(small, serve, engine):
+    net, x = small
+    net = net.with_criterion("patience", [1.5] * net.num_exits)
+    fast, expected = eefast.accelerate(net, engine=engine), net(x[:7])
+    assert stage_calls(fast.engine) is None
+    answers = [future.result() for future in serve(fast).submit_all(list(x[:7]))]
+    assert [answer.exit for answer in answers] == expected.exit_index.tolist()
+    assert [answer.label for answer in answers] == expected.labels.tolist()
+
+
 def test_the_resident_engine_has_none(small):
     assert stage_calls(eefast.accelerate(small[0], engine="resident").engine) is None
