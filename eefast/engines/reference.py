@@ -15,7 +15,10 @@ from .parts import Part, features_of, part_of
 
 class ReferenceEngine(PlannedEngine):
     def run(self, images: Tensor, thresholds: Tensor, rule: Rule = None) -> ExitResult:
-        return self.net.first_exits(images, thresholds, self.criterion, self.rule_of(rule))
+        current = self.net.criterion
+        # Another thread may have changed it since, with thresholds that belong to it.
+        criterion = current if current.name == self.plan.criterion else self.criterion
+        return self.net.first_exits(images, thresholds, criterion, self.rule_of(rule))
 
     def part(self, x: Tensor, thresholds: Tensor, first: int, last: int) -> Part:
         """Stage by stage, as `EarlyExitNet.first_exits`."""
