@@ -13,7 +13,10 @@ from .engine import Batch, PlannedEngine, Rule
 
 class ReferenceEngine(PlannedEngine):
     def run(self, images: Tensor, thresholds: Tensor, rule: Rule = None) -> ExitResult:
-        return self.net.first_exits(images, thresholds, self.criterion, self.rule_of(rule))
+        current = self.net.criterion
+        # Another thread may have changed it since, with thresholds that belong to it.
+        criterion = current if current.name == self.plan.criterion else self.criterion
+        return self.net.first_exits(images, thresholds, criterion, self.rule_of(rule))
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:
         """One batch after the other."""

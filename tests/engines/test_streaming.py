@@ -258,7 +258,7 @@ def test_kernels_that_start_late_read_what_was_handed_out(net: Any, monkeypatch:
     monkeypatch.setattr(Tensor, "record_stream", lambda self, side: None)
     fast = eefast.accelerate(net, engine="compact")
 
-    def answer(given: Tensor, thresholds: Tensor) -> ExitResult:
+    def answer(given: Tensor, thresholds: Tensor, rule: Any) -> ExitResult:
         n = len(given)
         result = ExitResult(torch.empty(n, 3), torch.empty(n, dtype=torch.int64), torch.empty(n), torch.empty(n))
         assert Late.current is not here

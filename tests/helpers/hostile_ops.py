@@ -65,7 +65,7 @@ def exit_arguments(r: random.Random) -> Arguments:
         "criterion": r.choice(CRITERIA), "exit_index": r.randint(0, 9),
         "logits": torch.full((n, k), -7.0), "confidence": torch.full((n,), -7.0), "exits": torch.full((n,), -7),
     }  # fmt: skip
-    return found if each is None else found | {"threshold": each}
+    return with_rule(r, found if each is None else found | {"threshold": each}, 9)
 
 
 def exit_conv_arguments(r: random.Random) -> Arguments:
@@ -114,6 +114,16 @@ def of_each(r: random.Random, count: int) -> Tensor | None:
     )
 
 
+def with_rule(r: random.Random, found: Arguments, *shape: int) -> Arguments:
+    """Sometimes with a rule that carries, whose numbers are mostly 0."""
+    state = r.getstate()[1]
+    side = random.Random(repr((state[2], state[-2])))  # so that the calls without it stay the same
+    if side.random() < 0.7:
+        return found
+    numbers = [side.choice((0.0, 0.0, 1.0, -0.5, *VALUES)) for _ in range(math.prod(shape))]
+    return found | {"criterion": "carried", "rule": torch.tensor(numbers).view(shape)}
+
+
 def network_arguments(r: random.Random) -> Arguments:
     found = victim(of_the_cpu=r.random() < 0.5) | {
         "threads": r.choice((0, 1, 1, 2, 3)),
@@ -126,11 +136,15 @@ def network_arguments(r: random.Random) -> Arguments:
         found["thresholds"] = each[None].expand(1, -1)
     if r.random() < 0.2:
         found |= {"threads": 1, "seconds": torch.zeros(len(found["groups"]), dtype=torch.float64)}
-    return found
+    return with_rule(r, found, len(found["thresholds"]) + 1, 9)
 
 
 def int8_network_arguments(r: random.Random) -> Arguments:
-    found = int8_calls.victim() | {"threads": r.choice((0, 1, 1, 2, 3)), "criterion": r.choice(CRITERIA)}
+    found = int8_calls.victim() | {
+        "threads": r.choice((0, 1, 1, 2, 3)),
+        "criterion": r.choice(CRITERIA),
+        "seconds": None,
+    }
     found["thresholds"] = torch.tensor([r.choice((0.5, *VALUES)), 0.5])
     if (each := of_each(r, len(found["images"]))) is not None:
         found["thresholds"] = torch.stack([each, each.flip(0)])
@@ -138,7 +152,7 @@ def int8_network_arguments(r: random.Random) -> Arguments:
         found["images"] = (60 * found["images"]).clamp(0, 255).to(torch.uint8)
     if r.random() < 0.2:
         found |= {"threads": 1, "seconds": torch.zeros(len(found["groups"]), dtype=torch.float64)}
-    return found
+    return with_rule(r, found, len(found["thresholds"]) + 1, 9)
 
 
 @lru_cache(maxsize=1)

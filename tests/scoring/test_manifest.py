@@ -71,7 +71,7 @@ def test_another_rule(place: Path, network: Path) -> None:
     net = eefast.load(network).with_criterion("vote")
     write(place, net)
     net.rule[1, 1] = 2.0
-    with pytest.raises(ValueError, match=r"another network \(rule\)"):
+    with pytest.raises(ValueError, match=r"another network \(rule"):
         write(place, net)
 
 
