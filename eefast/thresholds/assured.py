@@ -27,6 +27,16 @@ PATH_SHARE = 0.3
 BLOCK = 16
 
 
+@dataclass(frozen=True)
+class Assured:
+    """Thresholds, their accuracy and mean cost on all samples, and the number of samples that judged them."""
+
+    thresholds: tuple[float, ...]
+    accuracy: float
+    cost: float
+    judged_by: int
+
+
 def find_thresholds(
     outputs: Sequence[ExitOutput],
     labels: Tensor,
@@ -34,8 +44,8 @@ def find_thresholds(
     criterion: str,
     bounds: Mapping[str, float],
     assurance: float,
-) -> tuple[tuple[float, ...], int]:
-    """Thresholds that keep the bounds with probability `assurance`, and the number of samples that judged them.
+) -> Assured:
+    """Thresholds that keep the bounds with probability `assurance`.
 
     Arguments as those of `calibration.calibrate`, which checks them; bounds: one on accuracy, one on cost, or both.
     Raises `ValueError` with fewer than `LEAST_SAMPLES` samples, and where no thresholds are shown to keep the bounds,
@@ -68,7 +78,10 @@ def find_thresholds(
             f"keep it; {why}"
         )
     # The most accurate of those that are cheap enough, or the cheapest of those that are accurate enough.
-    return tuple(points[kept[0] if list(bounds) == ["max_cost"] else kept[-1]].tolist()), len(judge)
+    at = kept[0] if list(bounds) == ["max_cost"] else kept[-1]
+    taken = exits.taken(torch.arange(count), [at])
+    accuracy, mean_cost = right.gather(0, taken).mean(), cost.double().cpu()[taken].mean()
+    return Assured(tuple(points[at].tolist()), float(accuracy), float(mean_cost), len(judge))
 
 
 def divided(count: int) -> tuple[Tensor, Tensor]:
@@ -104,7 +117,7 @@ class _Exits:
         thresholds = self.points[list(steps)]
         taken = torch.full((len(thresholds), len(samples)), len(self.confidence))
         for i in reversed(range(len(self.confidence))):
-            taken[self.rule.leaves(self.confidence[i][samples], thresholds[:, i : i + 1])] = i
+            taken.masked_fill_(self.rule.leaves(self.confidence[i][samples], thresholds[:, i : i + 1]), i)
         return taken
 
 

@@ -28,11 +28,13 @@ def keeps(
     """
     count, gain = loss.shape[1], bound - loss
     known = gain[:, :0] if before is None else bound - before
-    squares = (known**2).sum(dim=1, keepdim=True) + (gain**2).cumsum(dim=1) - gain**2
-    # As if one sample more had been seen, with the largest loss.
-    spread = (squares + (highest - bound) ** 2) / (known.shape[1] + 1 + torch.arange(count))
-    stake = (-2 * log(level) / (count * spread.clamp(min=least_spread))).sqrt()
-    capital = (stake.clamp(max=_largest_stake(bound, highest)) * gain).log1p().cumsum(dim=1)
+    squares = gain.square()
+    # In place, which takes half the time: first the sum of squares before each sample, as if one sample more had been
+    # seen, with the largest loss.
+    running = squares.cumsum(dim=1).add_((known**2).sum(dim=1, keepdim=True)).sub_(squares)
+    spread = running.add_((highest - bound) ** 2).div_(known.shape[1] + 1 + torch.arange(count))
+    stake = spread.clamp_(min=least_spread).mul_(count).reciprocal_().mul_(-2 * log(level)).sqrt_()
+    capital = stake.clamp_(max=_largest_stake(bound, highest)).mul_(gain).log1p_().cumsum(dim=1)
     return capital.amax(dim=1) >= -log(level)
 
 

@@ -19,7 +19,6 @@ from . import assured, search
 from .candidates import Candidate, candidate_of
 from .cuts import Cuts
 from .evaluation import exit_quality
-from .outputs import outcome
 from .scaling import fold_scaling
 
 THRESHOLDS_FILE = "thresholds.json"
@@ -87,9 +86,8 @@ def calibrate(
     check_bounds(given, assurance)
     labels = outputs[-1].logits.argmax(dim=1) if labels is None else labels
     if assurance is not None:
-        thresholds, judged_by = assured.find_thresholds(outputs, labels, cost, criterion, given, assurance)
-        accuracy, mean_cost = outcome(outputs, labels, cost, criterion, thresholds)
-        return Calibration(criterion, thresholds, accuracy, mean_cost, assurance, judged_by)
+        found = assured.find_thresholds(outputs, labels, cost, criterion, given, assurance)
+        return Calibration(criterion, found.thresholds, found.accuracy, found.cost, assurance, found.judged_by)
     if max_accuracy_drop is not None:
         min_accuracy = exit_quality(outputs[-1:], labels)[0].accuracy - max_accuracy_drop
     cuts = Cuts(outputs, labels, cost, criterion)

@@ -100,7 +100,7 @@ def exits_taken(
     taken = torch.full((*rows.shape[:-1], len(outputs[0].logits)), len(outputs) - 1)
     for i in reversed(range(len(outputs) - 1)):
         confidence = criterion.confidence(outputs[i].logits, outputs[i].confidence_logit)
-        taken[criterion.leaves(confidence, rows[..., i : i + 1])] = i
+        taken.masked_fill_(criterion.leaves(confidence, rows[..., i : i + 1]), i)
     return taken
 
 

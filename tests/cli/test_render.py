@@ -1,5 +1,6 @@
 """Results as lines and tables."""
 
+import re
 from io import StringIO
 
 import pytest
@@ -7,6 +8,7 @@ from rich.console import Console
 
 from eefast.cli import render
 from eefast.thresholds.calibration import Calibration
+from eefast.thresholds.comparing import Comparison
 from eefast.thresholds.evaluation import Evaluation, Flips
 
 
@@ -58,3 +60,27 @@ def test_flips_are_given_with_their_distance(flips, text):
     lines = printed(render.evaluation_parts(evaluation([0.5]), flips))
     assert lines[:3] == ["accuracy 50.00%", "mean cost 0.2500", "including heads passed 0.3000"]
     assert lines[3] == f"other exit than net.eval() {text}"
+
+
+@pytest.mark.parametrize(
+    ("gains", "expected"),
+    [
+        (
+            {"max_probability": (0, 0), "carried": (0.004, 0.001)},
+            "carried is the most accurate at mean cost 0.2500, over",
+        ),
+        ({"carried": (0.004, 0.001)}, r"\+0.40 ± 0.10 points above max_probability$"),
+        ({"margin": (0.001, 0.002)}, r"\+0.10 ± 0.20 points above max_probability; less than the spread"),
+        (
+            {"max_probability": (0, 0), "margin": (-0.001, 0.002), "entropy": (-0.01, 0.0)},
+            "^max_probability is the most",
+        ),
+        (
+            {"max_probability": (0, 0), "margin": (-0.001, 0.002), "entropy": (-0.01, 0.0)},
+            "; margin: -0.10 ± 0.20 points$",
+        ),
+    ],
+)
+def test_the_winner_is_named_with_its_points(gains, expected):
+    compared = {name: Comparison(0.9, *pair) for name, pair in gains.items()}
+    assert re.search(expected, render.winner(compared, 0.25))
