@@ -2,6 +2,9 @@
 
     logits = weight · pooled + bias;  confidence = criterion(logits);  exits = confidence > threshold, or < for entropy
 
+With a rule that carries (`eefast/criteria.py`), logits and confidence are those of the answer so far: the sample's
+result row, which the exit before has written, goes into them, and that of every live sample is written.
+
 The survivor list is a single-pass scan with decoupled look-back (Merrill & Garland, Single-pass Parallel Prefix Scan,
 2016) over tiles of the live list: each tile moves 16 bytes per entry and waits only for tiles that have started before.
 """
@@ -11,11 +14,11 @@ import functools
 import triton
 import triton.language as tl
 
-# One compilation for all batch sizes, exits and places of a threshold among its neighbours.
+# One compilation for all batch sizes, exits and places of a threshold or a rule among its neighbours.
 ends_an_exit = functools.partial(
     triton.jit,
     do_not_specialize=["size", "samples", "results", "exit_index"],
-    do_not_specialize_on_alignment=["threshold"],
+    do_not_specialize_on_alignment=["threshold", "rule"],
 )
 
 
@@ -90,6 +93,77 @@ def confidence_of(out, column, CLASSES: tl.constexpr, CRITERION: tl.constexpr):
 
 
 @triton.jit
+def best_class(out, column, CLASSES: tl.constexpr):
+    """The first largest logit of each row, and whether none is NaN."""
+    unknown = tl.max(((out != out) & (column < CLASSES)).to(tl.int32), axis=1)
+    return tl.argmax(tl.where(column < CLASSES, out, float("-inf")), axis=1), unknown == 0
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp x), exact also where 1 + exp x rounds to 1."""
+    power = tl.exp(-tl.abs(x))
+    sum = 1.0 + power
+    # The logarithm of the rounded sum, corrected by what the rounding has changed.
+    logarithm = tl.where(sum == 1.0, power, tl.log(sum) * tl.div_rn(power, sum - 1.0))
+    return tl.where(x > 0.0, x, 0.0) + logarithm
+
+
+@triton.jit
+def answer_so_far(
+    out, column, inside, place, rule, logits, logits_row_stride, logits_column_stride, confidence, confidence_stride,
+    CLASSES: tl.constexpr,
+):  # fmt: skip
+    """Logits and confidence by a rule that carries: `out` with the logits so far, [ROWS] float32.
+
+    rule: [9] float32: weights of σ(z), largest probability, -entropy, margin and softplus(z), a constant, what is kept
+        of the confidence so far, and more where the class is the same, what is kept of the logits so far.
+        A coefficient that is 0 leaves its term out: what it would multiply is not read.
+    """
+    keep, keep_if_same, keep_logits = tl.load(rule + 6), tl.load(rule + 7), tl.load(rule + 8)
+    so_far = tl.zeros_like(out)
+    if (keep_logits != 0.0) | (keep_if_same != 0.0):
+        so_far = tl.load(
+            logits + place[:, None] * logits_row_stride + column.to(tl.int64) * logits_column_stride,
+            mask=inside[:, None] & (column < CLASSES),
+            other=0.0,
+        )
+    value_so_far = tl.zeros([out.shape[0]], tl.float32)
+    if (keep != 0.0) | (keep_if_same != 0.0):
+        value_so_far = tl.load(confidence + place * confidence_stride, mask=inside, other=0.0)
+    # Threads may hold copies of an element: all have read it before one of them writes it.
+    tl.debug_barrier()
+    if keep_logits != 0.0:
+        out = tl.where(column < CLASSES, out + keep_logits * so_far, out)
+    value = tl.zeros([out.shape[0]], tl.float32) + tl.load(rule + 5)
+    weight = tl.load(rule)
+    if weight != 0.0:
+        value += weight * confidence_of(out, column, CLASSES, "learned")
+    weight = tl.load(rule + 1)
+    if weight != 0.0:
+        value += weight * confidence_of(out, column, CLASSES, "max_probability")
+    weight = tl.load(rule + 2)
+    if weight != 0.0:
+        value -= weight * confidence_of(out, column, CLASSES, "entropy")
+    weight = tl.load(rule + 3)
+    if weight != 0.0:
+        value += weight * confidence_of(out, column, CLASSES, "margin")
+    weight = tl.load(rule + 4)
+    if weight != 0.0:
+        value += weight * softplus(tl.sum(tl.where(column == CLASSES, out, 0.0), axis=1))
+    if (keep != 0.0) | (keep_if_same != 0.0):
+        kept = tl.zeros_like(value) + keep
+        if keep_if_same != 0.0:
+            best, known = best_class(out, column, CLASSES)
+            best_so_far, known_so_far = best_class(so_far, column, CLASSES)
+            kept += tl.where(best == best_so_far, keep_if_same, 0.0)
+            kept = tl.where(known & known_so_far, kept, float("nan"))
+        left_out = (kept == 0.0) & (value_so_far == value_so_far)
+        value += tl.where(left_out, 0.0, kept * value_so_far)
+    return out, value
+
+
+@triton.jit
 def survivors_before(status, tile, count, WINDOW: tl.constexpr):
     """Sum of `count` over all tiles before `tile`.
 
@@ -114,7 +188,7 @@ def survivors_before(status, tile, count, WINDOW: tl.constexpr):
 
 @triton.jit
 def answer(
-    out, entry, alive, threshold, positions, logits, logits_row_stride, logits_column_stride,
+    out, entry, alive, threshold, rule, positions, logits, logits_row_stride, logits_column_stride,
     confidence, confidence_stride, exits, exits_stride, results, exit_index,
     CLASSES: tl.constexpr, CRITERION: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, THRESHOLD_STRIDE: tl.constexpr,
 ):  # fmt: skip
@@ -122,9 +196,17 @@ def answer(
 
     out: [ROWS, BLOCK_COLUMNS]. THRESHOLD_STRIDE: from the threshold of one place in the results to the next, of which
     NaN lets a sample exit in any case; -1: one threshold for all. Returns which survive, [ROWS] int32.
+    rule: see `answer_so_far`, then the answers so far of those that survive are written too; None: of `CRITERION`.
     """
     column = tl.arange(0, BLOCK_COLUMNS)[None, :]
-    value = confidence_of(out, column, CLASSES, CRITERION)
+    if rule is None:
+        value = confidence_of(out, column, CLASSES, CRITERION)
+    else:
+        so_far = tl.load(positions + entry, mask=alive, other=0)
+        out, value = answer_so_far(
+            out, column, alive & (so_far >= 0) & (so_far < results), so_far.to(tl.int64), rule,
+            logits, logits_row_stride, logits_column_stride, confidence, confidence_stride, CLASSES,
+        )  # fmt: skip
     if threshold is None:
         leaves = alive
     elif THRESHOLD_STRIDE >= 0:
@@ -142,19 +224,20 @@ def answer(
     position = tl.load(positions + entry, mask=alive, other=0)
     tl.device_assert((position >= 0) & (position < results), "positions is out of range", mask=alive)
     place = position.to(tl.int64)
+    answered = leaves if rule is None else alive
     tl.store(
         logits + place[:, None] * logits_row_stride + column.to(tl.int64) * logits_column_stride,
         out,
-        mask=leaves[:, None] & (column < CLASSES),
+        mask=answered[:, None] & (column < CLASSES),
     )
-    tl.store(confidence + place * confidence_stride, value, mask=leaves)
+    tl.store(confidence + place * confidence_stride, value, mask=answered)
     tl.store(exits + place * exits_stride, place * 0 + exit_index, mask=leaves)
     return (alive & (leaves == 0)).to(tl.int32)
 
 
 @triton.jit
 def answer_from(
-    scratch, tile, count, threshold, positions, logits, logits_row_stride, logits_column_stride,
+    scratch, tile, count, threshold, rule, positions, logits, logits_row_stride, logits_column_stride,
     confidence, confidence_stride, exits, exits_stride, results, exit_index,
     CLASSES: tl.constexpr, CRITERION: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, THRESHOLD_STRIDE: tl.constexpr,
     ROWS: tl.constexpr, PART: tl.constexpr,
@@ -172,7 +255,7 @@ def answer_from(
             other=0.0,
         )
         part = answer(
-            out, entry, alive, threshold, positions, logits, logits_row_stride, logits_column_stride,
+            out, entry, alive, threshold, rule, positions, logits, logits_row_stride, logits_column_stride,
             confidence, confidence_stride, exits, exits_stride, results, exit_index, CLASSES, CRITERION, BLOCK_COLUMNS,
             THRESHOLD_STRIDE,
         )  # fmt: skip

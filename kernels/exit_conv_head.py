@@ -28,7 +28,7 @@ TILE_PIXELS, MAX_ROWS = 128, 16
 @ends_an_exit
 def _conv_kernel(
     features, samples, steps, conv_weight, conv_bias,
-    weight, bias, threshold, rows, positions, live, size, logits, logits_row_stride, logits_column_stride,
+    weight, bias, threshold, rule, rows, positions, live, size, logits, logits_row_stride, logits_column_stride,
     confidence, confidence_stride, exits, exits_stride, results, exit_index,
     next_rows, next_positions, next_live, workspace, pooled, scratch,
     SAMPLE_STRIDE: tl.constexpr, CHANNEL_STRIDE: tl.constexpr, LINE_STRIDE: tl.constexpr, PIXEL_STRIDE: tl.constexpr,
@@ -69,7 +69,7 @@ def _conv_kernel(
         tl.debug_barrier()
         classify(pooled, weight, bias, scratch, entry, alive, CHANNELS, CLASSES, ROWS, BLOCK_CLASSES, BLOCK_CHANNELS)
         survives = answer_from(
-            scratch, tile, count, threshold, positions, logits, logits_row_stride, logits_column_stride,
+            scratch, tile, count, threshold, rule, positions, logits, logits_row_stride, logits_column_stride,
             confidence, confidence_stride, exits, exits_stride, results, exit_index,
             CLASSES, CRITERION, BLOCK_COLUMNS, THRESHOLD_STRIDE, ROWS, PART,
         )  # fmt: skip
@@ -107,13 +107,13 @@ def _convolve(
 def run(
     features: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None,
     rows: Tensor, positions: Tensor, live: Tensor, criterion: str, exit_index: int,
-    logits: Tensor, confidence: Tensor, exits: Tensor,
+    logits: Tensor, confidence: Tensor, exits: Tensor, rule: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Arguments and returns as of the op `eefast::exit_conv_head`; checked by the caller."""
     lists = torch.empty_like(rows), torch.empty_like(rows), torch.empty_like(live)
     launch(
         features, conv_weight, conv_bias, weight, bias, threshold, rows, positions, live, criterion, exit_index,
-        logits, confidence, exits, *lists,
+        logits, confidence, exits, *lists, rule,
     ).run()  # fmt: skip
     return lists
 
@@ -122,6 +122,7 @@ def launch(
     features: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None,
     rows: Tensor, positions: Tensor, live: Tensor, criterion: str, exit_index: int,
     logits: Tensor, confidence: Tensor, exits: Tensor, next_rows: Tensor, next_positions: Tensor, next_live: Tensor,
+    rule: Tensor | None = None,
 ) -> Launch:  # fmt: skip
     """The launch of one exit; its blocks depend on the shape of one sample only."""
     features = readable(features)
@@ -146,7 +147,7 @@ def launch(
         conv_weight=conv_weight.contiguous(memory_format=torch.channels_last), conv_bias=conv_bias.contiguous(),
         **exit_arguments(
             weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits,
-            next_rows, next_positions, next_live,
+            next_rows, next_positions, next_live, rule,
         ),
         workspace=workspace_for(rows.device, tiles + 2),
         pooled=features.new_empty(size, channels, dtype=torch.float32),

@@ -3,7 +3,8 @@
     pooled[r, c] = mean over pixels of features[rows[r], c];  then as in `exit_common`
 
 Bytes moved: the live samples' maps once, the weights from the cache, 16 bytes per entry of the live list, and the
-results of samples that exit. With many classes (ImageNet) also pooled features and logits, float32, through L2.
+results of samples that exit; with a rule that carries, those of all live samples, in and out. With many classes
+(ImageNet) also pooled features and logits, float32, through L2.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def _pool(
 
 @ends_an_exit
 def _few_classes_kernel(
-    features, samples, weight, bias, threshold,
+    features, samples, weight, bias, threshold, rule,
     rows, positions, live, size, logits, logits_row_stride, logits_column_stride,
     confidence, confidence_stride, exits, exits_stride, results, exit_index,
     next_rows, next_positions, next_live, workspace,
@@ -75,7 +76,7 @@ def _few_classes_kernel(
                 out += tl.sum(tl.where(here, sums[:, :, None], 0.0), axis=1)
         out += tl.load(bias + column, mask=column <= CLASSES, other=0.0)[None, :]
         survives = answer(
-            out, entry, alive, threshold, positions, logits, logits_row_stride, logits_column_stride,
+            out, entry, alive, threshold, rule, positions, logits, logits_row_stride, logits_column_stride,
             confidence, confidence_stride, exits, exits_stride, results, exit_index, CLASSES, CRITERION, BLOCK_COLUMNS,
             THRESHOLD_STRIDE,
         )  # fmt: skip
@@ -84,7 +85,7 @@ def _few_classes_kernel(
 
 @ends_an_exit
 def _many_classes_kernel(
-    features, samples, weight, bias, threshold,
+    features, samples, weight, bias, threshold, rule,
     rows, positions, live, size, logits, logits_row_stride, logits_column_stride,
     confidence, confidence_stride, exits, exits_stride, results, exit_index,
     next_rows, next_positions, next_live, workspace, pooled, scratch,
@@ -115,7 +116,7 @@ def _many_classes_kernel(
         tl.debug_barrier()
         classify(pooled, weight, bias, scratch, entry, alive, CHANNELS, CLASSES, ROWS, DOT_CLASSES, DOT_CHANNELS)
         survives = answer_from(
-            scratch, tile, count, threshold, positions, logits, logits_row_stride, logits_column_stride,
+            scratch, tile, count, threshold, rule, positions, logits, logits_row_stride, logits_column_stride,
             confidence, confidence_stride, exits, exits_stride, results, exit_index,
             CLASSES, CRITERION, BLOCK_COLUMNS, THRESHOLD_STRIDE, ROWS, PART,
         )  # fmt: skip
@@ -125,12 +126,13 @@ def _many_classes_kernel(
 def run(
     features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
     live: Tensor, criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
+    rule: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Arguments and returns as of the op `eefast::exit_head`; checked by the caller."""
     lists = torch.empty_like(rows), torch.empty_like(rows), torch.empty_like(live)
     launch(
         features, weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits,
-        *lists,
+        *lists, rule,
     ).run()  # fmt: skip
     return lists
 
@@ -138,7 +140,7 @@ def run(
 def launch(
     features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
     live: Tensor, criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
-    next_rows: Tensor, next_positions: Tensor, next_live: Tensor,
+    next_rows: Tensor, next_positions: Tensor, next_live: Tensor, rule: Tensor | None = None,
 ) -> Launch:  # fmt: skip
     """The launch of one exit.
 
@@ -158,7 +160,7 @@ def launch(
         PIXEL_STRIDE=pixel_stride if width > 1 else line_stride, PIXELS=height * width,
         **exit_arguments(
             weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits,
-            next_rows, next_positions, next_live,
+            next_rows, next_positions, next_live, rule,
         ),
         CHANNELS=channels, BLOCK_CHANNELS=min(power_of_two(channels), 4096),
     )  # fmt: skip
@@ -194,15 +196,16 @@ def launch(
 def exit_arguments(
     weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor, live: Tensor,
     criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
-    next_rows: Tensor, next_positions: Tensor, next_live: Tensor,
+    next_rows: Tensor, next_positions: Tensor, next_live: Tensor, rule: Tensor | None,
 ) -> dict[str, object]:  # fmt: skip
     """The arguments for `exit_common`, by parameter name."""
     of_each = threshold is not None and threshold.dim() == 1
     if threshold is not None and of_each and threshold.stride(0) > 1:
         threshold = threshold.contiguous()
     return dict(
-        weight=weight.contiguous(), bias=bias.contiguous(), threshold=threshold, rows=rows.contiguous(),
-        positions=positions.contiguous(), live=live, size=len(rows), logits=logits, logits_row_stride=logits.stride(0),
+        weight=weight.contiguous(), bias=bias.contiguous(), threshold=threshold,
+        rule=None if rule is None else rule.contiguous(), rows=rows.contiguous(), positions=positions.contiguous(),
+        live=live, size=len(rows), logits=logits, logits_row_stride=logits.stride(0),
         logits_column_stride=logits.stride(1), confidence=confidence, confidence_stride=confidence.stride(0),
         exits=exits, exits_stride=exits.stride(0), results=len(exits), exit_index=exit_index, next_rows=next_rows,
         next_positions=next_positions, next_live=next_live, CLASSES=len(bias) - 1, CRITERION=criterion,

@@ -93,13 +93,11 @@ def run_triton(
         features, conv_weight, conv_bias, weight, bias, threshold, rows, positions, live, logits, confidence, exits,
         criterion, rule,
     )  # fmt: skip
-    if rule is not None:
-        raise RuntimeError("rule is given; the Triton kernels have no rules that carry, use engine='reference'")
     check_classes_on_cuda(len(weight) - 1)
     check_range_on_cuda(features, rows, ("conv_weight", conv_weight), ("weight", weight))
     return kernel.run(
         features, conv_weight, conv_bias, weight, bias, threshold, rows, positions, live, criterion, exit_index,
-        logits, confidence, exits,
+        logits, confidence, exits, rule,
     )  # fmt: skip
 
 

@@ -148,12 +148,10 @@ def run_triton(
 
     criteria.get(criterion)
     check(features, weight, bias, threshold, rows, positions, live, logits, confidence, exits, criterion, rule)
-    if rule is not None:
-        raise RuntimeError("rule is given; the Triton kernels have no rules that carry, use engine='reference'")
     check_classes_on_cuda(len(weight) - 1)
     check_range_on_cuda(features, rows, ("weight", weight))
     return kernel.run(
-        features, weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits
+        features, weight, bias, threshold, rows, positions, live, criterion, exit_index, logits, confidence, exits, rule
     )
 
 

@@ -51,6 +51,9 @@ def variants() -> Iterator[tuple[str, Launch, frozenset[str]]]:
         yield _exit_head(shape, final=True)
         for criterion in ("learned", "entropy"):
             yield _exit_head(shape, criterion=criterion, of_each=True)
+        yield _exit_head(shape, criterion="carried")
+        yield _exit_head(shape, SINGLE, "carried", of_each=True)
+    yield _exit_head((1000, 64, 56, 56), criterion="carried", final=True)
     for shape in CONV_HEADS:
         yield _exit_conv_head(shape)
     for dtype in (BFLOAT, SINGLE, DOUBLE):
@@ -58,6 +61,8 @@ def variants() -> Iterator[tuple[str, Launch, frozenset[str]]]:
     yield _exit_conv_head((1000, 512, 7, 7), SINGLE)
     yield _exit_conv_head((10, 64, 8, 8), criterion="margin")
     yield _exit_conv_head((10, 64, 8, 8), of_each=True)
+    yield _exit_conv_head((10, 64, 8, 8), criterion="carried")
+    yield _exit_conv_head((1000, 512, 7, 7), SINGLE, "carried")
     for shape in ((64, 8, 8), (256, 56, 56), (64, 1, 1), (3, 7, 5)):
         for dtype in (HALF, SINGLE):
             yield _gather_survivors(shape, dtype)
@@ -79,6 +84,10 @@ def _lists_and_results(classes: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, 
     return lists, results, tuple(torch.empty_like(x) for x in lists)
 
 
+def _rule(criterion: str) -> Tensor | None:
+    return _empty(9) if criterion == "carried" else None
+
+
 def _name(
     op: str, shape: tuple[int, ...], dtype: torch.dtype, criterion: str, layout: torch.memory_format, final: bool,
     of_each: bool = False,
@@ -98,7 +107,7 @@ def _exit_head(
     launch = exit_head.launch(
         features, _empty(classes + 1, channels), _empty(classes + 1),
         None if final else _empty(*[ENTRIES] * of_each),
-        *lists, criterion, 1, *results, *next_lists,
+        *lists, criterion, 1, *results, *next_lists, _rule(criterion),
     )  # fmt: skip
     lines = channels if layout == torch.channels_last else height * width
     # Of a map smaller than a tile has threads, every thread loads one element.
@@ -116,6 +125,7 @@ def _exit_conv_head(
     launch = exit_conv_head.launch(
         features, _empty(channels, channels, 3, 3, dtype=dtype), _empty(channels), _empty(classes + 1, channels),
         _empty(classes + 1), _empty(*[ENTRIES] * of_each), *lists, criterion, 1, *results, *next_lists,
+        _rule(criterion),
     )  # fmt: skip
     # With few channels or one pixel a weight tile has fewer elements than the block has threads.
     wide = {"wide_loads"} if channels % 16 == 0 and height * width > 1 else set()
