@@ -12,17 +12,19 @@ from typing import Any
 
 import pytest
 import torch
+from exit_chains import spread
 from graphs_on_cpu import SHAPE, assert_same, capture_on_cpu, network, planned, run
 from networks import images, lived_in, one_by_one, spread_thresholds
 
 import eefast
-from eefast import zoo
+from eefast import rules, zoo
 from eefast.engines import Batch, CompactEngine, graphs
 from eefast.engines.host_reads import HostReadPolicy
 from eefast.planning import capture, launch_costs
 from eefast.planning.fusing import fuse_convolutions
 from eefast.planning.indexed_stages import indexed_stage
 from eefast.profiles import OF_EACH
+from eefast.result import concatenated
 
 
 @pytest.fixture
@@ -132,6 +134,28 @@ class TestOnTheCpu:
         batches = [Batch(x, limits, OF_EACH), Batch(x, net.thresholds, net), *[Batch(x, limits, OF_EACH)] * 20]
         for i, got in enumerate(p.stream(batches)):
             assert_same(got, net(x) if i == 1 else expected)
+
+    @pytest.mark.parametrize("of_each", [False, pytest.param(True, marks=pytest.mark.slow)])
+    def test_rules_that_carry(self, net: Any, of_each: bool) -> None:
+        """Streams of more batches than there are slots, whose survivors merge; other tables in the same graphs."""
+        first, x = rules.fitted([[0.3, 1.0, 0.0, 0.0, 0.2]] * 4, [0.0] * 4, keep=0.5, logits=0.7), images(39, SHAPE)
+        with torch.no_grad():
+            said = torch.stack([torch.cat([a.logits, a.confidence_logit[:, None]], 1) for a in net.all_exits(x)], 1)
+        carrying = net.with_criterion(first, spread(said, first)).eval()
+        p, limits = planned(carrying, 8), carrying.thresholds
+        if of_each:
+            limits = limits[:, None].repeat(1, 39)
+            limits[1, ::7] = torch.nan
+        for rule in (first, rules.survival(3)):
+            with torch.no_grad():
+                expected = carrying.first_exits(x, limits, carrying.criterion, rule.table())
+            batches = zip(x.split(3), limits.split(3, 1) if of_each else [limits] * 13, strict=True)
+            since = OF_EACH if of_each else limits
+            made = [Batch(part, limit, since, rule.table()) for part, limit in batches]
+            assert_same(p.run(x, limits, rule.table()), expected)
+            assert_same(concatenated(list(p.stream(made))), expected)
+            assert len(expected.exit_index.unique()) > 1
+            assert not p.graphs.busy.locked()
 
     def test_other_sizes_and_calls_meanwhile_run_without_graphs(self, net: Any) -> None:
         p = planned(net, 8)
