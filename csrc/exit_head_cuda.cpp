@@ -18,7 +18,6 @@ std::tuple<Tensor, Tensor, Tensor> exit_head_cuda(const Tensor& features, const 
                                                   const std::string& criterion, int64_t exit_index,
                                                   const Tensor& logits, const Tensor& confidence, const Tensor& exits,
                                                   const std::optional<Tensor>& rule) {
-  if (rule) fail("rule is given; the CUDA kernels have no rules that carry, use engine='reference'");
   const CheckedExitHead checked = check_exit_head(true, features, weight, bias, threshold, rows, positions, live,
                                                   criterion, exit_index, logits, confidence, exits, rule);
   cuda::ExitHead head{checked.arguments, nullptr, nullptr, nullptr, nullptr};

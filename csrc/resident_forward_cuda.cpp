@@ -202,7 +202,11 @@ cuda::Pixel pixel(const Tensor& images) {
   }
 }
 
-cuda::Network with_thresholds(cuda::Network network, const Tensor& thresholds) {
+cuda::Network with_limits(cuda::Network network, const Tensor& thresholds, const std::string& criterion,
+                          const std::optional<Tensor>& rule) {
+  check_rule(criterion, rule ? &*rule : nullptr, {thresholds.size(0) + 1, kRuleNumbers});
+  if (rule && !rule->is_contiguous()) fail("rule is not contiguous; call .contiguous()");
+  network.rule = rule ? rule->const_data_ptr<float>() : nullptr;
   if (thresholds.size(0) == 0) return network;
   network.thresholds = thresholds.const_data_ptr<float>();
   network.threshold_stride = thresholds.stride(0);
@@ -217,10 +221,9 @@ std::tuple<Tensor, int64_t> resident_network(const Tensor& images, const Tensor&
                                              const Tensor& groups, const Tensor& packed, const Tensor& thresholds,
                                              const std::string& criterion, int64_t num_classes, bool bfloat16,
                                              const std::optional<Tensor>& rule) {
-  if (rule) fail("rule is given; the CUDA kernels have no rules that carry, use engine='reference'");
-  const cuda::Network network = with_thresholds(on_cuda(read_tables(images, steps, maps, groups, packed, thresholds,
-                                                                    criterion, num_classes, float_precision(bfloat16))),
-                                                thresholds);
+  const ResidentSource source =
+      read_tables(images, steps, maps, groups, packed, thresholds, criterion, num_classes, float_precision(bfloat16));
+  const cuda::Network network = with_limits(on_cuda(source), thresholds, criterion, rule);
   const auto size = static_cast<int64_t>(sizeof network);
   Tensor bytes = empty("the network", {size}, aoti_torch_dtype_uint8(), aoti_torch_device_type_cpu(), 0);
   std::memcpy(bytes.mutable_data_ptr(), &network, size);
@@ -232,13 +235,13 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
     const Tensor& packed, const Tensor& thresholds, const std::string& criterion, int64_t num_classes, bool bfloat16,
     int64_t threads, const std::optional<Tensor>& seconds, const std::optional<Tensor>& normalization,
     const std::optional<Tensor>& rule) {
-  if (rule) fail("rule is given; the CUDA kernels have no rules that carry, use engine='reference'");
   check_there("images", images);
   check_there("packed", packed);
   check_there("thresholds", thresholds);
   if (!images.is_cuda()) fail("images is not on a CUDA device, but another argument is");
   check_device("packed", packed, "images", images);
   check_device("thresholds", thresholds, "images", images);
+  if (rule) check_device("rule", *rule, "images", images);
   if (seconds) fail("seconds are counted on the CPU only");
   if (images.dim() == 4 && images.size(0) > std::numeric_limits<int>::max() / 2)
     fail("images has too many rows; split it");
@@ -251,7 +254,7 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
     if (!normalization->is_contiguous()) fail("normalization is not contiguous; call .contiguous()");
   }
   const cuda::Network network =
-      with_thresholds(known_networks<cuda::Network>().of(std::move(source), on_cuda)->second, thresholds);
+      with_limits(known_networks<cuda::Network>().of(std::move(source), on_cuda)->second, thresholds, criterion, rule);
   const int64_t samples = images.size(0);
   const int32_t device = images.get_device_index(), place = aoti_torch_device_type_cuda();
   Tensor logits = empty("logits", {samples, num_classes}, aoti_torch_dtype_float32(), place, device);

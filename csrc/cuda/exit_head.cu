@@ -12,25 +12,29 @@ namespace {
 using Kernel = void (*)(ExitHead, ExitHeadTiles);
 
 // Four blocks of 256 threads leave 64 registers each, three leave 80.
-template <class T, int VECTOR, int ROWS>
+template <class T, int VECTOR, int ROWS, bool CARRIES>
 __global__ void __launch_bounds__(ExitHeadTiles::kThreads, ROWS == 1 ? 4 : 3)
     exit_head(const __grid_constant__ ExitHead head, const __grid_constant__ ExitHeadTiles tiles) {
   extern __shared__ __align__(16) char shared[];
-  exit_head_kernel::run<T, VECTOR, ROWS>(head, tiles, shared);
+  exit_head_kernel::run<T, VECTOR, ROWS, CARRIES>(head, tiles, shared);
 }
 
-template <class T>
+template <class T, bool CARRIES>
 Kernel kernel_of(const ExitHeadTiles& tiles) {
   constexpr int kWide = 16 / sizeof(T), kRows = ExitHeadTiles::kManyRows;
-  if (tiles.many_classes) return tiles.wide ? exit_head<T, kWide, kRows> : exit_head<T, 1, kRows>;
-  return tiles.wide ? exit_head<T, kWide, 1> : exit_head<T, 1, 1>;
+  if (tiles.many_classes) return tiles.wide ? exit_head<T, kWide, kRows, CARRIES> : exit_head<T, 1, kRows, CARRIES>;
+  return tiles.wide ? exit_head<T, kWide, 1, CARRIES> : exit_head<T, 1, 1, CARRIES>;
+}
+
+template <bool CARRIES>
+Kernel kernel_of(DType dtype, const ExitHeadTiles& tiles) {
+  if (dtype == DType::float32) return kernel_of<float, CARRIES>(tiles);
+  return dtype == DType::float16 ? kernel_of<__half, CARRIES>(tiles) : kernel_of<__nv_bfloat16, CARRIES>(tiles);
 }
 
 cudaError_t launch(const ExitHead& head, int device, cudaStream_t stream) {
   const ExitHeadTiles tiles = tiles_of(head);
-  const Kernel kernel = head.dtype == DType::float32   ? kernel_of<float>(tiles)
-                        : head.dtype == DType::float16 ? kernel_of<__half>(tiles)
-                                                       : kernel_of<__nv_bfloat16>(tiles);
+  const Kernel kernel = head.rule ? kernel_of<true>(head.dtype, tiles) : kernel_of<false>(head.dtype, tiles);
   const auto bytes = static_cast<int>(tiles.shared_bytes);
   int processors = 0;
   cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);

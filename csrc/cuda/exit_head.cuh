@@ -4,7 +4,7 @@
 //   confidence = criterion(logits);  exits = confidence > threshold, or < for entropy
 //
 // Bytes moved: the live samples' maps once, the weights from the cache, 26 bytes per entry of the live list, most of
-// them through the L2 cache, and the results of leaving samples.
+// them through the L2 cache, and the results of leaving samples; with a rule those of all live samples, in and out.
 //
 // A block has 8 warps and takes up to 8 samples at a time: warps pool (one or several per sample), then take class
 // rows, each for all samples of the tile, then one sample each for the criterion. Sums are float32 and of a fixed
@@ -196,25 +196,42 @@ SIMT_DEVICE void classify(const ExitHead& head, const Tiles& tiles, const float*
   }
 }
 
-// One warp decides for one entry of the live list and writes its answer where it exits.
-SIMT_DEVICE void answer(const ExitHead& head, const float* logits, int entry, uint8_t* flags) {
+// The rule's number, in lane 0; the logits become the answer so far.
+SIMT_FUNCTION float carry(const ExitHead& head, int64_t position, float* logits) {
+  const float* const rule = head.rule;
+  const float* const row = head.logits + position * head.logits_row_stride;
   const int classes = static_cast<int>(head.num_classes);
-  const float confidence = confidence_of(head.criterion, logits, classes);
+  const float keep_if_same = __ldg(rule + 7), keep_logits = __ldg(rule + 8);
+  const int then = keep_if_same != 0 ? class_of(row, classes, head.logits_column_stride) : 0;
+  // Every element belongs to one lane: here, in the criterion and where it is written; the number belongs to lane 0.
+  for (int k = lane_index(); keep_logits != 0 && k < classes; k += 32)
+    logits[k] += keep_logits * row[k * head.logits_column_stride];
+  const float sum = weighed(rule, logits, classes);
+  if (__ldg(rule + 6) == 0 && keep_if_same == 0) return sum;
+  const int now = keep_if_same != 0 ? class_of(logits, classes, 1) : 0;
+  return sum + kept(rule, now, then, head.confidence[position * head.confidence_stride]);
+}
+
+// One warp decides for one entry of the live list and writes its answer: where it exits, or so far.
+template <bool CARRIES>
+SIMT_DEVICE void answer(const ExitHead& head, float* logits, int entry, uint8_t* flags) {
+  const int classes = static_cast<int>(head.num_classes);
+  float confidence = 0;
+  if (!CARRIES) confidence = confidence_of(head.criterion, logits, classes);
   const int64_t position = __ldg(head.positions + entry);
   if (position < 0 || position >= head.results) __trap();
+  if (CARRIES) confidence = carry(head, position, logits);
   const float* const threshold = head.threshold + (head.threshold_of_each ? position * head.threshold_stride : 0);
   bool leaves = head.threshold == nullptr || leaves_by(head.criterion, confidence, __ldg(threshold));
   if (head.threshold_of_each) leaves = leaves || __ldg(threshold) != __ldg(threshold);
-  if (leaves) {
+  if (CARRIES || leaves) {
     float* const row = head.logits + position * head.logits_row_stride;
     for (int k = lane_index(); k < classes; k += 32) row[k * head.logits_column_stride] = logits[k];
   }
   if (lane_index() == 0) {
     flags[entry] = !leaves;
-    if (leaves) {
-      head.confidence[position * head.confidence_stride] = confidence;
-      head.exits[position * head.exits_stride] = head.exit_index;
-    }
+    if (CARRIES || leaves) head.confidence[position * head.confidence_stride] = confidence;
+    if (leaves) head.exits[position * head.exits_stride] = head.exit_index;
   }
 }
 
@@ -269,7 +286,7 @@ SIMT_DEVICE void partition(const ExitHead& head, int count, ExitHeadScratch* scr
   if (threadIdx.x == 0) *head.next_live = before;
 }
 
-template <class T, int VECTOR, int ROWS>
+template <class T, int VECTOR, int ROWS, bool CARRIES>
 SIMT_DEVICE void run(const ExitHead& head, const Tiles& tiles, char* shared) {
   ExitHeadScratch* const scratch = reinterpret_cast<ExitHeadScratch*>(shared);
   float* const sums = reinterpret_cast<float*>(scratch + 1);
@@ -312,7 +329,7 @@ SIMT_DEVICE void run(const ExitHead& head, const Tiles& tiles, char* shared) {
       classify<ROWS>(head, tiles, means, first_channel, channels, samples, logits);
     }
     __syncthreads();  // logits complete
-    if (warp < samples) answer(head, logits + warp * (head.num_classes + 1), entry + warp, flags);
+    if (warp < samples) answer<CARRIES>(head, logits + warp * (head.num_classes + 1), entry + warp, flags);
   }
 
   __syncthreads();  // the block is done

@@ -16,16 +16,21 @@ constexpr int kBlocks = 1;
 constexpr int kBlocks = 2;
 #endif
 
-template <class T>
+template <class T, bool CARRIES>
 __global__ void __launch_bounds__(kThreads, kBlocks) resident_kernel(const __grid_constant__ Job job) {
   extern __shared__ __align__(128) char shared[];
-  resident<T>(job, shared);
+  resident<T, CARRIES>(job, shared);
+}
+
+template <bool CARRIES>
+auto kernel_of(bool bfloat16) {
+  return bfloat16 ? resident_kernel<__nv_bfloat16, CARRIES> : resident_kernel<__half, CARRIES>;
 }
 
 cudaError_t launch(const Job& job, int device, cudaStream_t stream) {
   const Network& network = job.network;
   const Batch& batch = job.batch;
-  const auto kernel = network.bfloat16 ? resident_kernel<__nv_bfloat16> : resident_kernel<__half>;
+  const auto kernel = network.rule ? kernel_of<true>(network.bfloat16) : kernel_of<false>(network.bfloat16);
   const auto bytes = static_cast<int>(shared_bytes(network));
   int processors = 0, most = 0, per_processor = 0;
   cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);

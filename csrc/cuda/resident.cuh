@@ -276,8 +276,9 @@ SIMT_DEVICE void add_pixel(float (&sum)[8], const void* pixel) {
 
 // Mean of the map, K logits and the confidence; whether the image exits, and then its answer is written. All threads
 // return the same. Every sum has a fixed order, so that no image near a threshold can flip. No barrier at the end: what
-// is written next comes after a later one, except scratch->image.
-template <class T>
+// is written next comes after a later one, except scratch->image. CARRIES: whether there is a rule; the answer so far
+// then is in scratch, so that nothing but the final answer goes to memory.
+template <class T, bool CARRIES>
 SIMT_FUNCTION bool leaves_at(Step step, const Job& job, char* shared) {
   const Network& network = job.network;
   const Batch& batch = job.batch;
@@ -286,6 +287,7 @@ SIMT_FUNCTION bool leaves_at(Step step, const Job& job, char* shared) {
   const int lane = lane_index(), warp = warp_index(), classes = network.classes, channels = step.source_planes * 8;
   const float* const bias = reinterpret_cast<const float*>(static_cast<const uint4*>(network.packed) + step.weight);
   const float* const weight = bias + (classes + 1 + 15) / 16 * 16;
+  const float* const rule = CARRIES ? network.rule + step.exit * kRuleNumbers : nullptr;
   const int planes = step.source_planes, parts = planes <= 2 ? 4 : planes <= 4 ? 2 : 1;
   const int columns = step.source_frame - 2, rows = 32 / columns;  // of pixels that a warp reads at a time
   for (int i = warp; i < planes * parts; i += kWarps) {
@@ -301,6 +303,8 @@ SIMT_FUNCTION bool leaves_at(Step step, const Job& job, char* shared) {
     }
   }
   __syncthreads();  // sums complete
+  const float number_before = CARRIES ? scratch->number : 0.f;
+  const int best_before = CARRIES ? scratch->best : 0;
   for (int c = threadIdx.x; c < channels; c += kThreads) {
     float total = 0;
     for (int part = 0; part < parts; ++part) total += scratch->sums[c / 8 * parts + part][c % 8];
@@ -311,11 +315,23 @@ SIMT_FUNCTION bool leaves_at(Step step, const Job& job, char* shared) {
     float dot = 0;
     for (int c = lane; c < channels; c += 32) dot += scratch->means[c] * __ldg(weight + k * channels + c);
     dot = sum_of_warp(dot);
-    if (lane == 0) scratch->logits[k] = dot + __ldg(bias + k);
+    if (lane == 0) {
+      dot += __ldg(bias + k);
+      if (CARRIES && k < classes && __ldg(rule + 8) != 0) dot += __ldg(rule + 8) * scratch->logits[k];
+      scratch->logits[k] = dot;
+    }
   }
   __syncthreads();  // logits complete
 
-  const float confidence = confidence_of(network.criterion, scratch->logits, classes);
+  float confidence;
+  if constexpr (CARRIES) {
+    const int best = class_of(scratch->logits, classes, 1);
+    confidence = weighed(rule, scratch->logits, classes);
+    if (__ldg(rule + 6) != 0 || __ldg(rule + 7) != 0) confidence += kept(rule, best, best_before, number_before);
+    if (threadIdx.x == 0) scratch->number = confidence, scratch->best = best;
+  } else {
+    confidence = confidence_of(network.criterion, scratch->logits, classes);
+  }
   const float* const threshold =
       network.thresholds + step.exit * network.threshold_stride + image * network.threshold_image_stride;
   bool leaves = step.last || leaves_by(network.criterion, confidence, __ldg(threshold));
@@ -400,7 +416,7 @@ SIMT_DEVICE void run(Step step, char* shared, const uint4* packed) {
   // clang-format on
 }
 
-template <class T>
+template <class T, bool CARRIES>
 SIMT_DEVICE void resident(const Job& job, char* shared) {
   const Network& network = job.network;
   const Batch& batch = job.batch;
@@ -416,7 +432,7 @@ SIMT_DEVICE void resident(const Job& job, char* shared) {
     for (const Step* next = network.step;; ++next) {  // the last step is the final exit
       const Step step = *next;
       if (step.action == Action::exit) {
-        if (leaves_at<T>(step, job, shared)) break;
+        if (leaves_at<T, CARRIES>(step, job, shared)) break;
       } else {
         run<T>(step, shared, packed);
         __syncthreads();  // target complete, source free

@@ -61,6 +61,7 @@ struct Network {
   uint8_t image_frame;
   bool bfloat16;  // else float16
   Step step[kMaxSteps];
+  const float* rule;  // [exits, kRuleNumbers] with Criterion::carried, else null; contiguous
 };
 
 struct Batch {
@@ -84,8 +85,12 @@ struct Job {
 struct Scratch {
   float sums[kMaxChannels / 8 * 4][8];  // per plane and part of it, eight channels; at most four parts
   float means[kMaxChannels];
-  float logits[kMaxClasses + 1];  // the last belongs to the confidence
+  // The last belongs to the confidence. With a rule they are the answer so far, from exit to exit.
+  float logits[kMaxClasses + 1];
   int image;
+  // With a rule: the number of the exit before, and its class, -1 where a logit is NaN.
+  float number;
+  int best;
 };
 
 inline size_t shared_bytes(const Network& network) { return network.map_bytes + sizeof(Scratch); }

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 from exit_cases import BELOW, CRITERIA, SENTINEL, Case, check, layout, make_case, with_each
+from exit_chains import chain, spread
+from rule_cases import RuleCase, agreeing_outputs, cases, check_random, random_rule
+from rule_cases import check as check_rule
 from simt_build import ROOT, build
 from torch import Tensor
 
-from eefast import ops
+from eefast import ops, rules
 
 GARBAGE = -99
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -49,6 +52,7 @@ class ExitHead(ctypes.Structure):
         ("results", ctypes.c_int64),
         ("threshold_of_each", ctypes.c_bool),
         ("threshold_stride", ctypes.c_int64),
+        ("rule", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in ("next_rows", "next_positions", "next_live", "workspace")),
     )
 
@@ -100,6 +104,7 @@ def runner(
     def run(
         features: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None, rows: Tensor, positions: Tensor,
         live: Tensor, criterion: str, exit_index: int, logits: Tensor, confidence: Tensor, exits: Tensor,
+        rule: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         size = len(rows)
         # A word more on both sides: what is written there was written to a wrong place.
@@ -110,12 +115,12 @@ def runner(
         head = ExitHead(
             features.data_ptr(), DTYPES.index(features.dtype), *features.shape, *features.stride(),
             weight.data_ptr(), bias.data_ptr(), len(bias) - 1,
-            CRITERIA.index(criterion), None if threshold is None else threshold.data_ptr(), exit_index,
+            (*CRITERIA, "carried").index(criterion), None if threshold is None else threshold.data_ptr(), exit_index,
             rows.data_ptr(), positions.data_ptr(), live.data_ptr(), size,
             logits.data_ptr(), *logits.stride(), confidence.data_ptr(), *confidence.stride(),
             exits.data_ptr(), *exits.stride(), len(exits),
             threshold is not None and threshold.dim() == 1, 0 if threshold is None else sum(threshold.stride()),
-            *(x[1:].data_ptr() for x in lists), workspace[1:].data_ptr(),
+            None if rule is None else rule.data_ptr(), *(x[1:].data_ptr() for x in lists), workspace[1:].data_ptr(),
         )  # fmt: skip
         fault = library.exit_head(ctypes.byref(head), grid, order, dropped_barrier)
         if tiles is not None:
@@ -355,6 +360,64 @@ def test_a_missing_barrier_is_noticed(exit_head: ctypes.CDLL, line: int) -> None
             except (Fault, AssertionError):
                 return
     pytest.fail(f"no test fails without the barrier of line {line}")
+
+
+MANY = 70
+"""Classes, of which a warp has several at a time."""
+
+
+@pytest.mark.parametrize(
+    ("rule_case", "classes"),
+    [*((found, 10) for found in cases(4)), (cases(4)[0], 1), (cases(4)[0], MANY), (cases(4)[3], MANY)],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_rules_by_their_definition(exit_head: ctypes.CDLL, rule_case: RuleCase, classes: int) -> None:
+    outputs = agreeing_outputs(25, 4, classes)
+    _, confidence, exits = chain(
+        runner(exit_head, order=classes), outputs, rule_case.thresholds, rule_case.rule.table()
+    )
+    assert check_rule(rule_case, outputs, exits, confidence) <= 1
+
+
+@pytest.mark.parametrize(("seed", "classes"), [(6, 10), (7, 33), (8, 1), (9, MANY), (11, 10)])
+def test_any_table_is_its_formula_in_float64(exit_head: ctypes.CDLL, seed: int, classes: int) -> None:
+    rule, outputs = random_rule(3, seed), agreeing_outputs(25, 3, classes, seed)
+    thresholds = spread(outputs, rule)
+    answer = chain(runner(exit_head, grid=2, order=seed), outputs, thresholds, rule.table())
+    assert check_random(outputs, rule, thresholds, *answer) <= 3
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_one_column_is_the_criterion_of_that_name(exit_head: ctypes.CDLL, criterion: str) -> None:
+    outputs, sign = agreeing_outputs(21, 3, 10), -1 if criterion in BELOW else 1
+    outputs[4, 1, 2], outputs[7, 0, 10] = math.nan, math.inf
+    logits, confidence, exits = chain(runner(exit_head), outputs, [0.6, 0.5], None, criterion)
+    table = rules.stateless(criterion, 2).table()
+    found = chain(runner(exit_head), outputs, [sign * 0.6, sign * 0.5], table)
+    for a, b in zip(found, (logits, sign * confidence, exits), strict=True):
+        assert torch.equal(a.nan_to_num(-9), b.nan_to_num(-9))
+
+
+def test_rules_decide_as_the_reference_on_nan_infinities_and_ties(exit_head: ctypes.CDLL) -> None:
+    """With thresholds of each sample, among them NaN."""
+    g = torch.Generator().manual_seed(0)
+    outputs = agreeing_outputs(40, 3, 5)
+    outputs[:30] = outputs[:30].round()
+    odd = torch.tensor([math.nan, math.inf, -math.inf])
+    hit = torch.rand(outputs.shape, generator=g) < 0.04
+    outputs[hit] = odd[torch.randint(0, 3, (int(hit.sum()),), generator=g)]
+    # A number that is infinite, and then multiplied by 0.
+    outputs[0] = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, math.inf])
+    outputs[0, 1:, 5] = 0.0
+    limits = torch.tensor([0.4, 1.2, math.inf, math.nan])[torch.randint(0, 4, (2, 40), generator=g)]
+    limits[:, 0] = math.inf
+    tables = [case.rule.table() for case in cases(3)]
+    tables.append(rules.fitted([[0.0] * 4 + [1.0]] * 3, [1.0, 0.0, 2.0], keep=-1.0, keep_if_same=1.0).table())
+    for table in tables:
+        found, want = (chain(f, outputs, limits, table) for f in (runner(exit_head), exit_head_reference))
+        assert torch.equal(found[2], want[2])
+        for a, b in zip(found[:2], want[:2], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 def gather(library: ctypes.CDLL, grid: int = 3, order: int = 0, units: list[int] | None = None) -> Callable[..., None]:

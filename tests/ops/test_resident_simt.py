@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from exit_cases import CRITERIA
+from exit_chains import spread
 from networks import images, lived_in, spread_thresholds
 from resident_cases import Answer, check, exits_of, expected, forced, never, small
+from rule_cases import cases, in_float64, random_rule
 from simt_build import build
 from torch import Tensor
 
-from eefast import ops, zoo
+from eefast import ops, rules, zoo
 from eefast.model import EarlyExitNet
 from eefast.planning.lowering import lower
 from eefast.planning.packing import cuda_program
+from eefast.rules import Rule
 
 pytestmark = pytest.mark.skipif(ops.CUDA_MISSING is not None, reason=f"CUDA kernels: {ops.CUDA_MISSING}")
 
@@ -61,11 +65,13 @@ class Kernel:
         self.program = cuda_program(self.lowered, dtype, torch.device("cpu"))
 
     def __call__(
-        self, x: Tensor, thresholds: Tensor, grid: int = 2, order: int = 0, drop: int = 0, norm: Tensor | None = None
-    ) -> Answer:
+        self, x: Tensor, thresholds: Tensor, grid: int = 2, order: int = 0, drop: int = 0, norm: Tensor | None = None,
+        rule: Tensor | None = None,
+    ) -> Answer:  # fmt: skip
         p, net = self.program, self.net
         tables = p.steps, p.maps, p.groups, p.packed
-        network = ops.resident_network(x, *tables, thresholds, net.criterion.name, net.num_classes, p.bfloat16)
+        last = net.criterion.name if rule is None else "carried", net.num_classes, p.bfloat16, rule
+        network = ops.resident_network(x, *tables, thresholds, *last)
         # One row more on either side: a wrong image number lands there.
         rows = len(x) + 2
         out = torch.full((rows, net.num_classes), UNWRITTEN), torch.full((rows,), UNWRITTEN), torch.full((rows,), -9)
@@ -200,6 +206,93 @@ def test_images_of_every_kind(library: ctypes.CDLL, dtype: torch.dtype, layout: 
     same = x.float() if norm is None else x.float() * norm[0, :, None, None] + norm[1, :, None, None]
     limits = never(net)
     check(kernel(x, limits, norm=norm), expected(net, exits_of(kernel.lowered, same, HALF), limits), HALF)
+
+
+def of_rule(outputs: Tensor, rule: Rule, limits: Tensor, near: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits, number, exit by the formula in float64; which images are farther than `near` from every limit."""
+    logits, number, _ = map(torch.from_numpy, in_float64(outputs, rule))
+    found = (number[:-1] > limits[:, None]).long()
+    exits = torch.where(found.any(0), found.argmax(0), len(limits))
+    best = logits.topk(2).values
+    sure = (number[:-1] - limits[:, None]).abs() > near
+    if any(row[7] for row in rule.rows):
+        sure = sure & (best[..., 0] - best[..., 1] > near).all(0)
+    everyone = torch.arange(len(exits))
+    return logits[exits, everyone], number[exits, everyone], exits, sure.all(0)
+
+
+RULES = {case.name: case.rule for case in cases(3)} | {f"table {seed}": random_rule(3, seed) for seed in (6, 9)}
+
+
+def carrying(library: ctypes.CDLL, rule: Rule, count: int, dtype: torch.dtype) -> tuple[Kernel, Tensor, Tensor, Tensor]:
+    """A kernel, images, what its exits say of them, thresholds by which a third exits at every exit."""
+    net = small(1, 10, (3, 8, 8), "pool", 11)
+    kernel, x = Kernel(library, net, dtype), images(count, net.input_shape, 12)
+    outputs = torch.stack([torch.cat([a, b[:, None]], 1) for a, b in exits_of(kernel.lowered, x, dtype)], 1)
+    return kernel, x, outputs, torch.tensor([1.5, 1.5] if rule.name == "patience" else spread(outputs, rule))
+
+
+SLOW = ("carried", "fitted", "table 9")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in RULES]
+)
+def test_rules_by_their_formula(library: ctypes.CDLL, name: str) -> None:
+    """One block answers 14 images, so that each finds what the one before has left."""
+    rule = RULES[name]
+    kernel, x, outputs, limits = carrying(library, rule, 14, HALF)
+    allowed = max(1.0, float(outputs.abs().max())) * 4 * torch.finfo(HALF).eps
+    logits, number, exits, sure = of_rule(outputs, rule, limits, allowed)
+    got = kernel(x, limits, grid=1, order=1, rule=rule.table())
+    assert got.fault is None
+    assert int(sure.sum()) >= 4
+    assert torch.equal(got.exits[sure], exits[sure])
+    assert len(exits[sure].unique()) > 1
+    torch.testing.assert_close(got.logits[sure].double(), logits[sure], rtol=0, atol=allowed)
+    torch.testing.assert_close(got.confidence[sure].double(), number[sure], rtol=0, atol=3 * allowed)
+
+
+ONE_COLUMN = [
+    pytest.param(
+        name, dtype, marks=[] if (name, dtype) in (("entropy", HALF), ("margin", BFLOAT)) else pytest.mark.slow
+    )
+    for name in CRITERIA
+    for dtype in (HALF, BFLOAT)
+]
+
+
+@pytest.mark.parametrize(("criterion", "dtype"), ONE_COLUMN)
+def test_one_column_is_the_criterion_of_that_name(library: ctypes.CDLL, criterion: str, dtype: torch.dtype) -> None:
+    rule, sign = rules.stateless(criterion, 2), -1 if criterion == "entropy" else 1
+    kernel, x, _, limits = carrying(library, rule, 4, dtype)
+    x[2] = torch.nan
+    named = Kernel(library, kernel.net.with_criterion(criterion).eval(), dtype)(x, sign * limits)
+    found = kernel(x, limits, rule=rule.table())
+    assert replace(found, confidence=sign * found.confidence).same_bits(named)
+
+
+def test_rules_in_any_order_with_any_number_of_blocks(library: ctypes.CDLL) -> None:
+    rule = RULES["vote"]
+    kernel, x, _, limits = carrying(library, rule, 5, HALF)
+    first = kernel(x, limits, rule=rule.table())
+    for grid, order in ((1, 1), (12, 3)):
+        assert kernel(x, limits, grid, order, rule=rule.table()).same_bits(first)
+
+
+def test_rules_and_images_with_a_nan(library: ctypes.CDLL) -> None:
+    """Such an image goes to the end, unless its threshold is NaN, and changes nothing for the next one."""
+    rule = RULES["vote"]
+    kernel, x, _, limits = carrying(library, rule, 9, HALF)
+    good = kernel(x, limits, grid=1, rule=rule.table())
+    x[2], x[5] = torch.nan, torch.nan
+    of_each = limits[:, None].repeat(1, 9)
+    of_each[1, 5] = torch.nan
+    got, others = kernel(x, of_each, grid=1, rule=rule.table()), [0, 1, 3, 4, 6, 7, 8]
+    assert got.exits[[2, 5]].tolist() == [2, 1]
+    assert got.confidence[[2, 5]].isnan().all()
+    for a, b in ((got.logits, good.logits), (got.confidence, good.confidence), (got.exits, good.exits)):
+        assert torch.equal(a[others], b[others])
 
 
 def barriers() -> list[int]:

@@ -4,21 +4,29 @@
 namespace eefast::cuda {
 namespace {
 
-template <class T>
+template <class T, bool CARRIES>
 void run(const ExitHead& head, const ExitHeadTiles& tiles) {
   constexpr int kWide = 16 / sizeof(T), kMany = ExitHeadTiles::kManyRows;
   char* const shared = simt::this_block().shared;
   if (tiles.many_classes) {
     if (tiles.wide)
-      exit_head_kernel::run<T, kWide, kMany>(head, tiles, shared);
+      exit_head_kernel::run<T, kWide, kMany, CARRIES>(head, tiles, shared);
     else
-      exit_head_kernel::run<T, 1, kMany>(head, tiles, shared);
+      exit_head_kernel::run<T, 1, kMany, CARRIES>(head, tiles, shared);
   } else {
     if (tiles.wide)
-      exit_head_kernel::run<T, kWide, 1>(head, tiles, shared);
+      exit_head_kernel::run<T, kWide, 1, CARRIES>(head, tiles, shared);
     else
-      exit_head_kernel::run<T, 1, 1>(head, tiles, shared);
+      exit_head_kernel::run<T, 1, 1, CARRIES>(head, tiles, shared);
   }
+}
+
+template <class T>
+void run(const ExitHead& head, const ExitHeadTiles& tiles) {
+  if (head.rule)
+    run<T, true>(head, tiles);
+  else
+    run<T, false>(head, tiles);
 }
 
 }  // namespace
