@@ -32,8 +32,6 @@ def obstacle(net: EarlyExitNet, device: torch.device) -> str:
     """Why the exits of this network have no kernel on a device; "" if they have."""
     if device.type == "cuda" and net.criterion.step:
         return f"criterion {net.criterion.name!r} is a rule in Python, which CUDA graphs do not hold"
-    if device.type == "cuda" and net.criterion.carries:
-        return f"criterion {net.criterion.name!r} carries answers, for which exits have no CUDA kernels"
     if device.type == "cuda" and not ops.exit_kernels():
         return f"{ops.TRITON_MISSING}, and the CUDA kernels are {ops.CUDA_MISSING}"
     if device.type == "cuda" and net.num_classes > ops.MAX_CLASSES_ON_CUDA:

@@ -57,8 +57,6 @@ def _lowered_to_integers(subject: Subject) -> Lowered:
 
 
 def _lowered_for_cuda(net: EarlyExitNet, dtype: torch.dtype) -> Lowered:
-    if net.criterion.carries:
-        raise UnsupportedError(f"criterion {net.criterion.name!r} carries answers, which its CUDA kernels do not do")
     if ops.CUDA_MISSING:
         raise UnsupportedError(f"its CUDA kernels are {ops.CUDA_MISSING}")
     if dtype not in (torch.float16, torch.bfloat16):
