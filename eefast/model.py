@@ -436,14 +436,16 @@ class EarlyExitNet(nn.Module):
             if t is None:
                 raise ValueError(f"criterion={self.criterion.name!r} has no rule; use net.with_criterion(rule)")
             known, on_cpu = self._rule, t.device.type == "cpu"
-            state: object = t.tolist() if on_cpu else 0 if t.is_inference() else t._version
+            version = None if t.is_inference() else t._version
+            state: object = t.tolist() if on_cpu else version
             if known is not None and known[1] == state and (known[0] is t or (on_cpu and not known[2].is_cuda)):
                 return known[2]
             rules.read(self.criterion.name, t.cpu(), self.num_exits)
             with torch.inference_mode(False):
                 copied = t.detach().clone()
-            # What another thread was writing meanwhile reads differently the second time.
-            if not on_cpu or t.tolist() == copied.tolist() == state:
+            # What another thread was writing meanwhile reads differently the second time, or has another version.
+            same = not on_cpu or t.tolist() == copied.tolist() == state
+            if same and (version is None or t._version == version):
                 self._rule = t, state, copied
                 return copied
 

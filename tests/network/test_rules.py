@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
+import threading
 from pathlib import Path
 
 import pytest
@@ -227,3 +229,24 @@ def test_profiles_belong_to_the_rule_s_name(net: eefast.EarlyExitNet) -> None:
     assert int(net(x, profile="eco").exit_index.max()) <= 1
     with pytest.raises(ValueError, match="the profiles are of criterion 'vote'"):
         net.with_criterion("patience").profiles = net.profiles
+
+
+def test_a_rule_read_while_another_thread_changes_it_is_one_of_both(net: eefast.EarlyExitNet) -> None:
+    wanted = [rules.vote([1.0] * 4).table(), rules.vote([5.0] * 4).table()]
+    done, seen = threading.Event(), []
+
+    def change() -> None:
+        for table in itertools.cycle(wanted):
+            net.rule.copy_(table)
+            if done.is_set():
+                break
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(300):
+            seen.append(net.current_rule()[:, 1].tolist())
+    finally:
+        done.set()
+        thread.join()
+    assert set(map(tuple, seen)) <= {(1.0,) * 4, (5.0,) * 4, (1.0, 2.0, 3.0, 4.0)}
