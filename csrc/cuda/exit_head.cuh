@@ -197,7 +197,7 @@ SIMT_DEVICE void classify(const ExitHead& head, const Tiles& tiles, const float*
 }
 
 // The rule's number, in lane 0; the logits become the answer so far.
-SIMT_DEVICE float carry(const ExitHead& head, int64_t position, float* logits) {
+SIMT_FUNCTION float carry(const ExitHead& head, int64_t position, float* logits) {
   const float* const rule = head.rule;
   const float* const row = head.logits + position * head.logits_row_stride;
   const int classes = static_cast<int>(head.num_classes);

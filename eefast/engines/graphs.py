@@ -127,9 +127,11 @@ class Graphs(Stores):
         self.replays[queue, stage, key] = captured(work, fill, pool)
 
     def fill(self, queue: int, stage: int, rows: int) -> None:
-        """`rows` rows wait before this stage, none elsewhere."""
+        """`rows` rows wait before this stage, each with its place in the results, none elsewhere."""
         self.clear()
-        self.before(queue, stage).count.fill_(rows)
+        here = self.before(queue, stage)
+        here.positions[:rows].view(-1).copy_(self.order[:rows])
+        here.count.fill_(rows)
 
     def use(self, times: Times) -> None:
         """Choose by these times where the host reads a count."""

@@ -281,7 +281,10 @@ def without_waiting(call: Callable[[], Any]) -> None:
 
 
 def on_gpu(run: Any) -> Any:
-    """`run` with every tensor of the call moved to the GPU, layout and surroundings too, and the results moved back."""
+    """`run` with every tensor of the call moved to the GPU, layout and surroundings too, and the results moved back.
+
+    The results are the only int64 among the tensors, the exits, and the two before them.
+    """
 
     def moved(x: Any) -> Any:
         if not isinstance(x, Tensor):
@@ -292,7 +295,8 @@ def on_gpu(run: Any) -> Any:
     def run_there(*arguments: Any) -> tuple[Tensor, ...]:
         there = [moved(x) for x in arguments]
         lists = run(*there)
-        for here, result in zip(arguments[-3:], there[-3:], strict=True):
+        end = next(i for i, x in enumerate(arguments) if isinstance(x, Tensor) and x.dtype == torch.int64) + 1
+        for here, result in zip(arguments[end - 3 : end], there[end - 3 : end], strict=True):
             (here if here._base is None else here._base).copy_(result if result._base is None else result._base)
         return tuple(x.cpu() for x in lists)
 

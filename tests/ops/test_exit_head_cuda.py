@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 from exit_cases import CRITERIA, check, cuda_arguments, launched, make_case, on_gpu, without_waiting
+from exit_chains import chain
 from networks import images, lived_in, one_by_one, spread_thresholds
+from rule_cases import RuleCase, agreeing_outputs, cases
+from rule_cases import check as check_rule
 
 import eefast
 from eefast import ops, zoo
@@ -43,6 +46,14 @@ def test_against_float64(k: int, dtype: torch.dtype) -> None:
 
 def test_many_samples() -> None:
     check(on_gpu(op), make_case(65537, 10, 16, 2, 2, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("classes", [1, 10, 1000])
+@pytest.mark.parametrize("case", cases(4), ids=lambda case: case.name)
+def test_rules_by_their_definition(case: RuleCase, classes: int) -> None:
+    outputs = agreeing_outputs(257, 4, classes)
+    _, confidence, exits = chain(on_gpu(op), outputs, case.thresholds, case.rule.table())
+    assert check_rule(case, outputs, exits, confidence) <= 5
 
 
 def test_one_launch_and_no_waiting() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.resources
 from collections.abc import Iterator
 
@@ -13,7 +14,7 @@ from resident_cases import Answer, check, exits_of, expected, forced, never, sma
 from torch import Tensor, nn
 
 import eefast
-from eefast import ops, zoo
+from eefast import ops, rules, zoo
 from eefast.api import Accelerated
 from eefast.data.mnist import mnist_test
 from eefast.model import EarlyExitNet
@@ -94,6 +95,15 @@ def test_every_exit_in_turn(name: str) -> None:
         limits = forced(net, at)
         net.thresholds.copy_(limits)
         check(answer_of(fast(x.cuda().to(dtype))), expected(net, exits, limits), dtype)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_one_column_of_a_rule_is_the_criterion_of_that_name(net: EarlyExitNet, criterion: str) -> None:
+    named, x = spread(copy.deepcopy(net).cpu().with_criterion(criterion)), images(67, SHAPE, 6).cuda()
+    sign = -1 if criterion == "entropy" else 1
+    table = named.with_criterion(rules.stateless(criterion, 3), (sign * named.thresholds).tolist())
+    expected_, found = accelerated(named)(x), accelerated(table)(x)
+    assert same_bits(found._replace(confidence=sign * found.confidence), expected_)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("eenet20", HALF), ("eenet56", HALF), ("eenet110", HALF)])

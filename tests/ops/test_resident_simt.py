@@ -211,16 +211,15 @@ def test_images_of_every_kind(library: ctypes.CDLL, dtype: torch.dtype, layout: 
     check(kernel(x, limits, norm=norm), expected(net, exits_of(kernel.lowered, same, HALF), limits), HALF)
 
 
-def of_rule(outputs: Tensor, rule: Rule, limits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits, number, exit by the formula in float64; which images are so far from every limit that float16 agrees."""
+def of_rule(outputs: Tensor, rule: Rule, limits: Tensor, near: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits, number, exit by the formula in float64; which images are farther than `near` from every limit."""
     logits, number, _ = map(torch.from_numpy, in_float64(outputs, rule))
     found = (number[:-1] > limits[:, None]).long()
     exits = torch.where(found.any(0), found.argmax(0), len(limits))
     best = logits.topk(2).values
-    sure = (number[:-1] - limits[:, None]).abs() > 0.02
+    sure = (number[:-1] - limits[:, None]).abs() > near
     if any(row[7] for row in rule.rows):
-        sure = sure & (best[:-1, :, 0] - best[:-1, :, 1] > 0.02)
-        sure[-1] &= best[-1, :, 0] - best[-1, :, 1] > 0.02
+        sure = sure & (best[..., 0] - best[..., 1] > near).all(0)
     everyone = torch.arange(len(exits))
     return logits[exits, everyone], number[exits, everyone], exits, sure.all(0)
 
@@ -236,37 +235,51 @@ def carrying(library: ctypes.CDLL, rule: Rule, count: int, dtype: torch.dtype) -
     return kernel, x, outputs, torch.tensor([1.5, 1.5] if rule.name == "patience" else spread(outputs, rule))
 
 
-@pytest.mark.parametrize(("name", "dtype"), [*((name, HALF) for name in RULES), ("vote", BFLOAT)])
-def test_rules_by_their_formula(library: ctypes.CDLL, name: str, dtype: torch.dtype) -> None:
+SLOW = ("carried", "fitted", "table 9")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in RULES]
+)
+def test_rules_by_their_formula(library: ctypes.CDLL, name: str) -> None:
     """One block answers 14 images, so that each finds what the one before has left."""
     rule = RULES[name]
-    kernel, x, outputs, limits = carrying(library, rule, 14, dtype)
-    logits, number, exits, sure = of_rule(outputs, rule, limits)
+    kernel, x, outputs, limits = carrying(library, rule, 14, HALF)
+    allowed = max(1.0, float(outputs.abs().max())) * 4 * torch.finfo(HALF).eps
+    logits, number, exits, sure = of_rule(outputs, rule, limits, allowed)
     got = kernel(x, limits, grid=1, order=1, rule=rule.table())
     assert got.fault is None
-    assert int(sure.sum()) >= 5
+    assert int(sure.sum()) >= 4
     assert torch.equal(got.exits[sure], exits[sure])
     assert len(exits[sure].unique()) > 1
-    allowed = max(1.0, float(logits.abs().max())) * 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(got.logits[sure].double(), logits[sure], rtol=0, atol=allowed)
-    torch.testing.assert_close(got.confidence[sure].double(), number[sure], rtol=0.02, atol=2 * allowed)
+    torch.testing.assert_close(got.confidence[sure].double(), number[sure], rtol=0, atol=3 * allowed)
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
-def test_one_column_is_the_criterion_of_that_name(library: ctypes.CDLL, criterion: str) -> None:
+ONE_COLUMN = [
+    pytest.param(
+        name, dtype, marks=[] if (name, dtype) in (("entropy", HALF), ("margin", BFLOAT)) else pytest.mark.slow
+    )
+    for name in CRITERIA
+    for dtype in (HALF, BFLOAT)
+]
+
+
+@pytest.mark.parametrize(("criterion", "dtype"), ONE_COLUMN)
+def test_one_column_is_the_criterion_of_that_name(library: ctypes.CDLL, criterion: str, dtype: torch.dtype) -> None:
     rule, sign = rules.stateless(criterion, 2), -1 if criterion == "entropy" else 1
-    kernel, x, _, limits = carrying(library, rule, 6, HALF)
-    x[4] = torch.nan
-    named = Kernel(library, kernel.net.with_criterion(criterion).eval())(x, sign * limits)
+    kernel, x, _, limits = carrying(library, rule, 4, dtype)
+    x[2] = torch.nan
+    named = Kernel(library, kernel.net.with_criterion(criterion).eval(), dtype)(x, sign * limits)
     found = kernel(x, limits, rule=rule.table())
     assert replace(found, confidence=sign * found.confidence).same_bits(named)
 
 
 def test_rules_in_any_order_with_any_number_of_blocks(library: ctypes.CDLL) -> None:
     rule = RULES["vote"]
-    kernel, x, _, limits = carrying(library, rule, 6, HALF)
+    kernel, x, _, limits = carrying(library, rule, 5, HALF)
     first = kernel(x, limits, rule=rule.table())
-    for grid, order in ((1, 1), (4, 2), (12, 3)):
+    for grid, order in ((1, 1), (12, 3)):
         assert kernel(x, limits, grid, order, rule=rule.table()).same_bits(first)
 
 

@@ -78,6 +78,14 @@ def test_exits_without_a_kernel(
         assert str(refusal.value) == found
 
 
+def test_cuda_runs_rules_that_carry_but_none_in_python(kernels: Any) -> None:
+    kernels("triton")
+    net = subject().net.with_criterion("patience")
+    assert obstacle(net, CUDA) == ""
+    net.criterion = replace(net.criterion, step=lambda *_: pytest.fail("called"))
+    assert obstacle(net, CUDA) == "criterion 'patience' is a rule in Python, which CUDA graphs do not hold"
+
+
 @pytest.mark.parametrize("missing", [None, "not built"], ids=["C++", "no C++"])
 def test_on_the_cpu_exits_run_in_cpp_or_in_pytorch(missing: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "CPP_MISSING", missing)

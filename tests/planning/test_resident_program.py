@@ -106,6 +106,12 @@ def test_what_the_cuda_kernel_says_it_lacks_is_the_reason(net: Any, monkeypatch:
         lowered(subject(net, CUDA, torch.float16))
 
 
+def test_the_cuda_kernel_takes_rules_that_carry(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "CUDA_MISSING", None)
+    monkeypatch.setattr(ops, "resident_shared_memory", lambda *_: 1)
+    assert lowered(subject(net.with_criterion("vote").eval(), CUDA, torch.float16)).layers
+
+
 def with_other_rows(given: Subject, exit_index: int) -> Subject:
     """The subject of a network whose answers at one exit are others."""
     expected = list(given.expected)
