@@ -51,6 +51,12 @@ ALIKE = ("flattened", "bottlenecks", "int8, pre-activation")
 """What runs the same code as others here."""
 
 
+def slow_unless_it_differs(name: str, engine: str) -> Any:
+    few = name in ALIKE or (engine != "resident" and "heads" in name)
+    marks = [pytest.mark.slow] * few + [needs_cpp] * (engine == "resident")
+    return pytest.param(name, engine, marks=marks, id=f"{name}-{engine}")
+
+
 def assert_equal_bits(got: eefast.ExitResult, wanted: eefast.ExitResult) -> None:
     for name, a, b in zip(got._fields, got, wanted, strict=True):
         assert torch.equal(a.isnan(), b.isnan()), name
@@ -77,8 +83,10 @@ def in_steps(fast: eefast.Accelerated, x: Tensor, through: Callable[[Survivors],
     return result
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in NETWORKS])
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [slow_unless_it_differs(name, engine) for name in NETWORKS for engine in ("reference", "compact", "resident")],
+)
 def test_stopping_after_every_exit_changes_no_answer(name: str, engine: str) -> None:
     net, x = NETWORKS[name](), images(37, SHAPE)
     fast = eefast.accelerate(net, engine=engine)
