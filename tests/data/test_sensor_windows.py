@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from networks import assert_same_answers
+from torch import nn
 
 import eefast
-from eefast import zoo
 from eefast.data.sensor_windows import sensor_windows
 from eefast.thresholds import outputs
 from eefast.thresholds.calibration import calibrate
@@ -43,17 +43,21 @@ def test_numbers_that_make_no_windows(count: int, length: int) -> None:
         sensor_windows(count, length)
 
 
-@torch.enable_grad()
 def trained() -> eefast.EarlyExitNet:
     torch.manual_seed(0)
-    net = zoo.eenet("eenet20-1d", 2, [1, 4], num_classes=6, input_shape=(6, 64)).train()
-    optimiser = torch.optim.Adam(net.parameters(), 0.005)
-    for step in range(30):
-        x, labels = sensor_windows(32, 64, seed=100 + step)
-        found = net(x)
-        loss = deep_supervision(found, labels, net.cost)
+
+    def layers(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv1d(inputs, outputs, 7, 2, 3), nn.BatchNorm1d(outputs), nn.ReLU()]
+
+    backbone = nn.Sequential(
+        *layers(6, 16), *layers(16, 24), *layers(24, 48), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(48, 6)
+    )
+    net = eefast.attach(backbone, ["2", "5"], input_shape=(6, 64))
+    optimiser = torch.optim.Adam(net.parameters(), 0.01)
+    for step in range(80):
+        x, labels = sensor_windows(48, 64, seed=100 + step)
         optimiser.zero_grad()
-        loss.backward()
+        deep_supervision(net(x), labels, net.cost).backward()
         optimiser.step()
     return net.eval()
 
