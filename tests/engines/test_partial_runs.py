@@ -180,6 +180,20 @@ def test_images_of_another_size_and_uint8() -> None:
 
 
 @needs_cpp
+@pytest.mark.parametrize("engine", ["compact", "resident"])
+def test_bfloat16(engine: str) -> None:
+    net, x = eenet(), images(9, SHAPE)
+    fast = eefast.accelerate(net, engine=engine, dtype=torch.bfloat16)
+    partial = fast.until(1)(x)
+    result, whole = partial.finished(fast.resume(Survivors.from_bytes(partial.survivors.to_bytes()))), fast(x)
+    if engine == "resident":
+        assert_equal_bits(result, whole)
+    else:
+        assert partial.survivors.features.dtype == torch.bfloat16
+        torch.testing.assert_close(result.logits, whole.logits, rtol=0.05, atol=0.05)
+
+
+@needs_cpp
 def test_other_winograd_tiles_of_another_process_are_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
     from eefast.planning import tuning
 
