@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import eefast
 from eefast import ops, zoo
-from eefast.data.sensor_windows import sensor_windows
+from eefast.data.sensors import sensor_windows
 from eefast.heads import ExitHead
 from eefast.planning.errors import UnsupportedError
 from eefast.planning.rows import network_on_maps

@@ -8,7 +8,7 @@ from networks import assert_same_answers
 from torch import nn
 
 import eefast
-from eefast.data.sensor_windows import sensor_windows
+from eefast.data.sensors import sensor_windows
 from eefast.thresholds import outputs
 from eefast.thresholds.calibration import calibrate
 from eefast.train.losses import deep_supervision
