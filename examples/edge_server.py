@@ -34,7 +34,7 @@ def trained():
 
 
 def serve(folder, address):
-    fast = eefast.accelerate(eefast.load(folder), engine="compact")
+    fast = eefast.accelerate(eefast.load(folder), stages="pytorch", engine="compact")
     with connection.Client(address) as edge:
         while data := edge.recv_bytes():
             edge.send(fast.resume(eefast.Survivors.from_bytes(data)))
@@ -46,7 +46,7 @@ if __name__ == "__main__":
         net = trained()
         net.save(folder)
         get_context("spawn").Process(target=serve, args=(folder, listener.address)).start()
-        first = eefast.accelerate(net, engine="compact").until(STOP_AFTER)
+        first = eefast.accelerate(net, stages="pytorch", engine="compact").until(STOP_AFTER)
         with listener.accept() as server:
             for seed in range(1000, 1004):
                 x, labels = images(256, seed)

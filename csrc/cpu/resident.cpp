@@ -495,19 +495,24 @@ void run_blocks(const Layer& layer, decltype(Kernels::affine) kernel) {
   }
 }
 
-// Between memory and one pixel of a map: floats become elements and back, which hold them exactly.
-void from_memory(const float* in, float* out, int64_t n) { std::memcpy(out, in, n * sizeof(float)); }
-void from_memory(const uint8_t* in, uint8_t* out, int64_t n) { std::memcpy(out, in, n); }
-void from_memory(const float* in, uint16_t* out, int64_t n) {
+// Between memory and one pixel of a map, up to kBlock numbers: floats become elements and back, which hold them
+// exactly.
+template <class T>
+void copy_numbers(const T* in, T* out, int64_t n) {
+  if (n == kBlock) {
+    std::memcpy(out, in, kBlock * sizeof(T));  // of a known size: no call
+  } else {
+    std::memcpy(out, in, n * sizeof(T));
+  }
+}
+void copy_numbers(const float* in, uint16_t* out, int64_t n) {
   uint32_t bits;
   for (int64_t i = 0; i < n; ++i) {
     std::memcpy(&bits, in + i, sizeof(bits));
     out[i] = static_cast<uint16_t>(bits >> 16);
   }
 }
-void to_memory(const float* in, float* out, int64_t n) { std::memcpy(out, in, n * sizeof(float)); }
-void to_memory(const uint8_t* in, uint8_t* out, int64_t n) { std::memcpy(out, in, n); }
-void to_memory(const uint16_t* in, float* out, int64_t n) {
+void copy_numbers(const uint16_t* in, float* out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     const uint32_t bits = static_cast<uint32_t>(in[i]) << 16;
     std::memcpy(out + i, &bits, sizeof(bits));
@@ -535,7 +540,7 @@ void load_features(const Layer& layer) {
             for (int64_t k = 0; k < n; ++k) pixel[k] = in[k * channel_stride];
             values = pixel;
           }
-          from_memory(values, z, n);
+          copy_numbers(values, z, n);
           std::fill(z + n, z + kBlock, Element{0});  // kernels may read these lanes, with weights of zero
         }
       }
@@ -556,7 +561,7 @@ void store_features(const Layer& layer) {
       for (int64_t x = 0; x < map.width; ++x, out += channels) {
         const Element* z = in + map.at(y, x);
         for (int64_t c = 0; c < channels; c += kBlock, z += map.block_pitch) {
-          to_memory(z, out + c, std::min(kBlock, channels - c));
+          copy_numbers(z, out + c, std::min(kBlock, channels - c));
         }
       }
     }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,28 +35,24 @@ def identity(net: EarlyExitNet) -> Identity:
 def begin(engine: Engine, of: Identity, images: Tensor, limits: Tensor, exit_index: int) -> Partial:
     """Prepared images → a run that stops after the early exit `exit_index`; limits: [n] or [n, N] float32."""
     part = engine.part(images, limits, 0, exit_index)
-    made = Survivors(
-        features=images.unsqueeze(2) if images.dim() == 3 else images,  # takes no part, but counts its rows
-        positions=torch.arange(len(images), device=images.device),
-        size=len(images),
-        exit_index=exit_index,
-        logits=part.result.logits,
-        confidence=part.result.confidence,
-        limits=limits,
-        criterion=engine.plan.criterion,
-        structure=of.structure,
-        weights=of.weights,
-        version=__version__,
-        arithmetic=engine.arithmetic(),
-    )
-    return _stopped(part, made, exit_index)
+    kept = {
+        "size": len(images),
+        "criterion": engine.plan.criterion,
+        "structure": of.structure,
+        "weights": of.weights,
+        "version": __version__,
+        "arithmetic": engine.arithmetic(),
+    }
+    return _stopped(part, limits, None, exit_index, kept)
 
 
 def go_on(engine: Engine, of: Identity, survivors: Survivors, exit_index: int, elsewhere: bool) -> Partial:
     """Survivors → a run that stops after a later early exit; see `Accelerated.until`."""
     engine, survivors = _checked(engine, of, survivors, elsewhere)
     part = engine.part(survivors.features, survivors.limits, survivors.exit_index + 1, exit_index)
-    return _stopped(part, survivors, exit_index)
+    names = ("size", "criterion", "structure", "weights", "version", "arithmetic", "error")
+    kept = {name: getattr(survivors, name) for name in names}
+    return _stopped(part, survivors.limits, survivors.positions, exit_index, kept)
 
 
 def finish(engine: Engine, of: Identity, survivors: Survivors, elsewhere: bool) -> ExitResult:
@@ -66,25 +61,25 @@ def finish(engine: Engine, of: Identity, survivors: Survivors, elsewhere: bool) 
     return engine.part(survivors.features, survivors.limits, survivors.exit_index + 1, of.num_exits).result
 
 
-def _stopped(part: Part, before: Survivors, exit_index: int) -> Partial:
-    """before: a row for each sample that the part ran on."""
-    result, limits = part.result, before.limits
+def _stopped(part: Part, limits: Tensor, positions: Tensor | None, exit_index: int, kept: dict[str, Any]) -> Partial:
+    """positions: of the samples that the part ran on, None for 0, 1, 2 …; kept: what survivors keep of the run."""
+    result = part.result
     assert part.rows is not None
     assert part.places is not None
     assert part.features is not None
     limit = limits[exit_index] if limits.dim() == 1 else limits[exit_index, part.rows]
-    goes_on = ~criteria.exits_by(criteria.get(before.criterion), result.confidence[part.rows], limit)
+    goes_on = ~criteria.exits_by(criteria.get(kept["criterion"]), result.confidence[part.rows], limit)
     rows = part.rows[goes_on]
-    exited = torch.ones(len(before), dtype=torch.bool, device=rows.device)
+    exited = torch.ones(len(result.logits), dtype=torch.bool, device=rows.device)
     exited[rows] = False
-    survivors = replace(
-        before,
+    survivors = Survivors(
         features=_taken(part.features, part.places[goes_on]),
-        positions=before.positions[rows],
+        positions=rows if positions is None else positions[rows],
         exit_index=exit_index,
         logits=result.logits[rows],
         confidence=result.confidence[rows],
         limits=limits if limits.dim() == 1 else limits[:, rows],
+        **kept,
     )
     return Partial(result, exited, survivors)
 
@@ -132,4 +127,5 @@ def _checked(engine: Engine, of: Identity, survivors: Survivors, elsewhere: bool
             f"survivors were computed with {different}, which rounds otherwise; accelerate the network alike, or "
             "accept that answers near thresholds may change: resume(survivors, elsewhere=True)"
         )
-    return engine, survivors.to(engine.plan.device)
+    here = survivors.features.device == engine.plan.device
+    return engine, survivors if here else survivors.to(engine.plan.device)

@@ -15,16 +15,17 @@ def on_maps(module: nn.Module) -> nn.Module:
     Layers of other classes stay as they are, and may fail on maps, as may calls that count dimensions: what comes out
     must be compared with what the module itself returns.
     """
-    copied: nn.Module = TreeCopy(module).of(module)
+    # A module of its own, so that every layer has a parent.
+    whole = nn.ModuleList([TreeCopy(module).of(module)])
     made: dict[nn.Module, nn.Module] = {}
-    for parent in list(copied.modules()):
+    for parent in list(whole.modules()):
         for name, child in parent._modules.items():
             if child is not None and type(child) in _LAYERS:
                 if child not in made:
                     made[child] = _LAYERS[type(child)](child)
                     made[child].training = child.training
                 parent._modules[name] = made[child]
-    return _LAYERS[type(copied)](copied) if type(copied) in _LAYERS else copied
+    return whole[0]
 
 
 def _convolution(conv: nn.Conv1d) -> nn.Module:

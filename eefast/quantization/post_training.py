@@ -145,6 +145,10 @@ def _check_options(
 ) -> None:
     if not isinstance(net, EarlyExitNet):
         raise TypeError(f"net is a {type(net).__name__}; give an eefast.EarlyExitNet, see eefast.zoo and eefast.attach")
+    if len(net.input_shape) == 2:
+        raise ValueError(
+            "net takes rows [N, C, L], which are not quantised; INT8 has kernels for images [N, C, H, W] only"
+        )
     if any(isinstance(module, QuantizedStage | QdqStage) for module in net.modules()):
         raise ValueError("net is quantised already; give the float network that it was made of")
     if not 90 <= percentile <= 100:

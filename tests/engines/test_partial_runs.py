@@ -51,6 +51,12 @@ ALIKE = ("flattened", "bottlenecks", "int8, pre-activation")
 """What runs the same code as others here."""
 
 
+def slow_unless_it_differs(name: str, engine: str) -> Any:
+    few = name in ALIKE or (engine != "resident" and "heads" in name)
+    marks = [pytest.mark.slow] * few + [needs_cpp] * (engine == "resident")
+    return pytest.param(name, engine, marks=marks, id=f"{name}-{engine}")
+
+
 def assert_equal_bits(got: eefast.ExitResult, wanted: eefast.ExitResult) -> None:
     for name, a, b in zip(got._fields, got, wanted, strict=True):
         assert torch.equal(a.isnan(), b.isnan()), name
@@ -77,8 +83,10 @@ def in_steps(fast: eefast.Accelerated, x: Tensor, through: Callable[[Survivors],
     return result
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in NETWORKS])
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [slow_unless_it_differs(name, engine) for name in NETWORKS for engine in ("reference", "compact", "resident")],
+)
 def test_stopping_after_every_exit_changes_no_answer(name: str, engine: str) -> None:
     net, x = NETWORKS[name](), images(37, SHAPE)
     fast = eefast.accelerate(net, engine=engine)
@@ -169,6 +177,20 @@ def test_images_of_another_size_and_uint8() -> None:
     for made in (net, eenet(normalization=quantized_networks.NORMALIZATION)):
         fast = eefast.accelerate(made, engine="resident")
         assert_equal_bits(in_steps(fast, x, lambda s: s), fast(x))
+
+
+@needs_cpp
+@pytest.mark.parametrize("engine", ["compact", "resident"])
+def test_bfloat16(engine: str) -> None:
+    net, x = eenet(), images(9, SHAPE)
+    fast = eefast.accelerate(net, engine=engine, dtype=torch.bfloat16)
+    partial = fast.until(1)(x)
+    result, whole = partial.finished(fast.resume(Survivors.from_bytes(partial.survivors.to_bytes()))), fast(x)
+    if engine == "resident":
+        assert_equal_bits(result, whole)
+    else:
+        assert partial.survivors.features.dtype == torch.bfloat16
+        torch.testing.assert_close(result.logits, whole.logits, rtol=0.05, atol=0.05)
 
 
 @needs_cpp

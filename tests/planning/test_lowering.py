@@ -282,7 +282,7 @@ REFUSED = {
     "a grouped image": (conv(3, 6, groups=3), r"stage 0 has Conv2d\(3, 6.*no grouped, .* one of the image"),
     "dilated": (after(conv(8, 8, dilation=2)), r"stage 0 has Conv2d\(8, 8.*dilation=\(2, 2\).*no grouped, dilated"),
     "stride 3": (after(conv(8, 8, 3, 3)), r"stage 0 has Conv2d\(8, 8.*stride=\(3, 3\).*no grouped, dilated"),
-    "oblong": (after(nn.Conv2d(8, 8, (1, 3), padding=(0, 1))), r"stage 0 has Conv2d\(8, 8, kernel_size=\(1, 3\)"),
+    "oblong": (after(nn.Conv2d(8, 8, (3, 1), padding=(1, 0))), r"stage 0 has Conv2d\(8, 8, kernel_size=\(3, 1\)"),
     "reflecting": (after(conv(8, 8, padding_mode="reflect")), r"stage 0 has Conv2d\(8, 8.*padding_mode=reflect"),
     "untraceable": (Untraceable(), r"stage 0 is not folded: torch\.fx cannot trace it \("),
     "softplus": (after(nn.Softplus()), r"has Softplus\(.*\), which the resident engine has no step for \(at 1\)"),

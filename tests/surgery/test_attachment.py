@@ -283,3 +283,55 @@ def test_every_gradient_mode_around_and_inside_of_the_backbone(context, layer):
             assert_same_answers(fast(x), one_by_one(net, x), net)
     with torch.no_grad():
         assert_same_answers(net(x), one_by_one(net, x), net)
+
+
+class Residual(nn.Module):
+    """A network on rows [N, C, L], as those of torchvision are on images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv1d(6, 16, 7, 2, 3), nn.BatchNorm1d(16)
+        self.maxpool = nn.MaxPool1d(3, 2, 1)
+        self.layer1 = nn.Sequential(nn.Conv1d(16, 16, 3, padding=1), nn.BatchNorm1d(16), nn.ReLU())
+        self.layer2 = nn.Sequential(nn.Conv1d(16, 32, 3, 2, 1), nn.BatchNorm1d(32), nn.ReLU())
+        self.avgpool, self.fc = nn.AdaptiveAvgPool1d(1), nn.Linear(32, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+        x = x + self.layer1(x)
+        return self.fc(torch.flatten(self.avgpool(self.layer2(x)), 1))
+
+
+def plain_rows() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(6, 16, 5, padding=2), nn.ReLU(), nn.AvgPool1d(2), nn.Conv1d(16, 24, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(24, 5),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("backbone", "exits"), [(Residual, ["maxpool"]), (plain_rows, ["1", "2"])], ids=["residual", "sequential"]
+)
+def test_backbones_on_rows(backbone, exits) -> None:
+    torch.manual_seed(0)
+    made = backbone().eval()
+    net = eefast.attach(made, exits, head="conv1", input_shape=(6, 77))
+    assert [len(cost.feature_shape) for cost in net.stage_costs] == [2] * (len(exits) + 1)
+    net.thresholds.fill_(2)
+    for length in (77, 40):
+        x = torch.randn(5, 6, length)
+        assert torch.allclose(net(x).logits, made(x), atol=1e-6)
+    # Each exit answers what is left to it: noise in front of a linear is enough to split five rows.
+    net.thresholds.fill_(0.5)
+    result = net(x)
+    for engine in ("compact", "auto"):
+        fast = eefast.accelerate(net, engine=engine)(x)
+        assert torch.equal(fast.exit_index, result.exit_index)
+        assert torch.allclose(fast.logits, result.logits, atol=1e-5)
+
+
+def test_an_exit_after_something_that_is_no_row_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'6' returns shape \[N, 24\], but an exit needs maps \[N, C, L\]"):
+        eefast.attach(plain_rows().eval(), ["6"], input_shape=(6, 77))
+    with pytest.raises(ValueError, match=r"input_shape=\(6,\) must be \(C, H, W\) or, of rows, \(C, L\)"):
+        eefast.attach(plain_rows().eval(), ["1"], input_shape=(6,))
