@@ -59,6 +59,7 @@ class Subject:
 
     dtype: of the stages. example_inputs: prepared images to measure on, or None. max_batch_size: images for which CUDA
     graphs are captured. stages: what runs them, see `stage_runtimes.STAGES`. progress: told of each stage.
+    rival: seconds of an image to each exit by an engine that is ready, () where none is; see `SlowerError`.
     """
 
     net: EarlyExitNet
@@ -69,6 +70,7 @@ class Subject:
     max_batch_size: int = 256
     stages: str = "auto"
     progress: Progress = lambda what, done, total: None
+    rival: tuple[float, ...] = ()
 
     def plan(self, engine: str, stages: Sequence[StagePlan], *reasons: str) -> Plan:
         return Plan(engine, self.device, self.dtype, self.net.criterion.name, reasons, tuple(stages))

@@ -20,6 +20,7 @@ import eefast
 from eefast import zoo
 from eefast.heads import ExitHead
 from eefast.planning import planner, probe, stage_runtimes
+from eefast.planning.errors import SlowerError
 from eefast.planning.folding import fold_stage
 from eefast.planning.stage_runtimes import Chosen, chosen, fastest_chunk, missing_runtimes
 from eefast.runtimes import RUNTIMES
@@ -146,6 +147,35 @@ def test_a_stage_is_measured_once_and_built_again(offer: Any, monkeypatch: pytes
     assert choose().note == "Fast left out: OSError: no such operator: Wobble"
     with pytest.raises(pytest.fail.Exception, match="measured before"):
         choose(kind="dense")
+
+
+def test_what_is_slow_for_single_images_is_not_measured_further(offer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(fast=Fake(name="Fast", seconds=1.1), slow=Fake(name="Slow", seconds=1.3))
+    timed, sizes = probe.seconds_on_cpu, []
+
+    def noted(runs: Any) -> list[float]:
+        sizes.append([len(run.args[1]) for run in runs])
+        return timed(runs)
+
+    monkeypatch.setattr(probe, "seconds_on_cpu", noted)
+    assert choose().note == "folded (Fast takes 1.10×, Slow takes 1.30×)"
+    assert sizes == [[1, 1, 1], [64, 64]]
+
+
+def test_the_time_is_told_before_chunks_are_measured(offer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(fast=Fake(name="Fast", seconds=0.25))
+    monkeypatch.setattr(stage_runtimes, "fastest_chunk", lambda *_: pytest.fail("measured"))
+    folded, note = fold_stage(stage("dense"), torch.float32)
+    told: list[float] = []
+
+    def spend(seconds: float) -> None:
+        told.append(seconds)
+        raise SlowerError("too slow")
+
+    for _ in range(2):
+        with pytest.raises(SlowerError, match="too slow"):
+            chosen(stage("dense"), Chosen(folded, note), images(2, SHAPE), torch.channels_last, "auto", True, spend)
+    assert told == [0.25, 0.25]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
