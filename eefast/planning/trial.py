@@ -27,7 +27,7 @@ TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.25, tor
 Folding and another order of additions change the last digits; a wrong formula changes the first ones.
 """
 
-IN_INT8 = 0.1
+IN_INT8 = 0.25
 """The same for stages in simulated INT8, where the last digit of a sum decides between two integers."""
 
 TF32 = 0.02
