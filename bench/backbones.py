@@ -14,7 +14,7 @@ import torch
 from command import conclude
 from cpu_ways import LARGE_IMAGES
 from network_runs import run
-from peers import BACKBONE_PEERS, TORCH_COMPILE
+from peers import BACKBONE_INT8_PEERS, BACKBONE_PEERS, TORCH_COMPILE
 from rows import environment
 from workloads import BACKBONE_SIZES, on_backbones
 
@@ -32,6 +32,7 @@ def main() -> int:
         "--seconds", type=float, default=1800, help="skip, and say so, what does not fit; default %(default)s"
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile, too: minutes per network and batch size")
+    parser.add_argument("--int8", action="store_true", help="eight bits beside float32, instead of the other ways")
     arguments = parser.parse_args()
     if arguments.threads < 1:
         parser.error(f"--threads {arguments.threads}: at least 1")
@@ -41,7 +42,8 @@ def main() -> int:
     if not works:
         parser.error(f"--only {arguments.only!r}: no such network; there are {', '.join(map(str, on_backbones([1])))}")
     around = environment("cpu")
-    peers = (*BACKBONE_PEERS, TORCH_COMPILE) if arguments.compile else BACKBONE_PEERS
+    peers = BACKBONE_INT8_PEERS if arguments.int8 else BACKBONE_PEERS
+    peers = (*peers, TORCH_COMPILE) if arguments.compile else peers
     run(works, around, arguments.seconds, cpu_ways.started(peers, clock_of(arguments.threads)))
     return conclude(around)
 

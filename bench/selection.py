@@ -34,6 +34,7 @@ ORDER = (
     *("ONNX Runtime per stage, int8", "OpenVINO per stage, int8"),
     *("ONNX Runtime, one graph", "OpenVINO, one graph", COMPACT, "eefast compact, memory kept", RESIDENT),
     *("eefast resident, bfloat16", "eefast resident, avx2", "eefast resident, direct", RESIDENT_INT8),
+    "eefast call, int8",
 )
 """Of the ways in a table, eefast's last."""
 

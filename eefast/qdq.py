@@ -65,6 +65,14 @@ class QdqConvolution(KeepsDtypes):
         return f"{c * self.groups}, {o}, kernel={tuple(kernel)}, stride={self.stride}, groups={self.groups}"
 
 
+def round_nothing(graph: nn.Module) -> None:
+    """Let values pass as they are; the weights of convolutions stay integers."""
+    for parent in list(graph.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, QuantizeDequantize):
+                setattr(parent, name, nn.Identity())
+
+
 class QdqStage(KeepsDtypes):
     """Float features, or images [N, C, H, W] → float features [N, C', H', W'], in the dtype of the former.
 

@@ -45,6 +45,9 @@ BACKBONE_PEERS: tuple[Peer, ...] = (
     *(ONNX_RUNTIME, OPENVINO, eefast_engines.AUTO, eefast_engines.COMPACT),
     *(peer for peer in runtime_stages.PEERS if peer.family in ("onnxruntime", "openvino")),
 )
+BACKBONE_INT8_PEERS: tuple[Peer, ...] = (
+    *(ONNX_RUNTIME, OPENVINO, eefast_engines.AUTO, int8.ONNX_RUNTIME, int8.OPENVINO, int8.BY_DEFAULT),
+)
 # Other networks in the place of the one that is measured.
 STAND_INS: tuple[Peer, ...] = (smaller.PEER,)
 # The same network, whose images do not leave where it asks for.
@@ -52,7 +55,7 @@ WHOLE_BATCH: tuple[Peer, ...] = (earlyon_batched.PEER,)
 ALL_PEERS = (*PEERS, *STAND_INS, *WHOLE_BATCH)
 
 __all__ = [
-    "ALL_PEERS", "BACKBONE_PEERS", "EAGER", "EAGER_NCHW", "INT8_PEERS", "KEY_PEERS", "MASKED", "MASKED_FOLDED",
-    "ONNX_RUNTIME", "OPENVINO", "OPENVINO_BFLOAT16", "PEERS", "STAND_INS", "TORCH_COMPILE", "WHOLE_BATCH", "Peer",
-    "Run", "torch_version",
+    "ALL_PEERS", "BACKBONE_INT8_PEERS", "BACKBONE_PEERS", "EAGER", "EAGER_NCHW", "INT8_PEERS", "KEY_PEERS", "MASKED",
+    "MASKED_FOLDED", "ONNX_RUNTIME", "OPENVINO", "OPENVINO_BFLOAT16", "PEERS", "STAND_INS", "TORCH_COMPILE",
+    "WHOLE_BATCH", "Peer", "Run", "torch_version",
 ]  # fmt: skip

@@ -49,6 +49,25 @@ def resident(net: EarlyExitNet, images: Tensor) -> Run:
     return run
 
 
+def by_default(net: EarlyExitNet, images: Tensor) -> Run:
+    """Whatever engine eefast chooses; where other libraries run the stages they may round otherwise.
+
+    Raises `RuntimeError` where the final logits then differ from simulated INT8 more than that does from float32.
+    """
+    made = eefast.quantize(net, images[:CALIBRATION_IMAGES])
+    made.thresholds, made.config = net.thresholds, None
+    run = eefast.accelerate(made, frozen=True)
+    part = images[:COMPARED_IMAGES]
+    never = [net.criterion.never] * net.num_exits
+    exact, simulated, found = (each(part, thresholds=never).logits for each in (net, made, run))
+    error, allowed = ((a - simulated).norm() / simulated.norm() for a in (found, exact))
+    if error > allowed:
+        raise RuntimeError(
+            f"WRONG: the logits differ from simulated INT8 by {error:.1%}, float32 only by {allowed:.1%}"
+        )
+    return run
+
+
 def _describe_onnx_runtime() -> str:
     return f"{onnx_runtime_version()}, {QDQ}"
 
@@ -70,6 +89,7 @@ OPENVINO = _peer(
     "plain, OpenVINO int8", partial(whole, run=baselines.openvino_int8), _describe_openvino, True, "openvino"
 )
 RESIDENT = _peer("eefast resident, int8", resident, eefast_version, False, "eefast")
+BY_DEFAULT = _peer("eefast call, int8", by_default, eefast_version, False, "eefast")
 PEERS = (
     ONNX_RUNTIME,
     OPENVINO,

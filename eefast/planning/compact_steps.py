@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -19,7 +20,7 @@ from ..runtimes import RUNTIMES
 from ..system.memory import keep_freed
 from . import probe, trial
 from .capture import with_graphs
-from .errors import UnsupportedError
+from .errors import SlowerError, UnsupportedError
 from .folding import fold_stage
 from .head_packing import pack_conv, pack_head
 from .indexed_stages import device_counted
@@ -27,6 +28,11 @@ from .inference_copies import channels_last, inference_copy
 from .stage_choice import fastest_stage
 from .stage_runtimes import CHUNK, LARGE, PYTORCH, Chosen, chosen, missing_runtimes
 from .trial import Subject
+
+HOPELESS, BEST_REST = 1.1, 0.75
+"""Of another engine's time to the final exit: from when on nothing more is measured, if the stages that are left took
+only this part of its time for them.
+"""
 
 
 def obstacle(net: EarlyExitNet, device: torch.device) -> str:
@@ -61,7 +67,7 @@ def build_compact(subject: Subject) -> CompactEngine:
         # The network's device: tests plan for a GPU that is not there.
         there = next(net.parameters()).device
         features = torch.cat([probe.images(net, subject.example_inputs)] * 4).to(there, dtype)
-    rows, steps, layout = [], [], torch.channels_last
+    rows, steps, layout, spent = [], [], torch.channels_last, 0.0
     parts = zip(net.stages, net.heads, net.stage_costs, trial.shares(net), subject.expected, strict=True)
     for i, (stage, head, cost, share, wanted) in enumerate(parts):
         subject.progress("planning stages", i, len(net.stages))
@@ -69,8 +75,8 @@ def build_compact(subject: Subject) -> CompactEngine:
         features = None if features is None else folded(features)
         found = Chosen(folded, note)
         if not on_cuda:
-            found = _by_runtime(subject, stage, found, wanted.seen, layout)
-            layout = layout_of(found.stage)
+            found = _by_runtime(subject, stage, found, wanted.seen, layout, partial(_check_rival, subject, i, spent))
+            layout, spent = layout_of(found.stage), spent + found.seconds
         assert isinstance(head, ExitHead)
         # Convolutions of a head would run on the dead rows, too.
         counts = kernel == "Triton" and len(head.convs) < 2
@@ -102,13 +108,31 @@ def _stage(
     return folded, note
 
 
+def _check_rival(subject: Subject, i: int, before: float, seconds: float) -> None:
+    """`SlowerError` where stages 0 … i take so long that the others will not make up for it.
+
+    before: seconds of an image in stages 0 … i - 1; seconds: in stage i.
+    """
+    if not subject.rival:
+        return
+    here, there, end = before + seconds, subject.rival[i], subject.rival[-1]
+    if here + BEST_REST * (end - there) > HOPELESS * end:
+        what = f"the stages up to exit {i} take {here / there:.1f}× as long"
+        raise SlowerError(f"{what} ({1e3 * here:.1f} ms per image, {1e3 * there:.1f})")
+
+
 def _by_runtime(
-    subject: Subject, stage: nn.Module, folded: Chosen, seen: Tensor, layout: torch.memory_format
+    subject: Subject,
+    stage: nn.Module,
+    folded: Chosen,
+    seen: Tensor,
+    layout: torch.memory_format,
+    spend: Callable[[float], None],
 ) -> Chosen:
-    """What runs a stage on the CPU; seen: features before it, which come in `layout`."""
+    """What runs a stage on the CPU; seen: features before it, which come in `layout`; spend: see `chosen`."""
     if subject.dtype == torch.float32 == seen.dtype and not isinstance(stage, QuantizedStage):
         in_chunks = 4 * prod(subject.net.input_shape) >= LARGE
-        found = chosen(stage, folded, seen, layout, subject.stages, in_chunks)
+        found = chosen(stage, folded, seen, layout, subject.stages, in_chunks, spend)
         return found if in_chunks else replace(found, chunk=CHUNK)
     if subject.stages in ("auto", PYTORCH):
         return replace(folded, chunk=CHUNK)

@@ -1,4 +1,4 @@
-"""What planning raises where an engine cannot run a network."""
+"""What planning raises where an engine cannot run a network, or would be too slow."""
 
 from __future__ import annotations
 
@@ -15,3 +15,7 @@ class UnsupportedError(ValueError):
         """The same error, with the path."""
         self.path = path
         return self
+
+
+class SlowerError(UnsupportedError):
+    """An engine would be slower than another one that is ready; the message says by how much."""

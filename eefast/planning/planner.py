@@ -23,7 +23,7 @@ from ..system.progress import Late, Progress
 from . import probe, trial
 from .compact_steps import build_compact
 from .compact_steps import obstacle as compact_obstacle
-from .errors import UnsupportedError
+from .errors import SlowerError, UnsupportedError
 from .folding import SIMULATED
 from .integer_lowering import is_quantized
 from .resident_program import build_resident, lowered
@@ -164,16 +164,35 @@ speeds: dict[Any, tuple[float, float]] = {}
 """Seconds of the resident and of the compact engine, for each geometry of a network; none is measured twice."""
 
 
+hopeless: dict[Any, str] = {}
+"""Why the resident engine runs, for the geometries where the compact one was slower before it was whole."""
+
+
+def _rival(subject: Subject, resident: Engine) -> tuple[float, ...]:
+    """Seconds of an image to each exit; () where all of the compact engine is planned quickly, or has no choices."""
+    net = subject.net
+    if subject.device.type != "cpu" or not probe.is_large(net):
+        return ()
+    images = probe.images(net, subject.example_inputs)
+    images = images[torch.arange(max(len(images) // 2, torch.get_num_threads())) % len(images)]
+    runs = [partial(resident.run, images, probe.thresholds(net, i)) for i in range(net.num_exits + 1)]
+    return tuple(seconds / len(images) for seconds in probe.seconds_on_cpu(runs, rounds=1))
+
+
 def _faster(subject: Subject, resident: Engine, geometry: Any) -> Engine:
     """The faster of the resident and the compact engine, measured on images that all go to the final exit."""
     net, device = subject.net, subject.device
     key = geometry, device, subject.dtype, ops.instruction_set(), torch.get_num_threads()
     compact: Engine | None = None
     try:
-        if key not in speeds or speeds[key][0] > speeds[key][1]:
-            compact = _compact(subject)
+        if key not in hopeless and (key not in speeds or speeds[key][0] > speeds[key][1]):
+            compact = _compact(replace(subject, rival=() if key in speeds else _rival(subject, resident)))
+    except SlowerError as error:
+        hopeless[key] = f"faster than the compact engine, of which {error}"
     except UnsupportedError as error:
         return _because(resident, f"the compact engine cannot run: {error}")
+    if key in hopeless:
+        return _because(resident, hopeless[key])
     # A GPU needs more to be busy, and of large networks fewer take long enough.
     count = 32 if device.type == "cuda" else 1 if probe.is_large(net) else 2
     images = torch.cat([probe.images(net, subject.example_inputs)] * count).to(device)

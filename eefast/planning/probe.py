@@ -44,9 +44,9 @@ def fastest_of(runs: Sequence[Callable[[], Any]], rounds: int = ROUNDS) -> list[
     return _least(runs, rounds, time.perf_counter, float("inf"))
 
 
-def seconds_on_cpu(runs: Sequence[Callable[[], Any]]) -> list[float]:
+def seconds_on_cpu(runs: Sequence[Callable[[], Any]], rounds: int = ROUNDS_ON_CPU) -> list[float]:
     """As `fastest_of`, more often in less time; on one thread of the process, which other processes do not lengthen."""
-    return _least(runs, ROUNDS_ON_CPU, time.process_time if torch.get_num_threads() == 1 else time.perf_counter, LIMIT)
+    return _least(runs, rounds, time.process_time if torch.get_num_threads() == 1 else time.perf_counter, LIMIT)
 
 
 def _least(runs: Sequence[Callable[[], Any]], rounds: int, clock: Callable[[], float], limit: float) -> list[float]:

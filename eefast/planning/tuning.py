@@ -64,6 +64,7 @@ def tuned(net: EarlyExitNet, lowered: Lowered, bfloat16: bool, images: Tensor) -
         return pack(algorithms, groups), ""
     exact = all_logits(net, pack((0,) * len(groups), groups), images)
 
+    @cache
     def error(chosen: tuple[int, ...]) -> float:
         logits = all_logits(net, pack(chosen, groups), images)
         return float((logits - exact).abs().max() / exact.abs().max().clamp_min(1e-30))

@@ -11,7 +11,8 @@ from torch import fx, nn
 from ..modules.tracing import recompile
 from ..ops import Activation
 from ..planning.folding import fold_stage
-from ..planning.patterns import activation_of, called, computes_as
+from ..planning.inference_copies import plain_norms
+from ..planning.patterns import activation_of, called, computes_as, is_identity
 from ..qdq import QdqConvolution, QdqStage, QuantizeDequantize
 
 ROUNDED = "rounded_"
@@ -23,7 +24,7 @@ RELUS = (Activation.RELU, Activation.RELU6)
 
 def folded_graph(stage: nn.Module, path: str) -> fx.GraphModule:
     """The graph of a stage, BatchNorms folded, float32; `ValueError` where there is none. path: of the stage."""
-    folded, note = fold_stage(stage, torch.float32)
+    folded, note = fold_stage(plain_norms(stage), torch.float32)
     if not isinstance(folded, fx.GraphModule):
         raise ValueError(f"{path} cannot be quantised: {note}; replace the module, or keep the network in float32")
     return folded
@@ -57,8 +58,14 @@ def rounded_values(graph: fx.GraphModule, convs: Collection[fx.Node]) -> list[fx
 
 def result_of(graph: fx.GraphModule, conv: fx.Node) -> fx.Node:
     """The convolution, or the ReLU that alone reads it."""
-    user = next(iter(conv.users), conv)
-    return user if len(conv.users) == 1 and activation_of(called(graph, user)) in RELUS else conv
+    node = conv
+    while len(node.users) == 1:
+        (node,) = node.users
+        if activation_of(called(graph, node)) in RELUS:
+            return node
+        if not is_identity(called(graph, node)):
+            break
+    return conv
 
 
 def qdq_stage(graph: fx.GraphModule, names: Collection[str], path: str) -> QdqStage:

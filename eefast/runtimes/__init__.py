@@ -1,7 +1,7 @@
 """Other libraries that run a stage: a module and features → a stage with the same answers, see `stage.Runtime`."""
 
 from .compiled import Compiled
-from .onnx_models import ONNX_NEEDS, OPENVINO_NEEDS, missing, onnx_model
+from .onnx_models import ONNX_NEEDS, OPENVINO_NEEDS, exported_once, missing, onnx_model
 from .onnx_sessions import OnnxRuntime
 from .openvino_requests import OpenVino
 from .stage import Runtime, RuntimeStage
@@ -11,5 +11,5 @@ RUNTIMES: dict[str, Runtime] = {"onnxruntime": OnnxRuntime(), "openvino": OpenVi
 
 __all__ = [
     "ONNX_NEEDS", "OPENVINO_NEEDS", "RUNTIMES", "Compiled", "OnnxRuntime", "OpenVino", "Runtime", "RuntimeStage",
-    "missing", "onnx_model",
+    "exported_once", "missing", "onnx_model",
 ]  # fmt: skip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -32,7 +33,33 @@ def onnx_model(module: nn.Module, example: Tensor, outputs: Sequence[str]) -> by
     return file.getvalue()
 
 
+_exports: dict[tuple[int, torch.Size], tuple[nn.Module, tuple[bytes, torch.Size]]] | None = None
+"""By a stage's id and the shape of its images: the stage, which keeps its id meanwhile, and what it was exported to."""
+
+
+@contextmanager
+def exported_once() -> Iterator[None]:
+    """Inside, a stage that does not change is exported once for all libraries that read ONNX."""
+    global _exports
+    before, _exports = _exports, {}
+    try:
+        yield
+    finally:
+        _exports = before
+
+
 def onnx_stage(stage: nn.Module, example: Tensor) -> tuple[bytes, torch.Size]:
+    """See `_exported`; what `exported_once` knows is not exported again."""
+    known, key = _exports, (id(stage), example.shape[1:])
+    if known is not None and key in known:
+        return known[key][1]
+    made = _exported(stage, example)
+    if known is not None:
+        known[key] = stage, made
+    return made
+
+
+def _exported(stage: nn.Module, example: Tensor) -> tuple[bytes, torch.Size]:
     """A stage as ONNX, "x" [n, C, H, W] → "y"; and the shape (C', H', W') of its features.
 
     `ValueError` where its features are no maps in float32, and where it is no graph of torch.fx: the exporter follows

@@ -15,7 +15,7 @@ import network_runs
 import pytest
 import torch
 from page_tables import backbone_table
-from peers import BACKBONE_PEERS, EAGER, TORCH_COMPILE
+from peers import BACKBONE_INT8_PEERS, BACKBONE_PEERS, EAGER, TORCH_COMPILE
 from rows import NetworkRow
 from runtime_process import Server, Setting
 from selection import AUTO, COMPACT
@@ -75,6 +75,14 @@ def test_several_threads_by_the_clock_on_the_wall(asked):
     assert [(work.network.name, work.batch_size) for work in works] == [(RESNET, 3), (RESNET, 1)]
     assert (seconds, clock, threads) == (5, "perf_counter", 2)
     assert peers == (*BACKBONE_PEERS, TORCH_COMPILE)
+
+
+def test_eight_bits_beside_float32(asked):
+    _, _, peers, _, _ = asked("--int8")
+    assert peers == BACKBONE_INT8_PEERS
+    assert {peer.name for peer in peers if peer.dtype == torch.int8} == {
+        *("plain, ONNX Runtime int8", "plain, OpenVINO int8", "eefast call, int8"),
+    }
 
 
 @pytest.mark.parametrize(

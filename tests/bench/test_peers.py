@@ -186,6 +186,26 @@ def test_an_engine_that_is_not_integer_arithmetic_is_refused(monkeypatch):
         int8.RESIDENT.prepare(net, x)
 
 
+@pytest.mark.parametrize(("factor", "right"), [(0.9, True), (1.1, False)])
+@torch.no_grad()
+def test_libraries_may_round_otherwise_but_no_more(monkeypatch, factor, right):
+    net, x = network(), images(31, SHAPE)
+
+    def rounding_elsewhere(made, **_):
+        def run(part, **limits):
+            found, exact = made(part, **limits), net(part, **limits)
+            return found._replace(logits=found.logits + factor * (exact.logits - found.logits))
+
+        return run
+
+    monkeypatch.setattr(eefast, "accelerate", rounding_elsewhere)
+    if right:
+        assert int8.BY_DEFAULT.prepare(net, x)(x).logits.shape == (31, net.num_classes)
+    else:
+        with pytest.raises(RuntimeError, match=r"WRONG: the logits differ from simulated INT8 by"):
+            int8.BY_DEFAULT.prepare(net, x)
+
+
 @pytest.mark.skipif(not find_spec("openvino"), reason="needs openvino: pip install 'eefast[bench]'")
 def test_openvino_in_bfloat16_is_not_float32_under_another_name():
     import openvino

@@ -8,7 +8,7 @@ import torch
 from networks import images
 from torch import fx, nn
 
-from eefast.qdq import QdqConvolution, QdqStage, QuantizeDequantize
+from eefast.qdq import QdqConvolution, QdqStage, QuantizeDequantize, round_nothing
 
 
 def rounding(scale: float, zero: int) -> QuantizeDequantize:
@@ -74,8 +74,10 @@ def test_a_channel_of_zeros_stays_one() -> None:
 
 @pytest.fixture
 def stage() -> QdqStage:
-    module = nn.Sequential(rounding(0.02, 128), QdqConvolution(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)).eval()
-    return QdqStage(fx.symbolic_trace(module)).eval()
+    graph = fx.symbolic_trace(nn.Sequential(nn.Identity(), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval())
+    graph.set_submodule("0", rounding(0.02, 128))
+    graph.set_submodule("1", QdqConvolution(graph.get_submodule("1")))
+    return QdqStage(graph).eval()
 
 
 def test_all_numbers_are_buffers_that_keep_their_dtypes(stage: QdqStage) -> None:
@@ -98,3 +100,11 @@ def test_training_is_refused(stage: QdqStage) -> None:
         stage(x.requires_grad_())
     with pytest.raises(RuntimeError, match="a quantised network is not trained"):
         stage.train()(x.detach())
+
+
+@torch.no_grad()
+def test_values_can_pass_as_they_are(stage: QdqStage) -> None:
+    x, rounded = images(3, (3, 6, 7)), stage.graph.get_submodule("0")
+    round_nothing(stage)
+    assert torch.equal(stage(rounded(x)), stage(rounded(rounded(x))))
+    assert not torch.equal(stage(x), stage(rounded(x)))

@@ -16,7 +16,8 @@ from eefast import ops, zoo
 from eefast.engines import CompactEngine
 from eefast.planning import compact_steps, probe, trial
 from eefast.planning.compact_steps import build_compact, obstacle
-from eefast.planning.errors import UnsupportedError
+from eefast.planning.errors import SlowerError, UnsupportedError
+from eefast.planning.stage_runtimes import Chosen
 from eefast.planning.trial import Subject
 
 SHAPE = (1, 6, 7)
@@ -183,6 +184,35 @@ def test_where_folding_changes_answers_the_stage_runs_as_it_is(monkeypatch: pyte
     notes = [row.note for row in build_compact(given).plan.stages]
     assert notes[0].startswith("not folded: answers differ by 1 of the largest")
     assert notes[1:] == ["folded", "folded"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "reason"),
+    [
+        ((1.0, 1.0, 1.0), ""),
+        ((1.9, 1.0, 1.0), "the stages up to exit 0 take 1.9× as long (1900.0 ms per image, 1000.0)"),
+        ((1.5, 1.0, 1.0), "the stages up to exit 2 take 1.2× as long (3500.0 ms per image, 3000.0)"),
+        ((1.5, 1.0, 0.7), ""),
+        ((1.0, 1.6, 1.0), "the stages up to exit 1 take 1.3× as long (2600.0 ms per image, 2000.0)"),
+    ],
+)
+def test_what_cannot_beat_an_engine_that_is_ready_is_not_built(
+    seconds: tuple[float, ...], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, each = replace(subject(), rival=(1.0, 2.0, 3.0)), iter(seconds)
+
+    def chosen(stage: Any, folded: Chosen, *rest: Any) -> Chosen:
+        found = replace(folded, seconds=next(each))
+        rest[-1](found.seconds)
+        return found
+
+    monkeypatch.setattr(compact_steps, "chosen", chosen)
+    if reason:
+        with pytest.raises(SlowerError) as error:
+            build_compact(given)
+        assert str(error.value) == reason
+    else:
+        assert len(build_compact(given).steps) == 3
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "compile"])

@@ -18,7 +18,7 @@ import eefast
 from eefast import ops, zoo
 from eefast.engines import Plan
 from eefast.planning import Options, build, planner, probe
-from eefast.planning.errors import UnsupportedError
+from eefast.planning.errors import SlowerError, UnsupportedError
 
 SHAPE = (1, 6, 7)
 
@@ -72,6 +72,7 @@ def builders(monkeypatch: pytest.MonkeyPatch) -> Builders:
     monkeypatch.setattr(probe, "fastest_of", made.fastest_of)
     monkeypatch.setattr(probe, "seconds_on_cpu", made.fastest_of)
     monkeypatch.setattr(planner, "speeds", {})
+    monkeypatch.setattr(planner, "hopeless", {})
     planner.log_once.cache_clear()
     return made
 
@@ -144,6 +145,32 @@ def test_a_geometry_is_measured_once(net: Any, builders: Builders, seconds: Any,
     builders.geometry = "another geometry"
     plan(net)
     assert builders.measured == 2
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_compact_engine_of_a_large_network_knows_what_it_has_to_beat(
+    net: Any, builders: Builders, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "is_large", lambda net: large)
+    rivals, make = [], builders.make
+    monkeypatch.setattr(
+        planner, "build_compact", lambda subject: (rivals.append(subject.rival), make("compact", subject))[1]
+    )
+    monkeypatch.setattr(probe, "seconds_on_cpu", lambda runs, rounds=7: [4.0, 8.0, 12.0] if rounds == 1 else (1.0, 2.0))
+    assert plan(net).engine == "resident"
+    assert rivals == [(1.0, 2.0, 3.0) if large else ()]
+
+
+def test_a_compact_engine_that_is_slower_before_it_is_whole_is_built_once(net: Any, builders: Builders) -> None:
+    builders.errors["compact"] = SlowerError("the stages up to exit 1 take 1.3× as long (13.0 ms per image, 10.0)")
+    first = plan(net)
+    assert (first.engine, builders.measured) == ("resident", 0)
+    assert first.reasons[0] == (
+        "faster than the compact engine, of which the stages up to exit 1 take 1.3× as long (13.0 ms per image, 10.0)"
+    )
+    builders.built.clear()
+    assert plan(net) == first
+    assert builders.built == ["resident"]
 
 
 def test_threads_and_dtypes_are_measured_apart(net: Any, builders: Builders, monkeypatch: pytest.MonkeyPatch) -> None:

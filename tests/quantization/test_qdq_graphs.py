@@ -40,6 +40,18 @@ def test_values_around_convolutions_are_rounded(kind, expected):
     assert not any(isinstance(module, nn.Conv2d) for module in made.modules())
 
 
+def test_norms_of_timm_are_folded_and_what_does_nothing_is_passed_over():
+    pytest.importorskip("timm", reason="needs timm")
+    from timm.layers import BatchNormAct2d
+
+    norms = BatchNormAct2d(4), BatchNormAct2d(4, act_layer=nn.SiLU)
+    original = lived_in(nn.Sequential(nn.Conv2d(3, 4, 3), norms[0], nn.Conv2d(4, 4, 1), norms[1]), 0)
+    graph = folded_graph(original, "stages.0")
+    made = qdq_stage(graph, convolutions(graph), "stages.0")
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in made.modules())
+    assert rounded_after(made) == ["input", "ReLU", "QdqConvolution"]
+
+
 @pytest.mark.parametrize("kind", STAGES)
 @torch.no_grad()
 def test_without_names_nothing_changes(kind):

@@ -8,7 +8,7 @@ from torch import nn
 
 from eefast.planning.folding import fold_stage
 from eefast.runtimes import onnx_models
-from eefast.runtimes.onnx_models import ONNX_NEEDS, OPENVINO_NEEDS, missing, onnx_stage
+from eefast.runtimes.onnx_models import ONNX_NEEDS, OPENVINO_NEEDS, exported_once, missing, onnx_stage
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,16 @@ def test_stages_with_branches_are_not_exported(monkeypatch):
     monkeypatch.setattr(onnx_models, "onnx_model", lambda *args: pytest.fail("it was exported"))
     with pytest.raises(ValueError, match=r"torch\.fx cannot trace the stage, so an export could lose a branch of it"):
         onnx_stage(fold_stage(Branching(), torch.float32)[0], torch.rand(2, 3, 4, 5))
+
+
+def test_a_stage_is_exported_once_for_several_libraries(monkeypatch):
+    made = []
+    monkeypatch.setattr(onnx_models, "onnx_model", lambda stage, *_: made.append(stage) or b"%d" % len(made))
+    (one, _), (two, _) = (fold_stage(nn.Conv2d(3, 2, 1), torch.float32) for _ in range(2))
+    x, larger = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 4, 6)
+    with exported_once():
+        assert [onnx_stage(stage, seen)[0] for stage in (one, two, one) for seen in (x, larger, x)] == [
+            *(b"1", b"2", b"1", b"3", b"4", b"3", b"1", b"2", b"1"),
+        ]
+    assert onnx_stage(one, x)[0] == b"5"
+    assert onnx_stage(one, x)[0] == b"6"
