@@ -27,6 +27,7 @@ from .server import Server
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+Handler = Callable[[Any, Any, Any], Awaitable[None]]
 
 WARMING, READY, LEAVING, DRAINING = "warming", "ready", "leaving", "draining"
 """States: it has no server yet; takes requests; takes them, but asks to get no more; takes none."""
@@ -75,17 +76,25 @@ class Application:
         self.metrics = Metrics(self.net.num_exits + 1)
         self.pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="eefast-decode")
 
-    def routes(self) -> Starlette:
-        """As an ASGI application."""
-        return Starlette(
+    def asgi(self) -> Handler:
+        """The handlers as one application of ASGI."""
+        predict = Predict(self)
+        others = Starlette(
             routes=[
-                Route("/v1/predict", Predict(self), methods=["POST"]),
+                Route("/v1/predict", predict, methods=["POST"]),
                 Route("/v1/model", self._model),
                 Route("/healthz", self._health),
                 Route("/readyz", self._ready),
                 Route("/metrics", self._metrics),
             ]
         )
+
+        async def answer(scope: Any, receive: Any, send: Any) -> None:
+            # Looking for the route would take as long as reading the request.
+            direct = scope["type"] == "http" and scope["path"] == "/v1/predict" and scope["method"] == "POST"
+            await (predict if direct else others)(scope, receive, send)
+
+        return answer
 
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"state": self.state})

@@ -73,7 +73,7 @@ def run(net: EarlyExitNet, options: Options, say: Callable[[str], object]) -> No
     )
     listening = bound(options.host, options.port)
     config = uvicorn.Config(
-        application.routes(), log_level="warning", access_log=False, lifespan="off", ws="none",
+        application.asgi(), log_level="warning", access_log=False, lifespan="off", ws="none",
         timeout_graceful_shutdown=ceil(options.drain) + 1,
     )  # fmt: skip
     # A thread that has computed an answer waits for Python's lock for as long, and the event loop is always busy.
