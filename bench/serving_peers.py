@@ -85,7 +85,7 @@ def empty(folder: str, port: int) -> None:
     """`eefast serve` without a network: the same body is read, an answer of the same length is sent."""
     import uvicorn
 
-    from eefast.serving.application import Client
+    from eefast.serving.client import Client
 
     class Nothing:
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
