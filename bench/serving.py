@@ -337,9 +337,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = prepare(Path(folder), asked.model, *sizes)
         print(f"{place.fast.plan.engine} engine, {place.capacity:,.0f} images/s", file=sys.stderr)
         for name in track(asked.only, "measurements"):
-            found = list(MEASUREMENTS[name](place))
-            append(found, around)
-            rows += found
+            for row in MEASUREMENTS[name](place):
+                append([row], around)
+                rows.append(row)
     print(show(rows))
     return 0
 

@@ -84,10 +84,8 @@ def ray(folder: str, port: int) -> None:
 def empty(folder: str, port: int) -> None:
     """`eefast serve` without a network: the same body is read, an answer of the same length is sent."""
     import uvicorn
-    from starlette.applications import Starlette
-    from starlette.routing import Route
 
-    from eefast.serving.application import Client
+    from eefast.serving.client import Client
 
     class Nothing:
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -95,8 +93,9 @@ def empty(folder: str, port: int) -> None:
             await client.body(dict(scope["headers"]), 2**23)
             await client.json(200, {"label": 1, "exit": 0, "rest": "x" * 130})
 
-    app = Starlette(routes=[Route("/v1/predict", Nothing(), methods=["POST"])])
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False, lifespan="off", ws="none")
+    uvicorn.run(
+        Nothing(), host="127.0.0.1", port=port, log_level="warning", access_log=False, lifespan="off", ws="none"
+    )
 
 
 KINDS = {"litserve": litserve, "ray": ray, "empty": empty}

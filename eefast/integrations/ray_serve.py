@@ -23,9 +23,8 @@ def deployment(folder: str | Path, max_queue: int = 256, engine: str = "auto", *
     """serve.run(deployment("runs/mine", num_replicas=2)); options: of `serve.deployment`."""
     from ray import serve
 
-    return serve.deployment(**{"max_ongoing_requests": max_queue, **options})(EarlyExits).bind(
-        folder, max_queue, engine
-    )
+    made = serve.deployment(**{"max_ongoing_requests": max_queue, **options})(EarlyExits)
+    return made.bind(folder, max_queue, engine)
 
 
 class EarlyExits:
@@ -42,8 +41,8 @@ class EarlyExits:
             if bad := [image for image in images if isinstance(image, ImageFileError)]:
                 raise BodyError(400, str(bad[0]))
             good = [image for image in images if not isinstance(image, ImageFileError)]
-            deadline = request.headers.get("x-deadline-ms")
-            futures = self.server.submit_all(good, None if deadline is None else float(deadline) / 1e3)
+            deadline = float(request.headers.get("x-deadline-ms", "inf")) / 1e3
+            futures = self.server.submit_all(good, deadline)
         except (BodyError, Overloaded, ValueError) as error:
             status = 429 if isinstance(error, Overloaded) else getattr(error, "status", 422)
             return JSONResponse({"error": str(error)}, status)

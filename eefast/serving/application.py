@@ -21,12 +21,12 @@ from ..data.image_files import ImageFileError
 from ..model import EarlyExitNet
 from .answer import Answer, Closed, Overloaded
 from .bodies import RAW, TOO_LARGE, BodyError, Decoder
+from .client import Client, ClientGone, Receive, Refused, Send
 from .levels import Levels
 from .metrics import Metrics
 from .server import Server
 
-Receive = Callable[[], Awaitable[Mapping[str, Any]]]
-Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+Handler = Callable[[Any, Any, Any], Awaitable[None]]
 
 WARMING, READY, LEAVING, DRAINING = "warming", "ready", "leaving", "draining"
 """States: it has no server yet; takes requests; takes them, but asks to get no more; takes none."""
@@ -39,18 +39,6 @@ DECODERS = 2
 
 WATCH_SECONDS = 0.02
 """After which an image that waits is given up when its client leaves; watching every one would cost more."""
-
-
-class Refused(Exception):  # noqa: N818
-    """A request that gets no answer. status: of HTTP."""
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = status
-
-
-class ClientGone(Exception):  # noqa: N818
-    """The client has closed the connection."""
 
 
 @dataclass
@@ -75,17 +63,25 @@ class Application:
         self.metrics = Metrics(self.net.num_exits + 1)
         self.pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="eefast-decode")
 
-    def routes(self) -> Starlette:
-        """As an ASGI application."""
-        return Starlette(
+    def asgi(self) -> Handler:
+        """The handlers as one application of ASGI."""
+        predict = Predict(self)
+        others = Starlette(
             routes=[
-                Route("/v1/predict", Predict(self), methods=["POST"]),
+                Route("/v1/predict", predict, methods=["POST"]),
                 Route("/v1/model", self._model),
                 Route("/healthz", self._health),
                 Route("/readyz", self._ready),
                 Route("/metrics", self._metrics),
             ]
         )
+
+        async def answer(scope: Any, receive: Any, send: Any) -> None:
+            # Looking for the route would take as long as reading the request.
+            direct = scope["type"] == "http" and scope["path"] == "/v1/predict" and scope["method"] == "POST"
+            await (predict if direct else others)(scope, receive, send)
+
+        return answer
 
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"state": self.state})
@@ -238,71 +234,6 @@ class Predict:
 
     def _line(self, answer: Answer, level: str | None) -> dict[str, Any]:
         return {**answer.figures(self.app.net.classes), "level": level}
-
-
-class Client:
-    """One request's connection. gone: whether the client has closed it, once something watches."""
-
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self.receive, self.send, self.gone = receive, send, False
-
-    async def body(self, headers: Mapping[bytes, bytes], most: int) -> bytes:
-        """`Refused` for more than `most` bytes, `ClientGone` where it ends early."""
-        too_large = Refused(TOO_LARGE, f"the body has more than {most} bytes; send fewer images, or --max-body")
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > most:
-            raise too_large
-        found = b""
-        while True:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            found += message.get("body", b"")
-            if len(found) > most:
-                raise too_large
-            if not message.get("more_body", False):
-                return found
-
-    async def json(self, status: int, content: Mapping[str, Any], headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
-        text = json.dumps(content).encode()
-        await self.start(status, b"application/json", [(b"content-length", b"%d" % len(text)), *headers])
-        await self.more(text, False)
-
-    async def start(self, status: int, kind: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
-        sent = [(b"content-type", kind), *headers]
-        await self.send({"type": "http.response.start", "status": status, "headers": sent})
-
-    async def more(self, content: bytes, more: bool) -> None:
-        await self.send({"type": "http.response.body", "body": content, "more_body": more})
-
-    def cancels(self, futures: Sequence[Future[Answer]], after: float) -> Watch:
-        """A context in which the futures are cancelled when the client leaves; looked at after so many seconds."""
-        return Watch(self, futures, after)
-
-
-class Watch:
-    def __init__(self, client: Client, futures: Sequence[Future[Answer]], after: float) -> None:
-        self.client, self.futures = client, futures
-        self.task: asyncio.Task[None] | None = None
-        self.timer = asyncio.get_running_loop().call_later(after, self._begin)
-
-    def _begin(self) -> None:
-        self.task = asyncio.get_running_loop().create_task(self._watch())
-
-    async def _watch(self) -> None:
-        while (await self.client.receive())["type"] != "http.disconnect":
-            pass
-        self.client.gone = True
-        for future in self.futures:
-            future.cancel()
-
-    def __enter__(self) -> Watch:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.timer.cancel()
-        if self.task is not None:
-            self.task.cancel()
 
 
 def deadline_of(headers: Mapping[bytes, bytes], default: float | None) -> float | None:

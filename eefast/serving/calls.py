@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
 from math import inf, nan
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from .. import criteria
 from ..engines import Engine, ResidentEngine
-from ..result import ExitResult
 from .durations import CallDurations
 from .request import Request
 from .waiting_line import WaitingLine
@@ -50,6 +50,7 @@ class Calls:
         self.most = MOST_ON_CUDA if on_cuda else MOST
         self.durations = CallDurations(seconds_to_exits(engine, clock))
         self._running, self._counting = 0, threading.Lock()
+        self._costs = lru_cache(1)(lambda engine: engine.net.cost.tolist())
 
     def running(self) -> dict[str, int]:
         """Number of images under way; this engine does not say at which stage they are."""
@@ -80,9 +81,8 @@ class Calls:
         first = batch[0]
         last_exit = self._last_exit(first, now) if first.urgent else None
         try:
-            result = call(batch, last_exit)
-            logits = result.logits.cpu()
-            parts = [part.tolist() for part in (result.labels, *result[1:])]
+            logits, confidence, exits = (part.cpu().numpy() for part in call(batch, last_exit))
+            labels, confidence, exits = logits.argmax(1).tolist(), confidence.tolist(), exits.tolist()
         except BaseException as error:
             if len(batch) == 1:
                 first.fail(error)
@@ -91,10 +91,11 @@ class Calls:
                     self._answer([request])
             return
         now = self.clock()
-        for i, (request, *numbers) in enumerate(zip(batch, *parts, strict=True)):
-            request.answer(logits[i], *numbers, now)
+        costs = self._costs(first.engine)  # type: ignore[arg-type]
+        for request, row, label, at, value in zip(batch, logits, labels, exits, confidence, strict=True):
+            request.answer(torch.from_numpy(row), label, at, value, costs[at], now)
         if len(batch) == 1:
-            self.durations.add(parts[1][0], now - first.began)
+            self.durations.add(exits[0], now - first.began)
 
     def _last_exit(self, request: Request, now: float) -> int:
         """The last exit that it reaches before its deadline, and early enough for those that wait to reach their first.
@@ -112,7 +113,11 @@ def _together(taken: Sequence[Request], request: Request) -> bool:
     return not taken or (taken[0].alike(request) and not taken[0].urgent and not request.urgent)
 
 
-def call(batch: Sequence[Request], last_exit: int | None = None) -> ExitResult:
+Answers = tuple[Tensor, Tensor, Tensor]
+"""Logits [N, K], confidence [N] float32, exits [N] int64."""
+
+
+def call(batch: Sequence[Request], last_exit: int | None = None) -> Answers:
     """The answers to requests that are alike; last_exit: where all exit at the latest."""
     first = batch[0]
     images = first.image if len(batch) == 1 else torch.cat([request.image for request in batch])
@@ -125,11 +130,16 @@ def call(batch: Sequence[Request], last_exit: int | None = None) -> ExitResult:
     return run(first.engine, images, limits)
 
 
-def run(engine: Engine, images: Tensor, limits: Tensor) -> ExitResult:
-    """On the calling thread alone where the engine can."""
+def run(engine: Engine, images: Tensor, limits: Tensor) -> Answers:
+    """On the calling thread alone where the engine can.
+
+    Of the resident engine only the op: every other op of PyTorch gives Python's lock away, and in a process that is
+    busy with HTTP a thread waits long for it.
+    """
     if isinstance(engine, ResidentEngine):
-        return engine.run(images, limits, threads=1)
-    return engine.run(images, limits)
+        return engine.program.run(images, limits, engine.plan.criterion, engine.net.num_classes, 1)
+    result = engine.run(images, limits)
+    return result.logits, result.confidence, result.exit_index
 
 
 @torch.no_grad()
@@ -144,7 +154,7 @@ def seconds_to_exits(engine: Engine, clock: Callable[[], float]) -> list[float]:
         spans = []
         for _ in range(REPETITIONS):
             begin = clock()
-            run(engine, image, limits).exit_index.tolist()
+            run(engine, image, limits)[2].tolist()
             spans.append(clock() - begin)
         found.append(max(statistics.median(spans), 1e-9))
     return found

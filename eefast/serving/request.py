@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from math import inf
@@ -10,6 +11,18 @@ from torch import Tensor
 
 from ..engines import Engine
 from .answer import Answer
+
+
+class Pending(Future[Answer]):
+    """cancelled_once: is called when it was cancelled, if it was put somewhere that wants to know."""
+
+    cancelled_once: Callable[[], None] | None = None
+
+    def cancel(self) -> bool:
+        cancelled = super().cancel()
+        if cancelled and self.cancelled_once is not None:
+            self.cancelled_once()
+        return cancelled
 
 
 class Request:
@@ -25,7 +38,7 @@ class Request:
     def __init__(self, engine: Engine, image: Tensor, limits: Tensor, arrived: float, deadline: float = inf) -> None:
         self.engine, self.image, self.limits = engine, image, limits
         self.arrived, self.deadline, self.began = arrived, deadline, arrived
-        self.future: Future[Answer] = Future()
+        self.future = Pending()
         self.values: list[float] = []
 
     @property

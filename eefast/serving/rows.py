@@ -184,10 +184,11 @@ def _answer_in_one_call(batch: Sequence[Request], clock: Callable[[], float]) ->
     """By an engine that has no stages; there was one with stages when the server began."""
     for request in batch:
         try:
-            result = call([request], 0 if request.deadline < clock() else None)
-            label, exit_index = int(result.labels), int(result.exit_index)
-            confidence, cost = float(result.confidence), float(result.cost)
+            logits, confidence, exits = (
+                part[0].cpu() for part in call([request], 0 if request.deadline < clock() else None)
+            )
+            cost = float(request.engine.net.cost[int(exits)])
         except BaseException as error:
             request.fail(error)
         else:
-            request.answer(result.logits[0].cpu(), label, exit_index, confidence, cost, clock())
+            request.answer(logits, int(logits.argmax()), int(exits), float(confidence), cost, clock())

@@ -25,6 +25,7 @@ class WaitingLine:
     def __init__(self, most: int) -> None:
         self.most, self.closed = most, False
         self._waiting: deque[Request] = deque()
+        self._cancelled = False
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
@@ -35,7 +36,8 @@ class WaitingLine:
         with self._changed:
             if self.closed:
                 raise Closed("this server was closed; make another one")
-            if len(self._waiting) + count > self.most:
+            if self._cancelled and len(self._waiting) + count > self.most:
+                self._cancelled = False
                 self._waiting = deque(r for r in self._waiting if not r.future.cancelled())
             if len(self._waiting) + count > self.most:
                 raise Overloaded(
@@ -46,8 +48,13 @@ class WaitingLine:
         """All of them or none; errors as of `check`."""
         with self._changed:
             self.check(len(requests))
+            for request in requests:
+                request.future.cancelled_once = self._has_cancelled
             self._waiting.extend(requests)
             self._changed.notify(len(requests))
+
+    def _has_cancelled(self) -> None:
+        self._cancelled = True
 
     def take(
         self, most: int, fits: Fits = any_request, *, share: int | None = None, wait: bool = True

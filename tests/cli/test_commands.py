@@ -24,6 +24,7 @@ COMMANDS = [
     "evaluate",
     "predict",
     "score",
+    "serve",
     "bench",
     "plot",
     "calibrate-device",

@@ -197,8 +197,9 @@ def test_extras_bring_what_they_are_said_to_bring():
 
     project = Path(__file__).parents[2] / "pyproject.toml"
     extras = tomllib.loads(project.read_text())["project"]["optional-dependencies"]
+    packages = {"yaml": "pyyaml", "PIL": "pillow", "prometheus_client": "prometheus-client"}
     for module, extra in ending.EXTRAS.items():
-        assert {"yaml": "pyyaml", "PIL": "pillow"}.get(module, module) in extras[extra]
+        assert packages.get(module, module) in extras[extra]
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def ask(application, *requests):
     """Responses to (method, path, keywords), all at once."""
 
     async def run():
-        transport = httpx.ASGITransport(application.routes(), raise_app_exceptions=False)
+        transport = httpx.ASGITransport(application.asgi(), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             return await asyncio.gather(*(client.request(m, path, **words) for m, path, words in requests))
 
@@ -146,7 +146,7 @@ def test_a_full_queue_is_429_after_the_cheapest_level(gated, serve):
     gated.shut(0)
 
     async def run():
-        transport = httpx.ASGITransport(application.routes())
+        transport = httpx.ASGITransport(application.asgi())
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             post = lambda: client.post("/v1/predict", content=bytes(4), headers=RAW)  # noqa: E731
             tasks = [asyncio.create_task(post())]
@@ -214,7 +214,7 @@ def test_a_client_that_leaves_frees_its_images(gated, serve, count):
             "path": "/v1/predict",
             "headers": [(b"content-type", b"application/octet-stream")],
         }
-        task = asyncio.create_task(application.routes()(scope, receive, send))
+        task = asyncio.create_task(application.asgi()(scope, receive, send))
         while application.server.waiting() < count:
             await asyncio.sleep(0.001)
         waiting.set()

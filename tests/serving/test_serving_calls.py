@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import eefast
+from eefast.serving import calls
 from eefast.serving.calls import MOST, Calls, call, seconds_to_exits
 from eefast.serving.request import Request
 from eefast.serving.waiting_line import WaitingLine
@@ -29,15 +30,15 @@ def resident(small):
 
 def crew_of(engine, monkeypatch, workers=2):
     """Calls that take a second for each exit passed, and the images and exits of each call."""
-    clock, seen, run = Clock(), [], engine.run
+    clock, seen, run = Clock(), [], calls.run
 
-    def slow(images, limits, **words):
-        result = run(images, limits, **words)
-        clock.now += float((result.exit_index + 1).sum())
-        seen.append((len(images), result.exit_index.tolist()))
+    def slow(engine, images, limits):
+        result = run(engine, images, limits)
+        clock.now += float((result[2] + 1).sum())
+        seen.append((len(images), result[2].tolist()))
         return result
 
-    monkeypatch.setattr(engine, "run", slow)
+    monkeypatch.setattr(calls, "run", slow)
     crew = Calls(WaitingLine(256), engine, workers, clock)
     clock.now = 0.0
     seen.clear()
@@ -72,12 +73,12 @@ def test_a_long_queue_is_taken_several_at_a_time(resident, monkeypatch, count, s
 def test_images_with_limits_of_their_own_share_a_call(resident):
     engine, limits, x = resident
     given = [limits, torch.tensor([[2.0], [nan]]), torch.tensor([-1.0, -1.0]), limits.clone()]
-    result = call([Request(engine, x[i : i + 1], rows, 0.0) for i, rows in enumerate(given)])
+    logits, _, exits = call([Request(engine, x[i : i + 1], rows, 0.0) for i, rows in enumerate(given)])
     alone = [engine.run(x[i : i + 1], rows) for i, rows in enumerate(given)]
-    assert torch.equal(result.logits, torch.cat([one.logits for one in alone]))
-    assert result.exit_index.tolist()[1:3] == [1, 0]
+    assert torch.equal(logits, torch.cat([one.logits for one in alone]))
+    assert exits.tolist()[1:3] == [1, 0]
     first = call([Request(engine, x[i : i + 1], rows, 0.0) for i, rows in enumerate(given)], 0)
-    assert first.exit_index.tolist() == [0, 0, 0, 0]
+    assert first[2].tolist() == [0, 0, 0, 0]
     assert not limits.isnan().any()
 
 
@@ -108,14 +109,14 @@ def test_time_is_left_for_the_deadlines_of_those_that_wait(resident, monkeypatch
 def test_a_call_that_fails_is_made_for_each_image_alone(resident, monkeypatch):
     engine, limits, x = resident
     crew, _, seen = crew_of(engine, monkeypatch, workers=1)
-    run = engine.run
+    run = calls.run
 
-    def fails(images, limits, **words):
+    def fails(engine, images, limits):
         if (images[:, 0, 0, 0] == 7.0).any():
             raise ArithmeticError("of this image")
-        return run(images, limits, **words)
+        return run(engine, images, limits)
 
-    monkeypatch.setattr(engine, "run", fails)
+    monkeypatch.setattr(calls, "run", fails)
     bad = x[:1].clone()
     bad[0, 0, 0, 0] = 7.0
     requests = [Request(engine, image, limits, 0.0) for image in (x[1:2], bad, x[2:3])]
