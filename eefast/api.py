@@ -227,9 +227,11 @@ class Accelerated(nn.Module):
         for (engine, _), group in groups(map(self._read, batches), lambda a, b: a[0] is b[0]):
             yield from engine.stream(batch for _, batch in group)
 
-    @torch.no_grad()
     def _read(self, batch: Tensor | tuple[Tensor, Any]) -> tuple[Engine, Batch]:
         """A checked batch in memory that its source does not write to, and what answers it."""
+        if torch.is_grad_enabled() and not _without_gradient(batch):
+            with torch.no_grad():
+                return self._read(batch)
         engine, thresholds, since = self._ready()
         x, asked = batch if isinstance(batch, tuple) else (batch, None)
         images = engine.prepare(x)
@@ -289,6 +291,11 @@ class Accelerated(nn.Module):
 
     def extra_repr(self) -> str:
         return f"engine={self.plan.engine!r}, {self.net.extra_repr()}"
+
+
+def _without_gradient(batch: Any) -> bool:
+    """Whether nothing would be recorded for a batch: to switch recording off takes as long as to check the images."""
+    return isinstance(batch, Tensor) and not batch.requires_grad
 
 
 @cache
