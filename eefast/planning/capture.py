@@ -71,7 +71,7 @@ def _captured(
     engine: CompactEngine, example_inputs: Tensor | None, capacity: int, queues: int, step: float, note: str
 ) -> GraphEngine:
     net, plan = engine.net, engine.plan
-    survivors = _survivors(net, example_inputs)
+    survivors = survivors_of(net, example_inputs)
     made = Graphs(net, plan, engine.steps, capacity, queues, step, survivors)
     made.use(measured(made, launch_costs.load(made.device), survivors or [SURVIVORS] * net.num_exits))
     _check(made, engine)
@@ -150,7 +150,7 @@ def _with_reads(stages: tuple[StagePlan, ...], made: Graphs) -> tuple[StagePlan,
     return tuple(replace(row, note=f"{row.note}; {what}") for row, what in zip(stages, path, strict=True))
 
 
-def _survivors(net: EarlyExitNet, example_inputs: Tensor | None) -> list[float]:
+def survivors_of(net: EarlyExitNet, example_inputs: Tensor | None) -> list[float]:
     """Share of the arriving rows that goes on at each early exit; empty where there are no example inputs."""
     if example_inputs is None or len(example_inputs) == 0:
         return []
