@@ -55,6 +55,9 @@ def command(
         bool,
         Option("--drop-exits", help="Count heads in the cost, and leave out early exits that do not pay for theirs."),
     ] = False,
+    cost: Annotated[
+        str, Option(help="What an exit costs: macs, or time, measured here in batches of --batch-size.")
+    ] = "macs",
     criterion: CriterionName = "",
     scale: Annotated[
         bool, Option(help="First fit temperatures, and the confidence row, per exit; --save saves them too.")
@@ -75,6 +78,7 @@ def command(
     With --max-cost beside a budget of accuracy the thresholds keep both.
     """
     from ..measure import environment
+    from ..measure.time_costs import time_costs
     from ..thresholds import calibration, dropping, evaluation, scaling
     from ..thresholds.outputs import by_thresholds
 
@@ -82,6 +86,10 @@ def command(
     wanted = None if no_assurance else assurance
     calibration.check_bounds(bounds, wanted)
     rows = read_profiles(profile or ())
+    if cost not in ("macs", "time"):
+        raise ValueError(f"cost={cost!r} is unknown; choose macs or time")
+    if cost == "time" and drop_exits:
+        raise ValueError("--drop-exits counts MACs; leave out --cost time, and run calibrate again with it")
     check_saving(network, save)
     check_writable(json_path, cache)
     net, source = open_network(network, dataset, data_root, download, workers, device, other_data)
@@ -95,6 +103,11 @@ def command(
     if scale:
         scaling.scalable_layers(net)
     kept = HeldOutImages(source, held_out, seed, None if few_images else least_images(bounds, wanted))
+    in_time = None
+    if cost == "time":
+        # What the images show makes no difference to the time.
+        in_time = time_costs(net, net.cost.new_zeros(batch_size, *net.input_shape).normal_())
+        net.cost.copy_(net.cost.new_tensor(in_time.cost))  # of this run; no network is saved with it
     with bars() as progress:
         outputs, labels = kept.outputs(net, cache, batch_size, progress)
         raw = evaluation.exit_quality(outputs, labels)
@@ -138,6 +151,10 @@ def command(
         for part in render.calibration_parts(chosen, exits, impossible):
             echo(part)
         echo(f"\n{render.assurance(chosen)}\n")
+        if in_time is not None:
+            costs = ", ".join(f"{c:.3f}" for c in in_time.cost)
+            of = f"÷ the plain network's, {in_time.way}, batch {in_time.batch_size}"
+            echo(f"costs are times to the exits {of}: {costs}\n")
         if drop_exits:
             echo(f"costs with heads; exits left out: {', '.join(map(str, left_out)) or 'none'}\n")
         if profiles:
@@ -158,6 +175,7 @@ def command(
         "chosen": {name: {**asdict(c), "exits": exits[name]} for name, c in chosen.items()},
         "impossible": impossible,
         "left_out": left_out,
+        "time_costs": asdict(in_time) if in_time is not None else None,
         "profiles": {name: asdict(c) for name, c in profiles.items()},
         "exits": [asdict(q) for q in quality],
         "exits_before_scaling": [asdict(q) for q in raw] if scale else None,
