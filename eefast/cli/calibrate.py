@@ -77,8 +77,7 @@ def command(
 
     With --max-cost beside a budget of accuracy the thresholds keep both.
     """
-    from ..measure import environment
-    from ..measure.time_costs import time_costs
+    from ..measure import environment, time_costs
     from ..thresholds import calibration, dropping, evaluation, scaling
     from ..thresholds.outputs import by_thresholds
 
@@ -106,7 +105,7 @@ def command(
     in_time = None
     if cost == "time":
         # What the images show makes no difference to the time.
-        in_time = time_costs(net, net.cost.new_zeros(batch_size, *net.input_shape).normal_())
+        in_time = time_costs.measured(net, net.cost.new_zeros(batch_size, *net.input_shape).normal_())
         net.cost.copy_(net.cost.new_tensor(in_time.cost))  # of this run; no network is saved with it
     with bars() as progress:
         outputs, labels = kept.outputs(net, cache, batch_size, progress)

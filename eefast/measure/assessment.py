@@ -18,9 +18,9 @@ from ..result import ExitOutput, ExitResult
 from ..system.progress import Progress
 from ..thresholds.evaluation import Evaluation, evaluate
 from ..thresholds.outputs import by_thresholds, collect, outcome
-from . import baselines, comparison, verdicts
+from . import baselines, comparison, time_costs, verdicts
 from .comparison import Candidate, Row, Span
-from .time_costs import TimeCosts, time_costs
+from .time_costs import TimeCosts
 from .timing import PAUSE_SECONDS
 from .verdicts import ENGINES, LOOP, RESIDENT_INT8, Verdict
 
@@ -146,7 +146,9 @@ def assess(
             ]
             measured.append(found)
             judged.append(verdicts.judge(found[: len(candidates)], each[base].name))
-        in_time = tuple(time_costs(net, images[:n], dtype) for n in batch_sizes) if _has_time_costs(net) else ()
+        in_time = (
+            tuple(time_costs.measured(net, images[:n], dtype) for n in batch_sizes) if _has_time_costs(net) else ()
+        )
     rows = [row for each in measured for row in each[: len(candidates)]]
     speeds = [row.images_per_s for each in measured for row in each[len(candidates) :]]
     plan, on_test = auto.plan, partial(outcome, outputs, labels, net.cost)

@@ -40,7 +40,7 @@ class TimeCosts:
 
 
 @torch.no_grad()
-def time_costs(
+def measured(
     net: EarlyExitNet,
     images: Tensor,
     dtype: torch.dtype = torch.float32,

@@ -60,8 +60,8 @@ def test_calibrate_saves_what_it_says(shop, tmp_path):
 
 def test_thresholds_by_what_exits_cost_in_time(shop, tmp_path, monkeypatch):
     """Measured once; the network that is saved, and `cost` when it is loaded, count MACs as before."""
-    measured = TimeCosts("PyTorch", 7, (0.5, 0.625, 1.0))
-    monkeypatch.setattr(time_costs, "time_costs", lambda net, images: replace(measured, batch_size=len(images)))
+    times = TimeCosts("PyTorch", 7, (0.5, 0.625, 1.0))
+    monkeypatch.setattr(time_costs, "measured", lambda net, images: replace(times, batch_size=len(images)))
     net = eefast.load(shop / "net")
     net.save(tmp_path / "net")
     words = ["calibrate", tmp_path / "net", "--data-root", shop, "--held-out", 31, "--few-images", "--seed", 5]
@@ -71,7 +71,7 @@ def test_thresholds_by_what_exits_cost_in_time(shop, tmp_path, monkeypatch):
     report = json.loads((tmp_path / "report.json").read_text())
     images, labels = held_out_of(shop, 31, 5)
     outputs, labels = collect(net, [(images, labels)])
-    wanted = calibrate(outputs, labels, torch.tensor(measured.cost), max_cost=0.75)
+    wanted = calibrate(outputs, labels, torch.tensor(times.cost), max_cost=0.75)
     assert report["chosen"]["learned"]["thresholds"] == list(wanted.thresholds)
     assert report["chosen"]["learned"]["cost"] == pytest.approx(wanted.cost)
     assert report["time_costs"]["batch_size"] == 9

@@ -44,7 +44,7 @@ def test_time_to_each_exit_by_the_convolutions_on_the_way(net: Any, monkeypatch:
     for stage in net.stages:
         before += sum(isinstance(m, nn.Conv2d) for m in stage.modules())
         counts.append(before)
-    found = time_costs.time_costs(net, images(5, SHAPE), clock=Clock(monkeypatch))
+    found = time_costs.measured(net, images(5, SHAPE), clock=Clock(monkeypatch))
     assert found == TimeCosts("PyTorch", 5, tuple(n / counts[-1] for n in counts))
 
 
@@ -58,7 +58,7 @@ def test_the_fastest_way_counts(net: Any, monkeypatch: pytest.MonkeyPatch) -> No
     x = images(2, SHAPE)
     ways = {"slow": (taking(1, 1, 1, 9), x), "fast": (taking(2, 4, 3, 8), x)}
     monkeypatch.setattr(time_costs, "_ways", lambda images, dtype: ways)
-    assert time_costs.time_costs(net, x, clock=lambda: now[0]) == TimeCosts("fast", 2, (0.25, 0.5, 0.5, 1.0))
+    assert time_costs.measured(net, x, clock=lambda: now[0]) == TimeCosts("fast", 2, (0.25, 0.5, 0.5, 1.0))
 
 
 def test_the_mean_of_what_exits_where() -> None:
