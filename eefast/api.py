@@ -214,7 +214,8 @@ class Accelerated(nn.Module):
             `forward`, such as {"exit_limit": 2}. A batch is what its tensor holds when the iterable hands it out, and
         is answered by the thresholds of that moment; its memory may be written to as soon as the next one is asked for.
         The resident engine reads a few batches ahead and keeps all threads, or the whole GPU, busy across the batches'
-        borders. The compact engine lets survivors wait for those of up to four more batches, so that deep stages run on
+        borders; on a GPU small batches that come at once, eight at most, share a launch, and three launches are under
+        way. The compact engine lets survivors wait for those of up to four more batches, so that deep stages run on
         full batches; with new thresholds it starts again. The reference engine answers one batch after the other. An
         error in a batch, or in the iterable, comes after the results of all batches before it. Closing the iterator, or
         dropping it, waits for nothing: a piece of work of up to 16 images in each thread may still end afterwards.
