@@ -1,17 +1,22 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in under twelve minutes: build, tests, sanitizers, microbenchmarks, throughput, table.
+# Everything that needs a GPU, what decides first: smoke, figures, tests, sanitizers; commands of 480 s at most.
 #
-#   bench/gpu.sh                                                    all phases, 715 s at most
-#   bench/gpu.sh build|tests|sanitize|ops|throughput|compact|parity ...    only these; seconds of each: LIMIT below
-#   bench/gpu.sh train                                              only when asked for: trains networks, 480 s at most
+#   bench/gpu.sh                                               all phases, 805 s at most, as many as fit into a command
+#   bench/gpu.sh build|smoke|key|compact|throughput|parity|sanitize|ops|tests ...  only these; seconds: LIMIT below
+#   bench/gpu.sh train                                         only when asked for: trains networks, 480 s at most
 #
-# `throughput` measures the networks of the resident engine, `compact` those of the compact one; `parity` compares their
-# answers with those of the network that sees one image at a time. Without `build` before it, and on a machine without
-# timm, a phase leaves out what it lacks, and the rows say so.
+# A command begins no phase that may not fit into its $BUDGET of seconds (default: 480). Its last line, NEXT=..., is the
+# command for those that are left, of 180 s; empty where none is. A summary comes after every phase.
+#
+# `smoke` answers in seconds whether kernels run and which of several ways is faster; `key` runs the tests that matter
+# most, `tests` all. `throughput` measures the networks of the resident engine, `compact` those of the compact one;
+# `parity` compares their answers with those of the network that sees one image at a time. Without `build` before it, and
+# on a machine without timm, a phase leaves out what it lacks, and the rows say so. Kernels built before are taken from
+# EEFAST_LIBRARY=.../_C.abi3.so, Triton's from TRITON_CACHE_DIR.
 #
 # Needs torch, Triton and pytest in $PYTHON (default: python3), for `build` also a C++ compiler and ninja; no network and
-# no installation of eefast. Logs and new rows go to the folder $OUT (default: build/gpu), rows also to bench/results/.
-# COMMIT names the commit in the rows where git does not know it.
+# no installation of eefast. Logs (logs.tar.gz), summary.txt and new rows go to the folder $OUT (default: build/gpu), rows
+# also to bench/results/. COMMIT names the commit in the rows where git does not know it.
 set -u
 
 asked=${PYTHON:-python3}
@@ -22,9 +27,11 @@ PYTHON=$("$PYTHON" -c 'import sys; print(sys.executable)')
 [[ ${OUT:-/} == /* ]] || OUT=$PWD/$OUT
 cd "$(dirname "$0")/.." || exit
 
-declare -A LIMIT=([build]=75 [tests]=205 [sanitize]=75 [ops]=105 [throughput]=75 [compact]=150 [parity]=30 [train]=480)
-PHASES="build tests sanitize ops throughput compact parity"
-case " $* " in *" -h "* | *" --help "*) sed -n '2,14s/^# \{0,1\}//p' bench/gpu.sh && exit ;; esac
+declare -A LIMIT=([build]=75 [smoke]=25 [key]=65 [compact]=150 [throughput]=75 [parity]=30 [sanitize]=75 [ops]=105)
+LIMIT+=([tests]=205 [train]=480)
+PHASES="build smoke key compact throughput parity sanitize ops tests"
+BUDGET=${BUDGET:-480}
+case " $* " in *" -h "* | *" --help "*) sed -n '2,21s/^# \{0,1\}//p' bench/gpu.sh && exit ;; esac
 for phase in "$@"; do
   [ -n "${LIMIT[$phase]:-}" ] || { echo "bench/gpu.sh: no phase '$phase'; choose from: $PHASES train" >&2 && exit 2; }
 done
@@ -34,8 +41,9 @@ done
 }
 
 export PYTHON OUT=${OUT:-$PWD/build/gpu} SITE=$PWD/build/gpu/site PYTHONUNBUFFERED=1
-BEGIN=$(date -u +%Y-%m-%dT%H:%M:%S+00:00)
-mkdir -p "$OUT" "$SITE/eefast"
+BEGIN=$(date -u +%Y-%m-%dT%H:%M:%S+00:00) LOGS=$PWD/build/gpu/logs
+rm -rf "$LOGS"
+mkdir -p "$OUT" "$SITE/eefast" "$LOGS"
 
 # The folder kernels/ is imported as eefast.kernels; without an installation a folder of links does that.
 find "$SITE/eefast" -type l -delete
@@ -47,6 +55,7 @@ ln -sf "$PWD/eefast_command.py" "$SITE/"
 export PYTHONPATH=$SITE${PYTHONPATH:+:$PYTHONPATH}
 
 build() {
+  [[ -z ${EEFAST_LIBRARY:-} ]] || { echo "not built: EEFAST_LIBRARY=$EEFAST_LIBRARY" && return; }
   # For this machine's GPU, with the instructions of its generation.
   TORCH_CUDA_ARCH_LIST=$("$PYTHON" -c 'import torch
 major, minor = torch.cuda.get_device_capability()
@@ -72,6 +81,15 @@ tests() {
   local workers=()
   "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n $(($(nproc) < 8 ? $(nproc) : 8)) --dist worksteal)
   cd build/gpu && "$PYTHON" $GPU_TESTS "${workers[@]}"
+}
+
+smoke() { "$PYTHON" bench/gpu_smoke.py; }
+
+KEY="TestOnTheGpu or test_on_a_gpu or nan or capture or uint8 or every_exit or free_exits or the_same_bits or in_a_graph"
+key() {
+  local workers=()
+  "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n 6 --dist worksteal)
+  cd build/gpu && "$PYTHON" $GPU_TESTS "${workers[@]}" -k "$KEY or exit_head_cuda or indexed_conv_triton"
 }
 
 # The tools run side by side, since most of their time goes into starting PyTorch under them. Alone, without the kernels
@@ -108,24 +126,43 @@ train() {
   "$PYTHON" bench/training.py --device cuda --data-root "${DATA:-data}" --output "$OUT/training" --seconds 260
 }
 
-export GPU_TESTS
-export -f build tests sanitize ops throughput compact parity train
-failed=0 summary=()
+export GPU_TESTS KEY
+export -f build smoke key tests sanitize ops throughput compact parity train
+
+# Few files come back from some machines, and none where a command is killed before it has written them.
+pack() {
+  tar -czf "$OUT/logs.tar.gz" -C "$LOGS" . 2>/dev/null
+  printf '%s\n' "${summary[@]}" >"$OUT/summary.txt"
+}
+failed=0 summary=() left=() ran=0
+trap pack EXIT
+trap 'exit 143' TERM
 for phase in ${*:-$PHASES}; do
-  echo "$phase … (at most ${LIMIT[$phase]} s, log: $OUT/$phase.log)" >&2
+  if [ $ran -gt 0 ] && [ $((SECONDS + LIMIT[$phase])) -gt "$BUDGET" ]; then
+    left+=("$phase")
+    continue
+  fi
+  ran=$((ran + 1))
+  echo "$phase … (at most ${LIMIT[$phase]} s)" >&2
   start=$SECONDS
   # Interrupted, pytest still says what it found; background jobs, as in `sanitize`, ignore that signal.
-  [[ $phase == tests ]] && signal=INT || signal=TERM
-  timeout -s $signal -k 5 "${LIMIT[$phase]}" bash -uc "$phase" >"$OUT/$phase.log" 2>&1
+  [[ $phase == tests || $phase == key ]] && signal=INT || signal=TERM
+  timeout -s $signal -k 5 "${LIMIT[$phase]}" bash -uc "$phase" >"$LOGS/$phase.log" 2>&1
   code=$?
   case $code in 0) status=ok ;; 124 | 137) status="TIMED OUT" ;; *) status="FAILED ($code)" ;; esac
   [ $code -eq 0 ] && keep=1 || { keep=4 && failed=1; }
-  summary+=("$(printf '%-10s  %-11s %4d s' "$phase" "$status" $((SECONDS - start)))")
+  wide=150
+  [[ $phase == smoke ]] && keep=40 wide=400
+  lines=("$(printf '%-10s  %-11s %4d s' "$phase" "$status" $((SECONDS - start)))")
   filter=.
   [[ $phase == sanitize ]] && filter='SUMMARY|not found|(passed|failed|error|deselected).* in ' keep=6
-  summary+=("$(grep -aE "$filter" "$OUT/$phase.log" | tail -n $keep | cut -c 1-150 | sed 's/^/    /')")
+  lines+=("$(grep -aE "$filter" "$LOGS/$phase.log" | tail -n $keep | cut -c 1-$wide | sed 's/^/    /')")
+  printf '%s\n' "${lines[@]}"
+  summary+=("${lines[@]}")
+  pack
 done
 
 if compgen -G "$OUT/*.jsonl" >/dev/null; then "$PYTHON" bench/summary.py "$OUT"/*.jsonl --since "$BEGIN" --lines 64; fi
 printf '%s\n' "${summary[@]}"
+echo "NEXT=${left[*]:+BUDGET=180 bench/gpu.sh ${left[*]}}"
 exit $failed

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache, partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -99,6 +101,7 @@ class GpuWays(Device):
         return mean_seconds(partial(one.way.run, part), wait=torch.cuda.synchronize) / len(turn), None
 
     def more(self, work: Workload, one: CheckedWay, best: CheckedWay | None) -> dict[str, Any]:
+        keep_stage_times(work, one.way)
         metered = work.metered and (one is best or one.way.name in METERED)
         return {
             "host_waits": waits(one.way, one.case.batches[0]),
@@ -239,6 +242,15 @@ def waits(way: GpuWay, x: Tensor) -> int | None:
     except Exception as error:  # what was timed stays, whatever the counter meets
         print(f"{way.name}: host waits not measured: {first_line(error)}", file=sys.stderr)
         return None
+
+
+def keep_stage_times(work: Workload, way: GpuWay) -> None:
+    """In `$OUT/stage-times.ndjson`: seconds of each stage at each batch size, from which the plan is chosen."""
+    graphs = getattr(getattr(way.make().fast, "engine", None), "graphs", None)
+    if graphs is not None and (folder := os.environ.get("OUT")):
+        found = {"network": work.network.name, "batch_size": work.batch_size, "setting": work.costs, "way": way.name}
+        with (Path(folder) / "stage-times.ndjson").open("a") as file:
+            file.write(json.dumps({**found, **asdict(graphs.policies[0].times)}) + "\n")
 
 
 def joules(way: GpuWay, batches: Sequence[Tensor]) -> float | None:

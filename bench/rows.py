@@ -403,6 +403,28 @@ class ServingRow:
     details: str = ""
 
 
+@dataclass(frozen=True)
+class HostTimeRow:
+    """Host time of a streamed batch of the resident engine on a GPU, with launches replaced by nothing.
+
+    host_time: the network; microseconds: process time per batch, the 20 % quantile over `turns`, since other processes
+        only ever add time; without the driver's own.
+    calls: of CUDA for streams, events and the kernel with its memset that the host would have made per batch.
+    base: the commit of eefast beside it, in turns, "" for the same one; base_microseconds, base_calls: its figures;
+        ratio: its time ÷ that of this commit.
+    """
+
+    host_time: str
+    batch_size: int
+    microseconds: float
+    calls: float
+    base: str
+    base_microseconds: float
+    base_calls: float
+    ratio: float
+    turns: int
+
+
 def environment(device: str) -> Record:
     """What is written beside every row; `COMMIT` names the commit where git does not know it.
 
@@ -436,10 +458,8 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
-Row = (
-    OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow | Int8Row | BoundRow | RuleRow | DriftRow
-    | ScoreRow | ServingRow
-)  # fmt: skip
+Measured = OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow | Int8Row | RuleRow
+Row = Measured | BoundRow | DriftRow | ScoreRow | ServingRow | HostTimeRow
 
 
 def append(rows: Iterable[Row], around: Record) -> None:

@@ -276,7 +276,8 @@ class Accelerated(nn.Module):
             `forward`, such as {"exit_limit": 2}. A batch is what its tensor holds when the iterable hands it out, and
         is answered by the thresholds of that moment; its memory may be written to as soon as the next one is asked for.
         The resident engine reads a few batches ahead and keeps all threads, or the whole GPU, busy across the batches'
-        borders. The compact engine lets survivors wait for those of up to four more batches, so that deep stages run on
+        borders; on a GPU small batches that come at once, eight at most, share a launch, and three launches are under
+        way. The compact engine lets survivors wait for those of up to four more batches, so that deep stages run on
         full batches; with new thresholds it starts again. The reference engine answers one batch after the other. An
         error in a batch, or in the iterable, comes after the results of all batches before it. Closing the iterator, or
         dropping it, waits for nothing: a piece of work of up to 16 images in each thread may still end afterwards.
@@ -289,9 +290,11 @@ class Accelerated(nn.Module):
         for (engine, _), group in groups(map(self._read, batches), lambda a, b: a[0] is b[0]):
             yield from engine.stream(batch for _, batch in group)
 
-    @torch.no_grad()
     def _read(self, batch: Tensor | tuple[Tensor, Any]) -> tuple[Engine, Batch]:
         """A checked batch in memory that its source does not write to, and what answers it."""
+        if torch.is_grad_enabled() and not _without_gradient(batch):
+            with torch.no_grad():
+                return self._read(batch)
         engine, thresholds, since = self.ready()
         x, asked = batch if isinstance(batch, tuple) else (batch, None)
         images = engine.prepare(x)
@@ -355,6 +358,11 @@ class Accelerated(nn.Module):
 
     def extra_repr(self) -> str:
         return f"engine={self.plan.engine!r}, {self.net.extra_repr()}"
+
+
+def _without_gradient(batch: Any) -> bool:
+    """Whether nothing would be recorded for a batch: to switch recording off takes as long as to check the images."""
+    return isinstance(batch, Tensor) and not batch.requires_grad
 
 
 @cache

@@ -242,18 +242,20 @@ class EarlyExitNet(nn.Module):
                 "net.with_criterion(net.criterion.name)"
             )
 
-    def plain(self) -> nn.Sequential:
+    def plain(self, exit_index: int | None = None) -> nn.Sequential:
         """The same network without early exits, sharing its modules: images → logits [N, K] of the final classifier.
 
-        Raises `ValueError` for a final head that is no `eefast.heads.ExitHead`.
+        exit_index: of an exit at which it ends instead of the final one.
+        Raises `ValueError` for a head there that is no `eefast.heads.ExitHead`, and where there is no such exit.
         """
-        head = self.heads[-1]
+        last = self.num_exits if exit_index is None else exit_index
+        if not 0 <= last <= self.num_exits:
+            raise ValueError(f"exit_index={exit_index} must be one of 0 … {self.num_exits}")
+        head, which = self.heads[last], "final head" if last == self.num_exits else f"head of exit {last}"
         if not isinstance(head, ExitHead):
-            raise ValueError(
-                f"the final head is a {type(head).__name__}, not an eefast.heads.ExitHead with a classifier"
-            )
+            raise ValueError(f"the {which} is a {type(head).__name__}, not an eefast.heads.ExitHead with a classifier")
         before = [m for m in (head.convs, head.norm) if not _does_nothing(m)]
-        made = nn.Sequential(*self.stages, *before, head.pool, head.classifier)
+        made = nn.Sequential(*self.stages[: last + 1], *before, head.pool, head.classifier)
         made.training = self.training
         return made
 

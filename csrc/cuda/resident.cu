@@ -27,20 +27,39 @@ auto kernel_of(bool bfloat16) {
   return bfloat16 ? resident_kernel<__nv_bfloat16, CARRIES> : resident_kernel<__half, CARRIES>;
 }
 
+// How many blocks a device holds at once. To ask takes as long as the launch: a thread asks when its kernel changes.
+template <class Kernel>
+cudaError_t blocks_of(Kernel kernel, int bytes, int device, int* blocks) {
+  struct Known {
+    Kernel kernel;
+    int bytes, device, blocks;
+  };
+  static thread_local Known known{};
+  if (known.kernel != kernel || known.bytes != bytes || known.device != device) {
+    int processors = 0, most = 0, per_processor = 0;
+    cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    if (!error) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (!error) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    if (!error) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, kThreads, bytes);
+    if (!error && per_processor == 0) error = cudaErrorLaunchOutOfResources;
+    if (error) return error;
+    known = {kernel, bytes, device, processors * per_processor};
+  }
+  *blocks = known.blocks;
+  return cudaSuccess;
+}
+
 cudaError_t launch(const Job& job, int device, cudaStream_t stream) {
   const Network& network = job.network;
   const Batch& batch = job.batch;
   const auto kernel = network.rule ? kernel_of<true>(network.bfloat16) : kernel_of<false>(network.bfloat16);
   const auto bytes = static_cast<int>(shared_bytes(network));
-  int processors = 0, most = 0, per_processor = 0;
-  cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (!error) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (!error) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
-  if (!error) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, kThreads, bytes);
-  if (!error && per_processor == 0) error = cudaErrorLaunchOutOfResources;
+  int blocks = 0;
+  cudaError_t error = blocks_of(kernel, bytes, device, &blocks);
   if (!error) error = cudaMemsetAsync(batch.next, 0, sizeof(int), stream);
   if (error) return error;
-  kernel<<<std::min(processors * per_processor, batch.count), kThreads, bytes, stream>>>(job);
+  const int grid = std::min(blocks, batch.count);
+  kernel<<<grid, kThreads, bytes, stream>>>(job);
   return cudaGetLastError();
 }
 

@@ -42,6 +42,12 @@ def parts(
         yield ""
         yield speed_table([row for row in found.rows if row.batch_size == size])
     yield f"\n{LEGEND}\n"
+    exits = [right + wrong for right, wrong in zip(early.right, early.wrong, strict=True)]
+    for of_time in found.time_costs:
+        costs = ", ".join(f"{c:.3f}" for c in of_time.cost)
+        mean = f"mean cost {early.mean_cost:.3f} in MACs, {of_time.mean(exits):.3f} in time"
+        each = f"time to each exit ÷ the plain network's, {of_time.way}: {costs}"
+        yield f"batch {of_time.batch_size}: {mean}; {each}"
     for verdict in found.verdicts:
         yield f"batch {verdict.batch_size}: {verdicts.sentence(verdict, early.accuracy - found.plain_accuracy)}"
         if more := verdicts.int8_sentence([row for row in found.rows if row.batch_size == verdict.batch_size]):

@@ -54,6 +54,9 @@ def command(
         bool,
         Option("--drop-exits", help="Count heads in the cost, and leave out early exits that do not pay for theirs."),
     ] = False,
+    cost: Annotated[
+        str, Option(help="What an exit costs: macs, or time, measured here in batches of --batch-size.")
+    ] = "macs",
     criterion: AnyCriterionName = "",
     scale: Annotated[
         bool, Option(help="First fit temperatures, and the confidence row, per exit; --save saves them too.")
@@ -75,7 +78,7 @@ def command(
     "vote" gets its weights; with an assurance on the images that do not judge.
     """
     from .. import criteria
-    from ..measure import environment
+    from ..measure import environment, time_costs
     from ..thresholds import calibration, comparing, dropping, evaluation, scaling
     from ..thresholds.candidates import candidate_of
     from ..thresholds.outputs import exits_taken
@@ -84,6 +87,10 @@ def command(
     wanted = None if no_assurance else assurance
     calibration.check_bounds(bounds, wanted)
     rows = read_profiles(profile or ())
+    if cost not in ("macs", "time"):
+        raise ValueError(f"cost={cost!r} is unknown; choose macs or time")
+    if cost == "time" and drop_exits:
+        raise ValueError("--drop-exits counts MACs; leave out --cost time, and run calibrate again with it")
     check_saving(network, save)
     check_writable(json_path, cache)
     net, source = open_network(network, dataset, data_root, download, workers, device, other_data)
@@ -102,6 +109,11 @@ def command(
     if scale or (save and criterion and "carried" in (names if len(names) == 1 else [net.criterion.name])):
         scaling.scalable_layers(net)
     kept = HeldOutImages(source, held_out, seed, None if few_images else least_images(bounds, wanted))
+    in_time = None
+    if cost == "time":
+        # What the images show makes no difference to the time.
+        in_time = time_costs.measured(net, net.cost.new_zeros(batch_size, *net.input_shape).normal_())
+        net.cost.copy_(net.cost.new_tensor(in_time.cost))  # of this run; no network is saved with it
     with bars() as progress:
         outputs, labels = kept.outputs(net, cache, batch_size, progress)
         raw = evaluation.exit_quality(outputs, labels)
@@ -156,6 +168,10 @@ def command(
         if compared:
             echo(render.comparison_table(compared))
             echo(f"\n{render.winner(compared, at)}\n")
+        if in_time is not None:
+            costs = ", ".join(f"{c:.3f}" for c in in_time.cost)
+            of = f"÷ the plain network's, {in_time.way}, batch {in_time.batch_size}"
+            echo(f"costs are times to the exits {of}: {costs}\n")
         if drop_exits:
             echo(f"costs with heads; exits left out: {', '.join(map(str, left_out)) or 'none'}\n")
         if profiles:
@@ -178,6 +194,7 @@ def command(
         "left_out": left_out,
         "compared": {name: asdict(c) for name, c in compared.items()},
         "compared_at": at,
+        "time_costs": asdict(in_time) if in_time is not None else None,
         "profiles": {name: asdict(c) for name, c in profiles.items()},
         "exits": [asdict(q) for q in quality],
         "exits_before_scaling": [asdict(q) for q in raw] if scale else None,

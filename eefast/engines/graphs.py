@@ -6,6 +6,7 @@ import gc
 import logging
 import threading
 import weakref
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -19,7 +20,7 @@ from ..model import EarlyExitNet
 from ..result import ExitResult, concatenated
 from .compact import CompactEngine
 from .engine import Rule
-from .host_reads import HostReadPolicy, Times, queues_for, sizes
+from .host_reads import HostReadPolicy, Times, arriving, queues_for, sizes
 from .program import CompactStep, Plan
 from .schedule import Chunk, OfEach, answers
 from .stores import Stores
@@ -71,6 +72,9 @@ class Graphs(Stores):
     Queueing a stage is one replay. The host learns the number of survivors from pinned memory once an event has passed;
     with two queues the device works on the other one's batch meanwhile.
 
+    survivors: share of the arriving rows that is known to go on, per early exit; empty where it is not known. With it
+        there are graphs of the sizes that are expected at each stage, in which cuDNN's fastest algorithms run: trying
+        them takes longer than a capture.
     waits: how often the host has waited for a count. busy: held while a batch or a stream is under way.
     """
 
@@ -78,12 +82,15 @@ class Graphs(Stores):
 
     def __init__(
         self, net: EarlyExitNet, plan: Plan, steps: Sequence[CompactStep], capacity: int, queues: int, step: float,
-        of_each: bool = False,
+        survivors: Sequence[float] = (), of_each: bool = False,
     ) -> None:  # fmt: skip
         thresholds = net.thresholds[:, None] if of_each else net.thresholds
         super().__init__(net, plan, steps, queues, capacity, thresholds, net.current_rule())
-        self.step = step
-        self.sizes, self.queues, self.waits = sizes(capacity, step), queues, 0
+        self.step, self.survivors = step, survivors
+        whole = [arriving(ceil(capacity / parts), survivors) for parts in range(1, queues + 1)] if survivors else []
+        self.sizes = sizes(capacity, step, sorted({rows for stages in whole for rows in stages}))
+        self.expected = {(stage, self.size_for(rows)) for stages in whole for stage, rows in enumerate(stages)}
+        self.queues, self.waits = queues, 0
         self.device, self.busy = net.cost.device, threading.Lock()
         self.counts = torch.zeros(queues, self.stages, dtype=torch.int32, pin_memory=self.device.type == "cuda")
         self.passed = [event() for _ in range(queues)]
@@ -109,7 +116,8 @@ class Graphs(Stores):
     def of_each_image(self) -> Graphs:
         """The same where each image has its thresholds."""
         with torch.inference_mode(False), torch.no_grad():
-            made = Graphs(self.net, self.plan, self.steps, self.capacity, self.queues, self.step, of_each=True)
+            sizes = self.capacity, self.queues, self.step, self.survivors
+            made = Graphs(self.net, self.plan, self.steps, *sizes, of_each=True)
         made.policies = self.policies
         return made
 
@@ -124,7 +132,12 @@ class Graphs(Stores):
             self.fill(queue, stage, rows)
 
         fill()
-        self.replays[queue, stage, key] = captured(work, fill, pool)
+        with fastest_algorithms((stage, key) in self.expected):
+            self.replays[queue, stage, key] = captured(work, fill, pool)
+
+    def size_for(self, rows: int) -> int:
+        """The smallest size with a graph that holds `rows`."""
+        return self.sizes[bisect_left(self.sizes, rows)]
 
     def fill(self, queue: int, stage: int, rows: int) -> None:
         """`rows` rows wait before this stage, each with its place in the results, none elsewhere."""
@@ -212,6 +225,17 @@ class Graphs(Stores):
     def _record(self) -> None:
         with on(self.device):
             self.finished.record()
+
+
+@contextmanager
+def fastest_algorithms(wanted: bool) -> Iterator[None]:
+    """Where `wanted`, cuDNN tries its algorithms at the first call with a shape, and takes the fastest."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = wanted or before
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 # What a test replaces where there is no GPU.

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil
+from itertools import accumulate
+from math import ceil, sqrt
+from operator import mul
 
 STEP = 1.25
 """Ratio of neighbouring batch sizes; rows that only fill up the batch cost 12 % on average."""
 
 
-def sizes(largest: int, step: float = STEP) -> tuple[int, ...]:
-    """Batch sizes up to `largest` for which graphs are captured, ascending, each about `step` times the one before."""
+NEAR = 1.03
+"""A batch size that is this much larger at most serves as well."""
+
+
+def sizes(largest: int, step: float = STEP, more: Iterable[int] = ()) -> tuple[int, ...]:
+    """Batch sizes up to `largest` for which graphs are captured, ascending, each about `step` times the one before.
+
+    more: sizes that are often needed; those that no other one is near to are added.
+    """
     found = [largest]
     while found[-1] > 1:
         found.append(min(found[-1] - 1, round(found[-1] / step)))
-    return tuple(reversed(found))
+    for rows in more:
+        if not any(rows <= size <= NEAR * rows for size in found):
+            found.append(rows)
+    return tuple(sorted(found))
+
+
+def arriving(rows: int, survivors: Sequence[float]) -> list[int]:
+    """Rows of a batch that come to each stage, two standard deviations above what is expected.
+
+    survivors: share of the arriving rows that go on, per early exit.
+    """
+    shares = accumulate(survivors, mul, initial=1.0)
+    return [min(rows, max(1, ceil(rows * s + 2 * sqrt(rows * s * (1 - s))))) for s in shares]
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,7 +21,13 @@ PIECE = 16
 """Images of one piece of work: few enough that the last one is soon done, enough to hide what a call costs."""
 
 OVERLAPPING = 3
-"""CUDA streams with a batch each."""
+"""CUDA streams with a launch each."""
+
+SHARED, MOST_SHARING = 2048, 8
+"""Images and batches of one launch at most, where several batches share it."""
+
+AT_ONCE = 5e-4
+"""Seconds in which a source hands out a batch that is to wait for the next one."""
 
 T = TypeVar("T")
 
@@ -78,39 +85,90 @@ def stream_in_threads(batches: Iterable[Batch], run: Run) -> Iterator[ExitResult
 def stream_on_cuda(batches: Iterable[Batch], run: Run, device: torch.device) -> Iterator[ExitResult]:
     """Results of all batches, in their order, from kernels that overlap: one in each of a few CUDA streams.
 
-    batches: read in the order of the current stream. run: in the order of another one.
+    batches: read in the order of the current stream. run: in the order of another one, the same answers in any company.
 
     As soon as a kernel has no more images to start, its finished blocks make room for those of the next one, while
-    others still carry their last images. The host never waits; results belong to the current stream.
+    others still carry their last images. Small batches that come at once share a launch, since the host would take
+    longer to queue one for each than the GPU to answer it; those of a slow source do not wait for one another. The host
+    never waits; results belong to the current stream.
     """
     sides = [torch.cuda.Stream(device) for _ in range(OVERLAPPING)]
-    ahead: deque[tuple[ExitResult, torch.cuda.Event]] = deque()
-    source, failed, count = iter(batches), list[Exception](), 0
+    ahead: deque[_Launched] = deque()
+    failed = list[Exception]()
+    for count, group in enumerate(_groups_at_once(batches, failed, device)):
+        try:
+            ahead.append(_launched(group, run, sides[count % OVERLAPPING], device))
+        except Exception as reason:
+            failed[:] = [reason]
+            break
+        if len(ahead) == OVERLAPPING:
+            yield from _received(ahead.popleft(), device)
+    while ahead:
+        yield from _received(ahead.popleft(), device)
+    if failed:
+        raise failed.pop()
+
+
+def _groups_at_once(batches: Iterable[Batch], failed: list[Exception], device: torch.device) -> Iterator[list[Batch]]:
+    """Batches that share a launch; what their source raises is in `failed`, and ends them.
+
+    A batch waits for the next one only where it was read quickly itself.
+    """
+    source, group, images = iter(batches), list[Batch](), 0
     while True:
+        begin = time.perf_counter()
         try:
             batch = next(source)
-            side, current = sides[count % OVERLAPPING], torch.cuda.current_stream(device)
-            side.wait_stream(current)
-            with torch.cuda.stream(side):
-                result = run(batch.images, batch.thresholds, batch.rule)
-                done = side.record_event()
-            # Memory is handed on in the order of the stream that it was made in.
-            for part in (batch.images, batch.thresholds, batch.rule):
-                if isinstance(part, Tensor):
-                    part.record_stream(side)
         except StopIteration:
             break
         except Exception as reason:
             failed.append(reason)
             break
-        ahead.append((result, done))
-        count += 1
-        if len(ahead) == OVERLAPPING:
-            yield _received(*ahead.popleft(), device)
-    while ahead:
-        yield _received(*ahead.popleft(), device)
-    if failed:
-        raise failed.pop()
+        slow, size = time.perf_counter() - begin > AT_ONCE, batch.images.shape[0]
+        if group and not (_share(group[0], batch) and images + size <= SHARED):
+            read_on = torch.cuda.current_stream(device)
+            yield group
+            group, images = [], 0
+            if (current := torch.cuda.current_stream(device)) != read_on:
+                current.wait_stream(read_on)
+                batch.images.record_stream(current)
+                batch.thresholds.record_stream(current)
+                if isinstance(batch.rule, Tensor):
+                    batch.rule.record_stream(current)
+        group.append(batch)
+        images += size
+        if slow or len(group) == MOST_SHARING or images >= SHARED:
+            yield group
+            group, images = [], 0
+    if group:
+        yield group
+
+
+def _share(a: Batch, b: Batch) -> bool:
+    """Whether one launch may answer both."""
+    return a.thresholds.dim() == 1 and a.images.dtype == b.images.dtype and _alike(a, b)
+
+
+class _Launched(NamedTuple):
+    """result: of all batches of a launch, which have `sizes` images, from `done` on."""
+
+    result: ExitResult
+    sizes: list[int]
+    done: torch.cuda.Event
+
+
+def _launched(group: list[Batch], run: Run, side: torch.cuda.Stream, device: torch.device) -> _Launched:
+    first = group[0]
+    images = first.images if len(group) == 1 else torch.cat([batch.images for batch in group])
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        result = run(images, first.thresholds, first.rule)
+        done = side.record_event()
+    # Memory is handed on in the order of the stream that it was made in.
+    for part in (images, first.thresholds, first.rule):
+        if isinstance(part, Tensor):
+            part.record_stream(side)
+    return _Launched(result, [batch.images.shape[0] for batch in group], done)
 
 
 def ordered(results: Generator[T, None, None], wait: Callable[[], None], record: Callable[[], None]) -> Iterator[T]:
@@ -215,12 +273,19 @@ def copied(images: Tensor) -> Tensor:
     return torch.from_numpy(images.detach().view(integers).numpy().copy(order="K")).view(images.dtype)
 
 
-def _received(result: ExitResult, done: torch.cuda.Event, device: torch.device) -> ExitResult:
-    current = torch.cuda.current_stream(device)
-    current.wait_event(done)
-    for part in result:
-        part.record_stream(current)
-    return result
+def _received(launched: _Launched, device: torch.device) -> Iterator[ExitResult]:
+    """The results of each batch, for the stream that is current when it is asked for."""
+    result, sizes, done = launched
+    parts = [result] if len(sizes) == 1 else map(ExitResult, *(torch.split_with_sizes(part, sizes) for part in result))
+    last = None
+    for part in parts:
+        current = torch.cuda.current_stream(device)
+        if current != last:
+            current.wait_event(done)
+            for whole in result:
+                whole.record_stream(current)
+            last = current
+        yield part
 
 
 def _short_of_work(ahead: deque[list[Future[ExitResult]]], workers: int) -> bool:

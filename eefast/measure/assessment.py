@@ -19,8 +19,9 @@ from ..system.progress import Progress
 from ..thresholds.candidates import candidate_of
 from ..thresholds.evaluation import Evaluation, evaluate
 from ..thresholds.outputs import by_thresholds, collect, outcome
-from . import baselines, comparison, verdicts
+from . import baselines, comparison, time_costs, verdicts
 from .comparison import Candidate, Row, Span
+from .time_costs import TimeCosts
 from .timing import PAUSE_SECONDS
 from .verdicts import ENGINES, IN_INT8, LOOP, Verdict
 
@@ -55,6 +56,7 @@ class Assessment:
     verdicts: one per batch size. curve: of the engine that "auto" chose.
     auto: the engine that "auto" chose; reason: why.
     left_out: candidate → why it was not compared.
+    time_costs: one per batch size; none for a network in INT8.
     """
 
     plain_accuracy: float
@@ -66,6 +68,7 @@ class Assessment:
     auto: str
     reason: str
     left_out: dict[str, str]
+    time_costs: tuple[TimeCosts, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,9 @@ def assess(
             ]
             measured.append(found)
             judged.append(verdicts.judge(found[: len(candidates)], each[base].name))
+        in_time = (
+            tuple(time_costs.measured(net, images[:n], dtype) for n in batch_sizes) if _has_time_costs(net) else ()
+        )
     rows = [row for each in measured for row in each[: len(candidates)]]
     speeds = [row.images_per_s for each in measured for row in each[len(candidates) :]]
     plan = auto.plan
@@ -164,7 +170,13 @@ def assess(
         auto=plan.engine,
         reason=plan.reason,
         left_out=left_out,
+        time_costs=in_time,
     )
+
+
+def _has_time_costs(net: EarlyExitNet) -> bool:
+    """Whether the network's stages run by all means that are compared."""
+    return not any(isinstance(stage, QuantizedStage) for stage in net.stages)
 
 
 def _first(

@@ -13,8 +13,8 @@ from ..runtimes.openvino_requests import PRECISIONS as OPENVINO_PRECISIONS
 from ..runtimes.openvino_requests import compiled_model
 
 __all__ = [
-    "ONNX_NEEDS", "OPENVINO_NEEDS", "OPENVINO_PRECISIONS", "Call", "check_installed", "onnx_model", "onnx_runtime",
-    "onnx_runtime_call", "openvino",
+    "ONNX_NEEDS", "OPENVINO_NEEDS", "OPENVINO_PRECISIONS", "Call", "check_installed", "missing", "onnx_model",
+    "onnx_runtime", "onnx_runtime_call", "openvino",
 ]  # fmt: skip
 
 Call = Callable[[Any], Sequence[Any]]

@@ -71,8 +71,9 @@ def _captured(
     engine: CompactEngine, example_inputs: Tensor | None, capacity: int, queues: int, step: float, note: str
 ) -> GraphEngine:
     net, plan = engine.net, engine.plan
-    made = Graphs(net, plan, engine.steps, capacity, queues, step)
-    made.use(measured(made, launch_costs.load(made.device), _survivors(net, example_inputs)))
+    survivors = survivors_of(net, example_inputs)
+    made = Graphs(net, plan, engine.steps, capacity, queues, step, survivors)
+    made.use(measured(made, launch_costs.load(made.device), survivors or [SURVIVORS] * net.num_exits))
     _check(made, engine)
     reasons = (*plan.reasons, f"{_described(made)}{note}")
     return GraphEngine(engine, replace(plan, reasons=reasons, stages=_with_reads(plan.stages, made)), made)
@@ -84,16 +85,27 @@ def _without(engine: CompactEngine, why: str) -> CompactEngine:
 
 
 def measured(made: Graphs, costs: LaunchCosts, survivors: Iterable[float]) -> Times:
-    """Seconds of all graphs of one queue, all rows going on; survivors: share that goes on, per early exit."""
-    made.thresholds.fill_(made.net.criterion.never)
+    """Seconds of all graphs of one queue; survivors: share of the arriving rows that goes on, per early exit.
 
-    def seconds(stage: int, key: int | None, live: int) -> float:
+    The rows that are measured on are alike, so all of them go on or none: what a share of them takes is in between.
+    """
+    shares = tuple(survivors)
+
+    def least(stage: int, key: int | None, live: int, threshold: float) -> float:
+        made.thresholds.fill_(threshold)
         found = float("inf")
         for _ in range(ROUNDS):
             made.fill(0, stage, live)
             found = min(found, launch_costs.seconds(made.replays[0, stage, key], made.device))
         made.clear()
         return found
+
+    def seconds(stage: int, key: int | None, live: int) -> float:
+        rule = made.net.criterion
+        on = least(stage, key, live, rule.never)
+        if stage == made.stages - 1:
+            return on
+        return shares[stage] * on + (1 - shares[stage]) * least(stage, key, live, rule.always)
 
     def counted(stage: int) -> Counted | None:
         if (0, stage, None) not in made.replays:
@@ -104,9 +116,7 @@ def measured(made: Graphs, costs: LaunchCosts, survivors: Iterable[float]) -> Ti
         return Counted(least - row * few, row)
 
     stages = tuple(tuple(seconds(stage, n, n) for n in made.sizes) for stage in range(made.stages))
-    return Times(
-        made.sizes, stages, tuple(map(counted, range(made.stages))), costs.wait, costs.launch, tuple(survivors)
-    )
+    return Times(made.sizes, stages, tuple(map(counted, range(made.stages))), costs.wait, costs.launch, shares)
 
 
 def _check(made: Graphs, engine: CompactEngine) -> None:
@@ -140,10 +150,10 @@ def _with_reads(stages: tuple[StagePlan, ...], made: Graphs) -> tuple[StagePlan,
     return tuple(replace(row, note=f"{row.note}; {what}") for row, what in zip(stages, path, strict=True))
 
 
-def _survivors(net: EarlyExitNet, example_inputs: Tensor | None) -> list[float]:
-    """Share of the arriving rows that goes on at each early exit."""
+def survivors_of(net: EarlyExitNet, example_inputs: Tensor | None) -> list[float]:
+    """Share of the arriving rows that goes on at each early exit; empty where there are no example inputs."""
     if example_inputs is None or len(example_inputs) == 0:
-        return [SURVIVORS] * net.num_exits
+        return []
     taken = net.first_exits(example_inputs.to(next(net.parameters()))).exit_index
     arriving = [int((taken >= i).sum()) for i in range(net.num_exits + 1)]
     return [on / at if at else SURVIVORS for at, on in itertools.pairwise(arriving)]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..engines.compact import CompactEngine
+from ..engines.host_reads import arriving
 from ..engines.program import CompactStep, StagePlan, layout_of
 from ..heads import ExitHead
 from ..model import EarlyExitNet
@@ -19,13 +20,13 @@ from ..quantized import QuantizedStage
 from ..runtimes import RUNTIMES
 from ..system.memory import keep_freed
 from . import probe, trial
-from .capture import with_graphs
+from .capture import survivors_of, with_graphs
 from .errors import SlowerError, UnsupportedError
 from .folding import fold_stage
 from .head_packing import pack_conv, pack_head
 from .indexed_stages import device_counted
 from .inference_copies import channels_last, inference_copy
-from .stage_choice import fastest_stage
+from .stage_choice import fastest_stage, seconds_of
 from .stage_runtimes import CHUNK, LARGE, PYTORCH, Chosen, chosen, missing_runtimes
 from .trial import Subject
 
@@ -33,6 +34,9 @@ HOPELESS, BEST_REST = 1.1, 0.75
 """Of another engine's time to the final exit: from when on nothing more is measured, if the stages that are left took
 only this part of its time for them.
 """
+
+SHORT = 1.5e-4
+"""Seconds of a stage beyond which a wait for a count, a tenth of it, costs less than slower kernels."""
 
 
 def obstacle(net: EarlyExitNet, device: torch.device) -> str:
@@ -61,25 +65,30 @@ def build_compact(subject: Subject) -> CompactEngine:
     if not on_cuda and subject.stages == "auto" and dtype == torch.float32:
         reasons.extend(missing_runtimes())
     features: Tensor | None = None
+    rows_of: list[int] = []
     if not on_cuda:
         keep_freed()
     else:
         # The network's device: tests plan for a GPU that is not there.
         there = next(net.parameters()).device
-        features = torch.cat([probe.images(net, subject.example_inputs)] * 4).to(there, dtype)
+        shares = survivors_of(net, subject.example_inputs)
+        rows_of = arriving(subject.max_batch_size, shares) if shares else [4 * probe.IMAGES] * len(net.stages)
+        some = probe.images(net, subject.example_inputs)
+        features = some[torch.arange(rows_of[0]) % len(some)].to(there, dtype)
     rows, steps, layout, spent = [], [], torch.channels_last, 0.0
     parts = zip(net.stages, net.heads, net.stage_costs, trial.shares(net), subject.expected, strict=True)
     for i, (stage, head, cost, share, wanted) in enumerate(parts):
+        assert isinstance(head, ExitHead)
         subject.progress("planning stages", i, len(net.stages))
+        features = None if features is None else features[: rows_of[i]]
         folded, note = _stage(stage, dtype, features, wanted, f"stage {i}")
+        # Convolutions of a head would run on the dead rows, too; all images are live before the first stage.
+        counts = kernel == "Triton" and len(head.convs) < 2 and i > 0 and _shows_waits(folded, features)
         features = None if features is None else folded(features)
         found = Chosen(folded, note)
         if not on_cuda:
             found = _by_runtime(subject, stage, found, wanted.seen, layout, partial(_check_rival, subject, i, spent))
             layout, spent = layout_of(found.stage), spent + found.seconds
-        assert isinstance(head, ExitHead)
-        # Convolutions of a head would run on the dead rows, too.
-        counts = kernel == "Triton" and len(head.convs) < 2
         step = _step(found, head, dtype, kernel, _counted(stage, dtype, wanted) if counts else None)
         if different := trial.mismatch(partial(_exit_rows, step), wanted.features, wanted.rows, dtype):
             raise UnsupportedError(f"the head of exit {i}: {different}")
@@ -147,6 +156,11 @@ def _step(found: Chosen, head: ExitHead, dtype: torch.dtype, kernel: str, counte
     conv = pack_conv(head.convs[-1], dtype) if len(head.convs) and kernel == "Triton" else None
     convs, _ = fold_stage(head.convs[:-1] if conv else head.convs, dtype)
     return CompactStep(found.stage, convs, conv, *pack_head(head), head.kind == "plain", counted, found.chunk)
+
+
+def _shows_waits(stage: nn.Module, features: Tensor | None) -> bool:
+    """Whether a stage is so short that counting its rows on the device, in slower kernels, may pay."""
+    return features is not None and seconds_of([stage], features)[0] < SHORT
 
 
 def _counted(stage: nn.Module, dtype: torch.dtype, wanted: trial.Expected) -> nn.Module | None:

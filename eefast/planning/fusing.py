@@ -20,14 +20,15 @@ class FusedConv(nn.Module):
     forward: x [N, C_in, H, W] and the optional residual, which broadcasts to [N, C, H', W'], in the weight's dtype →
     [N, C, H', W']. Channels-last maps stay so. weight and bias are the convolution's own parameters, not copies.
 
-    On CUDA, with ReLU and a residual of the result's shape, cuDNN does it in one kernel: it sums in float32 and rounds
-    once. Elsewhere PyTorch rounds after the convolution with its bias and after the addition.
+    On CUDA, with ReLU and a residual of the result's shape, cuDNN does it in one kernel, unless `in_one_kernel` is set
+    to False: it sums in float32 and rounds once. Elsewhere PyTorch rounds after the convolution with its bias and after
+    the addition.
     Source: PyTorch's aten/src/ATen/native/cudnn/ConvShared.cpp and Conv_v8.cpp.
     """
 
     def __init__(self, conv: nn.Conv2d, relu: bool) -> None:
         super().__init__()
-        self.weight, self.bias, self.relu = conv.weight, conv.bias, relu
+        self.weight, self.bias, self.relu, self.in_one_kernel = conv.weight, conv.bias, relu, True
         if relu and conv.bias is None:
             # cuDNN's kernel wants a bias; PyTorch would fill one with zeros at every call.
             self.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels), requires_grad=False)
@@ -37,7 +38,7 @@ class FusedConv(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         geometry = self.stride, self.padding, self.dilation, self.groups
         fits = residual is not None and (residual.shape, residual.dtype) == (self._shape(x), x.dtype)
-        if self.relu and on_cuda(x) and x.dim() == 4 and x.dtype != torch.float64:
+        if self.in_one_kernel and self.relu and on_cuda(x) and x.dim() == 4 and x.dtype != torch.float64:
             if residual is None:
                 return torch.cudnn_convolution_relu(x, self.weight, self.bias, *geometry)
             if fits:

@@ -18,6 +18,9 @@ from ..system import files
 
 REPEATS = 50
 
+BUSY_CYCLES = 100_000
+"""Of the device's clock, about 50 µs: several times what the host takes to queue a graph."""
+
 
 @dataclass(frozen=True)
 class LaunchCosts:
@@ -115,9 +118,14 @@ def measure(device: torch.device) -> LaunchCosts:
 
 
 def seconds(work: Callable[[], None], device: torch.device) -> float:
-    """What the device takes for `work`, between two events around it."""
+    """What the device takes for `work`, between two events around it.
+
+    The device is kept busy until all is queued: on an idle one the first event would pass at once, and the time of the
+    host, which queues the work, would be in it.
+    """
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     with torch.cuda.device(device):
+        torch.cuda._sleep(BUSY_CYCLES)
         begin.record()
         work()
         end.record()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -18,6 +20,9 @@ from .trial import brief
 
 ROUNDS = 5
 
+COMPARED = 32
+"""Rows that are compared with float64; all are timed."""
+
 log = logging.getLogger("eefast")
 
 
@@ -25,10 +30,11 @@ def fastest_stage(stage: nn.Module, dtype: torch.dtype, example: Tensor) -> tupl
     """The fastest inference copy of `stage` in `dtype`, and a note such as "fused (9 of 9 convolutions), 1.4× folded".
 
     example: [N, C, H, W] features to measure on, on the stage's device; N ≥ 1.
-    On CUDA the candidates are the folded stage, its fused convolutions and, where those are not all, torch.compile.
-    Before anything is timed, each candidate's features are compared with those of float64: a candidate is left out
-    where its error is more than twice the folded stage's or where it raises an exception; the note says so. On the CPU
-    the folded stage is returned: fused, it would call the same kernels there.
+    On CUDA the candidates are the folded stage, its fused convolutions, those of them that are faster fused and, where
+    not all can be, torch.compile. Before anything is timed, each candidate's features are compared with those of
+    float64, computed in memory full of NaN: a candidate is left out where its error is more than twice the folded
+    stage's or where it raises an exception; the note says so. On the CPU the folded stage is returned: fused, it would
+    call the same kernels there.
     Raises `ValueError` where `example` has no rows.
     """
     if len(example) == 0:
@@ -38,28 +44,81 @@ def fastest_stage(stage: nn.Module, dtype: torch.dtype, example: Tensor) -> tupl
         return folded, what
     fused, count, total = fusing.fuse_convolutions(folded)
     candidates = {what: folded}
+    features = example.to(dtype, copy=True, memory_format=torch.channels_last)
     if count:
         candidates[f"fused ({count} of {total} convolutions)"] = fused
+        mixed, apart = faster_apart(fused, features)
+        if 0 < apart < count:
+            candidates[f"fused ({count - apart} of {total} convolutions, {apart} faster apart)"] = mixed
     if count < total:
         log.warning("planning tries torch.compile for a stage, %d of whose %d convolutions fuse", count, total)
         candidates["torch.compile"] = cast(nn.Module, torch.compile(folded, dynamic=True))
     exact = inference_copy(stage).to(torch.float64)
     # A copy, since a stage may change its input in place.
-    return _fastest(candidates, exact, example.to(dtype, copy=True, memory_format=torch.channels_last))
+    return _fastest(candidates, exact, features)
+
+
+@torch.no_grad()
+def faster_apart(fused: nn.Module, features: Tensor) -> tuple[nn.Module, int]:
+    """A copy of a fused stage in which the convolutions that are slower in one kernel run apart, and their number.
+
+    cuDNN's fused kernels are several times slower than its plain ones at some shapes. Each shape is measured once, on
+    what comes to it from `features`; where that fails, all stay in one kernel.
+    """
+    module = copy.deepcopy(fused, {id(p): p for p in (*fused.parameters(), *fused.buffers())})
+    seen: dict[Any, list[fusing.FusedConv]] = {}
+    inputs: dict[Any, tuple[Tensor, ...]] = {}
+
+    def note(conv: nn.Module, given: tuple[Tensor, ...]) -> None:
+        assert isinstance(conv, fusing.FusedConv)
+        key = conv.extra_repr(), conv.groups, conv.dilation, tuple(x.shape for x in given)
+        seen.setdefault(key, []).append(conv)
+        inputs.setdefault(key, given)
+
+    convs = [m for m in module.modules() if isinstance(m, fusing.FusedConv) and m.relu]
+    hooks = [conv.register_forward_pre_hook(note) for conv in convs]
+    try:
+        module(features.clone())
+    except Exception:  # `_fastest` tells why
+        return module, 0
+    finally:
+        for hook in hooks:
+            hook.remove()
+    apart = 0
+    for key, alike in seen.items():
+        together, separate = (_alone(alike[0], whole) for whole in (True, False))
+        try:
+            first, second = seconds_of([together, separate], *inputs[key])
+        except Exception:  # as above
+            return module, 0
+        if second < first:
+            apart += len(alike)
+            for conv in alike:
+                conv.in_one_kernel = False
+    return module, apart
+
+
+def _alone(conv: fusing.FusedConv, in_one_kernel: bool) -> fusing.FusedConv:
+    found = copy.copy(conv)
+    found.in_one_kernel = in_one_kernel
+    return found
 
 
 @torch.no_grad()
 def _fastest(candidates: dict[str, nn.Module], exact: nn.Module, features: Tensor) -> tuple[nn.Module, str]:
     """The fastest candidate that is as exact as the first one, the folded stage, and the note about it."""
     first, *others = candidates
+    few = features[:COMPARED]
     try:
         # In parts, since float64 takes four times the memory of float16.
-        wanted = torch.cat([exact(part.to(torch.float64, copy=True)) for part in features.split(16)])
+        wanted = torch.cat([exact(part.to(torch.float64, copy=True)) for part in few.split(16)])
     except Exception as problem:  # a stage may not take float64
         return candidates[first], f"{first}; not measured, since float64 fails: {brief(problem)}"
 
     def error(candidate: nn.Module) -> float:
-        return float((candidate(features.clone()).double() - wanted).abs().max())
+        candidate(few.clone())  # what it frees is what it gets again
+        poison_free_memory(few.device)
+        return float((candidate(few.clone()).double() - wanted).abs().max())
 
     allowed, remarks = 2 * error(candidates[first]), []
     for name in others:
@@ -78,12 +137,28 @@ def _fastest(candidates: dict[str, nn.Module], exact: nn.Module, features: Tenso
     return candidates[best], "".join([best, speed, *remarks])
 
 
-def seconds_of(candidates: Sequence[nn.Module], features: Tensor) -> list[float]:
+def seconds_of(candidates: Sequence[nn.Module], *inputs: Tensor) -> list[float]:
     """Of each candidate, the least over rounds in which all take turns; on CUDA as graphs, as the engine runs them."""
-    runs: list[Callable[[], Any]] = [partial(candidate, features) for candidate in candidates]
-    if features.is_cuda:
-        runs = [partial(_finished, _captured(run), features.device) for run in runs]
+    runs: list[Callable[[], Any]] = [partial(candidate, *inputs) for candidate in candidates]
+    if inputs[0].is_cuda:
+        runs = [partial(_finished, _captured(run), inputs[0].device) for run in runs]
     return fastest_of(runs, ROUNDS)
+
+
+def poison_free_memory(device: torch.device) -> None:
+    """Fill what the allocator of a CUDA device has in reserve with NaN, so that reading it before it is written shows.
+
+    cuDNN's fused convolution reads its own result times 0, which an engine may really compute: in a graph's pool that
+    is what ran before.
+    """
+    if device.type != "cuda":
+        return
+    index = torch.cuda.current_device() if device.index is None else device.index
+    segments = [s for s in torch.cuda.memory_snapshot() if s["device"] == index and s["segment_pool_id"] == (0, 0)]
+    free = [b["size"] for segment in segments for b in segment["blocks"] if b["state"] == "inactive"]
+    with suppress(torch.OutOfMemoryError):
+        held = [torch.full((size // 4,), torch.nan, device=device) for size in free]
+        del held
 
 
 def _finished(run: Callable[[], Any], device: torch.device) -> None:

@@ -1,5 +1,6 @@
 """The ways of a GPU, run on the CPU: all of them become rows, and what cannot be measured stops nothing."""
 
+import json
 import os
 import re
 import sys
@@ -23,6 +24,8 @@ from shown_rows import ON_A_GPU
 from subjects import Network
 from summary import show
 from workloads import COMPACT_ON_GPU, Workload
+
+from eefast.engines.host_reads import HostReadPolicy, Times
 
 SHAPE = (1, 12, 12)
 TINY = Network("eenet20", (3, 12, 12), 10, (0.0, 0.0, 1.0))
@@ -82,6 +85,24 @@ def test_a_gpu_run_from_the_network_to_the_rows(on_cpu):
     text = show([{**row, "environment": {**row["environment"], **ON_A_GPU}} for row in written])
     assert text.count("BatchCond, padding") == 2
     assert re.search(r"BatchCond, padding +\| +\S+ +\| +\S+ +\| +0\.\d+ +\| +0 +\| +100%", text)
+
+
+def test_times_of_stages_are_kept_where_output_goes(monkeypatch, tmp_path):
+    times = Times((1, 2), ((0.5, 0.75),) * 2, (None, None), 1e-5, 1e-6, (0.25,))
+    graphs = SimpleNamespace(policies=[HostReadPolicy(times)])
+    fast = SimpleNamespace(engine=SimpleNamespace(graphs=graphs))
+    way = gpu_ways.GpuWay("eefast compact", False, lambda: gpu_ways.Made(list, fast), torch.float16)
+    monkeypatch.delenv("OUT", raising=False)
+    gpu_ways.keep_stage_times(ALL, way)
+    monkeypatch.setenv("OUT", str(tmp_path))
+    gpu_ways.keep_stage_times(ALL, replace(way, make=lambda: gpu_ways.Made(list)))
+    assert not list(tmp_path.iterdir())
+    gpu_ways.keep_stage_times(ALL, way)
+    (line,) = (tmp_path / "stage-times.ndjson").read_text().splitlines()
+    found = json.loads(line)
+    assert found["sizes"] == [1, 2]
+    assert found["stages"] == [[0.5, 0.75]] * 2
+    assert (found["network"], found["batch_size"], found["way"]) == ("eenet20", 4, "eefast compact")
 
 
 def test_memory_of_all_ways_and_energy_of_those_that_decide(on_cpu, monkeypatch):

@@ -28,6 +28,8 @@ def test_key_figures_come_first_and_fit_into_their_phase():
     assert sum(work.guess for work in key) + network_runs.TRACE_SECONDS <= seconds
     assert seconds + 20 <= limit <= 150, "Python, PyTorch and the last work need some more"
     limits = dict(re.findall(r"\[(\w+)\]=(\d+)", script))
+    first = [limits[phase] for phase in ("build", "smoke", "key", "compact", "throughput", "parity")]
+    assert sum(map(int, first)) <= 480, "what decides fits into one command"
     total = sum(int(limits[phase]) for phase in re.search(r'PHASES="([^"]+)"', script)[1].split())
     assert f"all phases, {total} s at most" in script
 

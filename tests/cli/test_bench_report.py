@@ -13,6 +13,7 @@ from eefast.cli.choices import Choice
 from eefast.measure import figures
 from eefast.measure.assessment import Assessment, CurvePoint
 from eefast.measure.comparison import Row
+from eefast.measure.time_costs import TimeCosts
 from eefast.measure.verdicts import Verdict
 from eefast.thresholds.calibration import Calibration
 from eefast.thresholds.evaluation import Evaluation
@@ -46,7 +47,7 @@ def found():
     return Assessment(
         plain_accuracy=0.8, early=early, criteria={"learned": (0.7, 0.6), "margin": (0.75, 0.5)}, rows=tuple(rows),
         verdicts=verdicts, curve=(CurvePoint((0.1, 0.2), 0.7, 0.4, 5000.0),), auto="compact", reason="",
-        left_out={"ONNX Runtime": "is not installed"},
+        left_out={"ONNX Runtime": "is not installed"}, time_costs=(TimeCosts("PyTorch", 16, (0.25, 0.5, 1.0)),),
     )  # fmt: skip
 
 
@@ -105,6 +106,12 @@ def test_a_table_and_a_verdict_for_each_batch_size(found, choice, size, speed):
     ]
     verdict = f"batch {size}: worth it: compact is 2.00 × as fast as plain, PyTorch, accuracy -5.00 points"
     assert any(line.startswith(verdict) for line in lines)
+
+
+def test_costs_are_told_in_time_too(found, choice):
+    mean = (11 * 0.25 + 22 * 0.5 + 33) / 66
+    said = f"batch 16: mean cost 0.500 in MACs, {mean:.3f} in time; time to each exit ÷ the plain network's, PyTorch: "
+    assert said + "0.250, 0.500, 1.000" in lines_of(found, choice)
 
 
 @pytest.mark.parametrize(("code", "last"), [("fast = 1", "fast = 1"), ("", "keep the network without early exits")])

@@ -1,6 +1,7 @@
 """`eefast calibrate`: thresholds that keep their budget on the network itself, cached outputs, scaling, refusals."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from networks import lived_in, one_by_one
 
 import eefast
 from eefast import zoo
+from eefast.measure import time_costs
+from eefast.measure.time_costs import TimeCosts
 from eefast.thresholds.calibration import calibrate
 from eefast.thresholds.candidates import make_candidate
 from eefast.thresholds.comparing import compare
@@ -91,6 +94,37 @@ def test_calibrate_saves_the_numbers_that_it_fits(shop, tmp_path, name):
     again = json.loads(run(*words[:-4], "--json", "-").stdout)
     assert again["chosen"][name]["thresholds"] == pytest.approx(list(expected.thresholds), abs=1e-4)
     assert again["compared"] == {}
+
+
+def test_thresholds_by_what_exits_cost_in_time(shop, tmp_path, monkeypatch):
+    """Measured once; the network that is saved, and `cost` when it is loaded, count MACs as before."""
+    times = TimeCosts("PyTorch", 7, (0.5, 0.625, 1.0))
+    monkeypatch.setattr(time_costs, "measured", lambda net, images: replace(times, batch_size=len(images)))
+    net = eefast.load(shop / "net")
+    net.save(tmp_path / "net")
+    words = ["calibrate", tmp_path / "net", "--data-root", shop, "--held-out", 31, "--few-images", "--seed", 5]
+    words += ["--max-cost", 0.75, "--no-assurance", "--cost", "time", "--batch-size", 9]
+    done = run(*words, "--save", "--json", tmp_path / "report.json")
+    assert "costs are times to the exits ÷ the plain network's, PyTorch, batch 9: 0.500, 0.625, 1.000" in done.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    images, labels = held_out_of(shop, 31, 5)
+    outputs, labels = collect(net, [(images, labels)])
+    wanted = calibrate(outputs, labels, torch.tensor(times.cost), max_cost=0.75)
+    assert report["chosen"]["learned"]["thresholds"] == list(wanted.thresholds)
+    assert report["chosen"]["learned"]["cost"] == pytest.approx(wanted.cost)
+    assert report["time_costs"]["batch_size"] == 9
+    loaded = eefast.load(tmp_path / "net")
+    assert torch.equal(loaded.cost, net.cost)
+    assert loaded.thresholds.tolist() == pytest.approx(list(wanted.thresholds))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [(["--cost", "joules"], "cost='joules' is unknown"), (["--cost", "time", "--drop-exits"], "counts MACs")],
+)
+def test_costs_that_cannot_be_counted(shop, more, message):
+    with pytest.raises(ValueError, match=message):
+        run("calibrate", shop / "net", "--data-root", shop, "--max-cost", 0.7, *more)
 
 
 def test_calibrate_takes_half_a_point_off_the_final_exit(shop):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from math import ceil
 
 import pytest
 import torch
 from device_clock import Clock
 
-from eefast.engines.host_reads import Counted, HostReadPolicy, Times, queues_for, sizes
+from eefast.engines.host_reads import Counted, HostReadPolicy, Times, arriving, queues_for, sizes
 from eefast.engines.schedule import answers
 
 MICRO = 1e-6
@@ -125,6 +126,41 @@ def test_sizes(largest: int) -> None:
     assert list(steps) == sorted(set(steps))
     assert all(b <= max(a + 1, 1.34 * a) for a, b in itertools.pairwise(steps))
     assert len(steps) < 25 or largest > 256
+
+
+@pytest.mark.parametrize("more", [(), (1, 100, 101, 31), (256,)], ids=str)
+def test_sizes_that_are_often_needed(more: tuple[int, ...]) -> None:
+    steps, grid = sizes(256, 1.25, more), sizes(256)
+    assert set(grid) <= set(steps) <= {*grid, *more}
+    assert list(steps) == sorted(set(steps))
+    for rows in more:
+        assert next(size for size in steps if size >= rows) <= 1.03 * rows
+
+
+@pytest.mark.parametrize("survivors", [(0.68, 0.7, 0.65), (1.0, 0.0, 0.5)], ids=str)
+def test_arriving_rows_seldom_exceed_what_is_captured_for_them(survivors: tuple[float, ...]) -> None:
+    """Against draws: of each stage all but some 2 % of 2000 batches."""
+    rows, numbers = arriving(256, survivors), torch.Generator().manual_seed(0)
+    assert rows[0] == 256
+    share = 1.0
+    for most, part in zip(rows[1:], survivors, strict=True):
+        share *= part
+        came = (torch.rand(2000, 256, generator=numbers) < share).sum(1)
+        assert 0 <= (came > most).sum() <= 100
+        assert most - came.float().mean() <= 2.1 * 8 + 1  # the deviation of 256 draws is 8 at most
+
+
+def test_sizes_at_the_expected_rows_make_a_batch_faster() -> None:
+    survivors = (0.68, 0.68, 0.68)
+    grid = times_of(LARGE, survivors)
+    steps = sizes(256, 1.25, arriving(256, survivors))
+    at_expected = replace(
+        grid,
+        sizes=steps,
+        stages=tuple(tuple(MICRO * (20 + row * n) for n in steps) for row in LARGE),
+    )
+    before, after = (simulated(t, 256, 1, HostReadPolicy(t), lambda *_: False) for t in (grid, at_expected))
+    assert after < 0.985 * before
 
 
 def test_deep_networks_are_planned_quickly() -> None:

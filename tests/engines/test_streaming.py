@@ -9,8 +9,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from torch import Tensor
 
 import eefast
 from eefast import ops, zoo
+from eefast.engines import Batch, streaming
 from eefast.engines.streaming import PIECE, ordered, stream_on_cuda
 from eefast.result import ExitResult
 
 needs_cpp = pytest.mark.skipif(bool(ops.CPP_MISSING), reason=f"the C++ kernels are {ops.CPP_MISSING}")
 SHAPE = (1, 6, 7)
 NORMALIZATION = ([0.4], [0.3])
+CUDA = torch.device("cuda")
 
 
 def small(seed: int = 1) -> Any:
@@ -243,8 +245,12 @@ class Late:
             event.work.pop(0)()
 
 
-def test_kernels_that_start_late_read_what_was_handed_out(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [0.0, float("inf")], ids=["alone", "shared"])
+def test_kernels_that_start_late_read_what_was_handed_out(
+    net: Any, monkeypatch: pytest.MonkeyPatch, at_once: float
+) -> None:
     """As on a GPU: a kernel may start only after the iterable has written to its buffer again on the current stream."""
+    monkeypatch.setattr(streaming, "AT_ONCE", at_once)
     here = Late.current = Late()
 
     @contextmanager
@@ -532,6 +538,112 @@ class TestDroppedStreams:
             assert wait_for(lambda: not any(r() is not None for r in alive))
         finally:
             gc.enable()
+
+
+class TestSharedLaunches:
+    """What `stream_on_cuda` launches, on streams that do nothing."""
+
+    @pytest.fixture(autouse=True)
+    def on_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.launched: list[int] = []
+        self.waited, self.work = 0, list[Any]()
+        monkeypatch.setattr(torch.cuda, "Stream", Late)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self)
+        monkeypatch.setattr(torch.cuda, "stream", lambda side: nullcontext())
+        monkeypatch.setattr(Tensor, "record_stream", lambda self, side: None)
+        monkeypatch.setattr(streaming, "AT_ONCE", float("inf"))
+
+    def wait_event(self, event: Any) -> None:
+        self.waited += event is not self
+
+    def answer(self, images: Tensor, thresholds: Tensor) -> ExitResult:
+        """Of every image its first pixel and the first threshold."""
+        self.launched.append(len(images))
+        first = images[:, 0, 0, :1]
+        return ExitResult(first, first[:, 0].long(), first[:, 0] + 1, thresholds[0].expand(len(images)).clone())
+
+    def results(self, batches: Iterable[Batch]) -> list[ExitResult]:
+        return list(stream_on_cuda(batches, self.answer, CUDA))
+
+    @pytest.mark.parametrize(
+        ("sizes", "launched"),
+        [
+            ([256] * 9, [2048, 256]),
+            ([1] * 17, [8, 8, 1]),
+            ([2000, 100, 3, 5000, 2, 0, 1], [2000, 103, 5000, 3]),
+            ([2048] * 2, [2048] * 2),
+            ([0], [0]),
+            ([], []),
+        ],
+        ids=str,
+    )
+    def test_as_many_as_fit(self, sizes: list[int], launched: list[int]) -> None:
+        x, limits, since = torch.arange(float(sum(sizes))).view(-1, 1, 1, 1), torch.ones(2), object()
+        parts = x.split(sizes) if sizes else ()
+        results = self.results(Batch(part, limits, since) for part in parts)
+        assert self.launched == launched
+        assert self.waited == len(launched)
+        for result, part in zip(results, parts, strict=True):
+            assert torch.equal(result.logits[:, 0], part.view(-1))
+            assert torch.equal(result.confidence, part.view(-1) + 1)
+            assert len(result.exit_index) == len(result.cost) == len(part)
+
+    def test_others_start_a_launch(self) -> None:
+        x, since = torch.zeros(3, 1, 2, 2), [object(), object()]
+        of_each = Batch(x, torch.full((2, 3), 4.0), since[1])
+        batches = [
+            Batch(x, torch.full((2,), 1.0), since[0]),
+            Batch(x, torch.full((2,), 2.0), since[1]),
+            Batch(x.half(), torch.full((2,), 2.0), since[1]),
+            Batch(x[:, :, :1].half(), torch.full((2,), 2.0), since[1]),
+            *[of_each._replace(thresholds=torch.full((2,), 3.0), since=object()), of_each, of_each],
+        ]
+        results = self.results(batches)
+        assert self.launched == [3] * 7
+        assert [float(r.cost[0]) for r in results[:5]] == [1, 2, 2, 2, 3]
+
+    def test_a_slow_source_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A batch that took long to read is launched before the next one is asked for."""
+        x, limits, since, at = torch.zeros(3, 1, 1, 1), torch.ones(2), object(), list[int]()
+
+        def slow() -> Iterator[Batch]:
+            for _ in range(5):
+                at.append(len(self.launched))
+                clock[0] += 1.0
+                yield Batch(x, limits, since)
+
+        clock = [0.0]
+        monkeypatch.setattr(streaming, "AT_ONCE", 0.5)
+        monkeypatch.setattr(streaming.time, "perf_counter", lambda: clock[0])
+        self.results(slow())
+        assert at == [0, 1, 2, 3, 4]
+
+    def test_a_batch_that_was_read_on_another_stream(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The consumer goes on elsewhere while a batch that starts a launch waits for its turn."""
+        x, waited = torch.zeros(3, 1, 1, 1), list[tuple[int, int]]()
+
+        class Other(Late):
+            def wait_stream(self, other: Any) -> None:
+                waited.append((streams.index(self), streams.index(other)))
+
+        streams = [Other(), Other()]
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[at])
+        at = 0
+        results = stream_on_cuda((Batch(x, torch.ones(2), object()) for _ in range(9)), self.answer, CUDA)
+        for at in (0, 1, 1, 0):  # noqa: B007
+            next(results)
+        assert waited == [(1, 0), (0, 1)]
+
+    def test_an_exception_comes_after_all_results_before(self) -> None:
+        def failing() -> Iterator[Batch]:
+            for _ in range(5):
+                yield Batch(torch.zeros(3, 1, 1, 1), torch.ones(2), None)
+            raise OSError("the camera is gone")
+
+        results = stream_on_cuda(failing(), self.answer, CUDA)
+        assert [len(next(results).cost) for _ in range(5)] == [3] * 5
+        with pytest.raises(OSError, match="the camera is gone"):
+            next(results)
 
 
 @pytest.mark.parametrize("read", [0, 1, 2, 3])

@@ -13,7 +13,7 @@ from networks import images
 
 from eefast.engines import GraphEngine, graphs
 from eefast.engines.stores import Stores
-from eefast.planning import capture
+from eefast.planning import capture, launch_costs
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +114,44 @@ def test_survivors_of_the_example_guide_the_plan(net: Any) -> None:
     expected = tuple(b / a for a, b in itertools.pairwise(arriving))
     assert p.graphs.policies[0].times.survivors == pytest.approx(expected)
     assert planned(net, 8).graphs.policies[0].times.survivors == (0.5,) * 3
+
+
+def test_sizes_and_algorithms_at_the_expected_rows(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each stage the rows that are expected there, of one queue or two; only these let cuDNN try its algorithms."""
+    keep, tried = graphs.captured, list[bool]()
+
+    def noted(*arguments: Any) -> Any:
+        tried.append(torch.backends.cudnn.benchmark)
+        return keep(*arguments)
+
+    monkeypatch.setattr(graphs, "captured", noted)
+    planned(net, 31)
+    assert not any(tried)
+    tried.clear()
+    x = images(40, SHAPE)
+    g = planned(net, 31, x).graphs
+    expected = [graphs.arriving(rows, g.policies[0].times.survivors) for rows in (31, 16)]
+    assert set(graphs.sizes(31)) < set(g.sizes)
+    for stage, pair in enumerate(zip(*expected, strict=True)):
+        for rows in pair:
+            assert g.size_for(rows) <= 1.03 * rows
+            assert (stage, g.size_for(rows)) in g.expected
+    assert tried.count(True) == 2 * len(g.expected) <= 2 * 4 * 2
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_times_are_those_of_the_expected_survivors(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of a graph by whether all rows or none go on, which the last stage does not ask."""
+    g = planned(net, 8).graphs
+
+    def seconds(work: Any, device: Any) -> float:
+        work()
+        return 3.0 if g.thresholds[0] == g.net.criterion.never else 1.0
+
+    monkeypatch.setattr(launch_costs, "seconds", seconds)
+    times = capture.measured(g, launch_costs.LaunchCosts(0.0, 0.0), [0.0, 0.5, 1.0])
+    assert [set(stage) for stage in times.stages] == [{1.0}, {2.0}, {3.0}, {3.0}]
+    assert times.survivors == (0.0, 0.5, 1.0)
 
 
 def test_the_plan_tells_sizes_queues_and_memory(net: Any) -> None:

@@ -17,6 +17,7 @@ from eefast.engines import CompactEngine
 from eefast.planning import compact_steps, probe, trial
 from eefast.planning.compact_steps import build_compact, obstacle
 from eefast.planning.errors import SlowerError, UnsupportedError
+from eefast.planning.folding import fold_stage
 from eefast.planning.stage_runtimes import Chosen
 from eefast.planning.trial import Subject
 
@@ -35,6 +36,7 @@ def subject_of(net: Any, device: torch.device = CPU) -> Subject:
 @pytest.fixture(autouse=True)
 def without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EEFAST_GRAPHS", "0")
+    monkeypatch.setattr(compact_steps, "seconds_of", lambda stages, features: [0.0])
 
 
 @pytest.fixture
@@ -145,7 +147,45 @@ def test_stages_count_their_rows_where_triton_evaluates_heads_of_one_convolution
     given = subject(head, CUDA)
     monkeypatch.setattr(compact_steps, "device_counted", lambda stage, dtype: Counted(stage))
     steps = build_compact(given).steps
-    assert [isinstance(step.counted, Counted) for step in steps[:2]] == [counted] * 2
+    assert [isinstance(step.counted, Counted) for step in steps[:2]] == [False, counted]
+
+
+@pytest.mark.parametrize(("seconds", "counted"), [(1e-5, True), (1e-3, False)])
+def test_only_short_stages_count_their_rows(
+    seconds: float, counted: bool, kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels("triton")
+    monkeypatch.setattr(compact_steps, "seconds_of", lambda stages, features: [seconds])
+    built: list[nn.Module] = []
+    monkeypatch.setattr(compact_steps, "device_counted", lambda stage, dtype: built.append(stage))
+    given = subject(device=CUDA)
+    build_compact(given)
+    assert built == (list(given.net.stages)[1:] if counted else [])
+
+
+@pytest.mark.parametrize("most", [3, 40])
+def test_stages_are_measured_on_the_rows_that_are_expected(
+    most: int, kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels("triton")
+    measured: list[int] = []
+
+    def fastest(stage: nn.Module, dtype: torch.dtype, features: torch.Tensor) -> tuple[nn.Module, str]:
+        measured.append(len(features))
+        return fold_stage(stage, dtype)
+
+    monkeypatch.setattr(compact_steps, "fastest_stage", fastest)
+    given = replace(subject(device=CUDA), max_batch_size=most)
+    build_compact(given)
+    assert measured == [32] * 3
+    measured.clear()
+    x = probe.noise(20, SHAPE)
+    build_compact(replace(given, example_inputs=x))
+    taken = given.net.first_exits(x).exit_index
+    on = [int((taken >= i).sum()) / 20 for i in range(3)]
+    assert measured[0] == most
+    for rows, share in zip(measured, on, strict=True):
+        assert most * share <= rows <= min(most, most * share + most**0.5 + 1)
 
 
 class Counted(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,27 @@ def test_a_folder_that_cannot_be_written_to(
 def test_the_cpu_needs_none() -> None:
     with pytest.raises(ValueError, match="device='cpu' needs no calibration; choose a CUDA device"):
         launch_costs.calibrate(torch.device("cpu"))
+
+
+def test_the_device_is_busy_until_all_is_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what the host takes to queue the work would be measured, too."""
+    order: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            pass
+
+        def record(self) -> None:
+            order.append("record")
+
+        def synchronize(self) -> None:
+            order.append("wait")
+
+        def elapsed_time(self, end: object) -> float:
+            return 2.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: order.append("busy"), raising=False)
+    assert launch_costs.seconds(lambda: order.append("work"), torch.device("cuda")) == 2e-3
+    assert order == ["busy", "record", "work", "record", "wait"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from eefast.planning import stage_choice
 from eefast.planning.folding import fold_stage
+from eefast.planning.fusing import FusedConv, fuse_convolutions
 from eefast.planning.stage_choice import fastest_stage
 
 pytestmark = pytest.mark.usefixtures("seeded_without_gradients")
@@ -104,6 +105,80 @@ def test_candidates_that_fail_are_left_out(fault: str, monkeypatch: pytest.Monke
     reason = "RuntimeError: no engine" if fault == "raises" else "its error is "
     assert note.startswith(f"folded; fused (2 of 2 convolutions) left out: {reason}")
     assert "found" not in note
+
+
+@pytest.mark.parametrize("fault", ["reads", "writes"])
+def test_candidates_run_in_memory_that_holds_no_numbers(
+    fault: str, monkeypatch: pytest.MonkeyPatch, slow: dict[str, float]
+) -> None:
+    """As an engine of cuDNN that multiplies what is in its result's memory by 0."""
+    cudnn, memory = Cudnn(monkeypatch), [0.0]
+
+    def reading(*arguments: object) -> Tensor:
+        return cudnn.relu(*arguments) + 0 * (memory[0] if fault == "reads" else 1.0)
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", reading)
+    monkeypatch.setattr(stage_choice, "poison_free_memory", lambda device: memory.__setitem__(0, torch.nan))
+    slow |= {"FusedConv": 1.0, "Conv2d": 2.0}
+    stage, note = fastest_stage(basic_block(), torch.float32, images(2, (16, 5, 5)))
+    assert is_of(stage, "FusedConv") == (fault == "writes")
+    assert ("left out: its error is nan" in note) == (fault == "reads")
+
+
+class Held:
+    """The allocator's blocks; what is made of exactly their size is in them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[tuple[tuple[int, ...], float]] = []
+        blocks = [{"size": 512, "state": "inactive"}, {"size": 1024, "state": "active_allocated"}]
+        more = [{"size": 4096, "state": "inactive"}]
+        segments = [(0, (0, 0), blocks), (0, (0, 1), more), (1, (0, 0), more)]
+        snapshot = [{"device": d, "segment_pool_id": pool, "blocks": b} for d, pool, b in segments]
+        monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: snapshot)
+        monkeypatch.setattr(torch, "full", self.full)
+
+    def full(self, size: tuple[int, ...], value: float, device: torch.device) -> object:
+        self.made.append((size, value))
+        return object()
+
+
+def test_free_memory_is_filled_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this device, and not in the pools of graphs."""
+    held = Held(monkeypatch)
+    stage_choice.poison_free_memory(torch.device("cuda:0"))
+    ((size, value),) = held.made
+    assert size == (128,)
+    assert value != value
+    stage_choice.poison_free_memory(torch.device("cpu"))
+    assert len(held.made) == 1
+
+
+def test_convolutions_that_are_slower_in_one_kernel_run_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each shape is measured once; here one of two inputs and strides."""
+    Cudnn(monkeypatch)
+    asked: list[int] = []
+
+    def seconds(candidates: list[nn.Module], *inputs: Tensor) -> list[float]:
+        (first, *_) = candidates
+        if not isinstance(first, FusedConv):
+            found = [[m.in_one_kernel for m in c.modules() if isinstance(m, FusedConv)] for c in candidates]
+            return [5.0 if not whole else 4.0 if all(whole) else 2.0 for whole in found]
+        asked.append(inputs[0].shape[1])
+        return [1.0 if c.in_one_kernel == (inputs[0].shape[1] == 3) else 2.0 for c in candidates]
+
+    monkeypatch.setattr(stage_choice, "seconds_of", seconds)
+    layers = (conv(3, 5), nn.ReLU(), conv(5, 5), nn.ReLU(), conv(5, 5), nn.ReLU())
+    fused, count, _ = fuse_convolutions(fold_stage(nn.Sequential(*layers), torch.float32)[0])
+    x = images(2, (3, 5, 5))
+    mixed, apart = stage_choice.faster_apart(fused, x)
+    assert (count, apart, sorted(asked)) == (3, 2, [3, 5])
+    convs = [m for m in mixed.modules() if isinstance(m, FusedConv)]
+    assert [m.in_one_kernel for m in convs] == [m.weight.shape[1] == 3 for m in convs]
+    assert all(m.in_one_kernel for m in fused.modules() if isinstance(m, FusedConv))
+    assert {id(p) for p in mixed.parameters()} == {id(p) for p in fused.parameters()}
+    torch.testing.assert_close(mixed(x), fused(x))
+    note = "fused (1 of 3 convolutions, 2 faster apart), 2.5× folded"
+    assert fastest_stage(nn.Sequential(*layers), torch.float32, x)[1] == note
 
 
 def test_stages_that_know_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
