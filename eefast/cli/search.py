@@ -198,6 +198,9 @@ def _show(report: SearchReport, options: SearchOptions) -> None:
             f"mean cost {report.test['mean_cost']:.4f}"
         )
     echo(f"{_exactness(report)}\n")
+    if report.schemes:
+        echo(render.table(["placement", unit, "accuracy", "exits after"], map(_scheme, report.schemes.items())))
+        echo("the best number of exits of each scheme, within the same limit and by the same rule\n")
     echo(render.table([unit, "accuracy", "rule", "exits"], map(_row, _thinned(report.front))))
 
 
@@ -213,6 +216,16 @@ def _exactness(report: SearchReport) -> str:
 def _row(point: Exits) -> list[str]:
     exits = " ".join(f"{place}:{kind}" for place, kind in zip(point.places, point.kinds, strict=True))
     return [f"{point.thresholds.cost:.4f}", f"{point.thresholds.accuracy:.2%}", point.thresholds.criterion, exits]
+
+
+def _scheme(item: tuple[str, Exits]) -> list[str]:
+    name, exits = item
+    return [
+        name,
+        f"{exits.thresholds.cost:.4f}",
+        f"{exits.thresholds.accuracy:.2%}",
+        " ".join(map(str, exits.places)),
+    ]
 
 
 def _thinned(front: Sequence[Exits]) -> list[Exits]:
