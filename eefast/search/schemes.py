@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from .. import zoo
 from ..system.progress import Progress
 from ..thresholds.calibration import calibrate
-from ..zoo.placement import SCHEMES
+from ..zoo.eenets import block_costs
+from ..zoo.placement import SCHEMES, place
 from .candidates import Candidates, Subset
 from .choice import Kept
 from .supernet import Supernet
@@ -44,16 +44,16 @@ def _placements(supernet: Supernet, scheme: str) -> Iterator[Subset]:
     """The candidates at the scheme's places, for every number of exits that it can place."""
     net, first = supernet.net, supernet.kinds[0]
     at = {
-        place: e for e, (place, kind) in enumerate(zip(supernet.places, supernet.kinds, strict=True)) if kind == first
+        block: e for e, (block, kind) in enumerate(zip(supernet.places, supernet.kinds, strict=True)) if kind == first
     }
+    costs = block_costs(net.name, net.num_classes, net.input_shape)
     for count in range(1, MOST_EXITS + 1):
         try:
-            placed = zoo.eenet(net.name, count, scheme, input_shape=net.input_shape, device="meta").config
+            places = place(costs, count, scheme)
         except ValueError:
             return
-        places: Sequence[int] = (placed or {})["placement"]
         if set(places) <= at.keys():
-            yield tuple(at[place] for place in places)
+            yield tuple(at[block] for block in places)
 
 
 def _value(kept: Kept) -> tuple[float, float]:
