@@ -9,6 +9,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ..model import EarlyExitNet
+    from ..thresholds.benefit import BenefitPoint
     from ..thresholds.calibration import Calibration
     from ..thresholds.evaluation import Evaluation, ExitQuality, Flips
     from ..thresholds.scaling import Scaling
@@ -49,6 +50,16 @@ def calibration_parts(
     yield table(["criterion", "accuracy", "mean cost", "images per exit"], rows)
     for name, why in impossible.items():
         yield f"{name}: {why}"
+
+
+def benefit_table(points: Sequence[BenefitPoint], macs: int) -> Table:
+    """A row per threshold; of neighbours with the same outcome, the first. macs: of the network without exits."""
+    rows: list[list[str]] = []
+    for point in points:
+        row = [f"{point.threshold:.4g}", f"{point.cost:.4f}", f"{point.cost * macs / 1e6:.4g}", f"{point.accuracy:.2%}"]
+        if not rows or rows[-1][1:] != row[1:]:
+            rows.append(row)
+    return table(["threshold", "mean cost", "10⁶ MACs", "accuracy"], rows)
 
 
 def profile_table(profiles: Mapping[str, Calibration]) -> Table:

@@ -115,19 +115,24 @@ def search(options: SearchOptions, progress: Progress) -> SearchReport:
     choice = choose(candidates, options.criteria, progress, max_cost=limit, max_parameters=options.max_parameters)
     best = choice.best.thresholds
     schemes = {} if limit is None else scheme_exits(supernet, candidates, best.criterion, limit, progress)
-    network = supernet.network(choice.best.subset, best.criterion, best.thresholds)
-    kept = by_macs.outputs_of(choice.best.subset)
-    taken = exits_taken(kept, get(best.criterion), best.thresholds)
+    # Of exits that a local search did not compare, too, the best are kept.
+    most = options.max_parameters or by_macs.parameters_of(tuple(range(len(supernet.kinds))))
+    fitting = [kept for kept in schemes.values() if by_macs.parameters_of(kept.subset) <= most]
+    chosen = max((choice.best, *fitting), key=lambda kept: (kept.thresholds.accuracy, -kept.thresholds.cost))
+    best = chosen.thresholds
+    network = supernet.network(chosen.subset, best.criterion, best.thresholds)
+    seen = by_macs.outputs_of(chosen.subset)
+    taken = exits_taken(seen, get(best.criterion), best.thresholds)
     test = None if images.test is None else batches(images.test, BATCH_SIZE, options.workers)
     report = SearchReport(
         arguments={**options.record(), "held_out": len(labels)},
         candidates=_described(supernet, by_macs),
         final_accuracy=exit_quality(outputs[-1:], labels)[0].accuracy,
-        found=_named(supernet, choice.best),
-        exits=taken.bincount(minlength=len(kept)).tolist(),
-        mean_cost=by_macs.cost_of(choice.best.subset).double()[taken].mean().item(),
+        found=_named(supernet, chosen),
+        exits=taken.bincount(minlength=len(seen)).tolist(),
+        mean_cost=by_macs.cost_of(chosen.subset).double()[taken].mean().item(),
         mean_time=best.cost if options.max_time is not None else None,
-        parameters=by_macs.parameters_of(choice.best.subset),
+        parameters=by_macs.parameters_of(chosen.subset),
         front=tuple(_named(supernet, point) for point in choice.front),
         schemes={name: _named(supernet, kept) for name, kept in schemes.items()},
         subsets=choice.subsets,

@@ -15,6 +15,7 @@ DOCUMENTS = (
     "docs/quantization.md",
     "docs/reliability.md",
     "docs/scoring.md",
+    "docs/search.md",
 )
 # Where the documents leave out the first folder.
 FOLDERS = (".", "eefast")
