@@ -77,6 +77,16 @@ def test_held_out_images_are_those_of_the_networks_training(seen, tmp_path):
     assert (seen[1].held_out, seen[1].seed, seen[1].other_data) == (None, 4, True)
 
 
+def test_photographs_have_the_size_that_the_network_takes(seen, tmp_path):
+    net = zoo.eenet("eenet20", 1, num_classes=2, input_shape=(3, 16, 16))
+    net.record = TrainingRecord("eenet20", 2, (3, 16, 16), "folder", ("cat", "dog"), 16, 160, "0" * 16, 70, 3)
+    net.classes = net.record.classes
+    net.save(tmp_path / "net")
+    run("search", tmp_path / "net", "--max-cost", 0.5)
+    run("search", tmp_path / "net", "--max-cost", 0.5, "--image-size", 20)
+    assert [(options.dataset, options.image_size) for options in seen] == [("folder", 16), ("folder", 20)]
+
+
 def test_without_a_limit_nothing_starts(seen):
     with pytest.raises(ValueError, match="no limit is given; give max_cost"):
         run("search", "eenet20")

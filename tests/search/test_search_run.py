@@ -80,6 +80,24 @@ def test_another_limit_needs_no_training(place, searched, monkeypatch):
         search(options(place, output, max_cost=0.01, resume=True), silent)
 
 
+def test_an_interrupted_run_goes_on_to_the_same_network(place, tmp_path, monkeypatch):
+    small = {"max_cost": 0.5, "criteria": ("learned",), "exits": ("2",), "epochs": 2}
+    whole = search(options(place, tmp_path / "whole", **small), silent)
+    with monkeypatch.context() as patch:
+
+        def stop(module):
+            if module.current_epoch == 1:
+                raise KeyboardInterrupt
+
+        patch.setattr(run.EarlyExitModule, "on_train_epoch_start", stop)
+        with pytest.raises(KeyboardInterrupt, match="goes on after epoch 1"):
+            search(options(place, tmp_path / "stopped", **small), silent)
+    resumed = search(options(place, tmp_path / "stopped", **small, resume=True), silent)
+    assert (resumed.found, resumed.candidates) == (whole.found, whole.candidates)
+    first, second = (eefast.load(tmp_path / name).state_dict() for name in ("whole", "stopped"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
