@@ -163,6 +163,7 @@ def make_supernet(options: SearchOptions, images: RunImages) -> Supernet:
                 f"{options.dataset} are {tuple(info.shape)} of {info.num_classes}; name the data set it was trained on"
             )
         _check_images(options, images, given.record)
+        given = given.float()
         if options.weights is not None:
             raise ValueError(f"weights={str(options.weights)!r}: {where} has its own; leave this out")
         supernet = of_network(given, options.kinds, places, options.most_places)

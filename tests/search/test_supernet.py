@@ -82,6 +82,13 @@ def test_an_attached_network_gets_other_exits(tmp_path):
     torch.testing.assert_close(found[-1], given.all_exits(x)[-1])
 
 
+def test_a_quantised_network_is_refused():
+    net = lived_in(zoo.eenet("eenet20", 1, input_shape=(1, 9, 9)), 1)
+    made = eefast.quantize(net, images(16, (1, 9, 9)), winograd=False)
+    with pytest.raises(ValueError, match="eenet20 is quantised; search with the float network that it was made of"):
+        of_network(made, ["pool"], None, 12)
+
+
 def test_places_may_be_named(trained):
     made = of_network(trained, ["pool"], ["2", "7"], 1)
     assert made.places == (2, 7)
