@@ -219,7 +219,11 @@ def _exactness(report: SearchReport) -> str:
 
 
 def _row(point: Exits) -> list[str]:
-    exits = " ".join(f"{place}:{kind}" for place, kind in zip(point.places, point.kinds, strict=True))
+    same = len(set(point.kinds)) == 1  # then it is named once
+    exits = " ".join(
+        str(place) if same else f"{place}:{kind}" for place, kind in zip(point.places, point.kinds, strict=True)
+    )
+    exits += f" ({point.kinds[0]})" * same
     return [f"{point.thresholds.cost:.4f}", f"{point.thresholds.accuracy:.2%}", point.thresholds.criterion, exits]
 
 
