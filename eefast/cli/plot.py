@@ -33,13 +33,14 @@ from .options import (
 )
 from .output import bars, check_writable, echo
 from .pictures import canvas, check_picture
-from .render import describe
+from .render import benefit_table, describe
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..model import EarlyExitNet
     from ..result import ExitOutput
+    from ..thresholds.benefit import BenefitPoint
     from ..thresholds.calibration import Calibration
 
 
@@ -62,6 +63,10 @@ def command(
     same_images: Annotated[
         bool, Option(help="Choose the curves' thresholds on the images that are measured: optimistic, needs no others.")
     ] = False,
+    benefit: Annotated[
+        bool,
+        Option("--benefit", help="Also draw and list one threshold for all exits, 0.00 … 1.00, as T-RecX does."),
+    ] = False,
     examples: Annotated[int, Option(help="Number of right images, and of wrong ones, per exit.", min=1)] = 6,
     batch_size: BatchSize = 256,
     workers: Workers = 0,
@@ -83,12 +88,18 @@ def command(
         kept = None if aside is None else aside.outputs(net, cache, batch_size, progress)
         seen = _seen(net, measured, progress)
         curves = _curves(net, names, kept or (seen.outputs, seen.labels), seen, progress)
+    line = _benefit(net, names, seen) if benefit else None
+    if line is not None:
+        curves[f"{line.criterion}, one threshold"] = line.curve
     origin = "the same images: optimistic" if kept is None else f"{len(kept[1]):,} held-out training images"
     title = (
         f"{describe(net)}, {len(seen.labels):,} images of {source.dataset} ({split})\n"
         f"thresholds of the curves chosen on {origin}"
     )
     _draw(net, seen, curves, points, title, examples, output)
+    if line is not None:
+        echo(f"\n{title.splitlines()[0]}: {line.criterion}, one threshold for all exits\n")
+        echo(benefit_table(line.points, line.macs))
     echo(f"figure: {output}")
 
 
@@ -99,6 +110,31 @@ class Seen:
     images: Tensor
     labels: Tensor
     outputs: list[ExitOutput]
+
+
+@dataclass(frozen=True)
+class Benefit:
+    """The benefit curve of an exit rule; macs: of the network without exits."""
+
+    criterion: str
+    points: Sequence[BenefitPoint]
+    macs: int
+
+    @property
+    def curve(self) -> tuple[list[float], list[float]]:
+        """Mean costs and accuracies, by ascending cost."""
+        points = sorted(self.points, key=lambda point: point.cost)
+        return [point.cost for point in points], [point.accuracy for point in points]
+
+
+def _benefit(net: EarlyExitNet, names: Sequence[str], seen: Seen) -> Benefit:
+    """Of the criterion that is named; where there are several, of the network's."""
+    from ..thresholds.benefit import benefit_curve
+
+    name = names[0] if len(names) == 1 else net.criterion.name
+    *stages, last = net.stage_costs
+    macs = sum(cost.stage_macs for cost in (*stages, last)) + last.head_macs - last.num_features
+    return Benefit(name, benefit_curve(seen.outputs, seen.labels, net.cost, name), macs)
 
 
 def _seen(net: EarlyExitNet, measured: Any, progress: Progress) -> Seen:

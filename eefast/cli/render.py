@@ -9,6 +9,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ..model import EarlyExitNet
+    from ..thresholds.benefit import BenefitPoint
     from ..thresholds.calibration import Calibration
     from ..thresholds.comparing import Comparison
     from ..thresholds.evaluation import Evaluation, ExitQuality, Flips
@@ -74,6 +75,16 @@ def winner(compared: Mapping[str, Comparison], at: float) -> str:
 
 def _points(compared: Comparison) -> str:
     return f"{100 * compared.gain:+.2f} ± {100 * compared.spread:.2f}"
+
+
+def benefit_table(points: Sequence[BenefitPoint], macs: int) -> Table:
+    """A row per threshold; of neighbours with the same outcome, the first. macs: of the network without exits."""
+    rows: list[list[str]] = []
+    for point in points:
+        row = [f"{point.threshold:.4g}", f"{point.cost:.4f}", f"{point.cost * macs / 1e6:.4g}", f"{point.accuracy:.2%}"]
+        if not rows or rows[-1][1:] != row[1:]:
+            rows.append(row)
+    return table(["threshold", "mean cost", "10⁶ MACs", "accuracy"], rows)
 
 
 def profile_table(profiles: Mapping[str, Calibration]) -> Table:

@@ -17,6 +17,7 @@ from .options import Json
 from .output import bars, check_writable, echo, note, write_json
 
 if TYPE_CHECKING:
+    from ..model import EarlyExitNet
     from ..record import TrainingRecord
     from ..search.run import Exits, SearchReport
 
@@ -118,7 +119,11 @@ def command(
     check_writable(json_path)
     if figure is not None:
         check_picture(figure)
-    record = _record(network)
+    given = _given(network)
+    record = given.record if given is not None else None
+    dataset = dataset or (record.dataset if record is not None else DEFAULT.dataset)
+    if given is not None and image_size is None and dataset in ("imagenet", "folder"):
+        image_size = given.input_shape[1]
     if record is None and not other_data and Path(network).exists():
         note("it is not known which images the network was trained on; held-out ones may be among them")
     options = SearchOptions(
@@ -126,7 +131,7 @@ def command(
         criteria=tuple(CRITERIA) if criterion == "all" else _words(criterion), kinds=_words(kinds),
         exits=_words(places), most_places=most_places, weights=weights, freeze_backbone=not train_backbone,
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, loss=loss, image_size=image_size,
-        dataset=dataset or (record.dataset if record is not None else DEFAULT.dataset), data_root=data_root,
+        dataset=dataset, data_root=data_root,
         other_data=other_data, test=test, device=device, workers=workers, output=output, resume=resume,
         **_split(None if other_data else record, held_out, seed),
     )  # fmt: skip
@@ -151,11 +156,11 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _record(network: str) -> TrainingRecord | None:
-    """What a network in a folder was trained on; None where that is not known."""
+def _given(network: str) -> EarlyExitNet | None:
+    """The network in a folder; None for a file or a name, which do not say what it was trained on."""
     from ..checkpoint.loading import load
 
-    return load(network).record if Path(network).expanduser().is_dir() else None
+    return load(network) if Path(network).expanduser().is_dir() else None
 
 
 def _split(record: TrainingRecord | None, held_out: int | None, seed: int | None) -> dict[str, Any]:
@@ -198,6 +203,9 @@ def _show(report: SearchReport, options: SearchOptions) -> None:
             f"mean cost {report.test['mean_cost']:.4f}"
         )
     echo(f"{_exactness(report)}\n")
+    if report.schemes:
+        echo(render.table(["placement", unit, "accuracy", "exits after"], map(_scheme, report.schemes.items())))
+        echo("the best number of exits of each scheme, within the same limit and by the same rule\n")
     echo(render.table([unit, "accuracy", "rule", "exits"], map(_row, _thinned(report.front))))
 
 
@@ -211,8 +219,22 @@ def _exactness(report: SearchReport) -> str:
 
 
 def _row(point: Exits) -> list[str]:
-    exits = " ".join(f"{place}:{kind}" for place, kind in zip(point.places, point.kinds, strict=True))
+    same = len(set(point.kinds)) == 1  # then it is named once
+    exits = " ".join(
+        str(place) if same else f"{place}:{kind}" for place, kind in zip(point.places, point.kinds, strict=True)
+    )
+    exits += f" ({point.kinds[0]})" * same
     return [f"{point.thresholds.cost:.4f}", f"{point.thresholds.accuracy:.2%}", point.thresholds.criterion, exits]
+
+
+def _scheme(item: tuple[str, Exits]) -> list[str]:
+    name, exits = item
+    return [
+        name,
+        f"{exits.thresholds.cost:.4f}",
+        f"{exits.thresholds.accuracy:.2%}",
+        " ".join(map(str, exits.places)),
+    ]
 
 
 def _thinned(front: Sequence[Exits]) -> list[Exits]:

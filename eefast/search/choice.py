@@ -15,7 +15,7 @@ from .candidates import Candidates, Subset
 from .shortlist import Ranked, Shortlist
 from .subsets import Totals
 
-# All subsets of twelve places with two kinds of heads each, about a minute for an exit rule.
+# All subsets of twelve places with two kinds of heads each, half a minute for an exit rule.
 MOST_SUBSETS = 3**12
 # Subsets that get thresholds of their own for each exit; where there are few in all, every one.
 FINALISTS, FEW = 16, 64

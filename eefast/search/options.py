@@ -11,6 +11,11 @@ from ..criteria import CRITERIA, get
 from ..heads import HEADS
 from ..train.options import FREE_TO_CHANGE, TrainOptions
 
+NOT_READ = (
+    "net", "num_exits", "placement", "head", "backbone", "self_labelled", "two_stage", "cost_weight",
+    "max_accuracy_drop",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class SearchOptions(TrainOptions):
@@ -27,13 +32,13 @@ class SearchOptions(TrainOptions):
     max_cost: highest mean cost, heads included, as a share of the network's without exits.
     max_time: highest mean time on this machine, as a share of that network's; instead of max_cost.
     max_parameters: highest number of the network's parameters.
-    `net`, `num_exits`, `placement`, `head`, `backbone` and `max_accuracy_drop` are not read.
+    Those in `NOT_READ` are for training only.
 
     A run that is resumed may have other limits and rules, which need no further training.
     """
 
     free_to_change: ClassVar[Sequence[str]] = (
-        *FREE_TO_CHANGE, "max_cost", "max_time", "max_parameters", "criteria", "max_accuracy_drop",
+        *FREE_TO_CHANGE, "max_cost", "max_time", "max_parameters", "criteria",
     )  # fmt: skip
 
     network: str | Path = "eenet32"
@@ -64,6 +69,6 @@ class SearchOptions(TrainOptions):
                 raise ValueError(f"{option}={value} must be above 0")
 
     def record(self) -> dict[str, Any]:
-        """As of training; of `network` the last part of its path."""
-        found = super().record()
-        return {**found, "network": Path(self.network).name, "freeze_backbone": self.freeze_backbone}
+        """As of training, without what is not read; of `network` the last part of its path."""
+        found = {name: value for name, value in super().record().items() if name not in NOT_READ}
+        return {**found, "network": Path(self.network).name}

@@ -35,6 +35,7 @@ from ..train.trainer import fit, seed_everything
 from .candidates import Candidates
 from .choice import Kept, choose
 from .options import SearchOptions
+from .schemes import scheme_exits
 from .seconds import time_costs
 from .supernet import Supernet, of_backbone, of_network
 
@@ -60,6 +61,8 @@ class SearchReport:
     arguments: `SearchOptions.record`.
     candidates: place, kind, cost alone and held-out accuracy of all heads that were trained.
     final_accuracy: of the final exit on the held-out images. found: the best exits; exits: images at each of them.
+    schemes: the best exits of each placement scheme of EENets within the same limit and by the same rule, from the same
+        heads, see `schemes.scheme_exits`; empty for backbones and without a limit of the cost or time.
     mean_cost: of `found`, in MACs with all heads; mean_time: the same in time, where that was the limit.
     parameters: of the network. front: of all subsets at shared levels, by ascending cost, in the unit of the limit.
     subsets, all_subsets, all_thresholds: see `choice.Choice`.
@@ -75,6 +78,7 @@ class SearchReport:
     mean_time: float | None
     parameters: int
     front: tuple[Exits, ...]
+    schemes: dict[str, Exits]
     subsets: int
     all_subsets: bool
     all_thresholds: bool
@@ -110,20 +114,27 @@ def search(options: SearchOptions, progress: Progress) -> SearchReport:
     limit = options.max_cost if options.max_time is None else options.max_time
     choice = choose(candidates, options.criteria, progress, max_cost=limit, max_parameters=options.max_parameters)
     best = choice.best.thresholds
-    network = supernet.network(choice.best.subset, best.criterion, best.thresholds)
-    kept = by_macs.outputs_of(choice.best.subset)
-    taken = exits_taken(kept, get(best.criterion), best.thresholds)
+    schemes = {} if limit is None else scheme_exits(supernet, candidates, best.criterion, limit, progress)
+    # Of exits that a local search did not compare, too, the best are kept.
+    most = options.max_parameters or by_macs.parameters_of(tuple(range(len(supernet.kinds))))
+    fitting = [kept for kept in schemes.values() if by_macs.parameters_of(kept.subset) <= most]
+    chosen = max((choice.best, *fitting), key=lambda kept: (kept.thresholds.accuracy, -kept.thresholds.cost))
+    best = chosen.thresholds
+    network = supernet.network(chosen.subset, best.criterion, best.thresholds)
+    seen = by_macs.outputs_of(chosen.subset)
+    taken = exits_taken(seen, get(best.criterion), best.thresholds)
     test = None if images.test is None else batches(images.test, BATCH_SIZE, options.workers)
     report = SearchReport(
         arguments={**options.record(), "held_out": len(labels)},
         candidates=_described(supernet, by_macs),
         final_accuracy=exit_quality(outputs[-1:], labels)[0].accuracy,
-        found=_named(supernet, choice.best),
-        exits=taken.bincount(minlength=len(kept)).tolist(),
-        mean_cost=by_macs.cost_of(choice.best.subset).double()[taken].mean().item(),
+        found=_named(supernet, chosen),
+        exits=taken.bincount(minlength=len(seen)).tolist(),
+        mean_cost=by_macs.cost_of(chosen.subset).double()[taken].mean().item(),
         mean_time=best.cost if options.max_time is not None else None,
-        parameters=by_macs.parameters_of(choice.best.subset),
+        parameters=by_macs.parameters_of(chosen.subset),
         front=tuple(_named(supernet, point) for point in choice.front),
+        schemes={name: _named(supernet, kept) for name, kept in schemes.items()},
         subsets=choice.subsets,
         all_subsets=choice.all_subsets,
         all_thresholds=choice.all_thresholds,
@@ -152,6 +163,7 @@ def make_supernet(options: SearchOptions, images: RunImages) -> Supernet:
                 f"{options.dataset} are {tuple(info.shape)} of {info.num_classes}; name the data set it was trained on"
             )
         _check_images(options, images, given.record)
+        given = given.float()
         if options.weights is not None:
             raise ValueError(f"weights={str(options.weights)!r}: {where} has its own; leave this out")
         supernet = of_network(given, options.kinds, places, options.most_places)

@@ -26,17 +26,17 @@ def time_costs(net: EarlyExitNet, images: Tensor, progress: Progress) -> list[St
     after the other; a head is its convolutions, since all else of it is part of one kernel in the compact engine.
     """
     x = images[:BATCH_SIZE].contiguous(memory_format=torch.channels_last)
-    stages = [fold_stage(stage, x.dtype)[0] for stage in net.stages]
+    stages = [None if isinstance(stage, nn.Identity) else fold_stage(stage, x.dtype)[0] for stage in net.stages]
     heads = [_folded_head(head, x.dtype) for head in net.heads]
     best = [[float("inf")] * 2 for _ in stages]
     for number in range(ROUNDS):
         progress("timing stages and heads", number, ROUNDS)
         features = x
         for row, stage, head in zip(best, stages, heads, strict=True):
-            if not isinstance(stage, nn.Identity):
-                row[0], features = min(row[0], _seconds(stage, features)), stage(features)
-            else:
+            if stage is None:
                 row[0] = 0.0
+            else:
+                row[0], features = min(row[0], _seconds(stage, features)), stage(features)
             row[1] = min(row[1], _seconds(head, features))
     progress("timing stages and heads", ROUNDS, ROUNDS)
     return [

@@ -85,6 +85,8 @@ def of_network(net: EarlyExitNet, kinds: Sequence[str], places: Sequence[str | i
         confidence.load_state_dict(net.heads[-1].confidence.state_dict())  # type: ignore[union-attr]
         return made
     name = str(config.get("name"))
+    if config.get("kind") == "quantized":
+        raise ValueError(f"{net.name} is quantised; search with the float network that it was made of")
     if config.get("kind") != "eenet" or name == "eenet8":
         what = "has its two exits" if name == "eenet8" else f"was built from {net.built_from}"
         raise ValueError(f"{net.name} {what}; search needs another network of eefast.zoo, or one of eefast.attach")
@@ -156,10 +158,10 @@ def _with_kinds(base: EarlyExitNet, places: Sequence[str | int], kinds: Sequence
 
 
 def _joined(stages: Sequence[nn.Module]) -> nn.Module:
-    """One stage of several; nothing for those that are done already."""
-    layers = [layer for stage in stages for layer in (stage if type(stage) is nn.Sequential else [stage])]
+    """One stage of several; of none, one that does nothing."""
     if len(stages) == 1:
         return stages[0]
+    layers = [layer for stage in stages for layer in (stage if type(stage) is nn.Sequential else [stage])]
     return nn.Sequential(*layers) if layers else nn.Identity()
 
 

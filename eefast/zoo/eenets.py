@@ -96,11 +96,16 @@ def eenet(
     )
 
 
-def _cut(
-    depth: int, num_exits: int, placement: str | Sequence[int], num_classes: int, input_shape: Sequence[int]
-) -> tuple[tuple[int, ...], list[nn.Module]]:
-    """Blocks before each exit, and the stages between the cuts, the stem in the first."""
-    stem, blocks, width = trunk(depth, input_shape[0], len(input_shape) == 2)
+def block_costs(name: str, num_classes: int, input_shape: Sequence[int]) -> list[float]:
+    """For every residual block of the EENet called `name`, MACs up to and including it ÷ MACs of the plain network."""
+    with torch.device("meta"):
+        parts = trunk(int(name.removesuffix(ROWS)[5:]), input_shape[0], len(input_shape) == 2)
+        return _costs(*parts, num_classes, input_shape)
+
+
+def _costs(
+    stem: nn.Module, blocks: Sequence[nn.Module], width: int, num_classes: int, input_shape: Sequence[int]
+) -> list[float]:
     total, shape = macs(stem, input_shape)
     upto = []
     for block in blocks:
@@ -108,7 +113,15 @@ def _cut(
         total += block_macs
         upto.append(total)
     plain = total + macs(ExitHead("pool", shape, num_classes, input_shape), shape)[0] - width
-    positions = place([c / plain for c in upto], num_exits, placement)
+    return [c / plain for c in upto]
+
+
+def _cut(
+    depth: int, num_exits: int, placement: str | Sequence[int], num_classes: int, input_shape: Sequence[int]
+) -> tuple[tuple[int, ...], list[nn.Module]]:
+    """Blocks before each exit, and the stages between the cuts, the stem in the first."""
+    stem, blocks, width = trunk(depth, input_shape[0], len(input_shape) == 2)
+    positions = place(_costs(stem, blocks, width, num_classes, input_shape), num_exits, placement)
     edges = (0, *positions, len(blocks))
     stages: list[nn.Module] = [
         nn.Sequential(*([stem] if lo == 0 else []), *blocks[lo:hi]) for lo, hi in pairwise(edges)

@@ -19,6 +19,7 @@ def test_unknown_commands_exit_with_2():
 COMMANDS = [
     "demo",
     "train",
+    "search",
     "calibrate",
     "quantize",
     "evaluate",

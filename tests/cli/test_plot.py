@@ -18,6 +18,26 @@ def test_plot_draws_a_picture(shop, tmp_path):
         assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_the_benefit_curve_is_drawn_and_listed(shop, tmp_path):
+    from eefast.checkpoint.loading import load
+
+    done = run(*words(shop), "--benefit", "--criterion", "max_probability", "--output", tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    lines = done.stdout.splitlines()
+    rows = [line.split() for line in lines[lines.index(next(x for x in lines if x.startswith("threshold"))) + 1 : -1]]
+    net = load(shop / "net")
+    # At 0 all images exit at the first exit; at 1 none does at any.
+    assert (rows[0][0], float(rows[0][1])) == ("0", pytest.approx(float(net.cost[0]), abs=1e-4))
+    assert float(rows[-1][1]) == 1.0
+    whole = (
+        sum(cost.stage_macs for cost in net.stage_costs)
+        + net.stage_costs[-1].head_macs
+        - net.stage_costs[-1].num_features
+    )
+    assert float(rows[-1][2]) == pytest.approx(whole / 1e6, rel=1e-3)
+    assert len(rows) == len({tuple(row[1:]) for row in rows})
+
+
 @pytest.mark.parametrize("twin", ["ResNet-8", "=0.9", "a=98", "a=0.9,x", "a=0.9,-1", "a=0.9,0.5,1"])
 def test_a_point_without_accuracy_or_name_is_refused(shop, twin):
     with pytest.raises(ValueError, match=r"must be name=accuracy\[,cost\]"):

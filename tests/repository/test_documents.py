@@ -16,6 +16,7 @@ DOCUMENTS = (
     "docs/quantization.md",
     "docs/reliability.md",
     "docs/scoring.md",
+    "docs/search.md",
     "docs/serving.md",
 )
 # Where the documents leave out the first folder.

@@ -1,0 +1,60 @@
+"""Candidates of a network of `eefast.zoo` → the exits that each placement scheme of EENets has within a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..system.progress import Progress
+from ..thresholds.calibration import calibrate
+from ..zoo.eenets import block_costs
+from ..zoo.placement import SCHEMES, place
+from .candidates import Candidates, Subset
+from .choice import Kept
+from .supernet import Supernet
+
+MOST_EXITS = 8
+
+
+def scheme_exits(
+    supernet: Supernet, candidates: Candidates, criterion: str, limit: float, progress: Progress
+) -> dict[str, Kept]:
+    """By scheme the most accurate of its placements of 1 … `MOST_EXITS` exits, with thresholds for each exit.
+
+    Heads are those of the supernet, of its first kind. Schemes whose places it does not have, or that do not keep the
+    limit, are left out; of a backbone there are none.
+    """
+    if supernet.body is not None:
+        return {}
+    found: dict[str, Kept] = {}
+    for i, scheme in enumerate(SCHEMES):
+        progress("placement schemes", i, len(SCHEMES))
+        for subset in dict.fromkeys(_placements(supernet, scheme)):
+            seen = candidates.outputs_of(subset), candidates.labels, candidates.cost_of(subset)
+            try:
+                kept = Kept(subset, calibrate(*seen, criterion, max_cost=limit))
+            except ValueError:
+                continue
+            if scheme not in found or _value(kept) > _value(found[scheme]):
+                found[scheme] = kept
+    progress("placement schemes", len(SCHEMES), len(SCHEMES))
+    return found
+
+
+def _placements(supernet: Supernet, scheme: str) -> Iterator[Subset]:
+    """The candidates at the scheme's places, for every number of exits that it can place."""
+    net, first = supernet.net, supernet.kinds[0]
+    at = {
+        block: e for e, (block, kind) in enumerate(zip(supernet.places, supernet.kinds, strict=True)) if kind == first
+    }
+    costs = block_costs(net.name, net.num_classes, net.input_shape)
+    for count in range(1, MOST_EXITS + 1):
+        try:
+            places = place(costs, count, scheme)
+        except ValueError:
+            return
+        if set(places) <= at.keys():
+            yield tuple(at[block] for block in places)
+
+
+def _value(kept: Kept) -> tuple[float, float]:
+    return kept.thresholds.accuracy, -kept.thresholds.cost
