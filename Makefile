@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*' 'tests/tsan/*.cpp'
 
 .PHONY: demo test test-all fuzz sanitize sanitized sanitize-tests sanitize-calls sanitize-threads bench int8 \
-	int8-accuracy backbones bounds drift latency score-bench parity guard training report aot gpu lint format clean
+	int8-accuracy backbones bounds rules drift latency score-bench parity guard training report aot gpu lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eefast demo
@@ -78,6 +78,11 @@ int8-accuracy: $(VENV)/.ready
 # int8-accuracy; rows to bench/results/, a minute each.
 bounds: $(VENV)/.ready
 	$(BIN)/python bench/bounds.py $(NETWORKS) --data-root $(DATA)
+
+# Every exit rule at equal cost on new images, for the networks and data of int8-accuracy; rows to bench/results/, four
+# minutes each.
+rules: $(VENV)/.ready
+	$(BIN)/python bench/rules.py $(NETWORKS) --data-root $(DATA)
 
 # Cost and accuracy while test images are turned and blurred: fixed thresholds beside those of eefast.online, for the
 # networks and data of int8-accuracy; rows and a figure to bench/results/, a minute each.
