@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*' 'tests/tsan/*.cpp'
 
 .PHONY: demo test test-all fuzz sanitize sanitized sanitize-tests sanitize-calls sanitize-threads bench int8 \
-	int8-accuracy backbones bounds rules drift latency score-bench parity guard training report aot gpu lint format clean
+	int8-accuracy backbones bounds rules drift host-time latency score-bench parity guard training report aot gpu lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eefast demo
@@ -97,6 +97,11 @@ latency: $(VENV)/.ready
 # alone. With JPEGS="--jpegs folder" from JPEG files, too; for Ray .venv/bin/pip install ".[ray]".
 score-bench: $(VENV)/.ready
 	$(BIN)/python bench/score.py $(JPEGS)
+
+# What the host does per streamed batch of the resident engine on a GPU, launches replaced by nothing, beside an older
+# checkout in BEFORE; rows to bench/results/, under a minute, best alone.
+host-time: $(VENV)/.ready
+	$(BIN)/python bench/host_time.py --before $(BEFORE)
 
 # Every engine in every dtype beside the network that sees one image at a time: flips, accuracy, cost, on 10,000 images
 # (PARITY="--images 256" for fewer); rows to bench/results/, a quarter of an hour. Fails where an answer is wrong.

@@ -336,13 +336,13 @@ SIMT_DEVICE void run(const ExitHead& head, const Tiles& tiles, char* shared) {
   if (threadIdx.x == 0) {
     // The flags of this block are to be seen before its ticket.
     __threadfence();
-    scratch->last = atomicAdd(head.workspace, 1) == static_cast<int>(gridDim.x) - 1;
+    const bool last = atomicAdd(head.workspace, 1) == static_cast<int>(gridDim.x) - 1;
+    // The flags of the other blocks are to be seen after it; the barrier hands that on to all threads.
+    __threadfence();
+    scratch->last = last;
   }
   __syncthreads();  // it is known whether it was the last one
-  if (scratch->last) {
-    __threadfence();
-    partition(head, count, scratch);
-  }
+  if (scratch->last) partition(head, count, scratch);
 }
 
 }  // namespace exit_head_kernel
