@@ -40,7 +40,7 @@ $(SANITIZED): $(VENV)/.ready
 	touch $@
 
 sanitize-tests: $(SANITIZED)
-	$(UNDER_ASAN) $(BIN)/pytest tests/ops/test_exit_head.py tests/ops/test_resident_forward.py tests/ops/test_resident_int8.py \
+	$(UNDER_ASAN) $(BIN)/pytest tests/ops/test_exit_head.py tests/ops/test_exit_head_rules.py tests/ops/test_resident_forward.py tests/ops/test_resident_int8.py \
 		-p no:cacheprovider -k "not (other or without or compiles or opcheck or triton or trained or 110 or eenet18 \
 		or eenet34 or eenet50 or every_width)"
 

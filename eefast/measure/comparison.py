@@ -15,7 +15,7 @@ from torch import Tensor
 from ..model import EarlyExitNet
 from ..result import ExitOutput, ExitResult, concatenated
 from ..system.progress import Progress, reported
-from ..thresholds.outputs import exits_taken, flip_distances
+from ..thresholds.outputs import answered, exits_taken, flip_distances
 from .timing import in_turns, mean_seconds, run_all
 
 # By dtype: how close to a threshold either exit is a right answer; how far the logits of an image may be off, root mean
@@ -133,13 +133,15 @@ def judge(
     """
     n, last = len(taken), len(outputs) - 1
     outputs = [ExitOutput(*(part[:n] for part in out)) for out in outputs]
+    seen: Sequence[ExitOutput] = outputs
     if net is None:
         flips = wrong = int((taken != last).sum())
     else:
-        expected = exits_taken(outputs, net.criterion, net.thresholds.cpu())
+        seen = answered(outputs, net)
+        expected = exits_taken(seen, net.criterion, net.thresholds.cpu())
         distances = flip_distances(taken, expected, outputs, net)
         flips, wrong = len(distances), int((~(distances < FLIP_MARGIN[dtype])).sum())
-    exact = torch.stack([out.logits for out in outputs])[taken, torch.arange(n)]
+    exact = torch.stack([out.logits for out in seen])[taken, torch.arange(n)]
     error = float((logits.float() - exact).square().mean(1).sqrt().max() / exact.std())
     right = wrong == 0 and error <= LOGIT_TOLERANCE[dtype]
     off = f"logits of one are off by {error:.2g} standard deviations"

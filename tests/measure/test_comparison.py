@@ -6,7 +6,7 @@ import pytest
 import torch
 from networks import images, lived_in, one_by_one, spread_thresholds
 
-from eefast import zoo
+from eefast import rules, zoo
 from eefast.measure import comparison, timing
 from eefast.measure.comparison import Candidate
 from eefast.thresholds.outputs import collect
@@ -38,6 +38,15 @@ def test_right_answers_are_those_of_one_by_one(ready):
     assert set(answer.exit_index.tolist()) == {net.num_exits}
     assert set(answer.cost.tolist()) == {1.0}
     torch.testing.assert_close(answer.logits, net.plain()(x).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_rule_that_carries_is_judged_by_the_answers_so_far(ready):
+    net, x, outputs = ready
+    carrying = net.with_criterion(rules.carried([0.0, 0.7, 0.4]), [0.22, 0.24]).eval()
+    answer, flips = check(ready, carrying, carrying)
+    assert flips == 0
+    assert len(answer.exit_index.unique()) > 1
+    assert not torch.allclose(answer.logits, torch.stack([o.logits for o in outputs])[answer.exit_index, range(31)])
 
 
 @pytest.mark.parametrize(
