@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*' 'tests/tsan/*.cpp'
 
 .PHONY: demo test test-all fuzz sanitize sanitized sanitize-tests sanitize-calls sanitize-threads bench int8 \
-	int8-accuracy backbones bounds rules drift host-time latency score-bench parity guard training report aot gpu lint format clean
+	int8-accuracy backbones bounds rules drift host-time latency score-bench serving-bench parity guard training report aot gpu lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eefast demo
@@ -102,6 +102,11 @@ score-bench: $(VENV)/.ready
 # checkout in BEFORE; rows to bench/results/, under a minute, best alone.
 host-time: $(VENV)/.ready
 	$(BIN)/python bench/host_time.py --before $(BEFORE)
+
+# eefast.serving and `eefast serve` beside servers of whole batches: rows to bench/results/; eight minutes, best alone. For
+# Ray Serve and LitServe .venv/bin/pip install "ray[serve]" litserve.
+serving-bench: $(VENV)/.ready
+	$(BIN)/python bench/serving.py
 
 # Every engine in every dtype beside the network that sees one image at a time: flips, accuracy, cost, on 10,000 images
 # (PARITY="--images 256" for fewer); rows to bench/results/, a quarter of an hour. Fails where an answer is wrong.
