@@ -80,6 +80,7 @@ def test_another_limit_needs_no_training(place, searched, monkeypatch):
         search(options(place, output, max_cost=0.01, resume=True), silent)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_network(place, tmp_path, monkeypatch):
     small = {"max_cost": 0.5, "criteria": ("learned",), "exits": ("2",), "epochs": 2}
     whole = search(options(place, tmp_path / "whole", **small), silent)
