@@ -62,7 +62,8 @@ def qdq_stages(net: EarlyExitNet, batches: Sequence[Tensor], percentile: float) 
         seen = after
     if not any(names):
         raise ValueError(
-            f"no convolution of the network keeps within {LARGEST_ERROR:.0%} in INT8; keep the network in float32"
+            f"no convolution that torch.fx finds in the network keeps within {LARGEST_ERROR:.0%} in INT8; "
+            "keep the network in float32"
         )
     return QdqStages(stages, names, left)
 

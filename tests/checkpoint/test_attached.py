@@ -116,7 +116,9 @@ def test_an_unknown_kind_is_one_clear_error(small, tmp_path):
     small.save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"kind": "pruned"}))
-    message = "config.json says kind='pruned'; it must be one of eenet, attached, quantized; a newer eefast may read it"
+    message = (
+        "config.json says kind='pruned'; it must be one of eenet, attached, quantized, qdq; a newer eefast may read it"
+    )
     with pytest.raises(CheckpointError, match=re.escape(message)):
         load(tmp_path)
 

@@ -110,11 +110,3 @@ def test_numbers_that_are_none(folder, tmp_path, name, change, message):
     save_file(weights, tmp_path / "net" / "model.safetensors")
     with pytest.raises(CheckpointError, match=message):
         eefast.load(tmp_path / "net")
-
-
-@pytest.mark.slow
-def test_a_network_with_tables_that_it_does_not_save_comes_back(tmp_path):
-    net = lived_in(attach(backbone("timm:efficientvit_m0", 5).eval(), [], input_shape=(3, 224, 224)), seed=3)
-    made, x = eefast.quantize(net, images(16, (3, 224, 224))), images(2, (3, 224, 224))
-    made.save(tmp_path)
-    assert torch.equal(eefast.load(tmp_path)(x).logits, made(x).logits)
