@@ -464,9 +464,9 @@ def at_odd_address(n: int) -> Tensor:
 
 def padded(n: int, channels: int = 16) -> dict[str, Any]:
     """Poolings, each of which makes a map larger by 129 pixels: their products would exceed 64 bits."""
-    steps = [[0, 0, 1, -1, 0, 3, 1, 1, 0, 0, 0, 0, 1, 0]]
-    steps += [[2, 1 + i, 2 + i, -1, 0, 128, 1, 128, 0, 0, 0, 0, 1, 0] for i in range(n)]
-    steps += [[3, n + 1, 1, -1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0]]
+    steps = [[0, 0, 1, -1, 0, 3, 1, 1, 0, 0, 0, 0, 1, 0, 0]]
+    steps += [[2, 1 + i, 2 + i, -1, 0, 128, 1, 128, 0, 0, 0, 0, 1, 0, 0] for i in range(n)]
+    steps += [[3, n + 1, 1, -1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0]]
     maps = [[3, -1], *([[channels, 0]] * (n + 1))]
     return {"steps": torch.tensor(steps), "maps": torch.tensor(maps), "groups": torch.tensor([64])}
 
@@ -479,9 +479,9 @@ WRONG = {
     "images empty": ({"images": torch.zeros(5, 3, 8, 0)}, r"images of 8×0 are too small for the network"),
     "images huge": ({"images": torch.zeros(1).expand(1, 3, 2**15, 8)}, r"images has shape .*at most 16384 rows"),
     "steps columns": ({"steps": torch.zeros(3, 11).long()}, r"steps has shape \[3, 11\]; expected \[S, 15\]"),
-    "steps none": ({"steps": torch.zeros(0, 14).long()}, r"steps has shape \[0, 14\]"),
-    "steps dtype": ({"steps": torch.zeros(3, 14)}, r"steps is .*\.to\(torch\.int64\)"),
-    "steps strides": ({"steps": torch.zeros(14, 3).long().T}, r"steps is not contiguous; call \.contiguous\(\)"),
+    "steps none": ({"steps": torch.zeros(0, 15).long()}, r"steps has shape \[0, 15\]"),
+    "steps dtype": ({"steps": torch.zeros(3, 15)}, r"steps is .*\.to\(torch\.int64\)"),
+    "steps strides": ({"steps": torch.zeros(15, 3).long().T}, r"steps is not contiguous; call \.contiguous\(\)"),
     "maps columns": ({"maps": torch.zeros(3, 3).long()}, r"maps has shape \[3, 3\]; expected \[M, 2\]"),
     "maps dtype": ({"maps": torch.zeros(3, 2).int()}, r"maps is .*\.to\(torch\.int64\)"),
     "maps channels": ({"maps": (2, 0, 0)}, r"maps\[2\] = \[0, 0\]; expected channels and a section"),
@@ -506,7 +506,11 @@ WRONG = {
     "seconds dtype": ({"seconds": torch.zeros(3), "threads": 1}, r"seconds is .*\.to\(torch\.float64\)"),
     "seconds shape": ({"seconds": torch.zeros(2).double(), "threads": 1}, r"seconds has shape \[2\]; expected"),
     "seconds threads": ({"seconds": torch.zeros(3).double()}, r"seconds are counted with threads=1 only"),
-    "kind": ({"steps": (0, "kind", 7)}, r"steps\[0\] = \[7, 0, 1, -1, .*\]: there is no such kind of step"),
+    "kind": ({"steps": (0, "kind", 9)}, r"steps\[0\] = \[9, 0, 1, -1, .*\]: there is no such kind of step"),
+    "load of a map": ({"steps": (8, "kind", 7)}, r"steps\[8\] = .*: it (is not the first step|writes over|has no)"),
+    "store": ({"steps": (8, "kind", 8)}, r"steps\[8\] = .*: there is no such map"),
+    "row": ({"steps": (1, "row", 2)}, r"steps\[1\] = .*: only windows are one row high"),
+    "row of an exit": ({"steps": (3, "row", 1)}, r"steps\[3\] = .*: only windows are one row high"),
     "activation": ({"steps": (0, "activation", 8)}, r"steps\[0\] = .*: there is no such activation"),
     "activation of a pooling": ({"steps": (8, "activation", 1)}, r"steps\[8\] = .*: it has no activation"),
     "channel groups": ({"steps": (1, "groups", 3)}, r"steps\[1\] = .*: its channels are no multiple of its groups"),
@@ -537,7 +541,7 @@ WRONG = {
     "packed freed": ({"packed": freed(torch.zeros(43392))}, r"packed needs 173568 bytes of its storage, which has 0"),
     "packed meta": ({"packed": torch.zeros(43392, device="meta")}, r"packed is on meta; move it to cpu"),
     "packed address": ({"packed": at_odd_address(43392)}, r"packed starts at an address that its elements cannot have"),
-    "steps sparse": ({"steps": torch.ones(11, 14).long().to_sparse()}, r"steps (is sparse|has the layout).*\.to_dense"),
+    "steps sparse": ({"steps": torch.ones(11, 15).long().to_sparse()}, r"steps (is sparse|has the layout).*\.to_dense"),
     "groups too many": ({"groups": torch.ones(257).long()}, r"groups has shape \[257\]; .* at most 256"),
     "padded steps": (padded(300), r"images of 8×8 make maps that are too large for any memory"),
     "maps too many": (padded(200, 2**15), r"images of 8×8 make maps that are too large for any memory"),
