@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Option
 
-from .options import CropFraction, Device, Engine, Network
+from .options import CropFraction, Device, Engine, Network, Stages
 from .output import echo
 
 
@@ -15,6 +15,7 @@ def command(
     host: Annotated[str, Option(help="Address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, Option(help="0: any free one, which is printed.", min=0, max=65535)] = 8000,
     engine: Engine = "auto",
+    stages: Stages = "auto",
     device: Device = "auto",
     workers: Annotated[
         int | None,
@@ -44,13 +45,16 @@ def command(
     GET /v1/model, /healthz, /readyz, /metrics. SIGTERM answers all that was taken, exit code 0; a second one ends it.
     """
     from ..checkpoint.loading import load
+    from ..planning import check_engine
     from ..serving.lifetime import Options, run
     from .inputs import chosen_device
 
+    check_engine(engine, stages)
     options = Options(
         host=host,
         port=port,
         engine=engine,
+        stages=stages,
         crop_fraction=crop_fraction,
         max_queue=max_queue,
         workers=workers,

@@ -28,7 +28,7 @@ SWITCH_SECONDS = 0.0002
 
 @dataclass(frozen=True)
 class Options:
-    """host, port: to listen at; port 0: any free one. engine, crop_fraction: see `eefast.score`.
+    """host, port: to listen at; port 0: any free one. engine, stages, crop_fraction: see `eefast.score`.
 
     max_queue, workers: see `Server`. levels: names of profiles, see `Levels`. deadline_ms: of requests that name none,
     0: none. max_body: bytes. drain: seconds to answer what waits after SIGTERM. lame_duck: seconds before that, in
@@ -38,6 +38,7 @@ class Options:
     host: str = "127.0.0.1"
     port: int = 8000
     engine: str = "auto"
+    stages: str = "auto"
     crop_fraction: float | None = None
     max_queue: int = 256
     workers: int | None = None
@@ -133,7 +134,7 @@ async def _serve(
         loop.add_signal_handler(number, stop, number)
 
     def make() -> Server:
-        fast = accelerate(application.net, engine=options.engine, frozen=True)
+        fast = accelerate(application.net, engine=options.engine, stages=options.stages, frozen=True)
         return Server(fast, options.max_queue, options.workers)
 
     serving = loop.create_task(web.serve([listening]))
