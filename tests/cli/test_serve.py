@@ -23,7 +23,8 @@ def test_options_reach_the_server(folder, monkeypatch):
     monkeypatch.setattr(lifetime, "run", lambda net, options, say: given.append((net.name, options)))
     run("serve", folder)
     run(
-        "serve", folder, "--host", "0.0.0.0", "--port", 0, "--engine", "compact", "--stages", "compile", "--workers", 3, "--max-queue", 7,
+        "serve", folder, "--host", "0.0.0.0", "--port", 0, "--engine", "compact", "--stages", "compile",
+        "--workers", 3, "--max-queue", 7,
         "--levels", "normal,eco", "--deadline-ms", 30, "--max-body", 0.5, "--drain", 4, "--lame-duck", 1,
         "--crop-fraction", 0.5,
     )  # fmt: skip

@@ -41,7 +41,7 @@ def test_right_answers_are_those_of_one_by_one(ready):
 
 
 def test_a_rule_that_carries_is_judged_by_the_answers_so_far(ready):
-    net, x, outputs = ready
+    net, _, outputs = ready
     carrying = net.with_criterion(rules.carried([0.0, 0.7, 0.4]), [0.22, 0.24]).eval()
     answer, flips = check(ready, carrying, carrying)
     assert flips == 0
