@@ -55,8 +55,8 @@ def run(fast: eefast.Accelerated, folder: Path) -> None:
                 survivors.save(state)
 
 
-def killed_after(fast: eefast.Accelerated, folder: Path, seconds: float) -> bool:
-    """Whether the run, in a fork of this process, was killed before its end."""
+def killed_after(fast: eefast.Accelerated, folder: Path, count: int, seconds: float) -> bool:
+    """Whether the run, in a fork of this process, was killed before its end: `seconds` after it has `count` files."""
     process = os.fork()
     if process == 0:
         try:
@@ -64,6 +64,9 @@ def killed_after(fast: eefast.Accelerated, folder: Path, seconds: float) -> bool
             run(fast, folder)
         finally:
             os._exit(0)
+    end = time.monotonic() + 60
+    while len(list(folder.iterdir())) < count and time.monotonic() < end:
+        time.sleep(1e-4)
     time.sleep(seconds)
     os.kill(process, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(process, 0)[1])
@@ -88,12 +91,13 @@ def killed_and_continued(folder: Path, times: int, seed: int = 0) -> int:
     begin = time.perf_counter()
     (folder / "whole").mkdir()
     run(fast, folder / "whole")
-    whole = time.perf_counter() - begin
+    files_of_all = len(list((folder / "whole").iterdir()))
+    each = (time.perf_counter() - begin) / files_of_all
     check(folder / "whole", fast)
     for i in range(times):
         here = folder / str(i)
         here.mkdir()
-        killed += killed_after(fast, here, r.uniform(0.1, 1.0) * whole)
+        killed += killed_after(fast, here, r.randrange(files_of_all - 2), r.uniform(0, each))
         run(fast, here)
         check(here, fast)
     return killed
