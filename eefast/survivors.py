@@ -24,7 +24,7 @@ class Survivors:
     positions: [M] int64, their rows in the batch of `size` images, each at most once.
     exit_index: the last exit that was evaluated.
     logits, confidence: [M, K] and [M] float32, what that exit says of them: the answer so far. A rule that carries
-        something from exit to exit has its state here.
+        something from exit to exit would have its state here.
     limits: [n] float32 thresholds of the call, or [n, M], those of each sample, where NaN ends a sample's run.
     criterion: name of the exit rule.
     structure, weights: hashes of the network, see `eefast.fingerprints`; version: of eefast.

@@ -32,6 +32,15 @@ def identity(net: EarlyExitNet) -> Identity:
     return Identity(fingerprints.structure(net), fingerprints.weights(net), net.num_exits, net.num_classes, channels)
 
 
+def check_rule(net: EarlyExitNet) -> None:
+    """`ValueError` for a rule that carries something from exit to exit: parts of a run would begin without it."""
+    if (rule := getattr(net, "rule", None)) is not None:
+        raise ValueError(
+            f"the exit rule {rule} carries its state from exit to exit, so a run cannot stop between them yet; use "
+            f"net.with_criterion with one of {', '.join(criteria.CRITERIA)}"
+        )
+
+
 def begin(engine: Engine, of: Identity, images: Tensor, limits: Tensor, exit_index: int) -> Partial:
     """Prepared images → a run that stops after the early exit `exit_index`; limits: [n] or [n, N] float32."""
     part = engine.part(images, limits, 0, exit_index)

@@ -265,6 +265,15 @@ def test_where_a_run_cannot_stop() -> None:
         fast.until(1)(fast.until(0)(images(5, SHAPE)).survivors, exit_limit=1)
 
 
+def test_rules_that_carry_are_refused() -> None:
+    net = eenet("eenet8")
+    net.rule = "survival"
+    with pytest.raises(
+        ValueError, match=r"the exit rule survival carries its state .*; use net\.with_criterion with one of"
+    ):
+        eefast.accelerate(net, engine="reference").until(0)
+
+
 class Dense(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
