@@ -210,11 +210,6 @@ class Accelerated(nn.Module):
             raise ValueError(
                 f"exit_index={exit_index} is no early exit; the network has {self.net.num_exits}, from 0 on"
             )
-        if self.net.criterion.carries:
-            raise ValueError(
-                f"criterion={self.net.criterion.name!r} carries the answer so far, with which no run can stop yet; use "
-                'net.with_criterion("max_probability", thresholds)'
-            )
 
         @torch.no_grad()
         def run(x: Tensor | Survivors, profile: Any = None, thresholds: Any = None, exit_limit: Any = None) -> Partial:

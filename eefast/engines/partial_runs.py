@@ -34,10 +34,10 @@ def identity(net: EarlyExitNet) -> Identity:
 
 def check_rule(net: EarlyExitNet) -> None:
     """`ValueError` for a rule that carries something from exit to exit: parts of a run would begin without it."""
-    if (rule := getattr(net, "rule", None)) is not None:
+    if net.criterion.carries:
         raise ValueError(
-            f"the exit rule {rule} carries its state from exit to exit, so a run cannot stop between them yet; use "
-            f"net.with_criterion with one of {', '.join(criteria.CRITERIA)}"
+            f"the exit rule {net.criterion.name!r} carries its state from exit to exit, so a run cannot stop between them "
+            f"yet; use net.with_criterion with one of {', '.join(criteria.CRITERIA)}"
         )
 
 
