@@ -36,8 +36,8 @@ def check_rule(net: EarlyExitNet) -> None:
     """`ValueError` for a rule that carries something from exit to exit: parts of a run would begin without it."""
     if net.criterion.carries:
         raise ValueError(
-            f"the exit rule {net.criterion.name!r} carries its state from exit to exit, so a run cannot stop between them "
-            f"yet; use net.with_criterion with one of {', '.join(criteria.CRITERIA)}"
+            f"the exit rule {net.criterion.name!r} carries its state from exit to exit, so a run cannot stop between "
+            f"them yet; use net.with_criterion with one of {', '.join(criteria.CRITERIA)}"
         )
 
 
