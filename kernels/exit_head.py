@@ -181,7 +181,9 @@ def launch(
         pool_rows = clamp_power_of_two(4096 // block, tile_rows)
         shape = dict(
             ROWS=tile_rows, POOL_ROWS=pool_rows, BLOCK_PIXELS=clamp_power_of_two(4096 // (pool_rows * block), pixels),
-            DOT_CLASSES=64, DOT_CHANNELS=32, PART=clamp_power_of_two(4096 // columns, tile_rows),
+            DOT_CLASSES=64, DOT_CHANNELS=32,
+            # A rule needs registers for the answer so far.
+            PART=clamp_power_of_two((4096 if rule is None else 2048) // columns, tile_rows),
         )  # fmt: skip
         kernel, registers = _many_classes_kernel, 128
         extra = dict(

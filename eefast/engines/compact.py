@@ -41,7 +41,7 @@ class CompactEngine(PlannedEngine):
 
     def prepare(self, x: Tensor) -> Tensor:
         """Also raises `RuntimeError` in a CUDA graph's capture, which waiting for a count would break."""
-        if capturing(self.plan.device):
+        if isinstance(x, Tensor) and capturing(x.device):
             raise RuntimeError(
                 "the compact engine cannot be captured in a CUDA graph, since its host reads how many samples exit; "
                 "call it outside of the capture (it has graphs of its own), or use engine='resident'"

@@ -137,7 +137,9 @@ def run(engine: Engine, images: Tensor, limits: Tensor) -> Answers:
     busy with HTTP a thread waits long for it.
     """
     if isinstance(engine, ResidentEngine):
-        return engine.program.run(images, limits, engine.plan.criterion, engine.net.num_classes, 1)
+        rule = engine.rule_of(None)
+        assert rule is None or isinstance(rule, Tensor)
+        return engine.program.run(images, limits, engine.plan.criterion, engine.net.num_classes, 1, rule=rule)
     result = engine.run(images, limits)
     return result.logits, result.confidence, result.exit_index
 

@@ -556,7 +556,7 @@ class TestSharedLaunches:
     def wait_event(self, event: Any) -> None:
         self.waited += event is not self
 
-    def answer(self, images: Tensor, thresholds: Tensor) -> ExitResult:
+    def answer(self, images: Tensor, thresholds: Tensor, rule: Any) -> ExitResult:
         """Of every image its first pixel and the first threshold."""
         self.launched.append(len(images))
         first = images[:, 0, 0, :1]

@@ -126,6 +126,7 @@ def test_parts_follow_one_another():
 GIVEN = {
     "images": torch.ones(2, 1, 3, 3), "steps": table(CONVOLUTION, EARLY, DOUBLED, LAST), "maps": MAPS,
     "weights": torch.ones(4), "thresholds": torch.ones(1), "num_classes": 2,
+    "criterion": "learned", "rule": None,
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import torch
 from made_outputs import make_outputs
 from networks import images, lived_in, spread_thresholds
 
-from eefast import criteria, rules, zoo
+from eefast import criteria, fingerprints, rules, zoo
 from eefast.thresholds import outputs as cached
 
 
@@ -102,7 +102,7 @@ def test_outputs_of_a_network_that_carries_answer_as_it_does() -> None:
     plain = lived_in(zoo.eenet("eenet8", input_shape=(1, 12, 12)), 1)
     outputs, _ = cached.collect(plain, [(x, torch.zeros(31))])
     net = plain.with_criterion(rules.carried([0.0, 0.4, 0.3])).eval()
-    assert cached.fingerprint(net) == cached.fingerprint(plain)
+    assert fingerprints.weights(net) == fingerprints.weights(plain)
     confidence = torch.stack([out.confidence for out in cached.answered(outputs, net)[:-1]])
     net.thresholds.copy_(confidence.sort(dim=1).values[:, 14:16].mean(dim=1))
     got, expected = cached.by_thresholds(outputs, net, "carried", net.thresholds.tolist()), net(x)

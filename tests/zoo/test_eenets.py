@@ -90,7 +90,7 @@ def test_what_is_no_whole_number_is_refused(wild):
         ({"name": "eenet20", "placement": (10,)}, "in 1 … 9"),
         ({"name": "eenet20", "num_exits": 0}, "num_exits=0 must be at least 1"),
         ({"name": "eenet20", "head": "avg"}, "head='avg' is unknown.*bnpool"),
-        ({"name": "eenet20", "criterion": "patience"}, "criterion='patience' is unknown"),
+        ({"name": "eenet20", "criterion": "hope"}, "criterion='hope' is unknown"),
         ({"name": "eenet8", "num_exits": 3}, "EENet-8 has exactly 2"),
         ({"name": "eenet20", "input_shape": (32, 32)}, "input_shape=.* must be .C, H, W."),
         ({"name": "eenet20", "thresholds": (0.5,)}, "thresholds=.* must be 2 float32 numbers"),
