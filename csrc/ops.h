@@ -27,20 +27,19 @@ std::tuple<Tensor, Tensor, Tensor> exit_head_cuda(const Tensor& features, const 
 void gather_survivors_cuda(const Tensor& features, const Tensor& rows, const Tensor& live, const Tensor& out,
                            const std::optional<Tensor>& offset);
 
-std::tuple<Tensor, Tensor, Tensor> resident_forward(const Tensor& images, const Tensor& steps, const Tensor& maps,
-                                                    const Tensor& groups, const Tensor& weights, const Tensor& packed,
-                                                    const Tensor& thresholds, const std::string& criterion,
-                                                    int64_t num_classes, bool bfloat16, int64_t threads,
-                                                    const std::optional<Tensor>& seconds,
-                                                    const std::optional<Tensor>& normalization,
-                                                    const std::optional<Tensor>& rule, const std::optional<Tensor>& features);
+std::tuple<Tensor, Tensor, Tensor> resident_forward(
+    const Tensor& images, const Tensor& steps, const Tensor& maps, const Tensor& groups, const Tensor& weights,
+    const Tensor& packed, const Tensor& thresholds, const std::string& criterion, int64_t num_classes, bool bfloat16,
+    int64_t threads, const std::optional<Tensor>& seconds, const std::optional<Tensor>& normalization,
+    const std::optional<Tensor>& rule, const std::optional<Tensor>& features);
 
 std::tuple<Tensor, Tensor, Tensor> resident_int8(const Tensor& images, const Tensor& steps, const Tensor& maps,
                                                  const Tensor& groups, const Tensor& weights, const Tensor& packed,
                                                  const Tensor& thresholds, const Tensor& image,
                                                  const std::string& criterion, int64_t num_classes, int64_t threads,
                                                  const std::optional<Tensor>& seconds,
-                                                 const std::optional<Tensor>& rule, const std::optional<Tensor>& features);
+                                                 const std::optional<Tensor>& rule,
+                                                 const std::optional<Tensor>& features);
 
 std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
     const Tensor& images, const Tensor& steps, const Tensor& maps, const Tensor& groups, const Tensor& weights,

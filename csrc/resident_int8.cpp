@@ -19,7 +19,8 @@ std::tuple<Tensor, Tensor, Tensor> resident_int8(const Tensor& images, const Ten
                                                  const Tensor& thresholds, const Tensor& image,
                                                  const std::string& criterion, int64_t num_classes, int64_t threads,
                                                  const std::optional<Tensor>& seconds,
-                                                 const std::optional<Tensor>& rule, const std::optional<Tensor>& features) {
+                                                 const std::optional<Tensor>& rule,
+                                                 const std::optional<Tensor>& features) {
   check_there("images", images);
   if (images.scalar_type() != ScalarType::Byte) check_dtype("images", images, ScalarType::Float, "float32");
   check_there("image", image);

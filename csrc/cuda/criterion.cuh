@@ -44,8 +44,8 @@ SIMT_DEVICE float confidence_of(Criterion criterion, const float* logits, int cl
   return logf(sum) - sum_of_warp(moment) / sum;
 }
 
-// The rule's number for logits whose answer so far is in `logits` already: `carry` of eefast/criteria.py, without what is
-// kept of the number so far. The same bits in every lane.
+// The rule's number for logits whose answer so far is in `logits` already: `carry` of eefast/criteria.py, without what
+// is kept of the number so far. The same bits in every lane.
 SIMT_DEVICE float weighed(const float* rule, const float* logits, int classes) {
   float sum = __ldg(rule + 5);
 #pragma unroll 1
