@@ -147,12 +147,11 @@ format: $(VENV)/.ready
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $$(git ls-files $(CPP))
 
-# torch comes first: the C++ kernels are built against the torch that they will run with. --no-compile: Python compiles
-# what is imported, when it is; pip would compile everything.
+# torch comes first: the C++ kernels are built against the torch that they will run with.
 $(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile "setuptools>=61" wheel ninja "torch>=2.11" torchvision
-	$(BIN)/pip install --quiet --no-compile --no-build-isolation --editable ".[dev]"
+	$(BIN)/pip install --quiet "setuptools>=61" wheel ninja "torch>=2.11" torchvision
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
 
 clean:

@@ -75,6 +75,7 @@ def waits(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("waits")
+@pytest.mark.slow
 def test_a_process_is_restarted_for_all_but_the_peer_that_ended_it(subject, tmp_path):
     right, wrong, ends = peer("right"), peer("raises", raises), peer("killed", killed)
     with torch.no_grad():

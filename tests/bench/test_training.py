@@ -77,6 +77,7 @@ def made(folder: Path, plan: Training = TINY) -> None:
         (run.output / training.REPORT_FILE).write_text(json.dumps(report))
 
 
+@pytest.mark.slow
 def test_trains_both_and_says_what_went_wrong_with_another(
     root: Path, tmp_path: Path, in_forks: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:

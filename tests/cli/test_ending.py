@@ -232,7 +232,8 @@ def results(jobs):
     return found
 
 
-def test_every_command_stops_at_a_signal(shop, tmp_path):
+@pytest.mark.parametrize("which", ["some", pytest.param("all", marks=pytest.mark.slow)])
+def test_every_command_stops_at_a_signal(shop, tmp_path, which):
     """Ctrl-C, which goes to the worker processes too, and SIGTERM, which does not."""
     eenet, mnist = str(shop / "net"), ["--dataset", "mnist", "--data-root", str(shop)]
     slow, to = [*mnist, "--batch-size", "1", "--workers", "2"], str(tmp_path / "written")
@@ -261,6 +262,7 @@ def test_every_command_stops_at_a_signal(shop, tmp_path):
         (["demo", "--rounds", "1000", "--figure", f"{to}.png"], 0.5),
         (["calibrate-device", "--json", f"{to}.json"], 0.3),
     ]
+    commands = commands if which == "all" else [commands[0], commands[4], commands[6]]
     network = {path.name: path.read_bytes() for path in (shop / "net").iterdir()}
     stops = [(signal.SIGINT, True), (signal.SIGTERM, False)]
     jobs = [
@@ -291,7 +293,8 @@ def test_every_command_stops_at_a_signal(shop, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_faults_while_commands_work(shop, tmp_path):
+@pytest.mark.parametrize("which", ["some", pytest.param("all", marks=pytest.mark.slow)])
+def test_faults_while_commands_work(shop, tmp_path, which):
     """What fails in the middle, and what is not installed: one line, and the exit code in the help."""
     (tmp_path / "file").write_text("text")
     eenet, mnist = str(shop / "net"), ["--dataset", "mnist", "--data-root", str(shop)]
@@ -326,6 +329,7 @@ def test_faults_while_commands_work(shop, tmp_path):
         (["train", "--dataset", "svhn", "--data-root", str(shop)], {"missing": ["scipy"]}, 2, "pip install"),
     ]  # fmt: skip
     network = {path.name: path.read_bytes() for path in (shop / "net").iterdir()}
+    cases = cases if which == "all" else cases[::2]
     jobs = [{"words": list(words), **how} for words, how, _, _ in cases]
     for (words, _, code, message), found in zip(cases, results(jobs), strict=True):
         what = f"{words}: {found}"

@@ -30,6 +30,7 @@ LAYERS: dict[str, nn.Module] = {
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("length", [9, 17, 128])
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # it is meant
 def test_a_layer_computes_the_same(name: str, length: int) -> None:
     layer = LAYERS[name].eval()
     if isinstance(layer, nn.BatchNorm1d):

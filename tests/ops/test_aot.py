@@ -118,7 +118,7 @@ def jobs() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("name", "capability"), [*jobs()])
-@pytest.mark.sampled(40)
+@pytest.mark.sampled(24)
 def test_variant(compiler: ProcessPoolExecutor, name: str, capability: int) -> None:
     report = compiler.submit(aot.compile_variant, name, capability).result()
     assert not report.failures(aot.variants()[name][1]), report
@@ -149,6 +149,7 @@ LOADS += [(name, 80) for name in ("float32", "16 bytes later", NARROW[1])]
 
 
 @pytest.mark.parametrize(("name", "capability"), LOADS)
+@pytest.mark.sampled(6)
 def test_narrow_loads_are_reported(compiler: ProcessPoolExecutor, name: str, capability: int) -> None:
     report = compiler.submit(compile_sample, name, capability).result()
     assert not report.failures()
@@ -158,6 +159,7 @@ def test_narrow_loads_are_reported(compiler: ProcessPoolExecutor, name: str, cap
 
 
 @capabilities
+@pytest.mark.sampled(2)
 def test_spills_are_reported(compiler: ProcessPoolExecutor, capability: int) -> None:
     report = compiler.submit(compile_sample, "256 elements per thread", capability).result()
     assert report.stack > 0
@@ -166,6 +168,7 @@ def test_spills_are_reported(compiler: ProcessPoolExecutor, capability: int) -> 
 
 
 @capabilities
+@pytest.mark.sampled(2)
 def test_too_much_shared_memory_is_reported(compiler: ProcessPoolExecutor, capability: int) -> None:
     """Both factors together are 160 KB: more than an RTX card has, less than an A100 has."""
     report = compiler.submit(compile_sample, "large dot", capability).result()
@@ -174,6 +177,7 @@ def test_too_much_shared_memory_is_reported(compiler: ProcessPoolExecutor, capab
 
 
 @capabilities
+@pytest.mark.sampled(2)
 def test_missing_tensor_cores_are_reported(compiler: ProcessPoolExecutor, capability: int) -> None:
     assert not compiler.submit(compile_sample, "dot", capability).result().failures({"tensor_cores"})
     failures = compiler.submit(compile_sample, "aligned", capability).result().failures({"tensor_cores"})

@@ -242,7 +242,7 @@ def test_repetition_gives_the_same_bits(run: Any) -> None:
 
 
 @cpp_only
-@pytest.mark.parametrize("capability", ["default", "avx2"])
+@pytest.mark.parametrize("capability", [pytest.param("default", marks=pytest.mark.slow), "avx2"])
 def test_other_instruction_sets(capability: str) -> None:
     """The kernel chooses its instructions once per process; each choice passes the comparison with float64."""
     some = "(layouts and (float32 or bfloat16)) or large or far or (sizes and 10-31)"

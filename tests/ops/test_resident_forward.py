@@ -348,6 +348,7 @@ def test_unknown_instruction_set() -> None:
     assert f"RuntimeError: EEFAST_ISA=avx3 is unknown; choose one of {names}" in found.stderr
 
 
+@pytest.mark.slow
 def test_without_cpp() -> None:
     code = "from test_resident_forward import *; test_reference_matches_float64('pool'); net, x = small_net();"
     code += "check(net, run(net, x, tables(net)), everywhere(net, x), net.thresholds, 1e-5);"

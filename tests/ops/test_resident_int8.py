@@ -238,7 +238,9 @@ def test_int8_instruction_set_is_the_best_allowed() -> None:
         assert found == best or (best, found) == ("avx_vnni", "avx2")
 
 
-OTHER_SETS = {"portable": [], "avx2": ["portable"]}.get(ops.int8_instruction_set(), ["portable", "avx2"])
+OTHER_SETS = {"portable": [], "avx2": ["portable"]}.get(
+    ops.int8_instruction_set(), [pytest.param("portable", marks=pytest.mark.slow), "avx2"]
+)
 CORE = "instruction_set_is or extreme or largest or nan or (chains and 0-cpp)"
 
 
