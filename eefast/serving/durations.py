@@ -5,26 +5,29 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from math import ceil
+from threading import Lock
 
 RECENT, SHARE = 32, 0.9
 """How many observations count, and the share of them that took no longer than `usual`."""
 
 
 class Usual:
-    """The 90 % quantile of the last 32 observations; that of the first one until there are more."""
+    """`value`: the 90 % quantile of the last 32 observations, that of the first one until there are more.
+
+    Any number of threads may add observations and read the value.
+    """
 
     def __init__(self, first: float) -> None:
-        self._recent, self._ordered = deque([first], RECENT), [first]
+        self._recent, self._ordered, self.value = deque([first], RECENT), [first], first
+        self._adding = Lock()
 
     def add(self, seconds: float) -> None:
-        if len(self._recent) == RECENT:
-            del self._ordered[bisect_left(self._ordered, self._recent[0])]
-        self._recent.append(seconds)
-        insort(self._ordered, seconds)
-
-    @property
-    def value(self) -> float:
-        return self._ordered[ceil(SHARE * (len(self._ordered) - 1))]
+        with self._adding:
+            if len(self._recent) == RECENT:
+                del self._ordered[bisect_left(self._ordered, self._recent[0])]
+            self._recent.append(seconds)
+            insort(self._ordered, seconds)
+            self.value = self._ordered[ceil(SHARE * (len(self._ordered) - 1))]
 
 
 class CallDurations:

@@ -1,5 +1,8 @@
 """Usual durations beside NumPy's quantiles, and the exits that they allow."""
 
+import sys
+import threading
+
 import numpy as np
 import pytest
 
@@ -14,6 +17,31 @@ def test_usual_is_the_quantile_of_what_was_seen_last():
         assert usual.value == np.quantile(recent, 0.9, method="higher")
         if count < len(numbers):
             usual.add(numbers[count])
+
+
+def test_threads_that_add_at_once_lose_nothing():
+    usual, failed, before = Usual(1.0), [], sys.getswitchinterval()
+
+    def add(seed):
+        try:
+            for number in np.random.default_rng(seed).exponential(1.0, 5000).tolist():
+                usual.add(number)
+        except Exception as error:
+            failed.append(error)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=add, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not failed
+    for number in range(RECENT):
+        usual.add(float(number))
+    assert usual.value == np.quantile(range(RECENT), 0.9, method="higher")
 
 
 @pytest.mark.parametrize(("seconds", "last"), [(0.0, 0), (0.9, 0), (1.0, 0), (2.1, 1), (9.0, 2), (-1.0, 0)])
