@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from base64 import b64decode
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 
 import eefast
 
+FOLDER = "SERVED_FOLDER"
 BATCH, WAIT = 32, 0.002
 """Images of a batch at most, and seconds that one waits for company."""
 
@@ -32,12 +35,12 @@ class Answers:
         return [{"label": label, "exit": exit_index} for label, exit_index in pairs]
 
 
-def litserve(folder: str, port: int) -> None:
+if find_spec("litserve") is not None:
     import litserve as ls
 
     class Api(ls.LitAPI):
         def setup(self, device: str) -> None:
-            self.answers = Answers(folder)
+            self.answers = Answers(os.environ[FOLDER])
 
         # Of an annotation of `request` LitServe would make the schema of a query.
         def decode_request(self, request) -> bytes:  # type: ignore[no-untyped-def]
@@ -55,6 +58,9 @@ def litserve(folder: str, port: int) -> None:
         def encode_response(self, output: dict[str, int]) -> dict[str, int]:
             return output
 
+
+def litserve(folder: str, port: int) -> None:
+    os.environ[FOLDER] = folder  # the class is made again in processes that LitServe spawns
     api = Api(max_batch_size=BATCH, batch_timeout=WAIT)
     ls.LitServer(api, accelerator="cpu", timeout=120).run(port=port, host="127.0.0.1", generate_client_file=False)
 
