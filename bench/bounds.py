@@ -6,20 +6,19 @@ many as were held out, which choose thresholds, and the others, which judge. The
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from int8_accuracy import ROOT, SHIPPED, data_of, name_of, opened
+from int8_accuracy import Images, name_of, parser_of, with_data
 from progress import track
 from rows import BoundRow, append, environment
 from torch import Tensor
 
 from eefast.measure.tables import aligned
+from eefast.model import EarlyExitNet
 from eefast.result import ExitOutput
 from eefast.thresholds.calibration import calibrate
 from eefast.thresholds.outputs import outcome
@@ -102,25 +101,23 @@ def table(rows: Sequence[BoundRow]) -> list[str]:
     return aligned(title, lines, numbers=True)
 
 
+def outputs_of(net: EarlyExitNet, held_out: Images, test: Images) -> Outputs:
+    """Of the held-out images, then of the test images."""
+    seen, asked = held_out.outputs(net, "held out"), test.outputs(net, "test")
+    exits = [ExitOutput(*(torch.cat(p) for p in zip(*pair, strict=True))) for pair in zip(seen, asked, strict=True)]
+    return Outputs(exits, torch.cat([held_out.labels, test.labels]), net.cost)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "networks", nargs="*", type=Path, default=[SHIPPED], help="folders of `eefast train`; default: the one shipped"
-    )
-    parser.add_argument("--data-root", type=Path, default=ROOT / "data", help="folder with mnist/ and such; data")
+    parser = parser_of(__doc__)
     parser.add_argument("--draws", type=int, default=20, help="how often the images are divided; 20")
     parser.add_argument("--criteria", nargs="+", default=["max_probability"], help="default: max_probability")
     arguments = parser.parse_args()
     if arguments.draws < 1:
         parser.error(f"--draws {arguments.draws} must be at least 1")
     around = environment("cpu")
-    nets = {folder: opened(folder) for folder in arguments.networks}
-    data = {folder: data_of(net, folder, arguments.data_root) for folder, net in nets.items()}
-    for folder, net in nets.items():
-        held_out, test = data[folder]
-        seen, asked = held_out.outputs(net, "held out"), test.outputs(net, "test")
-        exits = [ExitOutput(*(torch.cat(p) for p in zip(*pair, strict=True))) for pair in zip(seen, asked, strict=True)]
-        whole = Outputs(exits, torch.cat([held_out.labels, test.labels]), net.cost)
+    for net, held_out, test in with_data(arguments.networks, arguments.data_root):
+        whole = outputs_of(net, held_out, test)
         cases = [(c, bound, a) for c in arguments.criteria for bound in BOUNDS for a in ASSURANCES]
         rows = [
             measured(name_of(net), criterion, whole, len(held_out.labels), arguments.draws, bound, assurance)

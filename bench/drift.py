@@ -6,14 +6,13 @@ same. Thresholds, path and profiles come from held-out images as they are; no wa
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from int8_accuracy import ROOT, SHIPPED, data_of, name_of, opened
+from int8_accuracy import name_of, parser_of, with_data
 from progress import track
 from rows import RESULTS, DriftRow, append, environment, slug
 from torch import Tensor
@@ -164,17 +163,10 @@ def draw(rows: Sequence[DriftRow], path: Path, window: int = 5) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "networks", nargs="*", type=Path, default=[SHIPPED], help="folders of `eefast train`; default: the one shipped"
-    )
-    parser.add_argument("--data-root", type=Path, default=ROOT / "data", help="folder with mnist/ and such; data")
+    parser = parser_of(__doc__)
     arguments = parser.parse_args()
     around = environment("cpu")
-    nets = {folder: opened(folder) for folder in arguments.networks}
-    data = {folder: data_of(net, folder, arguments.data_root) for folder, net in nets.items()}
-    for folder, net in nets.items():
-        held_out, test = data[folder]
+    for net, held_out, test in with_data(arguments.networks, arguments.data_root):
         outputs = held_out.outputs(net, "held out")
         controller = BudgetController.from_outputs(outputs, held_out.labels, net.cost, CRITERION, TARGET)
         stream, name = stream_of(test.pixels, test.labels, BATCH_SIZE), name_of(net)

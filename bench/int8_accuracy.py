@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,22 +151,33 @@ def _details(net: EarlyExitNet) -> str:
     return "; ".join(parts)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """Of a command that measures trained networks on their data."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "networks", nargs="*", type=Path, default=[SHIPPED], help="folders of `eefast train`; default: the one shipped"
     )
     parser.add_argument("--data-root", type=Path, default=ROOT / "data", help="folder with mnist/ and such; data")
+    return parser
+
+
+def with_data(
+    folders: Sequence[Path], root: Path, most: int | None = None
+) -> list[tuple[EarlyExitNet, Images, Images]]:
+    """Networks with their held-out and test images; what is missing is said before minutes are spent."""
+    nets = {folder: opened(folder) for folder in folders}
+    return [(net, *data_of(net, folder, root, most)) for folder, net in nets.items()]
+
+
+def main() -> int:
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, help="only the first of the held-out and of the test images")
     arguments = parser.parse_args()
     if arguments.images is not None and arguments.images < 16:
         parser.error(f"--images {arguments.images}: give at least 16, of which ranges can be taken")
     around = environment("cpu")
-    # What is missing is said before minutes are spent.
-    nets = {folder: opened(folder) for folder in arguments.networks}
-    data = {folder: data_of(net, folder, arguments.data_root, arguments.images) for folder, net in nets.items()}
-    for folder in track(list(nets), "networks"):
-        append(measured(name_of(nets[folder]), nets[folder], *data[folder]), around)
+    for net, *data in track(with_data(arguments.networks, arguments.data_root, arguments.images), "networks"):
+        append(measured(name_of(net), net, *data), around)
     print(show(read([results_file(around)], around["date"])))
     return 0
 

@@ -5,21 +5,18 @@ Images are divided as in bounds.py: those that were held out fit rules and lay p
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 
 import torch
-from bounds import Outputs, divided
-from int8_accuracy import ROOT, SHIPPED, data_of, name_of, opened
+from bounds import Outputs, divided, outputs_of
+from int8_accuracy import name_of, parser_of, with_data
 from progress import track
 from rows import RuleRow, append, environment
 
 from eefast.measure.tables import aligned
-from eefast.result import ExitOutput
 from eefast.thresholds.candidates import ALL, make_candidate
 from eefast.thresholds.comparing import BASE, accuracies_at, path_of
 
@@ -77,24 +74,15 @@ def table(rows: Sequence[RuleRow]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "networks", nargs="*", type=Path, default=[SHIPPED], help="folders of `eefast train`; default: the one shipped"
-    )
-    parser.add_argument("--data-root", type=Path, default=ROOT / "data", help="folder with mnist/ and such; data")
+    parser = parser_of(__doc__)
     parser.add_argument("--splits", type=int, default=20, help="how often the images are divided; 20")
     parser.add_argument("--criteria", nargs="+", default=list(ALL), help="default: all")
     arguments = parser.parse_args()
     if arguments.splits < 1:
         parser.error(f"--splits {arguments.splits} must be at least 1")
     around = environment("cpu")
-    nets = {folder: opened(folder) for folder in arguments.networks}
-    data = {folder: data_of(net, folder, arguments.data_root) for folder, net in nets.items()}
-    for folder, net in nets.items():
-        held_out, test = data[folder]
-        seen, asked = held_out.outputs(net, "held out"), test.outputs(net, "test")
-        exits = [ExitOutput(*(torch.cat(p) for p in zip(*pair, strict=True))) for pair in zip(seen, asked, strict=True)]
-        whole = Outputs(exits, torch.cat([held_out.labels, test.labels]), net.cost)
+    for net, held_out, test in with_data(arguments.networks, arguments.data_root):
+        whole = outputs_of(net, held_out, test)
         rows = measured(name_of(net), arguments.criteria, whole, len(held_out.labels), arguments.splits)
         append(rows, around)
         print(f"{name_of(net)}, {arguments.splits} divisions, {len(held_out.labels):,} images fit and choose")

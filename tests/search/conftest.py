@@ -1,12 +1,11 @@
 """A few images in MNIST's layout and a network that was trained on them, as its record says."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from idx_files import idx_bytes
 from networks import lived_in
+from one_thread import one_thread as one_thread
 
 from eefast import zoo
 from eefast.data import datasets
@@ -27,12 +26,3 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net.record = datasets.record("eenet20", 10, info.shape, "mnist", whole, 70, 3)
     net.save(folder / "net")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small train faster so, and runs are equal bit for bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

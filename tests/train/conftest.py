@@ -1,13 +1,12 @@
 """Small data sets in their published layout, and one thread for every training run."""
 
 import gzip
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from idx_files import idx_bytes
+from one_thread import one_thread as one_thread
 
 from eefast.data.mnist import mnist_test
 
@@ -38,12 +37,3 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels[:, :, 2 - label] += 50
                 Image.fromarray(pixels).save(root / split / name / f"{i}.png")
     return root
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small train faster so, and runs are equal bit for bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
