@@ -1,4 +1,7 @@
-"""Decide which C++ extension to build; everything else is in pyproject.toml."""
+"""Decide which C++ extension to build; everything else is in pyproject.toml.
+
+`python setup.py cuda` compiles the CUDA kernels alone, which needs no torch, so that it can run while pip brings torch.
+"""
 
 import os
 import shutil
@@ -33,7 +36,7 @@ def targets() -> list[str]:
     return options
 
 
-def cuda_objects(compiler: str, folder: Path) -> list[str]:
+def cuda_objects(compiler: str, folder: Path = Path("build/cuda")) -> list[str]:
     """Object files of csrc/cuda/*.cu, all compiled at the same time; those newer than every source are kept."""
     headers = [path for pattern in ("*.cuh", "*.h") for path in Path("csrc").rglob(pattern)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,11 +132,15 @@ def extensions() -> tuple[list, dict]:
 
     class Build(BuildExtension):
         def build_extensions(self) -> None:
-            extension.extra_objects += cuda_objects(compiler_of_cuda, Path(self.build_temp) / "cuda")
+            extension.extra_objects += cuda_objects(compiler_of_cuda)
             super().build_extensions()
 
     return [extension], {"build_ext": Build}
 
 
+if sys.argv[1:] == ["cuda"]:
+    if os.environ.get("EEFAST_USE_CPP") != "0" and (found := nvcc()) is not None:
+        cuda_objects(found)
+    sys.exit()
 ext_modules, cmdclass = extensions()
 setup(ext_modules=ext_modules, cmdclass=cmdclass, options={"bdist_wheel": {"py_limited_api": "cp310"}})
