@@ -27,6 +27,7 @@ def quantized(head="pool", winograd=1, **more):
 
 
 @pytest.mark.parametrize("head", [head for head in HEADS if head != "depthwise"])
+@pytest.mark.sampled(3)
 def test_a_quantised_network_comes_back(tmp_path, head):
     net = quantized(
         head,

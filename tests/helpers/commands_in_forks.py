@@ -1,6 +1,6 @@
 """Jobs as JSON → commands in forks of one process that has imported everything, so that each costs no start of Python.
 
-Jobs: a list as the argument, or, without an argument, one per line of stdin.
+Jobs: one per line of stdin.
 A job: words; and what happens to it. signal: a number, sent once stderr has the text `seen`, `after` seconds later,
 to its process, or with `group` to its worker processes too. missing: modules. limit: bytes that a file may have.
 slow_gpu: there is a CUDA device, which does nothing but make `eefast calibrate-device` wait.
@@ -83,5 +83,5 @@ if __name__ == "__main__":
 
     # The collector must not touch, and so copy, what all forks share.
     gc.freeze()
-    for job in json.loads(sys.argv[1]) if len(sys.argv) > 1 else map(json.loads, sys.stdin):
+    for job in map(json.loads, sys.stdin):
         print(json.dumps(run(**job)), flush=True)

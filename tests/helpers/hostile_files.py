@@ -67,13 +67,11 @@ def kind(make):
     return make
 
 
-def files(seed: int, canary: Path) -> Iterator[File]:
-    """The controls and all hostile files; code in them would create `canary`."""
-    for label, content in controls():
-        yield File("control", label, content, loads=True)
-    for name, make in KINDS.items():
-        for label, content in make(random.Random(seed), canary):
-            yield File(name, label, content)
+def files(kind: str, seed: int, canary: Path) -> Iterator[File]:
+    """The controls, or all hostile files of a kind; code in them would create `canary`."""
+    made = controls() if kind == "control" else KINDS[kind](random.Random(seed), canary)
+    for label, content in made:
+        yield File(kind, label, content, loads=kind == "control")
 
 
 # Pickles, by hand: what no pickler writes.
@@ -1062,9 +1060,7 @@ def main(seed: int, kinds: list[str], verbose: bool) -> int:
         loader = Loader(canary)
         for _, content in controls():
             attempt(loader, File("control", "", content))
-        for file in files(seed, canary):
-            if kinds and file.kind not in kinds:
-                continue
+        for file in (file for kind in kinds or ["control", *KINDS] for file in files(kind, seed, canary)):
             outcome = attempt(loader, file)
             canary.unlink(missing_ok=True)
             results[file.kind].append(outcome)

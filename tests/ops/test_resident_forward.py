@@ -304,55 +304,15 @@ def test_instruction_set_is_the_best_allowed() -> None:
         assert found == next((name for flag, name in names.items() if flag in flags), "portable")
 
 
-def in_new_process(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command], env={**os.environ, "PYTHONPATH": HELPERS, **variables}, capture_output=True,
-        text=True, check=False, cwd=Path(__file__).parent,
-    )  # fmt: skip
-
-
-# "avx512_bf16" computes float32 as "avx512" does.
-OTHER_SETS = {"portable": [], "avx2": ["portable"]}.get(ops.instruction_set(), ["portable", "avx2"])
-CORE = "instruction_set_is or infinite or margin or (networks and (eenet8 or 2x9x14)) or every_batch"
-RUN_CORE = """
-import sys, torch
-from test_resident_forward import *
-files = ["test_resident_forward.py", "test_resident_layers.py"]
-code = pytest.main(["-q", "-p", "no:cacheprovider", *files, "-k", CORE])
-net, x = small_net()
-torch.save(run(net, x, tables(net)), sys.argv[1])
-sys.exit(code)
-"""
-
-
-@needs_cpp
-@pytest.mark.parametrize("name", OTHER_SETS)
-def test_other_instruction_sets(name: str, tmp_path: Path) -> None:
-    """The kernels choose their instructions once per process; each choice passes the comparison with float64.
-
-    AVX2 and AVX-512 add in the same order, so a network answers alike, to the bit, on all machines that have either.
-    """
-    found = in_new_process("-c", RUN_CORE, str(tmp_path / "answers"), EEFAST_ISA=name)
-    assert found.returncode == 0, found.stdout + found.stderr
-    assert "skipped" not in found.stdout
-    if name == "avx2":
-        net, x = small_net()
-        assert_same_bits(torch.load(tmp_path / "answers"), run(net, x, tables(net)))
-
-
-@needs_cpp
-def test_unknown_instruction_set() -> None:
-    found = in_new_process("-c", "from eefast import ops; ops.instruction_set()", EEFAST_ISA="avx3")
-    assert found.returncode != 0
-    names = "portable, avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16"
-    assert f"RuntimeError: EEFAST_ISA=avx3 is unknown; choose one of {names}" in found.stderr
-
-
 @pytest.mark.slow
 def test_without_cpp() -> None:
     code = "from test_resident_forward import *; test_reference_matches_float64('pool'); net, x = small_net();"
     code += "check(net, run(net, x, tables(net)), everywhere(net, x), net.thresholds, 1e-5);"
-    found = in_new_process("-c", code + "print(ops.instruction_set())", EEFAST_USE_CPP="0")
+    found = subprocess.run(
+        [sys.executable, "-c", code + "print(ops.instruction_set())"],
+        env={**os.environ, "PYTHONPATH": HELPERS, "EEFAST_USE_CPP": "0"},
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parent,
+    )  # fmt: skip
     assert found.stdout == "none\n", found.stderr
 
 

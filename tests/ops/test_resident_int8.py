@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import subprocess
 import sys
 from itertools import product
 from pathlib import Path
@@ -236,23 +235,6 @@ def test_int8_instruction_set_is_the_best_allowed() -> None:
         best = next((name for flag, name in names.items() if flag in flags), "portable")
         # Not every compiler knows AVX-VNNI.
         assert found == best or (best, found) == ("avx_vnni", "avx2")
-
-
-OTHER_SETS = {"portable": [], "avx2": ["portable"]}.get(
-    ops.int8_instruction_set(), [pytest.param("portable", marks=pytest.mark.slow), "avx2"]
-)
-CORE = "instruction_set_is or extreme or largest or nan or (chains and 0-cpp)"
-
-
-@needs_kernels
-@pytest.mark.parametrize("name", OTHER_SETS)
-def test_other_instruction_sets(name: str) -> None:
-    """The kernels choose their instructions once per process; each choice gives the same integers."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", __file__, "-k", CORE]
-    environment = {**os.environ, "EEFAST_ISA": name}
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout + found.stderr
-    assert "skipped" not in found.stdout
 
 
 # As an op of PyTorch

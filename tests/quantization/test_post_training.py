@@ -266,6 +266,11 @@ BROKEN[3, 1, 2, 4], BROKEN[5, 0, 0, 0] = torch.nan, torch.inf
 LABELS = torch.arange(16) % 4
 
 
+@pytest.fixture(scope="module")
+def float_net():
+    return eenet()
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -294,10 +299,10 @@ LABELS = torch.arange(16) % 4
         ({"net": nn.Identity()}, TypeError, "net is a Identity; give an eefast.EarlyExitNet"),
     ],
 )
-def test_bad_input_is_refused_before_work_starts(monkeypatch, arguments, error, message):
+def test_bad_input_is_refused_before_work_starts(monkeypatch, float_net, arguments, error, message):
     monkeypatch.setattr(eefast.quantization.post_training, "float_stages", None)
     with pytest.raises(error, match=message):
-        eefast.quantize(**{"net": eenet(), "calibration_images": GOOD, **arguments})
+        eefast.quantize(**{"net": float_net, "calibration_images": GOOD, **arguments})
 
 
 def test_a_quantised_network_is_not_quantised_again():

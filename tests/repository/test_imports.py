@@ -138,7 +138,8 @@ def run(code, **more):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, **more)
 
 
-def test_import_is_lean():
+def test_neither_import_nor_load_needs_what_only_some_need():
+    """Other packages, and the folders of commands; then the kernels are imported, from another folder."""
     heavy = (
         *("triton", "torchvision", "matplotlib", "typer", "rich", "lightning", "safetensors", "torch._inductor"),
         *("onnx", "onnxruntime", "openvino", "starlette", "uvicorn", "prometheus_client"),
@@ -146,21 +147,14 @@ def test_import_is_lean():
     done = run(
         "import sys, torch; before = set(sys.modules); import eefast;"
         "assert not torch.cuda.is_initialized();"
-        f"print([m for m in {heavy} if m in sys.modules and m not in before])"
+        f"print([m for m in {heavy} if m in sys.modules and m not in before]);"
+        "eefast.load(eefast.__path__[0] + '/assets/eenet-mnist');"
+        "print([m for m in ('train', 'cli', 'data', 'measure') if f'eefast.{m}' in sys.modules]);"
+        "import eefast.kernels",
+        cwd="/",
     )
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
-
-
-def test_neither_import_nor_load_needs_what_only_commands_need():
-    done = run(
-        "import sys, eefast; eefast.load(eefast.__path__[0] + '/assets/eenet-mnist');"
-        "print([m for m in ('train', 'cli', 'data', 'measure') if f'eefast.{m}' in sys.modules])"
-    )
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
-
-
-def test_kernels_are_part_of_eefast():
-    assert run("import eefast.kernels", cwd="/").returncode == 0
+    assert done.stdout.split() == ["[]", "[]"], done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("folder", ["/", ROOT], ids=["elsewhere", "in the repository"])

@@ -120,12 +120,13 @@ def test_search_finds_a_planted_optimum(planted, bound: float) -> None:
     assert found.accuracy >= best - 1e-9
 
 
-def test_fifty_thousand_samples_and_eight_exits() -> None:
-    """Measured in time of the processor, so that others' work does not count: 10 s on two cores."""
-    outputs, labels = make_outputs(50_000, 8, 0, classes=10)
+@pytest.mark.parametrize("n", [10_000, pytest.param(50_000, marks=pytest.mark.slow)])
+def test_many_samples_and_eight_exits(n: int) -> None:
+    """Measured in time of the processor, so that others' work does not count: 10 s for 50,000 on two cores."""
+    outputs, labels = make_outputs(n, 8, 0, classes=10)
     begin = time.process_time()
     found = calibrate(outputs, labels, torch.linspace(0.1, 1, 8), max_cost=0.4)
-    assert time.process_time() - begin < 20
+    assert time.process_time() - begin < n / 2500
     assert found.cost <= 0.4
     expected = outcome(outputs, labels, torch.linspace(0.1, 1, 8), "learned", found.thresholds)
     assert (found.accuracy, found.cost) == pytest.approx(expected)
