@@ -44,14 +44,14 @@ $(SANITIZED): $(VENV)/.ready
 
 sanitize-tests: $(SANITIZED)
 	$(UNDER_ASAN) $(BIN)/pytest tests/ops/test_exit_head.py tests/ops/test_exit_head_rules.py \
-		tests/ops/test_resident_forward.py tests/ops/test_resident_int8.py -p no:cacheprovider -k "not (reference or other or without or compiles or opcheck or triton or trained or 110 \
-		or eenet18 or eenet34 or eenet50 or every_width)"
+		tests/ops/test_resident_forward.py tests/ops/test_resident_int8.py -p no:cacheprovider -k "not (reference \
+		or other or without or compiles or opcheck or triton or trained or 110 or eenet18 or eenet34 or eenet50 \
+		or every_width)"
 
 sanitize-calls: $(SANITIZED)
 	$(UNDER_ASAN):allocator_may_return_null=1:max_allocation_size_mb=1024 \
 		$(BIN)/python tests/helpers/hostile_ops.py 0 $(HOSTILE) exit_head resident_forward resident_int8 \
-		> build/sanitized/calls || \
-		{ tail -n 1 build/sanitized/calls; false; }
+		> build/sanitized/calls || { tail -n 1 build/sanitized/calls; false; }
 
 sanitize-threads: $(VENV)/.ready
 	$(BIN)/python tests/tsan/run.py

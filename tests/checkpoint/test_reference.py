@@ -127,7 +127,7 @@ def test_every_kind_of_block_answers_as_the_reference(tmp_path, depth, placement
         (18, (1, 2, 7)), (34, (5,)), (50, (4, 16)), (101, (3, 20)), (152, (3, 20)),
     ],
 )  # fmt: skip
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(3)
 def test_depth_and_placement_are_read_off_the_shapes_of_the_weights(depth, placement):
     with torch.device("meta"):
         shapes = EENet(depth, (*placement,), "pool", 2, (3, 16, 16)).state_dict()

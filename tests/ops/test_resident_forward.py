@@ -240,7 +240,7 @@ def test_threads_of_python_at_once() -> None:
 @needs_cpp
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("criterion", CRITERIA)
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 def test_non_finite_images(criterion: str, algorithm: int) -> None:
     """NaN compares false, so the sample goes to the final exit; its neighbours are unchanged."""
     net, x = small_net(criterion=criterion)

@@ -4,6 +4,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -73,12 +74,19 @@ def modules():
             yield pytest.param(path, parts if folder == PACKAGE else ("eefast", *parts), id="/".join(parts))
 
 
+@cache
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
+@cache
 def imports_of(path, parts):
-    """(first package-level name, whole name, at module level) of everything that a file imports of eefast."""
-    tree = ast.parse(path.read_text())
+    """(whole name, at module level) of everything that a file imports."""
+    tree = parsed(path)
     lazy = {n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
     package = parts if path.name == "__init__.py" else parts[:-1]
     package = package[:-1] if package[-1] == "__init__" else package
+    found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
@@ -88,8 +96,8 @@ def imports_of(path, parts):
             names = [alias.name for alias in node.names]
         else:
             continue
-        for name in names:
-            yield name, node not in lazy
+        found += [(name, node not in lazy) for name in names]
+    return found
 
 
 def inside(name):
@@ -119,7 +127,7 @@ def test_no_circle_between_folders():
 @pytest.mark.parametrize(("path", "parts"), list(modules()))
 def test_no_module_is_named_like_what_it_defines(path, parts):
     """Else one hides the other: `from .plan import plan` makes `package.plan` a function."""
-    defined = [n.name for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    defined = [n.name for n in parsed(path).body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
     assert parts[-1] not in defined
 
 

@@ -19,6 +19,7 @@ COST = torch.tensor([0.2, 0.5, 1.0])
 @pytest.mark.parametrize("criterion", criteria.CRITERIA)
 @pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize("bound", [0.2, 0.35, 0.5, 1.0])
+@pytest.mark.sampled(8)
 def test_no_confidence_ties_with_its_threshold(criterion: str, rounded: bool, bound: float) -> None:
     outputs, labels = make_outputs(257, 4, 0, rounded)
     cost = torch.tensor([0.1, 0.3, 0.6, 1.0])
