@@ -279,7 +279,7 @@ def test_every_command_stops_at_a_signal(shop, in_forks, tmp_path, which):
             "signal": stops[(i + j) % 2][0],
             "group": stops[(i + j) % 2][1],
             "after": after,
-            "seen": "epoch 1/" if words[0] == "train" else "",
+            "seen": "epoch 2/" if words[0] == "train" else "",  # after the checkpoint of the first
             "slow_gpu": words[0] == "calibrate-device",
         }
         for i, (words, after) in enumerate(commands)

@@ -28,6 +28,8 @@ def run(words, signal=None, seen="", after=0.0, group=False, missing=(), limit=N
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             if limit is not None:
+                # Python takes a cut off file of bytecode for a whole one.
+                sys.dont_write_bytecode = True
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             for module in missing:
                 for name in [n for n in sys.modules if n.split(".")[0] == module or n.startswith("eefast.cli")]:

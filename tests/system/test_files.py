@@ -3,6 +3,7 @@
 import os
 import resource
 import stat
+import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,10 +35,13 @@ def whole(folder):
 def room_for(size):
     """No file of this process may grow beyond `size` bytes, as on a full disk; the error is EFBIG."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python takes a cut off file of bytecode for a whole one.
+    written, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
+        sys.dont_write_bytecode = written
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
