@@ -148,9 +148,9 @@ def test_judges_lay_no_path(monkeypatch) -> None:
     ],
     ids=["drop", "accuracy", "cost", "both"],
 )
-@pytest.mark.parametrize("count", [301, 903])
+@pytest.mark.parametrize("count", [301, 603])
 @pytest.mark.parametrize("exits", [1, 3])
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(4)
 def test_thresholds_are_those_of_a_walk_one_step_after_the_other(bounds, count: int, exits: int) -> None:
     """Every step judged alone, on all samples that judge, from losses that are looked up sample by sample."""
     outputs, labels = make_outputs(count, exits + 1, 1)
