@@ -19,6 +19,12 @@ SENTINEL = -7
 INDEXED = {"indexed_conv": 3, "indexed_conv_1x1": 1}
 """Kernel size by name: stride 1, as many channels out as in, residual and ReLU, features and residual through rows."""
 
+RULES = {
+    "carried": (0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5),
+    "fitted": (0.5, 1.5, 0.3, 0.7, 0.2, -2.0, 0.0, 0.0, 0.0),
+}
+"""The nine numbers of an exit by the name of the rule that carries: all that the fits of this package may use."""
+
 
 @dataclass(frozen=True)
 class OpCase:
@@ -64,6 +70,9 @@ class OpCase:
             survivors = self.samples - self.leaving
             return survivors * (3 * self.map_bytes // self.samples + 4) + self._conv_bytes
         lists, results = 16 * self.samples, self.leaving * (4 * self.classes + 12)
+        if self.criterion in RULES:  # rows of survivors are written, and with a weight for them read, too
+            reads = 4 * self.classes * (RULES[self.criterion][-1] != 0)
+            results = self.samples * (4 * self.classes + 4 + reads) + self.leaving * 8
         weights = 4 * (self.classes + 1) * (self.channels + 1)
         if self.op == "exit_conv_head":
             weights += self._conv_bytes
@@ -103,6 +112,7 @@ class Inputs:
 
     converted: bias of the convolution, weight and bias of the linear layer in the features' dtype, as in a network that
         was converted to it.
+    rule: [9] float32 or None.
     """
 
     case: OpCase
@@ -114,6 +124,7 @@ class Inputs:
     bias: Tensor
     converted: tuple[Tensor, Tensor, Tensor]
     threshold: Tensor
+    rule: Tensor | None
     positions: Tensor
     long_positions: Tensor
     live: Tensor
@@ -137,6 +148,8 @@ def make_inputs(case: OpCase, device: str) -> Inputs:
     conv_weight = conv_weight.to(case.dtype, memory_format=torch.channels_last)
     conv_bias, weight, bias = randn(c).mul_(0.1), randn(k + 1, c).mul_(2 / c**0.5), randn(k + 1)
     exact = _exact_logits(case, features, conv_weight, conv_bias, weight, bias)
+    if case.criterion in RULES:  # the answer before is what `check` fills the results with
+        exact[:, :-1] += RULES[case.criterion][-1] * SENTINEL
     confidence = EXACT_CONFIDENCE[case.criterion](exact)
     leaves_above = criteria.get(case.criterion).comparison == ">"
     order = confidence.sort(descending=leaves_above).values
@@ -147,6 +160,7 @@ def make_inputs(case: OpCase, device: str) -> Inputs:
         case, features, features.flip(0) if case.op in INDEXED else features, conv_weight, conv_bias, weight, bias,
         converted=(conv_bias.to(case.dtype), weight.to(case.dtype), bias.to(case.dtype)),
         threshold=edges[case.leaving : case.leaving + 2].mean().float(),
+        rule=torch.tensor(RULES[case.criterion], device=device) if case.criterion in RULES else None,
         positions=positions, long_positions=positions.long(),
         live=torch.tensor([n], dtype=torch.int32, device=device),
         survives=torch.rand(n, generator=generator, device=device).argsort() >= case.leaving,
@@ -182,11 +196,21 @@ def _two_best(out: Tensor) -> Tensor:
     return out[:, :-1].softmax(1).topk(2).values
 
 
+def _fitted(out: Tensor) -> Tensor:
+    numbers = [EXACT_CONFIDENCE[name](out) for name in ("learned", "max_probability", "entropy", "margin")]
+    numbers[2] = -numbers[2]
+    numbers.append(F.softplus(out[:, -1]))
+    *weights, bias, _, _, _ = RULES["fitted"]
+    return sum((w * x for w, x in zip(weights, numbers, strict=True)), torch.full_like(out[:, -1], bias))
+
+
 EXACT_CONFIDENCE: dict[str, Callable[[Tensor], Tensor]] = {
     "learned": lambda out: out[:, -1].sigmoid(),
     "max_probability": lambda out: out[:, :-1].softmax(1).amax(1),
     "entropy": lambda out: torch.special.entr(out[:, :-1].softmax(1)).sum(1),
     "margin": lambda out: _two_best(out)[:, 0] - _two_best(out)[:, 1],
+    "carried": lambda out: out[:, :-1].softmax(1).amax(1),
+    "fitted": _fitted,
 }
 
 
@@ -223,7 +247,8 @@ def _ours(inputs: Inputs) -> Callable[[], Any]:
             return out
 
         return compact
-    outputs = (i.positions, i.positions, i.live, case.criterion, EXIT, i.logits, i.confidence, i.exits)
+    criterion = "carried" if case.criterion in RULES else case.criterion
+    outputs = (i.positions, i.positions, i.live, criterion, EXIT, i.logits, i.confidence, i.exits, i.rule)
     if case.op == "exit_conv_head":
         arguments = (i.features, i.conv_weight, i.conv_bias, i.weight, i.bias, i.threshold, *outputs)
         return lambda: ops.exit_conv_head.run(*arguments)[1:]
@@ -237,9 +262,13 @@ def _answers(i: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     if i.case.op == "exit_conv_head":
         maps = F.relu(F.conv2d(maps, i.conv_weight, conv_bias, padding=1))
     out = F.linear(maps.mean((2, 3)), weight, bias)
-    rule = criteria.get(i.case.criterion)
-    confidence = rule.confidence(out[:, :-1], out[:, -1])
-    return out[:, :-1], confidence, rule.leaves(confidence, i.threshold)
+    criterion, logits = criteria.get(i.case.criterion), out[:, :-1]
+    if i.rule is None:
+        confidence = criterion.confidence(logits, out[:, -1])
+    else:
+        logits, confidence = criteria.carry(logits, out[:, -1], i.rule, i.logits, i.confidence)
+        i.logits[i.long_positions], i.confidence[i.long_positions] = logits, confidence
+    return logits, confidence, criterion.leaves(confidence, i.threshold)
 
 
 def _eager(i: Inputs) -> tuple[Tensor, int]:
@@ -360,13 +389,14 @@ def check(i: Inputs, provider: Provider, call: Callable[[], Any]) -> str:
     problems = {
         f"{int((left != expected)[certain].sum())} wrong exits": bool((left != expected)[certain].any()),
         "survivors are not those that stay, in order": not torch.equal(survivors, (~left).nonzero()[:, 0]),
-        "results of survivors were written": bool((i.logits[~left] != SENTINEL).any()),
+        "results of survivors were written": i.rule is None and bool((i.logits[~left] != SENTINEL).any()),
     }
+    written = left if i.rule is None else torch.ones_like(left)
     for name, result, exact in (
         ("logits", i.logits, i.exact_logits),
         ("confidence", i.confidence, i.exact_confidence),
     ):
-        error = float((result.double() - exact)[left].abs().max()) if bool(left.any()) else 0.0
+        error = float((result.double() - exact)[written].abs().max()) if bool(written.any()) else 0.0
         problems[f"{name} off by {error:.2g}, tolerated {tolerance:.2g}"] = not error <= tolerance
     return "; ".join(text for text, present in problems.items() if present)
 
@@ -391,7 +421,7 @@ def _tolerance(i: Inputs, provider: Provider) -> float:
         if case.op == "exit_conv_head" and i.features.is_cuda:
             # PyTorch's float32 convolutions round their inputs to TF32.
             relative = max(relative, 16 * 2**-10)
-    slope = math.log(case.classes) + 1 if case.criterion == "entropy" else 1
+    slope = math.log(case.classes) + 1 if case.criterion in ("entropy", "fitted") else 1
     return relative * slope * max(1.0, float(i.exact_logits.abs().max()))
 
 
@@ -438,6 +468,7 @@ def gpu_cases() -> list[OpCase]:
         replace(exit_head, samples=1, channels=2048, side=7, classes=1000),
         replace(exit_head, samples=65536, channels=16, side=32, dtype=full),
         replace(exit_head, samples=65536, channels=512, side=7, classes=1000, criterion="entropy"),
+        *(replace(exit_head, criterion=name) for name in RULES),
     ]
 
 
@@ -445,16 +476,18 @@ def cpu_cases() -> list[OpCase]:
     """As `gpu_cases`, around the batch of the CPU target and in the dtype that CPUs run in."""
     exit_head = OpCase("exit_head", 256)
     compact = replace(exit_head, op="compact")
+    deep = replace(exit_head, samples=64, channels=2048, side=7, classes=1000)
     return [
         replace(exit_head, compiled=True),
         *(replace(exit_head, samples=n) for n in (1, 16, 4096, 16384, 65536)),
         replace(exit_head, samples=4096, layout="contiguous"),
         *(replace(exit_head, channels=c, side=s) for c, s in ((16, 32), (32, 16), (256, 14))),
-        replace(exit_head, samples=64, channels=2048, side=7, classes=1000),
+        deep,
         *(replace(exit_head, classes=k) for k in (200, 1000)),
         *(replace(exit_head, dtype=dtype) for dtype in (torch.bfloat16, torch.float16)),
         replace(exit_head, layout="contiguous"),
-        *(replace(exit_head, criterion=name) for name in ("max_probability", "entropy", "margin")),
+        *(replace(exit_head, criterion=name) for name in ("max_probability", "entropy", "margin", *RULES)),
+        *(replace(deep, criterion=name) for name in ("max_probability", *RULES)),
         compact,
         replace(compact, samples=16384),
         replace(exit_head, op="exit_conv_head"),

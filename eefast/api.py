@@ -181,19 +181,7 @@ class Accelerated(nn.Module):
         exit_limit: int | Tensor | Sequence[int] | None = None,
     ) -> ExitResult:
         """Arguments as of `EarlyExitNet.forward`."""
-        engine, limits, since = self.ready()
-        images = engine.prepare(x)
-        if not (profile is None and thresholds is None and exit_limit is None):
-            limits, _ = limits_of_call(
-                self.net.profiles,
-                self.net.num_exits,
-                engine.plan.criterion,
-                (limits, since),
-                len(x),
-                profile,
-                thresholds,
-                exit_limit,
-            )
+        engine, images, (limits, _) = self._asked(x, profile, thresholds, exit_limit)
         return engine.run(images, limits, self.net.current_rule())
 
     def until(self, exit_index: int) -> Callable[..., Partial]:
@@ -213,19 +201,14 @@ class Accelerated(nn.Module):
 
         @torch.no_grad()
         def run(x: Tensor | Survivors, profile: Any = None, thresholds: Any = None, exit_limit: Any = None) -> Partial:
-            engine, limits, since = self.ready()
             if isinstance(x, Survivors):
                 if not (profile is None and thresholds is None and exit_limit is None):
                     raise ValueError("survivors keep the thresholds of the call that they come from; give none")
                 if exit_index <= x.exit_index:
                     raise ValueError(f"exit_index={exit_index}, but these survivors have passed exit {x.exit_index}")
+                engine, _, _ = self.ready()
                 return go_on(engine, self._identity(engine), x, exit_index, elsewhere=False)
-            images = engine.prepare(x)
-            words = {"profile": profile, "thresholds": thresholds, "exit_limit": exit_limit}
-            if any(word is not None for word in words.values()):
-                limits, _ = limits_of_call(
-                    self.net.profiles, self.net.num_exits, engine.plan.criterion, (limits, since), len(x), **words
-                )
+            engine, images, (limits, _) = self._asked(x, profile, thresholds, exit_limit)
             return begin(engine, self._identity(engine), images, limits, exit_index)
 
         return run
@@ -291,18 +274,12 @@ class Accelerated(nn.Module):
         if torch.is_grad_enabled() and not _without_gradient(batch):
             with torch.no_grad():
                 return self._read(batch)
-        engine, thresholds, since = self.ready()
         x, asked = batch if isinstance(batch, tuple) else (batch, None)
-        images = engine.prepare(x)
-        if asked is not None:
-            words = {"profile": None, "thresholds": None, "exit_limit": None}
-            words |= asked if isinstance(asked, dict) else {"profile": asked}
-            thresholds, since = limits_of_call(
-                self.net.profiles, self.net.num_exits, engine.plan.criterion, (thresholds, since), len(x), **words
-            )
+        words = asked if isinstance(asked, dict) else {"profile": asked}
+        engine, images, (limits, since) = self._asked(x, **words)
         if images.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
             images = copied(images)
-        return engine, Batch(images, thresholds, since, self.net.current_rule())
+        return engine, Batch(images, limits, since, self.net.current_rule())
 
     def ready(self) -> tuple[Engine, Tensor, object]:
         """What answers a call: the engine for the network as it is now, and the thresholds of this moment.
@@ -310,18 +287,41 @@ class Accelerated(nn.Module):
         Thresholds and the object beside them as of `EarlyExitNet.limits`. Plans again where the network has changed.
         Raises `RuntimeError` in training mode, and in a forked process whose threads do not work.
         """
+        while True:
+            engine = self._ready_engine()
+            thresholds, since = self.net.limits()
+            # Thresholds belong to a criterion, and another thread may change both.
+            if self.frozen or engine.plan.criterion == self.net.criterion.name:
+                return engine, thresholds, since
+
+    def _ready_engine(self) -> Engine:
         check_not_traced()
         if self.training:
             raise RuntimeError(
                 "an accelerated network answers in eval mode only; call .eval(), or train the net itself"
             )
         forked.check()
-        while True:
-            engine = self._engine()
-            thresholds, since = self.net.limits()
-            # Thresholds belong to a criterion, and another thread may change both.
-            if self.frozen or engine.plan.criterion == self.net.criterion.name:
-                return engine, thresholds, since
+        return self._engine()
+
+    def _asked(
+        self, x: Tensor, profile: Any = None, thresholds: Any = None, exit_limit: Any = None
+    ) -> tuple[Engine, Tensor, tuple[Tensor, object]]:
+        """What answers a call, see `ready`: the engine, the images as it takes them, the limits by which they exit."""
+        current: tuple[Tensor, object] | None = None
+        if profile is None and thresholds is None:
+            engine, limits, since = self.ready()
+            images = engine.prepare(x)
+            if exit_limit is None:
+                return engine, images, (limits, since)
+            current = limits, since
+        else:  # the network's thresholds do not matter, and reading them takes time
+            engine = self._ready_engine()
+            images = engine.prepare(x)
+        net, criterion, device = self.net, engine.plan.criterion, images.device
+        found = limits_of_call(
+            net.profiles, net.num_exits, criterion, current, device, len(x), profile, thresholds, exit_limit
+        )
+        return engine, images, found
 
     @property
     def training(self) -> bool:  # type: ignore[override]

@@ -166,13 +166,10 @@ class EarlyExitNet(nn.Module):
         if not asked:
             return self.first_exits(x)
         criterion, current = self._criterion_and_limits()
-        return self.first_exits(
-            x,
-            limits_of_call(
-                self.profiles, self.num_exits, criterion.name, current, len(x), profile, thresholds, exit_limit
-            )[0],
-            criterion,
+        limits, _ = limits_of_call(
+            self.profiles, self.num_exits, criterion.name, current, x.device, len(x), profile, thresholds, exit_limit
         )
+        return self.first_exits(x, limits, criterion)
 
     def all_exits(self, x: Tensor) -> list[ExitOutput]:
         """What every head returns for all of the prepared images [N, C, H, W]."""

@@ -99,16 +99,16 @@ class Profiles(Mapping[str, Profile]):
             rows = [_cut(torch.tensor(p.thresholds, dtype=torch.float32), p.last_exit) for p in self.values()]
             with torch.inference_mode(False):
                 columns = torch.stack(rows, dim=1).to(device)
-                self._tables[device] = _Table(columns, tuple(columns.T.contiguous().unbind(0)))
+                limits = columns.T.contiguous().unbind(0)
+            found = [
+                Limits(row, row) if p.last_exit is None else Limits(row[:, None], OF_EACH)
+                for row, p in zip(limits, self.values(), strict=True)
+            ]
+            self._tables[device] = _Table(columns, tuple(found), dict(zip(self, found, strict=True)))
         return self._tables[device]
 
 
-class _Table(NamedTuple):
-    """Limits, NaN from a last exit on; columns: [n, P]; rows: P times [n]."""
-
-    columns: Tensor
-    rows: tuple[Tensor, ...]
-
+INDICES = (torch.int32, torch.int64)
 
 OF_EACH = object()
 """What `Batch.since` is where every image has its limits."""
@@ -121,32 +121,46 @@ class Limits(NamedTuple):
     since: object
 
 
+class _Table(NamedTuple):
+    """Limits, NaN from a last exit on.
+
+    columns: [n, P]; rows, named: those of each profile for all images of a call, [n], or [n, 1] with a last exit.
+    """
+
+    columns: Tensor
+    rows: tuple[Limits, ...]
+    named: Mapping[str, Limits]
+
+
 def limits_of_call(
     profiles: Profiles,
     num_exits: int,
     criterion: str,
-    current: tuple[Tensor, object],
+    current: tuple[Tensor, object] | None,
+    device: torch.device,
     count: int,
     profile: str | Tensor | None,
     thresholds: Tensor | Sequence[float] | None,
     exit_limit: int | Tensor | Sequence[int] | None,
 ) -> Limits:
-    """The limits of a call on `count` images.
+    """The limits of a call on `count` images, which are on `device`.
 
-    profiles, num_exits, criterion: of the network; current: its thresholds, and their `since`.
+    profiles, num_exits, criterion: of the network; current: its thresholds, and their `since`; not looked at where the
+        call has a profile or thresholds.
     profile, thresholds, exit_limit: see `EarlyExitNet.forward`.
     Raises `ValueError` or `TypeError` that names the argument; what is on a GPU is checked there, without a wait of the
     host, by a kernel that stops.
     """
-    device = current[0].device
     if profile is not None and thresholds is not None:
         raise ValueError("profile and thresholds are both given; give one of them")
-    found = Limits(*current)
     if thresholds is not None:
         found = _given(thresholds, num_exits, count, device)
     elif profile is not None:
         profiles.check_criterion(criterion)
         found = _named(profiles, profile, count, device)
+    else:
+        assert current is not None
+        found = Limits(*current)
     if exit_limit is None or num_exits == 0:
         return found
     ends = _columns_of("exit_limit", _ends(num_exits, device), exit_limit, count)
@@ -162,15 +176,22 @@ def _cut(row: Tensor, last_exit: int | None) -> Tensor:
 def _named(profiles: Profiles, profile: str | Tensor, count: int, device: torch.device) -> Limits:
     if not profiles:
         raise ValueError(f"profile={profile!r}, but the network has no profiles; set net.profiles")
-    table = profiles.on(device)
+    table, row = profiles.on(device), None
     if isinstance(profile, str):
-        if profile not in profiles:
+        row = table.named.get(profile)
+        if row is None:
             raise ValueError(f"profile={profile!r} is unknown; the network has {', '.join(profiles)}")
-        row = table.rows[list(profiles).index(profile)]
-        if profiles[profile].last_exit is None:
-            return Limits(row, row)
-        return Limits(row[:, None].expand(-1, count), OF_EACH)
-    return Limits(_columns_of("profile", table.columns, profile, count).expand(-1, count), OF_EACH)
+    elif count == 1 and _is_one_index(profile):  # an op would take as long as all the rest
+        place = profile.item()
+        row = table.rows[int(place)] if 0 <= place < len(table.rows) else None
+    if row is None:
+        return Limits(_columns_of("profile", table.columns, profile, count).expand(-1, count), OF_EACH)
+    return row if count == 1 or row.limits.dim() == 1 else Limits(row.limits.expand(-1, count), OF_EACH)
+
+
+def _is_one_index(values: Any) -> bool:
+    """Whether this is one index, which the host can read without waiting for a GPU."""
+    return isinstance(values, Tensor) and values.is_cpu and values.dtype in INDICES and values.shape == (1,)
 
 
 def _given(thresholds: Tensor | Sequence[float], num_exits: int, count: int, device: torch.device) -> Limits:
@@ -202,7 +223,7 @@ def _columns_of(name: str, table: Tensor, values: Any, count: int) -> Tensor:
     indices = values if isinstance(values, Tensor) else torch.as_tensor(values)
     if not isinstance(values, Tensor) and not indices.numel():  # an empty list has no dtype
         indices = indices.long()
-    if indices.dtype not in (torch.int32, torch.int64):
+    if indices.dtype not in INDICES:
         raise TypeError(f"{name} is {indices.dtype}; give int32 or int64, one per image")
     if indices.dim() and indices.shape != (count,):
         raise ValueError(f"{name} has shape {tuple(indices.shape)} for {count} images; give one number per image")
@@ -215,7 +236,7 @@ def _columns_of(name: str, table: Tensor, values: Any, count: int) -> Tensor:
         _check_range(name, indices, table)  # before it is on a GPU, where the host would wait
         indices = indices.to(table.device)
     try:
-        return table.index_select(1, indices.detach())
+        return table.index_select(1, indices)
     except (IndexError, RuntimeError):
         _check_range(name, indices, table)
         raise

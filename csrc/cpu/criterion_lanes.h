@@ -48,11 +48,33 @@ EEFAST_INLINE bool leaves_at(Criterion criterion, float value, float threshold) 
   return criterion == Criterion::entropy ? value < threshold : value > threshold;
 }
 
-// The first of the largest numbers, -1 where one is NaN.
+// The first of the largest numbers, -1 where one is NaN. Whole vectors first, where numbers are adjacent: every lane
+// keeps its largest number and the place of that.
 EEFAST_INLINE int64_t class_of(const float* logits, int64_t num_classes, int64_t stride) {
+  const int64_t whole = stride == 1 ? num_classes / kLanes * kLanes : 0;
   int64_t found = 0;
   bool unclear = false;
-  for (int64_t k = 0; k < num_classes; ++k) {
+  if (whole > 0) {
+    Floats most = load(logits);
+    Words place, broken = {};
+    EEFAST_UNROLL
+    for (int64_t i = 0; i < kLanes; ++i) place[i] = i;
+    Words best = place;
+    for (int64_t k = 0; k < whole; k += kLanes, place += static_cast<uint32_t>(kLanes)) {
+      const Floats x = load(logits + k);
+      const Words more = (Words)(x > most);
+      broken |= (Words)(x != x);
+      most = (Floats)(((Words)x & more) | ((Words)most & ~more));
+      best = (place & more) | (best & ~more);
+    }
+    found = best[0];
+    for (int64_t i = 0; i < kLanes; ++i) {
+      unclear |= broken[i] != 0;
+      const int64_t other = best[i];
+      if (logits[other] > logits[found] || (logits[other] == logits[found] && other < found)) found = other;
+    }
+  }
+  for (int64_t k = whole; k < num_classes; ++k) {
     const float x = logits[k * stride];
     unclear |= x != x;
     if (x > logits[found * stride]) found = k;
@@ -69,14 +91,16 @@ EEFAST_TARGET static float carry(const float* rule, int64_t num_classes, float* 
     for (int64_t k = 0; k < num_classes; ++k) logits[k] += a * before[k * stride];
   }
   float sum = rule[5];
-  if (rule[0] != 0.0f) sum += rule[0] * learned(z);
+  // Both numbers of the confidence row take it where that is positive.
+  const float e = rule[4] != 0.0f ? std::exp(-std::abs(z)) : 0.0f;
+  if (rule[0] != 0.0f) sum += rule[0] * (rule[4] != 0.0f && z >= 0.0f ? 1.0f / (1.0f + e) : learned(z));
   if (rule[1] != 0.0f || rule[2] != 0.0f || rule[3] != 0.0f) {
     const Softmax p = softmax(num_classes, logits);
     if (rule[1] != 0.0f) sum += rule[1] * max_probability(p);
     if (rule[2] != 0.0f) sum += rule[2] * -entropy(p);
     if (rule[3] != 0.0f) sum += rule[3] * margin(p);
   }
-  if (rule[4] != 0.0f) sum += rule[4] * (std::max(z, 0.0f) + std::log1p(std::exp(-std::abs(z))));
+  if (rule[4] != 0.0f) sum += rule[4] * (std::max(z, 0.0f) + std::log1p(e));
   if (keep == 0.0f && keep_if_same == 0.0f) return sum;
   float factor = keep;
   if (keep_if_same != 0.0f) {

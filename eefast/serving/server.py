@@ -131,8 +131,8 @@ class Server:
             if not (thresholds is None and profile is None and exit_limit is None):
                 net = self.fast.net
                 limits, _ = limits_of_call(
-                    net.profiles, net.num_exits, engine.plan.criterion, (limits, since), 1, profile, thresholds,
-                    exit_limit,
+                    net.profiles, net.num_exits, engine.plan.criterion, (limits, since), limits.device, 1, profile,
+                    thresholds, exit_limit,
                 )  # fmt: skip
             for image in prepared(engine, images):
                 if isinstance(image, Tensor):

@@ -23,8 +23,8 @@ from .cuts import Cuts
 LEAST_SAMPLES = 100
 # The share of the samples that lays the path.
 PATH_SHARE = 0.3
-# Thresholds that are tested together.
-BLOCK = 16
+# Thresholds that are tested together: on a part of the samples, which are enough for most, and the others on all.
+QUICK_BLOCK, BLOCK = 64, 16
 
 
 @dataclass(frozen=True)
@@ -63,25 +63,25 @@ def find_thresholds(
     points = path.accurate_to_cheap(cuts, rule)
     exits = _Exits(rule, [rule.confidence(out.logits, out.confidence_logit) for out in outputs[:-1]], points)
     right = torch.stack([out.logits.argmax(dim=1) == labels for out in outputs]).double()
+    spent = cost.double().cpu()[:, None].expand_as(right)
     # Wrong about either bound with the sum of both levels at most.
     level = (1 - assurance) / len(bounds)
-    walks = [_walk(name, value, right, cost, len(points)) for name, value in bounds.items()]
+    walks = [_walk(name, value, right, spent, len(points)) for name, value in bounds.items()]
     passed = [_passed(walk, exits, lay, judge, level) for walk in walks]
     kept = sorted(set.intersection(*map(set, passed)))
     if not kept:
         given = ", ".join(f"{name}={value}" for name, value in bounds.items())
         # The thresholds at which the walks stopped.
         stops = [w.steps[max(len(p), w.certain)] for w, p in zip(walks, passed, strict=True) if len(p) < len(w.steps)]
-        why = _refusal(walks, exits, stops, judge, level, right, cost)
+        why = _refusal(walks, exits, stops, judge, level, right, spent)
         raise ValueError(
             f"{given}: {len(judge)} of the {count} samples do not show with assurance={assurance} that any thresholds "
             f"keep it; {why}"
         )
     # The most accurate of those that are cheap enough, or the cheapest of those that are accurate enough.
     at = kept[0] if list(bounds) == ["max_cost"] else kept[-1]
-    taken = exits.taken(torch.arange(count), [at])
-    accuracy, mean_cost = right.gather(0, taken).mean(), cost.double().cpu()[taken].mean()
-    return Assured(tuple(points[at].tolist()), float(accuracy), float(mean_cost), len(judge))
+    accuracy, mean_cost = (float(exits.at(values, [at]).mean()) for values in (right, spent))
+    return Assured(tuple(points[at].tolist()), accuracy, mean_cost, len(judge))
 
 
 def divided(count: int) -> tuple[Tensor, Tensor]:
@@ -96,9 +96,9 @@ def least_samples(bounds: Mapping[str, float], assurance: float) -> int:
     Of a bound that no number of samples can show to be kept, such as `max_accuracy_drop=0`, nothing is counted.
     """
     level, least = (1 - assurance) / len(bounds), LEAST_SAMPLES
-    right, cost = torch.ones(2, 1, dtype=torch.float64), torch.zeros(2)
+    right, spent = torch.ones(2, 1, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
     for name, value in bounds.items():
-        walk = _walk(name, value, right, cost, 1)
+        walk = _walk(name, value, right, spent, 1)
         enough = betting.samples_enough(walk.loss[0], walk.limit, level, walk.highest) / (1 - PATH_SHARE)
         least = max(least, ceil(enough)) if isfinite(enough) else least
     return least
@@ -112,13 +112,16 @@ class _Exits:
     confidence: Sequence[Tensor]
     points: Tensor
 
-    def taken(self, samples: Tensor, steps: Sequence[int]) -> Tensor:
-        """The exit that each sample takes by the thresholds of each step: [steps, samples] int64."""
-        thresholds = self.points[list(steps)]
-        taken = torch.full((len(thresholds), len(samples)), len(self.confidence))
+    def of(self, samples: Tensor) -> _Exits:
+        """The exits of some of the samples."""
+        return _Exits(self.rule, [values[samples] for values in self.confidence], self.points)
+
+    def at(self, values: Tensor, steps: Sequence[int]) -> Tensor:
+        """The value [n + 1, N] of each sample at the exit that it takes by the thresholds of each step: [steps, N]."""
+        thresholds, found = self.points[list(steps)], values[-1]
         for i in reversed(range(len(self.confidence))):
-            taken.masked_fill_(self.rule.leaves(self.confidence[i][samples], thresholds[:, i : i + 1]), i)
-        return taken
+            found = values[i].where(self.rule.leaves(self.confidence[i], thresholds[:, i : i + 1]), found)
+        return found
 
 
 @dataclass(frozen=True)
@@ -137,10 +140,10 @@ class _Walk:
     certain: int = 0
 
 
-def _walk(name: str, value: float, right: Tensor, cost: Tensor, length: int) -> _Walk:
+def _walk(name: str, value: float, right: Tensor, spent: Tensor, length: int) -> _Walk:
+    """right, spent: [n + 1, N] float64, whether each exit is right about each sample, and its cost."""
     if name == "max_cost":
-        loss = cost.double().cpu()[:, None].expand_as(right)
-        return _Walk(loss, value, max(float(cost.max()), value), 0.0, range(length)[::-1])
+        return _Walk(spent, value, max(float(spent.max()), value), 0.0, range(length)[::-1])
     limit = 1 - value if name == "min_accuracy" else value
     # Of a loss that is 0 or 1, at the bound.
     spread = limit * (1 - limit)
@@ -152,16 +155,23 @@ def _walk(name: str, value: float, right: Tensor, cost: Tensor, length: int) -> 
 
 def _passed(walk: _Walk, exits: _Exits, lay: Tensor, judge: Tensor, level: float) -> range:
     """The points that keep the bound, all of them with probability 1 - `level`; none where only certain ones do."""
+    loss, before = ((walk.loss[:, samples], exits.of(samples)) for samples in (judge, lay))
+    count = len(judge)
+    quick = max(100, count // 16)
+    some = loss[0][:, :quick], exits.of(judge[:quick])
 
-    def losses(samples: Tensor) -> Tensor:
-        return walk.loss[:, samples].gather(0, exits.taken(samples, steps))
+    def kept(on: tuple[Tensor, _Exits], steps: Sequence[int]) -> Tensor:
+        losses, known = (where.at(values, steps) for values, where in (on, before))
+        return betting.keeps(losses, walk.limit, level, walk.highest, known, walk.least_spread, count)
 
-    for start in range(walk.certain, len(walk.steps), BLOCK):
-        steps = walk.steps[start : start + BLOCK]
-        kept = betting.keeps(losses(judge), walk.limit, level, walk.highest, losses(lay), walk.least_spread)
-        if not kept.all():
-            known = start + int(kept.long().argmin())
-            return walk.steps[: known if known > walk.certain else 0]
+    for start in range(walk.certain, len(walk.steps), QUICK_BLOCK):
+        steps = walk.steps[start : start + QUICK_BLOCK]
+        unclear = (~kept(some, steps)).nonzero().flatten()
+        for block in unclear.split(BLOCK):
+            shown = kept(loss, [steps[i] for i in block.tolist()])
+            if not shown.all():
+                known = start + int(block[shown.long().argmin()])
+                return walk.steps[: known if known > walk.certain else 0]
     return walk.steps
 
 
@@ -172,20 +182,20 @@ def _refusal(
     judge: Tensor,
     level: float,
     right: Tensor,
-    cost: Tensor,
+    spent: Tensor,
 ) -> str:
     """What the thresholds at which walks stopped do on the judging samples, and how many samples it would take."""
-    taken = exits.taken(judge, stops)
-    losses = [walk.loss[:, judge].gather(0, taken) for walk in walks]
+    exits = exits.of(judge)
+    losses = [exits.at(walk.loss[:, judge], stops) for walk in walks]
     enough = [
         max(betting.samples_enough(loss[i], w.limit, level, w.highest) for loss, w in zip(losses, walks, strict=True))
         for i in range(len(stops))
     ]
     at = enough.index(min(enough))
-    accuracy, final = float(right[:, judge].gather(0, taken[at : at + 1]).mean()), float(right[-1, judge].mean())
+    accuracy, mean_cost = (float(exits.at(values[:, judge], stops[at : at + 1]).mean()) for values in (right, spent))
     nearest = (
-        f"the nearest have accuracy {accuracy:.4f}, where the final exit's is {final:.4f}, at mean cost "
-        f"{float(cost.double().cpu()[taken[at]].mean()):.4f}"
+        f"the nearest have accuracy {accuracy:.4f}, where the final exit's is {float(right[-1, judge].mean()):.4f}, "
+        f"at mean cost {mean_cost:.4f}"
     )
     if not isfinite(enough[at]):
         return f"{nearest}, outside it however many samples judge"

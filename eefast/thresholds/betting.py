@@ -12,7 +12,13 @@ CAUTION = 0.9
 
 
 def keeps(
-    loss: Tensor, bound: float, level: float, highest: float, before: Tensor | None = None, least_spread: float = 0.0
+    loss: Tensor,
+    bound: float,
+    level: float,
+    highest: float,
+    before: Tensor | None = None,
+    least_spread: float = 0.0,
+    count: int | None = None,
 ) -> Tensor:
     """Whether the mean loss of the population is shown to be at most `bound`: [M] bool, for M losses.
 
@@ -20,19 +26,21 @@ def keeps(
     level: probability, at most, that a mean above the bound is taken for one within it.
     before: the same losses [M, N'] of other samples; least_spread: of (bound - loss)², where that is known. Both only
         make the stakes better.
+    count: N, where `loss` is only of the first samples: what these show, all of them show.
 
     Waudby-Smith & Ramdas 2024, "Estimating means of bounded random variables by betting": capital 1 is staked sample by
     sample on losses below the bound. If their mean is above it, no way of betting lets the capital grow in expectation,
     so that it ever reaches 1 / level with probability `level` at most (Ville). The stake on a sample is that of the
     paper's theorem 3 for N samples, with the spread of the samples before it.
     """
-    count, gain = loss.shape[1], bound - loss
+    gain = bound - loss
+    count = loss.shape[1] if count is None else count
     known = gain[:, :0] if before is None else bound - before
     squares = gain.square()
     # In place, which takes half the time: first the sum of squares before each sample, as if one sample more had been
     # seen, with the largest loss.
     running = squares.cumsum(dim=1).add_((known**2).sum(dim=1, keepdim=True)).sub_(squares)
-    spread = running.add_((highest - bound) ** 2).div_(known.shape[1] + 1 + torch.arange(count))
+    spread = running.add_((highest - bound) ** 2).div_(known.shape[1] + 1 + torch.arange(loss.shape[1]))
     stake = spread.clamp_(min=least_spread).mul_(count).reciprocal_().mul_(-2 * log(level)).sqrt_()
     capital = stake.clamp_(max=_largest_stake(bound, highest)).mul_(gain).log1p_().cumsum(dim=1)
     return capital.amax(dim=1) >= -log(level)

@@ -28,5 +28,6 @@ def accurate_to_cheap(cuts: Cuts, criterion: criteria.Criterion) -> Tensor:
         for one, two in pairwise(corners)
         for step in range(1, steps + 1)
     ]
-    points = [cuts.thresholds_of(picks) for picks in dict.fromkeys(between)]
-    return torch.tensor([(criterion.never,) * cuts.num_exits, *points], dtype=torch.float32)
+    columns = torch.tensor(list(dict.fromkeys(between))).T
+    points = torch.stack([values[picks] for values, picks in zip(cuts.thresholds, columns, strict=True)], dim=1)
+    return torch.cat([torch.full((1, cuts.num_exits), criterion.never), points.float()])

@@ -5,13 +5,13 @@ from dataclasses import replace
 import op_cases
 import pytest
 import torch
-from op_cases import COPY, EAGER, INDEXED, OURS, READ, OpCase, cpu_cases, gpu_cases, make_inputs, providers
+from op_cases import COPY, EAGER, INDEXED, OURS, READ, RULES, OpCase, cpu_cases, gpu_cases, make_inputs, providers
 
 CASE = OpCase("exit_head", 31)
 CASES = {
     **{"exit_head": CASE, "compact": OpCase("compact", 31), "exit_conv_head": OpCase("exit_conv_head", 3, 16)},
     **{name: OpCase(name, 3) for name in INDEXED},
-    **{rule: replace(CASE, criterion=rule) for rule in ("max_probability", "entropy", "margin")},
+    **{rule: replace(CASE, criterion=rule) for rule in ("max_probability", "entropy", "margin", *RULES)},
     **{"bfloat16": replace(CASE, dtype=torch.bfloat16), "contiguous": replace(CASE, layout="contiguous")},
 }
 
@@ -30,7 +30,7 @@ def test_providers_are_right(case, provider):
     assert op_cases.check(inputs, provider, provider.make(inputs)) == ""
 
 
-@pytest.mark.parametrize("name", ["exit_head", "max_probability", "entropy", "margin"])
+@pytest.mark.parametrize("name", ["exit_head", "max_probability", "entropy", "margin", "fitted"])
 @pytest.mark.parametrize("rate", [0, 0.1, 0.9, 1])
 def test_the_threshold_gives_the_exit_rate(name, rate):
     inputs = make_inputs(replace(CASES[name], exit_rate=rate), "cpu")
@@ -98,6 +98,9 @@ def test_what_the_work_needs():
     # Maps, four lists of 4 bytes, the results of two samples, the weights.
     assert case.bytes == 1024 + 64 + 2 * (40 + 12) + 4 * 11 * 17
     assert case.flops == 4 * (16 * 4 + 2 * 11 * 16)
+    # With a rule the rows of all four, read by the one that carries.
+    assert replace(case, criterion="fitted").bytes == 1024 + 64 + 4 * 44 + 2 * 8 + 4 * 11 * 17
+    assert replace(case, criterion="carried").bytes == 1024 + 64 + 4 * 84 + 2 * 8 + 4 * 11 * 17
     compact = replace(case, op="compact")
     assert (compact.bytes, compact.flops) == (2 * (2 * 256 + 4), 0)
     assert replace(case, op="indexed_conv").flops == 2 * 2 * 9 * 16**2 * 4

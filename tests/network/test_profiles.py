@@ -114,6 +114,23 @@ def test_a_named_profile_is_that_of_all_images(engine, name):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_the_id_of_one_image_is_its_profile(engine, dtype):
+    net = made()
+    net.profiles = table_of(net)
+    fast, x = eefast.accelerate(net, engine=engine), images(9, SHAPE)[5:6]
+    net.thresholds.fill_(net.criterion.always)  # not those of the call
+    for i, (name, row) in enumerate(net.profiles.items()):
+        got = fast(x, profile=torch.tensor([i], dtype=dtype))
+        assert_same_answers(got, alone(net, x, [row]), net)
+        assert_equal(got, fast(x, profile=name))
+        assert_equal(got, next(fast.stream([(x, torch.tensor([i], dtype=dtype))])))
+    for wrong, found in ((-1, ValueError), (7, ValueError), (0.0, TypeError), (True, TypeError)):
+        with pytest.raises(found, match="profile"):
+            fast(x, profile=torch.tensor([wrong]))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_an_exit_limit_is_a_last_exit(engine):
     net = made("margin")
     net.profiles = table_of(net)

@@ -388,6 +388,25 @@ def test_any_table_is_its_formula_in_float64(exit_head: ctypes.CDLL, seed: int, 
     assert check_random(outputs, rule, thresholds, *answer) <= 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rule_case", cases(4), ids=lambda found: found.name)
+def test_ten_thousand_rows_of_each_rule(exit_head: ctypes.CDLL, rule_case: RuleCase) -> None:
+    outputs = agreeing_outputs(10_007, 4, 10, 1)
+    _, confidence, exits = chain(runner(exit_head), outputs, rule_case.thresholds, rule_case.rule.table())
+    assert check_rule(rule_case, outputs, exits, confidence) <= 10
+
+
+@pytest.mark.slow
+def test_ten_thousand_rows_of_random_tables(exit_head: ctypes.CDLL) -> None:
+    rows = doubtful = 0
+    for seed in range(100, 200):
+        rule, outputs = random_rule(4, seed), agreeing_outputs(101, 4, 10, seed)
+        answer = chain(runner(exit_head, grid=1 + seed % 3, order=seed), outputs, [0.3] * 3, rule.table())
+        doubtful += check_random(outputs, rule, [0.3] * 3, *answer)
+        rows += 101
+    assert doubtful < 0.02 * rows
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_one_column_is_the_criterion_of_that_name(exit_head: ctypes.CDLL, criterion: str) -> None:
     outputs, sign = agreeing_outputs(21, 3, 10), -1 if criterion in BELOW else 1

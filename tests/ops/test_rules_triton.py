@@ -46,6 +46,25 @@ def test_any_table_is_its_formula_in_float64(seed: int, classes: int) -> None:
     assert len(answer[2].unique()) > 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", cases(4), ids=lambda found: found.name)
+def test_a_thousand_rows_of_each_rule(case: RuleCase) -> None:
+    outputs = agreeing_outputs(1009, 4, 10, 1)
+    _, confidence, exits = chain(run, outputs, case.thresholds, case.rule.table())
+    assert check(case, outputs, exits, confidence) <= 10
+
+
+@pytest.mark.slow
+def test_a_thousand_rows_of_random_tables() -> None:
+    rows = doubtful = 0
+    for seed in range(100, 110):
+        rule, outputs = random_rule(4, seed), agreeing_outputs(101, 4, 10, seed)
+        answer = chain(run, outputs, [0.3] * 3, rule.table())
+        doubtful += check_random(outputs, rule, [0.3] * 3, *answer)
+        rows += 101
+    assert doubtful < 0.02 * rows
+
+
 @pytest.mark.parametrize("criterion", criteria.CRITERIA)
 def test_one_column_is_the_criterion_of_that_name(criterion: str) -> None:
     outputs, sign = agreeing_outputs(9, 3, 10), -1 if criterion == "entropy" else 1

@@ -9,7 +9,10 @@ from made_outputs import looped, make_outputs
 
 from eefast import ExitOutput, criteria
 from eefast.thresholds import assured, calibration
+from eefast.thresholds.betting import keeps
 from eefast.thresholds.calibration import calibrate
+from eefast.thresholds.cuts import Cuts
+from eefast.thresholds.path import accurate_to_cheap
 
 COST = torch.tensor([0.2, 1.0])
 FINAL = 0.9
@@ -126,14 +129,64 @@ def test_judges_lay_no_path(monkeypatch) -> None:
     monkeypatch.setattr(assured, "Cuts", watched)
     kept = []
 
-    def keeps(loss, bound, level, highest, before, least_spread):
-        kept.append((loss.shape[1], before.shape[1]))
-        return torch.ones(len(loss), dtype=torch.bool)
+    def keeps(loss, bound, level, highest, before, least_spread, count):
+        kept.append((loss.shape[1], before.shape[1], count))
+        return torch.full((len(loss),), loss.shape[1] == count)
 
     monkeypatch.setattr(assured.betting, "keeps", keeps)
     calibrate(outputs, labels, torch.tensor([0.2, 0.5, 1.0]), max_accuracy_drop=0.1, assurance=0.9)
     assert [len(z) for z in seen] == [150]
-    assert set(kept) == {(351, 150)}
+    assert set(kept) == {(100, 150, 351), (351, 150, 351)}
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"max_accuracy_drop": 0.03},
+        {"min_accuracy": 0.6},
+        {"max_cost": 0.5},
+        {"max_accuracy_drop": 0.05, "max_cost": 0.7},
+    ],
+    ids=["drop", "accuracy", "cost", "both"],
+)
+@pytest.mark.parametrize("count", [301, 603])
+@pytest.mark.parametrize("exits", [1, 3])
+@pytest.mark.sampled(4)
+def test_thresholds_are_those_of_a_walk_one_step_after_the_other(bounds, count: int, exits: int) -> None:
+    """Every step judged alone, on all samples that judge, from losses that are looked up sample by sample."""
+    outputs, labels = make_outputs(count, exits + 1, 1)
+    cost = torch.linspace(0.2, 1, exits + 1).double()
+    lay, judge = assured.divided(count)
+    parts = [ExitOutput(*(part[lay] for part in out)) for out in outputs]
+    points = accurate_to_cheap(Cuts(parts, labels[lay], cost, "margin"), criteria.get("margin"))
+    values = [criteria.margin(out.logits, out.confidence_logit).tolist() for out in outputs[:-1]]
+    right = [(out.logits.argmax(dim=1) == labels).tolist() for out in outputs]
+
+    def losses(step: list[float], name: str, samples: torch.Tensor) -> torch.Tensor:
+        found = []
+        for k in samples.tolist():
+            taken = next((i for i, t in enumerate(step) if values[i][k] > t), exits)
+            loss = {"max_cost": float(cost[taken]), "min_accuracy": 1 - right[taken][k]}
+            found.append(loss.get(name, right[-1][k] - right[taken][k]))
+        return torch.tensor([found], dtype=torch.float64)
+
+    kept = []
+    for name, value in bounds.items():
+        steps = list(enumerate(points.tolist()))
+        limit, passed = 1 - value if name == "min_accuracy" else value, []
+        for at, step in reversed(steps) if name == "max_cost" else steps:
+            spread = 0.0 if name == "max_cost" else limit * (1 - limit)
+            before, loss = losses(step, name, lay), losses(step, name, judge)
+            certain = name == "max_accuracy_drop" and at == 0
+            if not certain and not keeps(loss, limit, 0.1 / len(bounds), 1.0, before, spread):
+                break
+            passed.append(at)
+        kept.append(passed)
+    both = set.intersection(*map(set, kept))
+    expected = points[min(both) if list(bounds) == ["max_cost"] else max(both)]
+    assert 0 < len(both) < len(points)
+    found = calibrate(outputs, labels, cost, "margin", assurance=0.9, **bounds)
+    assert found.thresholds == tuple(expected.tolist())
 
 
 @pytest.mark.parametrize(

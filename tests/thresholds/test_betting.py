@@ -15,12 +15,12 @@ def sequences(values, count: int) -> torch.Tensor:
     return torch.tensor(list(itertools.product(values, repeat=count)), dtype=torch.float64)
 
 
-def by_hand(losses, bound, level, highest, before=(), least_spread=0.0) -> bool:
+def by_hand(losses, bound, level, highest, before=(), least_spread=0.0, count=None) -> bool:
     """The capital itself, one bet after the other."""
     seen, capital, best = [(bound - x) ** 2 for x in before], 1.0, 1.0
     for x in losses:
         spread = max((sum(seen) + (highest - bound) ** 2) / (len(seen) + 1), least_spread)
-        stake = min(math.sqrt(2 * math.log(1 / level) / (len(losses) * spread)), 0.9 / (highest - bound))
+        stake = min(math.sqrt(2 * math.log(1 / level) / ((count or len(losses)) * spread)), 0.9 / (highest - bound))
         capital *= 1 + stake * (bound - x)
         assert capital > 0
         best = max(best, capital)
@@ -37,6 +37,16 @@ def test_it_is_the_capital_of_one_bet_after_the_other(values, before, least_spre
     assert kept.tolist() == [by_hand(row, 0.4, 0.5, 1.0, before, least_spread) for row in losses.tolist()]
     assert kept.any()
     assert not kept.all()
+
+
+def test_the_first_samples_show_what_their_capital_shows() -> None:
+    losses = sequences((-1.0, 0.0, 1.0), 6)
+    known = losses[:, :2]
+    kept = [betting.keeps(losses[:, :k], 0.4, 0.5, 1.0, known, count=6) for k in range(1, 7)]
+    assert torch.equal(kept[-1], betting.keeps(losses, 0.4, 0.5, 1.0, known))
+    assert all((less <= more).all() and less.any() for less, more in itertools.pairwise(kept[2:]))
+    for k, part in enumerate(kept, 1):
+        assert part.tolist() == [by_hand(row[:k], 0.4, 0.5, 1.0, row[:2], count=6) for row in losses.tolist()]
 
 
 @pytest.mark.parametrize("bound", [0.2, 0.45])
