@@ -27,7 +27,7 @@ from rows import ScoreRow, ServingRow, append, environment
 import eefast
 from eefast import zoo
 from eefast.data import datasets
-from eefast.data.cropping import prepared
+from eefast.data.cropping import pixels as pixels_of
 from eefast.data.decoding import decode
 from eefast.data.image_files import image_paths
 from eefast.measure.tables import aligned
@@ -76,7 +76,7 @@ def prepare(place: Place) -> None:
     if place.jpegs is not None:
         paths = sorted(image_paths(place.jpegs))[: place.images]
         how = eefast.Preprocessing(SHAPE[1])
-        pixels = np.stack([prepared(decode(path), SHAPE, how).numpy() for path in paths])
+        pixels = np.stack([pixels_of(decode(path), SHAPE, how) for path in paths])
     else:
         pixels = np.random.default_rng(0).integers(0, 256, (place.images, *SHAPE), dtype=np.uint8)
     np.save(place.array, pixels)
@@ -188,7 +188,7 @@ def jpeg(place: Place) -> Iterator[ScoreRow]:
     def decoded(part: Sequence[Path]) -> None:
         pixels = np.empty((len(part), *SHAPE), np.uint8)
         for i, path in enumerate(part):
-            pixels[i] = prepared(decode(path), SHAPE, how).numpy()
+            pixels[i] = pixels_of(decode(path), SHAPE, how)
 
     def alone() -> float:
         begin = time.perf_counter()
