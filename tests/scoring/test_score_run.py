@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,18 @@ def test_killed_and_resumed(network: Path, many: tuple, tmp_path: Path, seed: in
     assert {path: path.stat().st_mtime_ns for path in there} == there
     assert summary(output)["exits"] == list(found.exits)
     assert found.mean_cost == pytest.approx(np.mean([row["cost"] for row in rows_of(output).values()]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kind", ["folder", "parquet", "tar", "npy"])
+def test_worker_processes_give_the_answers(
+    network: Path, inputs: dict, pixels: dict, tmp_path: Path, kind: str, workers: int
+) -> None:
+    net, (source, ids) = eefast.load(network), inputs[kind]
+    found = eefast.score(net, source, tmp_path / "out", workers=workers, threads_per_worker=1, shard_size=7)
+    assert (found.images, found.shards, found.failed) == (23, 4, 0)
+    assert_answers(tmp_path / "out", net, dict(zip(ids, pixels.values(), strict=True)))
 
 
 def test_shares_are_apart_and_together_the_whole(
@@ -171,6 +184,10 @@ def test_rows_by_other_stages_are_other_rows(network: Path, pictures: Path, tmp_
 def test_wrong_inputs_and_outputs(network: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"out is inside .*, which is read; name a folder elsewhere"):
         eefast.score(network, pictures, pictures / "b" / "out")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModuleNotFoundError):
+        eefast.score(network, pictures, tmp_path / "out", ray="auto")
+    assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"file/out cannot be made: .*; name another folder"):
         eefast.score(network, pictures, tmp_path / "file" / "out")
