@@ -43,23 +43,29 @@ def size_of(path: str | Path) -> tuple[int, int] | None:
 
 
 def _decoded(name: str | Path, opened: Callable[[], BinaryIO]) -> Any:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        with opened() as file, Image.open(file) as image:
+        with opened() as file, _identified(file) as image:
             pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
             if limit and pixels > limit:  # Pillow warns too, but does not name the file.
                 warnings.warn(f"{shown(name)} has {pixels:,} pixels", Image.DecompressionBombWarning, stacklevel=3)
             return _eight_bits(image)
-    except UnidentifiedImageError as error:
-        with opened() as file:
-            why = "its content has no format that Pillow reads" if file.read(1) else "it is empty"
-        cause = error
     except Exception as error:  # whatever the bytes cause: OSError, SyntaxError, struct.error, MemoryError, …
-        why, cause = shown(error) or type(error).__name__, error  # type: ignore[assignment]
-    raise ImageFileError(
-        f"{shown(name)} cannot be read as an image ({why}); replace it, or take it out of the data folder"
-    ) from cause
+        why = shown(error) or type(error).__name__
+        raise ImageFileError(
+            f"{shown(name)} cannot be read as an image ({why}); replace it, or take it out of the data folder"
+        ) from error
+
+
+def _identified(file: BinaryIO) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError as error:
+        file.seek(0)
+        raise ValueError("its content has no format that Pillow reads" if file.read(1) else "it is empty") from error
 
 
 def _eight_bits(image: Any) -> Any:
