@@ -31,7 +31,7 @@ from eefast.data.cropping import pixels as pixels_of
 from eefast.data.decoding import decode
 from eefast.data.image_files import image_paths
 from eefast.measure.tables import aligned
-from eefast.scoring.run import Scored
+from eefast.scoring.tally import Scored
 from eefast.thresholds.outputs import collect
 
 SHAPE, CLASSES, COST = (3, 32, 32), 10, 0.5

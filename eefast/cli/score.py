@@ -19,7 +19,7 @@ from .options import BatchSize, CropFraction, Device, Engine, Json, Network, Sta
 from .output import check_writable, echo, note, stderr, write_json
 
 if TYPE_CHECKING:
-    from ..scoring.run import Scored, Standing
+    from ..scoring.tally import Scored, Standing
 
 LINE_SECONDS = 30.0
 """Between two lines of progress where stderr is no terminal."""

@@ -10,7 +10,7 @@ from ..model import EarlyExitNet
 
 if TYPE_CHECKING:
     from .predictions import Prediction
-    from .run import Scored, Standing
+    from .tally import Scored, Standing
 
 
 def predict(
