@@ -17,8 +17,9 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist worksteal
 
-# The tests marked slow, too: what `make test` proves, on more inputs.
+# The tests marked slow, too: what `make test` proves, on more inputs; on Ray, where it can be installed.
 test-all: $(VENV)/.ready
+	-$(BIN)/pip install --quiet "ray[data]"
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist worksteal -m ""
 
 # A million rows of random networks, called in random ways, beside float64 (FUZZ="--rows 20000 --seed 7" for others); what

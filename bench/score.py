@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,24 +27,26 @@ from rows import ScoreRow, ServingRow, append, environment
 import eefast
 from eefast import zoo
 from eefast.data import datasets
-from eefast.data.cropping import prepared
+from eefast.data.cropping import pixels as pixels_of
 from eefast.data.decoding import decode
 from eefast.data.image_files import image_paths
 from eefast.measure.tables import aligned
-from eefast.scoring.run import Scored
+from eefast.scoring.tally import Scored
 from eefast.thresholds.outputs import collect
 
 SHAPE, CLASSES, COST = (3, 32, 32), 10, 0.5
 SAMPLE = 2000
 """Images on which thresholds are chosen."""
+RAY_SAMPLE = 4096
+"""Images by whose speed those on Ray are counted."""
 
 
 @dataclass(frozen=True)
 class Place:
     """A network in a folder, its images as a .npy file and, where there are some, as JPEG files; a folder for rows.
 
-    model: its name; images: number of them; rounds: of every measurement; large: images where memory and Ray are
-        measured; ray_model: slower, so that work takes long enough.
+    model: its name; images: number of them; rounds: of every measurement; large: images where memory and resuming are
+        measured; ray_model: the network on Ray; ray_seconds: that its images take one local worker.
     """
 
     root: Path
@@ -53,6 +55,7 @@ class Place:
     images: int
     rounds: int
     large: int
+    ray_seconds: float
     jpegs: Path | None
 
     @property
@@ -71,18 +74,18 @@ class Place:
         return self.root / "out"
 
 
-def prepare(place: Place) -> None:
+def prepare(place: Place, models: Iterable[str]) -> None:
     """Write networks and images."""
     if place.jpegs is not None:
         paths = sorted(image_paths(place.jpegs))[: place.images]
         how = eefast.Preprocessing(SHAPE[1])
-        pixels = np.stack([prepared(decode(path), SHAPE, how).numpy() for path in paths])
+        pixels = np.stack([pixels_of(decode(path), SHAPE, how) for path in paths])
     else:
         pixels = np.random.default_rng(0).integers(0, 256, (place.images, *SHAPE), dtype=np.uint8)
     np.save(place.array, pixels)
     info = datasets.info("cifar10")
     some = torch.from_numpy(pixels[:: max(1, len(pixels) // SAMPLE)])
-    for name in {place.model, place.ray_model}:
+    for name in models:
         torch.manual_seed(0)
         net = zoo.eenet(name, 3, input_shape=SHAPE, num_classes=CLASSES, normalization=(info.mean, info.std)).eval()
         outputs = collect(net, [(part, torch.zeros(len(part))) for part in some.split(200)])[0]
@@ -188,7 +191,7 @@ def jpeg(place: Place) -> Iterator[ScoreRow]:
     def decoded(part: Sequence[Path]) -> None:
         pixels = np.empty((len(part), *SHAPE), np.uint8)
         for i, path in enumerate(part):
-            pixels[i] = prepared(decode(path), SHAPE, how).numpy()
+            pixels[i] = pixels_of(decode(path), SHAPE, how)
 
     def alone() -> float:
         begin = time.perf_counter()
@@ -287,26 +290,28 @@ def resumed(place: Place) -> Iterator[ScoreRow]:
 
 
 def on_ray(place: Place) -> Iterator[ScoreRow]:
-    """One actor beside one local worker, a thread each."""
+    """One actor beside one local worker, a thread each, on images for `ray_seconds` by the speed of a short run."""
     try:
         import ray
     except ImportError:
         print("ray is not installed, so it is not measured", file=sys.stderr)
         return
-    source, seen = repeated(place, place.large), list[float]()
+    options: dict[str, Any] = {"model": place.ray_model, "workers": 1, "threads_per_worker": 1}
+    speed = scored(place, repeated(place, min(place.images, RAY_SAMPLE)), [], **options)
+    count, seen = round(speed * place.ray_seconds * 1.1), list[float]()
+    source = repeated(place, count)
     begin = time.perf_counter()
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False)
     cluster = time.perf_counter() - begin
-    options: dict[str, Any] = {"model": place.ray_model, "workers": 1, "threads_per_worker": 1}
     ours = lambda: scored(place, source, seen, ray="auto", **options)  # noqa: E731
     local = lambda: scored(place, source, [], **options)  # noqa: E731
     found = Compared(1, ours, local)
     ray.shutdown()
     yield found.row(
-        first, score="ray", model=place.ray_model, input=".npy", images=place.large, unit="images/s",
+        first, score="ray", model=place.ray_model, input=".npy", images=count, unit="images/s",
         base_name="1 local worker × 1 thread", bound=0.7, at_most=False, checked=False,
         startup_seconds=statistics.median(seen),
-        details=f"{place.large / found.values[0][0]:.0f} s of work; the cluster started in {cluster:.1f} s before",
+        details=f"{count / found.values[0][1]:.0f} s of local work; the cluster started in {cluster:.1f} s before",
     )  # fmt: skip
 
 
@@ -337,19 +342,23 @@ def show(rows: Sequence[ScoreRow | ServingRow]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=60_000, help="of the .npy file and of JPEG files; default 60,000")
-    parser.add_argument("--large", type=int, default=200_000, help="for memory, resuming and Ray; default 200,000")
+    parser.add_argument("--large", type=int, default=200_000, help="for memory and resuming; default 200,000")
     parser.add_argument("--rounds", type=int, default=3, help="of what is timed; default 3")
     parser.add_argument("--jpegs", type=Path, help="folder with JPEG files; without it there are none")
     parser.add_argument("--model", default="eenet32")
-    parser.add_argument("--ray-model", default="eenet110", help="of which the images must take a minute")
+    parser.add_argument("--ray-model", default="eenet110", help="default eenet110")
+    parser.add_argument("--ray-seconds", type=float, default=60, help="that one local worker takes; default 60")
     parser.add_argument("--only", nargs="*", choices=MEASUREMENTS, default=list(MEASUREMENTS))
     parser.add_argument("--details", default="", help="written into every row, such as what else was running")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     around, rows = environment("cpu"), list[ScoreRow]()
     with tempfile.TemporaryDirectory() as root:
-        place = Place(Path(root), asked.model, asked.ray_model, asked.images, asked.rounds, asked.large, asked.jpegs)
-        prepare(place)
+        place = Place(
+            Path(root), asked.model, asked.ray_model, asked.images, asked.rounds, asked.large, asked.ray_seconds,
+            asked.jpegs,
+        )  # fmt: skip
+        prepare(place, {place.ray_model if name == "ray" else place.model for name in asked.only})
         for name in track(asked.only, "measuring"):
             for row in MEASUREMENTS[name](place):
                 rows.append(replace(row, details="; ".join(filter(None, (row.details, asked.details)))))

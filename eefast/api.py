@@ -259,7 +259,7 @@ class Accelerated(nn.Module):
         way. The compact engine lets survivors wait for those of up to four more batches, so that deep stages run on
         full batches; with new thresholds it starts again. The reference engine answers one batch after the other. An
         error in a batch, or in the iterable, comes after the results of all batches before it. Closing the iterator, or
-        dropping it, waits for nothing: a piece of work of up to 16 images in each thread may still end afterwards.
+        dropping it, waits for nothing: a piece of work of up to 64 images in each thread may still end afterwards.
         """
         self._engine()
         return self._stream(batches)

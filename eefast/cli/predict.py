@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from .options import CropFraction, Device, Engine, Json, Network, Stages
+from .options import BatchSize, CropFraction, Device, Engine, Json, Network, Stages
 from .output import check_writable, echo, note, write_json
 from .render import table
 
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 
 def command(
     network: Network,
-    images: Annotated[list[Path], Argument(help="Image files, or folders with some.")],
+    images: Annotated[list[Path], Argument(help="Image files, folders with some, .npy files.")],
     top: Annotated[int, Option(help="Number of most probable classes of each image.", min=1)] = 1,
     crop_fraction: CropFraction = None,
     engine: Engine = "auto",
     stages: Stages = "auto",
-    batch_size: Annotated[int, Option(help="Images per call.", min=1)] = 64,
+    batch_size: BatchSize = 64,
     device: Device = "auto",
     json_path: Json = "",
 ) -> None:
     """Classify image files, prepared as the network was trained; `eefast score` takes millions.
 
+    Rows of a .npy file are pixels or windows as the network takes them.
     An image that cannot be read is a row with the reason, and the exit code is 1.
     """
     from .. import predict

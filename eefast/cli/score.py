@@ -15,11 +15,11 @@ from rich.progress import Progress as Bars
 from typer import Argument, Option
 from typer.core import TyperCommand
 
-from .options import CropFraction, Engine, Json, Network, Stages
+from .options import BatchSize, CropFraction, Device, Engine, Json, Network, Stages
 from .output import check_writable, echo, note, stderr, write_json
 
 if TYPE_CHECKING:
-    from ..scoring.run import Scored, Standing
+    from ..scoring.tally import Scored, Standing
 
 LINE_SECONDS = 30.0
 """Between two lines of progress where stderr is no terminal."""
@@ -45,8 +45,8 @@ def command(
     ] = None,
     engine: Engine = "auto",
     stages: Stages = "auto",
-    device: Annotated[str, Option(help="auto, cpu, cuda.")] = "auto",
-    batch_size: Annotated[int, Option(help="Images per call.", min=1)] = 256,
+    device: Device = "auto",
+    batch_size: BatchSize = 256,
     shard_size: Annotated[int, Option(help="Rows of each file, the unit of resuming.", min=1)] = 4096,
     on_error: Annotated[
         str, Option(help="At an image that cannot be read: fail (stop) or record (a row with the error).")

@@ -13,9 +13,14 @@ from ..preprocessing import Preprocessing
 
 
 def prepared(image: Any, shape: Sequence[int], how: Preprocessing) -> Tensor:
+    """As `pixels`, a tensor."""
+    return torch.from_numpy(pixels(image, shape, how).copy(order="K"))
+
+
+def pixels(image: Any, shape: Sequence[int], how: Preprocessing) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The centre of an RGB image of Pillow, [C, H, W] uint8, as torchvision's Resize and CenterCrop cut it out.
 
-    shape: (C, H, W), C of 1 (grey) or 3; how: scales the image, see `Preprocessing`.
+    shape: (C, H, W), C of 1 (grey) or 3; how: scales the image, see `Preprocessing`. Not to be written to.
     """
     from PIL import Image
 
@@ -29,8 +34,8 @@ def prepared(image: Any, shape: Sequence[int], how: Preprocessing) -> Tensor:
         image = image.resize(size, Image.Resampling[how.interpolation.upper()])
     image = _centre(image, height, width)
     if channels == 1:
-        return torch.from_numpy(np.array(image.convert("L")))[None]
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return np.asarray(image.convert("L"))[None]
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def _covering(width: int, height: int, least_width: int, least_height: int) -> tuple[int, int]:
@@ -41,5 +46,7 @@ def _covering(width: int, height: int, least_width: int, least_height: int) -> t
 
 
 def _centre(image: Any, height: int, width: int) -> Any:
+    if image.size == (width, height):
+        return image
     left, top = (round((there - wanted) / 2.0) for there, wanted in zip(image.size, (width, height), strict=True))
     return image.crop((left, top, left + width, top + height))

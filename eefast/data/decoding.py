@@ -23,7 +23,7 @@ def decode(path: str | Path) -> Any:
     values are in 0 … 255 (floats not all in 0 … 1), and refused otherwise.
     Raises `ImageFileError`, which names the file, for everything that cannot be read whole.
     """
-    return _decoded(path, lambda: Path(path).open("rb"))
+    return _decoded(path, lambda: open(path, "rb"))  # noqa: PTH123 (making a Path of a path takes microseconds)
 
 
 def decode_bytes(content: bytes, name: str) -> Any:
@@ -43,25 +43,29 @@ def size_of(path: str | Path) -> tuple[int, int] | None:
 
 
 def _decoded(name: str | Path, opened: Callable[[], BinaryIO]) -> Any:
+    from PIL import Image
+
+    try:
+        with opened() as file, _identified(file) as image:
+            pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+            if limit and pixels > limit:  # Pillow warns too, but does not name the file.
+                warnings.warn(f"{shown(name)} has {pixels:,} pixels", Image.DecompressionBombWarning, stacklevel=3)
+            return _eight_bits(image)
+    except Exception as error:  # whatever the bytes cause: OSError, SyntaxError, struct.error, MemoryError, …
+        why = shown(error) or type(error).__name__
+        raise ImageFileError(
+            f"{shown(name)} cannot be read as an image ({why}); replace it, or take it out of the data folder"
+        ) from error
+
+
+def _identified(file: BinaryIO) -> Any:
     from PIL import Image, UnidentifiedImageError
 
-    empty = False
     try:
-        with opened() as file:
-            empty = not file.read(1)
-            file.seek(0)
-            with Image.open(file) as image:
-                pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
-                if limit and pixels > limit:  # Pillow warns too, but does not name the file.
-                    warnings.warn(f"{shown(name)} has {pixels:,} pixels", Image.DecompressionBombWarning, stacklevel=3)
-                return _eight_bits(image)
+        return Image.open(file)
     except UnidentifiedImageError as error:
-        why, cause = "it is empty" if empty else "its content has no format that Pillow reads", error
-    except Exception as error:  # whatever the bytes cause: OSError, SyntaxError, struct.error, MemoryError, …
-        why, cause = shown(error) or type(error).__name__, error  # type: ignore[assignment]
-    raise ImageFileError(
-        f"{shown(name)} cannot be read as an image ({why}); replace it, or take it out of the data folder"
-    ) from cause
+        file.seek(0)
+        raise ValueError("its content has no format that Pillow reads" if file.read(1) else "it is empty") from error
 
 
 def _eight_bits(image: Any) -> Any:

@@ -20,6 +20,10 @@ from .schedule import Chunk, OfEach
 PIECE = 16
 """Images of one piece of work: few enough that the last one is soon done, enough to hide what a call costs."""
 
+ALONE = 64
+"""The same where one thread works: no other one has to wait for its last piece, and threads of the user that hold
+Python's lock, such as one that decodes images, delay it between pieces."""
+
 OVERLAPPING = 3
 """CUDA streams with a launch each."""
 
@@ -49,6 +53,7 @@ def stream_in_threads(batches: Iterable[Batch], run: Run) -> Iterator[ExitResult
     iterator drops what has not begun.
     """
     workers, process = torch.get_num_threads(), os.getpid()
+    size = PIECE if workers > 1 else ALONE
     source, failed = iter(batches), list[Exception]()
     ahead: deque[list[Future[ExitResult]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="eefast-stream")
@@ -66,7 +71,7 @@ def stream_in_threads(batches: Iterable[Batch], run: Run) -> Iterator[ExitResult
                     more = False
                     failed.append(reason)
                 else:
-                    ahead.append([pool.submit(run, *part, batch.rule) for part in pieces(batch, PIECE)])
+                    ahead.append([pool.submit(run, *part, batch.rule) for part in pieces(batch, size)])
             if not ahead:
                 break
             unfinished = next((f for f in ahead[0] if not f.done()), None)

@@ -11,7 +11,7 @@ import torch
 
 from ..api import accelerate
 from ..checkpoint.loading import load
-from ..data.cropping import prepared
+from ..data.cropping import pixels
 from ..data.decoding import decode_bytes
 from ..scoring.preparation import preprocessing_of
 
@@ -62,7 +62,7 @@ class Score:
             return torch.from_numpy(images.copy())  # Ray's arrays are read-only
         how = preprocessing_of(self.net, self.crop_fraction)
         found = [
-            image if isinstance(image, np.ndarray) else prepared(decode_bytes(image, f"row {i}"), shape, how).numpy()
+            image if isinstance(image, np.ndarray) else pixels(decode_bytes(image, f"row {i}"), shape, how)
             for shape in [self.net.input_shape]
             for i, image in enumerate(images)
         ]

@@ -1,4 +1,4 @@
-"""Files of pixels, .npy or idx → shards of rows, read without mapping them into memory."""
+"""Files of pixels or windows, .npy or idx → shards of rows, read without mapping them into memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .chunks import Chunk, Shard, cut
 
 @dataclass(frozen=True)
 class _Table:
-    """A file with pixels [N, …] from byte `start` on."""
+    """A file with values [N, …] from byte `start` on."""
 
     path: Path
     shape: tuple[int, ...]
@@ -34,8 +34,9 @@ class _Table:
 class Arrays:
     """Images that are decoded already, [N, C, H, W], [N, H, W, C] or [N, H, W], as the network takes them.
 
+    A network on rows takes windows instead, [N, C, L], [N, L, C] or [N, L].
     Their ids are row numbers, after the file's name and a colon where there are several files.
-    shape: (C, H, W) of the network.
+    shape: (C, H, W) or (C, L) of the network.
     Raises `ValueError` for other shapes and dtypes.
     """
 
@@ -67,25 +68,34 @@ class Arrays:
         table, prefix = self.tables[number], ""
         if len(self.tables) > 1:
             prefix = f"{table.path.name}:"
-        axes = self._axes(table)
         for start, count in cut(shard.count, size):
-            pixels = table.read(first + start, count)
-            pixels = pixels[:, None] if axes is None else np.ascontiguousarray(pixels.transpose(axes))
-            yield Chunk([f"{prefix}{row}" for row in range(first + start, first + start + count)], pixels)
+            ids = [f"{prefix}{row}" for row in range(first + start, first + start + count)]
+            yield Chunk(ids, self._read(table, first + start, count))
+
+    def all(self) -> Iterator[np.ndarray[Any, Any]]:
+        """Each image, [C, H, W] or [C, L]."""
+        for table in self.tables:
+            yield from self._read(table, 0, table.shape[0])
+
+    def _read(self, table: _Table, first: int, count: int) -> np.ndarray[Any, Any]:
+        """[count, C, H, W] or [count, C, L]."""
+        values, axes = table.read(first, count), self._axes(table)
+        return values[:, None] if axes is None else np.ascontiguousarray(values.transpose(axes))
 
     def _axes(self, table: _Table) -> tuple[int, ...] | None:
-        """How dimensions are reordered to [N, C, H, W]; None where C is missing."""
-        channels, shape = self.shape[0], table.shape
+        """How dimensions are reordered to [N, C, …]; None where C is missing."""
+        channels, sides, shape = self.shape[0], len(self.shape) - 1, table.shape
         if table.dtype != np.uint8 and table.dtype.kind != "f":
             raise ValueError(f"{table.path} holds {table.dtype}; save pixels as uint8, or normalised floats")
-        if len(shape) == 3 and channels == 1:
+        if len(shape) == sides + 1 and channels == 1:
             return None
-        if len(shape) == 4 and shape[1] == channels:
-            return 0, 1, 2, 3
-        if len(shape) == 4 and shape[3] == channels:
-            return 0, 3, 1, 2
+        if len(shape) == sides + 2 and shape[1] == channels:
+            return tuple(range(len(shape)))
+        if len(shape) == sides + 2 and shape[-1] == channels:
+            return 0, sides + 1, *range(1, sides + 1)
         raise ValueError(
-            f"{table.path} has shape {shape}; the network takes {channels} channels: save [N, {channels}, H, W]"
+            f"{table.path} has shape {shape}; the network takes {channels} channels: "
+            f"save [N, {channels}, {'L' if sides == 1 else 'H, W'}]"
         )
 
 

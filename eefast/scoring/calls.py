@@ -10,7 +10,7 @@ from ..model import EarlyExitNet
 
 if TYPE_CHECKING:
     from .predictions import Prediction
-    from .run import Scored, Standing
+    from .tally import Scored, Standing
 
 
 def predict(
@@ -25,10 +25,11 @@ def predict(
     batch_size: int = 64,
     stages: str = "auto",
 ) -> list[Prediction]:
-    """The answers for image files, or images of Pillow, prepared as the network was trained.
+    """The answers for image files, or images of Pillow, prepared as the network was trained, and for rows of arrays.
 
     net: a network with a `preprocessing` and a `normalization`, or the folder of one.
-    images: a path, an image of Pillow, or an iterable of them; of a folder all image files in it and below, sorted.
+    images: a path, an image of Pillow, or an iterable of them; of a folder all image files in it and below, sorted; of
+        a .npy file all rows: pixels as the network takes them, windows [N, C, L] or [N, L, C] for a network on rows.
     top: number of most probable classes in each answer.
     crop_fraction: share of an image's shorter side in the centre that is looked at, timm's `crop_pct`; by default as
         the network was trained, and needed where it does not say so.

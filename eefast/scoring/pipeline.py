@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..api import accelerate
-from ..data.cropping import prepared
+from ..data import cropping
 from ..data.decoding import decode, decode_bytes
 from ..data.image_files import ImageFileError
 from ..model import EarlyExitNet
@@ -260,7 +260,7 @@ def pixels_of(image: Content, name: str, job: Job) -> Any:
         return image
     assert job.how is not None
     found = decode(image) if isinstance(image, Path) else decode_bytes(image, name)
-    return prepared(found, job.net.input_shape, job.how).numpy()
+    return cropping.pixels(found, job.net.input_shape, job.how)
 
 
 def _fail(task: _Task, error: Exception) -> None:

@@ -9,9 +9,11 @@ from ..preprocessing import Preprocessing, shorter_side
 def preprocessing_of(net: EarlyExitNet, crop_fraction: float | None = None) -> Preprocessing:
     """How `net` wants image files to be prepared; crop_fraction: instead of that in the network.
 
-    Raises `ValueError` where it takes no image files: not 1 or 3 channels, no normalization, no preprocessing.
+    Raises `ValueError` where it takes no image files: windows, not 1 or 3 channels, no normalization, no preprocessing.
     """
     channels, known = net.input_shape[0], net.preprocessing
+    if len(net.input_shape) == 2:
+        raise ValueError(f"the network takes windows [N, {channels}, L], no image files; give .npy files of windows")
     if channels not in (1, 3):
         raise ValueError(f"the network takes images of {channels} channels, image files have 1 or 3; give .npy files")
     if net.normalization is None:

@@ -22,44 +22,12 @@ from .chunks import Shard
 from .manifest import describe_network, write_manifest
 from .output_lock import locked
 from .part_files import Totals
-from .pipeline import Answered, Job
+from .pipeline import Job
 from .predictions import ON_ERROR
 from .preparation import preprocessing_of
 from .processes import run_in_processes
 from .sources import decodes, folder_of, open_source
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a run did; `summary.json` in its folder holds the same.
-
-    images: of all shards of this share; failed: of these, images that could not be read; skipped: images whose rows
-        were there already. mean_cost, exits: over the others, exits as numbers of images.
-    shards, skipped_shards: how many; seconds: of this run, of which setup_seconds passed before the first worker was
-        ready.
-    """
-
-    images: int
-    failed: int
-    skipped: int
-    mean_cost: float | None
-    exits: tuple[int, ...]
-    shards: int
-    skipped_shards: int
-    seconds: float
-    setup_seconds: float
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How far a run is. images: done of total, those of earlier runs included; left: seconds, None where unknown."""
-
-    images: int
-    total: int
-    failed: int
-    images_per_s: float
-    mean_cost: float | None
-    left: float | None
+from .tally import Scored, Standing, Tally
 
 
 @dataclass(frozen=True)
@@ -108,13 +76,13 @@ def scored(
     begin = time.monotonic()
     import_module("pyarrow")  # whose lack should show before work starts
     output, say = Path(output), note or (lambda text: None)
+    folder = folder_of(source)
+    if folder is not None and output.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{output} is inside {folder}, which is read; name a folder elsewhere")
     found = open_source(source, net.input_shape, options.image_column, options.id_column)
     how = preprocessing_of(net, options.crop_fraction) if decodes(found) else None
     if how is None and options.crop_fraction is not None:
         raise ValueError(f"crop_fraction={options.crop_fraction}: the input is pixels already; leave it out")
-    folder = folder_of(source)
-    if folder is not None and output.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{output} is inside {folder}, which is read; name a folder elsewhere")
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -146,7 +114,7 @@ def scored(
             _for_workers(net), found, output, manifest.digest, how, options.on_error, options.logits, options.engine,
             options.batch_size, threads, device, options.stages,
         )  # fmt: skip
-        run = _Run(mine, there, progress)
+        run = Tally(mine, there, progress)
         try:
             if options.ray is None:
                 run_in_processes(job, todo, workers, run)
@@ -215,44 +183,3 @@ def _there(folder: Path, shards: Sequence[Shard], digest: str, on_error: str) ->
         for number, totals in found.items()
         if totals is not None and not (totals.failed and on_error == "fail")
     }
-
-
-class _Run:
-    """Adds up what is done, and reports it."""
-
-    def __init__(
-        self, shards: Sequence[Shard], there: dict[int, Totals], progress: Callable[[Standing], None] | None
-    ) -> None:
-        self.shards, self.there, self.progress = shards, there, progress
-        self.totals = list(there.values())
-        self.begin: float | None = None
-        self.skipped = sum(totals.images for totals in self.totals)
-        self.total = sum(shard.count for shard in shards)
-
-    def ready(self) -> None:
-        self.begin = self.begin or time.monotonic()
-
-    def done(self, shard: Shard, totals: Totals) -> None:
-        self.totals.append(totals)
-
-    def tick(self, more: Sequence[Answered]) -> None:
-        if self.progress is None:
-            return
-        answered = sum(t.images - t.failed for t in self.totals) + sum(a.images for a in more)
-        failed = sum(t.failed for t in self.totals) + sum(a.failed for a in more)
-        cost = sum(t.cost for t in self.totals) + sum(a.cost for a in more)
-        images, seconds = answered + failed, time.monotonic() - (self.begin or time.monotonic())
-        rate = (images - self.skipped) / seconds if seconds > 0 else 0.0
-        left = (self.total - images) / rate if rate > 0 else None
-        self.progress(Standing(images, self.total, failed, rate, cost / answered if answered else None, left))
-
-    def result(self, start: float) -> Scored:
-        """start: of the whole run, by the monotonic clock."""
-        seconds, setup = time.monotonic() - start, (self.begin or time.monotonic()) - start
-        failed = sum(totals.failed for totals in self.totals)
-        answered = sum(totals.images for totals in self.totals) - failed
-        cost = sum(totals.cost for totals in self.totals) / answered if answered else None
-        exits = tuple(map(sum, zip(*(totals.exits for totals in self.totals), strict=True)))
-        return Scored(
-            answered + failed, failed, self.skipped, cost, exits, len(self.shards), len(self.there), seconds, setup
-        )

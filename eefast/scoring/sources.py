@@ -24,7 +24,7 @@ WHAT = (
 def open_source(
     source: str | Path, shape: Sequence[int], image_column: str | None = None, id_column: str | None = None
 ) -> Source:
-    """The images at `source`; shape: (C, H, W) of the network.
+    """The images at `source`; shape: (C, H, W) of the images that the network takes, (C, L) of windows.
 
     image_column: of parquet files, by default "image"; of tar files the ending of the members that are images.
     Raises `ValueError` or `FileNotFoundError` where there are none, or of several kinds, or columns do not fit.

@@ -1,6 +1,7 @@
 """`eefast score`: words, progress, figures, notes."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from networks import lived_in
 
 import eefast
 from eefast import zoo
-from eefast.cli import score
-from eefast.scoring.run import Scored, Standing
+from eefast.cli import ending, score
+from eefast.scoring import run as scoring_run
+from eefast.scoring.tally import Scored, Standing
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +47,51 @@ def test_a_run_and_the_same_again(place: Path, tmp_path: Path) -> None:
 
 
 def test_without_pyarrow(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from eefast.cli import ending
-
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ModuleNotFoundError) as error:
         run("score", place / "net", place / "x.npy", "--output", tmp_path / "out")
     assert 'pyarrow is not installed; pip install "eefast[score]" brings it' in ending.missing(error.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("{here}/empty --output {here}/out", r"empty has no images .*; give a folder of image files, or \.parquet"),
+        (
+            "{here}/x.parquet --output {here}/out --image-column img",
+            "no column 'img'; name one of image, id by --image",
+        ),
+        ("{here}/x.parquet --output {here}/out", "two images have the id 'a'; name a column .* by --id-column"),
+        ("{here}/colour.npy --output {here}/out", r"the network takes 1 channels: save \[N, 1, H, W\]"),
+        ("{here} --output {here}/out", "out is inside .*, which is read; name a folder elsewhere"),
+        ("{place}/x.npy --output {here}/out --workers 9999", "this machine has .* cores; take at most as many"),
+        ("{place}/x.npy --output {here}/out --ray", r'ray is not installed; pip install "eefast\[ray\]" brings it'),
+        ("{place}/x.npy --output {here}/taken", r"another network \(thresholds\); take another folder, .* --overwrite"),
+    ],
+)
+def test_wrong_input_ends_in_one_line_and_exit_code_2_before_any_work(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, words: str, message: str
+) -> None:
+    pa = pytest.importorskip("pyarrow", reason='pyarrow is not installed; pip install "eefast[score]" brings it')
+    from pyarrow import parquet
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(scoring_run, "run_in_processes", lambda *_: None)
+    (tmp_path / "empty").mkdir()
+    np.save(tmp_path / "colour.npy", np.zeros((2, 3, 14, 14), np.uint8))
+    parquet.write_table(pa.table({"image": [b"", b""], "id": ["a", "a"]}), tmp_path / "x.parquet")
+    net = eefast.load(place / "net")
+    net.thresholds += 0.25
+    eefast.score(net, place / "x.npy", tmp_path / "taken")
+    monkeypatch.setattr(scoring_run, "run_in_processes", lambda *_: pytest.fail("work has begun"))
+    if ".parquet" in words:
+        words += " --crop-fraction 1"
+    given = words.format(here=tmp_path, place=place).split()
+    assert ending.run(lambda: run("score", place / "net", *given)) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.match(rf"error: .*{message}", line)
+    assert not list((tmp_path / "out").glob("part-*"))
 
 
 @pytest.mark.parametrize("words", ["2", "a/2", "1/b", "-1/2", "1/2/3"])

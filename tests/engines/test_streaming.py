@@ -22,7 +22,7 @@ from torch import Tensor
 import eefast
 from eefast import ops, zoo
 from eefast.engines import Batch, streaming
-from eefast.engines.streaming import PIECE, ordered, stream_on_cuda
+from eefast.engines.streaming import ALONE, PIECE, ordered, stream_on_cuda
 from eefast.result import ExitResult
 
 needs_cpp = pytest.mark.skipif(bool(ops.CPP_MISSING), reason=f"the C++ kernels are {ops.CPP_MISSING}")
@@ -67,7 +67,7 @@ def no_threads_are_left() -> bool:
 
 class TestOrder:
     def test_results_come_in_order_for_any_sizes(self, fast: Any, net: Any) -> None:
-        x, sizes = images(65, SHAPE), [3, 0, 1, 31, PIECE, 14]
+        x, sizes = images(120, SHAPE), [3, 0, 1, 31, PIECE, ALONE + 5]
         got = list(fast.stream(x.split(sizes)))
         assert [len(r.labels) for r in got] == sizes
         whole = fast(x)

@@ -43,6 +43,17 @@ def test_several_files_and_grey_images(tmp_path: Path) -> None:
     assert np.array_equal(images, pixels[:, None])
 
 
+@pytest.mark.parametrize(("channels", "order"), [(6, "NCL"), (6, "NLC"), (1, "NCL"), (1, "NL")])
+def test_windows(tmp_path: Path, channels: int, order: str) -> None:
+    windows = RANDOM.normal(size=(7, channels, 31))
+    np.save(tmp_path / "x.npy", {"NCL": windows, "NLC": windows.transpose(0, 2, 1).copy(), "NL": windows[:, 0]}[order])
+    source = Arrays([tmp_path / "x.npy"], (channels, 31))
+    assert np.array_equal(read(source, 3, 2)[1], windows)
+    assert np.array_equal(np.stack(list(source.all())), windows)
+    with pytest.raises(ValueError, match=r"the network takes 5 channels: save \[N, 5, L\]"):
+        Arrays([tmp_path / "x.npy"], (5, 31))
+
+
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import lived_in
 from PIL import Image
 from runtime_stages import Fake
 from scored_rows import assert_answers, huge_png, rows_of
 
 import eefast
+from eefast import zoo
 from eefast.data.cropping import prepared
 from eefast.data.decoding import decode
 from eefast.data.image_files import ImageFileError
@@ -70,6 +72,28 @@ def test_rows_are_the_answers(
     assert sum(part.cost for part in totals) == pytest.approx(sum(row["cost"] for row in found.values()))
     counted = np.bincount([row["exit"] for row in found.values()], minlength=3).tolist()
     assert np.sum([part.exits for part in totals], axis=0).tolist() == counted
+
+
+def test_windows_of_a_network_on_rows(tmp_path: Path) -> None:
+    net = lived_in(zoo.eenet("eenet20-1d", 1, num_classes=4, input_shape=(6, 31)), 1)
+    windows = np.random.default_rng(0).normal(size=(7, 31, 6)).astype(np.float32)
+    np.save(tmp_path / "x.npy", windows)
+    job = Job(
+        net,
+        open_source(tmp_path / "x.npy", (6, 31)),
+        tmp_path / "out",
+        "digest",
+        None,
+        "fail",
+        False,
+        "auto",
+        4,
+        1,
+        "cpu",
+    )
+    job.output.mkdir()
+    run(job, 5)
+    assert_answers(job.output, net, {str(row): window.T.copy() for row, window in enumerate(windows)})
 
 
 @pytest.fixture

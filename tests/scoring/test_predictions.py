@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from networks import lived_in
 from pictures import photograph
 from PIL import Image
 from torchvision import transforms
 
 import eefast
+from eefast import zoo
 
 
 def by_hand(network: Path, path: Path, resize: int = 20) -> tuple[eefast.EarlyExitNet, eefast.ExitResult]:
@@ -49,6 +52,36 @@ def test_images_of_pillow_paths_and_networks(network: Path, tmp_path: Path) -> N
     assert first.top == second.top
     assert first.name is None
     assert eefast.predict(net, picture)[0].top == first.top
+
+
+@pytest.mark.parametrize(("name", "shape"), [("eenet8", (3, 17, 17)), ("eenet20-1d", (6, 31))])
+@pytest.mark.parametrize("bytes_", [False, True])
+def test_rows_of_arrays(tmp_path: Path, name: str, shape: tuple[int, ...], bytes_: bool) -> None:
+    net = lived_in(zoo.eenet(name, num_classes=4, input_shape=shape, normalization=((0.5,) * shape[0],) * 2), 1)
+    values = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
+    normalised = values.astype(np.float64) / 127.5 - 1
+    np.save(tmp_path / "x.npy", values if bytes_ else normalised)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(normalised).float())
+    found = eefast.predict(net, tmp_path / "x.npy", batch_size=2)
+    assert [answer.image for answer in found] == [f"{tmp_path / 'x.npy'}:{row}" for row in range(5)]
+    assert [(answer.label, answer.exit) for answer in found] == list(
+        zip(expected.labels.tolist(), expected.exit_index.tolist(), strict=True)
+    )
+    assert [answer.probability for answer in found] == pytest.approx(expected.probs.amax(1).tolist(), abs=1e-4)
+
+
+def test_rows_beside_image_files(network: Path, pictures: Path, pixels: dict, tmp_path: Path) -> None:
+    first, second = list(pixels)[:2]
+    np.save(tmp_path / "x.npy", np.stack([pixels[second], pixels[first]]))
+    found = eefast.predict(network, [pictures / first, tmp_path / "x.npy", pictures / second])
+    assert [found[i].top for i in (2, 1)] == [found[i].top for i in (0, 3)]
+    assert found[0].top != found[1].top
+    windows = zoo.eenet("eenet20-1d", 1, input_shape=(6, 31))
+    with pytest.raises(ValueError, match=r"takes windows \[N, 6, L\], no image files"):
+        eefast.predict(windows, pictures / first)
+    with pytest.raises(ValueError, match=r"save \[N, 6, L\]"):
+        eefast.predict(windows, tmp_path / "x.npy")
 
 
 def test_images_that_cannot_be_read(network: Path, tmp_path: Path) -> None:

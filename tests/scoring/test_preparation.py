@@ -21,3 +21,5 @@ def test_networks_that_take_no_image_files() -> None:
         preprocessing_of(zoo.eenet("eenet8"), 1.0)
     with pytest.raises(ValueError, match=r"takes images of 5 channels, image files have 1 or 3; give \.npy files"):
         preprocessing_of(zoo.eenet("eenet8", input_shape=(5, 32, 32)), 1.0)
+    with pytest.raises(ValueError, match=r"takes windows \[N, 1, L\], no image files; give \.npy files"):
+        preprocessing_of(zoo.eenet("eenet20-1d", 1, input_shape=(1, 32)), 1.0)

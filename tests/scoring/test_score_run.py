@@ -56,6 +56,18 @@ def test_killed_and_resumed(network: Path, many: tuple, tmp_path: Path, seed: in
     assert found.mean_cost == pytest.approx(np.mean([row["cost"] for row in rows_of(output).values()]))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kind", ["folder", "parquet", "tar", "npy"])
+def test_worker_processes_give_the_answers(
+    network: Path, inputs: dict, pixels: dict, tmp_path: Path, kind: str, workers: int
+) -> None:
+    net, (source, ids) = eefast.load(network), inputs[kind]
+    found = eefast.score(net, source, tmp_path / "out", workers=workers, threads_per_worker=1, shard_size=7)
+    assert (found.images, found.shards, found.failed) == (23, 4, 0)
+    assert_answers(tmp_path / "out", net, dict(zip(ids, pixels.values(), strict=True)))
+
+
 def test_shares_are_apart_and_together_the_whole(
     network: Path, inputs: dict, pixels: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
