@@ -48,6 +48,8 @@ class TrainOptions:
     weight_decay: of the optimiser.
     loss: weighted sum of terms, such as "v0+0.5*correctness", see `eefast.train.losses`.
     two_stage: number of first epochs that minimise "deep_supervision" (v0) instead of `loss`; EENets take 25, then v1.
+    balance_gradients: the trunk learns from the mean of the exits' gradients instead of their sum, see
+        `eefast.train.balanced_gradients`.
     cost_weight: λ, the price of cost in all losses that include it.
     shift: largest random shift of training images, in pixels; None: as in the papers, 4 for CIFAR-10.
     flip: mirror training images at random; None: as in the papers, not for MNIST, Fashion-MNIST, SVHN.
@@ -93,6 +95,7 @@ class TrainOptions:
     weight_decay: float = 1e-4
     loss: str = "deep_supervision+correctness"
     two_stage: int = 0
+    balance_gradients: bool = False
     cost_weight: float = 1.0
     shift: int | None = None
     flip: bool | None = None
@@ -156,8 +159,10 @@ class TrainOptions:
     def check_same_run(self, before: dict[str, Any]) -> None:
         """`ValueError`, naming the first difference, unless a run of the record `before` may be resumed with these."""
         for name, value in self.record().items():
-            if name not in self.free_to_change and before.get(name) != value:
+            # An option that the run did not have yet was at its default.
+            found = before.get(name, getattr(TrainOptions, name, None))
+            if name not in self.free_to_change and found != value:
                 raise ValueError(
-                    f"{name}={value!r}, but the run to resume has {before.get(name)!r}; give the same, or start again "
+                    f"{name}={value!r}, but the run to resume has {found!r}; give the same, or start again "
                     "without --resume (resume=False)"
                 )
