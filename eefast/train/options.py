@@ -51,7 +51,8 @@ class TrainOptions:
     balance_gradients: the trunk learns from the mean of the exits' gradients instead of their sum, see
         `eefast.train.balanced_gradients`.
     cost_weight: λ, the price of cost in all losses that include it.
-    shift: largest random shift of training images, in pixels; None: as in the papers, 4 for CIFAR-10.
+    shift: largest random shift of training images, in pixels; None: as in the papers, 4 for CIFAR-10, an
+        eighth of the size for small images of "folder" that already have `image_size`.
     flip: mirror training images at random; None: as in the papers, not for MNIST, Fashion-MNIST, SVHN.
     held_out: number of training images, drawn by the seed, that are not trained on; thresholds and accuracies come from
         them; None: 5,000, at most a fifth of the images.
