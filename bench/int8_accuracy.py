@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import data_sets
 import torch
 from progress import track
 from rows import Int8Row, append, environment, read, results_file
@@ -81,6 +82,7 @@ def data_of(net: EarlyExitNet, folder: Path, root: Path, most: int | None = None
     record = net.record
     if record is None:
         raise ValueError(f"{folder} has no training.json, so its data are unknown; name a folder of `eefast train`")
+    root = data_sets.root_of(data_sets.name_of(record), root)
     size = net.input_shape[1] if record.dataset in datasets.RESIZED else None
     train, test = (
         datasets.dataset(record.dataset, root, part, image_size=size, resize=record.resize)
@@ -137,7 +139,7 @@ def measured(name: str, net: EarlyExitNet, held_out: Images, test: Images) -> li
 def name_of(net: EarlyExitNet) -> str:
     """What its record says: "eenet32 on mnist"."""
     assert net.record is not None
-    return f"{net.record.network} on {net.record.dataset}"
+    return f"{net.record.network} on {data_sets.name_of(net.record)}"
 
 
 def _details(net: EarlyExitNet) -> str:

@@ -102,6 +102,7 @@ class TrainingRow:
     at_accuracy: the thresholds of lowest cost whose held-out accuracy is the twin's less the allowed drop; at_cost: the
         most accurate ones within the allowed cost; None where held-out images allow none, and `note` says so.
     curve: (accuracy, mean cost) on the test images, of thresholds chosen on held-out images, by ascending cost.
+    macs: multiply-accumulates of an image that exits last; 0: not counted.
     """
 
     training: str
@@ -121,6 +122,25 @@ class TrainingRow:
     at_cost: TrainedPoint | None
     note: str
     curve: tuple[tuple[float, float], ...]
+    macs: int = 0
+
+
+@dataclass(frozen=True)
+class PlainRow:
+    """A plain network, to be compared with larger ones that have exits.
+
+    plain, trained_on: names of the network and of the data set.
+    macs: multiply-accumulates per image.
+    options, seconds: as in `TrainingRow`; accuracies: on held-out and on all test images.
+    """
+
+    plain: str
+    trained_on: str
+    macs: int
+    options: dict[str, Any]
+    seconds: tuple[float, ...]
+    held_out_accuracy: float
+    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -459,7 +479,7 @@ def first_line(error: Exception) -> str:
 
 
 Measured = OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow | Int8Row | RuleRow
-Row = Measured | BoundRow | DriftRow | ScoreRow | ServingRow | HostTimeRow
+Row = Measured | PlainRow | BoundRow | DriftRow | ScoreRow | ServingRow | HostTimeRow
 
 
 def append(rows: Iterable[Row], around: Record) -> None:

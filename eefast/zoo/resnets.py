@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 # He et al. 2016: the ImageNet family by blocks per group, the CIFAR family (6n+2 layers) by layers.
 _IMAGENET = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-_CIFAR = (20, 32, 44, 56, 110)
+_CIFAR = (8, 14, 20, 32, 44, 56, 110)
 DEPTHS = tuple(sorted((*_IMAGENET, *_CIFAR)))
 
 
@@ -97,7 +97,7 @@ def trunk(depth: int, in_channels: int, rows: bool = False) -> tuple[nn.Module, 
 
 
 def resnet(name: str, num_classes: int = 10, input_shape: Sequence[int] = (3, 32, 32)) -> nn.Sequential:
-    """The plain network "resnet20" … "resnet152" of an EENet, without exits: images [N, C, H, W] → logits [N, K]."""
+    """The plain network "resnet8" … "resnet152" of an EENet, without exits: images [N, C, H, W] → logits [N, K]."""
     depth = {f"resnet{depth}": depth for depth in DEPTHS}.get(name)
     if depth is None:
         raise ValueError(f"name={name!r} is unknown; choose one of {', '.join(f'resnet{d}' for d in DEPTHS)}")
