@@ -19,7 +19,7 @@ FREE_TO_CHANGE = ("download", "device", "devices", "nodes", "strategy", "workers
 class TrainOptions:
     """What `eefast.train.run.train` is told; `eefast train` has an option for each.
 
-    net: name of the network, "eenet8" … "eenet152".
+    net: name of the network, "eenet8" … "eenet152" or "resnet8".
     dataset: name of the data set, see `eefast.data.datasets.DATASETS`.
     data_root: folder with the data set's published files.
     output: folder for config.json, model.safetensors (weights of the epoch with the lowest held-out loss),
