@@ -23,7 +23,7 @@ SMALLEST = "resnet8"
 
 def names() -> list[str]:
     """The names that `eenet` takes: "eenet8" … "eenet152" and "resnet8"."""
-    return ["eenet8", SMALLEST, *(f"eenet{depth}" for depth in DEPTHS if depth != 8)]
+    return ["eenet8", *(f"eenet{depth}" for depth in DEPTHS), SMALLEST, "eenet14"]
 
 
 def eenet(
