@@ -144,6 +144,28 @@ class PlainRow:
 
 
 @dataclass(frozen=True)
+class RecipeRow:
+    """How a network was trained, and what it answers on held-out training images; test images are not looked at.
+
+    recipe: name of its folder; network, trained_on: names of the network and of the data set.
+    options: of `eefast train` that differ from the defaults; seconds: of training, without runs it went on from.
+    exit_accuracy: of each exit if all images exit there. accuracy: at the mean `costs`, by the largest probability, of
+        halves of the images that did not choose the thresholds.
+    """
+
+    recipe: str
+    network: str
+    trained_on: str
+    options: dict[str, Any]
+    seconds: float
+    images: int
+    exit_costs: tuple[float, ...]
+    exit_accuracy: tuple[float, ...]
+    costs: tuple[float, ...]
+    accuracy: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class NetworkRow:
     """One network at one batch size, run in one way.
 
@@ -479,7 +501,7 @@ def first_line(error: Exception) -> str:
 
 
 Measured = OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow | Int8Row | RuleRow
-Row = Measured | PlainRow | BoundRow | DriftRow | ScoreRow | ServingRow | HostTimeRow
+Row = Measured | PlainRow | RecipeRow | BoundRow | DriftRow | ScoreRow | ServingRow | HostTimeRow
 
 
 def append(rows: Iterable[Row], around: Record) -> None:
