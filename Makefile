@@ -123,7 +123,7 @@ parity: $(VENV)/.ready
 guard: $(VENV)/.ready
 	$(BIN)/python bench/guard.py $(GUARD)
 
-# Networks beside their plain twins on MNIST and Fashion-MNIST in the folder DATA, then bench/results/training.md; hours
+# Networks beside their plain twins on the data sets in the folder DATA, then bench/results/training.md; hours
 # on two cores. Interrupted, it continues where it stopped.
 DATA ?= data
 training: $(VENV)/.ready

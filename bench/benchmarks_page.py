@@ -15,6 +15,7 @@ from typing import Any
 import page_figures as figures
 import page_tables
 import parity_table
+import recipes
 import training_page
 from page_figures import Mark
 from rows import RESULTS, Record, read, slug
@@ -478,10 +479,12 @@ def main() -> int:
     arguments = parser.parse_args()
     files = sorted(RESULTS.glob("*.jsonl"))
     pages = {PAGE: page(files, DEMO), RESULTS / training_page.PAGE: training_page.page(files)}
+    if tried := recipes.page(read(files)):
+        pages[RESULTS / recipes.PAGE] = tried
     if arguments.check:
         return int(any((path.read_text() if path.exists() else "") != text for path, text in pages.items()))
     PAGE.write_text(pages[PAGE])
-    for path in [PAGE, *draw(files, FIGURES, DEMO), *training_page.write(files)]:
+    for path in [PAGE, *draw(files, FIGURES, DEMO), *training_page.write(files), *recipes.write(read(files))]:
         print(path.relative_to(DOCS.parent))
     return 0
 

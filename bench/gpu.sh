@@ -121,9 +121,17 @@ compact() { "$PYTHON" bench/throughput.py --device cuda --engine compact --secon
 # A way that has begun is finished, which the limit leaves room for.
 parity() { "$PYTHON" bench/parity.py --device cuda --images 512 --seconds 12; }
 
-# Needs lightning and rich too, and MNIST and Fashion-MNIST in the folder $DATA (default: data). Networks go to $OUT.
+# Needs lightning and rich too, and MNIST, Fashion-MNIST and cifar10-jpeg/ (an archive is unpacked) in the folder $DATA
+# (default: data); $ONLY trains what has this in its name, such as "eenet110 on CIFAR". Networks go to $OUT.
 train() {
-  "$PYTHON" bench/training.py --device cuda --data-root "${DATA:-data}" --output "$OUT/training" --seconds 260
+  local data=${DATA:-data} unpacked=build/gpu/data
+  if [ -f "$data/cifar10-jpeg/images.tar.xz" ] && [ ! -d "$data/cifar10-jpeg/train" ]; then
+    mkdir -p "$unpacked/cifar10-jpeg" || return
+    [ -d "$unpacked/cifar10-jpeg/train" ] || tar -xJf "$data/cifar10-jpeg/images.tar.xz" -C "$unpacked/cifar10-jpeg" || return
+    for folder in mnist fashion-mnist; do ln -sfn "$(realpath "$data/$folder")" "$unpacked/$folder"; done
+    data=$unpacked
+  fi
+  "$PYTHON" bench/training.py --device cuda --data-root "$data" --output "$OUT/training" --seconds 260 --only "${ONLY:-}"
 }
 
 export GPU_TESTS KEY

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import data_sets
 import torch
 from progress import track
 from rows import Int8Row, append, environment, read, results_file
@@ -78,17 +79,23 @@ def data_of(net: EarlyExitNet, folder: Path, root: Path, most: int | None = None
 
     most: the first of both, None: all. Raises `ValueError` where its folder does not say what it was trained on.
     """
+    return held_out_of(net, folder, root, most), _read(_opened_part(net, folder, root, "test"), most)
+
+
+def held_out_of(net: EarlyExitNet, folder: Path, root: Path, most: int | None = None) -> Images:
+    """The first of what `data_of` returns; no test image is read."""
+    images = _opened_part(net, folder, root, "train")
+    assert net.record is not None
+    return _read(split(images, net.record.held_out, net.record.seed)[1], most)
+
+
+def _opened_part(net: EarlyExitNet, folder: Path, root: Path, part: str) -> Any:
     record = net.record
     if record is None:
         raise ValueError(f"{folder} has no training.json, so its data are unknown; name a folder of `eefast train`")
+    root = data_sets.root_of(data_sets.name_of(record), root)
     size = net.input_shape[1] if record.dataset in datasets.RESIZED else None
-    train, test = (
-        datasets.dataset(record.dataset, root, part, image_size=size, resize=record.resize)
-        for part in ("train", "test")
-    )
-    _, held_out = split(train, record.held_out, record.seed)
-    first, second = (_read(part, most) for part in (held_out, test))
-    return first, second
+    return datasets.dataset(record.dataset, root, part, image_size=size, resize=record.resize)
 
 
 def _read(images: Any, most: int | None) -> Images:
@@ -137,7 +144,7 @@ def measured(name: str, net: EarlyExitNet, held_out: Images, test: Images) -> li
 def name_of(net: EarlyExitNet) -> str:
     """What its record says: "eenet32 on mnist"."""
     assert net.record is not None
-    return f"{net.record.network} on {net.record.dataset}"
+    return f"{net.record.network} on {data_sets.name_of(net.record)}"
 
 
 def _details(net: EarlyExitNet) -> str:

@@ -102,6 +102,7 @@ class TrainingRow:
     at_accuracy: the thresholds of lowest cost whose held-out accuracy is the twin's less the allowed drop; at_cost: the
         most accurate ones within the allowed cost; None where held-out images allow none, and `note` says so.
     curve: (accuracy, mean cost) on the test images, of thresholds chosen on held-out images, by ascending cost.
+    macs: multiply-accumulates of an image that exits last; 0: not counted.
     """
 
     training: str
@@ -121,6 +122,47 @@ class TrainingRow:
     at_cost: TrainedPoint | None
     note: str
     curve: tuple[tuple[float, float], ...]
+    macs: int = 0
+
+
+@dataclass(frozen=True)
+class PlainRow:
+    """A plain network, to be compared with larger ones that have exits.
+
+    plain, trained_on: names of the network and of the data set.
+    macs: multiply-accumulates per image.
+    options, seconds: as in `TrainingRow`; accuracies: on held-out and on all test images.
+    """
+
+    plain: str
+    trained_on: str
+    macs: int
+    options: dict[str, Any]
+    seconds: tuple[float, ...]
+    held_out_accuracy: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class RecipeRow:
+    """How a network was trained, and what it answers on held-out training images; test images are not looked at.
+
+    recipe: name of its folder; network, trained_on: names of the network and of the data set.
+    options: of `eefast train` that differ from the defaults; seconds: of training, without runs it went on from.
+    exit_accuracy: of each exit if all images exit there. accuracy: at the mean `costs`, by the largest probability, of
+        halves of the images that did not choose the thresholds.
+    """
+
+    recipe: str
+    network: str
+    trained_on: str
+    options: dict[str, Any]
+    seconds: float
+    images: int
+    exit_costs: tuple[float, ...]
+    exit_accuracy: tuple[float, ...]
+    costs: tuple[float, ...]
+    accuracy: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -459,7 +501,7 @@ def first_line(error: Exception) -> str:
 
 
 Measured = OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow | Int8Row | RuleRow
-Row = Measured | BoundRow | DriftRow | ScoreRow | ServingRow | HostTimeRow
+Row = Measured | PlainRow | RecipeRow | BoundRow | DriftRow | ScoreRow | ServingRow | HostTimeRow
 
 
 def append(rows: Iterable[Row], around: Record) -> None:

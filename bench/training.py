@@ -14,26 +14,29 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cpu_ways
+import data_sets
+import torch
 import training_page
 from command import add_device_option, chosen_device
+from data_sets import CIFAR10_JPEG
 from gpu_ways import GpuWays
 from network_runs import run as measure
 from peers import KEY_PEERS
-from rows import RESULTS, Record, TrainedPoint, TrainingRow, append, environment, read, results_file
+from rows import RESULTS, PlainRow, Record, TrainedPoint, TrainingRow, append, environment, read, results_file, slug
 from subjects import Network, on_images
 from summary import failures
 from torch import Tensor
 from workloads import OWN, Workload
 
 import eefast
+from eefast.cost import macs
 from eefast.criteria import CRITERIA, get
-from eefast.data import datasets
 from eefast.data.loaders import batches, split
 from eefast.result import ExitOutput
 from eefast.thresholds.calibration import Calibration, calibrate, pareto_front
@@ -46,7 +49,12 @@ HELD_OUT, SEED = 5000, 1
 LOSS, TWIN_LOSS = "deep_supervision+correctness", "final_supervision"
 # Early exits that weigh less leave the final one nearer to its twin.
 GENTLE_LOSS = "final_supervision+0.3*deep_supervision+0.1*correctness"
-NETWORK_OPTIONS = ("num_exits", "placement", "shift", "flip", "batch_size", "precision")
+NETWORK_OPTIONS = (
+    "num_exits", "placement", "shift", "flip", "batch_size", "precision", "optimizer", "schedule", "weight_decay",
+)  # fmt: skip
+EARLY_OPTIONS = ("head", "balance_gradients")
+"""What the twin does without: it trains no early exit."""
+DISTILLED_LOSS = "final_supervision+0.3*deep_supervision+0.3*distillation+0.1*correctness"
 # What thresholds may use up of the allowed drop and cost on held-out images, since test images differ a little.
 CAUTION = 0.95
 CURVE_POINTS = 40
@@ -63,14 +71,15 @@ class Goal:
     cost: float
 
 
-GOALS = {"mnist": Goal(0.005, 0.20), "fashion-mnist": Goal(0.010, 0.40)}
+GOALS = {"mnist": Goal(0.005, 0.20), "fashion-mnist": Goal(0.010, 0.40), CIFAR10_JPEG: Goal(0.005, 0.45)}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A call of `eefast train`: its options, the folder that it fills, and the one whose weights it starts from."""
+    """A call of `eefast train`: folder to fill, data set, options, folder whose weights it starts from."""
 
     output: Path
+    dataset: str
     options: dict[str, Any]
     weights: Path | None = None
 
@@ -79,35 +88,47 @@ class Run:
 class Training:
     """A network to train beside its plain twin, which has its layers but no early exit to learn for.
 
+    dataset: its name in rows, see `data_sets`.
     options: of `eefast train` for both, besides the twin's loss and the kind of early heads, which it does not train.
     first: options of a run that trains the plain network, from whose weights both go on; empty: both start untrained.
+    smaller: plain networks that are trained as the twin is, to be compared at their cost.
     """
 
     dataset: str
     net: str
     options: dict[str, Any]
     first: dict[str, Any] = field(default_factory=dict)
+    smaller: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.net} on {self.dataset}"
 
     def begin(self, folder: Path) -> Run | None:
         """The run that both start from, where there is one."""
-        output = folder / f"{self.dataset}-{self.net}-first"
-        return Run(output, {**self._shared, **self.first, "loss": TWIN_LOSS}) if self.first else None
+        output = folder / f"{self._stem}-first"
+        return Run(output, self.dataset, {**self._shared, **self.first, "loss": TWIN_LOSS}) if self.first else None
 
     def both(self, folder: Path) -> tuple[Run, Run]:
         """Of the network, and of its twin."""
-        stem, begin = f"{self.dataset}-{self.net}", self.begin(folder)
+        stem, begin = self._stem, self.begin(folder)
         weights = None if begin is None else begin.output
-        run = Run(folder / stem, {**self._shared, "loss": LOSS, **self.options}, weights)
-        plain = {name: value for name, value in run.options.items() if name != "head"}
-        return run, Run(folder / f"{stem}-twin", {**plain, "loss": TWIN_LOSS}, weights)
+        run = Run(folder / stem, self.dataset, {**self._shared, "loss": LOSS, **self.options}, weights)
+        plain = {name: value for name, value in run.options.items() if name not in EARLY_OPTIONS}
+        return run, Run(folder / f"{stem}-twin", self.dataset, {**plain, "loss": TWIN_LOSS}, weights)
+
+    def alone(self) -> list[Training]:
+        """Of the smaller plain networks: their twins are what is trained."""
+        options = {**self.options, "num_exits": 1, "placement": [1]}
+        return [replace(self, net=net, options=options, smaller=()) for net in self.smaller]
+
+    @property
+    def _stem(self) -> str:
+        return slug(f"{self.dataset}-{self.net}")
 
     @property
     def _shared(self) -> dict[str, Any]:
         kept = {name: value for name, value in self.options.items() if name in NETWORK_OPTIONS}
-        return {"dataset": self.dataset, "net": self.net, "held_out": HELD_OUT, "seed": SEED, **kept}
+        return {**data_sets.options_of(self.dataset), "net": self.net, "held_out": HELD_OUT, "seed": SEED, **kept}
 
 
 def continued(dataset: str, net: str, placement: Sequence[int], epochs: tuple[int, int], **options: Any) -> Training:
@@ -124,6 +145,27 @@ def continued(dataset: str, net: str, placement: Sequence[int], epochs: tuple[in
     return Training(dataset, net, continuation, {"epochs": first})
 
 
+def on_cifar10(net: str, placement: Sequence[int], epochs: tuple[int, int], **options: Any) -> Training:
+    """Epochs: of the plain network, then of both that go on from it; options: of both."""
+    first, then = epochs
+    shared = {
+        "num_exits": len(placement),
+        "placement": list(placement),
+        "shift": 4,
+        "flip": True,
+        "batch_size": 128,
+        "precision": "bf16-mixed",
+        "optimizer": "sgd",
+        "schedule": "one-cycle",
+        "weight_decay": 5e-4,
+    }
+    continuation = {**shared, "epochs": then, "learning_rate": 0.05, "loss": DISTILLED_LOSS, **options}
+    smaller = ("resnet8", "eenet14", "eenet20")
+    return Training(
+        CIFAR10_JPEG, net, continuation, {"epochs": first, "learning_rate": 0.1}, smaller[: 2 + (net != "eenet20")]
+    )
+
+
 # By device; what matters most comes first.
 TRAININGS = {
     "cpu": (
@@ -131,29 +173,44 @@ TRAININGS = {
         Training("mnist", "eenet20", {"num_exits": 3, "epochs": 4, "shift": 2}),
         # The network that ships with the package.
         Training("mnist", "eenet32", {"num_exits": 5, "epochs": 8, "shift": 2}),
+        on_cifar10("eenet32", (2, 3, 5, 7, 9, 11), (16, 6), head="conv1"),
     ),
-    "cuda": tuple(
-        continued(dataset, net, placement, epochs, head="conv1", batch_size=256, precision="bf16-mixed")
-        for net, placement, epochs in (
-            ("eenet56", (2, 4, 6, 10, 12, 14), (10, 6)),
-            ("eenet20", (1, 2, 3, 4, 6), (12, 8)),
-            ("eenet110", (3, 6, 8, 10, 12, 14, 19, 24), (6, 4)),
-        )
-        for dataset in ("fashion-mnist", "mnist")
+    "cuda": (
+        on_cifar10("eenet110", (4, 8, 12, 16, 21, 26, 31, 36), (40, 20), head="conv1", batch_size=256),
+        on_cifar10("eenet56", (3, 5, 8, 11, 14, 17, 20), (60, 30), head="conv1", batch_size=256),
+        *(
+            continued(dataset, net, placement, epochs, head="conv1", batch_size=256, precision="bf16-mixed")
+            for net, placement, epochs in (
+                ("eenet56", (2, 4, 6, 10, 12, 14), (10, 6)),
+                ("eenet20", (1, 2, 3, 4, 6), (12, 8)),
+                ("eenet110", (3, 6, 8, 10, 12, 14, 19, 24), (6, 4)),
+            )
+            for dataset in ("fashion-mnist", "mnist")
+        ),
     ),
 }
 
 
-def train(trainings: Sequence[Training], folder: Path, device: str, data_root: Path, seconds: float) -> dict[Path, str]:
-    """Train what is missing, several networks at a time; per folder what went wrong, "" where it is there.
+def train(
+    trainings: Sequence[Training], folder: Path, device: str, data_root: Path, seconds: float, jobs: int = 0
+) -> dict[Path, str]:
+    """Train what is missing, `jobs` networks at a time; per folder what went wrong, "" where it is there.
 
+    jobs: 0: one per CPU core, 3 on a GPU.
     What has not ended after `seconds` in all is stopped; given again, the command goes on from its last epoch.
     """
-    end, jobs = time.monotonic() + seconds, 3 if device == "cuda" else max(os.cpu_count() or 1, 1)
-    threads = max((os.cpu_count() or 1) // jobs, 1)
-    begins = [run for training in trainings if (run := training.begin(folder)) is not None]
+    cores = os.cpu_count() or 1
+    end, jobs = time.monotonic() + seconds, jobs or (3 if device == "cuda" else cores)
+    threads = max(cores // jobs, 1)
+    smaller = [small for training in trainings for small in training.alone()]
     notes: dict[Path, str] = {}
-    for runs in (begins, [run for training in trainings for run in training.both(folder)]):
+    for runs in (
+        [training.begin(folder) for training in trainings],
+        [run for training in trainings for run in training.both(folder)],
+        [small.begin(folder) for small in smaller],
+        [small.both(folder)[1] for small in smaller],
+    ):
+        runs = [run for run in runs if run is not None]
         todo = [run for run in runs if not finished(run)]
         notes |= dict.fromkeys((run.output for run in runs), "")
         with ThreadPoolExecutor(jobs) as pool:
@@ -191,7 +248,8 @@ def _train_one(run: Run, before: str, device: str, data_root: Path, threads: int
     config, log_file = run.output / "options.yaml", run.output / LOG_FILE
     config.write_text(json.dumps(run.options))  # JSON is YAML
     command = [sys.executable, "-m", "eefast", "train", "--config", str(config)]
-    command += ["--output", str(run.output), "--data-root", str(data_root), "--device", device]
+    command += ["--output", str(run.output), "--device", device]
+    command += ["--data-root", str(data_sets.root_of(run.dataset, data_root))]
     command += ["--weights", str(run.weights)] if run.weights else []
     command += ["--resume"] if (run.output / LAST_FILE).is_file() else []
     with log_file.open("a") as log:
@@ -240,8 +298,8 @@ class Seen:
 
 def seen(net: eefast.EarlyExitNet, dataset: str, data_root: Path) -> tuple[Seen, Seen]:
     """On the images held out of training, and on the test images."""
-    _, held_out = split(datasets.dataset(dataset, data_root, "train"), HELD_OUT, SEED)
-    parts = (held_out, datasets.dataset(dataset, data_root, "test"))
+    _, held_out = split(data_sets.open_images(dataset, data_root, "train"), HELD_OUT, SEED)
+    parts = (held_out, data_sets.open_images(dataset, data_root, "test"))
     first, second = (Seen(*collect(net, batches(images, 256, 0))) for images in parts)
     return first, second
 
@@ -288,12 +346,33 @@ def worth(training: Training, folder: Path, data_root: Path) -> list[TrainingRow
                 at_accuracy=points.get("accuracy"),
                 at_cost=points.get("cost"),
                 note="; ".join(notes),
+                macs=_plain_macs(net),
                 curve=tuple(
                     outcome(test.outputs, test.labels, net.cost, criterion, c.thresholds) for c in front[::step]
                 ),
             )
         )
     return rows
+
+
+def worth_alone(training: Training, folder: Path, data_root: Path) -> list[PlainRow]:
+    """A row per smaller plain network that is trained."""
+    rows = []
+    for small in training.alone():
+        begin, (_, run) = small.begin(folder), small.both(folder)
+        if not finished(run):
+            continue
+        net = eefast.load(run.output).eval()
+        held_out, test = (part.accuracy(-1) for part in seen(net, training.dataset, data_root))
+        seconds = [sum(_report(each.output)["seconds_per_epoch"]) for each in (begin, run) if each]
+        name = small.net.replace("eenet", "resnet")
+        rows.append(PlainRow(name, training.dataset, _plain_macs(net), run.options, tuple(seconds), held_out, test))
+    return rows
+
+
+def _plain_macs(net: eefast.EarlyExitNet) -> int:
+    """Multiply-accumulates of an image that exits last."""
+    return macs(net.plain(), net.input_shape)[0]
 
 
 def _report(folder: Path) -> dict[str, Any]:
@@ -322,8 +401,9 @@ def chosen(training: Training, folder: Path, rows: Sequence[TrainingRow]) -> eef
 
 def speeds(training: Training, net: eefast.EarlyExitNet, data_root: Path, around: Record) -> None:
     """Append rows of the ways without exits and eefast on test images, measured as `bench/throughput.py` does it."""
-    test: Any = datasets.dataset(training.dataset, data_root, "test")
-    shape, source = net.input_shape, partial(on_images, net, test.images)
+    test = data_sets.open_images(training.dataset, data_root, "test")
+    pixels = torch.cat([images for images, _ in batches(test, 500)])
+    shape, source = net.input_shape, partial(on_images, net, pixels)
     network = Network(str(training), shape, net.num_classes, (), real=source)
     if around["cuda"] is not None:
         most, *others = BATCH_SIZES["cuda"]
@@ -341,7 +421,7 @@ def main() -> int:
         "--only", default="", metavar="TEXT", help='what has this in its name, such as "eenet20 on mnist"'
     )
     parser.add_argument(
-        "--data-root", type=Path, default=ROOT / "data", help="folder with mnist/ and fashion-mnist/; default: data"
+        "--data-root", type=Path, default=ROOT / "data", help="folder with mnist/, fashion-mnist/, cifar10-jpeg/; data"
     )
     parser.add_argument(
         "--output",
@@ -352,20 +432,23 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="stop training after this time; given again, it goes on"
     )
+    parser.add_argument("--jobs", type=int, default=0, help="networks trained at a time; default: one per CPU core")
     asked = parser.parse_args()
+    if asked.jobs < 0:
+        parser.error(f"--jobs {asked.jobs} must be at least 0")
     device = chosen_device(parser, asked, "train on")
     trainings = [training for training in TRAININGS[device] if asked.only in str(training)]
     if not trainings:
         parser.error(f"--only {asked.only!r} is in none of {', '.join(map(str, TRAININGS[device]))}")
     for name in dict.fromkeys(training.dataset for training in trainings):
-        datasets.dataset(name, asked.data_root, "train")  # what is missing is said before hours are spent
-    notes = train(trainings, asked.output, device, asked.data_root, asked.seconds)
+        data_sets.open_images(name, asked.data_root, "train")  # what is missing is said before hours are spent
+    notes = train(trainings, asked.output, device, asked.data_root, asked.seconds, asked.jobs)
     around = environment(device)
     for training in trainings:
         if any(notes[run.output] for run in training.both(asked.output)):
             continue
         rows = worth(training, asked.output, asked.data_root)
-        append(rows, around)
+        append([*rows, *worth_alone(training, asked.output, asked.data_root)], around)
         net = chosen(training, asked.output, rows)
         if net is not None:
             speeds(training, net, asked.data_root, around)

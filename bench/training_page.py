@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rows import RESULTS, Record, read, slug
 from selection import OURS, OWN_THRESHOLDS, newest, speed
+from training_goals import Point, goal_table, plain_points, plain_table
 
 from eefast.measure import figures as plot
 from eefast.measure.tables import line, markdown
@@ -33,9 +34,10 @@ def write(files: Sequence[Path], folder: Path = RESULTS) -> list[Path]:
     if not text:
         return []
     (folder / PAGE).write_text(text)
-    groups = _groups(read(files))
+    rows = read(files)
+    groups = _groups(rows)
     for key, group in groups.items():
-        _draw(group, folder / _figure(key))
+        _draw(group, plain_points(rows, proposed(group)), folder / _figure(key))
     return [folder / PAGE, *(folder / _figure(key) for key in groups)]
 
 
@@ -45,7 +47,7 @@ def page(files: Sequence[Path]) -> str:
     groups = _groups(rows)
     lines = [INTRODUCTION, *_overview(groups), ""]
     for key, group in groups.items():
-        lines += _section(key, group)
+        lines += _section(key, group, plain_points(rows, proposed(group)))
         lines += _speeds(key, [row for row in rows if "network" in row])
     return "\n".join(lines) if groups else ""
 
@@ -89,10 +91,12 @@ def _overview(groups: dict[Key, list[Record]]) -> list[str]:
         "",
         "Accuracy in percent, lost in points. The criterion is the one with the most accurate held-out answers within "
         "the allowed cost less a twentieth.",
+        "",
+        *goal_table([proposed(group) for group in groups.values()]),
     ]
 
 
-def _section(key: Key, group: list[Record]) -> list[str]:
+def _section(key: Key, group: list[Record], smaller: dict[str, Point]) -> list[str]:
     _, dataset, model = key
     row, around = proposed(group), group[-1]["environment"]
     best = row["criterion"]
@@ -120,6 +124,7 @@ def _section(key: Key, group: list[Record]) -> list[str]:
         "",
         *(f"- {note}" for note in notes),
         *([""] if notes else []),
+        *plain_table(row, smaller),
         f"Trained with {options}{begun}; {minutes} minutes ({who}); torch {around['torch']}, commit "
         f"{around['commit']}, {around['date'][:10]}.",
         "",
@@ -153,12 +158,12 @@ def _speeds(key: Key, rows: Sequence[Record]) -> list[str]:
     return [*lines, "", ending, ""] if last else ["No speed was measured.", ""]
 
 
-def _draw(group: list[Record], path: Path) -> None:
+def _draw(group: list[Record], smaller: dict[str, Point], path: Path) -> None:
     from matplotlib import pyplot
 
     row = proposed(group)
     curves = {each["criterion"]: ([c for _, c in each["curve"]], [a for a, _ in each["curve"]]) for each in group}
-    points = {"twin, trained alone": (1.0, row["twin_accuracy"])}
+    points = {"twin, trained alone": (1.0, row["twin_accuracy"]), **smaller}
     if row["at_cost"]:
         points[f"chosen ({row['criterion']})"] = (row["at_cost"]["cost"], row["at_cost"]["accuracy"])
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")

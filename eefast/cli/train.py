@@ -143,11 +143,14 @@ def command(
     ] = DEFAULT.schedule,
     weight_decay: Annotated[float, training_option(help="Of the optimiser.")] = DEFAULT.weight_decay,
     loss: Annotated[
-        str, training_option(help="Weighted sum of losses: v0 … v4, pteenet_v0, _v2, _v5, _v6, correctness.")
+        str, training_option(help="Weighted sum: v0 … v4, pteenet_v0, _v2, _v5, _v6, correctness, distillation.")
     ] = DEFAULT.loss,
     two_stage: Annotated[
         int, training_option(help="Number of first epochs that minimise v0 instead of --loss.", min=0)
     ] = DEFAULT.two_stage,
+    balance_gradients: Annotated[
+        bool, training_option(help="The trunk learns from the mean of the exits' gradients, not from their sum.")
+    ] = DEFAULT.balance_gradients,
     cost_weight: Annotated[
         float, training_option(help="λ, the price of cost in the losses v1 … v4.")
     ] = DEFAULT.cost_weight,
@@ -190,8 +193,8 @@ def command(
         exits=[name.strip() for name in exits.split(",") if name.strip()], weights=weights,
         freeze_backbone=freeze_backbone, self_labelled=self_labelled, epochs=epochs, batch_size=batch_size,
         learning_rate=learning_rate, optimizer=optimizer, schedule=schedule, weight_decay=weight_decay, loss=loss,
-        two_stage=two_stage, cost_weight=cost_weight, shift=shift, flip=flip, held_out=held_out,
-        max_accuracy_drop=max_accuracy_drop, max_cost=max_cost, seed=seed,
+        two_stage=two_stage, balance_gradients=balance_gradients, cost_weight=cost_weight, shift=shift, flip=flip,
+        held_out=held_out, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost, seed=seed,
         precision=_mixed_precision(device) if amp else precision, device=device, devices=devices, nodes=nodes,
         strategy=strategy, workers=workers, tensorboard=tensorboard, resume=resume, test=test,
     )  # fmt: skip

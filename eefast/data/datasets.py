@@ -31,7 +31,7 @@ class DatasetInfo:
     mean, std: per channel, on the scale 0 … 1.
     load: (root, split, download, this value) → data set of (uint8 image, label).
     shift, flip: how the papers change training images, see `eefast.train.module.EarlyExitModule`; photographs are also
-        cropped at random sizes while they are decoded.
+        cropped at random sizes while they are decoded, small images of "folder" shifted (`ImageFiles.shift`).
     resize: pixels of the shorter side of photographs before their centre is cut out; None for the usual one.
     """
 

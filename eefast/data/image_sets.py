@@ -45,6 +45,7 @@ class ImageFiles(Dataset):
     training_transform: the same with random changes, if training makes any while it decodes.
     classes: their names in the order of the labels, where folders give them names.
     resize: see `Preprocessing`; None where images are not resized.
+    shift: largest random shift of training images in pixels that suits them, where they are not cropped.
     A sample that cannot be read whole raises `ImageFileError`, which names its file.
     """
 
@@ -55,14 +56,18 @@ class ImageFiles(Dataset):
         training_transform: Callable[[Any], Tensor] | None = None,
         classes: Sequence[str] | None = None,
         resize: int | None = None,
+        shift: int = 0,
     ) -> None:
         self.samples, self.transform = list(samples), transform
         self.training_transform = training_transform or transform
         self.classes, self.resize = None if classes is None else tuple(classes), resize
+        self.shift = shift
 
     def for_training(self) -> ImageFiles:
         """The same images, randomly changed while they are decoded."""
-        return ImageFiles(self.samples, self.training_transform, classes=self.classes, resize=self.resize)
+        return ImageFiles(
+            self.samples, self.training_transform, classes=self.classes, resize=self.resize, shift=self.shift
+        )
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch.utils.data import Dataset
 
 from ..preprocessing import Preprocessing, shorter_side
+from . import kept_images
 from .cropping import prepared
 from .decoding import size_of
 from .image_files import class_folders, difference, image_paths, refuse_splits, shown
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 PROBED = 64
 """Images of a folder whose size is looked at, spread evenly over all of them."""
+
+SMALL = 64
+"""Images of up to this height and width are shifted in training, as those of CIFAR-10 are, where they need no resizing;
+photographs are cropped at random sizes."""
 
 
 def load_tiny_imagenet(root: Path, split: str, download: bool, info: DatasetInfo) -> Dataset:
@@ -65,18 +70,22 @@ def load_class_folders(name: str, root: Path, split: str, download: bool, info: 
         if different := difference(classes, expected):
             raise ValueError(f"{folders[0].parent} and {root / 'train'} differ in classes: {different}")
     samples = [(path, label) for label, folder in enumerate(folders) for path in sorted(image_paths(folder))]
-    crop = transforms.Compose([transforms.RandomResizedCrop(size), transforms.PILToTensor()])
-    resize = info.resize or _shorter_side(name, samples, info.shape)
-    return ImageFiles(samples, partial(prepared, shape=info.shape, how=Preprocessing(resize)), crop, classes, resize)
+    whole = name == "folder" and info.resize in (None, size) and _have_size(samples, size)
+    resize = info.resize or (size if whole else shorter_side(info.shape))
+    unchanged = partial(prepared, shape=info.shape, how=Preprocessing(resize))
+    if not whole or size > SMALL:
+        crop = transforms.Compose([transforms.RandomResizedCrop(size), transforms.PILToTensor()])
+        return ImageFiles(samples, unchanged, crop, classes, resize)
+    shift = size // 8
+    if kept_images.fits(len(samples), info.shape):
+        return kept_images.KeptImages(samples, unchanged, info.shape, classes, resize, shift)
+    return ImageFiles(samples, unchanged, None, classes, resize, shift)
 
 
-def _shorter_side(name: str, samples: Sequence[tuple[Path, int]], shape: Sequence[int]) -> int:
-    """The usual one, unless a folder's images already have the size that is wanted: these are taken whole."""
+def _have_size(samples: Sequence[tuple[Path, int]], size: int) -> bool:
+    """Whether a folder's images already have the height and width that are wanted: these are taken whole."""
     some = samples[:: max(1, len(samples) // PROBED)]
-    _, height, width = shape
-    if name == "folder" and some and all(size_of(path) == (width, height) for path, _ in some):
-        return min(height, width)
-    return shorter_side(shape)
+    return bool(some) and all(size_of(path) == (size, size) for path, _ in some)
 
 
 def class_folders_of(name: str, root: Path, split: str, num_classes: int = 0) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.utils.data import Dataset, Subset
 
@@ -46,7 +46,9 @@ def open_images(options: TrainOptions) -> RunImages:
     count = _held_out(options, len(whole))  # type: ignore[arg-type]
     test = opened("test", resize_of(whole)) if options.test else None
     unchanged, held_out = split(whole, count, options.seed)
-    augmented = whole.for_training() if isinstance(whole, ImageFiles) else whole
+    augmented = whole
+    if isinstance(whole, ImageFiles):
+        augmented, info = whole.for_training(), replace(info, shift=whole.shift)
     return RunImages(info, whole, unchanged, Subset(augmented, unchanged.indices), held_out, test)
 
 

@@ -16,6 +16,9 @@ from .tags import exit_tags
 # int64 or None) → scalar; N ≥ 1
 Loss = Callable[[Sequence[ExitOutput], Tensor, Tensor, Tensor | None], Tensor]
 
+TEMPERATURE = 3.0
+"""Of the softmaxes that `distillation` compares."""
+
 
 def deep_supervision(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None) -> Tensor:
     """Σ over exits of the negative log-likelihood (EENets' v0); confidences and cost are not used."""
@@ -87,6 +90,18 @@ def final_supervision(
     return F.cross_entropy(outputs[-1].logits, labels)
 
 
+def distillation(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None) -> Tensor:
+    """Σ over the early exits of T²·KL(p_n ‖ p_i), mean over the batch, of softmaxes at temperature T = `TEMPERATURE`.
+
+    The final exit teaches, it does not learn from this (Phuong & Lampert 2019); T² keeps the size of gradients (Hinton
+    et al. 2015).
+    """
+    taught = (outputs[-1].logits.detach() / TEMPERATURE).log_softmax(dim=1)
+    learned = torch.stack([(out.logits / TEMPERATURE).log_softmax(dim=1) for out in outputs[:-1]])
+    divergence = (taught.exp() * (taught - learned)).sum(dim=2)
+    return TEMPERATURE**2 * divergence.mean(dim=1).sum()
+
+
 def correctness(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None) -> Tensor:
     """Σ over exits of the binary cross-entropy between the confidence and "this exit is right" (as in NACHOS).
 
@@ -129,6 +144,7 @@ LOSSES: dict[str, Loss] = {
         confidence_weighted,
         exit_tagged,
         correctness,
+        distillation,
         early_supervision,
         mean_mixtures,
         early_mixtures,

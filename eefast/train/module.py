@@ -12,6 +12,7 @@ from torch import Tensor
 from ..model import EarlyExitNet
 from ..result import ExitOutput
 from ..surgery.attachment import new_parameters
+from . import balanced_gradients
 from .augment import random_flip, random_shift
 from .losses import WeightedSum, parse
 from .optimizers import OPTIMIZERS, SCHEDULES
@@ -35,6 +36,7 @@ class EarlyExitModule(lightning.LightningModule):
     frozen: train only what `eefast.surgery.attachment.new_parameters` names; the backbone stays in eval mode, so that
         its BatchNorm statistics do not change (PTEENet).
     self_labelled: the final exit's answers replace the labels (PTEENet); only with `frozen`.
+    balanced: gradients of the exits are averaged in the trunk, see `balanced_gradients`.
     tag_batches: all training images in order and unchanged, for a loss with exit tags.
     seed: of the first exit tags.
 
@@ -58,6 +60,7 @@ class EarlyExitModule(lightning.LightningModule):
         flip: bool = False,
         frozen: bool = False,
         self_labelled: bool = False,
+        balanced: bool = False,
         tag_batches: torch.utils.data.DataLoader | None = None,
         seed: int = 1,
     ) -> None:
@@ -69,6 +72,7 @@ class EarlyExitModule(lightning.LightningModule):
         self.optimizer, self.schedule = optimizer, schedule
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.shift, self.flip, self.frozen, self.self_labelled = shift, flip, frozen, self_labelled
+        self.balanced = balanced
         # A private name, which Lightning does not take for a loader of the run.
         self._tag_batches = tag_batches
         count = len(tag_batches.dataset) if tag_batches is not None else 0  # type: ignore[arg-type]
@@ -104,7 +108,10 @@ class EarlyExitModule(lightning.LightningModule):
         images, labels, samples = batch
         images = random_shift(images, self.shift) if self.shift else images
         images = random_flip(images) if self.flip else images
-        outputs = self.net.all_exits(self.net.prepare(images))
+        prepared = self.net.prepare(images)
+        outputs = (
+            balanced_gradients.compute_exits(self.net, prepared) if self.balanced else self.net.all_exits(prepared)
+        )
         tags = self.tags[samples] if self.loss.uses_tags else None
         compute = self.first_loss if self.current_epoch < self.first_epochs else self.loss
         loss = compute(outputs, self.targets(outputs, labels), self.net.cost, tags)

@@ -19,7 +19,7 @@ FREE_TO_CHANGE = ("download", "device", "devices", "nodes", "strategy", "workers
 class TrainOptions:
     """What `eefast.train.run.train` is told; `eefast train` has an option for each.
 
-    net: name of the network, "eenet8" … "eenet152".
+    net: name of the network, "eenet8" … "eenet152" or "resnet8".
     dataset: name of the data set, see `eefast.data.datasets.DATASETS`.
     data_root: folder with the data set's published files.
     output: folder for config.json, model.safetensors (weights of the epoch with the lowest held-out loss),
@@ -48,8 +48,11 @@ class TrainOptions:
     weight_decay: of the optimiser.
     loss: weighted sum of terms, such as "v0+0.5*correctness", see `eefast.train.losses`.
     two_stage: number of first epochs that minimise "deep_supervision" (v0) instead of `loss`; EENets take 25, then v1.
+    balance_gradients: the trunk learns from the mean of the exits' gradients instead of their sum, see
+        `eefast.train.balanced_gradients`.
     cost_weight: λ, the price of cost in all losses that include it.
-    shift: largest random shift of training images, in pixels; None: as in the papers, 4 for CIFAR-10.
+    shift: largest random shift of training images, in pixels; None: as in the papers, 4 for CIFAR-10, an
+        eighth of the size for small images of "folder" that already have `image_size`.
     flip: mirror training images at random; None: as in the papers, not for MNIST, Fashion-MNIST, SVHN.
     held_out: number of training images, drawn by the seed, that are not trained on; thresholds and accuracies come from
         them; None: 5,000, at most a fifth of the images.
@@ -93,6 +96,7 @@ class TrainOptions:
     weight_decay: float = 1e-4
     loss: str = "deep_supervision+correctness"
     two_stage: int = 0
+    balance_gradients: bool = False
     cost_weight: float = 1.0
     shift: int | None = None
     flip: bool | None = None
@@ -156,8 +160,10 @@ class TrainOptions:
     def check_same_run(self, before: dict[str, Any]) -> None:
         """`ValueError`, naming the first difference, unless a run of the record `before` may be resumed with these."""
         for name, value in self.record().items():
-            if name not in self.free_to_change and before.get(name) != value:
+            # An option that the run did not have yet was at its default.
+            found = before.get(name, getattr(TrainOptions, name, None))
+            if name not in self.free_to_change and found != value:
                 raise ValueError(
-                    f"{name}={value!r}, but the run to resume has {before.get(name)!r}; give the same, or start again "
+                    f"{name}={value!r}, but the run to resume has {found!r}; give the same, or start again "
                     "without --resume (resume=False)"
                 )

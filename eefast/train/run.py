@@ -111,6 +111,7 @@ def _module(options: TrainOptions, images: RunImages, network: EarlyExitNet) -> 
         flip=images.info.flip if options.flip is None else options.flip,
         frozen=options.freeze_backbone,
         self_labelled=options.self_labelled,
+        balanced=options.balance_gradients,
         tag_batches=batches(images.unchanged, BATCH_SIZE, options.workers) if loss.uses_tags else None,
         seed=options.seed,
     )

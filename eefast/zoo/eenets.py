@@ -17,11 +17,13 @@ from .placement import place
 from .resnets import DEPTHS, initialise, trunk
 
 ROWS = "-1d"
+SMALLEST = "resnet8"
+"""ResNet-8 cut like the others, since EENet-8 is a network of its authors' own."""
 
 
 def names() -> list[str]:
-    """The names that `eenet` takes: "eenet8" … "eenet152"."""
-    return ["eenet8", *(f"eenet{depth}" for depth in DEPTHS)]
+    """The names that `eenet` takes: "eenet8" … "eenet152" and "resnet8"."""
+    return ["eenet8", *(f"eenet{depth}" for depth in DEPTHS), SMALLEST, "eenet14"]
 
 
 def eenet(
@@ -38,7 +40,7 @@ def eenet(
     filters: int = 2,
     device: torch.device | str | None = None,
 ) -> EarlyExitNet:
-    """The early-exit network called `name`, "eenet8" … "eenet152" (Demir & Akbas 2024), freshly initialised.
+    """The early-exit network called `name`, "eenet8" … "eenet152" (Demir & Akbas 2024) or "resnet8", initialised.
 
     "eenet18-1d" … "eenet152-1d" are the same on rows [N, C, L], such as windows of sensors, with input_shape (C, L).
 
@@ -67,7 +69,7 @@ def eenet(
             positions: tuple[int, ...] = (1, 2)
             stages = eenet8.stages(filters, input_shape)
         else:
-            positions, stages = _cut(int(name.removesuffix(ROWS)[5:]), num_exits, placement, num_classes, input_shape)
+            positions, stages = _cut(_depth(name), num_exits, placement, num_classes, input_shape)
         shape, heads, kinds = tuple(input_shape), [], kinds_of(head, len(positions))
         for i, stage in enumerate(stages):
             _, shape = macs(stage, shape)
@@ -99,8 +101,13 @@ def eenet(
 def block_costs(name: str, num_classes: int, input_shape: Sequence[int]) -> list[float]:
     """For every residual block of the EENet called `name`, MACs up to and including it ÷ MACs of the plain network."""
     with torch.device("meta"):
-        parts = trunk(int(name.removesuffix(ROWS)[5:]), input_shape[0], len(input_shape) == 2)
+        parts = trunk(_depth(name), input_shape[0], len(input_shape) == 2)
         return _costs(*parts, num_classes, input_shape)
+
+
+def _depth(name: str) -> int:
+    """Layers of the network called `name`, which is not EENet-8."""
+    return int(name.removesuffix(ROWS).removeprefix("resnet").removeprefix("eenet"))
 
 
 def _costs(

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 _IMAGENET = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 _CIFAR = (20, 32, 44, 56, 110)
 DEPTHS = tuple(sorted((*_IMAGENET, *_CIFAR)))
+# Of the CIFAR family too, smaller than the papers', to be compared with them.
+SMALLER = (8, 14)
 
 
 class BasicBlock(nn.Module):
@@ -72,11 +74,11 @@ def _projection(in_channels: int, out_channels: int, stride: int, rows: bool) ->
 
 def trunk(depth: int, in_channels: int, rows: bool = False) -> tuple[nn.Module, list[nn.Module], int]:
     """Stem, residual blocks and number of output channels of the ResNet with `depth` layers; rows: see `layers_of`."""
-    if depth not in DEPTHS:
-        raise ValueError(f"there is no ResNet-{depth}; choose one of {', '.join(map(str, DEPTHS))}")
+    if depth not in (*SMALLER, *DEPTHS):
+        raise ValueError(f"there is no ResNet-{depth}; choose one of {', '.join(map(str, (*SMALLER, *DEPTHS)))}")
     conv_class, norm_class = layers_of(rows)
     block: type[BasicBlock] | type[Bottleneck] = Bottleneck if depth in (50, 101, 152) else BasicBlock
-    if depth in _CIFAR:
+    if depth in (*SMALLER, *_CIFAR):
         channels, repetitions = 16, [(depth - 2) // 6] * 3
         conv = conv_class(in_channels, channels, 3, padding=1, bias=False)
         stem = nn.Sequential(conv, norm_class(channels), nn.ReLU(inplace=True))
@@ -97,10 +99,10 @@ def trunk(depth: int, in_channels: int, rows: bool = False) -> tuple[nn.Module, 
 
 
 def resnet(name: str, num_classes: int = 10, input_shape: Sequence[int] = (3, 32, 32)) -> nn.Sequential:
-    """The plain network "resnet20" … "resnet152" of an EENet, without exits: images [N, C, H, W] → logits [N, K]."""
-    depth = {f"resnet{depth}": depth for depth in DEPTHS}.get(name)
-    if depth is None:
-        raise ValueError(f"name={name!r} is unknown; choose one of {', '.join(f'resnet{d}' for d in DEPTHS)}")
+    """The plain network "resnet8" … "resnet152" of an EENet, without exits: images [N, C, H, W] → logits [N, K]."""
+    depths = {f"resnet{depth}": depth for depth in (*SMALLER, *DEPTHS)}
+    if (depth := depths.get(name)) is None:
+        raise ValueError(f"name={name!r} is unknown; choose one of {', '.join(depths)}")
     stem, blocks, width = trunk(depth, input_shape[0])
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
     net = nn.Sequential(stem, *blocks, *head)

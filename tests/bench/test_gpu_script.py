@@ -122,3 +122,21 @@ def test_a_part_of_smoke_that_fails_is_a_line(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == '{"broken": {"failed": "OSError: no such kernel"}}'
     assert "versions" in lines[1]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_train_unpacks_the_archive_of_images(tree: Path, packed: bool) -> None:
+    images = tree / "data" / "cifar10-jpeg"
+    (images / "train" / "cat").mkdir(parents=True)
+    (tree / "data" / "mnist").mkdir()
+    if packed:
+        with tarfile.open(images / "images.tar.xz", "w:xz") as archive:
+            archive.add(images / "train", "train")
+        shutil.rmtree(images / "train")
+    code, _, logs = run(tree, "train", ONLY="eenet110", DATA="data")
+    root = Path("build/gpu/data" if packed else "data")
+    assert code == 0
+    assert f"training.py --device cuda --data-root {root} " in logs["train"]
+    assert "--only eenet110" in logs["train"]
+    assert (tree / root / "cifar10-jpeg" / "train" / "cat").is_dir()
+    assert (tree / root / "mnist").is_dir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -19,12 +20,14 @@ import torch
 from idx_files import idx_bytes
 
 import eefast
+from eefast.cost import macs
 from eefast.data.mnist import mnist_test
+from eefast.train.options import TrainOptions
 
 ROOT = Path(__file__).parents[2]
 
 import training  # noqa: E402
-from training import Goal, Training, train, worth  # noqa: E402
+from training import TRAININGS, Goal, Training, train, worth  # noqa: E402
 
 TINY = Training("mnist", "eenet8", {"num_exits": 2, "epochs": 1, "batch_size": 32})
 BEGUN = replace(TINY, options={**TINY.options, "head": "conv1"}, first={"epochs": 1})
@@ -67,7 +70,10 @@ def made(folder: Path, plan: Training = TINY) -> None:
     """As after training, but with random weights."""
     for i, run in enumerate(plan.both(folder)):
         torch.manual_seed(i)
-        net = eefast.zoo.eenet(plan.net, num_classes=10, input_shape=(1, 28, 28), normalization=((0.1307,), (0.3081,)))
+        exits = plan.options["num_exits"]
+        net = eefast.zoo.eenet(
+            plan.net, exits, num_classes=10, input_shape=(1, 28, 28), normalization=((0.1307,), (0.3081,))
+        )
         for module in net.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = 1.0
@@ -136,3 +142,37 @@ def test_rows_say_what_the_network_itself_answers(root: Path, tmp_path: Path, mo
         assert row.twin_accuracy == pytest.approx(float((alone == labels).double().mean()), abs=1e-9)
         assert row.seconds == (4.0, 4.0)
         assert row.curve
+        assert row.macs == macs(twin.plain(), (1, 28, 28))[0]
+
+
+def test_rows_of_smaller_networks_are_those_that_are_trained(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(TINY, smaller=("resnet8", "eenet14"))
+    small = plan.alone()[0]
+    assert (str(small), small.options["placement"], small.first) == ("resnet8 on mnist", [1], {})
+    made(tmp_path, small)
+    (row,) = training.worth_alone(plan, tmp_path, root)
+    net = eefast.load(small.both(tmp_path)[1].output).eval()
+    pixels, labels = (part[600:857] for part in mnist_test())
+    right = (net.plain()(net.prepare(pixels)).argmax(dim=1) == labels).double().mean()
+    assert (row.plain, row.trained_on, row.seconds) == ("resnet8", "mnist", (4.0,))
+    assert row.accuracy == pytest.approx(float(right), abs=1e-9)
+    assert row.macs == macs(eefast.zoo.resnet("resnet8", 10, (1, 28, 28)), (1, 28, 28))[0]
+
+
+@pytest.mark.parametrize("device", TRAININGS)
+def test_options_are_those_of_train_and_twins_do_without_early_exits(device: str) -> None:
+    plans = [each for plan in TRAININGS[device] for each in (plan, *plan.alone())]
+    runs = {str(plan): (plan.begin(Path("x")), *plan.both(Path("x"))) for plan in plans}
+    for begin, early, twin in runs.values():
+        for run in (begin, early, twin):
+            if run is not None:
+                TrainOptions(**run.options)
+        assert twin.options["loss"] == "final_supervision" != early.options["loss"]
+        assert not {"head", "balance_gradients"} & twin.options.keys()
+        assert twin.options["epochs"] == early.options["epochs"]
+        assert early.weights == twin.weights == (begin and begin.output)
+    outputs = [run.output.name for three in runs.values() for run in three if run is not None]
+    assert len(set(outputs)) == len(outputs)
+    assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in outputs)

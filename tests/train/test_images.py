@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from eefast.data import loaders
 from eefast.data.image_sets import ImageFiles
@@ -83,3 +84,14 @@ def test_held_out_and_test_images_are_cropped_alike(colours: Path, crop_fraction
         colours, dataset="folder", image_size=16, held_out=60, batch_size=16, test=True, crop_fraction=crop_fraction
     )
     assert found.whole.resize == found.test.resize == resize
+
+
+@pytest.mark.parametrize(("size", "shift"), [(32, 4), (31, 0)], ids=["of this size", "resized"])
+def test_small_images_of_the_wanted_size_are_shifted(tmp_path: Path, size: int, shift: int) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (size, size), (9 * i, 80, 200)).save(tmp_path / "train" / name / f"{i}.png")
+    found = opened(tmp_path, dataset="folder", image_size=32, held_out=2, batch_size=4)
+    assert (found.info.shift, found.info.flip) == (shift, True)
+    assert (found.augmented.dataset is found.whole) == bool(shift)

@@ -78,6 +78,9 @@ def looped(name: str, outputs: list[ExitOutput], labels: torch.Tensor, cost: tor
             for i, out in enumerate(outputs):
                 values = out.logits[row].tolist()
                 total += -math.log(h[row][i] if values.index(max(values)) == label else 1 - h[row][i])
+        elif name == "distillation":
+            taught, *learned = (softmax(out.logits[row] / 3) for out in (outputs[-1], *outputs[:-1]))
+            total += 9 * sum(p * math.log(p / q) for early in learned for p, q in zip(taught, early, strict=True))
         else:
             raise AssertionError(f"{name} has no formula here")
     return total / n
@@ -95,10 +98,14 @@ def test_losses_equal_loops(name: str, n: int, classes: int) -> None:
 @pytest.mark.parametrize("name", losses.LOSSES)
 def test_losses_have_the_right_gradient(name: str) -> None:
     outputs, labels = make_outputs(3, 5)
+    last = outputs[-1]
+    if name == "distillation":
+        del outputs[-1]
     leaves = [tensor.requires_grad_() for out in outputs for tensor in (out.logits, out.confidence_logit)]
 
     def of_leaves(*tensors: torch.Tensor) -> torch.Tensor:
         exits = [ExitOutput(a, torch.sigmoid(b), b) for a, b in zip(tensors[::2], tensors[1::2], strict=True)]
+        exits += [last] * (name == "distillation")
         return losses.LOSSES[name](exits, labels, COST, make_tags(3))
 
     assert torch.autograd.gradcheck(of_leaves, leaves)
@@ -132,6 +139,18 @@ def test_correctness_teaches_the_confidence_only() -> None:
         right = out.logits.argmax(dim=1) == labels
         # Downhill raises the confidence of right answers and lowers that of wrong ones.
         assert torch.equal(out.confidence_logit.grad < 0, right)
+
+
+def test_distillation_teaches_early_exits_only() -> None:
+    outputs, labels = make_outputs(31, 10)
+    for out in outputs:
+        out.logits.requires_grad_()
+    losses.distillation(outputs, labels, COST).backward()
+    assert outputs[-1].logits.grad is None
+    for out in outputs[:-1]:
+        # ∂/∂z of T²·KL is T·(softmax(z / T) - taught).
+        difference = (out.logits / 3).softmax(1) - (outputs[-1].logits / 3).softmax(1)
+        torch.testing.assert_close(out.logits.grad, 3 * difference.detach() / 31)
 
 
 def test_tagged_loss_without_tags_takes_the_cheapest_exit() -> None:

@@ -27,9 +27,19 @@ def test_macs_of_the_plain_networks(name, shape, classes, mmacs):
     assert out == (classes,)
 
 
+@pytest.mark.parametrize(("name", "fewer"), [("resnet14", 1), ("resnet8", 2)])
+def test_smaller_networks_lack_as_many_blocks_in_every_group(name, fewer):
+    with torch.device("meta"):
+        counts = [macs(zoo.resnet(each), (3, 32, 32))[0] for each in (name, "resnet20", "resnet32")]
+        cut = zoo.eenet(name.replace("resnet14", "eenet14"), 1, [1])
+    # ResNet-32 has two blocks more in each group than ResNet-20.
+    assert counts[1] - counts[0] == fewer * (counts[2] - counts[1]) / 2
+    assert macs(cut.plain(), (3, 32, 32))[0] == counts[0]
+
+
 @pytest.mark.parametrize("name", ["resnet21", "resnet²", "resnet" + "9" * 5000, "eenet20", ""])
 def test_unknown_plain_networks(name):
-    with pytest.raises(ValueError, match="is unknown; choose one of resnet18, resnet20"):
+    with pytest.raises(ValueError, match="is unknown; choose one of resnet8, resnet14, resnet18, resnet20"):
         zoo.resnet(name)
 
 
@@ -53,5 +63,5 @@ def test_blocks_and_maps_of_every_family(depth, blocks, kind, width, maps):
 
 @pytest.mark.parametrize("depth", [0, 19, 21])
 def test_unknown_depths(depth):
-    with pytest.raises(ValueError, match=f"there is no ResNet-{depth}; choose one of 18, 20, 32"):
+    with pytest.raises(ValueError, match=f"there is no ResNet-{depth}; choose one of 8, 14, 18, 20, 32"):
         trunk(depth, 3)
