@@ -56,7 +56,7 @@ def command(
         int, place_option(help="How many places are tried where none are named, spread evenly by cost.", min=1)
     ] = DEFAULT.most_places,
     weights: Annotated[
-        Path | None, place_option(help="File or folder with the weights of a backbone that is named.")
+        Path | None, place_option(help="Weights of a backbone that is named: a file or folder, or as IMAGENET1K_V1.")
     ] = None,
     train_backbone: Annotated[
         bool, training_option("--train-backbone", help="Train the backbone too, not the heads only.")
