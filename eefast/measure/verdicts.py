@@ -79,7 +79,8 @@ def sentence(verdict: Verdict, accuracy_change: float) -> str:
             judged = "the engine is worth it, the exits are not"
     return (
         f"{judged}: {verdict.engine} is {times} × as fast as {verdict.static}{split}, accuracy "
-        f"{100 * accuracy_change:+.2f} points; realised ratio {verdict.realised_ratio:.2f}, {verdict.over_loop:.2f} × the masked loop"
+        f"{100 * accuracy_change:+.2f} points; realised ratio {verdict.realised_ratio:.2f}, "
+        f"{verdict.over_loop:.2f} × the masked loop"
     )
 
 
