@@ -32,7 +32,7 @@ from .options import (
     Stages,
     Workers,
 )
-from .output import bars, check_writable, echo, write_json
+from .output import bars, check_writable, echo, next_step, write_json
 from .pictures import check_picture
 from .render import describe
 
@@ -146,6 +146,8 @@ def command(
         if save:
             echo(f"saved: {network}")
         echo(f"figure: {figure}")
+        if lines:
+            next_step(f"the lines above, or as a server: eefast serve {network}")
     write_json(json_path, _record(network, source.dataset, dtype, budget, choice, found, lines))
 
 

@@ -14,7 +14,7 @@ from ..criteria import CRITERIA
 from ..heads import HEADS
 from ..search.options import SearchOptions
 from .options import Json
-from .output import bars, check_writable, echo, note, write_json
+from .output import bars, check_writable, echo, next_step, note, write_json
 
 if TYPE_CHECKING:
     from ..model import EarlyExitNet
@@ -149,6 +149,7 @@ def command(
     if json_path != "-":
         _show(report, options)
         echo(f"\nsaved: {output}" + (f"\nfigure: {figure}" if figure is not None else ""))
+        next_step(f"eefast bench {output} --own-thresholds, or train all of it: eefast train --weights {output} …")
     write_json(json_path, asdict(report))
 
 

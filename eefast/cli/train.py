@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,17 +13,21 @@ import typer
 from typer import Option
 
 from ..train.options import TrainOptions
-from .options import Json
-from .output import check_writable, echo, write_json
+from .options import (
+    Json,
+    data_option,
+    machine_option,
+    network_option,
+    run_option,
+    thresholds_option,
+    training_option,
+)
+from .output import check_writable, echo, next_step, write_json
 
 if TYPE_CHECKING:
     from ..train.report import TrainReport
 
 DEFAULT = TrainOptions()
-data_option, network_option, training_option, thresholds_option, machine_option, run_option = (
-    partial(Option, rich_help_panel=title)
-    for title in ("Data", "Network", "Training", "Thresholds", "Machine", "Run and output")
-)
 
 
 def _options_from_file(context: typer.Context, config: Path | None) -> Path | None:
@@ -216,6 +219,7 @@ def command(
     if json_path != "-":
         _show(report)
         echo(f"\nsaved: {output}")
+        next_step(f"eefast evaluate {output}, then eefast bench {output}: is early exit worth it on this machine?")
     write_json(json_path, asdict(report))
 
 
