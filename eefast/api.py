@@ -24,6 +24,8 @@ from .result import ExitResult
 from .survivors import Partial, Survivors
 from .system import forked
 
+OUTPUTS = ("result", "logits")
+
 _planning = RLock()
 """One plan is made at a time: plans measure speed, and a thread that waited for one of the same module then has it."""
 
@@ -57,6 +59,7 @@ def accelerate(
     frozen: bool = False,
     max_batch_size: int = 256,
     stages: str = "auto",
+    output: str = "result",
 ) -> Accelerated:
     """A module that gives the answers of `net.eval()`, faster.
 
@@ -74,6 +77,9 @@ def accelerate(
         (torch.compile, which takes a minute per stage), or "auto", the fastest of the first three that are installed
         and as exact as PyTorch. One asked for by name runs in the compact engine, and raises `ValueError` if it cannot.
         The same for a network that `eefast.quantize` made for other libraries, whose convolutions they run in INT8.
+    output: "result", or "logits": `module(x)` and `module.stream` then give the logits [N, K] alone, float32, in the
+        place of an `ExitResult`, so that the module replaces a classifier without exits. `module.until` and
+        `module.resume` are as before.
 
     `module(x)` takes images [N, C, H, W] of any N ≥ 0 and returns an `ExitResult`; `print(module.plan)` says what runs.
     Thresholds may change at any time. Changed weights, criterion, device or dtype are noticed at the next call, which
@@ -82,6 +88,8 @@ def accelerate(
     """
     if max_batch_size < 1:
         raise ValueError(f"max_batch_size={max_batch_size} must be at least 1")
+    if output not in OUTPUTS:
+        raise ValueError(f"output={output!r} is unknown; choose one of {', '.join(OUTPUTS)}")
     if isinstance(net, Accelerated):
         net = net.net
     if not isinstance(net, EarlyExitNet):
@@ -89,7 +97,7 @@ def accelerate(
             f"net is a {type(net).__name__}; give an eefast.EarlyExitNet: of eefast.zoo, or eefast.attach(net, "
             "exits), which puts exits into a backbone"
         )
-    return Accelerated(net, engine, dtype, example_inputs, frozen, max_batch_size, stages)
+    return Accelerated(net, engine, dtype, example_inputs, frozen, max_batch_size, stages, output)
 
 
 class Accelerated(nn.Module):
@@ -101,6 +109,7 @@ class Accelerated(nn.Module):
 
     net: EarlyExitNet
     plan: Plan
+    output = "result"
 
     def __init__(
         self,
@@ -111,6 +120,7 @@ class Accelerated(nn.Module):
         frozen: bool,
         max_batch_size: int,
         stages: str,
+        output: str,
     ) -> None:
         super().__init__()
         _hide_from_torch_compile()
@@ -120,6 +130,7 @@ class Accelerated(nn.Module):
         self.__dict__.update({name: net.__dict__[name] for name in shared}, net=net)
         examples = None if example_inputs is None else net.prepare(example_inputs, dtype).detach()
         self.frozen, self.options = frozen, Options(engine, dtype, examples, max_batch_size, stages)
+        self.output = output
         self._planned: _Planned | None = None
         self._hashed: tuple[Engine, Identity] | None = None
         self._engine()  # an engine that cannot run raises here, not at the first image
@@ -179,10 +190,11 @@ class Accelerated(nn.Module):
         profile: str | Tensor | None = None,
         thresholds: Tensor | Sequence[float] | None = None,
         exit_limit: int | Tensor | Sequence[int] | None = None,
-    ) -> ExitResult:
-        """Arguments as of `EarlyExitNet.forward`."""
+    ) -> ExitResult | Tensor:
+        """Arguments as of `EarlyExitNet.forward`; see `accelerate` for what `output` makes of the result."""
         engine, images, (limits, _) = self._asked(x, profile, thresholds, exit_limit)
-        return engine.run(images, limits, self.net.current_rule())
+        result = engine.run(images, limits, self.net.current_rule())
+        return result.logits if self.output == "logits" else result
 
     def until(self, exit_index: int) -> Callable[..., Partial]:
         """A function that runs a batch up to an early exit: `fast.until(2)(x)`, arguments as of `forward`.
@@ -248,8 +260,8 @@ class Accelerated(nn.Module):
             self(torch.zeros(n, *self.net.input_shape, dtype=weight.dtype, device=weight.device))
         return self.plan
 
-    def stream(self, batches: Iterable[Tensor | tuple[Tensor, Any]]) -> Iterator[ExitResult]:
-        """The results of many batches, in their order, one by one.
+    def stream(self, batches: Iterable[Tensor | tuple[Tensor, Any]]) -> Iterator[Any]:
+        """The results of many batches, in their order, one by one, each as `module(x)` returns it.
 
         batches: images as the module takes them, or (images, profile), or (images, keywords) with the keywords of
             `forward`, such as {"exit_limit": 2}. A batch is what its tensor holds when the iterable hands it out, and
@@ -264,10 +276,11 @@ class Accelerated(nn.Module):
         self._engine()
         return self._stream(batches)
 
-    def _stream(self, batches: Iterable[Tensor | tuple[Tensor, Any]]) -> Iterator[ExitResult]:
+    def _stream(self, batches: Iterable[Tensor | tuple[Tensor, Any]]) -> Iterator[Any]:
         # Another engine may be planned on the way.
         for (engine, _), group in groups(map(self._read, batches), lambda a, b: a[0] is b[0]):
-            yield from engine.stream(batch for _, batch in group)
+            results = engine.stream(batch for _, batch in group)
+            yield from (result.logits for result in results) if self.output == "logits" else results
 
     def _read(self, batch: Tensor | tuple[Tensor, Any]) -> tuple[Engine, Batch]:
         """A checked batch in memory that its source does not write to, and what answers it."""
@@ -353,7 +366,8 @@ class Accelerated(nn.Module):
         return {**self.__dict__, "_planned": None, "_hashed": None}
 
     def extra_repr(self) -> str:
-        return f"engine={self.plan.engine!r}, {self.net.extra_repr()}"
+        logits = "output='logits', " if self.output == "logits" else ""
+        return f"engine={self.plan.engine!r}, {logits}{self.net.extra_repr()}"
 
 
 def _without_gradient(batch: Any) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .result import ExitOutput
 
 HEADS = ("pool", "bnpool", "plain", "conv1", "conv2", "conv3", "depthwise")
+TOKEN_HEADS = ("pool", "bnpool", "token")
 
 
 def kinds_of(head: str | Sequence[str], exits: int) -> list[str]:
@@ -26,12 +27,20 @@ def shortest(kinds: Sequence[str]) -> str | list[str]:
     return kinds[0] if len(set(kinds)) == 1 else list(kinds)
 
 
+class FirstToken(nn.Module):
+    """A map of tokens [N, C, 1, T] → the first of them, [N, C, 1, 1]."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features[..., :1]
+
+
 class ExitHead(nn.Module):
     """(Convolutions) → (BatchNorm) → pooling or flattening → one linear for the classes, one for the confidence.
 
     kind: "pool", "bnpool" and "plain" as in EENets (Demir & Akbas 2024); "conv1" … "conv3" as in PTEENet (Lahiany &
         Aperstein 2022): k × [conv3x3 C→C without bias, BatchNorm, ReLU] before the pooling; "depthwise" as in T-RecX
-        (Ghanathe & Wilton 2023): conv1x1 C→2C, depthwise conv2x2 of stride 2, ReLU, for maps of at least 2×2.
+        (Ghanathe & Wilton 2023): conv1x1 C→2C, depthwise conv2x2 of stride 2, ReLU, for maps of at least 2×2. "token"
+        reads the first of T tokens, which are a map [C, 1, T].
     feature_shape: (C, H, W) of the features, or (C, L) of rows.
     input_shape: of the network's input; "plain" is defined only where the features still have its H×W, or its L.
 
@@ -40,10 +49,12 @@ class ExitHead(nn.Module):
 
     def __init__(self, kind: str, feature_shape: Sequence[int], num_classes: int, input_shape: Sequence[int]) -> None:
         super().__init__()
-        if kind not in HEADS:
+        if kind not in (*HEADS, *TOKEN_HEADS):
             raise ValueError(f"head={kind!r} is unknown; choose one of {', '.join(HEADS)}")
         channels, *size = feature_shape
         rows = len(size) == 1
+        if kind == "token" and (rows or size[0] > 1):
+            raise ValueError(f"head='token' reads tokens, but here the map is {tuple(size)}; choose head='pool'")
         if kind == "plain" and size != list(input_shape[1:]):
             raise ValueError(
                 f"head='plain' flattens a map of the input's size {tuple(input_shape[1:])}, but here the map is "
@@ -76,6 +87,8 @@ def _convolutions(kind: str, channels: int, rows: bool) -> list[nn.Module]:
     if kind == "depthwise":
         width = 2 * channels  # as where the maps of a ResNet are halved
         return [nn.Conv2d(channels, width, 1), nn.Conv2d(width, width, 2, 2, groups=width), nn.ReLU(inplace=True)]
+    if kind == "token":
+        return [FirstToken()]
     return [_conv_bn_relu(channels, rows) for _ in range(int(kind[4:]) if kind.startswith("conv") else 0)]
 
 

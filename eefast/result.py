@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -45,6 +45,15 @@ class ExitResult(NamedTuple):
     def labels(self) -> Tensor:
         """[N] int64, the class with the largest logit."""
         return self.logits.argmax(dim=1)
+
+
+def _no_attribute(result: ExitResult, name: str) -> NoReturn:
+    why = '; it is no tensor: take .logits, or eefast.accelerate(net, output="logits")'
+    raise AttributeError(f"an ExitResult has no {name!r}{why * hasattr(Tensor, name)}")
+
+
+# Not in the class, where type checkers would take any name for an attribute.
+ExitResult.__getattr__ = _no_attribute  # type: ignore[attr-defined]
 
 
 def concatenated(results: Sequence[ExitResult]) -> ExitResult:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from .. import criteria, rules, zoo
-from ..heads import HEADS
+from ..heads import HEADS, TOKEN_HEADS
 from ..model import EarlyExitNet
 from ..preprocessing import Preprocessing
 from ..system import files
@@ -124,12 +125,12 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any], tuple[Preprocessing
     return kind, config, told
 
 
-def _is_head(value: Any) -> bool:
-    return isinstance(value, str) and value in HEADS
+def _is_head(value: Any, more: Sequence[str] = ()) -> bool:
+    return isinstance(value, str) and value in (*HEADS, *more)
 
 
-def _is_heads(value: Any) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= MOST_EXITS and all(map(_is_head, value))
+def _is_heads(value: Any, more: Sequence[str] = ()) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= MOST_EXITS and all(_is_head(head, more) for head in value)
 
 
 _CRITERIA = (*criteria.CRITERIA, *criteria.CARRYING)
@@ -162,7 +163,11 @@ _EENET: dict[str, Field] = {
 }
 _EENET8: dict[str, Field] = {**_EENET, "filters": (is_int, "a number of channels")}
 _ATTACHED: dict[str, Field] = {
-    **_FIELDS,
+    **_ALL,
+    "head": (
+        lambda v: _is_head(v, TOKEN_HEADS) or _is_heads(v, TOKEN_HEADS),
+        f"one of {', '.join(dict.fromkeys((*HEADS, *TOKEN_HEADS)))}, or a list of them",
+    ),
     "backbone": (lambda v: is_name(v) and v.startswith(("torchvision:", "timm:")), "torchvision:NAME or timm:NAME"),
     "exits": (
         lambda v: isinstance(v, list) and len(v) <= MOST_EXITS and all(map(is_name, v)) and len({*v}) == len(v),

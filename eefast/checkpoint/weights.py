@@ -19,6 +19,30 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     _load(network, without_prefix(read_weights(path), network.state_dict()), path)
 
 
+def load_backbone(network: nn.Module, path: str | Path) -> str | None:
+    """As `load_weights`, but the last linear keeps its weights where those in `path` are for another number of classes.
+
+    Returns the name of this linear, None where all weights were taken.
+    """
+    initial = network.state_dict()
+    found = without_prefix(read_weights(path), initial)
+    other = {name for name, value in found.items() if name in initial and value.shape != initial[name].shape}
+    names = {name.rpartition(".")[0] for name in other}
+    if len(names) != 1 or not _differ_in_classes(network.get_submodule(name := names.pop()), name, found, other):
+        _load(network, found, path)
+        return None
+    _load(network, {**found, **{key: initial[key] for key in other}}, path)
+    return name
+
+
+def _differ_in_classes(layer: nn.Module, name: str, found: dict[str, Tensor], other: set[str]) -> bool:
+    """Whether the linear `name` differs from the weights found in the number of its answers alone."""
+    if not isinstance(layer, nn.Linear) or other != {f"{name}.{key}" for key, _ in layer.named_parameters()}:
+        return False
+    weight = found[f"{name}.weight"]
+    return weight.dim() == 2 and weight.shape[1] == layer.in_features
+
+
 def load_network(network: EarlyExitNet, path: str | Path) -> list[int]:
     """As `load_weights`, but early exits keep their weights where those in `path` are of another kind of head.
 

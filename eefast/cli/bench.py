@@ -32,8 +32,9 @@ from .options import (
     Stages,
     Workers,
 )
-from .output import bars, check_writable, echo, write_json
+from .output import bars, check_writable, echo, next_step, write_json
 from .pictures import check_picture
+from .render import describe
 
 if TYPE_CHECKING:
     from ..measure.assessment import Assessment
@@ -137,13 +138,16 @@ def command(
     saved = save or own_thresholds
     lines = verdicts.code(str(network), choice.net, found.verdicts, assessment.DTYPES[dtype], saved, stages)
     budget = None if own_thresholds else (kind, value)
-    bench_report.draw(found, figure)
+    device = str(choice.net.cost.device)
+    bench_report.draw(found, figure, f"{describe(choice.net)} on {source.dataset}, {dtype}, {device}")
     if json_path != "-":
         for part in bench_report.parts(found, choice, source.dataset, dtype, budget, lines):
             echo(part)
         if save:
             echo(f"saved: {network}")
         echo(f"figure: {figure}")
+        if lines:
+            next_step(f"the lines above, or as a server: eefast serve {network}")
     write_json(json_path, _record(network, source.dataset, dtype, budget, choice, found, lines))
 
 

@@ -33,7 +33,7 @@ from .options import (
     Seed,
     Workers,
 )
-from .output import bars, check_writable, echo, write_json
+from .output import bars, check_writable, echo, next_step, write_json
 
 
 def command(
@@ -181,6 +181,9 @@ def command(
         echo(f"\n{render.ECE_LEGEND}")
         if save:
             echo(f"\nsaved: {network}")
+            next_step(f"eefast evaluate {network}")
+        else:
+            next_step("nothing was saved; --save writes these thresholds into the network's folder")
     figures = {
         "network": str(network),
         "dataset": source.dataset,

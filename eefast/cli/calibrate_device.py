@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Option
 
 from .options import Json
-from .output import check_writable, echo, write_json
+from .output import check_writable, echo, next_step, write_json
 
 
 def command(
@@ -28,4 +28,5 @@ def command(
         echo(f"launch of a CUDA graph, on the host    {1e6 * table.launch:6.1f} µs")
         echo(f"wait for a count, the device idle      {1e6 * table.wait:6.1f} µs")
         echo(f"\nkept in {launch_costs.path(torch.device(device))}")
+        next_step("eefast.accelerate reads it whenever it plans for this device")
     write_json(json_path, asdict(table))

@@ -13,7 +13,7 @@ from rich.table import Table
 from typer import Option
 
 from .options import Figure, Json
-from .output import bars, check_writable, echo, stderr, write_json
+from .output import bars, check_writable, echo, next_step, stderr, write_json
 from .pictures import canvas, check_picture
 from .render import table
 
@@ -62,6 +62,7 @@ def command(
         for part in parts(found, images):
             echo(part)
         echo(f"\nfigure: {figure}")
+        next_step("a network of your own: eefast train --help")
 
 
 def parts(found: Demonstration, images: int) -> Iterator[str | Table]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .options import Json
-from .output import check_writable, echo, write_json
+from .output import check_writable, echo, next_step, write_json
 
 
 def command(json_path: Json = "") -> None:
@@ -19,6 +19,7 @@ def command(json_path: Json = "") -> None:
             echo(f"{title}:")
             for line in _lines(lines):
                 echo(f"  {line}")
+        next_step("put this into a report of a fault")
     write_json(json_path, found)
 
 

@@ -21,7 +21,7 @@ from .options import (
     Stages,
     Workers,
 )
-from .output import bars, check_writable, echo, write_json
+from .output import bars, check_writable, echo, next_step, write_json
 
 
 def command(
@@ -69,6 +69,7 @@ def command(
         classes = source.record.classes if source.record is not None else None
         for part in render.class_parts(found, classes or range(net.num_classes)):
             echo(part)
+        next_step(f"eefast plot {network}, eefast bench {network}")
     figures = {
         "network": str(network),
         "dataset": source.dataset,

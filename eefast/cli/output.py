@@ -31,6 +31,11 @@ def note(text: str) -> None:
     stderr.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
+def next_step(text: str) -> None:
+    """To stderr: what to do after this command."""
+    stderr.print(f"next: {text}", highlight=False, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def _stdout() -> Iterator[None]:
     try:

@@ -31,7 +31,7 @@ from .options import (
     Split,
     Workers,
 )
-from .output import bars, check_writable, echo
+from .output import bars, check_writable, echo, next_step
 from .pictures import canvas, check_picture
 from .render import benefit_table, describe
 
@@ -101,6 +101,7 @@ def command(
         echo(f"\n{title.splitlines()[0]}: {line.criterion}, one threshold for all exits\n")
         echo(benefit_table(line.points, line.macs))
     echo(f"figure: {output}")
+    next_step(f"eefast bench {network}: what that is worth on this machine")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from .options import BatchSize, CropFraction, Device, Engine, Json, Network, Stages
-from .output import check_writable, echo, note, write_json
+from .output import check_writable, echo, next_step, note, write_json
 from .render import table
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def command(
     )
     if json_path != "-":
         echo(table(["image", "class", "probability", "exit", "cost"], [_row(answer) for answer in found]))
+        next_step(f"many images, into parquet files: eefast score {network} FOLDER --output OUT")
     write_json(json_path, {"network": str(network), "images": [_figures(answer) for answer in found]})
     if failed := [answer for answer in found if answer.error is not None]:
         for answer in failed:

@@ -35,7 +35,7 @@ from .options import (
     Seed,
     Workers,
 )
-from .output import bars, check_writable, echo, write_json
+from .output import bars, check_writable, echo, next_step, write_json
 
 if TYPE_CHECKING:
     from ..measure.precisions import PrecisionLoss
@@ -141,6 +141,7 @@ def command(
         for name, why in impossible.items():
             echo(f"{name}: {why}")
         echo(f"\nsaved: {folder}")
+        next_step(f"eefast bench {folder} --own-thresholds")
     figures = {
         "network": str(network),
         "output": str(folder),

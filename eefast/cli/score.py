@@ -16,7 +16,7 @@ from typer import Argument, Option
 from typer.core import TyperCommand
 
 from .options import BatchSize, CropFraction, Device, Engine, Json, Network, Stages
-from .output import check_writable, echo, note, stderr, write_json
+from .output import check_writable, echo, next_step, note, stderr, write_json
 
 if TYPE_CHECKING:
     from ..scoring.tally import Scored, Standing
@@ -119,6 +119,7 @@ def command(
         for line in lines(found):
             echo(line)
         echo(f"rows: {output}")
+        next_step(f"pandas.read_parquet({str(output)!r}), or pyarrow.dataset.dataset of it")
     write_json(json_path, {"network": str(network), "input": source, "output": str(output), **asdict(found)})
 
 

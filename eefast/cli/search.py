@@ -14,7 +14,7 @@ from ..criteria import CRITERIA
 from ..heads import HEADS
 from ..search.options import SearchOptions
 from .options import Json
-from .output import bars, check_writable, echo, note, write_json
+from .output import bars, check_writable, echo, next_step, note, write_json
 
 if TYPE_CHECKING:
     from ..model import EarlyExitNet
@@ -56,7 +56,7 @@ def command(
         int, place_option(help="How many places are tried where none are named, spread evenly by cost.", min=1)
     ] = DEFAULT.most_places,
     weights: Annotated[
-        Path | None, place_option(help="File or folder with the weights of a backbone that is named.")
+        Path | None, place_option(help="Weights of a backbone that is named: a file or folder, or as IMAGENET1K_V1.")
     ] = None,
     train_backbone: Annotated[
         bool, training_option("--train-backbone", help="Train the backbone too, not the heads only.")
@@ -149,6 +149,7 @@ def command(
     if json_path != "-":
         _show(report, options)
         echo(f"\nsaved: {output}" + (f"\nfigure: {figure}" if figure is not None else ""))
+        next_step(f"eefast bench {output} --own-thresholds, or train all of it: eefast train --weights {output} …")
     write_json(json_path, asdict(report))
 
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,17 +13,21 @@ import typer
 from typer import Option
 
 from ..train.options import TrainOptions
-from .options import Json
-from .output import check_writable, echo, write_json
+from .options import (
+    Json,
+    data_option,
+    machine_option,
+    network_option,
+    run_option,
+    thresholds_option,
+    training_option,
+)
+from .output import check_writable, echo, next_step, write_json
 
 if TYPE_CHECKING:
     from ..train.report import TrainReport
 
 DEFAULT = TrainOptions()
-data_option, network_option, training_option, thresholds_option, machine_option, run_option = (
-    partial(Option, rich_help_panel=title)
-    for title in ("Data", "Network", "Training", "Thresholds", "Machine", "Run and output")
-)
 
 
 def _options_from_file(context: typer.Context, config: Path | None) -> Path | None:
@@ -74,7 +77,7 @@ def command(
         Path, data_option("--data-root", "--data-dir", help="Folder with the data set's published files.")
     ] = Path(DEFAULT.data_root),
     download: Annotated[
-        bool, data_option(help="Fetch missing files into the data folder, where torchvision can.")
+        bool, data_option(help="Fetch missing files: data, where torchvision can, and published --weights.")
     ] = DEFAULT.download,
     image_size: Annotated[
         int | None,
@@ -96,6 +99,10 @@ def command(
             help="Number of training images held out for choosing thresholds; default: 5000, at most a fifth.", min=1
         ),
     ] = DEFAULT.held_out,
+    train_images: Annotated[
+        int | None,
+        data_option(help="Number of training images to train on; default: all that are not held out.", min=2),
+    ] = DEFAULT.train_images,
     shift: Annotated[
         int | None,
         data_option(help="Largest random shift of training images, in pixels; default: as in the papers.", min=0),
@@ -123,7 +130,8 @@ def command(
         network_option(
             "--weights",
             "--initial-checkpoint",
-            help="Initial weights: of the backbone, or of all of --net; heads of another kind get random ones.",
+            help="File with initial weights, of the backbone or of all of --net, or the name of a backbone's published "
+            "ones, such as IMAGENET1K_V1; for other classes or heads they start from random ones.",
         ),
     ] = None,
     freeze_backbone: Annotated[bool, network_option(help="Train the early heads only.")] = DEFAULT.freeze_backbone,
@@ -191,7 +199,8 @@ def command(
         crop_fraction=crop_fraction,
         num_exits=num_exits, placement=_blocks(placement), head=head, backbone=backbone,
         exits=[name.strip() for name in exits.split(",") if name.strip()], weights=weights,
-        freeze_backbone=freeze_backbone, self_labelled=self_labelled, epochs=epochs, batch_size=batch_size,
+        freeze_backbone=freeze_backbone, self_labelled=self_labelled, train_images=train_images, epochs=epochs,
+        batch_size=batch_size,
         learning_rate=learning_rate, optimizer=optimizer, schedule=schedule, weight_decay=weight_decay, loss=loss,
         two_stage=two_stage, balance_gradients=balance_gradients, cost_weight=cost_weight, shift=shift, flip=flip,
         held_out=held_out, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost, seed=seed,
@@ -213,6 +222,7 @@ def command(
     if json_path != "-":
         _show(report)
         echo(f"\nsaved: {output}")
+        next_step(f"eefast evaluate {output}, then eefast bench {output}: is early exit worth it on this machine?")
     write_json(json_path, asdict(report))
 
 

@@ -27,6 +27,11 @@ class StagePlan:
     note: str
 
 
+LEGEND = (
+    "28×28 F(4×4) by 4: maps of 28×28, Winograd convolutions in tiles of 4×4, 4 images at a time; direct: no Winograd"
+)
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a network runs; `print(plan)` shows it. It only describes: copies and pickles of it are equal to it.
@@ -59,7 +64,8 @@ class Plan:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         dtype = str(self.dtype).removeprefix("torch.")
-        return "\n".join([f"{self.engine} engine, {self.device}, {dtype}: {self.reason}", *table])
+        legend = [LEGEND] if any("F(" in s.note for s in self.stages) else []
+        return "\n".join([f"{self.engine} engine, {self.device}, {dtype}: {self.reason}", *table, *legend])
 
 
 @dataclass(frozen=True)

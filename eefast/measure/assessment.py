@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..api import Accelerated, accelerate
 from ..model import EarlyExitNet
+from ..planning import probe
 from ..qdq import QdqStage
 from ..quantized import QuantizedStage
 from ..result import ExitOutput, ExitResult
@@ -226,7 +228,16 @@ def _candidates(
             left_out[engine] = str(error)
             continue
         add(engine, fast, net, LAYOUT[engine])
+        if net.num_exits and not net.criterion.carries:
+            add(verdicts.EXITS_OFF[engine], *_without_exits(net, fast), LAYOUT[engine])
     return found, left_out
+
+
+def _without_exits(net: EarlyExitNet, fast: Accelerated) -> tuple[Callable[[Tensor], Any], EarlyExitNet]:
+    """The engine with thresholds that no image exceeds, and the network that answers so."""
+    never = probe.thresholds(net, net.num_exits)
+    other = net.with_criterion(net.criterion.name, never.tolist()).to(net.cost.device)
+    return partial(fast, thresholds=other.thresholds), other
 
 
 def _candidates_in_int8(

@@ -15,6 +15,11 @@ IN_INT8 = {engine: f"INT8, {engine}" for engine in ("resident", "compact")}
 """Names of rows, by engine."""
 
 ENGINES = ("resident", "compact")
+EXITS_OFF = {engine: f"{engine}, exits off" for engine in ENGINES}
+"""Names of rows by engine: no image exits early, which shows what the engine gains without exits."""
+
+LITTLE = 1.05
+"""Speed with exits ÷ speed without, up to which exits bring too little to be worth their accuracy."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class Verdict:
     speedup: time of the former ÷ time of the latter, in the same rounds: 20 %, 50 % and 80 % quantile.
     over_loop: median time of PyTorch's masked loop ÷ median time of the engine.
     realised_ratio: median of mean cost × speed-up.
+    by_engine: time of `static` ÷ time of the engine where no image exits early; by_exits: median time of that ÷ median
+        time of the engine; their product is about the speed-up. None where that was not measured.
     """
 
     batch_size: int
@@ -35,6 +42,8 @@ class Verdict:
     speedup: tuple[float, float, float]
     over_loop: float
     realised_ratio: float
+    by_engine: float | None = None
+    by_exits: float | None = None
 
 
 def judge(rows: Sequence[Row], static: str) -> Verdict:
@@ -44,6 +53,7 @@ def judge(rows: Sequence[Row], static: str) -> Verdict:
     engines = [row for row in rows if row.name in ENGINES] or [loop]
     best = max(engines, key=lambda row: row.images_per_s)
     low, high = best.speedup_quantiles
+    off = next((row for row in rows if row.name == EXITS_OFF.get(best.name)), None)
     return Verdict(
         batch_size=best.batch_size,
         worth=True if low > 1 else False if high < 1 else None,
@@ -52,6 +62,8 @@ def judge(rows: Sequence[Row], static: str) -> Verdict:
         speedup=(low, best.speedup, high),
         over_loop=best.images_per_s / loop.images_per_s,
         realised_ratio=best.realised_ratio,
+        by_engine=None if off is None else off.speedup,
+        by_exits=None if off is None else best.images_per_s / off.images_per_s,
     )
 
 
@@ -60,9 +72,15 @@ def sentence(verdict: Verdict, accuracy_change: float) -> str:
     low, middle, high = verdict.speedup
     judged = {True: "worth it", False: "not worth it", None: "no clear difference"}[verdict.worth]
     times = f"{low:.2f} … {high:.2f}" if verdict.worth is None else f"{middle:.2f}"
+    split = ""
+    if verdict.by_engine is not None and verdict.by_exits is not None:
+        split = f" ({verdict.by_engine:.2f} by the engine, {verdict.by_exits:.2f} by the exits)"
+        if verdict.worth and verdict.by_exits < LITTLE:
+            judged = "the engine is worth it, the exits are not"
     return (
-        f"{judged}: {verdict.engine} is {times} × as fast as {verdict.static}, accuracy {100 * accuracy_change:+.2f} "
-        f"points; realised ratio {verdict.realised_ratio:.2f}, {verdict.over_loop:.2f} × the masked loop"
+        f"{judged}: {verdict.engine} is {times} × as fast as {verdict.static}{split}, accuracy "
+        f"{100 * accuracy_change:+.2f} points; realised ratio {verdict.realised_ratio:.2f}, "
+        f"{verdict.over_loop:.2f} × the masked loop"
     )
 
 

@@ -22,7 +22,7 @@ class SearchOptions(TrainOptions):
     """What `eefast.search.run.search` is told, beside what training reads; `eefast search` has an option for each.
 
     network: a folder or file of a network that was trained, or a name: "eenet20" …, "torchvision:NAME", "timm:NAME".
-    weights: file or folder with the weights of a backbone that is named.
+    weights: file or folder with the weights of a backbone that is named, or the name of published ones, see there.
     kinds: of heads; each is tried at every place.
     exits: names of modules, or numbers of residual blocks, after which heads are tried; empty: all.
     most_places: how many are tried where `exits` is empty, spread evenly by cost.

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .. import zoo
 from ..checkpoint.loading import load
-from ..checkpoint.weights import load_weights
 from ..criteria import get
 from ..data import datasets
 from ..data.image_sets import fingerprint
@@ -28,6 +27,7 @@ from ..thresholds.outputs import collect, exits_taken, outcome
 from ..train.batches import training_batches
 from ..train.folder import STARTED_FILE
 from ..train.images import RunImages, open_images
+from ..train.initial_weights import initialise
 from ..train.module import EarlyExitModule
 from ..train.resume import find_checkpoint
 from ..train.run import BATCH_SIZE
@@ -172,7 +172,7 @@ def make_supernet(options: SearchOptions, images: RunImages) -> Supernet:
             raise ValueError(_random(options))
         body = library_backbone(str(options.network), info.num_classes, info.shape[0])
         if options.weights is not None:
-            load_weights(body, options.weights)
+            initialise(body, str(options.network), options.weights, options.download, options.freeze_backbone)
         supernet = of_backbone(body, info.shape, normalization, options.kinds, places, options.most_places)
     elif str(options.network) in zoo.names():
         if options.freeze_backbone:

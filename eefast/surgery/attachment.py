@@ -9,11 +9,12 @@ from itertools import islice
 import torch
 from torch import nn
 
-from ..heads import ExitHead, kinds_of, shortest
+from ..heads import TOKEN_HEADS, ExitHead, kinds_of, shortest
 from ..model import EarlyExitNet
 from .backbones import origin
 from .cutting import cut_at
 from .graph import module_of
+from .layouts import TOKENS
 from .obstacles import check_backbone, check_names
 
 
@@ -32,8 +33,10 @@ def attach(
 
     backbone: images [N, C, H, W] → logits [N, K], the last layer an `nn.Linear`; from torchvision, timm or your own.
     exits: names of modules, as in `backbone.named_modules()` and in the order in which they run; each returns one map
-        [N, C, H, W] that is all the rest of the backbone needs. An exit is placed after each.
-    head: kind of the early exits' heads, see `eefast.heads.ExitHead`; one for all, or one for each.
+        [N, C, H, W] or [N, H, W, C], or tokens [N, T, C], that is all the rest of the backbone needs. An exit is placed
+        after each; features there are maps, those of tokens [N, C, 1, T].
+    head: kind of the early exits' heads, see `eefast.heads.ExitHead`; one for all, or one for each. After tokens "pool"
+        reads their mean, "bnpool" that of their BatchNorm, "token" the first one, in most networks the class token.
     num_classes: by default that of the backbone; another number is an error.
     input_shape: (C, H, W) of the images, for which the costs are counted; (C, L) of a backbone on rows [N, C, L].
     criterion, thresholds, normalization: see `EarlyExitNet`.
@@ -80,6 +83,10 @@ def rebuild(
         heads = []
         for i, features in enumerate(cut.features):
             kind, like = (kinds[i], features) if i < len(exits) else ("pool", linear.weight)
+            if i < len(exits) and cut.layouts[i] == TOKENS and kind not in TOKEN_HEADS:
+                raise ValueError(
+                    f"head={kind!r} reads maps, but {exits[i]!r} returns tokens; choose one of {', '.join(TOKEN_HEADS)}"
+                )
             with features.device if features.is_meta else nullcontext():
                 heads.append(ExitHead(kind, features.shape[1:], linear.out_features, input_shape).to(like))
         heads[-1].classifier = linear

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..modules.contexts import mode
+from .layouts import layout_of
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,15 @@ def find_classifier(calls: Sequence[Call], num_classes: int | None) -> tuple[str
     return name, linear
 
 
-def check_maps(exits: Sequence[str], calls: Sequence[Call], images: Tensor) -> None:
-    """`ValueError` unless each exit is called once and returns one map [N, C, H, W], of rows [N, C, L]."""
-    maps = "[N, C, H, W]" if images.dim() == 4 else "[N, C, L]"
+def layouts_of(exits: Sequence[str], calls: Sequence[Call], images: Tensor) -> list[str]:
+    """How what each exit returned is a map, see `layouts.layout_of`.
+
+    `ValueError` unless each is called once and returns one map [N, C, H, W] or [N, H, W, C] or tokens [N, T, C]; of a
+    backbone on rows a map [N, C, L].
+    """
+    rows = images.dim() == 3
+    maps = "[N, C, L]" if rows else "[N, C, H, W]"
+    found = []
     for name in exits:
         returned = [call.returned for call in calls if call.name == name]
         where = f"exits={list(exits)}: {name!r}"
@@ -129,15 +136,9 @@ def check_maps(exits: Sequence[str], calls: Sequence[Call], images: Tensor) -> N
         (value,) = returned
         if not isinstance(value, Tensor):
             raise ValueError(f"{where} returns a {type(value).__name__}; take a module that returns one map {maps}")
-        if value.dim() != images.dim() or len(value) != len(images) or _is_channels_last(value, images):
-            shape = ", ".join(["N", *map(str, value.shape[1:])])
-            raise ValueError(f"{where} returns shape [{shape}], but an exit needs maps {maps}")
-
-
-def _is_channels_last(value: Tensor, images: Tensor) -> bool:
-    """Whether the shape looks like [N, H, W, C]: dimensions 1 and 2 have the image's proportions, 2 and 3 have not."""
-    if images.dim() != 4:
-        return False
-    height, width = images.shape[2:]
-    off = [abs(a * width - b * height) for a, b in (value.shape[1:3], value.shape[2:])]
-    return off[0] == 0 and off[1] > max(height, width)
+        layout = layout_of(value, images)
+        if layout is None:
+            shape, tokens = ", ".join(["N", *map(str, value.shape[1:])]), "" if rows else " or tokens [N, T, C]"
+            raise ValueError(f"{where} returns shape [{shape}], but an exit needs maps {maps}{tokens}")
+        found.append(layout)
+    return found

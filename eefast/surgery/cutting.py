@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -15,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 from ..modules.contexts import isolated, same_randomness
 from ..modules.copies import working_copy
 from ..modules.tracing import Tracer, recompile
-from .calls import check_maps, find_classifier, noise_images, other_sizes, run, watch
+from .calls import find_classifier, layouts_of, noise_images, other_sizes, run, watch
 from .graph import TRAINING, Trace, module_of, traced
+from .layouts import MAP, as_map, undone
 from .trial import averages, check_answers
 
 
@@ -33,12 +34,14 @@ class _QuickNorms(TorchFunctionMode):
 class Cut:
     """The parts of a backbone as graphs, which name modules and parameters by their path in it.
 
-    stages: one per exit, from features to features. features: what each stage returned for the images of the trial.
+    stages: one per exit, from features to features. features: what each stage returned for the images of the trial;
+    of tokens [N, T, C] the maps [N, C, 1, T]. layouts: of what each exit returned, see `layouts.layout_of`.
     pool: the final exit's pooling where it is an average, else None. classifier: path of the last linear.
     """
 
     stages: list[fx.Graph]
     features: list[Tensor]
+    layouts: list[str]
     pool: fx.Graph | None
     classifier: str
 
@@ -51,15 +54,17 @@ def cut_at(backbone: nn.Module, exits: Sequence[str], num_classes: int | None, i
     with isolated(images.device), same_randomness(images.device), quick:
         calls = watch(copied, images)
         name, classifier = find_classifier(calls, num_classes)
-        check_maps(exits, calls, images)
+        found = layouts_of(exits, calls, images)
         others = [] if images.is_meta else other_sizes(copied, images)
         trace = traced(copied, calls, [images, *(x for x, _ in others)], [*exits, name])
         cuts = _cuts(trace, exits)
+        places = dict(zip(cuts, found, strict=True))
         stages = [
-            _stage(trace, source, trace.between(source, cut), cut) for source, cut in pairwise([trace.nodes[0], *cuts])
+            _stage(trace, places, source, trace.between(source, cut), cut)
+            for source, cut in pairwise([trace.nodes[0], *cuts])
         ]
-        stage, pool = _final(trace, cuts, classifier)
-        cut = Cut([*stages, stage], [], pool, name)
+        stage, pool = _final(trace, places, classifier)
+        cut = Cut([*stages, stage], [], found, pool, name)
         modules = [module_of(copied, graph) for graph in cut.stages]
         cut.features.extend(_separate(modules, images))
         tail = nn.Flatten() if pool is None else module_of(copied, pool)
@@ -97,12 +102,20 @@ def _name(trace: Trace, node: fx.Node) -> str:
 
 
 def _stage(
-    trace: Trace, source: fx.Node, nodes: Sequence[fx.Node], result: fx.Node, width: int | None = None
+    trace: Trace,
+    places: Mapping[fx.Node, str],
+    source: fx.Node,
+    nodes: Sequence[fx.Node],
+    result: fx.Node,
+    width: int | None = None,
 ) -> fx.Graph:
-    """The nodes from `source` to `result`; with a width, [N, width] is returned as a map of one pixel."""
+    """The nodes from `source` to `result`; with a width, [N, width] is returned as a map of one pixel.
+
+    places: of the exits, each with its layout, in which the stage takes or returns a map.
+    """
     graph = fx.Graph(tracer_cls=Tracer)
     features = graph.placeholder("features")
-    copies = {source: features}
+    copies = {source: undone(graph, features, places.get(source, MAP))}
 
     def copied(node: fx.Node) -> fx.Node:
         if node not in copies:
@@ -116,7 +129,7 @@ def _stage(
         # After an accelerated stage maps are channels-last, which `view` cannot flatten.
         if copied(node).op == "call_method" and node.target == "view":
             copied(node).target = "reshape"
-    out = copied(result)
+    out = as_map(graph, copied(result), places.get(result, MAP))
     pixel = [1] * (trace.values[trace.nodes[0]].dim() - 2)
     # A backbone may have squeezed a single image to [width].
     graph.output(out if width is None else graph.call_method("reshape", (out, -1, width, *pixel)))
@@ -130,26 +143,26 @@ def _has_weights(trace: Trace, node: fx.Node) -> bool:
     return node.op == "get_attr"
 
 
-def _final(trace: Trace, cuts: Sequence[fx.Node], classifier: nn.Linear) -> tuple[fx.Graph, fx.Graph | None]:
+def _final(trace: Trace, places: Mapping[fx.Node, str], classifier: nn.Linear) -> tuple[fx.Graph, fx.Graph | None]:
     """Last stage, and the pooling of the final exit: the backbone's if it is an average at every size.
 
     Any other end of the backbone goes into the stage, whose maps then have one pixel.
     """
     (read,) = trace.nodes[-1].all_input_nodes
-    source = (trace.nodes[0], *cuts)[-1]
+    source = (trace.nodes[0], *places)[-1]
     rest = trace.nodes[trace.position(source) + 1 : -1]
-    if cuts and not any(_has_weights(trace, node) for node in rest):
+    if places and not any(_has_weights(trace, node) for node in rest):
         raise ValueError(f"exits: after {_name(trace, source)} only the classifier has weights; leave this exit out")
     for node in reversed((source, *rest)):
         tail = trace.nodes[trace.position(node) + 1 : -1]
         if any(_has_weights(trace, later) for later in tail):
             break
         if trace.is_map(node) and not trace.also_needed(node):
-            pool, channels = _stage(trace, node, tail, read), trace.values[node].shape[1]
+            pool, channels = _stage(trace, {}, node, tail, read), trace.values[node].shape[1]
             runnable = module_of(trace.backbone, pool)
             if channels == classifier.in_features and averages(runnable, trace.values[node]):
-                return _stage(trace, source, trace.between(source, node), node), pool
-    return _stage(trace, source, rest, read, width=classifier.in_features), None
+                return _stage(trace, places, source, trace.between(source, node), node), pool
+    return _stage(trace, places, source, rest, read, width=classifier.in_features), None
 
 
 def _separate(stages: list[fx.GraphModule], images: Tensor) -> list[Tensor]:

@@ -139,6 +139,8 @@ def _symbolic(backbone: nn.Module, opened: set[str], training: bool) -> tuple[fx
     # For arguments with a default, torch.fx leaves placeholders and checks that no other value is given.
     for unused in [node for node in graph.nodes if node.op == "placeholder"][1:]:
         for check in list(unused.users):
+            for asserted in list(check.users):
+                graph.erase_node(asserted)
             graph.erase_node(check)
         graph.erase_node(unused)
     return graph, tracer.returned

@@ -10,8 +10,9 @@ from torch import Tensor, fx, nn
 
 from ..modules.contexts import isolated, same_randomness
 from ..modules.copies import working_copy
-from .calls import Call, check_maps, find_classifier, noise_images, other_sizes, watch
+from .calls import Call, find_classifier, layouts_of, noise_images, other_sizes, watch
 from .graph import Trace, traced
+from .layouts import MAP
 from .obstacles import check_backbone
 
 
@@ -42,10 +43,9 @@ def find_places(backbone: nn.Module, input_shape: Sequence[int]) -> list[str]:
 
 def _returns_map(call: Call, calls: Sequence[Call], images: Tensor) -> bool:
     try:
-        check_maps([call.name], calls, images)
+        return layouts_of([call.name], calls, images) == [MAP] and call.name != ""
     except ValueError:
         return False
-    return call.name != ""
 
 
 def _deepest(backbone: nn.Module, calls: Sequence[Call], inputs: Sequence[Any], names: list[str], last: str) -> Trace:

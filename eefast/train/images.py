@@ -46,6 +46,13 @@ def open_images(options: TrainOptions) -> RunImages:
     count = _held_out(options, len(whole))  # type: ignore[arg-type]
     test = opened("test", resize_of(whole)) if options.test else None
     unchanged, held_out = split(whole, count, options.seed)
+    if options.train_images is not None:
+        if not options.batch_size <= options.train_images <= len(unchanged):
+            raise ValueError(
+                f"train_images={options.train_images} must be at least batch_size={options.batch_size} and at most "
+                f"{len(unchanged)}, the training images that are not held out"
+            )
+        unchanged = Subset(whole, unchanged.indices[: options.train_images])
     augmented = whole
     if isinstance(whole, ImageFiles):
         augmented, info = whole.for_training(), replace(info, shift=whole.shift)

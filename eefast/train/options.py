@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from .. import zoo
 from . import losses
 from .optimizers import OPTIMIZERS, SCHEDULES
 
@@ -26,7 +27,7 @@ class TrainOptions:
         training.json (which images it was trained on, see `eefast.record`), thresholds.json (for every
         criterion), report.json, best.ckpt and last.ckpt (Lightning's checkpoints with the optimiser's state) and
         logs/version_0/metrics.csv.
-    download: fetch missing files into `data_root` where torchvision can.
+    download: fetch missing files into `data_root` where torchvision can, and published weights into its cache.
     image_size: height and width of photographs, for "imagenet" and "folder"; None: 224.
     crop_fraction: share of a photograph's shorter side in the centre that is measured, timm's crop_pct; for "imagenet"
         and "folder"; None: 224/256, or 1 for a folder of images that already have this size.
@@ -36,10 +37,13 @@ class TrainOptions:
     backbone: instead of `net`, "torchvision:NAME" or "timm:NAME".
     exits: names of the backbone's modules after which its early exits are attached, see
         `eefast.attach`.
-    weights: file or folder with initial weights: of the backbone, or of the whole `net`, whose early exits keep random
-        weights where those in the file are of another kind of head.
+    weights: file or folder with initial weights: of the backbone, whose last linear keeps random weights where those in
+        the file are for another number of classes, or of the whole `net`, whose early exits do where those are of
+        another kind of head. With `backbone` also the name of published weights, such as "IMAGENET1K_V1" of torchvision
+        or "a1_in1k" of timm, in the library's cache or, with `download`, fetched there.
     freeze_backbone: train the early heads only; weights and BatchNorm statistics of the backbone stay (PTEENet).
     self_labelled: the frozen backbone's answers replace the labels (PTEENet).
+    train_images: number of training images to train on, drawn by the seed; None: all that are not held out.
     epochs: passes over the training images.
     batch_size: images per step and device.
     learning_rate: at the peak of the schedule.
@@ -88,6 +92,7 @@ class TrainOptions:
     weights: str | Path | None = None
     freeze_backbone: bool = False
     self_labelled: bool = False
+    train_images: int | None = None
     epochs: int = 12
     batch_size: int = 128
     learning_rate: float = 0.01
@@ -133,9 +138,20 @@ class TrainOptions:
             raise ValueError(
                 f"backbone={self.backbone!r}, exits={list(self.exits)}: give both, or none of them with net"
             )
+        if self.backbone and not self.backbone.startswith(("torchvision:", "timm:")):
+            raise ValueError(
+                f"backbone={self.backbone!r} must be torchvision:NAME or timm:NAME, such as torchvision:resnet18"
+            )
+        if not self.backbone and self.net.removesuffix("-1d") not in zoo.names():
+            raise ValueError(
+                f"net={self.net!r} is unknown; choose one of {', '.join(zoo.names())}, or a network of torchvision or "
+                "timm with backbone and exits: --backbone torchvision:resnet18 --exits layer1,layer2"
+            )
 
     def _check_numbers(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 2), ("held_out", 1), ("devices", -1), ("nodes", 1)):
+        for name, least in (
+            ("epochs", 1), ("batch_size", 2), ("train_images", 1), ("held_out", 1), ("devices", -1), ("nodes", 1),
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and (value < least or value == 0):
                 raise ValueError(f"{name}={value} must be at least {least}" + " and not 0" * (least < 0))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from .. import zoo
-from ..checkpoint.weights import load_network, load_weights
+from ..checkpoint.weights import load_network
 from ..data import datasets
 from ..data.loaders import batches
 from ..model import EarlyExitNet
@@ -20,6 +20,7 @@ from . import losses
 from .batches import training_batches
 from .folder import STARTED_FILE
 from .images import RunImages, open_images
+from .initial_weights import initialise
 from .module import EarlyExitModule
 from .options import TrainOptions
 from .report import TrainReport, make_report, write_report
@@ -70,7 +71,7 @@ def _network(options: TrainOptions, images: RunImages) -> EarlyExitNet:
     if options.backbone:
         body = library_backbone(options.backbone, info.num_classes, info.shape[0])
         if options.weights is not None:
-            load_weights(body, options.weights)
+            initialise(body, options.backbone, options.weights, options.download, options.freeze_backbone)
         network = attach(body, options.exits, head=options.head, input_shape=info.shape, normalization=normalization)
     else:
         network = zoo.eenet(

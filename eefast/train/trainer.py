@@ -88,7 +88,7 @@ def fit(
             callbacks=[
                 EpochSeeds(options.seed, train_batches),
                 record,
-                EpochLines(record),
+                EpochLines(record, within=not sys.stderr.isatty()),
                 best,
                 last,  # after best, whose score it saves too
                 *([RichProgressBar(console_kwargs={"stderr": True})] if sys.stderr.isatty() else []),

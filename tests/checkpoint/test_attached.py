@@ -21,6 +21,7 @@ SHAPE = (3, 32, 32)
     [
         ("torchvision:mobilenet_v3_small", ["features.1", "features.4"], ["conv2", "depthwise"], (3, 40, 33)),
         ("torchvision:regnet_y_400mf", ["trunk_output.block1"], "pool", (3, 33, 40)),  # computes its sizes by tensors
+        pytest.param("timm:vit_tiny_patch16_224", ["blocks.2"], "token", (3, 224, 224), marks=pytest.mark.slow),
         ("timm:efficientvit_m0", [], "pool", (3, 224, 224)),  # has tables that it does not save
     ],
 )

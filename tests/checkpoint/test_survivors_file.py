@@ -14,6 +14,7 @@ import eefast
 from eefast import zoo
 from eefast.checkpoint import survivors_file
 from eefast.survivors import Survivors
+from eefast.version import __version__
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["FORMAT", "__version__"])
 def test_another_version_is_refused(survivors: Survivors, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = survivors.to_bytes()
-    monkeypatch.setattr(survivors_file, name, "0.2.0")
-    with pytest.raises(ValueError, match=r"written by eefast 0.1.0 in format 1, this is .*0.2.0.*began it"):
+    monkeypatch.setattr(survivors_file, name, "9.9.9")
+    with pytest.raises(ValueError, match=rf"written by eefast {__version__} in format 1, this is .*9.9.9.*began it"):
         Survivors.from_bytes(data)

@@ -131,13 +131,17 @@ def test_the_figure_shows_all_batch_sizes_and_the_largest(found, monkeypatch, tm
         def subplots(self, rows, columns):
             return self, self
 
+        def suptitle(self, text, **_):
+            drawn["heading"] = text
+
         def set_title(self, text, **_):
             drawn["title"] = text
 
     monkeypatch.setattr(bench_report, "canvas", canvas)
     monkeypatch.setattr(figures, "speedup_over_batch_size", lambda axes, *a: drawn.update(speedups=a))
     monkeypatch.setattr(figures, "accuracy_against_speed", lambda axes, *a: drawn.update(accuracies=a))
-    bench_report.draw(found, tmp_path / "x.png")
+    bench_report.draw(found, tmp_path / "x.png", "eenet8 on mnist")
+    assert drawn["heading"] == "eenet8 on mnist"
     static = ["plain, PyTorch"] * 2
     assert drawn["speedups"] == ({"plain, PyTorch": {1: 1.0, 16: 2.0}, "compact": {1: 2.0, 16: 4.0}}, static)
     points = {"plain, PyTorch": (2000, 0.8), "compact": (4000, 0.75)}

@@ -27,6 +27,13 @@ def test_it_prints_as_a_table() -> None:
     ]
 
 
+def test_words_for_convolutions_are_explained_where_they_are_used() -> None:
+    stages = (STAGES[0], StagePlan((8, 1, 1), 0.744, "C++", "8×4 F(4×4) by 4, 4×2 direct"))
+    *table, legend = str(replace(PLAN, engine="resident", stages=stages)).splitlines()
+    assert len(table) == 4
+    assert all(word in legend for word in ("F(4×4) by 4", "Winograd", "direct", "images at a time"))
+
+
 def test_the_plan_of_a_network_has_a_row_for_each_exit() -> None:
     net: Any = lived_in(zoo.eenet("eenet20", 2, "linear", "bnpool", input_shape=(3, 16, 16)), 1)
     text = str(eefast.accelerate(net, engine="compact").plan)

@@ -45,6 +45,25 @@ def test_losses_are_said_as_plainly_as_wins(quantiles, worth, words):
     assert verdicts.judge(rows[:2], "plain, PyTorch").engine == "reference"
 
 
+@pytest.mark.parametrize(
+    ("off", "words"),
+    [
+        (75, "worth it: compact is 1.50 × as fast as plain, PyTorch (0.75 by the engine, 2.00 by the exits), accuracy"),
+        (148, "the engine is worth it, the exits are not: compact is 1.50 × as fast as plain, PyTorch (1.48 by the en"),
+    ],
+)
+def test_the_gain_is_split_into_engine_and_exits(off, words):
+    rows = [
+        a_row("plain, PyTorch", None, 100, 1, (1, 1)),
+        a_row(verdicts.LOOP, "learned", 200, 2, (2, 2)),
+        a_row("compact", "learned", 150, 1.5, (1.4, 1.6)),
+        a_row("compact, exits off", "learned", off, off / 100, (1, 2)),
+        a_row("resident", "learned", 10, 0.1, (0.1, 0.1)),
+        a_row("resident, exits off", "learned", 1, 0.01, (0.1, 0.1)),
+    ]
+    assert verdicts.sentence(verdicts.judge(rows, "plain, PyTorch"), 0).startswith(words)
+
+
 def test_the_code_runs_what_was_found(tmp_path):
     net = lived_in(zoo.eenet("eenet8", input_shape=(1, 12, 12)), 3)
     net.save(tmp_path)

@@ -272,6 +272,41 @@ def test_wrong_arguments_are_refused(net):
         eefast.accelerate(nn.Linear(1, 1))
     with pytest.raises(ValueError, match="max_batch_size=0 must be at least 1"):
         eefast.accelerate(net, max_batch_size=0)
+    with pytest.raises(ValueError, match="output='labels' is unknown; choose one of result, logits"):
+        eefast.accelerate(net, output="labels")
+
+
+class TestLogits:
+    """With output="logits" the module is called as any classifier is."""
+
+    @pytest.fixture
+    def fast(self, net, engine):
+        return eefast.accelerate(net, engine=engine, output="logits")
+
+    def test_a_call_gives_the_logits_of_the_exits(self, net, x, fast):
+        expected = one_by_one(net, x)
+        logits = fast(x)
+        torch.testing.assert_close(logits, expected.logits, rtol=1e-4, atol=1e-4)
+        assert torch.equal(logits.argmax(1), expected.labels)
+        assert torch.equal(fast(x, exit_limit=0).argmax(1), net(x, exit_limit=0).labels)
+        assert "output='logits'" in repr(fast)
+
+    def test_a_stream_and_a_copy_give_logits_too(self, net, x, fast):
+        expected = torch.cat([fast(x[:5]), fast(x[5:])])
+        streamed = list(fast.stream([x[:5], x[5:]]))
+        assert [len(logits) for logits in streamed] == [5, len(x) - 5]
+        torch.testing.assert_close(torch.cat(streamed), expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(pickle.loads(pickle.dumps(fast))(x).argmax(1), fast(x).argmax(1))
+
+    def test_a_run_in_two_parts_is_finished_as_ever(self, net, x, fast):
+        partial = fast.until(0)(x)
+        assert_same_answers(partial.finished(fast.resume(partial.survivors)), one_by_one(net, x), net)
+
+    def test_a_result_says_how_to_get_logits(self, net, x):
+        with pytest.raises(AttributeError, match=r"no 'argmax'; it is no tensor: take .logits, or .*output=\"logits\""):
+            net(x).argmax(1)
+        with pytest.raises(AttributeError, match=r"no 'label'$"):
+            _ = net(x).label
 
 
 def test_accelerating_twice_is_accelerating_once(net, x):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torchvision.models import vgg
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.swin_transformer import SwinTransformer
+from torchvision.models.vision_transformer import VisionTransformer
 
 import eefast
 from eefast.heads import ExitHead
@@ -32,6 +34,26 @@ def small_vgg() -> nn.Module:
     return net
 
 
+def small_vit() -> nn.Module:
+    return VisionTransformer(64, 16, 3, 2, 24, 48, num_classes=7)
+
+
+def small_swin() -> nn.Module:
+    return SwinTransformer([4, 4], 12, [2, 2, 2], [2, 2, 4], [4, 4], num_classes=7)
+
+
+def timm_vit() -> nn.Module:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    small = {"img_size": 64, "patch_size": 16, "embed_dim": 24, "depth": 3, "num_heads": 2}
+    return timm.create_model("vit_tiny_patch16_224", num_classes=7, **small)
+
+
+def timm_swin() -> nn.Module:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    small = {"img_size": 64, "window_size": 4, "embed_dim": 12, "depths": (2, 2, 2), "num_heads": (2, 2, 4)}
+    return timm.create_model("swin_tiny_patch4_window7_224", num_classes=7, **small)
+
+
 # Backbone, exits, and whether it ends in average pooling and one linear, which is then the final head's.
 BACKBONES = (
     ("resnet18", ["layer1", "layer2.1"], True),
@@ -46,6 +68,10 @@ BACKBONES = (
     ("timm mobilenetv3_small_050", ["blocks.1", "blocks.3.1"], False),
     ("timm convnext_atto", ["stages.0", "stages.1.blocks.0"], False),
     ("timm efficientnet_lite0", ["blocks.1", "blocks.3.2"], True),
+    (small_vit, ["encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1"], False),
+    (small_swin, ["features.1", "features.3"], True),
+    (timm_vit, ["blocks.0", "blocks.1"], False),
+    pytest.param((timm_swin, ["layers.0", "layers.1"], False), marks=pytest.mark.slow),
 )
 
 
@@ -124,6 +150,10 @@ ACCELERATED = {
     "chain": (make(checked), ["first", "second"]),
     "in place": (make(in_place), ["first", "second"]),
 }
+TRANSFORMERS = {
+    "vit": (small_vit(), ["encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1"]),
+    "swin": (small_swin(), ["features.1", "features.3"]),
+}
 
 
 @pytest.mark.parametrize(
@@ -144,6 +174,49 @@ def test_accelerated_it_answers_as_the_reference(name, head):
     fast = eefast.accelerate(net, engine="compact")
     for n in (0, 1, 3, 33):
         assert_same_answers(fast(x[:n]), eefast.ExitResult(*(part[:n] for part in expected)), net)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("vit", "token"), ("swin", "pool"), pytest.param("vit", "bnpool", marks=pytest.mark.slow)],
+)
+def test_accelerated_transformers_answer_as_the_reference(name, head):
+    backbone, exits = TRANSFORMERS[name]
+    net = lived_in(attach(backbone, exits, head=head, input_shape=SHAPE, criterion="entropy"), 7)
+    x = images(33, SHAPE)
+    spread_thresholds(net, x, 0.4)
+    expected = one_by_one(net, x)
+    assert set(expected.exit_index.tolist()) == {0, 1, 2}
+    fast = eefast.accelerate(net, engine="compact", stages="pytorch")
+    for n in (0, 1, 33):
+        assert_same_answers(fast(x[:n]), eefast.ExitResult(*(part[:n] for part in expected)), net)
+
+
+@torch.no_grad()
+def test_heads_read_the_mean_of_the_tokens_or_the_first():
+    """After the blocks that torch's hooks see."""
+    backbone, exits = TRANSFORMERS["vit"]
+    seen = []
+    hook = backbone.get_submodule(exits[1]).register_forward_hook(lambda module, given, out: seen.append(out))
+    x = images(3, SHAPE)
+    backbone.eval()(x)
+    hook.remove()
+    for head, read in (("pool", lambda tokens: tokens.mean(1)), ("token", lambda tokens: tokens[:, 0])):
+        net = attach(backbone, exits, head=["pool", head], input_shape=SHAPE).eval()
+        logits = net(x, thresholds=[2.0, -1.0]).logits
+        torch.testing.assert_close(logits, net.heads[1].classifier(read(seen[0])), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "message"),
+    [
+        ("vit", "conv1", r"head='conv1' reads maps, but 'encoder.layers.encoder_layer_0' returns tokens; choose one"),
+        ("swin", "token", r"head='token' reads tokens, but here the map is \(16, 16\); choose head='pool'"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(name, head, message):
+    with pytest.raises(ValueError, match=message):
+        attach(*TRANSFORMERS[name], head=head, input_shape=SHAPE)
 
 
 @torch.no_grad()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 
 import pytest
 import torch
-import torchvision
 from custom_backbones import SMALL, Custom, make, plain
 from networks import images
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from eefast.surgery.attachment import attach
-from eefast.surgery.calls import Call, check_maps, find_classifier, noise_images, other_sizes, watch
+from eefast.surgery.calls import Call, find_classifier, layouts_of, noise_images, other_sizes, watch
 
 
 def softmax(m: Custom, x: Tensor) -> Tensor:
@@ -70,30 +70,25 @@ def test_exits_need_one_map(exits, message):
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((2, 8, 16, 12), None),
-        ((2, 8, 8, 6), None),
-        ((2, 8, 1, 1), None),
-        ((2, 16, 12, 40), r"\[N, 16, 12, 40\]"),
-        ((2, 16, 12, 8), None),
-        ((3, 8, 16, 12), r"\[N, 8, 16, 12\]"),
-        ((2, 8, 16), r"\[N, 8, 16\]"),
-    ],
-    ids=["map", "small", "pixel", "channels last", "few channels", "rows", "rank"],
+    ("shape", "wanted"), [((3, 8, 16, 12), "maps [N, C, H, W] or tokens [N, T, C]"), ((2, 8), "maps [N, C, H, W] or")]
 )
-def test_what_looks_like_a_map(shape, message):
-    """Of images of 16 × 12 pixels."""
+def test_what_looks_like_no_map(shape, wanted):
     calls = [Call("a", nn.Identity(), (), torch.zeros(shape))]
-    refused = pytest.raises(ValueError, match=f"'a' returns shape {message}, but") if message else nullcontext()
-    with refused:
-        check_maps(["a"], calls, torch.zeros(2, 3, 16, 12))
+    shown = ", ".join(map(str, shape[1:]))
+    with pytest.raises(ValueError, match=re.escape(f"'a' returns shape [N, {shown}], but an exit needs {wanted}")):
+        layouts_of(["a"], calls, torch.zeros(2, 3, 16, 12))
+
+
+def test_each_exit_has_its_layout():
+    values = torch.zeros(2, 8, 16, 12), torch.zeros(2, 16, 12, 40), torch.zeros(2, 49, 8)
+    calls = [Call(name, nn.Identity(), (), value) for name, value in zip("abc", values, strict=True)]
+    assert layouts_of("abc", calls, torch.zeros(2, 3, 16, 12)) == ["map", "channels-last", "tokens"]
 
 
 def test_what_is_no_tensor_is_no_map():
     calls = [Call("a", nn.Identity(), (), (torch.zeros(2, 3, 4, 4),))]
     with pytest.raises(ValueError, match=r"'a' returns a tuple; take a module that returns one map \[N, C, H, W\]"):
-        check_maps(["a"], calls, torch.zeros(2, 3, 4, 4))
+        layouts_of(["a"], calls, torch.zeros(2, 3, 4, 4))
 
 
 @torch.no_grad()
@@ -140,9 +135,3 @@ def test_backbones_are_tried_at_other_sizes_where_they_take_them(forward, shapes
     found = other_sizes(backbone, images(2, SMALL))
     assert [tuple(x.shape) for x, _ in found] == shapes
     assert all(torch.equal(logits, backbone(x)) for x, logits in found)
-
-
-def test_maps_that_are_channels_last_are_refused_with_their_shape():
-    swin = torchvision.models.SwinTransformer([4, 4], 16, [1, 1], [1, 2], [2, 2], num_classes=7)
-    with pytest.raises(ValueError, match=r"'features.1' returns shape \[N, 8, 8, 16\], but"):
-        attach(swin, ["features.1"], input_shape=(3, 32, 32))

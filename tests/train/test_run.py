@@ -136,6 +136,54 @@ def test_exits_attached_to_a_backbone(colours: Path, tmp_path: Path, backbone: s
     assert (result.labels == final.argmax(dim=1)).double().mean().item() == report.test_agreement["learned"]
 
 
+TRANSFER = {
+    "dataset": "folder", "image_size": 32, "backbone": "torchvision:resnet18", "exits": ["layer1"], "held_out": 60,
+    "train_images": 16, "batch_size": 16, "epochs": 1, "max_accuracy_drop": 1.0, "device": "cpu", "learning_rate": 1e-9,
+}  # fmt: skip
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, torch.Tensor]:
+    """Weights of 5 classes, in torchvision's cache under the name of its own of 1000."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    torch.manual_seed(3)
+    weights = library_backbone("torchvision:resnet18", 5).state_dict()
+    (tmp_path / "cache/hub/checkpoints").mkdir(parents=True)
+    torch.save(weights, tmp_path / "cache/hub/checkpoints/resnet18-f37072fd.pth")
+    return weights
+
+
+@pytest.mark.slow
+def test_published_weights_start_a_network_of_other_classes(
+    colours: Path, tmp_path: Path, published: dict[str, torch.Tensor], capfd: pytest.CaptureFixture[str]
+) -> None:
+    trained(data_root=colours, output=tmp_path / "out", weights="IMAGENET1K_V1", **TRANSFER)
+    err = capfd.readouterr().err
+    assert "for another number of classes: the last linear 'fc' starts from random weights, for 3" in err
+    net = load(tmp_path / "out")
+    body = {name.split(".", 2)[2]: value for name, value in net.state_dict().items() if name.startswith("stages")}
+    learned = {name for name in published if "running" not in name and "num_batches" not in name}
+    taken = {name for name in learned & set(body) if torch.allclose(body[name], published[name], atol=1e-6)}
+    assert taken == learned - {"fc.weight", "fc.bias"}
+    assert net.num_classes == 3
+    assert json.loads((tmp_path / "out/report.json").read_text())["arguments"]["train_images"] == 16
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"weights": "IMAGENET1K_V1", "freeze_backbone": True}, "freeze_backbone=True keeps the last linear 'fc', but"),
+        ({"weights": "IMAGENET1K_V9"}, "weights='IMAGENET1K_V9' is no file and no weights of torchvision:resnet18, wh"),
+    ],
+)
+def test_published_weights_that_do_not_fit(
+    colours: Path, tmp_path: Path, published: dict[str, torch.Tensor], changed: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        trained(**{"data_root": colours, "output": tmp_path / "out", **TRANSFER, **changed})
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -144,7 +192,11 @@ def test_exits_attached_to_a_backbone(colours: Path, tmp_path: Path, backbone: s
         ({"device": "abacus"}, "abacus"),
         ({"image_size": 32}, "image_size=32: the images of mnist have one size"),
         ({"dataset": "emnist"}, "dataset='emnist' is unknown"),
-        ({"net": "eenet19"}, "name='eenet19' is unknown"),
+        ({"net": "eenet19"}, "net='eenet19' is unknown; choose one of eenet8, "),
+        ({"net": "resnet18"}, "or a network of torchvision or timm with backbone and exits: --backbone torchvision:"),
+        ({"backbone": "resnet18", "exits": ["layer1"]}, "backbone='resnet18' must be torchvision:NAME or timm:NAME"),
+        ({"train_images": 601}, "train_images=601 must be at least batch_size=128 and at most 600"),
+        ({"train_images": 127}, "train_images=127 must be at least batch_size=128"),
     ],
 )
 def test_options_that_do_not_fit_leave_no_files(small_mnist: Path, tmp_path: Path, changed: dict, message: str) -> None:
