@@ -139,7 +139,7 @@ def extensions() -> tuple[list, dict]:
 
 
 if sys.argv[1:] == ["cuda"]:
-    if os.environ.get("EEFAST_USE_CPP") != "0" and (found := nvcc()) is not None:
+    if os.environ.get("EEFAST_USE_CPP") != "0" and cpp_problem() is None and (found := nvcc()) is not None:
         cuda_objects(found)
     sys.exit()
 ext_modules, cmdclass = extensions()
