@@ -93,11 +93,11 @@ def test_two_shares_are_the_whole(network: Path, many: tuple, tmp_path: Path) ->
         second = start(network, source, output, *words)
     finally:
         del os.environ["RANK"], os.environ["WORLD_SIZE"]
-    assert "3,000 images in 3 shards" in finish(first)
-    assert "3,000 images in 3 shards" in finish(second)
+    assert "2,000 images in 2 shards" in finish(first)
+    assert "1,000 images in 1 shard," in finish(second)
     assert_answers(output, eefast.load(network), pixels)
     images = [summary_of["images"] for summary_of in map(_json, sorted(output.glob("summary-*.json")))]
-    assert images == [3000, 3000]
+    assert images == [2000, 1000]
 
 
 def _json(path: Path) -> dict:
