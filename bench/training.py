@@ -451,6 +451,8 @@ def main() -> int:
         append([*rows, *worth_alone(training, asked.output, asked.data_root)], around)
         net = chosen(training, asked.output, rows)
         if net is not None:
+            early = training.both(asked.output)[0].output
+            net.save(early.with_name(f"{early.name}-chosen"))  # for bench/int8_accuracy.py and the like
             speeds(training, net, asked.data_root, around)
     for path in training_page.write(sorted(RESULTS.glob("*.jsonl"))):
         print(path.relative_to(ROOT))
