@@ -105,7 +105,7 @@ def _read(images: Any, most: int | None) -> Images:
 
 
 def measured(name: str, net: EarlyExitNet, held_out: Images, test: Images) -> list[Int8Row]:
-    """A row per way, with the thresholds of `net` and with those chosen anew at its mean cost on held-out images."""
+    """A row per way, with the thresholds of `net` and with those chosen again at its mean cost on held-out images."""
     criterion, before = net.criterion.name, net.thresholds.tolist()
     expected, bound, rows = None, 1.0, []
     for way, winograd in WAYS.items():
@@ -116,8 +116,8 @@ def measured(name: str, net: EarlyExitNet, held_out: Images, test: Images) -> li
         if expected is None:
             bound = outcome(seen, held_out.labels, net.cost, criterion, before)[1]
             expected = by_thresholds(asked, net, criterion, before)
-        anew = calibrate(seen, held_out.labels, net.cost, criterion, max_cost=bound).thresholds
-        for origin, thresholds in (("of float32", before), ("recalibrated", anew)):
+        chosen_again = calibrate(seen, held_out.labels, net.cost, criterion, max_cost=bound).thresholds
+        for origin, thresholds in (("of float32", before), ("recalibrated", chosen_again)):
             answer = by_thresholds(asked, net, criterion, thresholds)
             taken, classes = answer.exit_index, answer.logits.argmax(1)
             rows.append(

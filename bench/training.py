@@ -176,8 +176,8 @@ TRAININGS = {
         on_cifar10("eenet32", (2, 3, 5, 7, 9, 11), (16, 6), head="conv1"),
     ),
     "cuda": (
-        on_cifar10("eenet110", (4, 8, 12, 16, 21, 26, 31, 36), (40, 20), head="conv1", batch_size=256),
-        on_cifar10("eenet56", (3, 5, 8, 11, 14, 17, 20), (60, 30), head="conv1", batch_size=256),
+        on_cifar10("eenet110", (4, 8, 12, 16, 21, 26, 31, 36), (24, 10), head="conv1", batch_size=256),
+        on_cifar10("eenet56", (3, 5, 8, 11, 14, 17, 20), (40, 16), head="conv1", batch_size=256),
         *(
             continued(dataset, net, placement, epochs, head="conv1", batch_size=256, precision="bf16-mixed")
             for net, placement, epochs in (
@@ -451,6 +451,8 @@ def main() -> int:
         append([*rows, *worth_alone(training, asked.output, asked.data_root)], around)
         net = chosen(training, asked.output, rows)
         if net is not None:
+            early = training.both(asked.output)[0].output
+            net.save(early.with_name(f"{early.name}-chosen"))  # for bench/int8_accuracy.py and the like
             speeds(training, net, asked.data_root, around)
     for path in training_page.write(sorted(RESULTS.glob("*.jsonl"))):
         print(path.relative_to(ROOT))

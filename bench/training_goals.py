@@ -65,6 +65,8 @@ def plain_points(rows: Sequence[Record], row: Record) -> dict[str, Point]:
 
     rows: all of them; those of plain networks and other devices are told apart here.
     """
+    if not row.get("macs"):  # a row from before they were counted
+        return {}
     device = row["environment"]["device"]
     plain = [
         {**r, "device": device}

@@ -58,6 +58,8 @@ def test_plain_networks_are_the_newest_of_the_same_device_and_data() -> None:
     found = training_goals.plain_points(rows, row_of())
     assert found == {"resnet8": (0.18, 0.8), "resnet20": (0.59, 0.9)}
     assert list(found) == ["resnet8", "resnet20"], "the cheapest first"
+    older = {name: value for name, value in row_of().items() if name != "macs"}
+    assert training_goals.plain_points(rows, older) == {}
 
 
 def test_smallest_lead_between_two_plain_networks() -> None:

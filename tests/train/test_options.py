@@ -53,3 +53,15 @@ def test_a_resumed_run_may_differ_in_what_changes_no_weight() -> None:
     assert set(FREE_TO_CHANGE) < before.keys()
     with pytest.raises(ValueError, match=r"seed=2, but the run to resume has 1; give the same, or start again"):
         TrainOptions(seed=2).check_same_run(before)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_run_from_before_an_option_had_its_default(asked: bool) -> None:
+    before = TrainOptions().record()
+    del before["balance_gradients"]
+    options = TrainOptions(balance_gradients=asked)
+    if not asked:
+        options.check_same_run(before)
+        return
+    with pytest.raises(ValueError, match="balance_gradients=True, but the run to resume has False"):
+        options.check_same_run(before)
