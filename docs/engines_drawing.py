@@ -4,7 +4,7 @@ from pathlib import Path
 
 EXITS = (2, 0, 1, 0, 2, 0, 1, 0)  # of eight images, in their order
 COLOURS = ("#43a047", "#fb8c00", "#5c6bc0")
-CELL, GAP, WIDTH, BOTTOM = 18, 4, 380, 252
+CELL, GAP, WIDTH, BOTTOM = 18, 4, 440, 252
 
 
 def text(x: float, y: float, words: str, size: int = 13, weight: str = "normal", anchor: str = "start") -> str:
