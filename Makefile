@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*' 'tests/tsan/*.cpp'
 
 .PHONY: demo test test-all fuzz sanitize sanitized sanitize-tests sanitize-calls sanitize-threads bench int8 \
-	int8-accuracy backbones bounds rules drift host-time latency score-bench serving-bench parity guard training report aot gpu lint format clean
+	int8-accuracy backbones bounds rules drift host-time latency score-bench serving-bench parity guard training report docs aot gpu lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eefast demo
@@ -132,6 +132,15 @@ training: $(VENV)/.ready
 # docs/benchmarks.md and its figures, from the committed rows in bench/results/.
 report: $(VENV)/.ready
 	$(BIN)/python bench/benchmarks_page.py
+
+# The documents as a site, build/site, by packages in an environment of their own; warnings and dead links fail.
+docs: build/docs-venv/.ready
+	NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --strict --quiet
+
+build/docs-venv/.ready: Makefile
+	$(PYTHON) -m venv build/docs-venv
+	build/docs-venv/bin/pip install --quiet "mkdocs-material>=9.7,<10" "mkdocstrings[python]>=1,<2"
+	touch $@
 
 # Compiles every Triton kernel for five generations of GPUs, without one; a table of registers, memory, instructions.
 aot: $(VENV)/.ready

@@ -70,7 +70,7 @@ class EarlyExitNet(nn.Module):
     _checked: tuple[Tensor, int] | None = None
     _rule: tuple[Tensor, object, Tensor] | None = None
     _profiles = Profiles()
-    _warned = False
+    _warned = _warned_of_size = False
 
     def __init__(
         self,
@@ -385,10 +385,8 @@ class EarlyExitNet(nn.Module):
             advice = "; x[None] makes a batch of one image" if single else ""
             sides = "L" if len(size) == 1 else "H, W"
             raise ValueError(f"x has shape {tuple(x.shape)}; expected [N, {channels}, {sides}]{advice}")
-        if list(x.shape[2:]) != size and any(getattr(head, "kind", None) == "plain" for head in self.heads):
-            raise ValueError(
-                f"x has images of {tuple(x.shape[2:])}; a network with plain heads takes {tuple(size)} only"
-            )
+        if list(x.shape[2:]) != size:
+            self._check_size(tuple(x.shape[2:]), tuple(size))
         weight = next(self.parameters()) if weight is None else weight
         if x.device != weight.device:
             raise ValueError(f"x is on {x.device}, the network on {weight.device}; move one of them with .to(device)")
@@ -401,6 +399,17 @@ class EarlyExitNet(nn.Module):
             raise TypeError(f"x is {x.dtype}; give {' or '.join(filter(None, (uint8, floats)))}")
         elif x.dtype not in (weight.dtype, dtype) and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x is {x.dtype}, the network {weight.dtype}; convert one of them with .to(dtype)")
+
+    def _check_size(self, found: tuple[int, ...], made_for: tuple[int, ...]) -> None:
+        """`ValueError` for another size than a network with plain heads takes; else a warning, once."""
+        if any(getattr(head, "kind", None) == "plain" for head in self.heads):
+            raise ValueError(f"x has images of {found}; a network with plain heads takes {made_for} only")
+        if not self._warned_of_size and not torch.compiler.is_compiling():
+            self._warned_of_size = True
+            log.warning(
+                "images of %s, the network was made for %s: it answers, but accuracy, cost and thresholds are those of "
+                "its own size; resize them unless you mean it", found, made_for,
+            )  # fmt: skip
 
     def limits(self) -> tuple[Tensor, object]:
         """The thresholds of this moment [n] float32, checked, and an object that stays the same for as long as they do.

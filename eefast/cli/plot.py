@@ -207,7 +207,9 @@ def _draw(
         above, below = left.subplots(2, 1)
         figures.accuracy_against_cost(above, curves, points)
         figures.exit_histogram(below, found.right, found.wrong, costs)
-        figures.examples(right, seen.images, seen.labels, result.labels, result.exit_index, costs, examples)
+        figures.examples(
+            right, seen.images, seen.labels, result.labels, result.exit_index, costs, examples, net.classes
+        )
 
 
 def _twin(text: str) -> tuple[str, tuple[float, float]]:

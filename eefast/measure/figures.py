@@ -103,24 +103,33 @@ def plain_numbers(axis: Any, form: str) -> None:
 
 
 def examples(
-    figure: Any, images: Tensor, labels: Tensor, answers: Tensor, exit_index: Tensor, costs: Sequence[float], each: int
+    figure: Any,
+    images: Tensor,
+    labels: Tensor,
+    answers: Tensor,
+    exit_index: Tensor,
+    costs: Sequence[float],
+    each: int,
+    names: Sequence[str] | None = None,
 ) -> Any:
-    """A row of images per exit: the first ones that it answered right, one class after the other, then wrong ones.
+    """A row of images per exit that has some: the first ones answered right, class after class, then wrong ones.
 
     figure: a matplotlib Figure or SubFigure. images: [N, C, H, W] uint8, C 1 or 3. labels, answers, exit_index: [N]
     int64. costs: of the n + 1 exits. each: number of right images, and of wrong ones. Under a wrong one:
-    answer ≠ label.
+    answer ≠ label, by the names of the classes where there are some.
     """
     # A narrow empty column between right and wrong.
     widths = [1.0] * each + [0.3] + [1.0] * each
-    grid = figure.subplots(len(costs), len(widths), squeeze=False, gridspec_kw={"width_ratios": widths})
+    some = [i for i in range(len(costs)) if (exit_index == i).any()] or [len(costs) - 1]
+    grid = figure.subplots(len(some), len(widths), squeeze=False, gridspec_kw={"width_ratios": widths})
+    shown = names or [str(label) for label in range(int(max(labels.max(), answers.max())) + 1)]
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         axes.patch.set_visible(False)
         # Places without an image are as large as those with one.
         axes.set_box_aspect(images.shape[2] / images.shape[3])
-    for i, row in enumerate(grid):
+    for i, row in zip(some, grid, strict=True):
         taken = exit_index == i
         for first, wanted in ((0, answers == labels), (each + 1, answers != labels)):
             rows = _spread(labels, (taken & wanted).nonzero().flatten(), each)
@@ -128,7 +137,8 @@ def examples(
                 # Matplotlib wants colours last, and grey images without them.
                 axes.imshow(images[at].permute(1, 2, 0).squeeze(2).numpy(), cmap="gray_r", vmin=0, vmax=255)
                 if answers[at] != labels[at]:
-                    axes.set_xlabel(f"{int(answers[at])} ≠ {int(labels[at])}", color="tab:red", fontsize=8, labelpad=1)
+                    wrong = f"{shown[int(answers[at])][:12]} ≠ {shown[int(labels[at])][:12]}"
+                    axes.set_xlabel(wrong, color="tab:red", fontsize=8 if names is None else 6, labelpad=1)
         row[0].set_ylabel(f"exit {i}\ncost {costs[i]:.2f}", rotation=0, ha="right", va="center", fontsize=9)
     for first, title, color in ((0, "right", "tab:green"), (each + 1, "wrong: answer ≠ label", "tab:red")):
         # A title would make the column as wide as its words.

@@ -78,19 +78,25 @@ def test_examples_are_in_the_row_of_their_exit(channels):
     answers[exits == 0] = labels[exits == 0]
     figure = pyplot.figure()
     # Exit 0 has no wrong answer, exit 2 no images at all.
-    assert figures.examples(figure, pixels, labels, answers, exits, (0.1, 0.3, 1.0), each) is figure
-    rows = [figure.axes[i * (2 * each + 1) :][: 2 * each + 1] for i in range(3)]
+    names = ["sandal", "shirt", "a class of a very long name", "bag"] if channels == 3 else None
+    assert figures.examples(figure, pixels, labels, answers, exits, (0.1, 0.3, 1.0), each, names) is figure
+    # No row for exit 2.
+    assert len(figure.axes) == 2 * (2 * each + 1)
+    rows = [figure.axes[i * (2 * each + 1) :][: 2 * each + 1] for i in range(2)]
     for i, row in enumerate(rows):
         assert row[0].get_ylabel().startswith(f"exit {i}\n")
         for column, axes in enumerate(row):
             shown = [int(image.get_array().flat[0]) for image in axes.get_images()]
-            if column == each or i == 2 or (i == 0 and column > each):
+            if column == each or (i == 0 and column > each):
                 assert shown == []
                 continue
             (number,) = shown
             assert exits[number] == i
             assert (answers[number] == labels[number]) == (column < each)
-            text = "" if column < each else f"{answers[number]} ≠ {labels[number]}"
+            both = [str(int(label)) for label in (answers[number], labels[number])]
+            if names:
+                both = [("sandal", "shirt", "a class of a", "bag")[int(label)] for label in both]
+            text = "" if column < each else " ≠ ".join(both)
             assert axes.get_xlabel() == text
             shape = axes.get_images()[0].get_array().shape
             assert shape == ((5, 4) if channels == 1 else (5, 4, 3))

@@ -412,3 +412,11 @@ def test_a_head_of_other_classes_is_named(normalised):
     message = "the head of exit 1 answers with 7 classes, the network was built for 10; .*with_criterion"
     with torch.no_grad(), pytest.raises(ValueError, match=message):
         net(images(2, (3, 8, 8)))
+
+
+def test_images_of_another_size_are_noticed_once(caplog):
+    net = lived_in(zoo.eenet("eenet8", input_shape=(1, 12, 12)), 1)
+    for side in (12, 14, 14, 15):
+        net(images(2, (1, 12, side)))
+    (record,) = caplog.records
+    assert record.message.startswith("images of (12, 14), the network was made for (12, 12): it answers, but accuracy")
