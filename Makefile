@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*' 'tests/tsan/*.cpp'
 
 .PHONY: demo test test-all fuzz sanitize sanitized sanitize-tests sanitize-calls sanitize-threads bench int8 \
-	int8-accuracy backbones bounds rules drift host-time latency score-bench serving-bench parity guard training report docs aot gpu lint format clean
+	int8-accuracy backbones bounds rules drift wheel aarch64 host-time latency score-bench serving-bench parity guard training report docs aot gpu lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eefast demo
@@ -117,6 +117,15 @@ serving-bench: $(VENV)/.ready
 # (PARITY="--images 256" for fewer); rows to bench/results/, a quarter of an hour. Fails where an answer is wrong.
 parity: $(VENV)/.ready
 	$(BIN)/python bench/parity.py $(PARITY)
+
+# A wheel in dist/, checked, installed into fresh environments of every Python here, tested there; minutes, most of them
+# for torch. WHEEL=--cuda with CUDA kernels; for all checks .venv/bin/pip install ".[wheel]".
+wheel: $(VENV)/.ready
+	$(BIN)/python tests/wheel/make_wheel.py $(WHEEL)
+
+# The portable C++ kernels on aarch64, cross-compiled and run under qemu-user, beside those of this processor; a minute.
+aarch64: $(VENV)/.ready
+	$(BIN)/python tests/aarch64/run.py
 
 # Fails where eefast lost a quarter of its lead over the masked loop in PyTorch; under a minute where it passes.
 # GUARD=--write writes a new lead.

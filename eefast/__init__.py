@@ -11,6 +11,7 @@ if sys.argv[:1] == ["-m"] and "eefast" in sys.orig_argv:
 from . import criteria, online, rules, serving, zoo
 from .api import Accelerated, accelerate
 from .checkpoint.loading import load
+from .exporting.formats import export
 from .model import EarlyExitNet
 from .preprocessing import Preprocessing
 from .profiles import Profile, Profiles
@@ -35,6 +36,7 @@ __all__ = [
     "accelerate",
     "attach",
     "criteria",
+    "export",
     "load",
     "online",
     "predict",

@@ -7,7 +7,7 @@ exit to exit are rows of nine numbers, which `carry` applies, see `eefast.rules`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -143,8 +143,22 @@ def carry(
     before, confidence_before: what this returned at the exit before; None where the row does not read them.
     A NaN in a number that is used, or with keep_if_same in L or `before`, makes s NaN.
     """
-    *weights, bias, keep, keep_if_same, a = row.tolist()
-    answer = logits.float() if a == 0 else logits.float() + a * before
+    return carry_numbers(logits, confidence_logit, row.tolist(), before, confidence_before)
+
+
+def carry_numbers(
+    logits: Tensor,
+    confidence_logit: Tensor,
+    row: Sequence[float],
+    before: Tensor | None,
+    confidence_before: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """As `carry`, of nine numbers that are known while the calculation is traced."""
+    *weights, bias, keep, keep_if_same, a = row
+    answer = logits.float()
+    if a != 0:
+        assert before is not None
+        answer = answer + a * before
     total = torch.full_like(confidence_logit, bias, dtype=torch.float32)
     for weight, number in zip(weights, NUMBERS, strict=True):
         total = total if weight == 0 else total + weight * number(answer, confidence_logit)

@@ -502,6 +502,57 @@ class EarlyExitNet(nn.Module):
 
         save(self, folder)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        evaluation: Any = None,
+        evaluated_on: str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        message: str = "Upload a network of eefast",
+    ) -> str:
+        """Write what `save` writes, and a model card, to a repository of the Hugging Face Hub; its commit's address.
+
+        repo_id: "owner/name"; made where there is none. evaluation: an `eefast.thresholds.evaluation.Evaluation` of
+            answers under these thresholds, for the card; evaluated_on: of which images, such as "MNIST (test)".
+        revision: a branch, made where there is none. token: by default that of `hf auth login`.
+        Raises `ValueError` as `check_saving`, `ModuleNotFoundError` without huggingface_hub, and what that raises.
+        """
+        from .hub.repository import push
+
+        return push(
+            self,
+            repo_id,
+            evaluation=evaluation,
+            evaluated_on=evaluated_on,
+            private=private,
+            revision=revision,
+            token=token,
+            message=message,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | None = None,
+    ) -> EarlyExitNet:
+        """The network in a folder, as `eefast.load`, or in a repository "owner/name" of the Hub, which is downloaded.
+
+        Only JSON and safetensors are fetched, and no code of the repository is run. revision: a branch, tag or commit.
+        cache_dir: where downloads are kept, by default huggingface_hub's.
+        Raises `ValueError` where there is no such folder or repository, `eefast.checkpoint.loading.CheckpointError`
+        for files that are no network, `ModuleNotFoundError` without huggingface_hub, and what that raises.
+        """
+        from .hub.repository import pull
+
+        return pull(source, revision=revision, cache_dir=cache_dir, token=token)
+
     def check_saving(self) -> None:
         """`ValueError` unless `eefast.load` could build this network again."""
         if self.criterion.step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from ..model import EarlyExitNet
 from . import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from .folder import OLD_CONFIG_FILE, read_folder
 from .reference import REFERENCE, read_reference
+
+HUB_NAME = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
+"""owner/name of a repository."""
 
 
 class CheckpointError(ValueError):
@@ -62,6 +66,11 @@ def _load(
 ) -> EarlyExitNet:
     if path.is_file() and path.name in (CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE, OLD_CONFIG_FILE):
         raise ValueError("give the folder that this file is in")
+    if not path.exists() and HUB_NAME.fullmatch(str(path)):
+        raise ValueError(
+            f"there is no such file or folder; a repository of the Hub is downloaded by "
+            f'eefast.EarlyExitNet.from_pretrained("{path}")'
+        )
     if not path.is_dir():
         return read_reference(path, input_shape, head, normalization)
     if not (input_shape is None and head is None and normalization is None):

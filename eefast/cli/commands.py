@@ -15,6 +15,7 @@ from . import (
     demo,
     env,
     evaluate,
+    export,
     plot,
     predict,
     quantize,
@@ -67,7 +68,8 @@ def _root(
 
 
 for module in (
-    *(demo, train, search, calibrate, quantize, evaluate, predict, score, serve, bench, plot, calibrate_device, env),
+    *(demo, train, search, calibrate, quantize, evaluate, predict, score, serve, export, bench, plot),
+    *(calibrate_device, env),
 ):
     name = module.__name__.rpartition(".")[2].replace("_", "-")
     app.command(name, cls=score.RayAlone if module is score else None)(module.command)

@@ -24,6 +24,8 @@ EXTRAS = {
     "matplotlib": "plot",
     **dict.fromkeys(("PIL", "pyarrow"), "score"),
     "ray": "ray",
+    **dict.fromkeys(("onnx", "onnxruntime"), "onnx"),
+    "huggingface_hub": "hub",
     **dict.fromkeys(("starlette", "uvicorn", "prometheus_client"), "serve"),
 }
 # Time after the first signal to remove half-written files and end worker processes; then a second one ends at once.

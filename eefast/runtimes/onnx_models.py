@@ -21,15 +21,18 @@ def missing(needs: Sequence[str]) -> str:
     return f"{' and '.join(absent)} not installed: pip install {' '.join(absent)}" if absent else ""
 
 
-def onnx_model(module: nn.Module, example: Tensor, outputs: Sequence[str]) -> bytes:
-    """`module` as ONNX for any batch size: "x", in the layout of `example`, float32 → `outputs` in their order."""
+def onnx_model(
+    module: nn.Module, example: Tensor | tuple[Tensor, ...], outputs: Sequence[str], inputs: Sequence[str] = ("x",)
+) -> bytes:
+    """`module` as ONNX for any batch size: `inputs`, in the layout of `example`, float32 → `outputs` in their order."""
     file = io.BytesIO()
-    axes = {name: {0: "n"} for name in ["x", *outputs]}
+    axes = {name: {0: "n"} for name in [*inputs, *outputs]}
     with warnings.catch_warnings():
         # The exporter by tracing needs no further package, and announces at every call that it is the older one.
         warnings.simplefilter("ignore")
-        options: dict[str, Any] = {"input_names": ["x"], "output_names": list(outputs), "dynamic_axes": axes}
-        torch.onnx.export(module, (example,), file, dynamo=False, **options)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"input_names": list(inputs), "output_names": list(outputs), "dynamic_axes": axes}
+        given = example if isinstance(example, tuple) else (example,)
+        torch.onnx.export(module, given, file, dynamo=False, **options)  # type: ignore[arg-type]
     return file.getvalue()
 
 

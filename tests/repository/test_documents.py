@@ -11,6 +11,7 @@ DOCUMENTS = (
     "README.md",
     "SECURITY.md",
     "docs/design.md",
+    "docs/exporting.md",
     "docs/extending.md",
     "docs/performance.md",
     "docs/quantization.md",

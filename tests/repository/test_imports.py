@@ -52,11 +52,13 @@ ALLOWED = {
     "api": LEAVES | {"planning", "engines"},
     "online": LEAVES | {"thresholds"},
     "integrations": LEAVES | {"api", "checkpoint", "data", "scoring", "serving"},
+    "hub": LEAVES | {"checkpoint", "thresholds"},
+    "exporting": LEAVES | {"checkpoint", "ops", "engines", "planning", "runtimes"},
     "scoring": LEAVES | {"api", "checkpoint", "data", "thresholds"},
     "serving": LEAVES | {"api", "data", "engines", "scoring"},
 }
 # What is imported only where it is used, in a function.
-IN_CALLS = {"model": {"checkpoint"}, "survivors": {"checkpoint"}, "ops": {"kernels"}}
+IN_CALLS = {"model": {"checkpoint", "hub"}, "survivors": {"checkpoint"}, "ops": {"kernels"}}
 THIRD_PARTIES = {
     "cli": {"typer", "rich"},
     "train": {"lightning"},
@@ -176,7 +178,7 @@ def test_the_public_names():
     assert set(eefast.__all__) == {
         "Accelerated", "EarlyExitNet", "ExitOutput", "ExitResult", "Preprocessing",
         "__version__", "accelerate", "attach", "criteria", "load", "online", "predict", "quantize", "score", "zoo",
-        "Profile", "Profiles", "Partial", "Survivors", "rules", "serving",
+        "export", "Profile", "Profiles", "Partial", "Survivors", "rules", "serving",
     }  # fmt: skip
     assert all(hasattr(eefast, name) for name in eefast.__all__)
 
