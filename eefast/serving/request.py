@@ -9,6 +9,7 @@ from math import inf
 
 from torch import Tensor
 
+from .. import criteria
 from ..engines import Engine
 from .answer import Answer
 
@@ -52,6 +53,14 @@ class Request:
             and self.image.shape == other.image.shape
             and self.image.dtype == other.image.dtype
         )
+
+    def exits(self, exit_index: int, confidence: float) -> bool:
+        """Whether it exits at an early exit that is this confident; see `eefast.criteria.exits_by`."""
+        if not self.values:
+            self.values = self.limits.flatten().tolist()
+        limit = self.values[exit_index]
+        above = criteria.get(self.engine.plan.criterion).comparison == ">"
+        return (confidence > limit if above else confidence < limit) or limit != limit
 
     def answer(self, logits: Tensor, label: int, exit_index: int, confidence: float, cost: float, now: float) -> None:
         """logits: [K]; now: on the server's clock."""

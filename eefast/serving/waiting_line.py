@@ -20,20 +20,20 @@ def any_request(taken: Sequence[Request], request: Request) -> bool:
 
 
 class WaitingLine:
-    """most: requests that may wait."""
+    """most: requests that may wait. changed: told of requests that come and of the end; its lock guards all."""
 
     def __init__(self, most: int) -> None:
         self.most, self.closed = most, False
         self._waiting: deque[Request] = deque()
         self._cancelled = False
-        self._changed = threading.Condition()
+        self.changed = threading.Condition()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def check(self, count: int) -> None:
         """Raises `Overloaded` where `count` more may not wait, `Closed` where none may."""
-        with self._changed:
+        with self.changed:
             if self.closed:
                 raise Closed("this server was closed; make another one")
             if self._cancelled and len(self._waiting) + count > self.most:
@@ -46,12 +46,12 @@ class WaitingLine:
 
     def put(self, requests: Sequence[Request]) -> None:
         """All of them or none; errors as of `check`."""
-        with self._changed:
+        with self.changed:
             self.check(len(requests))
             for request in requests:
                 request.future.cancelled_once = self._has_cancelled
             self._waiting.extend(requests)
-            self._changed.notify(len(requests))
+            self.changed.notify(len(requests))
 
     def _has_cancelled(self) -> None:
         self._cancelled = True
@@ -64,10 +64,10 @@ class WaitingLine:
         share: with it at most one in `share` of those that wait, rounded up. wait: until there is one; then an empty
             list says that the line is closed and nothing waits.
         """
-        with self._changed:
+        with self.changed:
             while True:
                 while wait and not self._waiting and not self.closed:
-                    self._changed.wait()
+                    self.changed.wait()
                 if share is not None:
                     most = min(most, max(1, ceil(len(self._waiting) / share)))
                 taken: list[Request] = []
@@ -83,18 +83,18 @@ class WaitingLine:
 
     def deadlines(self, most: int) -> list[float]:
         """Those of the oldest requests, in the order of arrival; infinite where there is none."""
-        with self._changed:
+        with self.changed:
             return [request.deadline for request in islice(self._waiting, most)]
 
     def close(self) -> None:
         """No more requests; those that wait can still be taken."""
-        with self._changed:
+        with self.changed:
             self.closed = True
-            self._changed.notify_all()
+            self.changed.notify_all()
 
     def drop(self) -> list[Request]:
         """All that wait; they wait no longer."""
-        with self._changed:
+        with self.changed:
             dropped = list(self._waiting)
             self._waiting.clear()
             return dropped

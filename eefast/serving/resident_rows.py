@@ -1,0 +1,267 @@
+"""Waiting images → pieces of the resident engine's run in several threads, each image answered when it exits."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from heapq import heappop, heappush
+from math import ceil, nan
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..engines import Engine, ResidentEngine
+from .calls import answer_in_one_call, together
+from .pieces import Piece, cuts, measure
+from .request import Request
+from .stage_order import next_stage
+from .waiting_line import WaitingLine
+
+MOST = 4
+"""Images of a call: few enough that none waits long for the others, enough to hide what a call costs."""
+
+CALLS_UNDER_WAY = 4
+"""Images that have begun and have not exited, in calls of every worker: more wait in the line, which is bounded."""
+
+NONE = torch.empty(0)
+
+LOOKS_AHEAD = 64
+"""Waiting images whose deadlines are looked at before a later piece may go first."""
+
+
+class Row:
+    """A request that has begun.
+
+    features: [1, C, H, W] before its next piece. piece: the one that it waits for, -1 while it runs or after its end.
+    number: of rows in the order in which they began. so_far: what its last exit said: logits [K], confidence, exit;
+    None before the first one.
+    """
+
+    __slots__ = ("features", "number", "piece", "request", "so_far")
+
+    def __init__(self, request: Request, number: int) -> None:
+        self.request, self.features, self.number, self.piece = request, request.image, number, -1
+        self.so_far: tuple[Any, float, int] | None = None
+
+
+class Work(NamedTuple):
+    """rows: to be run together, all before this piece. expired: to be answered by the exit that they passed."""
+
+    piece: int
+    rows: list[Row]
+    expired: list[Row]
+
+
+class ResidentRows:
+    """workers: threads that run `work`, each on one core.
+
+    An image waits before each piece. Arrivals and later pieces take turns, and of the later ones that with the oldest
+    image goes first, so that an arrival waits for one piece of each worker at most. What waits and what is chosen is
+    guarded by the line's lock.
+    """
+
+    def __init__(
+        self, line: WaitingLine, engine: Engine, workers: int | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:  # fmt: skip
+        self.line, self.clock = line, clock
+        self.workers = workers or torch.get_num_threads()
+        self._cuts = cuts(engine)
+        self._made: Callable[[Engine], list[Piece]] = lru_cache(2)(self._pieces)
+        self._usual = [piece.durations for piece in self._made(engine)]
+        self._waiting: list[deque[Row]] = [deque() for _ in self._cuts]
+        self._expiring: list[tuple[float, int, int, Row]] = []
+        self._first_ran_last, self._begun, self._under_way = False, 0, 0
+
+    def _pieces(self, engine: Engine) -> list[Piece]:
+        """Empty for an engine that cannot be cut as the first one was."""
+        if cuts(engine) != self._cuts:
+            return []
+        assert isinstance(engine, ResidentEngine)
+        made = [Piece(engine, *cut) for cut in self._cuts]
+        measure(made, self.clock)
+        return made
+
+    def running(self) -> dict[str, int]:
+        """Number of images that wait before each piece but the first, by its first stage."""
+        return {str(first): len(rows) for (first, _), rows in zip(self._cuts, self._waiting, strict=True) if first}
+
+    def drop(self) -> None:
+        """Nothing: what is under way ends by itself soon."""
+
+    @torch.no_grad()
+    def work(self) -> None:
+        """Until the line is closed and all is answered."""
+        survivors, ended = list[Row](), 0
+        while work := self._next(survivors, ended):
+            for row in work.expired:
+                self._answer_so_far(row)
+            survivors = self._run(work.piece, work.rows) if work.rows else []
+            ended = len(work.rows) - len(survivors)
+
+    def _next(self, survivors: Sequence[Row], ended: int) -> Work | None:
+        """Takes back what goes on after the last work, and finds the next; waits until there is some.
+
+        None when the line is closed and all is answered.
+        """
+        line = self.line
+        with line.changed:
+            self._under_way -= ended
+            for row in survivors:
+                self._put_back(row)
+            while True:
+                expired = self._expired()
+                number, rows = self._chosen()
+                if rows or expired:
+                    if len(line) or any(self._waiting):
+                        line.changed.notify()
+                    return Work(number, rows, expired)
+                if line.closed and not len(line) and not self._under_way:
+                    line.changed.notify_all()
+                    return None
+                line.changed.wait()
+
+    def _put_back(self, row: Row) -> None:
+        assert row.so_far is not None
+        row.piece = next(i for i, (first, _) in enumerate(self._cuts) if first > row.so_far[2])
+        self._waiting[row.piece].append(row)
+        if row.request.urgent:
+            until = row.request.deadline - self._usual[row.piece].to(0)
+            heappush(self._expiring, (until, row.number, row.piece, row))
+
+    def _expired(self) -> list[Row]:
+        """Rows that wait and cannot reach another exit before their deadline; they wait no longer."""
+        found = list[Row]()
+        while self._expiring and self._expiring[0][0] < self.clock():
+            _, _, piece, row = heappop(self._expiring)
+            if row.piece == piece:
+                row.piece = -1
+                found.append(row)
+        self._under_way -= len(found)
+        return found
+
+    def _chosen(self) -> tuple[int, list[Row]]:
+        """The piece that runs next, and its rows; none where there is nothing to do."""
+        waiting = self._waiting
+        for number, rows in enumerate(waiting):
+            while rows and self._is_over(rows[0], number):
+                rows.popleft()
+        may_begin = self._under_way < CALLS_UNDER_WAY * MOST * self.workers
+        arrivals = len(self.line) if may_begin else 0
+        since = [rows[0].number if rows else None for rows in waiting]
+        number = next_stage(arrivals, since, self._first_ran_last)
+        if number and arrivals and not self._leaves_time(number):
+            number = 0
+        if number == 0:
+            if taken := self.line.take(MOST, together, share=self.workers, wait=False):
+                self._first_ran_last = True
+                return 0, self._begin(taken)
+            number = next_stage(0, since, False)
+        if number is None:
+            return 0, []
+        self._first_ran_last = False
+        return number, self._taken(number)
+
+    def _is_over(self, row: Row, number: int) -> bool:
+        """Whether a row in this line was answered or cancelled."""
+        if row.piece == number and row.request.future.cancelled():
+            row.piece = -1
+            self._under_way -= 1
+        return row.piece != number
+
+    def _leaves_time(self, number: int) -> bool:
+        """Whether all that wait and can still reach their first exit in time can do so after this piece, too."""
+        now, first = self.clock(), self._usual[0].to(0)
+        end = now + self._usual[number].to(-1)
+        latest = (d - (i // self.workers + 1) * first for i, d in enumerate(self.line.deadlines(LOOKS_AHEAD)))
+        return not any(now <= begin < end for begin in latest)
+
+    def _begin(self, taken: Sequence[Request]) -> list[Row]:
+        now, rows = self.clock(), []
+        for request in taken:
+            request.began = now
+            self._begun += 1
+            rows.append(Row(request, self._begun))
+        self._under_way += len(rows)
+        return rows
+
+    def _taken(self, number: int) -> list[Row]:
+        """The oldest rows before a piece that may run together."""
+        waiting, rows = self._waiting[number], list[Row]()
+        most = min(MOST, ceil(len(waiting) / self.workers))
+        while waiting and len(rows) < most:
+            if self._is_over(waiting[0], number):
+                waiting.popleft()
+                continue
+            first, row = rows[0] if rows else waiting[0], waiting[0]
+            if rows and not (together([first.request], row.request) and first.features.shape == row.features.shape):
+                break
+            waiting.popleft()
+            row.piece = -1
+            rows.append(row)
+        return rows
+
+    def _run(self, number: int, rows: Sequence[Row]) -> list[Row]:
+        """A piece on some rows; those that exit are answered, the others returned."""
+        request = rows[0].request
+        pieces = self._made(request.engine)
+        if not pieces or (number == 0 and not pieces[0].takes(request.image)):
+            answer_in_one_call([row.request for row in rows], self.clock)
+            return []
+        piece, begin = pieces[number], self.clock()
+        try:
+            last = piece.durations.last_exit(request.deadline - begin) if request.urgent else None
+            x = rows[0].features if len(rows) == 1 else torch.cat([row.features for row in rows])
+            *answers, features = piece.run(x, limits_of(rows, piece.first, piece.last, last))
+            logits, confidence, exits = (part.numpy() for part in answers)
+            found = zip(rows, logits, logits.argmax(1).tolist(), confidence.tolist(), exits.tolist(), strict=True)
+        except BaseException as error:
+            if len(rows) == 1:
+                request.fail(error)
+                return []
+            return [survivor for row in rows for survivor in self._run(number, [row])]  # the others are answered
+        now, survivors = self.clock(), []
+        for i, (row, scores, label, value, at) in enumerate(found):
+            passed = piece.first + at
+            if passed == piece.last and not piece.final and self._goes_on(row, pieces[number + 1], value, passed, now):
+                assert features is not None
+                row.so_far, row.features = (scores, value, passed), features[i : i + 1] if len(rows) > 1 else features
+                survivors.append(row)
+            else:
+                row.request.answer(torch.from_numpy(scores), label, passed, value, piece.costs[passed], now)
+        if len(rows) == 1:
+            piece.durations.add(exits.item(), now - begin)
+        return survivors
+
+    def _goes_on(self, row: Row, following: Piece, confidence: float, exit_index: int, now: float) -> bool:
+        request = row.request
+        if request.exits(exit_index, confidence):
+            return False
+        return not request.urgent or now + following.durations.to(0) <= request.deadline
+
+    def _answer_so_far(self, row: Row) -> None:
+        assert row.so_far is not None
+        scores, confidence, passed = row.so_far
+        costs = self._made(row.request.engine)[0].costs
+        row.request.answer(
+            torch.from_numpy(scores), int(scores.argmax()), passed, confidence, costs[passed], self.clock()
+        )
+
+
+def limits_of(rows: Sequence[Row], first: int, last: int, cut: int | None) -> Tensor:
+    """[last - first] or [last - first, N] limits of the exits first … last - 1 alone; cut: the one where all exit."""
+    if first == last:
+        return NONE
+    all_limits = [row.request.limits for row in rows]
+    limits = all_limits[0]
+    if len(rows) > 1 and (limits.dim() == 2 or any(other is not limits for other in all_limits)):
+        limits = torch.cat([part if part.dim() == 2 else part[:, None] for part in all_limits], dim=1)
+    limits = limits[first:last]
+    if cut is None or cut >= last - first:
+        return limits
+    limits = (limits if limits.dim() == 2 else limits[:, None]).clone()
+    limits[cut:] = nan
+    return limits
