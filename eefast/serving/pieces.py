@@ -14,7 +14,7 @@ from .. import criteria
 from ..engines import Engine, ResidentEngine
 from .durations import CallDurations
 
-SHARE = 4
+SHARE = 2
 """No piece but a single stage takes more than the largest stage's part of the cost ÷ this: what arrives waits for a
 piece, and every piece costs a call."""
 
@@ -24,13 +24,14 @@ REPETITIONS = 3
 class Piece:
     """Stages first … last of an engine's run, of any number of threads at a time.
 
-    final: whether it ends at the final exit. costs: of all exits. durations: of calls on one image, from the start of
-    the piece to each of its exits.
+    final: whether it ends at the final exit. above: whether images exit above their limits, else below. costs: of all
+    exits. durations: of calls on one image, from the start of the piece to each of its exits.
     """
 
     def __init__(self, engine: ResidentEngine, first: int, last: int) -> None:
         self.engine, self.first, self.last = engine, first, last
         self.costs: list[float] = engine.net.cost.tolist()
+        self.above = criteria.get(engine.plan.criterion).comparison == ">"
         self.final = last == engine.net.num_exits
         self.durations = CallDurations([1e-9] * (last - first + 1))
 

@@ -9,7 +9,6 @@ from math import inf
 
 from torch import Tensor
 
-from .. import criteria
 from ..engines import Engine
 from .answer import Answer
 
@@ -54,12 +53,11 @@ class Request:
             and self.image.dtype == other.image.dtype
         )
 
-    def exits(self, exit_index: int, confidence: float) -> bool:
-        """Whether it exits at an early exit that is this confident; see `eefast.criteria.exits_by`."""
+    def exits(self, exit_index: int, confidence: float, above: bool) -> bool:
+        """Whether it exits at an early exit that is this confident; above: the rule, else below. See `exits_by`."""
         if not self.values:
             self.values = self.limits.flatten().tolist()
         limit = self.values[exit_index]
-        above = criteria.get(self.engine.plan.criterion).comparison == ">"
         return (confidence > limit if above else confidence < limit) or limit != limit
 
     def answer(self, logits: Tensor, label: int, exit_index: int, confidence: float, cost: float, now: float) -> None:

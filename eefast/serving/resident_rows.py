@@ -20,13 +20,16 @@ from .request import Request
 from .stage_order import next_stage
 from .waiting_line import WaitingLine
 
-MOST = 4
+MOST = 8
 """Images of a call: few enough that none waits long for the others, enough to hide what a call costs."""
 
 CALLS_UNDER_WAY = 4
 """Images that have begun and have not exited, in calls of every worker: more wait in the line, which is bounded."""
 
 NONE = torch.empty(0)
+
+SAMPLED = 8
+"""Of images without a deadline one in so many is timed."""
 
 LOOKS_AHEAD = 64
 """Waiting images whose deadlines are looked at before a later piece may go first."""
@@ -35,16 +38,21 @@ LOOKS_AHEAD = 64
 class Row:
     """A request that has begun.
 
-    features: [1, C, H, W] before its next piece. piece: the one that it waits for, -1 while it runs or after its end.
-    number: of rows in the order in which they began. so_far: what its last exit said: logits [K], confidence, exit;
-    None before the first one.
+    features: [N, C, H, W] before its next piece, with those of images that ran with it; place: its row there. piece:
+    the one that it waits for, -1 while it runs or after its end. number: of rows in the order in which they began.
+    so_far: what its last exit said: logits [K], confidence, exit; None before the first one.
     """
 
-    __slots__ = ("features", "number", "piece", "request", "so_far")
+    __slots__ = ("features", "number", "piece", "place", "request", "so_far")
 
     def __init__(self, request: Request, number: int) -> None:
-        self.request, self.features, self.number, self.piece = request, request.image, number, -1
+        self.request, self.number, self.piece = request, number, -1
+        self.features, self.place = request.image, 0
         self.so_far: tuple[Any, float, int] | None = None
+
+    def fits(self, other: Row) -> bool:
+        """Whether both can be in one call."""
+        return together([self.request], other.request) and self.features.shape[1:] == other.features.shape[1:]
 
 
 class Work(NamedTuple):
@@ -74,7 +82,7 @@ class ResidentRows:
         self._usual = [piece.durations for piece in self._made(engine)]
         self._waiting: list[deque[Row]] = [deque() for _ in self._cuts]
         self._expiring: list[tuple[float, int, int, Row]] = []
-        self._first_ran_last, self._begun, self._under_way = False, 0, 0
+        self._first_ran_last, self._cancelled, self._begun, self._under_way = False, False, 0, 0
 
     def _pieces(self, engine: Engine) -> list[Piece]:
         """Empty for an engine that cannot be cut as the first one was."""
@@ -95,25 +103,28 @@ class ResidentRows:
     @torch.no_grad()
     def work(self) -> None:
         """Until the line is closed and all is answered."""
-        survivors, ended = list[Row](), 0
-        while work := self._next(survivors, ended):
-            for row in work.expired:
+        number, rows, survivors = 0, list[Row](), list[Row]()
+        while work := self._next(number, survivors, len(rows) - len(survivors)):
+            number, rows, expired = work
+            for row in expired:
                 self._answer_so_far(row)
-            survivors = self._run(work.piece, work.rows) if work.rows else []
-            ended = len(work.rows) - len(survivors)
+            survivors = self._run(number, rows) if rows else []
+            while len(survivors) == 1 and not len(self.line) and not any(self._waiting):
+                number, self._first_ran_last = number + 1, False  # nothing else to choose
+                survivors = self._run(number, survivors)
 
-    def _next(self, survivors: Sequence[Row], ended: int) -> Work | None:
-        """Takes back what goes on after the last work, and finds the next; waits until there is some.
+    def _next(self, number: int, survivors: Sequence[Row], ended: int) -> Work | None:
+        """Takes back what goes on after piece `number`, and finds the next work; waits until there is some.
 
-        None when the line is closed and all is answered.
+        ended: rows that do not go on. None when the line is closed and all is answered.
         """
         line = self.line
-        with line.changed:
+        with line.lock:
             self._under_way -= ended
             for row in survivors:
-                self._put_back(row)
+                self._put_back(row, number + 1)
             while True:
-                expired = self._expired()
+                expired = self._expired() if self._expiring else []
                 number, rows = self._chosen()
                 if rows or expired:
                     if len(line) or any(self._waiting):
@@ -124,13 +135,12 @@ class ResidentRows:
                     return None
                 line.changed.wait()
 
-    def _put_back(self, row: Row) -> None:
-        assert row.so_far is not None
-        row.piece = next(i for i, (first, _) in enumerate(self._cuts) if first > row.so_far[2])
-        self._waiting[row.piece].append(row)
+    def _put_back(self, row: Row, number: int) -> None:
+        row.piece = number
+        self._waiting[number].append(row)
         if row.request.urgent:
-            until = row.request.deadline - self._usual[row.piece].to(0)
-            heappush(self._expiring, (until, row.number, row.piece, row))
+            until = row.request.deadline - self._usual[number].to(0)
+            heappush(self._expiring, (until, row.number, number, row))
 
     def _expired(self) -> list[Row]:
         """Rows that wait and cannot reach another exit before their deadline; they wait no longer."""
@@ -146,14 +156,16 @@ class ResidentRows:
     def _chosen(self) -> tuple[int, list[Row]]:
         """The piece that runs next, and its rows; none where there is nothing to do."""
         waiting = self._waiting
+        if self._cancelled:
+            self._drop_cancelled()
         for number, rows in enumerate(waiting):
-            while rows and self._is_over(rows[0], number):
+            while rows and rows[0].piece != number:  # it has expired
                 rows.popleft()
         may_begin = self._under_way < CALLS_UNDER_WAY * MOST * self.workers
         arrivals = len(self.line) if may_begin else 0
         since = [rows[0].number if rows else None for rows in waiting]
         number = next_stage(arrivals, since, self._first_ran_last)
-        if number and arrivals and not self._leaves_time(number):
+        if number and arrivals and self.line.hurried and not self._leaves_time(number):
             number = 0
         if number == 0:
             if taken := self.line.take(MOST, together, share=self.workers, wait=False):
@@ -165,12 +177,16 @@ class ResidentRows:
         self._first_ran_last = False
         return number, self._taken(number)
 
-    def _is_over(self, row: Row, number: int) -> bool:
-        """Whether a row in this line was answered or cancelled."""
-        if row.piece == number and row.request.future.cancelled():
-            row.piece = -1
-            self._under_way -= 1
-        return row.piece != number
+    def _drop_cancelled(self) -> None:
+        self._cancelled = False
+        for number, rows in enumerate(self._waiting):
+            for row in rows:
+                if row.piece == number and row.request.future.cancelled():
+                    row.piece = -1
+                    self._under_way -= 1
+
+    def _has_cancelled(self) -> None:
+        self._cancelled = True
 
     def _leaves_time(self, number: int) -> bool:
         """Whether all that wait and can still reach their first exit in time can do so after this piece, too."""
@@ -185,6 +201,9 @@ class ResidentRows:
             request.began = now
             self._begun += 1
             rows.append(Row(request, self._begun))
+            request.future.cancelled_once = self._has_cancelled
+            if request.future.cancelled():  # before that
+                self._cancelled = True
         self._under_way += len(rows)
         return rows
 
@@ -193,15 +212,13 @@ class ResidentRows:
         waiting, rows = self._waiting[number], list[Row]()
         most = min(MOST, ceil(len(waiting) / self.workers))
         while waiting and len(rows) < most:
-            if self._is_over(waiting[0], number):
-                waiting.popleft()
-                continue
-            first, row = rows[0] if rows else waiting[0], waiting[0]
-            if rows and not (together([first.request], row.request) and first.features.shape == row.features.shape):
-                break
+            row = waiting[0]
+            if row.piece == number:
+                if rows and not rows[0].fits(row):
+                    break
+                row.piece = -1
+                rows.append(row)
             waiting.popleft()
-            row.piece = -1
-            rows.append(row)
         return rows
 
     def _run(self, number: int, rows: Sequence[Row]) -> list[Row]:
@@ -214,8 +231,7 @@ class ResidentRows:
         piece, begin = pieces[number], self.clock()
         try:
             last = piece.durations.last_exit(request.deadline - begin) if request.urgent else None
-            x = rows[0].features if len(rows) == 1 else torch.cat([row.features for row in rows])
-            *answers, features = piece.run(x, limits_of(rows, piece.first, piece.last, last))
+            *answers, features = piece.run(features_of(rows), limits_of(rows, piece.first, piece.last, last))
             logits, confidence, exits = (part.numpy() for part in answers)
             found = zip(rows, logits, logits.argmax(1).tolist(), confidence.tolist(), exits.tolist(), strict=True)
         except BaseException as error:
@@ -228,17 +244,17 @@ class ResidentRows:
             passed = piece.first + at
             if passed == piece.last and not piece.final and self._goes_on(row, pieces[number + 1], value, passed, now):
                 assert features is not None
-                row.so_far, row.features = (scores, value, passed), features[i : i + 1] if len(rows) > 1 else features
+                row.so_far, row.features, row.place = (scores, value, passed), features, i
                 survivors.append(row)
             else:
                 row.request.answer(torch.from_numpy(scores), label, passed, value, piece.costs[passed], now)
-        if len(rows) == 1:
+        if len(rows) == 1 and (request.urgent or rows[0].number % SAMPLED == 0):
             piece.durations.add(exits.item(), now - begin)
         return survivors
 
     def _goes_on(self, row: Row, following: Piece, confidence: float, exit_index: int, now: float) -> bool:
         request = row.request
-        if request.exits(exit_index, confidence):
+        if request.exits(exit_index, confidence, following.above):
             return False
         return not request.urgent or now + following.durations.to(0) <= request.deadline
 
@@ -249,6 +265,14 @@ class ResidentRows:
         row.request.answer(
             torch.from_numpy(scores), int(scores.argmax()), passed, confidence, costs[passed], self.clock()
         )
+
+
+def features_of(rows: Sequence[Row]) -> Tensor:
+    """[N, C, H, W], without a copy where they are neighbours in memory."""
+    first, count = rows[0], len(rows)
+    if all(row.features is first.features and row.place == first.place + i for i, row in enumerate(rows)):
+        return first.features if len(first.features) == count else first.features[first.place : first.place + count]
+    return torch.cat([row.features[row.place : row.place + 1] for row in rows])
 
 
 def limits_of(rows: Sequence[Row], first: int, last: int, cut: int | None) -> Tensor:
