@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from heapq import heappop, heappush
-from math import ceil, nan
+from math import ceil, inf, nan
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +30,9 @@ NONE = torch.empty(0)
 
 SAMPLED = 8
 """Of images without a deadline one in so many is timed."""
+
+RECENT = 8
+"""Arrivals that count where the time between them is estimated."""
 
 LOOKS_AHEAD = 64
 """Waiting images whose deadlines are looked at before a later piece may go first."""
@@ -80,6 +83,8 @@ class ResidentRows:
         self._cuts = cuts(engine)
         self._made: Callable[[Engine], list[Piece]] = lru_cache(2)(self._pieces)
         self._usual = [piece.durations for piece in self._made(engine)]
+        # When the last image with a deadline came, and the usual time between them.
+        self._arrived, self._apart = -inf, inf
         self._waiting: list[deque[Row]] = [deque() for _ in self._cuts]
         self._expiring: list[tuple[float, int, int, Row]] = []
         self._first_ran_last, self._cancelled, self._begun, self._under_way = False, False, 0, 0
@@ -201,6 +206,10 @@ class ResidentRows:
             request.began = now
             self._begun += 1
             rows.append(Row(request, self._begun))
+            if request.urgent:
+                apart = request.arrived - self._arrived
+                self._apart = apart if self._apart == inf else self._apart + (apart - self._apart) / RECENT
+                self._arrived = request.arrived
             request.future.cancelled_once = self._has_cancelled
             if request.future.cancelled():  # before that
                 self._cancelled = True
@@ -230,7 +239,7 @@ class ResidentRows:
             return []
         piece, begin = pieces[number], self.clock()
         try:
-            last = piece.durations.last_exit(request.deadline - begin) if request.urgent else None
+            last = piece.durations.last_exit(self._time_left(request, number, begin)) if request.urgent else None
             *answers, features = piece.run(features_of(rows), limits_of(rows, piece.first, piece.last, last))
             logits, confidence, exits = (part.numpy() for part in answers)
             found = zip(rows, logits, logits.argmax(1).tolist(), confidence.tolist(), exits.tolist(), strict=True)
@@ -256,7 +265,18 @@ class ResidentRows:
         request = row.request
         if request.exits(exit_index, confidence, following.above):
             return False
-        return not request.urgent or now + following.durations.to(0) <= request.deadline
+        return not request.urgent or following.durations.to(0) <= self._time_left(request, 1, now)
+
+    def _time_left(self, request: Request, number: int, now: float) -> float:
+        """Seconds that piece `number` of an image with a deadline may take.
+
+        Where such images come more often, a later piece leaves time for those that will wait for it: to reach their
+        first exit by as short a deadline, and to be taken up.
+        """
+        left = request.deadline - now
+        if number and self._apart < (whole := request.deadline - request.arrived):
+            return min(left, whole - 2 * self._usual[0].to(0))
+        return left
 
     def _answer_so_far(self, row: Row) -> None:
         assert row.so_far is not None

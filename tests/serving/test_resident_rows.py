@@ -187,6 +187,14 @@ def test_time_is_left_for_the_deadlines_of_those_that_wait(crew):
     assert sum(a.exit + 1 for a in answers) == 5
 
 
+@pytest.mark.parametrize(("count", "exits"), [(1, [1]), (2, [0, 0])])
+def test_short_deadlines_leave_time_for_images_that_will_come(crew, count, exits):
+    """A second stage would keep one that comes meanwhile from its first exit; nothing comes where there is one."""
+    futures = crew.put(count, 2, 2.9)
+    crew.work()
+    assert [future.result(0).exit for future in futures] == exits
+
+
 def test_cancelled_images_are_computed_no_further(crew):
     futures = crew.put(2, 2)
     crew.hook = futures[0].cancel
