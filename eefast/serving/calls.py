@@ -1,4 +1,4 @@
-"""Waiting images → calls of the engine on a few of them each, in several threads; for the resident engine."""
+"""Waiting images → calls of a resident engine that cannot stop between exits, on a few images each, in threads."""
 
 from __future__ import annotations
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from heapq import heappop, heappush
 from math import ceil, inf, nan
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,15 +42,21 @@ class Row:
 
     features: [N, C, H, W] before its next piece, with those of images that ran with it; place: its row there. piece:
     the one that it waits for, -1 while it runs or after its end. number: of rows in the order in which they began.
-    so_far: what its last exit said: logits [K], confidence, exit; None before the first one.
+    logits: [N, K], confidence, exit: of its last exit; before the first one they mean nothing.
     """
 
-    __slots__ = ("features", "number", "piece", "place", "request", "so_far")
+    __slots__ = ("confidence", "exit", "features", "logits", "number", "piece", "place", "request")
 
     def __init__(self, request: Request, number: int) -> None:
         self.request, self.number, self.piece = request, number, -1
         self.features, self.place = request.image, 0
-        self.so_far: tuple[Any, float, int] | None = None
+        self.logits, self.confidence, self.exit = NONE, nan, -1
+
+    def answer(self, costs: Sequence[float], now: float) -> None:
+        """With what its last exit said. costs: of all exits."""
+        scores = self.logits.numpy()[self.place]
+        label, cost = int(scores.argmax()), costs[self.exit]
+        self.request.answer(torch.from_numpy(scores), label, self.exit, self.confidence, cost, now)
 
     def fits(self, other: Row) -> bool:
         """Whether both can be in one call."""
@@ -81,7 +86,7 @@ class ResidentRows:
         self.line, self.clock = line, clock
         self.workers = workers or torch.get_num_threads()
         self._cuts = cuts(engine)
-        self._made: Callable[[Engine], list[Piece]] = lru_cache(2)(self._pieces)
+        self._known: list[tuple[Engine, list[Piece]]] = []
         self._usual = [piece.durations for piece in self._made(engine)]
         # When the last image with a deadline came, and the usual time between them.
         self._arrived, self._apart = -inf, inf
@@ -89,13 +94,17 @@ class ResidentRows:
         self._expiring: list[tuple[float, int, int, Row]] = []
         self._first_ran_last, self._cancelled, self._begun, self._under_way = False, False, 0, 0
 
-    def _pieces(self, engine: Engine) -> list[Piece]:
-        """Empty for an engine that cannot be cut as the first one was."""
-        if cuts(engine) != self._cuts:
-            return []
-        assert isinstance(engine, ResidentEngine)
-        made = [Piece(engine, *cut) for cut in self._cuts]
-        measure(made, self.clock)
+    def _made(self, engine: Engine) -> list[Piece]:
+        """Of the engines that were met last; empty for one that cannot be cut as the first one was."""
+        for known, pieces in self._known:
+            if known is engine:
+                return pieces
+        made = list[Piece]()
+        if cuts(engine) == self._cuts:
+            assert isinstance(engine, ResidentEngine)
+            made = [Piece(engine, *cut) for cut in self._cuts]
+            measure(made, self.clock)
+        self._known = [(engine, made), *self._known[:1]]
         return made
 
     def running(self) -> dict[str, int]:
@@ -112,7 +121,7 @@ class ResidentRows:
         while work := self._next(number, survivors, len(rows) - len(survivors)):
             number, rows, expired = work
             for row in expired:
-                self._answer_so_far(row)
+                row.answer(self._made(row.request.engine)[0].costs, self.clock())
             survivors = self._run(number, rows) if rows else []
             while len(survivors) == 1 and not len(self.line) and not any(self._waiting):
                 number, self._first_ran_last = number + 1, False  # nothing else to choose
@@ -169,18 +178,18 @@ class ResidentRows:
         may_begin = self._under_way < CALLS_UNDER_WAY * MOST * self.workers
         arrivals = len(self.line) if may_begin else 0
         since = [rows[0].number if rows else None for rows in waiting]
-        number = next_stage(arrivals, since, self._first_ran_last)
-        if number and arrivals and self.line.hurried and not self._leaves_time(number):
-            number = 0
-        if number == 0:
+        chosen = next_stage(arrivals, since, self._first_ran_last)
+        if chosen and arrivals and self.line.hurried and not self._leaves_time(chosen):
+            chosen = 0
+        if chosen == 0:
             if taken := self.line.take(MOST, together, share=self.workers, wait=False):
                 self._first_ran_last = True
                 return 0, self._begin(taken)
-            number = next_stage(0, since, False)
-        if number is None:
+            chosen = next_stage(0, since, False)
+        if chosen is None:
             return 0, []
         self._first_ran_last = False
-        return number, self._taken(number)
+        return chosen, self._taken(chosen)
 
     def _drop_cancelled(self) -> None:
         self._cancelled = False
@@ -241,29 +250,29 @@ class ResidentRows:
         try:
             last = piece.durations.last_exit(self._time_left(request, number, begin)) if request.urgent else None
             *answers, features = piece.run(features_of(rows), limits_of(rows, piece.first, piece.last, last))
-            logits, confidence, exits = (part.numpy() for part in answers)
-            found = zip(rows, logits, logits.argmax(1).tolist(), confidence.tolist(), exits.tolist(), strict=True)
+            logits, confidence = answers[0], answers[1].tolist()
+            exits = answers[2].tolist() if piece.last > piece.first else [0] * len(rows)
         except BaseException as error:
             if len(rows) == 1:
                 request.fail(error)
                 return []
             return [survivor for row in rows for survivor in self._run(number, [row])]  # the others are answered
         now, survivors = self.clock(), []
-        for i, (row, scores, label, value, at) in enumerate(found):
-            passed = piece.first + at
-            if passed == piece.last and not piece.final and self._goes_on(row, pieces[number + 1], value, passed, now):
+        for i, row in enumerate(rows):
+            row.logits, row.confidence, row.exit, row.place = logits, confidence[i], piece.first + exits[i], i
+            if row.exit == piece.last and not piece.final and self._goes_on(row, pieces[number + 1], now):
                 assert features is not None
-                row.so_far, row.features, row.place = (scores, value, passed), features, i
+                row.features = features
                 survivors.append(row)
             else:
-                row.request.answer(torch.from_numpy(scores), label, passed, value, piece.costs[passed], now)
+                row.answer(piece.costs, now)
         if len(rows) == 1 and (request.urgent or rows[0].number % SAMPLED == 0):
-            piece.durations.add(exits.item(), now - begin)
+            piece.durations.add(exits[0], now - begin)
         return survivors
 
-    def _goes_on(self, row: Row, following: Piece, confidence: float, exit_index: int, now: float) -> bool:
+    def _goes_on(self, row: Row, following: Piece, now: float) -> bool:
         request = row.request
-        if request.exits(exit_index, confidence, following.above):
+        if request.exits(row.exit, row.confidence, following.above):
             return False
         return not request.urgent or following.durations.to(0) <= self._time_left(request, 1, now)
 
@@ -277,14 +286,6 @@ class ResidentRows:
         if number and self._apart < (whole := request.deadline - request.arrived):
             return min(left, whole - 2 * self._usual[0].to(0))
         return left
-
-    def _answer_so_far(self, row: Row) -> None:
-        assert row.so_far is not None
-        scores, confidence, passed = row.so_far
-        costs = self._made(row.request.engine)[0].costs
-        row.request.answer(
-            torch.from_numpy(scores), int(scores.argmax()), passed, confidence, costs[passed], self.clock()
-        )
 
 
 def features_of(rows: Sequence[Row]) -> Tensor:

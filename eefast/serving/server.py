@@ -31,9 +31,9 @@ from .waiting_line import WaitingLine
 class Server:
     """Answers images one by one, each as soon as it exits; of any number of threads at a time.
 
-    With the resident engine on a CPU a worker per core takes the next image, up to four at once where many wait; on a
-    GPU several calls overlap. With the compact and the reference engine images go through the stages together: arrivals
-    join the first stage, survivors wait before theirs, and answers are given at every exit.
+    Images go through the stages together: arrivals join the first stage, survivors wait before theirs, and answers are
+    given at every exit; with the resident engine on a CPU by a worker per core. On a GPU several calls of the resident
+    engine overlap, which carry images to their exits.
 
     fast: an accelerated network; `frozen=True` makes `submit` faster. It is warmed up here.
     max_queue: images that may wait.
