@@ -1,11 +1,14 @@
 // Keeps the networks that were read last, which for one image takes as long as a few layers.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <deque>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 #include "resident_program.h"
 
@@ -34,7 +37,8 @@ class KnownNetworks {
   }
 
  private:
-  static constexpr std::size_t kMost = 4;
+  // Programs that share their weights, the parts of one network, count as one of kMostWeights.
+  static constexpr std::size_t kMost = 64, kMostWeights = 4;
 
   std::shared_ptr<const Known> kept(const ResidentSource& source) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -45,13 +49,19 @@ class KnownNetworks {
   }
 
   std::shared_ptr<const Known> keep(std::shared_ptr<const Known> known) {
-    std::shared_ptr<const Known> oldest;  // destroyed after the lock, since that may wait for Python
+    std::deque<std::shared_ptr<const Known>> dropped;  // destroyed after the lock, since that may wait for Python
     const std::lock_guard<std::mutex> lock(mutex_);
     networks_.push_front(known);
-    if (networks_.size() > kMost) {
-      oldest = std::move(networks_.back());
-      networks_.pop_back();
+    std::vector<const float*> weights;  // of the networks that were read last
+    auto end = networks_.begin();
+    for (; end != networks_.end() && end - networks_.begin() < static_cast<std::ptrdiff_t>(kMost); ++end) {
+      const float* const place = (*end)->first.place;
+      if (std::find(weights.begin(), weights.end(), place) != weights.end()) continue;
+      if (weights.size() == kMostWeights) break;
+      weights.push_back(place);
     }
+    dropped.insert(dropped.end(), std::make_move_iterator(end), std::make_move_iterator(networks_.end()));
+    networks_.erase(end, networks_.end());
     return known;
   }
 

@@ -10,7 +10,9 @@
 #include <cstring>
 #include <ctime>
 #include <limits>
+#include <list>
 #include <utility>
+#include <vector>
 
 #include "cpu/resident_kernels.h"
 #include "cpu/room.h"
@@ -35,24 +37,54 @@ struct Slot {
   char* maps;
 };
 
-// A thread's memory. It stays with the thread, since fresh memory costs a page fault for every page. Large pages: small
-// ones, scattered as they come, evict one another from the cache.
+// A thread's memory for maps of one layout. It stays with the thread, since fresh memory costs a page fault for every
+// page. Large pages: small ones, scattered as they come, evict one another from the cache.
 struct Arena {
   static constexpr int64_t kPage = 1 << 21;
 
   std::vector<int64_t> layout;
-  char* memory = nullptr;
+  int64_t bytes;
+  char* memory;
 
-  void allocate(int64_t size) {
-    std::free(std::exchange(memory, nullptr));
-    memory = static_cast<char*>(std::aligned_alloc(kPage, round_up(size, kPage)));
+  Arena(std::vector<int64_t> of, int64_t size) : layout(std::move(of)), bytes(round_up(size, kPage)) {
+    memory = static_cast<char*>(std::aligned_alloc(kPage, bytes));
     if (memory == nullptr) throw no_memory("a network's maps", size);
 #ifdef MADV_HUGEPAGE
-    madvise(memory, round_up(size, kPage), MADV_HUGEPAGE);
+    madvise(memory, bytes, MADV_HUGEPAGE);
 #endif
     std::memset(memory, 0, size);  // the borders of the maps stay zero from here on
   }
   ~Arena() { std::free(memory); }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+};
+
+// Those that a thread used last: of the parts of a network, which run in turn, each has its own.
+class Arenas {
+ public:
+  // Memory of this layout, and whether it is new.
+  std::pair<char*, bool> of(const std::vector<int64_t>& layout, int64_t size) {
+    int64_t bytes = round_up(size, Arena::kPage);
+    for (auto arena = kept_.begin(); arena != kept_.end(); ++arena) {
+      if (arena->layout == layout) {
+        kept_.splice(kept_.begin(), kept_, arena);
+        return {arena->memory, false};
+      }
+      bytes += arena->bytes;
+    }
+    while (!kept_.empty() && (kept_.size() == kMost || bytes > kMostBytes)) {
+      bytes -= kept_.back().bytes;
+      kept_.pop_back();
+    }
+    kept_.emplace_front(layout, size);
+    return {kept_.front().memory, true};
+  }
+
+ private:
+  static constexpr std::size_t kMost = 8;
+  static constexpr int64_t kMostBytes = 1 << 26;
+
+  std::list<Arena> kept_;
 };
 
 struct Job;
@@ -137,7 +169,7 @@ void fill_image(const Map& map, const float* scaling, char* planes) {
 }
 
 Worker make_worker(Job& job, Team& team) {
-  static thread_local Arena arena;
+  static thread_local Arenas arenas;
   const Network& net = job.network;
   const Map& planes = net.maps[0];
   Worker worker{};
@@ -173,13 +205,8 @@ Worker make_worker(Job& job, Team& team) {
   const int64_t values = reserve(job.value_floats * 4 * kExitSamples);
   const int64_t logits = reserve(job.logit_floats * 4 * kExitSamples);
   layout.push_back(size);
-  if (arena.layout != layout) {
-    arena.layout.clear();
-    arena.allocate(size);
-    arena.layout = layout;
-    if (job.int8()) fill_maps(net, places, arena.memory);
-  }
-  char* const base = arena.memory;
+  const auto [base, fresh] = arenas.of(layout, size);
+  if (fresh && job.int8()) fill_maps(net, places, base);
   for (const auto& section : places) {
     worker.slots.emplace_back();
     for (const int64_t place : section) worker.slots.back().push_back({0, base + place});

@@ -34,6 +34,7 @@ class ResidentEngine(PlannedEngine):
         self.program = program
         self._repack = repack
         self._parts: dict[tuple[int, int], ResidentProgram] = {}
+        self._stored: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._repacked: dict[tuple[int, ...], ResidentEngine] = {}
 
     def prepare(self, x: Tensor) -> Tensor:
@@ -53,36 +54,56 @@ class ResidentEngine(PlannedEngine):
 
     def part(self, x: Tensor, thresholds: Tensor, first: int, last: int) -> Part:
         """By the rows of the program's tables that compute these stages, so that answers keep their bits."""
-        net, is_float = self.net, self.program.image is None
-        if x.is_cuda:
-            raise ValueError(
-                "the resident engine on CUDA carries every image to its exit in one kernel, so that it cannot stop "
-                "between exits; use engine='compact'"
-            )
-        if (first, last) not in self._parts:
-            channels = [cost.feature_shape[0] for cost in net.stage_costs]
-            self._parts[first, last] = part(self.program, first, last, channels)
-        program, features = self._parts[first, last], None
-        if last < net.num_exits:
-            shape = len(x), net.stage_costs[last].feature_shape[0], *map_sizes(program, *x.shape[2:])[-1]
-            features = torch.empty(
-                shape, dtype=torch.float32 if is_float else torch.uint8, memory_format=torch.channels_last
-            )
-        if first and is_float:
-            x = x.float()
-        arguments = x, thresholds[first:last], self.plan.criterion, net.num_classes
-        logits, confidence, exits = program.run(*arguments, features=features)
+        net = self.net
+        logits, confidence, exits, features = self.run_part(x, thresholds[first:last], first, last)
         exits += first
         if features is None:
             return Part(ExitResult(logits, exits, confidence, net.cost.index_select(0, exits)))
         rows = (exits == last).nonzero().squeeze(1)
         result = ExitResult(logits, exits, confidence, net.cost.index_select(0, exits))
-        if not is_float and first == 0 and x.is_floating_point():
+        if self.program.image is not None and first == 0 and x.is_floating_point():
             broken = confidence[rows].isnan()
             broken &= x[rows].isnan().flatten(1).any(1) if broken.any() else broken
             answer_broken(net, result, rows[broken])
             rows = rows[~broken]
         return Part(result, rows, rows, features)
+
+    def run_part(
+        self, x: Tensor, thresholds: Tensor, first: int, last: int, threads: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Stages first … last in one call of the op: logits [N, K], confidence [N], exits [N] int64 and features.
+
+        x: as of `part`. thresholds: of the exits first … last - 1 alone, which are 0 … last - first - 1 in the result;
+        all other samples exit at last - first. features: those after stage `last` of these samples, rows of the others
+        hold anything; None after the final stage. threads: as in `ops.resident_forward`.
+
+        Raises `ValueError` where the program cannot stop there.
+        """
+        program, floats = self.program_part(first, last), self.program.image is None
+        features = None
+        if last < self.net.num_exits:
+            key = first, last, *x.shape[2:]
+            if key not in self._stored:
+                channels = self.net.stage_costs[last].feature_shape[0]
+                self._stored[key] = channels, *map_sizes(program, *x.shape[2:])[-1]
+            dtype = torch.float32 if floats else torch.uint8
+            features = torch.empty((len(x), *self._stored[key]), dtype=dtype, memory_format=torch.channels_last)
+        if first and floats:
+            x = x.float()
+        found = program.run(x, thresholds, self.plan.criterion, self.net.num_classes, threads, features=features)
+        return *found, features
+
+    def program_part(self, first: int, last: int) -> ResidentProgram:
+        """The program of stages first … last; `ValueError` where the program cannot be cut there."""
+        if self.plan.device.type == "cuda":
+            raise ValueError(
+                "the resident engine on CUDA carries every image to its exit in one kernel, so that it cannot stop "
+                "between exits; use engine='compact'"
+            )
+        if (first, last) not in self._parts:
+            channels = [cost.feature_shape[0] for cost in self.net.stage_costs]
+            self._parts[first, last] = part(self.program, first, last, channels)
+        return self._parts[first, last]
 
     def arithmetic(self) -> dict[str, str]:
         found = super().arithmetic()

@@ -1,4 +1,4 @@
-"""Waiting images → calls of the engine on a few of them each, in several threads; for the resident engine."""
+"""Waiting images → calls of a resident engine that cannot stop between exits, on a few images each, in threads."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Calls:
         """Until the line is closed and empty."""
         share = None if self.most == MOST_ON_CUDA else self.workers
         with stream_of_its_own(self.device):
-            while batch := self.line.take(self.most, _together, share=share):
+            while batch := self.line.take(self.most, together, share=share):
                 self._count(len(batch))
                 self._answer(batch)
                 self._count(-len(batch))
@@ -108,9 +108,23 @@ class Calls:
         return self.durations.last_exit(min(until, request.deadline) - now)
 
 
-def _together(taken: Sequence[Request], request: Request) -> bool:
+def together(taken: Sequence[Request], request: Request) -> bool:
     """An image with a deadline gets a call of its own, since all images of a call are answered at its end."""
     return not taken or (taken[0].alike(request) and not taken[0].urgent and not request.urgent)
+
+
+def answer_in_one_call(requests: Sequence[Request], clock: Callable[[], float]) -> None:
+    """One by one, each carried to its exit; for engines, or images, that the server cannot stop between exits."""
+    for request in requests:
+        try:
+            logits, confidence, exits = (
+                part[0].cpu() for part in call([request], 0 if request.deadline < clock() else None)
+            )
+            cost = float(request.engine.net.cost[int(exits)])
+        except BaseException as error:
+            request.fail(error)
+        else:
+            request.answer(logits, int(logits.argmax()), int(exits), float(confidence), cost, clock())
 
 
 Answers = tuple[Tensor, Tensor, Tensor]

@@ -53,6 +53,13 @@ class Request:
             and self.image.dtype == other.image.dtype
         )
 
+    def exits(self, exit_index: int, confidence: float, above: bool) -> bool:
+        """Whether it exits at an early exit that is this confident; above: the rule, else below. See `exits_by`."""
+        if not self.values:
+            self.values = self.limits.flatten().tolist()
+        limit = self.values[exit_index]
+        return (confidence > limit if above else confidence < limit) or limit != limit
+
     def answer(self, logits: Tensor, label: int, exit_index: int, confidence: float, cost: float, now: float) -> None:
         """logits: [K]; now: on the server's clock."""
         waited, computed = self.began - self.arrived, now - self.began

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..engines import Engine
 from .answer import Closed
-from .calls import call, seconds_to_exits
+from .calls import answer_in_one_call, seconds_to_exits
 from .durations import Usual
 from .request import Request
 from .stage_order import next_stage
@@ -103,7 +103,7 @@ class Rows:
         if arrived[0].engine is not self.engine:
             self._use(arrived[0].engine)
         if not self.stages:
-            _answer_in_one_call(arrived, self.clock)
+            answer_in_one_call(arrived, self.clock)
             return
         for request in arrived:
             request.values = request.limits.flatten().tolist()
@@ -178,17 +178,3 @@ class Rows:
 
 def _alike(taken: Sequence[Request], request: Request) -> bool:
     return not taken or taken[0].alike(request)
-
-
-def _answer_in_one_call(batch: Sequence[Request], clock: Callable[[], float]) -> None:
-    """By an engine that has no stages; there was one with stages when the server began."""
-    for request in batch:
-        try:
-            logits, confidence, exits = (
-                part[0].cpu() for part in call([request], 0 if request.deadline < clock() else None)
-            )
-            cost = float(request.engine.net.cost[int(exits)])
-        except BaseException as error:
-            request.fail(error)
-        else:
-            request.answer(logits, int(logits.argmax()), int(exits), float(confidence), cost, clock())

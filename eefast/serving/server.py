@@ -20,7 +20,9 @@ from ..engines.streaming import copied
 from ..profiles import limits_of_call
 from .answer import Answer, Closed
 from .calls import Calls
+from .pieces import cuts
 from .request import Request
+from .resident_rows import ResidentRows
 from .rows import Rows
 from .stages import stage_calls
 from .waiting_line import WaitingLine
@@ -29,9 +31,9 @@ from .waiting_line import WaitingLine
 class Server:
     """Answers images one by one, each as soon as it exits; of any number of threads at a time.
 
-    With the resident engine on a CPU a worker per core takes the next image, up to four at once where many wait; on a
-    GPU several calls overlap. With the compact and the reference engine images go through the stages together: arrivals
-    join the first stage, survivors wait before theirs, and answers are given at every exit.
+    Images go through the stages together: arrivals join the first stage, survivors wait before theirs, and answers are
+    given at every exit; with the resident engine on a CPU by a worker per core. On a GPU several calls of the resident
+    engine overlap, which carry images to their exits.
 
     fast: an accelerated network; `frozen=True` makes `submit` faster. It is warmed up here.
     max_queue: images that may wait.
@@ -58,8 +60,10 @@ class Server:
         fast.warmup()
         self.fast, self.clock, self._process = fast, clock, os.getpid()
         self._line, engine = WaitingLine(max_queue), fast.ready()[0]
-        self._crew: Calls | Rows
-        if stage_calls(engine) is None:
+        self._crew: Calls | ResidentRows | Rows
+        if len(cuts(engine)) > 1:
+            self._crew = ResidentRows(self._line, engine, workers, clock)
+        elif stage_calls(engine) is None:
             self._crew = Calls(self._line, engine, workers, clock)
         else:
             self._crew = Rows(self._line, engine, clock)
@@ -162,7 +166,11 @@ class Server:
 
 
 def _end(
-    line: WaitingLine, crew: Calls | Rows, threads: Sequence[threading.Thread], process: int, drain: float | None
+    line: WaitingLine,
+    crew: Calls | ResidentRows | Rows,
+    threads: Sequence[threading.Thread],
+    process: int,
+    drain: float | None,
 ) -> None:
     if os.getpid() != process:  # a fork has none of the threads
         return

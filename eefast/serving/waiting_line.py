@@ -20,20 +20,24 @@ def any_request(taken: Sequence[Request], request: Request) -> bool:
 
 
 class WaitingLine:
-    """most: requests that may wait."""
+    """most: requests that may wait. hurried: whether one with a deadline may be among them.
+
+    lock: guards all, can be taken again by the thread that has it. changed: of that lock, told of requests and the end.
+    """
 
     def __init__(self, most: int) -> None:
-        self.most, self.closed = most, False
+        self.most, self.closed, self.hurried = most, False, False
         self._waiting: deque[Request] = deque()
         self._cancelled = False
-        self._changed = threading.Condition()
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def check(self, count: int) -> None:
         """Raises `Overloaded` where `count` more may not wait, `Closed` where none may."""
-        with self._changed:
+        with self.lock:
             if self.closed:
                 raise Closed("this server was closed; make another one")
             if self._cancelled and len(self._waiting) + count > self.most:
@@ -46,12 +50,13 @@ class WaitingLine:
 
     def put(self, requests: Sequence[Request]) -> None:
         """All of them or none; errors as of `check`."""
-        with self._changed:
+        with self.lock:
             self.check(len(requests))
             for request in requests:
                 request.future.cancelled_once = self._has_cancelled
+                self.hurried = self.hurried or request.urgent
             self._waiting.extend(requests)
-            self._changed.notify(len(requests))
+            self.changed.notify(len(requests))
 
     def _has_cancelled(self) -> None:
         self._cancelled = True
@@ -64,10 +69,10 @@ class WaitingLine:
         share: with it at most one in `share` of those that wait, rounded up. wait: until there is one; then an empty
             list says that the line is closed and nothing waits.
         """
-        with self._changed:
+        with self.lock:
             while True:
                 while wait and not self._waiting and not self.closed:
-                    self._changed.wait()
+                    self.changed.wait()
                 if share is not None:
                     most = min(most, max(1, ceil(len(self._waiting) / share)))
                 taken: list[Request] = []
@@ -78,23 +83,24 @@ class WaitingLine:
                         taken.append(self._waiting.popleft())
                     else:
                         break
+                self.hurried = self.hurried and bool(self._waiting)
                 if taken or self.closed or not wait:
                     return taken
 
     def deadlines(self, most: int) -> list[float]:
         """Those of the oldest requests, in the order of arrival; infinite where there is none."""
-        with self._changed:
+        with self.lock:
             return [request.deadline for request in islice(self._waiting, most)]
 
     def close(self) -> None:
         """No more requests; those that wait can still be taken."""
-        with self._changed:
+        with self.lock:
             self.closed = True
-            self._changed.notify_all()
+            self.changed.notify_all()
 
     def drop(self) -> list[Request]:
         """All that wait; they wait no longer."""
-        with self._changed:
+        with self.lock:
             dropped = list(self._waiting)
             self._waiting.clear()
             return dropped

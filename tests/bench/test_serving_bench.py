@@ -63,7 +63,7 @@ def test_a_run_writes_its_rows_and_shows_them(place, monkeypatch, tmp_path, caps
         "median wait, first exit",
         "p99 of all",
         "full queue",
-        *(f"in time, 3 × {which} stage" for which in ("median", "mean")),
+        *(f"in time, 3 × {which} stage" for which in ("median", "mean", "longest")),
     ]
     assert [row["serving"] for row in found] == names
     assert all(row["ours"] >= 0 and row["capacity"] == place.capacity for row in found)

@@ -213,6 +213,19 @@ def test_layouts_change_no_bit(memory: str) -> None:
 
 
 @needs_cpp
+def test_networks_of_more_sizes_in_turn_than_a_thread_keeps_memory_for() -> None:
+    cases = []
+    for side in range(7, 18):
+        net, x = small_net(input_shape=(1, side, 9))
+        cases.append((net, x[:3], tables(net, 4, 2)))
+    found = [[run(*case) for case in cases] for _ in range(2)]
+    for first, second, (net, x, _) in zip(*found, cases, strict=True):
+        assert_same_bits(first, second)
+        with torch.no_grad():
+            torch.testing.assert_close(first[0], net(x).logits, atol=1e-4, rtol=1e-4)
+
+
+@needs_cpp
 def test_threads_of_python_at_once() -> None:
     """Networks of the same and of other shapes take turns in the memory that workers keep."""
     cases = []
