@@ -7,16 +7,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..criteria import Criterion, exits_by
 from ..model import EarlyExitNet
 from ..quantized import QuantizedStage
 from ..result import ExitResult
 
 
-class Part(NamedTuple):
-    """Answers of stages first … last, and the features after stage `last` of the samples that came to its exit.
+class Before(NamedTuple):
+    """Logits [N, K] and confidence [N] float32 of the exit before, the state of a rule that carries."""
 
-    result: [N], every sample answered by the exit that it met, or by exit `last`.
-    rows: [R] int64, ascending, the samples that came to exit `last`; places: [R] int64, where in `features` they are.
+    logits: Tensor
+    confidence: Tensor
+
+
+class Part(NamedTuple):
+    """Answers of stages first … last, and the features after stage `last` of the samples that no exit has answered.
+
+    result: [N], the answer of the exit that a sample took, or of exit `last` where it goes on.
+    rows: [R] int64, ascending, the samples that go on; places: [R] int64, where in `features` they are.
     features: [≥ R, C, H, W], of rows [≥ R, C, 1, L], as the network has them or, between the stages of a quantised one,
         their integers uint8.
     The last three are None where `last` is the final exit.
@@ -26,6 +34,12 @@ class Part(NamedTuple):
     rows: Tensor | None = None
     places: Tensor | None = None
     features: Tensor | None = None
+
+
+def going_on(criterion: Criterion, limits: Tensor, exit_index: int, confidence: Tensor, rows: Tensor) -> Tensor:
+    """[R] bool: which of the samples `rows` exit `exit_index` does not answer; limits: [n] or [n, N]."""
+    limit = limits[exit_index] if limits.dim() == 1 else limits[exit_index, rows]
+    return ~exits_by(criterion, confidence, limit)
 
 
 def part_of(net: EarlyExitNet, last: int, result: ExitResult, rows: Tensor, places: Tensor, features: Tensor) -> Part:

@@ -12,7 +12,7 @@ from .. import ops
 from ..model import EarlyExitNet
 from ..result import ExitResult
 from .engine import Batch, PlannedEngine, Rule
-from .parts import Part, answer_broken
+from .parts import Before, Part, answer_broken
 from .program import Plan, ResidentProgram
 from .program_parts import map_sizes, part
 from .streaming import stream_in_threads, stream_on_cuda
@@ -51,9 +51,12 @@ class ResidentEngine(PlannedEngine):
         logits, confidence, exits = self.program.run(*arguments, rule=table)
         return ExitResult(logits, exits, confidence, self.net.cost.index_select(0, exits))
 
-    def part(self, x: Tensor, thresholds: Tensor, first: int, last: int) -> Part:
+    def part(
+        self, x: Tensor, thresholds: Tensor, first: int, last: int, rule: Rule = None, before: Before | None = None
+    ) -> Part:
         """By the rows of the program's tables that compute these stages, so that answers keep their bits."""
         net, is_float = self.net, self.program.image is None
+        assert rule is None or isinstance(rule, Tensor)
         if x.is_cuda:
             raise ValueError(
                 "the resident engine on CUDA carries every image to its exit in one kernel, so that it cannot stop "
@@ -70,19 +73,24 @@ class ResidentEngine(PlannedEngine):
             )
         if first and is_float:
             x = x.float()
-        arguments = x, thresholds[first:last], self.plan.criterion, net.num_classes
-        logits, confidence, exits = program.run(*arguments, features=features)
-        exits += first
+        arguments = x, thresholds[first : last + 1], self.plan.criterion, net.num_classes
+        logits, confidence, exits = program.run(
+            *arguments,
+            rule=None if rule is None else rule[first : last + 2],
+            features=features,
+            before=None if before is None else torch.cat([before.logits, before.confidence[:, None]], 1),
+        )
         if features is None:
+            exits += first
             return Part(ExitResult(logits, exits, confidence, net.cost.index_select(0, exits)))
-        rows = (exits == last).nonzero().squeeze(1)
+        places = exits - (last + 1 - first)
+        rows = (places >= 0).nonzero().squeeze(1)
+        broken = exits < 0  # a NaN among pixels, for which there are no integers
+        exits = exits.clamp_(0, last - first).add_(first)
         result = ExitResult(logits, exits, confidence, net.cost.index_select(0, exits))
-        if not is_float and first == 0 and x.is_floating_point():
-            broken = confidence[rows].isnan()
-            broken &= x[rows].isnan().flatten(1).any(1) if broken.any() else broken
-            answer_broken(net, result, rows[broken])
-            rows = rows[~broken]
-        return Part(result, rows, rows, features)
+        if not is_float and broken.any():
+            answer_broken(net, result, broken)
+        return Part(result, rows, places[rows], features)
 
     def arithmetic(self) -> dict[str, str]:
         found = super().arithmetic()
