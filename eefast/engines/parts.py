@@ -47,9 +47,9 @@ def part_of(net: EarlyExitNet, last: int, result: ExitResult, rows: Tensor, plac
 
     features: [R, C, H, W] after stage `last`, as that stage returns them; the others as of `Part`.
     """
-    made_by = net.stages[last]
+    made_by, features = net.stages[last], features.unsqueeze(2) if features.dim() == 3 else features
     if not isinstance(made_by, QuantizedStage):
-        return Part(result, rows, places, features.unsqueeze(2) if features.dim() == 3 else features)
+        return Part(result, rows, places, features)
     broken = features.isnan().flatten(1).any(1)[places]
     answer_broken(net, result, rows[broken])
     scale, zero = made_by.scales[made_by.output], made_by.zeros[made_by.output]

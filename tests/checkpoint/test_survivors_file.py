@@ -73,5 +73,5 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_another_version_is_refused(survivors: Survivors, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = survivors.to_bytes()
     monkeypatch.setattr(survivors_file, name, "0.2.0")
-    with pytest.raises(ValueError, match=r"written by eefast 0.1.0 in format 1, this is .*0.2.0.*began it"):
+    with pytest.raises(ValueError, match=r"written by eefast 0.1.0 in format 2, this is .*0.2.0.*began it"):
         Survivors.from_bytes(data)

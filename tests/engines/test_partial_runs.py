@@ -37,6 +37,11 @@ def quantized(**more: Any) -> eefast.EarlyExitNet:
     return made
 
 
+def spread(net: eefast.EarlyExitNet) -> eefast.EarlyExitNet:
+    spread_thresholds(net, images(37, SHAPE), 0.3)
+    return net
+
+
 NETWORKS: Mapping[str, Callable[[], eefast.EarlyExitNet]] = {
     "eenet20": eenet,
     "flattened": lambda: eenet(head="plain"),
@@ -45,6 +50,7 @@ NETWORKS: Mapping[str, Callable[[], eefast.EarlyExitNet]] = {
     "depthwise heads": lambda: eenet(head="depthwise"),
     "int8": quantized,
     "int8, pre-activation": lambda: quantized(blocks="pre-activation", head="bnpool"),
+    "int8, depthwise heads": lambda: spread(eefast.quantize(eenet(head="depthwise"), images(32, SHAPE))),
     "int8, convolved heads": lambda: quantized(blocks="pool", head="conv2"),
 }
 
@@ -68,7 +74,7 @@ def under(rule: rules.Rule | rules.PythonRule, net: eefast.EarlyExitNet, x: Tens
     for i, out in enumerate(outputs[:-1]):
         before, value = criteria.carry_on(table, i, out.logits, out.confidence_logit, before, value)
         low, high = value.sort().values[len(x) * 3 // 5 :][:2].tolist()
-        limits.append((low + high) / 2 if low < high else low - 0.5)
+        limits.append((low + high) / 2 if low < high else low - 0.5 if value.min() < low else low + 0.5)
     return net.with_criterion(rule, limits).eval()
 
 

@@ -130,10 +130,11 @@ def test_stores_and_loads_that_do_not_fit_are_refused(net: eefast.EarlyExitNet, 
     for given, message in {
         torch.zeros(2, 7): r"before has shape \[2, 7\]; expected \[N, K \+ 1\]",
         torch.zeros(2, 8).double(): "before is Double; expected float32|before is .*convert it",
-        torch.zeros(2, 8): "before is given, but no rule that reads it",
     }.items():
         with pytest.raises(RuntimeError, match=message):
-            ops.resident_forward.run(*arguments, "learned", 7, features=good, before=given)
+            ops.resident_forward.run(*arguments, "carried", 7, rule=torch.zeros(3, 9), features=good, before=given)
+    with pytest.raises(RuntimeError, match="before is given, but no rule that reads it"):
+        ops.resident_forward.run(*arguments, "learned", 7, features=good, before=torch.zeros(2, 8))
     early = program.steps[[*range(len(program.steps) - 2), -1, -2]]
     with pytest.raises(RuntimeError, match=r"a map is stored by the last step only"):
         ops.resident_forward.run(x, early, *arguments[2:], "learned", 7, features=good)

@@ -179,15 +179,20 @@ def test_what_is_no_row_is_refused() -> None:
         zoo.eenet("eenet8-1d", input_shape=(6, 32))
 
 
-@pytest.mark.parametrize("engine", ["reference", "compact", pytest.param("resident", marks=needs_cpp)])
-@pytest.mark.parametrize("length", [5, 31, 128])
-@pytest.mark.sampled(4)
+@pytest.mark.parametrize(
+    ("length", "engine"),
+    [
+        *(pytest.param(length, "resident", marks=needs_cpp) for length in (5, 128)),
+        (31, "reference"),
+        pytest.param(31, "compact", marks=pytest.mark.slow),
+    ],
+)
 def test_integers(length: int, engine: str, tmp_path) -> None:
     net = lived_in(zoo.eenet("eenet20-1d", 2, head="conv1", input_shape=(6, length)))
     x = rows(40, length)
     made = split_up(eefast.quantize(net, x), x)
     wanted = made(x)
-    assert len(wanted.exit_index.unique()) == 3
+    assert len(wanted.exit_index.unique()) >= 2
     errors = [a.logits - b.logits for a, b in zip(made.all_exits(x), net.all_exits(x), strict=True)]
     assert max(e.square().mean().sqrt() for e in errors) < 0.1 * net.all_exits(x)[-1].logits.std()
     made.save(tmp_path)
