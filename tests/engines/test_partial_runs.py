@@ -164,6 +164,24 @@ def test_survivors_hold_the_features_and_the_answer_so_far(name: str, engine: st
 
 
 @needs_cpp
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_survivors_of_several_threads_are_in_the_order_of_their_rows(share: float) -> None:
+    net, x = eenet("eenet8"), images(97, SHAPE)
+    spread_thresholds(net, x, share)
+    fast = eefast.accelerate(net, engine="resident")
+    whole, before = fast(x), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        partial = fast.until(0)(x)
+        rest = fast.resume(partial.survivors)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(partial.survivors.positions, (whole.exit_index > 0).nonzero().squeeze(1))
+    assert partial.survivors.features.is_contiguous(memory_format=torch.channels_last)
+    assert_equal_bits(partial.finished(rest), whole)
+
+
+@needs_cpp
 @torch.no_grad()
 def test_merged_batches_of_any_size_and_thresholds_of_each_image() -> None:
     net = eenet()
