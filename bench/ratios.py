@@ -35,6 +35,7 @@ ROWS_COST, ROWS_BOUND = 0.25, 1.5
 STEPS_BATCH = 128
 
 Call = Callable[[], object]
+Way = Callable[[Tensor], object]
 
 
 def measured(calls: Sequence[Call], rounds: int) -> list[tuple[float, ...]]:
@@ -81,39 +82,65 @@ def partial(rounds: int, compiled: bool) -> Iterator[RatioRow]:
 
 
 def rows(rounds: int, compiled: bool) -> Iterator[RatioRow]:
-    """A network on rows beside the best runtime without exits: the realised ratio."""
+    """A network on rows beside the best runtime without exits, in float32 and in INT8: the realised ratio."""
     for name in ("eenet20-1d", "eenet32-1d"):
         torch.manual_seed(0)
         net, x = zoo.eenet(name, 2, num_classes=CLASSES, input_shape=(CHANNELS, 128)).eval(), sensor_windows(N)[0]
-        chosen(net, x, mix_of_cost(net.cost.tolist(), ROWS_COST))
-        fast = eefast.accelerate(net, frozen=True)
-        statics: dict[str, Callable[[Tensor], object]] = {"PyTorch": baselines.eager(net)}
-        for what, make in {"ONNX Runtime": baselines.onnx_runtime, "OpenVINO": baselines.openvino}.items():
-            try:
-                statics[what] = make(net)
-            except ImportError as error:
-                print(f"left out: {error}", file=sys.stderr)
-        if compiled:
-            statics["torch.compile"] = baselines.compiled(baselines.plain(net))
-        wanted, found = net(x), fast(x)
-        with torch.no_grad():
-            last = net.all_exits(x)[-1].logits
-        checked = torch.equal(found.exit_index, wanted.exit_index) and all(
-            torch.allclose(torch.as_tensor(run(x)), last, rtol=1e-3, atol=1e-3) for run in statics.values()
-        )
-        calls: list[Call] = [lambda fast=fast, x=x: fast(x)]  # type: ignore[misc]
-        calls += [lambda run=run, x=x: run(x) for run in statics.values()]  # type: ignore[misc]
-        times = measured(calls, rounds)
-        cost = float(found.cost.mean())
-        middle = [statistics.median(column) for column in zip(*times, strict=True)]
-        best = min(range(1, len(middle)), key=middle.__getitem__)
-        ratio = statistics.median(cost * each[best] / each[0] for each in times)
-        yield RatioRow(
-            "realised ratio on rows", f"{name}, 6×128", N, "ms", middle[0] * 1e3, middle[best] * 1e3,
-            [*statics][best - 1], ratio, ROWS_BOUND, False, rounds, checked,
-            f"mean cost {cost:.3f}, {fast.plan.engine} engine; "
-            + ", ".join(f"{what} {1e3 * t:.1f} ms" for what, t in zip(statics, middle[1:], strict=True)),
-        )  # fmt: skip
+        mix = mix_of_cost(net.cost.tolist(), ROWS_COST)
+        yield realised(f"{name}, 6×128", chosen(net, x, mix), x, made(statics_of(net, compiled)), rounds)
+        if in_int8 := made(statics_in_int8(net, x)):
+            yield realised(f"{name}, 6×128, INT8", chosen(eefast.quantize(net, x), x, mix), x, in_int8, rounds, 1.0)
+
+
+def statics_of(net: EarlyExitNet, compiled: bool) -> dict[str, Callable[[], Way]]:
+    found: dict[str, Callable[[], Way]] = {
+        "PyTorch": lambda: baselines.eager(net),
+        "ONNX Runtime": lambda: baselines.onnx_runtime(net),
+        "OpenVINO": lambda: baselines.openvino(net),
+    }
+    return {**found, "torch.compile": lambda: baselines.compiled(baselines.plain(net))} if compiled else found
+
+
+def statics_in_int8(net: EarlyExitNet, x: Tensor) -> dict[str, Callable[[], Way]]:
+    return {
+        "ONNX Runtime INT8": lambda: baselines.onnx_runtime_int8(net, x),
+        "OpenVINO INT8": lambda: baselines.openvino_int8(net, x),
+    }
+
+
+def made(ways: dict[str, Callable[[], Way]]) -> dict[str, Way]:
+    """Those that can run here; the others are named on stderr."""
+    found: dict[str, Way] = {}
+    for name, make in ways.items():
+        try:
+            found[name] = make()
+        except (ImportError, RuntimeError) as error:
+            print(f"left out: {name}: {error}", file=sys.stderr)
+    return found
+
+
+def realised(
+    model: str, net: EarlyExitNet, x: Tensor, statics: dict[str, Way], rounds: int, margin: float = 1e-3
+) -> RatioRow:
+    """statics: without exits; margin: of their logits."""
+    fast = eefast.accelerate(net, frozen=True)
+    wanted, found = net(x), fast(x)
+    with torch.no_grad():
+        last = net.all_exits(x)[-1].logits
+    checked = torch.equal(found.exit_index, wanted.exit_index) and all(
+        torch.allclose(torch.as_tensor(run(x)), last, rtol=1e-3, atol=margin) for run in statics.values()
+    )
+    calls: list[Call] = [lambda: fast(x), *(lambda run=run: run(x) for run in statics.values())]  # type: ignore[misc]
+    times = measured(calls, rounds)
+    cost = float(found.cost.mean())
+    middle = [statistics.median(column) for column in zip(*times, strict=True)]
+    best = min(range(1, len(middle)), key=middle.__getitem__)
+    ratio = statistics.median(cost * each[best] / each[0] for each in times)
+    each = ", ".join(f"{name} {1e3 * t:.1f} ms" for name, t in zip(statics, middle[1:], strict=True))
+    return RatioRow(
+        "realised ratio on rows", model, N, "ms", middle[0] * 1e3, middle[best] * 1e3, [*statics][best - 1], ratio,
+        ROWS_BOUND, False, rounds, checked, f"mean cost {cost:.3f}, {fast.plan.engine} engine; {each}",
+    )  # fmt: skip
 
 
 def search(rounds: int, compiled: bool) -> Iterator[RatioRow]:
