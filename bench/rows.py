@@ -446,6 +446,31 @@ class ServingRow:
 
 
 @dataclass(frozen=True)
+class RatioRow:
+    """One way of eefast beside another, in turns in each of `rounds` rounds, in one thread by the time of the process.
+
+    compared: what is, see `ratios.MEASUREMENTS`; model: in words; batch_size: images, windows.
+    ours, base: medians over the rounds, in `unit`; base_name: what the base is.
+    ratio: median over the rounds of ours ÷ base or, of a realised ratio, mean cost · base ÷ ours; bound: what it must
+        be at least, or at most where `at_most`. checked: the answers were right.
+    """
+
+    compared: str
+    model: str
+    batch_size: int
+    unit: str
+    ours: float
+    base: float
+    base_name: str
+    ratio: float
+    bound: float
+    at_most: bool
+    rounds: int
+    checked: bool
+    details: str = ""
+
+
+@dataclass(frozen=True)
 class HostTimeRow:
     """Host time of a streamed batch of the resident engine on a GPU, with launches replaced by nothing.
 
@@ -501,7 +526,7 @@ def first_line(error: Exception) -> str:
 
 
 Measured = OpRow | CeilingRow | NetworkRow | LatencyRow | ParityRow | TrainingRow | Int8Row | RuleRow
-Row = Measured | PlainRow | RecipeRow | BoundRow | DriftRow | ScoreRow | ServingRow | HostTimeRow
+Row = Measured | PlainRow | RecipeRow | BoundRow | DriftRow | ScoreRow | ServingRow | HostTimeRow | RatioRow
 
 
 def append(rows: Iterable[Row], around: Record) -> None:

@@ -31,21 +31,19 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward(
     const Tensor& images, const Tensor& steps, const Tensor& maps, const Tensor& groups, const Tensor& weights,
     const Tensor& packed, const Tensor& thresholds, const std::string& criterion, int64_t num_classes, bool bfloat16,
     int64_t threads, const std::optional<Tensor>& seconds, const std::optional<Tensor>& normalization,
-    const std::optional<Tensor>& rule, const std::optional<Tensor>& features);
+    const std::optional<Tensor>& rule, const std::optional<Tensor>& features, const std::optional<Tensor>& before);
 
-std::tuple<Tensor, Tensor, Tensor> resident_int8(const Tensor& images, const Tensor& steps, const Tensor& maps,
-                                                 const Tensor& groups, const Tensor& weights, const Tensor& packed,
-                                                 const Tensor& thresholds, const Tensor& image,
-                                                 const std::string& criterion, int64_t num_classes, int64_t threads,
-                                                 const std::optional<Tensor>& seconds,
-                                                 const std::optional<Tensor>& rule,
-                                                 const std::optional<Tensor>& features);
+std::tuple<Tensor, Tensor, Tensor> resident_int8(
+    const Tensor& images, const Tensor& steps, const Tensor& maps, const Tensor& groups, const Tensor& weights,
+    const Tensor& packed, const Tensor& thresholds, const Tensor& image, const std::string& criterion,
+    int64_t num_classes, int64_t threads, const std::optional<Tensor>& seconds, const std::optional<Tensor>& rule,
+    const std::optional<Tensor>& features, const std::optional<Tensor>& before);
 
 std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
     const Tensor& images, const Tensor& steps, const Tensor& maps, const Tensor& groups, const Tensor& weights,
     const Tensor& packed, const Tensor& thresholds, const std::string& criterion, int64_t num_classes, bool bfloat16,
     int64_t threads, const std::optional<Tensor>& seconds, const std::optional<Tensor>& normalization,
-    const std::optional<Tensor>& rule, const std::optional<Tensor>& features);
+    const std::optional<Tensor>& rule, const std::optional<Tensor>& features, const std::optional<Tensor>& before);
 
 // The network as the CUDA kernel takes it, `cuda::Network` in bytes, and the shared memory that a block of it needs:
 // for plans, and for tests that run the kernel elsewhere.

@@ -131,8 +131,9 @@ struct Network {
   Criterion criterion;
   std::vector<Map> maps;  // maps[0]: the image, as planes; or features, which the first step loads
   std::vector<Section> sections;
-  bool loads = false;   // features, by its first step; nothing else reads map 0
-  int64_t stored = -1;  // the map that a step stores; -1: none
+  bool loads = false;     // features, by its first step; nothing else reads map 0
+  int64_t stored = -1;    // the map that the last step stores, of samples that no exit has answered; -1: none
+  int64_t num_exits = 0;  // early ones; unless a map is stored there is a final one with this number
 };
 
 // Sizes of all maps from those of the image, places of maps in their slots; null, or what images of this size do wrong.

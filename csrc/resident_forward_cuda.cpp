@@ -235,7 +235,7 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
     const Tensor& images, const Tensor& steps, const Tensor& maps, const Tensor& groups, const Tensor& weights,
     const Tensor& packed, const Tensor& thresholds, const std::string& criterion, int64_t num_classes, bool bfloat16,
     int64_t threads, const std::optional<Tensor>& seconds, const std::optional<Tensor>& normalization,
-    const std::optional<Tensor>& rule, const std::optional<Tensor>& features) {
+    const std::optional<Tensor>& rule, const std::optional<Tensor>& features, const std::optional<Tensor>& before) {
   check_there("images", images);
   check_there("packed", packed);
   check_there("thresholds", thresholds);
@@ -245,6 +245,7 @@ std::tuple<Tensor, Tensor, Tensor> resident_forward_cuda(
   if (rule) check_device("rule", *rule, "images", images);
   if (seconds) fail("seconds are counted on the CPU only");
   if (features) fail("features are stored on the CPU only");
+  if (before) fail("a run begins with the answer so far on the CPU only");
   if (images.dim() == 4 && images.size(0) > std::numeric_limits<int>::max() / 2)
     fail("images has too many rows; split it");
   ResidentSource source =

@@ -14,13 +14,11 @@ namespace eefast {
 
 using torch::headeronly::ScalarType;
 
-std::tuple<Tensor, Tensor, Tensor> resident_int8(const Tensor& images, const Tensor& steps, const Tensor& maps,
-                                                 const Tensor& groups, const Tensor& weights, const Tensor& packed,
-                                                 const Tensor& thresholds, const Tensor& image,
-                                                 const std::string& criterion, int64_t num_classes, int64_t threads,
-                                                 const std::optional<Tensor>& seconds,
-                                                 const std::optional<Tensor>& rule,
-                                                 const std::optional<Tensor>& features) {
+std::tuple<Tensor, Tensor, Tensor> resident_int8(
+    const Tensor& images, const Tensor& steps, const Tensor& maps, const Tensor& groups, const Tensor& weights,
+    const Tensor& packed, const Tensor& thresholds, const Tensor& image, const std::string& criterion,
+    int64_t num_classes, int64_t threads, const std::optional<Tensor>& seconds, const std::optional<Tensor>& rule,
+    const std::optional<Tensor>& features, const std::optional<Tensor>& before) {
   check_there("images", images);
   if (images.scalar_type() != ScalarType::Byte) check_dtype("images", images, ScalarType::Float, "float32");
   check_there("image", image);
@@ -35,7 +33,8 @@ std::tuple<Tensor, Tensor, Tensor> resident_int8(const Tensor& images, const Ten
       scaling.push_back(image.const_data_ptr<float>()[row * image.stride(0) + c * image.stride(1)]);
     }
   }
-  return run_resident(std::move(read), images, groups, thresholds, rule, threads, seconds, scaling.data(), features);
+  return run_resident(std::move(read), images, groups, thresholds, rule, threads, seconds, scaling.data(), features,
+                      before);
 }
 
 std::string int8_instruction_set() {

@@ -85,7 +85,7 @@ struct Program {
     if (load && (row != 0 || s[source] != 0))
       refuse(row, "it is not the first step, or loads something else than map 0");
     if (network.loads && s[source] == 0) refuse(row, "it reads features that are loaded into another map");
-    if (store && network.stored >= 0) refuse(row, "another step stores a map");
+    if (store && row + 1 != rows()) refuse(row, "a map is stored by the last step only");
     if ((windows || join || is(Kind::mean)) && s[source] == s[target]) refuse(row, "it writes over what it reads");
     if ((join || exit || load || store || is(Kind::max_pool)) && s[activation] != 0)
       refuse(row, "it has no activation");
@@ -106,8 +106,8 @@ struct Program {
     }
     if (s[one_row] != 0 && !(s[one_row] == 1 && windows)) refuse(row, "only windows are one row high");
     const bool int8 = network.precision == Precision::int8;
-    if (int8 && ((s[kind] > static_cast<int64_t>(Kind::exit) && !load && !store) || s[activation] > 1 ||
-                 s[groups] != 1 || s[one_row] != 0))
+    if (int8 &&
+        ((s[kind] > static_cast<int64_t>(Kind::exit) && !load && !store) || s[activation] > 1 || s[groups] != 1))
       refuse(row, "INT8 has no such step");
     const Map& to = network.maps[exit || store ? s[source] : s[target]];
     if (convolution && (s[groups] < 1 || from.channels % s[groups] != 0 || to.channels % s[groups] != 0))
@@ -163,6 +163,7 @@ void refuse(const ResidentSource& source, int64_t row, const char* what) {
 
 Network read_network(const ResidentSource& source) {
   Network network{source.precision, source.num_classes, parse_criterion(source.criterion), {}, {}};
+  network.num_exits = source.num_exits;
   for (const int64_t group : source.groups) {
     if (group < 1 || group > 64) fail("groups has ", group, "; expected 1 … 64");
     network.sections.push_back({group, 0, {}, {}});
@@ -188,9 +189,8 @@ Network read_network(const ResidentSource& source) {
   program.written[0] = true;
   for (int64_t row = 0; row < program.rows(); ++row) program.read(row, source.num_exits);
   const auto& last = network.sections.back().body;
-  if (last.empty() || last.back().kind != Kind::exit || last.back().target != source.num_exits) {
-    fail("steps ends with no final exit");
-  }
+  const bool final_exit = !last.empty() && last.back().kind == Kind::exit && last.back().target == source.num_exits;
+  if (!final_exit && network.stored < 0) fail("steps ends with no final exit");
   if (const char* const problem = lay_out(network, source.height, source.width)) {
     fail("images of ", source.height, "×", source.width, " ", problem);
   }

@@ -108,12 +108,26 @@ Network pointed(const ResidentSource& source) {
   return network;
 }
 
+// The answers so far [samples, num_classes + 1], logits first, as results that exits go on from.
+void begin_with(const Tensor& before, float* logits, float* confidence, int64_t samples, int64_t num_classes) {
+  check_there("before", before);
+  check_stored("before", before);
+  check_dtype("before", before, ScalarType::Float, "float32");
+  check_shape("before", before, {samples, num_classes + 1}, "[N, K + 1]");
+  for (int64_t s = 0; s < samples; ++s) {
+    const float* const row = before.const_data_ptr<float>() + s * before.stride(0);
+    for (int64_t k = 0; k < num_classes; ++k) logits[s * num_classes + k] = row[k * before.stride(1)];
+    confidence[s] = row[num_classes * before.stride(1)];
+  }
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> run_resident(ResidentSource read, const Tensor& images, const Tensor& groups,
                                                 const Tensor& thresholds, const std::optional<Tensor>& rule,
                                                 int64_t threads, const std::optional<Tensor>& seconds,
-                                                const float* scaling, const std::optional<Tensor>& features) {
+                                                const float* scaling, const std::optional<Tensor>& features,
+                                                const std::optional<Tensor>& before) {
   if (threads < 0 || threads > kMaxThreads) fail("threads = ", threads, "; expected 0 … ", kMaxThreads);
   const int64_t num_classes = read.num_classes, num_exits = read.num_exits;
   check_rule(read.criterion, rule ? &*rule : nullptr, {num_exits + 1, kRuleNumbers});
@@ -167,6 +181,10 @@ std::tuple<Tensor, Tensor, Tensor> run_resident(ResidentSource read, const Tenso
     batch.stored_channels = features->size(1);
   } else if (network.stored >= 0) {
     fail("steps store a map, but there are no features to write it to");
+  }
+  if (before) {
+    if (!rule) fail("before is given, but no rule that reads it");
+    begin_with(*before, batch.logits, batch.confidence, samples, num_classes);
   }
   if (network.loads && network.precision == Precision::int8 && !bytes) fail("images are loaded as uint8");
   if (samples > 0) cpu::resident_forward(network, batch, threads, parallel);

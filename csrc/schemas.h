@@ -20,15 +20,15 @@ constexpr const char* kGatherSurvivorsCuda =
 constexpr const char* kResidentForward =
     "resident_forward(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor weights, Tensor packed,"
     " Tensor thresholds, str criterion, int num_classes, bool bfloat16=False, int threads=0,"
-    " Tensor(a!)? seconds=None, Tensor? normalization=None, Tensor? rule=None, Tensor(b!)? features=None)"
-    " -> (Tensor, Tensor, Tensor)";
+    " Tensor(a!)? seconds=None, Tensor? normalization=None, Tensor? rule=None, Tensor(b!)? features=None,"
+    " Tensor? before=None) -> (Tensor, Tensor, Tensor)";
 constexpr const char* kResidentNetwork =
     "resident_network(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor packed, Tensor thresholds,"
     " str criterion, int num_classes, bool bfloat16, Tensor? rule=None) -> (Tensor, int)";
 constexpr const char* kResidentInt8 =
     "resident_int8(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor weights, Tensor packed,"
     " Tensor thresholds, Tensor image, str criterion, int num_classes, int threads=0, Tensor(a!)? seconds=None,"
-    " Tensor? rule=None, Tensor(b!)? features=None) -> (Tensor, Tensor, Tensor)";
+    " Tensor? rule=None, Tensor(b!)? features=None, Tensor? before=None) -> (Tensor, Tensor, Tensor)";
 constexpr const char* kInstructionSet = "instruction_set() -> str";
 constexpr const char* kInt8InstructionSet = "int8_instruction_set() -> str";
 

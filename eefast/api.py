@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .engines import Batch, Engine, Plan
-from .engines.partial_runs import Identity, begin, check_rule, finish, go_on, identity
+from .engines.partial_runs import Identity, begin, finish, go_on, identity
 from .engines.streaming import copied, groups
 from .engines.weight_watch import WeightWatch
 from .model import TRACED, EarlyExitNet, check_not_traced, is_property
@@ -205,7 +205,6 @@ class Accelerated(nn.Module):
 
         exit_index: 0 … n-1. Raises `ValueError` for another one, and where the engine cannot stop there.
         """
-        check_rule(self.net)
         if not 0 <= exit_index < self.net.num_exits:
             raise ValueError(
                 f"exit_index={exit_index} is no early exit; the network has {self.net.num_exits}, from 0 on"
@@ -221,7 +220,7 @@ class Accelerated(nn.Module):
                 engine, _, _ = self.ready()
                 return go_on(engine, self._identity(engine), x, exit_index, elsewhere=False)
             engine, images, (limits, _) = self._asked(x, profile, thresholds, exit_limit)
-            return begin(engine, self._identity(engine), images, limits, exit_index)
+            return begin(engine, self._identity(engine), images, limits, self.net.current_rule(), exit_index)
 
         return run
 

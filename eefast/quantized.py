@@ -37,10 +37,11 @@ class QuantizedConvolution(KeepsDtypes):
     source, residual: numbers of the values that it reads; residual -1: none.
     relu: whether the convolution had one; the output's zero point is 0 then.
     winograd: 0 for direct sums, 1 for F(2, 3) along x, 2 for F(2×2, 3×3).
+    row: whether the window is one row high and pads no rows.
 
-    Buffers: weight int8 [O, C, k, k], [O, C, 3, 4] or [O, C, 4, 4]; bias int32 [2, O] of even and odd columns, the
-    same for direct sums, or [4, O] of these in even rows, then in odd rows; scale float32 [O] of the sums; ratio
-    float32 [] of the residual. See `modules.integer_maps`.
+    Buffers: weight int8 [O, C, k, k], of one row [O, C, 1, k], or [O, C, 3, 4] or [O, C, 4, 4]; bias int32 [2, O] of
+    even and odd columns, the same for direct sums, or [4, O] of these in even rows, then in odd rows; scale float32 [O]
+    of the sums; ratio float32 [] of the residual. See `modules.integer_maps`.
     """
 
     weight: Tensor
@@ -62,10 +63,11 @@ class QuantizedConvolution(KeepsDtypes):
         residual: int = -1,
         ratio: Tensor | float = 0.0,
         winograd: int = 0,
+        row: bool = False,
     ) -> None:
         super().__init__()
         self.source, self.residual = source, residual
-        self.kernel, self.stride, self.padding = kernel, stride, padding
+        self.kernel, self.stride, self.padding, self.row = kernel, stride, padding, row
         self.relu, self.winograd = relu, winograd
         self.register_buffer("weight", weight.to(torch.int8, memory_format=torch.contiguous_format))
         self.register_buffer("bias", bias.to(torch.int32))
@@ -76,12 +78,13 @@ class QuantizedConvolution(KeepsDtypes):
         if self.winograd:
             sums = integer_maps.winograd_sums(integers, self.weight, self.bias, self.winograd)
         else:
-            sums = integer_maps.convolution_sums(integers, self.weight, self.bias[0], self.stride, self.padding, fill)
+            padding = 0 if self.row else self.padding, self.padding
+            sums = integer_maps.convolution_sums(integers, self.weight, self.bias[0], self.stride, padding, fill)
         return integer_maps.requantized(sums, self.scale, residual, self.ratio)
 
     def extra_repr(self) -> str:
         shape = f"{self.weight.shape[1]}, {len(self.weight)}, kernel={self.kernel}"
-        more = f", stride={self.stride}, padding={self.padding}, source={self.source}"
+        more = f", stride={self.stride}, padding={self.padding}, source={self.source}" + ", row" * self.row
         more += f", residual={self.residual}" if self.residual >= 0 else ""
         return shape + more + ", relu" * self.relu + (f", winograd={self.winograd}" if self.winograd else "")
 
@@ -108,13 +111,14 @@ class QuantizedAffine(KeepsDtypes):
 class QuantizedMaxPool(KeepsDtypes):
     """The largest integer of every window; scale and zero point of its source."""
 
-    def __init__(self, source: int, kernel: int, stride: int, padding: int = 0) -> None:
+    def __init__(self, source: int, kernel: int, stride: int, padding: int = 0, row: bool = False) -> None:
         super().__init__()
         self.source, self.residual = source, -1
-        self.kernel, self.stride, self.padding = kernel, stride, padding
+        self.kernel, self.stride, self.padding, self.row = kernel, stride, padding, row
 
     def forward(self, integers: Tensor, residual: None = None, fill: Tensor | int = 0) -> Tensor:
-        return integer_maps.max_pool(integers, self.kernel, self.stride, self.padding)
+        rows, above = (1, 0) if self.row else (self.kernel, self.padding)
+        return integer_maps.max_pool(integers, (rows, self.kernel), self.stride, (above, self.padding))
 
     def extra_repr(self) -> str:
         return f"kernel={self.kernel}, stride={self.stride}, padding={self.padding}, source={self.source}"
@@ -124,7 +128,7 @@ Step = QuantizedConvolution | QuantizedAffine | QuantizedMaxPool
 
 
 class QuantizedStage(KeepsDtypes):
-    """Float features, or images, → float features [N, C, H, W], by steps on maps of integers.
+    """Float features, or images, → float features [N, C, H, W], or of rows [N, C, L], by steps on maps of integers.
 
     Values are numbered within the stage: 0 is its input, step i writes value i + 1.
     zeros: the zero point of every value, an integer; value 0 of images has one per channel instead.
@@ -158,7 +162,9 @@ class QuantizedStage(KeepsDtypes):
         if torch.is_grad_enabled() and (self.training or x.requires_grad):
             raise RuntimeError(REFUSED)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return self.features(self.integers(self.input_integers(x), all_values=False)).to(x.dtype)
+            maps = x.unsqueeze(2) if x.dim() == 3 else x
+            found = self.features(self.integers(self.input_integers(maps), all_values=False)).to(x.dtype)
+            return found.squeeze(2) if x.dim() == 3 else found
 
     def input_integers(self, x: Tensor) -> Tensor:
         """The integers of images or features [N, C, H, W]."""
@@ -208,10 +214,9 @@ def quantized_head(
 
     eps: of the BatchNorm before its pooling, None where there is none.
     """
-    head = ExitHead("plain" if kind == "plain" else "pool", feature_shape, num_classes, input_shape)
+    head = ExitHead(kind if kind in ("plain", "depthwise") else "pool", feature_shape, num_classes, input_shape)
     head.kind = kind
-    if convs is not None:
-        head.convs = nn.Sequential(convs)
+    head.convs = nn.Sequential() if convs is None else nn.Sequential(convs)
     if eps is not None:
-        head.norm = nn.BatchNorm2d(feature_shape[0], eps)
+        head.norm = (nn.BatchNorm1d if len(feature_shape) == 2 else nn.BatchNorm2d)(feature_shape[0], eps)
     return head.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,13 +23,14 @@ class Survivors:
     features: [M, C, H, W] before the next stage, in the engine's dtype; of a quantised network its integers, uint8.
     positions: [M] int64, their rows in the batch of `size` images, each at most once.
     exit_index: the last exit that was evaluated.
-    logits, confidence: [M, K] and [M] float32, what that exit says of them: the answer so far. A rule that carries
-        something from exit to exit would have its state here.
+    logits, confidence: [M, K] and [M] float32, what that exit says of them: the answer so far, which is the state of a
+        rule that carries something from exit to exit.
     limits: [n] float32 thresholds of the call, or [n, M], those of each sample, where NaN ends a sample's run.
     criterion: name of the exit rule.
     structure, weights: hashes of the network, see `eefast.fingerprints`; version: of eefast.
     arithmetic: what else the answers' bits depend on: engine, device, dtype, kernels.
     error: the largest difference of a feature from what the network computed, 0 where none was rounded for a wire.
+    rule: [n + 1, 9] float32, of the call, where the criterion carries and is no rule in Python; else None.
 
     Raises `ValueError` where the tensors do not fit together.
     """
@@ -47,6 +48,7 @@ class Survivors:
     version: str
     arithmetic: Mapping[str, str] = field(default_factory=dict)
     error: float = 0.0
+    rule: Tensor | None = None
 
     def __post_init__(self) -> None:
         count, n = len(self), len(self.limits) if self.limits.dim() else 0
@@ -65,6 +67,10 @@ class Survivors:
             )
         if not 0 <= self.exit_index < n:
             raise ValueError(f"exit_index={self.exit_index} is no early exit of a network that has {n}")
+        if self.rule is not None and (self.rule.shape != (n + 1, 9) or self.rule.dtype != torch.float32):
+            raise ValueError(
+                f"rule is {self.rule.dtype} of shape {tuple(self.rule.shape)}; expected float32 of {(n + 1, 9)}"
+            )
         dtypes = {"positions": torch.int64, "logits": torch.float32, "confidence": torch.float32}
         for name, dtype in {**dtypes, "limits": torch.float32}.items():
             if getattr(self, name).dtype != dtype:
@@ -87,7 +93,8 @@ class Survivors:
 
     def to(self, device: torch.device | str) -> Survivors:
         """The same with all tensors on a device."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.type == "Tensor"}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
         return replace(self, **moved)
 
     def save(self, path: str | Path) -> None:
@@ -146,6 +153,12 @@ class Survivors:
                 raise ValueError(
                     f"survivors with features {tuple(first.features.shape[1:])} and {tuple(other.features.shape[1:])} "
                     "cannot go on together; resume them one by one"
+                )
+            rules = first.rule, other.rule
+            if not (rules[0] is rules[1] or (None not in rules and torch.equal(*rules))):  # type: ignore[arg-type]
+                raise ValueError(
+                    f"survivors of two tables of the exit rule {first.criterion!r} cannot go on together; resume them "
+                    "one by one"
                 )
             positions.append(other.positions + size)
             size += other.size

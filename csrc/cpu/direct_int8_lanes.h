@@ -80,7 +80,7 @@ EEFAST_INLINE void store_pixels(const Sums* sums, uint8_t* out, const uint8_t* r
   }
 }
 
-// kernel: 3, or 0 for any.
+// kernel: 3 of 3×3 windows, or 0 for any.
 template <int64_t stride, int64_t kernel, int64_t vectors, int64_t pixels>
 EEFAST_TARGET static void int8_strip(const Step& step, const Map& from, const Map& to, const uint8_t* in, uint8_t* out,
                                      const uint8_t* residual, const Int8Weights& numbers, int64_t part) {
@@ -93,8 +93,8 @@ EEFAST_TARGET static void int8_strip(const Step& step, const Map& from, const Ma
   }
   const uint8_t* weight = numbers.weight + 4 * part;
   const int64_t tap = 4 * numbers.width, pitch = from.block, channels = from.channels;
-  const int64_t side = kernel == 0 ? step.kernel : kernel;
-  for (int64_t i = 0; i < side; ++i, in += from.row_pitch) {
+  const int64_t side = kernel == 0 ? step.kernel : kernel, rows = kernel == 0 ? step.rows : kernel;
+  for (int64_t i = 0; i < rows; ++i, in += from.row_pitch) {
     for (int64_t c = 0; c < channels; c += 4) {
       if constexpr (kernel == 3) {
         Codes w[3][vectors];
@@ -154,7 +154,7 @@ template <int64_t stride, int64_t kernel, int64_t vectors>
 EEFAST_TARGET static void int8_direct(const Step& step, const Map& from, const Map& to, const void* in, void* out,
                                       const void* residual, int64_t group, int64_t begin, int64_t end) {
   const int64_t fours = (from.channels + 3) / 4;
-  const Int8Weights numbers(step, to, group, step.kernel * step.kernel * fours * 4 * direct_width(to.blocks));
+  const Int8Weights numbers(step, to, group, step.rows * step.kernel * fours * 4 * direct_width(to.blocks));
   const int64_t strips = (to.width + kStrip<vectors> - 1) / kStrip<vectors>;
   for (int64_t part = 0; part < numbers.width; part += vectors * kLanes) {
     for (int64_t y = begin; y < end; ++y) {
@@ -163,7 +163,7 @@ EEFAST_TARGET static void int8_direct(const Step& step, const Map& from, const M
         const int64_t place = to.at(y, x) + group * numbers.width + part;
         int8_strips<stride, kernel, vectors, kStrip<vectors>>(
             next - x, step, from, to,
-            static_cast<const uint8_t*>(in) + from.at(stride * y - step.padding, stride * x - step.padding),
+            static_cast<const uint8_t*>(in) + from.at(stride * y - step.above, stride * x - step.padding),
             static_cast<uint8_t*>(out) + place,
             residual == nullptr ? nullptr : static_cast<const uint8_t*>(residual) + place, numbers, part);
       }

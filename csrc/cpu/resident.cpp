@@ -113,7 +113,7 @@ struct Job {
   const ImageRow image_row = select_image_row();
   int64_t frequency_floats, value_floats, logit_floats;
   std::vector<Team> teams;
-  std::atomic<int64_t> next{0};
+  std::atomic<int64_t> next{0}, stored{0};
 
   Job(const Network& net, const Batch& images, int64_t threads)
       : network(net), batch(images), kernels(select_kernels(net.precision)), teams(threads) {
@@ -581,8 +581,10 @@ void store_features(const Layer& layer) {
   const Batch& batch = layer.worker.job->batch;
   const Map& map = layer.source();
   const int64_t channels = batch.stored_channels;
-  for (int64_t i = 0; i < layer.samples; ++i) {
-    auto* out = static_cast<Memory*>(batch.features) + layer.from[i]->sample * map.height * map.width * channels;
+  int64_t row = layer.worker.job->stored.fetch_add(layer.samples, std::memory_order_relaxed);
+  for (int64_t i = 0; i < layer.samples; ++i, ++row) {
+    batch.exits[layer.from[i]->sample] = layer.network().num_exits + row;
+    auto* out = static_cast<Memory*>(batch.features) + row * map.height * map.width * channels;
     const auto* const in = reinterpret_cast<const Element*>(layer.in(i));
     for (int64_t y = 0; y < map.height; ++y) {
       for (int64_t x = 0; x < map.width; ++x, out += channels) {
@@ -623,7 +625,7 @@ void run_layer(const Layer& layer) {
 // Of one image; null where it exits here whatever its confidence. shared: of all images at this exit, null at the last.
 const float* threshold_of(const Slot& slot, const float* shared, const Job& job) {
   if (shared == nullptr || !job.batch.thresholds_of_each) return shared;
-  const float* const threshold = shared + slot.sample * job.network.sections.back().body.back().target;
+  const float* const threshold = shared + slot.sample * job.network.num_exits;
   return std::isnan(*threshold) ? nullptr : threshold;
 }
 
@@ -646,8 +648,9 @@ void run_exit(const Step& step, std::vector<Slot*>& live, Worker& worker) {
   const Network& net = job.network;
   const Kernels& kernels = job.kernels;
   const Map& map = net.maps[step.source];
-  const float* const threshold =
-      &step == &net.sections.back().body.back() ? nullptr : job.batch.thresholds + step.target;
+  const float* const threshold = step.target == net.num_exits ? nullptr : job.batch.thresholds + step.target;
+  // What is stored after this exit has the answer so far.
+  const bool answers_all = net.stored >= 0 && step.target + 1 == net.num_exits;
   const int64_t size = map.blocks * kBlock * (step.flatten ? map.height * map.width : 1);
   const int64_t blocks = (net.num_classes + kBlock) / kBlock, samples = static_cast<int64_t>(live.size());
   int64_t kept = 0;
@@ -666,13 +669,12 @@ void run_exit(const Step& step, std::vector<Slot*>& live, Worker& worker) {
       float confidence, *const logits = worker.logits + i * job.logit_floats;
       Slot* const slot = live[first + i];
       const float* const limit = threshold_of(*slot, threshold, job);
-      if (!exits_at(step, job, limit, logits, slot->sample, &confidence)) {
-        live[kept++] = slot;
-        continue;
-      }
+      const bool exits = exits_at(step, job, limit, logits, slot->sample, &confidence);
+      if (!exits) live[kept++] = slot;
+      if (!exits && !answers_all) continue;
       std::memcpy(job.batch.logits + slot->sample * net.num_classes, logits, net.num_classes * sizeof(float));
       job.batch.confidence[slot->sample] = confidence;
-      job.batch.exits[slot->sample] = step.target;
+      if (exits) job.batch.exits[slot->sample] = step.target;
     }
   }
   live.resize(kept);
@@ -685,12 +687,13 @@ double now() {
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
-// What a NaN in an image makes of all that follows; no confidence that is NaN lets a sample exit early.
+// What a NaN in an image makes of all that follows; no confidence that is NaN lets a sample exit early, and no code
+// that is stored stands for it: then its exit is -1.
 void answer_nan(const Job& job, int64_t sample) {
   const int64_t classes = job.network.num_classes;
   std::fill_n(job.batch.logits + sample * classes, classes, std::numeric_limits<float>::quiet_NaN());
   job.batch.confidence[sample] = std::numeric_limits<float>::quiet_NaN();
-  job.batch.exits[sample] = job.network.sections.back().body.back().target;
+  job.batch.exits[sample] = job.network.stored < 0 ? job.network.num_exits : -1;
 }
 
 void run_section(Worker& worker, int64_t s);
@@ -720,6 +723,7 @@ void run_section(Worker& worker, int64_t s) {
       run_exit(step, live, worker);
     } else {
       run_layer({step, live.data(), live.data(), static_cast<int64_t>(live.size()), worker});
+      if (step.kind == Kind::store) live.clear();
     }
   }
   if (worker.job->batch.seconds) worker.job->batch.seconds[s] += now() - begin;

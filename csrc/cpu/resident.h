@@ -27,7 +27,8 @@ struct Batch {
   int64_t* exits;
   // Processor seconds spent in each section, or null; only with one thread.
   double* seconds;
-  // Null, or where the store writes: [samples, height, width, stored_channels] float32 or, in int8, uint8.
+  // Null, or where the store writes: [samples, height, width, stored_channels] float32 or, in int8, uint8. Samples fill
+  // it from the front in the order in which they get there; the exit of such a sample is num_exits + its row.
   void* features = nullptr;
   int64_t stored_channels = 0;
 };

@@ -145,16 +145,17 @@ _FIELDS: dict[str, Field] = {
     **_ALL,
     "head": (lambda v: _is_head(v) or _is_heads(v), f"one of {', '.join(HEADS)}, or a list of them"),
 }
+_ANY_SHAPE: Field = (
+    lambda v: is_shape(v, sides=(1, 2)),
+    "[channels, height, width], of a network on rows [channels, length], each 1 … 65535",
+)
 _EENET: dict[str, Field] = {
     **_FIELDS,
     "name": (
         lambda v: isinstance(v, str) and v.removesuffix("-1d") in zoo.names(),
         f"one of {', '.join(zoo.names())}, also with -1d",
     ),
-    "input_shape": (
-        lambda v: is_shape(v, sides=(1, 2)),
-        "[channels, height, width], of a network on rows [channels, length], each 1 … 65535",
-    ),
+    "input_shape": _ANY_SHAPE,
     "num_exits": (is_int, "a number of early exits"),
     "placement": (
         lambda v: isinstance(v, list) and len(v) <= MOST_EXITS and all(map(is_int, v)),
@@ -174,5 +175,5 @@ _ATTACHED: dict[str, Field] = {
         f"a list of at most {MOST_EXITS} names of modules, none of them twice",
     ),
 }
-_QUANTIZED: dict[str, Field] = {**_ALL, **QUANTIZED_FIELDS}
+_QUANTIZED: dict[str, Field] = {**_ALL, "input_shape": _ANY_SHAPE, **QUANTIZED_FIELDS}
 _QDQ: dict[str, Field] = {**_ATTACHED, **QDQ_FIELDS}

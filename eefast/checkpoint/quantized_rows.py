@@ -76,7 +76,9 @@ def _step_row(step: nn.Module) -> dict[str, Any]:
 def _head_row(head: nn.Module) -> dict[str, Any]:
     assert isinstance(head, ExitHead)
     convs = _stage_row(head.convs[0]) if len(head.convs) else None
-    return {"kind": head.kind, "eps": head.norm.eps if isinstance(head.norm, nn.BatchNorm2d) else None, "convs": convs}
+    norm = head.norm
+    eps = norm.eps if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) else None
+    return {"kind": head.kind, "eps": eps, "convs": convs}
 
 
 def build_quantized(config: Mapping[str, Any], weights: Mapping[str, Tensor], size: int) -> EarlyExitNet:
@@ -86,15 +88,17 @@ def build_quantized(config: Mapping[str, Any], weights: Mapping[str, Tensor], si
     size: bytes of the file that the weights come from; nothing larger is built or copied.
     """
     check_channels(config["normalization"], config["input_shape"])
-    shape, classes, stages, heads, costs = tuple(config["input_shape"]), config["num_classes"], [], [], []
+    classes, stages, heads, costs = config["num_classes"], list[QuantizedStage](), list[ExitHead](), list[StageCost]()
+    channels, *sides = config["input_shape"]
+    shape, rows = (channels, *([1] * (2 - len(sides))), *sides), len(sides) == 1
     if len({len(config[name]) for name in ("stages", "heads", "costs")}) != 1:
         raise ValueError(f"{CONFIG_FILE} has different numbers of stages, heads and costs")
     with torch.device("meta"):  # shapes are compared before memory is taken
         for i, (row, head, macs) in enumerate(zip(*(config[n] for n in ("stages", "heads", "costs")), strict=True)):
-            stage, shape = _stage(row, shape, i == 0, f"{CONFIG_FILE}: stages[{i}]")
+            stage, shape = _stage(row, shape, i == 0, rows, f"{CONFIG_FILE}: stages[{i}]")
             stages.append(stage)
             heads.append(_head(head, shape, config, f"{CONFIG_FILE}: heads[{i}]"))
-            costs.append(StageCost(macs[0], macs[1], shape, classes))
+            costs.append(StageCost(macs[0], macs[1], (shape[0], shape[2]) if rows else shape, classes))
         copied = read_thresholds(config["float_thresholds"])
         net = EarlyExitNet(
             stages, heads, input_shape=config["input_shape"], criterion=config["criterion"],
@@ -110,8 +114,11 @@ def build_quantized(config: Mapping[str, Any], weights: Mapping[str, Tensor], si
     return net.eval().requires_grad_(False)
 
 
-def _stage(row: Mapping[str, Any], source: Shape, image: bool, where: str) -> tuple[QuantizedStage, Shape]:
-    """The stage without its numbers, and the shape of what it returns; source: shape of what it reads."""
+def _stage(row: Mapping[str, Any], source: Shape, image: bool, rows: bool, where: str) -> tuple[QuantizedStage, Shape]:
+    """The stage without its numbers, and the shape of what it returns.
+
+    source: shape of what it reads; rows: whether that is one row high, as are windows of more than one pixel then.
+    """
     check_fields(row, _STAGE, where)
     shapes, zeros, steps = [source], row["zeros"], []
     if len(zeros) != len(row["steps"]) + 1:
@@ -122,7 +129,7 @@ def _stage(row: Mapping[str, Any], source: Shape, image: bool, where: str) -> tu
         if not isinstance(kind, str) or kind not in _STEPS:
             raise ValueError(f"{place} has no kind that is one of {', '.join(_STEPS)}")
         check_fields(described, _STEPS[kind], place)
-        step, shape = _step(described, shapes, zeros, image, place)
+        step, shape = _step(described, shapes, zeros, image, rows, place)
         steps.append(step)
         shapes.append(shape)
     output = row["output"]
@@ -133,7 +140,7 @@ def _stage(row: Mapping[str, Any], source: Shape, image: bool, where: str) -> tu
 
 
 def _step(
-    row: Mapping[str, Any], shapes: Sequence[Shape], zeros: Sequence[int], image: bool, where: str
+    row: Mapping[str, Any], shapes: Sequence[Shape], zeros: Sequence[int], image: bool, rows: bool, where: str
 ) -> tuple[Step, Shape]:
     """A step without its numbers, and the shape of the value that it writes; shapes: of the values before."""
     kind, source = row["kind"], row["source"]
@@ -148,7 +155,9 @@ def _step(
         return QuantizedAffine(source, *numbers, relu=row["relu"]), shapes[source]
     kernel, stride, padding = row["kernel"], row["stride"], row["padding"]
     outputs = row["channels"] if convolution else channels
-    shape = outputs, (height + 2 * padding - kernel) // stride + 1, (width + 2 * padding - kernel) // stride + 1
+    one_row = rows and kernel > 1
+    tall, above = (1, 0) if one_row else (kernel, padding)
+    shape = outputs, (height + 2 * above - tall) // stride + 1, (width + 2 * padding - kernel) // stride + 1
     if min(shape) < 1 or prod(shape) > MOST_ELEMENTS or padding > (kernel if convolution else kernel // 2):
         raise ValueError(
             f"{where} has a window of {kernel}, padding {padding}, that does not fit maps of {shapes[source]}"
@@ -156,35 +165,36 @@ def _step(
     if not convolution:
         if zeros[len(shapes)] != zeros[source]:
             raise ValueError(f"{where} is a max pooling with another zero point than its source")
-        return QuantizedMaxPool(source, kernel, stride, padding), shape
+        return QuantizedMaxPool(source, kernel, stride, padding, one_row), shape
     residual = row["residual"]
     if residual >= 0 and (residual >= len(shapes) or shapes[residual] != shape or (image and residual == 0)):
         raise ValueError(f"{where} says residual={residual}; it must be a map before of {shape}, or -1")
     winograd = row["winograd"]
-    if winograd and ((kernel, stride, padding) != (3, 1, 1) or from_image or zeros[source] != 0):
+    if winograd and ((kernel, stride, padding) != (3, 1, 1) or one_row or from_image or zeros[source] != 0):
         raise ValueError(f"{where} says winograd={winograd}; it must be 0 but for 3 × 3, stride 1, on maps of zero 0")
-    window = {1: (3, 4), 2: (4, 4)}.get(winograd, (kernel, kernel))
+    window = {1: (3, 4), 2: (4, 4)}.get(winograd, (tall, kernel))
     if outputs * channels * prod(window) > MOST_ELEMENTS:
         raise ValueError(f"{where} has a weight of more than {MOST_ELEMENTS} numbers")
     step = QuantizedConvolution(
         source, torch.empty(outputs, channels, *window), torch.empty(4 if winograd == 2 else 2, outputs),
         torch.empty(outputs),
         kernel=kernel, stride=stride, padding=padding, relu=row["relu"], residual=residual, ratio=torch.empty(()),
-        winograd=winograd,
+        winograd=winograd, row=one_row,
     )  # fmt: skip
     return step, shape
 
 
 def _head(row: Mapping[str, Any], features: Shape, config: Mapping[str, Any], where: str) -> ExitHead:
     check_fields(row, _HEAD, where)
-    convs, shape = None, features
+    convs, shape, rows = None, features, len(config["input_shape"]) == 2
     if row["convs"] is not None:
-        convs, shape = _stage(row["convs"], features, False, f"{where}.convs")
-    if shape[0] != features[0] or (row["kind"] == "plain" and shape != features):
+        convs, shape = _stage(row["convs"], features, False, rows, f"{where}.convs")
+    wanted = 2 * features[0] if row["kind"] == "depthwise" else features[0]
+    if shape[0] != wanted or (row["kind"] == "plain" and shape != features):
         raise ValueError(f"{where} has convolutions to {shape} of features of {features}")
     if prod(features) * config["num_classes"] > MOST_ELEMENTS:
         raise ValueError(f"{where} has a classifier of more than {MOST_ELEMENTS} numbers")
-    arguments = features, config["num_classes"], config["input_shape"]
+    arguments = (features[0], features[2]) if rows else features, config["num_classes"], config["input_shape"]
     return quantized_head(row["kind"], *arguments, convs=convs, eps=row["eps"])
 
 

@@ -16,7 +16,7 @@ from ..survivors import FEATURES, Survivors
 from ..version import __version__
 from . import stored
 
-KIND, FORMAT = "eefast survivors", "1"
+KIND, FORMAT = "eefast survivors", "2"
 TENSORS = ("positions", "logits", "confidence", "limits")
 TEXTS = ("criterion", "structure", "weights", "version")
 
@@ -29,6 +29,7 @@ def content(survivors: Survivors, features: str) -> bytes:
         raise ValueError(f"features={features!r} is unknown; choose one of {', '.join(FEATURES)}")
     kept, error = _stored(survivors.features.cpu(), features)
     kept |= {name: getattr(survivors, name).cpu() for name in TENSORS}
+    kept |= {} if survivors.rule is None else {"rule": survivors.rule.cpu()}
     # safetensors wants every tensor in memory of its own.
     tensors = {name: x.clone(memory_format=torch.contiguous_format) for name, x in kept.items()}
     header = {
@@ -78,6 +79,7 @@ def parsed(data: bytes | bytearray | memoryview, where: str) -> Survivors:
             logits=tensors["logits"],
             confidence=tensors["confidence"],
             limits=tensors["limits"],
+            rule=tensors.get("rule"),
             **{name: header[name] for name in TEXTS},
         )
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:

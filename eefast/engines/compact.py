@@ -11,7 +11,7 @@ from ..model import EarlyExitNet
 from ..result import ExitResult
 from .chunks import Kept, Pass
 from .engine import Batch, PlannedEngine, Rule
-from .parts import Part, features_of, part_of
+from .parts import Before, Part, features_of, going_on, part_of
 from .program import CompactStep, Plan
 from .schedule import Chunk, OfEach, answers
 from .stores import EagerStores, Results
@@ -66,12 +66,17 @@ class CompactEngine(PlannedEngine):
             self.kept.append(kept)
         return results.of(self.net)
 
-    def part(self, x: Tensor, thresholds: Tensor, first: int, last: int) -> Part:
+    def part(
+        self, x: Tensor, thresholds: Tensor, first: int, last: int, rule: Rule = None, before: Before | None = None
+    ) -> Part:
         """Features come in the order of the samples; survivors of chunks fill the next ones as in `run`."""
         results, reached = Results.empty(len(x), self.net), list[tuple[Tensor, Tensor]]()
+        if before is not None:
+            results.logits.copy_(before.logits)
+            results.confidence.copy_(before.confidence)
         keeps = last < self.net.num_exits
         steps, memory = self.steps[: last + 1], Kept()
-        run = Pass(steps, self.plan.criterion, thresholds, results, memory, reached=reached if keeps else None)
+        run = Pass(steps, self.plan.criterion, thresholds, results, memory, rule, reached if keeps else None)
         run.run(features_of(self.net, first, x, self.plan.dtype), first)
         result = results.of(self.net)
         if not keeps:
@@ -81,7 +86,8 @@ class CompactEngine(PlannedEngine):
             reached.append((x.new_empty(shape, dtype=self.plan.dtype), memory.numbers(0, x.device)))
         features, positions = (torch.cat(parts) for parts in zip(*reached, strict=True))
         rows, order = positions.long().sort()
-        return part_of(self.net, last, result, rows, order, features)
+        goes_on = going_on(self.criterion, thresholds, last, result.confidence[rows], rows)
+        return part_of(self.net, last, result, rows[goes_on], order[goes_on], features)
 
     @torch.no_grad()
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:

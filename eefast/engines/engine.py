@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import criteria
 from ..model import EarlyExitNet
 from ..result import ExitResult
-from .parts import Part
+from .parts import Before, Part
 from .program import Plan
 
 Rule = Tensor | criteria.Step | None
@@ -59,11 +59,14 @@ class Engine(Protocol):
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:
         """The answers to batches, in their order, see `Accelerated.stream`."""
 
-    def part(self, x: Tensor, thresholds: Tensor, first: int, last: int) -> Part:
-        """Stages first … last, with every sample that comes to exit `last` answered there.
+    def part(
+        self, x: Tensor, thresholds: Tensor, first: int, last: int, rule: Rule = None, before: Before | None = None
+    ) -> Part:
+        """Stages first … last with their exits.
 
         x: prepared images where `first` is 0, else features before stage `first`, as `Part` has them.
-        thresholds: [n] or [n, N] float32, of all early exits. Raises `ValueError` where the engine cannot stop there.
+        thresholds: [n] or [n, N] float32, of all early exits. rule: where the criterion carries, of all exits.
+        before: what exit `first` - 1 said, for a rule. Raises `ValueError` where the engine cannot stop there.
         """
 
     def arithmetic(self) -> dict[str, str]:

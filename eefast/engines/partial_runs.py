@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import criteria, fingerprints
+from .. import fingerprints
 from ..model import EarlyExitNet
 from ..result import ExitResult
 from ..survivors import Partial, Survivors
 from ..version import __version__
-from .engine import Engine
-from .parts import Part
+from .engine import Engine, Rule
+from .parts import Before, Part
 from .resident import ResidentEngine
 
 
@@ -32,18 +32,12 @@ def identity(net: EarlyExitNet) -> Identity:
     return Identity(fingerprints.structure(net), fingerprints.weights(net), net.num_exits, net.num_classes, channels)
 
 
-def check_rule(net: EarlyExitNet) -> None:
-    """`ValueError` for a rule that carries something from exit to exit: parts of a run would begin without it."""
-    if net.criterion.carries:
-        raise ValueError(
-            f"the exit rule {net.criterion.name!r} carries its state from exit to exit, so a run cannot stop between "
-            f"them yet; use net.with_criterion with one of {', '.join(criteria.CRITERIA)}"
-        )
+def begin(engine: Engine, of: Identity, images: Tensor, limits: Tensor, rule: Rule, exit_index: int) -> Partial:
+    """Prepared images → a run that stops after the early exit `exit_index`; limits: [n] or [n, N] float32.
 
-
-def begin(engine: Engine, of: Identity, images: Tensor, limits: Tensor, exit_index: int) -> Partial:
-    """Prepared images → a run that stops after the early exit `exit_index`; limits: [n] or [n, N] float32."""
-    part = engine.part(images, limits, 0, exit_index)
+    rule: of `EarlyExitNet.current_rule`.
+    """
+    part = engine.part(images, limits, 0, exit_index, rule)
     kept = {
         "size": len(images),
         "criterion": engine.plan.criterion,
@@ -51,6 +45,7 @@ def begin(engine: Engine, of: Identity, images: Tensor, limits: Tensor, exit_ind
         "weights": of.weights,
         "version": __version__,
         "arithmetic": engine.arithmetic(),
+        "rule": rule if isinstance(rule, Tensor) else None,
     }
     return _stopped(part, limits, None, exit_index, kept)
 
@@ -58,8 +53,8 @@ def begin(engine: Engine, of: Identity, images: Tensor, limits: Tensor, exit_ind
 def go_on(engine: Engine, of: Identity, survivors: Survivors, exit_index: int, elsewhere: bool) -> Partial:
     """Survivors → a run that stops after a later early exit; see `Accelerated.until`."""
     engine, survivors = _checked(engine, of, survivors, elsewhere)
-    part = engine.part(survivors.features, survivors.limits, survivors.exit_index + 1, exit_index)
-    names = ("size", "criterion", "structure", "weights", "version", "arithmetic", "error")
+    part = _part(engine, survivors, exit_index)
+    names = ("size", "criterion", "structure", "weights", "version", "arithmetic", "error", "rule")
     kept = {name: getattr(survivors, name) for name in names}
     return _stopped(part, survivors.limits, survivors.positions, exit_index, kept)
 
@@ -67,7 +62,15 @@ def go_on(engine: Engine, of: Identity, survivors: Survivors, exit_index: int, e
 def finish(engine: Engine, of: Identity, survivors: Survivors, elsewhere: bool) -> ExitResult:
     """Survivors → their answers; see `Accelerated.resume`."""
     engine, survivors = _checked(engine, of, survivors, elsewhere)
-    return engine.part(survivors.features, survivors.limits, survivors.exit_index + 1, of.num_exits).result
+    return _part(engine, survivors, of.num_exits).result
+
+
+def _part(engine: Engine, survivors: Survivors, last: int) -> Part:
+    rule: Rule = survivors.rule
+    if engine.net.criterion.carries and rule is None:
+        rule = engine.net.criterion.step
+    before = None if rule is None else Before(survivors.logits, survivors.confidence)
+    return engine.part(survivors.features, survivors.limits, survivors.exit_index + 1, last, rule, before)
 
 
 def _stopped(part: Part, limits: Tensor, positions: Tensor | None, exit_index: int, kept: dict[str, Any]) -> Partial:
@@ -76,13 +79,11 @@ def _stopped(part: Part, limits: Tensor, positions: Tensor | None, exit_index: i
     assert part.rows is not None
     assert part.places is not None
     assert part.features is not None
-    limit = limits[exit_index] if limits.dim() == 1 else limits[exit_index, part.rows]
-    goes_on = ~criteria.exits_by(criteria.get(kept["criterion"]), result.confidence[part.rows], limit)
-    rows = part.rows[goes_on]
+    rows = part.rows
     exited = torch.ones(len(result.logits), dtype=torch.bool, device=rows.device)
     exited[rows] = False
     survivors = Survivors(
-        features=_taken(part.features, part.places[goes_on]),
+        features=_taken(part.features, part.places),
         positions=rows if positions is None else positions[rows],
         exit_index=exit_index,
         logits=result.logits[rows],
@@ -94,9 +95,9 @@ def _stopped(part: Part, limits: Tensor, positions: Tensor | None, exit_index: i
 
 
 def _taken(features: Tensor, places: Tensor) -> Tensor:
-    """Rows of features, in their layout, in as few copies as there are rows."""
-    if len(places) == len(features):
-        return features
+    """Rows of features, in their layout; without a copy where they come first and do not keep far more memory."""
+    if 8 * len(places) > len(features) and torch.equal(places, torch.arange(len(places), device=places.device)):
+        return features[: len(places)]
     if features.is_contiguous(memory_format=torch.channels_last):
         return features.permute(0, 2, 3, 1).index_select(0, places).permute(0, 3, 1, 2)
     return features.index_select(0, places)
@@ -123,6 +124,8 @@ def _checked(engine: Engine, of: Identity, survivors: Survivors, elsewhere: bool
     wanted = of.num_exits, of.num_classes, of.channels[survivors.exit_index] if len(survivors) else shapes[2]
     if shapes != wanted:
         raise ValueError(f"survivors have {shapes} exits, classes and channels, this network {wanted} at that exit")
+    if (survivors.rule is not None) != (engine.net.criterion.carries and engine.net.criterion.step is None):
+        raise ValueError(f"survivors have the exit rule {survivors.criterion!r} and no table of it, or one too many")
     if isinstance(engine, ResidentEngine):
         engine = engine.with_arithmetic(dict(survivors.arithmetic))
     mine, theirs = engine.arithmetic(), dict(survivors.arithmetic)

@@ -7,16 +7,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..criteria import Criterion, exits_by
 from ..model import EarlyExitNet
 from ..quantized import QuantizedStage
 from ..result import ExitResult
 
 
-class Part(NamedTuple):
-    """Answers of stages first … last, and the features after stage `last` of the samples that came to its exit.
+class Before(NamedTuple):
+    """Logits [N, K] and confidence [N] float32 of the exit before, the state of a rule that carries."""
 
-    result: [N], every sample answered by the exit that it met, or by exit `last`.
-    rows: [R] int64, ascending, the samples that came to exit `last`; places: [R] int64, where in `features` they are.
+    logits: Tensor
+    confidence: Tensor
+
+
+class Part(NamedTuple):
+    """Answers of stages first … last, and the features after stage `last` of the samples that no exit has answered.
+
+    result: [N], the answer of the exit that a sample took, or of exit `last` where it goes on.
+    rows: [R] int64, ascending, the samples that go on; places: [R] int64, where in `features` they are.
     features: [≥ R, C, H, W], of rows [≥ R, C, 1, L], as the network has them or, between the stages of a quantised one,
         their integers uint8.
     The last three are None where `last` is the final exit.
@@ -28,14 +36,20 @@ class Part(NamedTuple):
     features: Tensor | None = None
 
 
+def going_on(criterion: Criterion, limits: Tensor, exit_index: int, confidence: Tensor, rows: Tensor) -> Tensor:
+    """[R] bool: which of the samples `rows` exit `exit_index` does not answer; limits: [n] or [n, N]."""
+    limit = limits[exit_index] if limits.dim() == 1 else limits[exit_index, rows]
+    return ~exits_by(criterion, confidence, limit)
+
+
 def part_of(net: EarlyExitNet, last: int, result: ExitResult, rows: Tensor, places: Tensor, features: Tensor) -> Part:
     """The part of an engine that computes between stages in floats, also where a quantised stage made these.
 
     features: [R, C, H, W] after stage `last`, as that stage returns them; the others as of `Part`.
     """
-    made_by = net.stages[last]
+    made_by, features = net.stages[last], features.unsqueeze(2) if features.dim() == 3 else features
     if not isinstance(made_by, QuantizedStage):
-        return Part(result, rows, places, features.unsqueeze(2) if features.dim() == 3 else features)
+        return Part(result, rows, places, features)
     broken = features.isnan().flatten(1).any(1)[places]
     answer_broken(net, result, rows[broken])
     scale, zero = made_by.scales[made_by.output], made_by.zeros[made_by.output]

@@ -151,6 +151,7 @@ class ResidentProgram:
         seconds: Tensor | None = None,
         rule: Tensor | None = None,
         features: Tensor | None = None,
+        before: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, confidence and exit index of prepared images [N, C, H, W], or of features; as of the op."""
         tables = self.steps, self.maps, self.groups, self.weights, self.packed, thresholds
@@ -158,8 +159,8 @@ class ResidentProgram:
         images = images if images.is_cuda or of_bytes else images.float()
         last = criterion if rule is None else "carried", num_classes
         if self.image is not None:
-            return ops.resident_int8.run(images, *tables, self.image, *last, threads, seconds, rule, features)
+            return ops.resident_int8.run(images, *tables, self.image, *last, threads, seconds, rule, features, before)
         normalization = self.normalization if of_bytes else None
         return ops.resident_forward.run(
-            images, *tables, *last, self.bfloat16, threads, seconds, normalization, rule, features
+            images, *tables, *last, self.bfloat16, threads, seconds, normalization, rule, features, before
         )

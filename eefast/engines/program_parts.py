@@ -13,10 +13,10 @@ from .program import ResidentProgram
 
 
 def part(program: ResidentProgram, first: int, last: int, channels: Sequence[int]) -> ResidentProgram:
-    """Stages first … last. Every sample that comes to exit `last` exits there; its number becomes last - first.
+    """Stages first … last, whose exits become 0 … last - first; what goes on after an early exit `last` is stored.
 
     first: 0 for a program that takes images; else it takes the features before stage `first`, [N, C, H, W] float32 or,
-        of integers, uint8. The features after stage `last` are stored, unless it is the final one.
+        of integers, uint8.
     channels: of the features after every stage.
     Raises `ValueError` where more than one map goes from stage to stage.
     """
@@ -36,10 +36,10 @@ def part(program: ResidentProgram, first: int, last: int, channels: Sequence[int
         if maps[stored][1] != kept[-1].section:
             raise ValueError(_no_part(last, "its head makes maps of other sizes"))
         stores = [_PLAIN._replace(kind=Kind.STORE, source=stored, target=-1, section=maps[stored][1])]
-    kept = [*loads, *kept[:-1], *stores, kept[-1]]
+    kept = [*loads, *kept, *stores]
     number = {-1: -1, 0: 0}
     for step in kept:
-        for used in (step.source, step.residual, *(() if step.kind == Kind.EXIT else (step.target,))):
+        for used in (step.source, step.residual, *(() if step.kind in (Kind.EXIT, Kind.STORE) else (step.target,))):
             number.setdefault(used, len(number) - 1)
     end = kept[-1].section + 1
     rows = [

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import criteria
 from ..result import ExitResult
 from .engine import Batch, PlannedEngine, Rule
-from .parts import Part, features_of, part_of
+from .parts import Before, Part, features_of, going_on, part_of
 
 
 class ReferenceEngine(PlannedEngine):
@@ -20,24 +20,30 @@ class ReferenceEngine(PlannedEngine):
         criterion = current if current.name == self.plan.criterion else self.criterion
         return self.net.first_exits(images, thresholds, criterion, self.rule_of(rule))
 
-    def part(self, x: Tensor, thresholds: Tensor, first: int, last: int) -> Part:
+    def part(
+        self, x: Tensor, thresholds: Tensor, first: int, last: int, rule: Rule = None, before: Before | None = None
+    ) -> Part:
         """Stage by stage, as `EarlyExitNet.first_exits`."""
-        net, rule = self.net, criteria.get(self.plan.criterion)
+        net, criterion = self.net, self.criterion
         if first and len(net.input_shape) == 2:
             x = x.squeeze(2)
         x, rows = features_of(net, first, x, self.plan.dtype).contiguous(), torch.arange(len(x), device=x.device)
-        logits = x.new_zeros(len(x), net.num_classes, dtype=torch.float32)
-        confidence, exits = logits.new_zeros(len(x)), torch.full_like(rows, last)
+        if before is None:
+            before = Before(x.new_zeros(len(x), net.num_classes, dtype=torch.float32), x.new_zeros(len(x)).float())
+        logits, confidence, exits = before.logits.clone(), before.confidence.clone(), torch.full_like(rows, last)
         for i in range(first, last + 1):
             if not len(rows):
                 break
             x = net.stages[i](x)
             out = net.heads[i](x)
-            value = rule.confidence(out.logits, out.confidence_logit)
-            logits[rows], confidence[rows], exits[rows] = out.logits.float(), value, i
-            if i < last:
-                limit = thresholds[i] if thresholds.dim() == 1 else thresholds[i, rows]
-                goes_on = ~criteria.exits_by(rule, value, limit)
+            if rule is None:
+                answer, value = out.logits.float(), criterion.confidence(out.logits, out.confidence_logit)
+            else:
+                so_far = logits[rows], confidence[rows]
+                answer, value = criteria.carry_on(rule, i, out.logits, out.confidence_logit, *so_far)
+            logits[rows], confidence[rows], exits[rows] = answer, value, i
+            if i < net.num_exits:
+                goes_on = going_on(criterion, thresholds, i, value, rows)
                 x, rows = x[goes_on], rows[goes_on]
         result = ExitResult(logits, exits, confidence, net.cost[exits])
         if last == net.num_exits:

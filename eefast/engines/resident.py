@@ -12,7 +12,7 @@ from .. import ops
 from ..model import EarlyExitNet
 from ..result import ExitResult
 from .engine import Batch, PlannedEngine, Rule
-from .parts import Part, answer_broken
+from .parts import Before, Part, answer_broken
 from .program import Plan, ResidentProgram
 from .program_parts import map_sizes, part
 from .streaming import stream_in_threads, stream_on_cuda
@@ -52,30 +52,36 @@ class ResidentEngine(PlannedEngine):
         logits, confidence, exits = self.program.run(*arguments, rule=table)
         return ExitResult(logits, exits, confidence, self.net.cost.index_select(0, exits))
 
-    def part(self, x: Tensor, thresholds: Tensor, first: int, last: int) -> Part:
+    def part(
+        self, x: Tensor, thresholds: Tensor, first: int, last: int, rule: Rule = None, before: Before | None = None
+    ) -> Part:
         """By the rows of the program's tables that compute these stages, so that answers keep their bits."""
         net = self.net
-        logits, confidence, exits, features = self.run_part(x, thresholds[first:last], first, last)
-        exits += first
+        assert rule is None or isinstance(rule, Tensor)
+        logits, confidence, exits, features = self.run_part(
+            x, thresholds[first : last + 1], first, last, rule=rule, before=before
+        )
         if features is None:
+            exits += first
             return Part(ExitResult(logits, exits, confidence, net.cost.index_select(0, exits)))
-        rows = (exits == last).nonzero().squeeze(1)
+        places = exits - (last + 1 - first)
+        rows = (places >= 0).nonzero().squeeze(1)
+        broken = exits < 0  # a NaN among pixels, for which there are no integers
+        exits = exits.clamp_(0, last - first).add_(first)
         result = ExitResult(logits, exits, confidence, net.cost.index_select(0, exits))
-        if self.program.image is not None and first == 0 and x.is_floating_point():
-            broken = confidence[rows].isnan()
-            broken &= x[rows].isnan().flatten(1).any(1) if broken.any() else broken
-            answer_broken(net, result, rows[broken])
-            rows = rows[~broken]
-        return Part(result, rows, rows, features)
+        if self.program.image is not None and broken.any():
+            answer_broken(net, result, broken)
+        return Part(result, rows, places[rows], features)
 
     def run_part(
-        self, x: Tensor, thresholds: Tensor, first: int, last: int, threads: int = 0
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        self, x: Tensor, thresholds: Tensor, first: int, last: int, threads: int = 0, rule: Tensor | None = None,
+        before: Before | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
         """Stages first … last in one call of the op: logits [N, K], confidence [N], exits [N] int64 and features.
 
-        x: as of `part`. thresholds: of the exits first … last - 1 alone, which are 0 … last - first - 1 in the result;
-        all other samples exit at last - first. features: those after stage `last` of these samples, rows of the others
-        hold anything; None after the final stage. threads: as in `ops.resident_forward`.
+        x, rule, before: as of `part`. thresholds: of the early exits among first … last alone, which are 0 … last -
+        first in the result. features: those after stage `last` of the samples that go on, whose exit is last - first +
+        1 + their row there; None after the final stage. threads: as in `ops.resident_forward`.
 
         Raises `ValueError` where the program cannot stop there.
         """
@@ -90,8 +96,10 @@ class ResidentEngine(PlannedEngine):
             features = torch.empty((len(x), *self._stored[key]), dtype=dtype, memory_format=torch.channels_last)
         if first and floats:
             x = x.float()
-        found = program.run(x, thresholds, self.plan.criterion, self.net.num_classes, threads, features=features)
-        return *found, features
+        rows = None if rule is None else rule[first : last + 2]
+        state = None if before is None else torch.cat([before.logits, before.confidence[:, None]], 1)
+        arguments = x, thresholds, self.plan.criterion, self.net.num_classes, threads
+        return *program.run(*arguments, rule=rows, features=features, before=state), features
 
     def program_part(self, first: int, last: int) -> ResidentProgram:
         """The program of stages first … last; `ValueError` where the program cannot be cut there."""

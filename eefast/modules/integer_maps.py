@@ -39,20 +39,23 @@ def image_fill(shift: Tensor) -> Tensor:
     return to_integers(shift)
 
 
-def padded(integers: Tensor, padding: int, fill: Tensor | int) -> Tensor:
-    """With `padding` pixels of the value `fill`, a number or one per channel [C], at every side."""
+def padded(integers: Tensor, padding: int | tuple[int, int], fill: Tensor | int) -> Tensor:
+    """With `padding` (rows, columns) of pixels of the value `fill`, a number or one per channel [C], at every side."""
+    rows, columns = padding if isinstance(padding, tuple) else (padding, padding)
+    around = columns, columns, rows, rows
     if isinstance(fill, Tensor):
         fill = fill[:, None, None]
-        return F.pad(integers - fill, (padding,) * 4) + fill
-    return F.pad(integers, (padding,) * 4, value=fill)
+        return F.pad(integers - fill, around) + fill
+    return F.pad(integers, around, value=fill)
 
 
 def convolution_sums(
-    integers: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: int = 0, fill: Tensor | int = 0
-) -> Tensor:
+    integers: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: int | tuple[int, int] = 0,
+    fill: Tensor | int = 0,
+) -> Tensor:  # fmt: skip
     """bias[o] + Σ weight[o, c, i, j] · integer [N, O, H', W'], float32 or, where that is not exact, float64.
 
-    weight: integers -127 … 127 [O, C, k, k]; bias: integers [O]; fill: of pixels outside of the map, see `padded`.
+    weight: integers -127 … 127 [O, C, rows, columns]; bias: integers [O]; padding, fill: see `padded`.
     """
     dtype = _exact_dtype(weight.abs().double().sum((1, 2, 3)), bias)
     return _products(padded(integers, padding, fill), weight, stride, dtype) + bias.to(dtype)[:, None, None]
@@ -156,7 +159,7 @@ def affine(integers: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return to_integers(integers * scale.float()[:, None, None] + shift.float()[:, None, None])
 
 
-def max_pool(integers: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+def max_pool(integers: Tensor, kernel: int | tuple[int, int], stride: int, padding: int | tuple[int, int]) -> Tensor:
     """The largest integer of every window, of those inside the map."""
     return F.max_pool2d(integers, kernel, stride, padding)
 

@@ -15,8 +15,8 @@ from .resident_steps import Answers, Kind, Step, activated, answers, check_table
 define(
     "resident_forward(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor weights, Tensor packed,"
     " Tensor thresholds, str criterion, int num_classes, bool bfloat16=False, int threads=0,"
-    " Tensor(a!)? seconds=None, Tensor? normalization=None, Tensor? rule=None, Tensor(b!)? features=None)"
-    " -> (Tensor, Tensor, Tensor)"
+    " Tensor(a!)? seconds=None, Tensor? normalization=None, Tensor? rule=None, Tensor(b!)? features=None,"
+    " Tensor? before=None) -> (Tensor, Tensor, Tensor)"
 )
 define(
     "resident_network(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor packed, Tensor thresholds,"
@@ -29,6 +29,7 @@ def reference(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
     normalization: Tensor | None = None, rule: Tensor | None = None, features: Tensor | None = None,
+    before: Tensor | None = None,
 ) -> Answers:  # fmt: skip
     """`resident_forward` in plain PyTorch: its oracle and its documentation. Every sample runs through all layers."""
     check_tables(images, steps, maps, weights, thresholds, num_classes, criterion, rule)
@@ -57,7 +58,7 @@ def reference(
         return activated(x, step.activation)
 
     image = _normalised(images.float(), normalization)
-    return answers(image, steps, maps, thresholds, criterion, num_classes, compute, rule, features)
+    return answers(image, steps, maps, thresholds, criterion, num_classes, compute, rule, features, before)
 
 
 def _normalised(images: Tensor, normalization: Tensor | None) -> Tensor:
@@ -75,9 +76,10 @@ def _fake(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
     normalization: Tensor | None = None, rule: Tensor | None = None, features: Tensor | None = None,
+    before: Tensor | None = None,
 ) -> Answers:  # fmt: skip
     there: list[Named] = [("packed", packed), ("thresholds", thresholds), ("normalization", normalization)]
-    there += [("rule", rule), ("features", features)]
+    there += [("rule", rule), ("features", features), ("before", before)]
     tables: list[Named] = [("steps", steps), ("maps", maps), ("groups", groups), ("weights", weights)]
     return fake_answers(images, num_classes, there, [*tables, ("seconds", seconds)])
 
@@ -86,6 +88,7 @@ def run(
     images: Tensor, steps: Tensor, maps: Tensor, groups: Tensor, weights: Tensor, packed: Tensor, thresholds: Tensor,
     criterion: str, num_classes: int, bfloat16: bool = False, threads: int = 0, seconds: Tensor | None = None,
     normalization: Tensor | None = None, rule: Tensor | None = None, features: Tensor | None = None,
+    before: Tensor | None = None,
 ) -> Answers:  # fmt: skip
     """Answer every image by the first exit whose rule it meets.
 
@@ -95,12 +98,12 @@ def run(
         `nn.Conv2d` has them, adds its residual; AFFINE reads as many channels as its target has; MEAN makes a map of
         one pixel; SCALE multiplies by its residual, such a map; JOIN writes its source into the target from `channel`
         on. LOAD, the first step of a program, whose images are features, writes these into the first channels of its
-        target, and nothing else reads map 0; STORE, whose target is -1, writes the first channels of its source to
-        `features`. row: 1 where a window is one row high and pads no rows, else 0. activation: an `Activation`, applied
-        last, not to MAX_POOL, EXIT, JOIN, LOAD and STORE. kernel of an exit: 1 flattens
-        the map, 0 takes its mean. winograd: 0 for direct convolution, else the side of the tiles. weight, packed: where
-        the step's weights begin. Rows come in the order of their sections; those that read a map of the section before
-        come first.
+        target, and nothing else reads map 0; STORE, the last step of a program without a final exit, whose target is
+        -1, writes the first channels of its source to `features`, of samples that no exit has answered. row: 1 where a
+        window is one row high and pads no rows, else 0. activation: an `Activation`, applied last, not to MAX_POOL,
+        EXIT, JOIN, LOAD and STORE. kernel of an exit: 1 flattens the map, 0 takes its mean. winograd: 0 for direct
+        convolution, else the side of the tiles. weight, packed: where the step's weights begin. Rows come in the order
+        of their sections; those that read a map of the section before come first.
     maps: [M, 2] int64, channels and section of every map; map 0 holds the image, its section is -1.
     groups: [sections] int64, how many samples go through a section together.
     weights, packed: float32, all weights: for the reference back to back, each with its bias; `packed` in the
@@ -114,13 +117,16 @@ def run(
     normalization: [2, C] float32 or None: scale and shift of the images' channels. On CUDA only.
     rule: [n + 1, 9] float32 with the criterion "carried", else None, see `eefast.criteria.carry`.
     features: [N, C, H, W] float32, channels-last, or None: where a STORE writes the features of the samples that reach
-        it; rows of the others keep what they hold. On the CPU only.
+        it, from the front, in the order in which they do; other rows keep what they hold. On the CPU only.
+    before: [N, K + 1] float32, logits and confidence of the exit before the first one here, which a rule reads, or
+        None. On the CPU only.
 
     On CUDA images, packed, thresholds and rule are on the device, the tables on the CPU; winograd and groups are 0 and
     1, threads and seconds have no meaning. At most 64 channels, 32×32 pixels and 256 classes; no MEAN, SCALE, JOIN,
     LOAD and STORE, no grouped convolution, no activation but ReLU.
 
-    Returns logits [N, K] float32, confidence [N] float32, exit index [N] int64. The answer of an image is the same, bit
+    Returns logits [N, K] float32, confidence [N] float32, exit index [N] int64. Samples that a STORE wrote have the
+    answer of the last exit, and n + their row of `features` as exit index. The answer of an image is the same, bit
     for bit, in every batch, at every place, with every number of threads.
 
     Inference only. Raises `RuntimeError` where shapes, dtypes or steps do not fit. Plain PyTorch runs it where the C++
@@ -129,7 +135,7 @@ def run(
     refuse_gradient("images", images, "resident_forward")
     return torch.ops.eefast.resident_forward.default(
         images, steps, maps, groups, weights, packed, thresholds, criterion, num_classes, bfloat16, threads, seconds,
-        normalization, rule, features,
+        normalization, rule, features, before,
     )  # fmt: skip
 
 

@@ -93,26 +93,35 @@ Answers = tuple[Tensor, Tensor, Tensor]
 def answers(
     image: Tensor, steps: Tensor, maps: Tensor, thresholds: Tensor, criterion: str, num_classes: int,
     compute: Callable[[Step, Tensor, Tensor | None, int], Tensor], rule: Tensor | None = None,
-    features: Tensor | None = None,
+    features: Tensor | None = None, before: Tensor | None = None,
 ) -> Answers:  # fmt: skip
     """What a network says of map 0, `image` [N, C, H, W]; every sample runs through all steps.
 
     compute: (step, source, residual or None, channels of the target) → the target map; for an exit the rows [N, K + 1]
         of logits and confidence. The residual of a JOIN is its target so far, None before the first.
-    features: what a STORE writes, as of `resident_forward`.
+    features, before: what a STORE writes and what a rule begins with, as of `resident_forward`.
     Raises `RuntimeError` that names the step which cannot be computed.
     """
     chosen, n = criteria.get(criterion), len(image)
     logits, confidence = (image.new_empty(n, *more, dtype=torch.float32) for more in ((num_classes,), ()))
+    if before is not None:
+        logits, confidence = before[:, :-1].clone(), before[:, -1].clone()
     results = logits, confidence, torch.full((n,), -1, device=image.device)
-    channels, values = dict(enumerate(maps[:, 0].tolist())), {0: image}
+    channels, values, last = dict(enumerate(maps[:, 0].tolist())), {0: image}, Step(*steps[-1].tolist())
 
     def run(step: Step) -> None:
         x = values[step.source]
         if step.kind == Kind.STORE:
+            if step != last:
+                raise RuntimeError("a map is stored by the last step only")
             if features is None or x[:, : features.shape[1]].shape != features.shape:
                 raise RuntimeError("there are no features of its shape to write to")
-            features.copy_(x[:, : features.shape[1]])
+            goes_on = results[2] < 0
+            if not features.is_floating_point():  # no integer stands for a NaN
+                goes_on &= ~x.isnan().flatten(1).any(1)
+            (rows,) = goes_on.nonzero(as_tuple=True)
+            features[: len(rows)] = x[rows, : features.shape[1]].to(features.dtype)
+            results[2][rows] = len(thresholds) + torch.arange(len(rows), device=image.device)
             return
         if step.kind == Kind.LOAD:
             if step.source != 0:
@@ -140,10 +149,10 @@ def answers(
             value = chosen.confidence(answer, row)
         else:
             answer, value = criteria.carry(answer, row, rule[step.target], results[0], results[1])
-            results[0][here], results[1][here] = answer[here], value[here]
+        results[0][here], results[1][here] = answer[here], value[here]
         if step.target < len(thresholds):
             here = here & criteria.exits_by(chosen, value, thresholds[step.target])
-        results[0][here], results[1][here], results[2][here] = answer[here], value[here], step.target
+        results[2][here] = step.target
 
     with torch.autocast(image.device.type, enabled=False):
         for row, step in enumerate(steps.tolist()):
@@ -210,7 +219,7 @@ def check_tables(
     if num_classes < 1:
         raise RuntimeError(f"num_classes = {num_classes}; expected 1 or more")
     last = steps[-1].tolist()
-    if last[0] != Kind.EXIT or last[2] != len(thresholds):
+    if last[0] != Kind.STORE and (last[0] != Kind.EXIT or last[2] != len(thresholds)):
         raise RuntimeError("steps ends with no final exit")
 
 

@@ -31,8 +31,11 @@ def lower_integers(net: EarlyExitNet) -> Lowered:
             raise UnsupportedError(obstacle)
         assert isinstance(head, ExitHead)
         value = seen = values.append(stage, value, f"stage {i}")
+        begin = len(values.layers)
         for convs in head.convs:
             seen = values.append(convs, seen, f"the head of exit {i}")
+        for layer in values.layers[begin:]:
+            layer.head = True
         if seen == 0:
             raise UnsupportedError(f"exit {i} reads the image itself")
         values.exit(head, seen, i)
@@ -88,7 +91,7 @@ class Values:
             residual = values[step.residual] if step.residual >= 0 else -1
             layer = IntegerLayer(
                 Kind.CONVOLUTION, values[step.source], -1, residual, Activation(step.relu), step.kernel, step.stride,
-                step.padding, weight, bias, scale=scale, ratio=ratio, winograd=step.winograd,
+                step.padding, weight, bias, scale=scale, ratio=ratio, winograd=step.winograd, row=step.row,
             )  # fmt: skip
             return layer, len(weight)
         if isinstance(step, QuantizedAffine) and computes_as(step, QuantizedAffine):
@@ -96,7 +99,8 @@ class Values:
             return IntegerLayer(Kind.AFFINE, source, -1, -1, relu, weight=scale, bias=shift), len(scale)
         if isinstance(step, QuantizedMaxPool) and computes_as(step, QuantizedMaxPool):
             source, window = values[step.source], (step.kernel, step.stride, step.padding)
-            return IntegerLayer(Kind.MAX_POOL, source, -1, -1, Activation.NONE, *window), self.channels[source]
+            pooling = IntegerLayer(Kind.MAX_POOL, source, -1, -1, Activation.NONE, *window, row=step.row)
+            return pooling, self.channels[source]
         raise UnsupportedError(f"{where} has {step}, which the resident engine has no step for")
 
     def exit(self, head: ExitHead, seen: int, number: int) -> None:

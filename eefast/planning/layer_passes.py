@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -118,7 +119,7 @@ def order_by_section(layers: Sequence[Layer]) -> list[Layer]:
     """
     section_of = {0: -1}
     for layer in layers:
-        layer.section = section_of[layer.source] + (layer.resizes or layer.source == 0)
+        layer.section = section_of[layer.source] + ((layer.resizes and not layer.head) or layer.source == 0)
         if layer.residual >= 0 and section_of[layer.residual] != layer.section:
             raise UnsupportedError("an addition joins maps of different sections")
         if layer.kind != Kind.EXIT:
@@ -165,10 +166,11 @@ def assign_maps(
     sizes: list[tuple[int, int]] = []
     last_use = {first_of.get(v, v): i for i, layer in enumerate(layers) for v in (layer.source, layer.residual)}
     maps, map_of, free = [described(0, -1)], {0: 0}, list[int]()
-    small: set[int] = set()  # maps of one pixel
+    # What else than its section the size of a map depends on: windows of a head; one pixel.
+    resized: dict[int, tuple[Any, ...]] = {0: ()}
     placed = []
     for i, layer in enumerate(layers):
-        if layer.section == len(sizes):
+        if layer.section == len(sizes):  # the first layer of a section is none of a head
             height, width = (
                 (side + 2 * padding - kernel) // layer.stride + 1
                 for side, kernel, padding in zip((height, width), *layer.window, strict=True)
@@ -181,18 +183,24 @@ def assign_maps(
             placed.append(replace(layer, source=source))
             free += [map_of[value] for value in ending]
             continue
-        wanted, is_small = described(layer.target, layer.section), layer.target in pooled
+        wanted, size = described(layer.target, layer.section), resized[source]
+        if layer.target in pooled:
+            size = ("one pixel",)
+        elif layer.section != maps[source][1]:
+            size = ()
+        elif layer.head and layer.resizes:
+            size = (*size, (layer.window, layer.stride))
         replaced = _may_be_overwritten(layer)
         replaced = first_of.get(replaced, replaced)
         if layer.kind == Kind.JOIN and layer.residual >= 0:
             target, residual = residual, -1
-        elif replaced in ending and maps[map_of[replaced]] == wanted and (map_of[replaced] in small) == is_small:
+        elif replaced in ending and maps[map_of[replaced]] == wanted and resized[map_of[replaced]] == size:
             target = map_of[replaced]
         else:
-            target = next((m for m in free if maps[m] == wanted and (m in small) == is_small), len(maps))
+            target = next((m for m in free if maps[m] == wanted and resized[m] == size), len(maps))
             if target == len(maps):
                 maps.append(wanted)
-                small |= {target} if is_small else set()
+                resized[target] = size
             else:
                 free.remove(target)
         map_of[layer.target] = target

@@ -28,7 +28,8 @@ class Layer:
     weight, bias: of a convolution, an affine map or an exit.
     groups: of a convolution; channel: where a JOIN writes. An affine map reads as many channels as it has weights.
     row: whether a window is one row high and pads no rows.
-    section: number of map sizes before the target's.
+    head: whether it is one of a head's, whose maps only its exit reads: these stay in the section of the features.
+    section: number of map sizes before the target's, but for those of heads.
     """
 
     kind: Kind
@@ -45,6 +46,7 @@ class Layer:
     groups: int = 1
     channel: int = 0
     row: bool = False
+    head: bool = False
 
     @property
     def resizes(self) -> bool:

@@ -55,7 +55,10 @@ def _lower(net: EarlyExitNet, every_step: bool) -> Lowered:
             raise UnsupportedError(obstacle)
         assert isinstance(head, ExitHead)
         value = traced.append(stage, value, f"stage {i}")
+        begin = len(traced.layers)
         seen = traced.append(head.convs, value, f"the head of exit {i}") if len(head.convs) else value
+        for layer in traced.layers[begin:] if every_step else ():
+            layer.head = True
         if seen == 0:
             raise UnsupportedError(f"exit {i} reads the image itself")
         weight, bias = (part.cpu() for part in pack_head(head))
@@ -70,14 +73,15 @@ def _lower(net: EarlyExitNet, every_step: bool) -> Lowered:
 
 
 @torch.no_grad()
-def stage_layers(stage: nn.Module, channels: int, where: str, image: bool) -> tuple[list[Layer], int]:
+def stage_layers(stage: nn.Module, channels: int, where: str, image: bool, head: bool) -> tuple[list[Layer], int]:
     """One module alone → its layers, fused, and the value that it returns; layer i writes value i + 1, 0 is the input.
 
     channels: of the input. where: what error texts call the module. image: whether the input is the image.
+    head: whether it is a head's, whose grouped convolutions become those of one group, most weights 0: they are small.
     The steps are those that INT8 has. Raises `UnsupportedError` as `lower`; its `path` names the module inside of
     `stage`, where one is to blame.
     """
-    traced = _Trace(channels, every_step=False)
+    traced = _Trace(channels, every_step=False, rows=True, ungroups=head)
     if not image:
         traced.channels.append(channels)  # value 0 would be taken for the image
     source = len(traced.channels) - 1
@@ -94,7 +98,9 @@ def stage_layers(stage: nn.Module, channels: int, where: str, image: bool) -> tu
 class _Trace:
     """The layers of traced modules so far, the channels of every value, and which values are maps of one pixel."""
 
-    def __init__(self, image_channels: int, every_step: bool) -> None:
+    def __init__(self, image_channels: int, every_step: bool, rows: bool | None = None, ungroups: bool = False) -> None:
+        """rows: whether there are windows of one row, as many as there are of other steps if None."""
+        self.rows, self.ungroups = every_step if rows is None else rows, ungroups
         self.layers: list[Layer] = []
         self.channels = [image_channels]
         self.pooled: set[int] = set()
@@ -170,7 +176,7 @@ class _Trace:
             if layer.dilation not in (1, (1, 1)) or layer.return_indices:
                 raise unsupported
             kernel, stride, padding, row = window
-            if row and not self.every_step:
+            if row and not self.rows:
                 raise unsupported
             pooling = Layer(Kind.MAX_POOL, source, -1, kernel=kernel, stride=stride, padding=padding, row=row)
             return self._add(pooling, channels)
@@ -241,9 +247,9 @@ class _Trace:
     def _convolution(self, conv: nn.Conv2d, source: int, where: str) -> int:
         kernel, padding, row = _window_of(conv.kernel_size, 0 if conv.padding == "valid" else conv.padding)
         stride = _both(conv.stride)
-        fits = kernel is not None and padding is not None and padding <= kernel and (self.every_step or not row)
+        fits = kernel is not None and padding is not None and padding <= kernel and (self.rows or not row)
         plain = _both(conv.dilation) == 1 and conv.padding_mode == "zeros"
-        grouped = conv.groups > 1
+        grouped = conv.groups > 1 and not self.ungroups
         if not (fits and plain and stride in (1, 2)) or (grouped and (source == 0 or not self.every_step)):
             raise UnsupportedError(
                 f"{where} has {conv}; the resident engine has no grouped, dilated or larger-stride one"
@@ -253,9 +259,10 @@ class _Trace:
         if pooled and (kernel, stride, padding) != (1, 1, 0):
             raise UnsupportedError(f"{where} has {conv} of a map of one pixel, {_NO_STEP}")
         bias = conv.bias if conv.bias is not None else torch.zeros(conv.out_channels)
+        weight, groups = (_of_one_group(conv), 1) if self.ungroups else (conv.weight, conv.groups)
         layer = Layer(
-            Kind.CONVOLUTION, source, -1, kernel=kernel, stride=stride, padding=padding, weight=conv.weight, bias=bias,
-            groups=conv.groups, row=row,
+            Kind.CONVOLUTION, source, -1, kernel=kernel, stride=stride, padding=padding, weight=weight, bias=bias,
+            groups=groups, row=row,
         )  # fmt: skip
         return self._add(layer, conv.out_channels, pooled)
 
@@ -267,6 +274,16 @@ class _Trace:
             self.pooled.add(layer.target)
         self.layers.append(layer)
         return layer.target
+
+
+def _of_one_group(conv: nn.Conv2d) -> torch.Tensor:
+    """The weight [O, C, k, k] with which a convolution of one group computes the same."""
+    weight, inputs = conv.weight, conv.in_channels // conv.groups
+    found = weight.new_zeros(conv.out_channels, conv.in_channels, *weight.shape[2:])
+    for o, rows in enumerate(weight):
+        begin = o // (conv.out_channels // conv.groups) * inputs
+        found[o, begin : begin + inputs] = rows
+    return found
 
 
 _NO_STEP = "which the resident engine has no step for"

@@ -63,6 +63,8 @@ def _lowered_for_cuda(net: EarlyExitNet, dtype: torch.dtype) -> Lowered:
         raise UnsupportedError(f"its CUDA kernels are {ops.CUDA_MISSING}")
     if dtype not in (torch.float16, torch.bfloat16):
         raise UnsupportedError(f"on CUDA it computes in float16 or bfloat16, not in {dtype}; pass dtype=torch.float16")
+    if net.rows_as_maps:
+        raise UnsupportedError("its CUDA kernel has square windows of square maps, none for rows")
     if max(net.input_shape[1:]) > 32:
         height, width = net.input_shape[1:]
         raise UnsupportedError(f"its CUDA kernel takes images of up to 32×32, not {height}×{width}")

@@ -36,7 +36,7 @@ def network_on_maps(net: EarlyExitNet) -> EarlyExitNet:
         [on_maps(stage) for stage in net.stages],
         [on_maps(head) for head in net.heads],
         input_shape=of_maps(net.input_shape),
-        criterion=net.criterion.name,
+        criterion=net.exit_rule,
         thresholds=net.thresholds.tolist(),
         normalization=net.normalization,
         config=net.config,

@@ -60,7 +60,7 @@ def with_qdq_stages(net: EarlyExitNet, stages: Sequence[QdqStage], config: Mappi
 
 
 def _head(head: ExitHead, convs: QuantizedStage | None, input_shape: Sequence[int]) -> ExitHead:
-    norm = head.norm if isinstance(head.norm, nn.BatchNorm2d) else None
+    norm = head.norm if isinstance(head.norm, nn.BatchNorm1d | nn.BatchNorm2d) else None
     made = quantized_head(
         head.kind, head.feature_shape, len(head.classifier.weight), input_shape,
         convs=convs, eps=norm.eps if norm else None,

@@ -65,7 +65,7 @@ def float_stages(net: EarlyExitNet) -> list[FloatStage]:
 def _stage(module: nn.Module, channels: int, path: str, exit_index: int, head: bool) -> FloatStage:
     image = exit_index == 0 and not head
     try:
-        layers, output = stage_layers(module, channels, path, image)
+        layers, output = stage_layers(module, channels, path, image, head)
     except UnsupportedError as error:
         at = f"{path}.{error.path}" if error.path else path
         raise (ValueError if head else NoIntegerStepError)(

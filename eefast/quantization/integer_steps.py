@@ -25,8 +25,8 @@ OFFSET = 127.5
 
 def can_use_winograd(stage: FloatStage, ranges: Ranges, layer: Layer) -> bool:
     """Whether Winograd can compute such layers: 3 × 3, stride 1, padding 1, zero point 0, not of the image."""
-    plain = layer.kind == Kind.CONVOLUTION and (layer.kernel, layer.stride, layer.padding) == (3, 1, 1)
-    return plain and ranges.zeros[layer.source] == 0 and not (stage.image and layer.source == 0)
+    plain = (layer.kind, layer.kernel, layer.stride, layer.padding) == (Kind.CONVOLUTION, 3, 1, 1)
+    return plain and not layer.row and ranges.zeros[layer.source] == 0 and not (stage.image and layer.source == 0)
 
 
 def quantized_stage(stage: FloatStage, ranges: Ranges, image: Tensor, winograd: Mapping[int, Tensor]) -> QuantizedStage:
@@ -44,7 +44,7 @@ def quantized_stage(stage: FloatStage, ranges: Ranges, image: Tensor, winograd: 
             if layer.kind == Kind.CONVOLUTION:
                 steps.append(_convolution(layer, ranges, read_image, winograd.get(i)))
             elif layer.kind == Kind.MAX_POOL:
-                steps.append(QuantizedMaxPool(layer.source, layer.kernel, layer.stride, layer.padding))
+                steps.append(QuantizedMaxPool(layer.source, layer.kernel, layer.stride, layer.padding, layer.row))
             else:
                 steps.append(_affine(layer, ranges))
         except OverflowError as error:
@@ -83,6 +83,7 @@ def _convolution(layer: Layer, ranges: Ranges, image: Tensor | None, excess: Ten
     return QuantizedConvolution(
         layer.source, integers, biases, scale, kernel=layer.kernel, stride=layer.stride, padding=layer.padding,
         relu=layer.activation == Activation.RELU, residual=layer.residual, ratio=ratio, winograd=winograd,
+        row=layer.row,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..model import EarlyExitNet
 from ..modules.contexts import isolated
 from ..modules.copies import working_copy
+from ..planning.rows import network_on_maps
 from ..qdq import QdqStage
 from ..quantized import QuantizedStage
 from ..thresholds.calibration import calibrate
@@ -48,8 +49,8 @@ def quantize(
 ) -> EarlyExitNet:
     """The network in integers of eight bits, by post-training static quantisation; `net` is not changed.
 
-    calibration_images: [N, C, H, W], at least 16, better some hundreds, as the network takes them: held-out training
-        images, never test images. The ranges of all maps are taken from them.
+    calibration_images: [N, C, H, W] or, of a network on rows, [N, C, L], at least 16, better some hundreds, as the
+        network takes them: held-out training images, never test images. The ranges of all maps are taken from them.
     labels: [N] int64, the classes of these images; with them the thresholds are chosen again. Without, they are those
         of `net`, of which the quantised network warns once.
     percentile: 90 … 100, of each map's values on these images, the largest that eight bits hold; beyond is cut off.
@@ -79,13 +80,19 @@ def quantize(
         net = working_copy(net).cpu().float().eval()
         images = net.prepare(images if images.dtype == torch.uint8 else images.float())
         batches = images.split(max(1, min(32, MOST_PIXELS // prod(net.input_shape))))
+        rows = len(net.input_shape) == 2
+        on_maps = network_on_maps(net) if rows else net
         try:
-            layers = float_stages(net)
+            layers = float_stages(on_maps)
         except NoIntegerStepError as reason:
+            if rows:
+                raise
             log.info("the stages in INT8 are for other libraries, since %s", reason.__cause__)
             made = qdq_network(net, qdq_stages(net, batches, percentile))
         else:
-            made = _in_integers(net, layers, batches, percentile, winograd)
+            maps = [batch.unsqueeze(2) for batch in batches] if rows else batches
+            stages = _in_integers(on_maps, layers, maps, percentile, winograd)
+            made = assembled(net, layers, stages)
         if targets is not None and made.num_exits:
             labelled = list(zip(batches, targets.split(len(batches[0])), strict=True))
             _recalibrate(made, net, labelled, min_accuracy, max_accuracy_drop, max_cost)
@@ -94,8 +101,8 @@ def quantize(
 
 def _in_integers(
     net: EarlyExitNet, layers: Sequence[FloatStage], batches: Sequence[Tensor], percentile: float, winograd: str | int
-) -> EarlyExitNet:
-    """The network in integers throughout; layers: of `net`; batches: of prepared images."""
+) -> list[QuantizedStage]:
+    """The stages of a network in integers throughout; layers: of `net`; batches: of prepared images."""
     ranges, image = observe(net, layers, batches, percentile)
 
     def stages(choice: Choice) -> list[QuantizedStage]:
@@ -114,7 +121,7 @@ def _in_integers(
     if winograd == "auto":
         trial = torch.cat([*batches])[:TRIAL_IMAGES].split(len(batches[0]))
         choice = chosen(choice, lambda c: assembled(net, layers, stages(c)), net, trial)
-    return assembled(net, layers, stages(choice))
+    return stages(choice)
 
 
 def _recalibrate(
@@ -145,10 +152,6 @@ def _check_options(
 ) -> None:
     if not isinstance(net, EarlyExitNet):
         raise TypeError(f"net is a {type(net).__name__}; give an eefast.EarlyExitNet, see eefast.zoo and eefast.attach")
-    if len(net.input_shape) == 2:
-        raise ValueError(
-            "net takes rows [N, C, L], which are not quantised; INT8 has kernels for images [N, C, H, W] only"
-        )
     if any(isinstance(module, QuantizedStage | QdqStage) for module in net.modules()):
         raise ValueError("net is quantised already; give the float network that it was made of")
     if not 90 <= percentile <= 100:

@@ -62,7 +62,7 @@ class SearchReport:
     candidates: place, kind, cost alone and held-out accuracy of all heads that were trained.
     final_accuracy: of the final exit on the held-out images. found: the best exits; exits: images at each of them.
     schemes: the best exits of each placement scheme of EENets within the same limit and by the same rule, from the same
-        heads, see `schemes.scheme_exits`; empty for backbones and without a limit of the cost or time.
+        heads, see `schemes.scheme_exits`; empty without a limit of the cost or time.
     mean_cost: of `found`, in MACs with all heads; mean_time: the same in time, where that was the limit.
     parameters: of the network. front: of all subsets at shared levels, by ascending cost, in the unit of the limit.
     subsets, all_subsets, all_thresholds: see `choice.Choice`.

@@ -1,8 +1,8 @@
-"""Candidates of a network of `eefast.zoo` → the exits that each placement scheme of EENets has within a limit."""
+"""Candidates → the exits that each placement scheme of EENets has within a limit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ..system.progress import Progress
 from ..thresholds.calibration import calibrate
@@ -21,10 +21,8 @@ def scheme_exits(
     """By scheme the most accurate of its placements of 1 … `MOST_EXITS` exits, with thresholds for each exit.
 
     Heads are those of the supernet, of its first kind. Schemes whose places it does not have, or that do not keep the
-    limit, are left out; of a backbone there are none.
+    limit, are left out. The blocks of a backbone are what lies between the places that are searched.
     """
-    if supernet.body is not None:
-        return {}
     found: dict[str, Kept] = {}
     for i, scheme in enumerate(SCHEMES):
         progress("placement schemes", i, len(SCHEMES))
@@ -43,10 +41,12 @@ def scheme_exits(
 def _placements(supernet: Supernet, scheme: str) -> Iterator[Subset]:
     """The candidates at the scheme's places, for every number of exits that it can place."""
     net, first = supernet.net, supernet.kinds[0]
-    at = {
-        block: e for e, (block, kind) in enumerate(zip(supernet.places, supernet.kinds, strict=True)) if kind == first
-    }
-    costs = block_costs(net.name, net.num_classes, net.input_shape)
+    blocks: Sequence[str | int] = supernet.places
+    if supernet.body is None:
+        costs: Sequence[float] = block_costs(net.name, net.num_classes, net.input_shape)
+    else:
+        blocks, costs = [number + 1 for number in supernet.place_numbers], _costs_to_places(supernet)
+    at = {block: e for e, (block, kind) in enumerate(zip(blocks, supernet.kinds, strict=True)) if kind == first}
     for count in range(1, MOST_EXITS + 1):
         try:
             places = place(costs, count, scheme)
@@ -54,6 +54,13 @@ def _placements(supernet: Supernet, scheme: str) -> Iterator[Subset]:
             return
         if set(places) <= at.keys():
             yield tuple(at[block] for block in places)
+
+
+def _costs_to_places(supernet: Supernet) -> list[float]:
+    """MACs up to every place, ascending ÷ those of all stages."""
+    macs = [cost.stage_macs for cost in supernet.net.stage_costs]
+    firsts = dict(reversed([*zip(supernet.place_numbers, range(len(macs)), strict=False)]))
+    return [sum(macs[: firsts[number] + 1]) / sum(macs) for number in sorted(firsts)]
 
 
 def _value(kept: Kept) -> tuple[float, float]:

@@ -24,15 +24,15 @@ REPETITIONS = 3
 class Piece:
     """Stages first … last of an engine's run, of any number of threads at a time.
 
-    final: whether it ends at the final exit. above: whether images exit above their limits, else below. costs: of all
-    exits. durations: of calls on one image, from the start of the piece to each of its exits.
+    final: whether it ends at the final exit. exits: number of early exits among its stages. costs: of all exits of the
+    network. durations: of calls on one image, from the start of the piece to each of its exits.
     """
 
     def __init__(self, engine: ResidentEngine, first: int, last: int) -> None:
         self.engine, self.first, self.last = engine, first, last
         self.costs: list[float] = engine.net.cost.tolist()
-        self.above = criteria.get(engine.plan.criterion).comparison == ">"
         self.final = last == engine.net.num_exits
+        self.exits = last - first + (not self.final)
         self.durations = CallDurations([1e-9] * (last - first + 1))
 
     def takes(self, image: Tensor) -> bool:
@@ -40,7 +40,7 @@ class Piece:
         return self.engine.program.image is None or not image.is_floating_point()
 
     def run(self, x: Tensor, limits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """See `ResidentEngine.run_part`; on the calling thread alone."""
+        """See `ResidentEngine.run_part`; on the calling thread alone. limits: of the early exits first … last."""
         return self.engine.run_part(x, limits, self.first, self.last, 1)
 
 
@@ -53,9 +53,11 @@ def measure(pieces: Sequence[Piece], clock: Callable[[], float]) -> None:
     x: Tensor | None = torch.zeros(1, *engine.net.input_shape, dtype=dtype)
     for piece in pieces:
         assert x is not None
-        seconds, features, exits = list[float](), None, piece.last - piece.first
-        for last in range(exits + 1):
-            limits, spans = torch.tensor([never] * last + [nan] * (exits - last))[:, None], list[float]()
+        seconds, features = list[float](), None
+        for last in range(piece.last - piece.first + 1):
+            # After the last one, where there is another piece, the image goes on, so that there are features for it.
+            passed = min(last + (last == piece.last - piece.first), piece.exits)
+            limits, spans = torch.tensor([never] * passed + [nan] * (piece.exits - passed))[:, None], list[float]()
             for _ in range(REPETITIONS):
                 begin = clock()
                 *_, features = piece.run(x, limits)

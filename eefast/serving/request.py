@@ -33,13 +33,12 @@ class Request:
     future: pending until it has an answer or an error, so that it can be cancelled at any time.
     """
 
-    __slots__ = ("arrived", "began", "deadline", "engine", "future", "image", "limits", "values")
+    __slots__ = ("arrived", "began", "deadline", "engine", "future", "image", "limits")
 
     def __init__(self, engine: Engine, image: Tensor, limits: Tensor, arrived: float, deadline: float = inf) -> None:
         self.engine, self.image, self.limits = engine, image, limits
         self.arrived, self.deadline, self.began = arrived, deadline, arrived
         self.future = Pending()
-        self.values: list[float] = []
 
     @property
     def urgent(self) -> bool:
@@ -52,13 +51,6 @@ class Request:
             and self.image.shape == other.image.shape
             and self.image.dtype == other.image.dtype
         )
-
-    def exits(self, exit_index: int, confidence: float, above: bool) -> bool:
-        """Whether it exits at an early exit that is this confident; above: the rule, else below. See `exits_by`."""
-        if not self.values:
-            self.values = self.limits.flatten().tolist()
-        limit = self.values[exit_index]
-        return (confidence > limit if above else confidence < limit) or limit != limit
 
     def answer(self, logits: Tensor, label: int, exit_index: int, confidence: float, cost: float, now: float) -> None:
         """logits: [K]; now: on the server's clock."""

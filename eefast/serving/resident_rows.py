@@ -42,7 +42,7 @@ class Row:
 
     features: [N, C, H, W] before its next piece, with those of images that ran with it; place: its row there. piece:
     the one that it waits for, -1 while it runs or after its end. number: of rows in the order in which they began.
-    logits: [N, K], confidence, exit: of its last exit; before the first one they mean nothing.
+    logits: [K], confidence, exit: of its last exit; before the first one they mean nothing.
     """
 
     __slots__ = ("confidence", "exit", "features", "logits", "number", "piece", "place", "request")
@@ -50,13 +50,12 @@ class Row:
     def __init__(self, request: Request, number: int) -> None:
         self.request, self.number, self.piece = request, number, -1
         self.features, self.place = request.image, 0
-        self.logits, self.confidence, self.exit = NONE, nan, -1
+        self.logits, self.confidence, self.exit = NONE.numpy(), nan, -1
 
     def answer(self, costs: Sequence[float], now: float) -> None:
         """With what its last exit said. costs: of all exits."""
-        scores = self.logits.numpy()[self.place]
-        label, cost = int(scores.argmax()), costs[self.exit]
-        self.request.answer(torch.from_numpy(scores), label, self.exit, self.confidence, cost, now)
+        label, cost = int(self.logits.argmax()), costs[self.exit]
+        self.request.answer(torch.from_numpy(self.logits), label, self.exit, self.confidence, cost, now)
 
     def fits(self, other: Row) -> bool:
         """Whether both can be in one call."""
@@ -249,9 +248,11 @@ class ResidentRows:
         piece, begin = pieces[number], self.clock()
         try:
             last = piece.durations.last_exit(self._time_left(request, number, begin)) if request.urgent else None
-            *answers, features = piece.run(features_of(rows), limits_of(rows, piece.first, piece.last, last))
-            logits, confidence = answers[0], answers[1].tolist()
-            exits = answers[2].tolist() if piece.last > piece.first else [0] * len(rows)
+            cut = last if last is None or last < piece.last - piece.first else None
+            limits = limits_of(rows, piece.first, piece.first + piece.exits, cut)
+            *answers, features = piece.run(features_of(rows), limits)
+            logits, confidence = answers[0].numpy(), answers[1].tolist()
+            exits = answers[2].tolist()
         except BaseException as error:
             if len(rows) == 1:
                 request.fail(error)
@@ -259,21 +260,24 @@ class ResidentRows:
             return [survivor for row in rows for survivor in self._run(number, [row])]  # the others are answered
         now, survivors = self.clock(), []
         for i, row in enumerate(rows):
-            row.logits, row.confidence, row.exit, row.place = logits, confidence[i], piece.first + exits[i], i
-            if row.exit == piece.last and not piece.final and self._goes_on(row, pieces[number + 1], now):
+            row.logits, row.confidence, row.exit = logits[i], confidence[i], piece.first + exits[i]
+            place = exits[i] - piece.exits  # in `features`, of one that no early exit answered
+            if piece.final or place < 0:
+                row.answer(piece.costs, now)
+                continue
+            row.exit = piece.last
+            if self._has_time(row.request, pieces[number + 1], now):
                 assert features is not None
-                row.features = features
+                row.features, row.place = features, place
                 survivors.append(row)
             else:
                 row.answer(piece.costs, now)
         if len(rows) == 1 and (request.urgent or rows[0].number % SAMPLED == 0):
-            piece.durations.add(exits[0], now - begin)
+            piece.durations.add(min(exits[0], piece.last - piece.first), now - begin)
         return survivors
 
-    def _goes_on(self, row: Row, following: Piece, now: float) -> bool:
-        request = row.request
-        if request.exits(row.exit, row.confidence, following.above):
-            return False
+    def _has_time(self, request: Request, following: Piece, now: float) -> bool:
+        """For the first exit of the next piece."""
         return not request.urgent or following.durations.to(0) <= self._time_left(request, 1, now)
 
     def _time_left(self, request: Request, number: int, now: float) -> float:

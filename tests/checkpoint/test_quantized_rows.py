@@ -26,7 +26,7 @@ def quantized(head="pool", winograd=1, **more):
     return eefast.quantize(net, images(16, SHAPE), winograd=winograd)
 
 
-@pytest.mark.parametrize("head", [head for head in HEADS if head != "depthwise"])
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.sampled(3)
 def test_a_quantised_network_comes_back(tmp_path, head):
     net = quantized(

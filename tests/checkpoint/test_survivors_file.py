@@ -74,5 +74,5 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_another_version_is_refused(survivors: Survivors, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = survivors.to_bytes()
     monkeypatch.setattr(survivors_file, name, "9.9.9")
-    with pytest.raises(ValueError, match=rf"written by eefast {__version__} in format 1, this is .*9.9.9.*began it"):
+    with pytest.raises(ValueError, match=rf"written by eefast {__version__} in format 2, this is .*9.9.9.*began it"):
         Survivors.from_bytes(data)

@@ -15,7 +15,7 @@ from networks import assert_same_answers, images, lived_in, one_by_one, spread_t
 from torch import Tensor, nn
 
 import eefast
-from eefast import ops, zoo
+from eefast import criteria, ops, rules, zoo
 from eefast.engines.resident import ResidentEngine
 from eefast.survivors import Partial, Survivors
 
@@ -37,15 +37,54 @@ def quantized(**more: Any) -> eefast.EarlyExitNet:
     return made
 
 
+def spread(net: eefast.EarlyExitNet) -> eefast.EarlyExitNet:
+    spread_thresholds(net, images(37, SHAPE), 0.3)
+    return net
+
+
 NETWORKS: Mapping[str, Callable[[], eefast.EarlyExitNet]] = {
     "eenet20": eenet,
     "flattened": lambda: eenet(head="plain"),
     "convolved heads": lambda: eenet(head="conv2"),
     "bottlenecks": lambda: eenet("eenet50"),
+    "depthwise heads": lambda: eenet(head="depthwise"),
     "int8": quantized,
     "int8, pre-activation": lambda: quantized(blocks="pre-activation", head="bnpool"),
+    "int8, depthwise heads": lambda: spread(eefast.quantize(eenet(head="depthwise"), images(32, SHAPE))),
     "int8, convolved heads": lambda: quantized(blocks="pool", head="conv2"),
 }
+
+RULES: Mapping[str, rules.Rule] = {
+    "patience": rules.patience(3),
+    "vote": rules.vote([1.0, 0.5, 2.0, 1.0]),
+    "survival": rules.survival(3),
+    "carried": rules.carried([0.0, 1.0, 0.5, 1.0]),
+    "fitted": rules.fitted([[0.5, 1.0, 0.25, 0.5, 0.125]] * 4, [0.1] * 4, keep=0.5, keep_if_same=0.25, logits=0.5),
+}
+
+
+@torch.no_grad()
+def under(rule: rules.Rule | rules.PythonRule, net: eefast.EarlyExitNet, x: Tensor) -> eefast.EarlyExitNet:
+    """The network under a rule, with thresholds that two fifths of the images exceed at each exit."""
+    for head in net.heads:  # so that exits often agree
+        head.classifier.bias[2] += 1
+    outputs, limits = net.all_exits(net.prepare(x)), list[float]()
+    before, value = torch.zeros(len(x), net.num_classes), torch.zeros(len(x))
+    table = rule.table() if isinstance(rule, rules.Rule) else rule.step
+    for i, out in enumerate(outputs[:-1]):
+        before, value = criteria.carry_on(table, i, out.logits, out.confidence_logit, before, value)
+        low, high = value.sort().values[len(x) * 3 // 5 :][:2].tolist()
+        limits.append((low + high) / 2 if low < high else low - 0.5 if value.min() < low else low + 0.5)
+    return net.with_criterion(rule, limits).eval()
+
+
+def added(exit_index: int, logits: Tensor, row: Tensor, before: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Confidences add up, and logits."""
+    own = torch.sigmoid(row)
+    return (logits, own) if exit_index == 0 else (logits + before, own + value)
+
+
+PYTHON_RULE = rules.PythonRule("added", added)
 
 ALIKE = ("flattened", "bottlenecks", "int8, pre-activation")
 """What runs the same code as others here."""
@@ -122,6 +161,25 @@ def test_survivors_hold_the_features_and_the_answer_so_far(name: str, engine: st
     torch.testing.assert_close(partial.survivors.confidence, torch.sigmoid(row)[rows], rtol=1e-4, atol=1e-4)
     assert partial.result.exit_index[rows].eq(1).all()
     assert torch.equal(partial.result.cost, net.cost[partial.result.exit_index])
+
+
+@needs_cpp
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_survivors_of_several_threads_are_in_the_order_of_their_rows(share: float) -> None:
+    net, x = eenet("eenet8"), images(97, SHAPE)
+    with torch.no_grad():
+        net.thresholds[0] = net.all_exits(x)[0].confidence.quantile(1 - share) + 1e-4
+    fast = eefast.accelerate(net, engine="resident")
+    whole, before = fast(x), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        partial = fast.until(0)(x)
+        rest = fast.resume(partial.survivors)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(partial.survivors.positions, (whole.exit_index > 0).nonzero().squeeze(1))
+    assert partial.survivors.features.is_contiguous(memory_format=torch.channels_last)
+    assert_equal_bits(partial.finished(rest), whole)
 
 
 @needs_cpp
@@ -265,10 +323,47 @@ def test_where_a_run_cannot_stop() -> None:
         fast.until(1)(fast.until(0)(images(5, SHAPE)).survivors, exit_limit=1)
 
 
-def test_rules_that_carry_are_refused() -> None:
-    net = eenet("eenet8").with_criterion("survival").eval()
-    with pytest.raises(ValueError, match=r"the exit rule 'survival' carries its state .*; use net\.with_criterion"):
-        eefast.accelerate(net, engine="reference").until(0)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["eenet20", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.sampled(7)
+def test_rules_that_carry_begin_where_they_stopped(name: str, rule: str, engine: str) -> None:
+    net, x = NETWORKS[name](), images(37, SHAPE)
+    net = under(RULES[rule], net, x)
+    fast = eefast.accelerate(net, engine=engine)
+    whole = fast(x)
+    assert len(whole.exit_index.unique()) > 2
+    assert_same(in_steps(fast, x, lambda s: Survivors.from_bytes(s.to_bytes())), whole, fast)
+    halves = [fast.until(1)(part) for part in x.split(20)]
+    assert torch.equal(halves[0].exited, whole.exit_index[:20] <= 1)
+    merged = Survivors.merged([half.survivors for half in halves])
+    rest = fast.resume(merged)
+    for a, b in zip(rest, whole, strict=True):
+        torch.testing.assert_close(a, b[merged.positions], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["reference", "compact"])
+def test_rules_in_python_begin_where_they_stopped(engine: str) -> None:
+    x = images(37, SHAPE)
+    net = under(PYTHON_RULE, eenet(), x)
+    fast = eefast.accelerate(net, engine=engine)
+    whole = fast(x)
+    assert len(whole.exit_index.unique()) > 2
+    assert_same(in_steps(fast, x, lambda s: Survivors.from_bytes(s.to_bytes())), whole, fast)
+
+
+def test_tables_of_rules_must_fit() -> None:
+    one, two = (eenet().with_criterion(rules.vote([1.0, 1.0, 1.0, last])).eval() for last in (1.0, 2.0))
+    fast, x = eefast.accelerate(one, engine="reference"), images(5, SHAPE)
+    never = [float("inf")] * 3
+    mine = fast.until(0)(x, thresholds=never).survivors
+    other = eefast.accelerate(two, engine="reference").until(0)(x, thresholds=never).survivors
+    with pytest.raises(ValueError, match="two tables of the exit rule 'vote' cannot go on together"):
+        Survivors.merged([mine, other])
+    with pytest.raises(ValueError, match="the exit rule 'vote' and no table of it"):
+        fast.resume(replace(mine, rule=None))
+    # The table travels with the survivors, as thresholds do.
+    assert_equal_bits(fast.resume(other), eefast.accelerate(two, engine="reference").resume(other))
 
 
 class Dense(nn.Module):

@@ -46,6 +46,8 @@ def survivors(count: int = 3, size: int = 7, exits: int = 2, seed: int = 0, **ch
         ({"limits": torch.rand(2, 4)}, r"limits has shape \(2, 4\) for 3 survivors"),
         ({"exit_index": 2}, "exit_index=2 is no early exit of a network that has 2"),
         ({"exit_index": -1}, "exit_index=-1"),
+        ({"rule": torch.rand(2, 9)}, r"rule is torch.float32 of shape \(2, 9\); expected float32 of \(3, 9\)"),
+        ({"rule": torch.rand(3, 9).double()}, "rule is torch.float64"),
     ],
     ids=lambda value: None if isinstance(value, dict) else str(value)[:30],
 )

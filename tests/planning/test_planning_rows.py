@@ -177,8 +177,49 @@ def test_what_is_no_row_is_refused() -> None:
         zoo.eenet("eenet20-1d", input_shape=(6, 3, 32))
     with pytest.raises(ValueError, match="name='eenet8-1d' is unknown"):
         zoo.eenet("eenet8-1d", input_shape=(6, 32))
-    with pytest.raises(ValueError, match=r"net takes rows \[N, C, L\], which are not quantised"):
-        eefast.quantize(net, rows(32, 32))
+
+
+@pytest.mark.parametrize(
+    ("length", "engine"),
+    [
+        *(pytest.param(length, "resident", marks=needs_cpp) for length in (5, 128)),
+        (31, "reference"),
+        pytest.param(31, "compact", marks=pytest.mark.slow),
+    ],
+)
+def test_integers(length: int, engine: str, tmp_path) -> None:
+    net = lived_in(zoo.eenet("eenet20-1d", 2, head="conv1", input_shape=(6, length)))
+    x = rows(40, length)
+    made = split_up(eefast.quantize(net, x), x)
+    wanted = made(x)
+    assert len(wanted.exit_index.unique()) >= 2
+    errors = [a.logits - b.logits for a, b in zip(made.all_exits(x), net.all_exits(x), strict=True)]
+    assert max(e.square().mean().sqrt() for e in errors) < 0.1 * net.all_exits(x)[-1].logits.std()
+    made.save(tmp_path)
+    loaded = eefast.load(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(loaded(x), wanted, strict=True))
+    fast = eefast.accelerate(loaded, engine=engine)
+    found = fast(x)
+    assert torch.equal(found.exit_index, wanted.exit_index)
+    torch.testing.assert_close(found.logits, wanted.logits, rtol=1e-4, atol=1e-4)
+    partial = fast.until(0)(x)
+    found = partial.finished(fast.resume(partial.survivors))
+    torch.testing.assert_close(found.logits, wanted.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_pooling_in_integers() -> None:
+    backbone = nn.Sequential(
+        nn.Conv1d(6, 8, 5, stride=2, padding=2), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(3, 2, 1),
+        nn.Conv1d(8, 12, 3, padding=1), nn.ReLU(), nn.Conv1d(12, 12, 1), nn.ReLU(), nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(), nn.Linear(12, 4),
+    )  # fmt: skip
+    net, x = lived_in(eefast.attach(backbone, ["3"], input_shape=(6, 37))), rows(32, 37)
+    made = eefast.quantize(net, x)
+    for found, wanted in zip(made.all_exits(x), net.all_exits(x), strict=True):
+        assert (found.logits - wanted.logits).abs().max() < 0.2 * wanted.logits.std()
+    if not ops.CPP_MISSING:
+        fast = eefast.accelerate(made, engine="resident")
+        torch.testing.assert_close(fast(x).logits, made(x).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_saved_and_loaded(tmp_path) -> None:

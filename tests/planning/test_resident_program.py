@@ -18,6 +18,7 @@ from eefast import ops, zoo
 from eefast.planning import probe, trial, tuning
 from eefast.planning.errors import UnsupportedError
 from eefast.planning.resident_program import build_resident, lowered
+from eefast.planning.rows import network_on_maps
 from eefast.planning.trial import Subject
 
 needs_cpp = pytest.mark.skipif(bool(ops.CPP_MISSING), reason=f"the C++ kernels are {ops.CPP_MISSING}")
@@ -93,6 +94,15 @@ def test_larger_images_are_refused_on_cuda_alone(shape: tuple[int, int, int], mo
     monkeypatch.setattr(ops, "CUDA_MISSING", None)
     assert lowered(subject(net)).sizes[0] == shape[1:]
     with pytest.raises(UnsupportedError, match=f"images of up to 32×32, not {shape[1]}×{shape[2]}"):
+        lowered(subject(net, CUDA, torch.float16))
+
+
+def test_rows_are_refused_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network_on_maps(zoo.eenet("eenet20-1d", input_shape=(6, 31)).eval())
+    monkeypatch.setattr(ops, "CPP_MISSING", None)
+    monkeypatch.setattr(ops, "CUDA_MISSING", None)
+    assert lowered(subject(net)).sizes[0] == (1, 31)
+    with pytest.raises(UnsupportedError, match="its CUDA kernel has square windows of square maps, none for rows"):
         lowered(subject(net, CUDA, torch.float16))
 
 

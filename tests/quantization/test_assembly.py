@@ -23,8 +23,8 @@ def made_of(net):
     return assembled(net, layers, stages), stages
 
 
-# Plain heads need maps of the image's size; INT8 has no depthwise convolutions.
-@pytest.mark.parametrize("head", [head for head in HEADS if head not in ("plain", "depthwise")])
+# Plain heads need maps of the image's size.
+@pytest.mark.parametrize("head", [head for head in HEADS if head != "plain"])
 def test_what_stays_of_the_float_network(head):
     net = lived_in(zoo.eenet("eenet8", input_shape=SHAPE, head=head), 1)
     net.thresholds.fill_(0.375)

@@ -35,7 +35,7 @@ def winograd_steps(net):
     return Counter(step.winograd for step in net.modules() if isinstance(step, QuantizedConvolution))
 
 
-@pytest.mark.parametrize("head", [head for head in HEADS if head != "depthwise"])
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("winograd", [0, 1, 2])
 @pytest.mark.sampled(6)
 def test_logits_stay_near_those_of_the_float_network(head, winograd):
@@ -227,12 +227,8 @@ def with_stage(stage, head=None, channels=4):
             "no convolution that torch.fx finds in the network keeps",
         ),
         (with_stage(nn.Identity(), channels=3), r"stages\.0 cannot be quantised: .*image itself"),
-        (
-            with_stage(nn.Conv2d(3, 4, 3), ExitHead("depthwise", (4, SHAPE[1] - 2, SHAPE[2] - 2), 4, SHAPE)),
-            r"heads\.0.* cannot be quantised: .*grouped",
-        ),
     ],
-    ids=["branch", "no convolution", "identity", "depthwise head"],
+    ids=["branch", "no convolution", "identity"],
 )
 def test_what_cannot_be_quantised_is_named_with_its_path(net, message):
     with pytest.raises(ValueError, match=message):

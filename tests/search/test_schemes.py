@@ -5,7 +5,6 @@ import torch
 from candidate_cases import silent
 from networks import images, lived_in
 
-import eefast
 from eefast import zoo
 from eefast.search import schemes
 from eefast.search.candidates import Candidates
@@ -47,11 +46,18 @@ def test_each_scheme_has_its_best_number_of_exits(monkeypatch):
         assert kept.thresholds.accuracy == pytest.approx(max(accuracies))
 
 
-def test_backbones_have_no_schemes():
-    body = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 6, 3), torch.nn.AdaptiveAvgPool2d(1),
-        torch.nn.Flatten(), torch.nn.Linear(6, 3),
-    )  # fmt: skip
-    supernet = of_backbone(body, SHAPE, None, ["pool"], None, 3)
-    assert scheme_exits(supernet, searched(supernet), "learned", 0.9, silent) == {}
-    assert eefast.attach(body, ["1"], input_shape=SHAPE).num_exits == 1
+def test_the_blocks_of_a_backbone_are_those_between_its_places(monkeypatch):
+    monkeypatch.setattr(schemes, "MOST_EXITS", 1)
+    layers = [layer for c in (1, 4, 4, 4) for layer in (torch.nn.Conv2d(c, 4, 3, padding=1), torch.nn.ReLU())]
+    body = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    supernet = of_backbone(body, SHAPE, None, ["pool", "conv1"], None, 4)
+    found = scheme_exits(supernet, searched(supernet), "max_probability", 0.9, silent)
+    assert {*found} <= {*SCHEMES}
+    macs = [cost.stage_macs for cost in supernet.net.stage_costs]
+    firsts = [supernet.place_numbers.index(number) for number in sorted({*supernet.place_numbers})]
+    reached = [sum(macs[: e + 1]) / sum(macs) for e in firsts]
+    # One exit comes after the first place that reaches the share of the scheme.
+    for scheme, share in {"fine": 0.05, "pareto": 0.2, "linear": 0.5, "gold_ratio": 0.618}.items():
+        place = next(i for i, cost in enumerate(reached) if cost >= share)
+        assert found[scheme].subset == (firsts[place],)
+        assert supernet.kinds[firsts[place]] == "pool"
