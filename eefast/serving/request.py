@@ -28,17 +28,18 @@ class Pending(Future[Answer]):
 class Request:
     """engine: of the moment of `submit`. image: prepared, [1, C, H, W].
 
-    limits: [n] or [n, 1] float32, see `eefast.profiles`.
+    limits: [n] or [n, 1] float32, see `eefast.profiles`. values: the same as numbers, where they are read one by one.
     arrived, began: seconds on the server's clock. deadline: on the same clock, infinite where there is none.
     future: pending until it has an answer or an error, so that it can be cancelled at any time.
     """
 
-    __slots__ = ("arrived", "began", "deadline", "engine", "future", "image", "limits")
+    __slots__ = ("arrived", "began", "deadline", "engine", "future", "image", "limits", "values")
 
     def __init__(self, engine: Engine, image: Tensor, limits: Tensor, arrived: float, deadline: float = inf) -> None:
         self.engine, self.image, self.limits = engine, image, limits
         self.arrived, self.deadline, self.began = arrived, deadline, arrived
         self.future = Pending()
+        self.values: list[float] = []
 
     @property
     def urgent(self) -> bool:
