@@ -25,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 TESTS = ROOT / "tests" / "wheel" / "installed_tests.py"
+LIBRARY = "eefast/_C.abi3.so"
 # Symbols of torch that the library may use: its C interface, which stays from version to version.
 STABLE = re.compile(r"(aoti_torch_|torch_)\w+")
 OF_TORCH = re.compile(r"_ZN?K?(2at|3c10|5torch|6caffe2)")
@@ -82,7 +83,7 @@ def check_names(wheel: Path, pure: bool) -> None:
     """Ends for a wheel without kernels where they are wanted, and for one that lacks folders or has others."""
     names = zipfile.ZipFile(wheel).namelist()
     libraries = [name for name in names if name.endswith((".so", ".pyd", ".dylib"))]
-    if pure != wheel.name.endswith("-py3-none-any.whl") or libraries != ([] if pure else ["eefast/_C.abi3.so"]):
+    if pure != wheel.name.endswith("-py3-none-any.whl") or libraries != ([] if pure else [LIBRARY]):
         wanted = "--pure asks for one without" if pure else "add --pure for one without them"
         raise SystemExit(f"{wheel.name} has the kernels {libraries}; {wanted}")
     if not pure and "-cp310-abi3-" not in wheel.name:
@@ -102,7 +103,7 @@ def check_names(wheel: Path, pure: bool) -> None:
 def check_symbols(wheel: Path) -> None:
     """Ends where the library needs functions of torch's C++ interface, which change with its versions."""
     with tempfile.TemporaryDirectory() as folder:
-        library = zipfile.ZipFile(wheel).extract("eefast/_C.abi3.so", folder)
+        library = zipfile.ZipFile(wheel).extract(LIBRARY, folder)
         listed = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True)
     needed = [line.split()[-1].partition("@")[0] for line in listed.stdout.splitlines()]
     if unstable := [name for name in needed if OF_TORCH.match(name)]:
@@ -120,7 +121,10 @@ def audit(tool: str, wheel: Path) -> None:
     words = {"abi3audit": ["--strict", "--summary"], "torch-abi-audit": [], "auditwheel": ["show"]}[tool]
     start = {"torch-abi-audit": f"from {module}.cli import main; import sys; sys.exit(main())"}.get(tool)
     python = [sys.executable, *(["-c", start] if start else ["-m", module])]
-    done = subprocess.run([*python, *words, str(wheel)], capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        # It reads libraries, the others read wheels.
+        given = zipfile.ZipFile(wheel).extract(LIBRARY, folder) if tool == "torch-abi-audit" else wheel
+        done = subprocess.run([*python, *words, str(given)], capture_output=True, text=True, check=False)
     print(f"{tool}: {(done.stdout + done.stderr).strip()}")
     if done.returncode:
         raise SystemExit(f"{tool} ended with {done.returncode}")
