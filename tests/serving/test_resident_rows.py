@@ -46,7 +46,7 @@ class Crew:
 
     def slow(self, piece, x, limits):
         found = self.run(piece, x, limits)
-        self.clock.now += float((found[2] + 1).sum())
+        self.clock.now += float((found[2].clamp(max=piece.last - piece.first) + 1).sum())
         self.seen.append((piece.first, len(x)))
         self.hook()
         if arrival := self.arrivals.pop(len(self.seen), None):
