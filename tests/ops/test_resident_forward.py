@@ -215,7 +215,7 @@ def test_layouts_change_no_bit(memory: str) -> None:
 @needs_cpp
 def test_networks_of_more_sizes_in_turn_than_a_thread_keeps_memory_for() -> None:
     cases = []
-    for side in range(7, 18):
+    for side in range(7, 16):
         net, x = small_net(input_shape=(1, side, 9))
         cases.append((net, x[:3], tables(net, 4, 2)))
     found = [[run(*case) for case in cases] for _ in range(2)]
