@@ -17,7 +17,7 @@ def start(network: Path, source: Path, output: Path, *words: object) -> subproce
 
 def finish(process: subprocess.Popen, code: int = 0) -> str:
     """What it printed."""
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=300)
     assert process.returncode == code, error
     return out + error
 

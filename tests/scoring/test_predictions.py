@@ -102,7 +102,7 @@ def test_images_that_cannot_be_read(network: Path, tmp_path: Path) -> None:
     ("images", "more", "message"),
     [
         ([], {}, "there are no images to answer"),
-        ("nowhere.png", {}, r"nowhere\.png does not exist; give image files, or folders"),
+        ("nowhere.png", {}, r"nowhere\.png does not exist; give image files, folders"),
         ([], {"top": 0}, "top=0 must be at least 1"),
         ([], {"on_error": "skip"}, "on_error='skip' is unknown; choose fail or record"),
     ],
