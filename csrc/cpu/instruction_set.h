@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string_view>
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(EEFAST_PORTABLE)
 #include <immintrin.h>
 #define EEFAST_X86
 #if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
