@@ -86,6 +86,10 @@ struct Program {
       refuse(row, "it is not the first step, or loads something else than map 0");
     if (network.loads && s[source] == 0) refuse(row, "it reads features that are loaded into another map");
     if (store && row + 1 != rows()) refuse(row, "a map is stored by the last step only");
+    if (store &&
+        (row == 0 || at(row - 1)[kind] != static_cast<int64_t>(Kind::exit) || at(row - 1)[target] + 1 != num_exits)) {
+      refuse(row, "a map is stored after the last early exit only");
+    }
     if ((windows || join || is(Kind::mean)) && s[source] == s[target]) refuse(row, "it writes over what it reads");
     if ((join || exit || load || store || is(Kind::max_pool)) && s[activation] != 0)
       refuse(row, "it has no activation");

@@ -135,6 +135,10 @@ def test_stores_and_loads_that_do_not_fit_are_refused(net: eefast.EarlyExitNet, 
             ops.resident_forward.run(*arguments, "carried", 7, rule=torch.zeros(3, 9), features=good, before=given)
     with pytest.raises(RuntimeError, match="before is given, but no rule that reads it"):
         ops.resident_forward.run(*arguments, "learned", 7, features=good, before=torch.zeros(2, 8))
+    later = program.steps.clone()
+    later[-2, 2] = 0  # the last exit becomes the one before
+    with pytest.raises(RuntimeError, match="a map is stored after the last early exit only"):
+        ops.resident_forward.run(x, later, *arguments[2:], "learned", 7, features=good)
     early = program.steps[[*range(len(program.steps) - 2), -1, -2]]
     with pytest.raises(RuntimeError, match=r"a map is stored by the last step only"):
         ops.resident_forward.run(x, early, *arguments[2:], "learned", 7, features=good)
