@@ -1,10 +1,9 @@
-"""Images in parquet files → their classes on a cluster of Ray: by eefast.score, and by map_batches of Ray Data."""
+"""An array of images → their classes on a cluster of Ray: by eefast.score, and by map_batches of Ray Data."""
 
 from pathlib import Path
 
-import pyarrow as pa
+import numpy as np
 import ray
-from pyarrow import parquet
 
 import eefast
 from eefast.data.mnist import mnist_test
@@ -14,13 +13,11 @@ SHIPPED = Path(eefast.__file__).parent / "assets/eenet-mnist"
 
 if __name__ == "__main__":
     images, labels = mnist_test()
-    pixels = [image.numpy().tobytes() for image in images[:400]]
-    Path("shards").mkdir()
-    parquet.write_table(pa.table({"image": pixels, "id": list(range(400))}), "shards/0.parquet")
+    np.save("images.npy", images[:400].numpy())
     ray.init(num_cpus=2, include_dashboard=False)
 
     # Resumable, one worker process per part of the cluster: what `eefast score --ray` runs.
-    done = eefast.score(SHIPPED, "shards", "scored", ray="auto", workers=1, threads_per_worker=1, shard_size=200)
+    done = eefast.score(SHIPPED, "images.npy", "scored", ray="auto", workers=1, threads_per_worker=1, shard_size=200)
     print(f"{done.images} images, mean cost {done.mean_cost:.3f}")
 
     # In a pipeline of your own.
