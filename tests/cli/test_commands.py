@@ -26,6 +26,7 @@ COMMANDS = [
     "predict",
     "score",
     "serve",
+    "export",
     "bench",
     "plot",
     "calibrate-device",
