@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A hundred processes import these modules: with the variable set each would compile them again.
 unexport PYTHONDONTWRITEBYTECODE
 
-CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*' 'tests/tsan/*.cpp'
+CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*' 'tests/tsan/*.cpp' 'examples/cpp/*.cpp'
 
 .PHONY: demo test test-all fuzz sanitize sanitized sanitize-tests sanitize-calls sanitize-threads bench int8 \
 	int8-accuracy backbones bounds rules drift wheel aarch64 host-time latency score-bench serving-bench parity guard training report docs aot gpu lint format clean

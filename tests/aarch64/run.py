@@ -20,7 +20,7 @@ SOURCES = (
     "program",
 )
 CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
-ALLOWED = 1e-4
+ALLOWED = 1e-6
 """Largest difference ÷ largest number: aarch64 rounds a product and a sum once, the portable x86 kernels twice."""
 
 
@@ -30,7 +30,10 @@ def build(compiler: str, folder: Path) -> Path:
     objects = []
     for path in (ROOT / "tests" / "tsan" / "engines.cpp", *(ROOT / "csrc" / f"{name}.cpp" for name in SOURCES)):
         objects.append(str(folder / f"{path.stem}.o"))
-        flags = ("-std=c++20", "-O2", "-DEEFAST_SANITIZED", "-DEEFAST_PORTABLE", f"-I{ROOT / 'csrc'}")
+        flags = ["-std=c++20", "-O2", "-DEEFAST_SANITIZED", "-DEEFAST_PORTABLE", f"-I{ROOT / 'csrc'}"]
+        if path.stem == "engines":
+            # Its weights in INT8 are the bytes of random floats, which must be the same to the last bit.
+            flags.append("-ffp-contract=off")
         subprocess.run([*compiler.split(), *flags, "-c", str(path), "-o", objects[-1]], check=True)
     program = folder / "engines"
     # Statically, so that the emulator needs no libraries of aarch64.

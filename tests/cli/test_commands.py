@@ -28,6 +28,7 @@ COMMANDS = [
     "predict",
     "score",
     "serve",
+    "export",
     "bench",
     "plot",
     "calibrate-device",
