@@ -20,7 +20,7 @@ if __name__ == "__main__":
     done = eefast.score(SHIPPED, "images.npy", "scored", ray="auto", workers=1, threads_per_worker=1, shard_size=200)
     print(f"{done.images} images, mean cost {done.mean_cost:.3f}")
 
-    # In a pipeline of your own.
+    # In a pipeline of your own; Ray Data needs pandas for it.
     data = ray.data.from_numpy(images[:400].numpy()).rename_columns(["image"])
     answers = data.map_batches(
         Score, fn_constructor_args=(SHIPPED,), batch_size=200, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=1
