@@ -60,7 +60,7 @@ def measured(folder: Path, net: eefast.EarlyExitNet, images: Images) -> RecipeRo
     report = json.loads((folder / REPORT_FILE).read_text())
     return RecipeRow(
         recipe=folder.name,
-        network=net.record.network,
+        model=net.record.network,
         trained_on=name_of(net.record),
         options=_told(report["arguments"]),
         seconds=sum(report["seconds_per_epoch"]),
@@ -86,8 +86,8 @@ def page(rows: Sequence[Record]) -> str:
     """The page's text, Markdown; empty without rows of recipes."""
     recipes = newest((row for row in rows if "recipe" in row), ("trained_on", "network", "recipe"))
     lines = []
-    for dataset, network in dict.fromkeys((row["trained_on"], row["network"]) for row in recipes):
-        group = [row for row in recipes if (row["trained_on"], row["network"]) == (dataset, network)]
+    for dataset, network in dict.fromkeys((row["trained_on"], row["model"]) for row in recipes):
+        group = [row for row in recipes if (row["trained_on"], row["model"]) == (dataset, network)]
         lines += [f"## {network} on {dataset}", "", *_table(group), ""]
         lines += [f"- **{row['recipe']}**: {_sentence(row)}" for row in group]
         lines.append("")

@@ -147,14 +147,14 @@ class PlainRow:
 class RecipeRow:
     """How a network was trained, and what it answers on held-out training images; test images are not looked at.
 
-    recipe: name of its folder; network, trained_on: names of the network and of the data set.
+    recipe: name of its folder; model, trained_on: names of the network and of the data set.
     options: of `eefast train` that differ from the defaults; seconds: of training, without runs it went on from.
     exit_accuracy: of each exit if all images exit there. accuracy: at the mean `costs`, by the largest probability, of
         halves of the images that did not choose the thresholds.
     """
 
     recipe: str
-    network: str
+    model: str
     trained_on: str
     options: dict[str, Any]
     seconds: float

@@ -1,4 +1,4 @@
-"""An accelerated network in the place of a classifier: torchmetrics, a DataLoader, autocast, no line about exits."""
+"""Test images → accuracy with early exits and without: an accelerated network in the place of a classifier."""
 
 from pathlib import Path
 

@@ -17,6 +17,7 @@ from eefast import ops
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHAPE = (3, 12, 12)
+PROGRAMS = {"stages": "run_stages.py", "onnx": "run_onnx.py"}
 CPP = EXAMPLES / "cpp" / "run_package.cpp"
 
 
@@ -49,7 +50,7 @@ def test_python_without_eefast(net, tmp_path, chosen, rule):
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (37, *SHAPE), dtype=torch.uint8, generator=generator)
     np.save(tmp_path / "x.npy", x.numpy())
-    folder, program = eefast.export(made, tmp_path / "out", format=chosen), EXAMPLES / f"run_{chosen}.py"
+    folder, program = eefast.export(made, tmp_path / "out", format=chosen), EXAMPLES / PROGRAMS[chosen]
     code, out, err = run(sys.executable, program, folder, tmp_path / "x.npy")
     assert code == 0, err
     result = made(x)

@@ -145,7 +145,7 @@ def test_judges_lay_no_path(monkeypatch) -> None:
         {"max_accuracy_drop": 0.03},
         {"min_accuracy": 0.6},
         {"max_cost": 0.5},
-        {"max_accuracy_drop": 0.05, "max_cost": 0.7},
+        {"max_accuracy_drop": 0.1, "max_cost": 0.9},
     ],
     ids=["drop", "accuracy", "cost", "both"],
 )
