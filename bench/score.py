@@ -94,14 +94,15 @@ def prepare(place: Place, models: Iterable[str]) -> None:
         net.save(place.folder_of(name))
 
 
-def check(place: Place, source: Path, **options: Any) -> None:
+def check(place: Place, source: Path, model: str | None = None, **options: Any) -> None:
     """`ValueError` unless rows are those of one process, each image by its id."""
     from pyarrow.parquet import read_table
 
     output = place.output()
-    eefast.score(place.folder_of(place.model), source, output, **options)
+    folder = place.folder_of(model or place.model)
+    eefast.score(folder, source, output, **options)
     rows = [row for path in sorted(output.glob("part-*")) for row in read_table(path).to_pylist()]
-    answer = eefast.accelerate(eefast.load(place.folder_of(place.model)))(place.pixels())
+    answer = eefast.accelerate(eefast.load(folder))(place.pixels())
     expected = zip(answer.labels.tolist(), answer.exit_index.tolist(), answer.confidence.tolist(), strict=True)
     found = [(row["label"], row["exit"], row["confidence"]) for row in rows]
     if found != list(expected):
@@ -303,13 +304,14 @@ def on_ray(place: Place) -> Iterator[ScoreRow]:
     begin = time.perf_counter()
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False)
     cluster = time.perf_counter() - begin
+    check(place, place.array, ray="auto", **options)
     ours = lambda: scored(place, source, seen, ray="auto", **options)  # noqa: E731
     local = lambda: scored(place, source, [], **options)  # noqa: E731
     found = Compared(1, ours, local)
     ray.shutdown()
     yield found.row(
         first, score="ray", model=place.ray_model, input=".npy", images=count, unit="images/s",
-        base_name="1 local worker × 1 thread", bound=0.7, at_most=False, checked=False,
+        base_name="1 local worker × 1 thread", bound=0.7, at_most=False, checked=True,
         startup_seconds=statistics.median(seen),
         details=f"{count / found.values[0][1]:.0f} s of local work; the cluster started in {cluster:.1f} s before",
     )  # fmt: skip

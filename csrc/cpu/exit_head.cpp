@@ -28,7 +28,10 @@ using Kernel = void (*)(const ExitHead&, int64_t, int64_t);
 Kernel select_kernel() {
 #ifdef EEFAST_X86
   const InstructionSet best = instruction_set();
-  if (best != InstructionSet::portable) return best == InstructionSet::avx2 ? avx2::run : avx512::run;
+  if (best > InstructionSet::avx2) return avx512::run;
+#ifndef EEFAST_SANITIZED
+  if (best == InstructionSet::avx2) return avx2::run;
+#endif
 #endif
   return portable::run;
 }

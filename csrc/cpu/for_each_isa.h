@@ -4,7 +4,7 @@
 //
 // The file finds EEFAST_LANES, the floats of a vector, EEFAST_TARGET, the attribute that admits the instructions,
 // EEFAST_BFLOAT16 where there are bfloat16 products, EEFAST_VNNI where there are those of bytes. With
-// EEFAST_SANITIZED defined, only the narrowest and the widest set multiply bytes, in short strips (longest_strip): all
+// EEFAST_SANITIZED defined, there are only the narrowest and the widest set, bytes in short strips (longest_strip): all
 // of them would compile for minutes.
 
 namespace portable {
@@ -16,7 +16,7 @@ namespace portable {
 }  // namespace portable
 
 #ifdef EEFAST_X86
-#if !defined(EEFAST_LANES_FOR_INT8) || !defined(EEFAST_SANITIZED)
+#ifndef EEFAST_SANITIZED
 namespace avx2 {
 #define EEFAST_LANES 8
 #define EEFAST_TARGET __attribute__((target("avx2,fma,f16c")))

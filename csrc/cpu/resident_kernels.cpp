@@ -23,7 +23,10 @@ const Kernels& select_kernels(Precision precision) {
 #ifdef EEFAST_X86
   if (precision == Precision::bfloat16) return avx512_bf16::kKernels;
   const InstructionSet best = instruction_set();
-  if (best != InstructionSet::portable) return best == InstructionSet::avx2 ? avx2::kKernels : avx512::kKernels;
+  if (best > InstructionSet::avx2) return avx512::kKernels;
+#ifndef EEFAST_SANITIZED
+  if (best == InstructionSet::avx2) return avx2::kKernels;
+#endif
 #endif
   return portable::kKernels;
 }

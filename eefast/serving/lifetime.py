@@ -30,9 +30,9 @@ SWITCH_SECONDS = 0.0002
 class Options:
     """host, port: to listen at; port 0: any free one. engine, stages, crop_fraction: see `eefast.score`.
 
-    max_queue, workers: see `Server`. levels: names of profiles, see `Levels`. deadline_ms: of requests that name none,
-    0: none. max_body: bytes. drain: seconds to answer what waits after SIGTERM. lame_duck: seconds before that, in
-    which requests are still taken.
+    max_queue, workers, between_exits: see `Server`. levels: names of profiles, see `Levels`. deadline_ms: of requests
+    that name none, 0: none. max_body: bytes. drain: seconds to answer what waits after SIGTERM. lame_duck: seconds
+    before that, in which requests are still taken.
     """
 
     host: str = "127.0.0.1"
@@ -42,6 +42,7 @@ class Options:
     crop_fraction: float | None = None
     max_queue: int = 256
     workers: int | None = None
+    between_exits: bool = False
     levels: tuple[str, ...] = ()
     deadline_ms: float = 0.0
     max_body: int = 8 * 2**20
@@ -135,7 +136,7 @@ async def _serve(
 
     def make() -> Server:
         fast = accelerate(application.net, engine=options.engine, stages=options.stages, frozen=True)
-        return Server(fast, options.max_queue, options.workers)
+        return Server(fast, options.max_queue, options.workers, options.between_exits)
 
     serving = loop.create_task(web.serve([listening]))
     try:

@@ -32,12 +32,14 @@ class Server:
     """Answers images one by one, each as soon as it exits; of any number of threads at a time.
 
     Images go through the stages together: arrivals join the first stage, survivors wait before theirs, and answers are
-    given at every exit; with the resident engine on a CPU by a worker per core. On a GPU several calls of the resident
-    engine overlap, which carry images to their exits.
+    given at every exit. With the resident engine a worker per core carries images to their exits; on a GPU several
+    calls overlap.
 
     fast: an accelerated network; `frozen=True` makes `submit` faster. It is warmed up here.
     max_queue: images that may wait.
     workers: threads that answer, with the resident engine; by default as PyTorch has, on a GPU 3.
+    between_exits: whether the resident engine on a CPU stops an image between exits, so that arrivals go first and
+        deadlines are checked at every exit; every image then takes more processor time. Other engines do as they can.
     clock: seconds that only increase.
 
     A context manager; leaving it closes the server as `close()` does. Raises `TypeError` and `ValueError` that name
@@ -49,6 +51,7 @@ class Server:
         fast: Accelerated,
         max_queue: int = 256,
         workers: int | None = None,
+        between_exits: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if not isinstance(fast, Accelerated):
@@ -61,7 +64,7 @@ class Server:
         self.fast, self.clock, self._process = fast, clock, os.getpid()
         self._line, engine = WaitingLine(max_queue), fast.ready()[0]
         self._crew: Calls | ResidentRows | Rows
-        if len(cuts(engine)) > 1:
+        if between_exits and len(cuts(engine)) > 1:
             self._crew = ResidentRows(self._line, engine, workers, clock)
         elif stage_calls(engine) is None:
             self._crew = Calls(self._line, engine, workers, clock)

@@ -53,6 +53,7 @@ def test_wrong_exits_are_no_result(place):
         serving.check(place, seen)
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_rows_and_shows_them(place, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(rows, "RESULTS", tmp_path)
     monkeypatch.setattr(serving, "prepare", lambda *_: place)

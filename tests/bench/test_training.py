@@ -107,6 +107,7 @@ def test_trains_both_and_says_what_went_wrong_with_another(
         train([replace(TINY, options={**TINY.options, "epochs": 2})], tmp_path / "runs", "cpu", root, 0)
 
 
+@pytest.mark.slow
 def test_both_go_on_from_the_plain_network_and_only_one_gets_convolutions_in_its_heads(
     root: Path, tmp_path: Path, in_forks: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,8 @@ import pytest
 EXAMPLE = Path(__file__).parents[2] / "examples" / "edge_server.py"
 
 
-@pytest.mark.parametrize("features", ["uint8", pytest.param("exact", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("features", ["uint8", "exact"])
 def test_edge_and_server_answer_all_images(features: str) -> None:
     done = subprocess.run([sys.executable, EXAMPLE, features], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,7 @@ def lines(result):
     return "".join(f"{label} {exit_index}\n" for label, exit_index in pairs)
 
 
-@pytest.mark.parametrize("rule", ["learned", "survival"])
+@pytest.mark.parametrize("rule", ["learned", pytest.param("survival", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("chosen", ["stages", "onnx"])
 def test_python_without_eefast(net, tmp_path, chosen, rule):
     if chosen == "onnx" and not (find_spec("onnx") and find_spec("onnxruntime")):

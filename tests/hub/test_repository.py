@@ -105,6 +105,7 @@ def test_load_says_how_the_hub_is_read():
         eefast.load("../small")
 
 
+@pytest.mark.slow
 def test_with_the_variable_of_huggingface_hub(tmp_path):
     """As a user sets it, in a process of its own."""
     pytest.importorskip("huggingface_hub", reason="needs eefast[hub]")
