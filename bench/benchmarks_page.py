@@ -362,8 +362,9 @@ def _ops(rows: list[Record], stem: str, gpu: bool) -> Section | None:
         around = marks[-1]["environment"]
         found += [
             *_image("Roofline of the exit ops", name),
-            "A mark per case below, in the last run of them; the roofs are what a copy of a large tensor and a large "
-            "matrix product of PyTorch reached in the same run, which maps in a cache and better kernels may exceed"
+            "A mark per case of the last run of most cases below; the roofs are what a copy of a large tensor and a "
+            "large matrix product of PyTorch reached in the same run, which maps in a cache and better kernels may "
+            "exceed"
             f"{'; in a CUDA graph where there is one' if gpu else ''}. "
             + (f"Left out, since it computes nothing: {', '.join(idle)}. " if idle else "")
             + f"Commit {around['commit']} ({around['date'][:10]}).",
@@ -381,19 +382,20 @@ def _ops(rows: list[Record], stem: str, gpu: bool) -> Section | None:
 
 
 def roofline(rows: list[Record]) -> tuple[list[Record], list[Record], list[str]]:
-    """Ops of the last run and its ceilings, and the names of the ops that compute nothing."""
+    """Ops of the last run of most cases, its ceilings, and the names of the ops that compute nothing."""
     runs: dict[str, list[Record]] = {}
     for row in rows:
         if "ceiling" in row or ("op" in row and row["provider"] == OURS and row["typical"]):
             runs.setdefault(row["environment"]["date"], []).append(row)
+    found: tuple[list[Record], list[Record], list[str]] = [], [], []
     for run in reversed(runs.values()):
         ceilings = [row for row in run if "ceiling" in row]
         # A graph shows the kernel without the host that launches it.
         ops = {op_case(r): r for r in sorted((r for r in run if "op" in r), key=lambda r: r["timing"] == "graph")}
         marks = [row for row in ops.values() if row["flops"]]
-        if marks and {"copy", "matmul"} <= {row["ceiling"] for row in ceilings}:
-            return marks, ceilings, sorted({row["op"] for row in ops.values() if not row["flops"]})
-    return [], [], []
+        if len(marks) > len(found[0]) and {"copy", "matmul"} <= {row["ceiling"] for row in ceilings}:
+            found = marks, ceilings, sorted({row["op"] for row in ops.values() if not row["flops"]})
+    return found
 
 
 def _parity(rows: list[Record]) -> Section | None:

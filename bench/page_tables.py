@@ -161,7 +161,8 @@ def op_table(rows: Sequence[Record], table: Table) -> list[str]:
 def _op_cells(row: Record) -> list[str]:
     return [
         f"{row['op']}{' in a graph' if row['timing'] == 'graph' else ''}",
-        f"{row['samples']} × {row['channels']}×{row['height']}×{row['width']}, K = {row['classes']}",
+        f"{row['samples']} × {row['channels']}×{row['height']}×{row['width']}, K = {row['classes']}"
+        + (f", {row['criterion']}" if row.get("criterion") else ""),
         row["dtype"],
         f"{row['exit_rate']:.0%}",
         f"{row['typical']:,.1f}",

@@ -42,12 +42,12 @@ class Options:
     crop_fraction: float | None = None
     max_queue: int = 256
     workers: int | None = None
-    between_exits: bool = False
     levels: tuple[str, ...] = ()
     deadline_ms: float = 0.0
     max_body: int = 8 * 2**20
     drain: float = 10.0
     lame_duck: float = 2.0
+    between_exits: bool = False
 
     def check(self, net: EarlyExitNet) -> None:
         """`ValueError` for what the network or the server cannot do."""

@@ -223,6 +223,14 @@ def test_the_roofline_is_of_one_run(tmp_path: Path) -> None:
     assert "Left out, since it computes nothing: compact. Commit def (2026-01-03)." in text
 
 
+def test_a_later_run_of_fewer_cases_draws_no_roofline(tmp_path: Path) -> None:
+    cases = [op("exit_head", 500, 2.0), op("exit_head", 500, 4.0, samples=1)]
+    file = written(tmp_path / "rows.jsonl", [*ceilings(20.0), *cases])
+    written(file, [*ceilings(10.0), op("exit_head", 500, 1.0)], date="2026-01-03T00:00:00+00:00")
+    (machine,) = page.machines([file])
+    assert [row["typical"] for row in page.roofline(machine)[0]] == [2.0, 4.0]
+
+
 def test_accuracy_is_shown_beside_speed(tmp_path: Path) -> None:
     text = page.page([], page.DEMO)
     demo = json.loads(page.DEMO.read_text())
