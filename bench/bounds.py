@@ -6,12 +6,12 @@ many as were held out, which choose thresholds, and the others, which judge. The
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from command import run_command
 from int8_accuracy import Images, name_of, parser_of, with_data
 from progress import track
 from rows import BoundRow, append, environment
@@ -130,7 +130,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

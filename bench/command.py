@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 
 import torch
 from rows import Record, read, results_file
@@ -26,3 +28,11 @@ def conclude(around: Record) -> int:
     rows = read([results_file(around)], around["date"])
     print(show(rows))
     return int(failures(rows))
+
+
+def run_command(main: Callable[[], int]) -> None:
+    """Exits with what `main` returns; a missing file or a wrong value is one line on stderr and exit code 1."""
+    try:
+        sys.exit(main())
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -6,12 +6,12 @@ same. Thresholds, path and profiles come from held-out images as they are; no wa
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from command import run_command
 from int8_accuracy import name_of, parser_of, with_data
 from progress import track
 from rows import RESULTS, DriftRow, append, environment, slug
@@ -180,7 +180,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

@@ -5,13 +5,13 @@ Images are divided as in bounds.py: those that were held out fit rules and lay p
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from itertools import product
 
 import torch
 from bounds import Outputs, divided, outputs_of
+from command import run_command
 from int8_accuracy import name_of, parser_of, with_data
 from progress import track
 from rows import RuleRow, append, environment
@@ -91,7 +91,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

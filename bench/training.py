@@ -23,7 +23,7 @@ import cpu_ways
 import data_sets
 import torch
 import training_page
-from command import add_device_option, chosen_device
+from command import add_device_option, chosen_device, run_command
 from data_sets import CIFAR10_JPEG
 from gpu_ways import GpuWays
 from network_runs import run as measure
@@ -463,7 +463,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

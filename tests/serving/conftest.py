@@ -22,6 +22,14 @@ def small():
 
 
 @pytest.fixture
+def resident(small):
+    """(resident engine, thresholds, images)."""
+    net, x = small
+    fast = eefast.accelerate(net, engine="resident")
+    return fast.engine, fast.ready()[1], x
+
+
+@pytest.fixture
 def serve():
     """Makes servers."""
     made = []

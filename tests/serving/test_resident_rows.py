@@ -6,7 +6,6 @@ from math import inf, nan
 import pytest
 import torch
 
-import eefast
 from eefast.serving import resident_rows
 from eefast.serving.pieces import Piece
 from eefast.serving.request import Request
@@ -19,13 +18,6 @@ class Clock:
 
     def __call__(self):
         return self.now
-
-
-@pytest.fixture
-def resident(small):
-    net, x = small
-    fast = eefast.accelerate(net, engine="resident")
-    return fast.engine, fast.ready()[1], x
 
 
 class Crew:

@@ -5,7 +5,6 @@ from math import nan
 import pytest
 import torch
 
-import eefast
 from eefast.serving import calls
 from eefast.serving.calls import MOST, Calls, call, seconds_to_exits
 from eefast.serving.request import Request
@@ -19,13 +18,6 @@ class Clock:
 
     def __call__(self):
         return self.now
-
-
-@pytest.fixture
-def resident(small):
-    net, x = small
-    fast = eefast.accelerate(net, engine="resident")
-    return fast.engine, fast.ready()[1], x
 
 
 def crew_of(engine, monkeypatch, workers=2):
