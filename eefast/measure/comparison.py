@@ -23,6 +23,8 @@ from .timing import in_turns, mean_seconds, run_all
 # were never trained; what eight bits change in trained ones is measured by bench/int8_accuracy.py.
 FLIP_MARGIN = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1, torch.int8: 4e-1}
 LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-1, torch.bfloat16: 2e-1, torch.int8: 8e-1}
+FURTHER_SHARE = {torch.int8: 1e-2}
+"""Of the images, may exit further from a threshold: quantisation noise has no largest value. Else none."""
 
 ByLayout = Mapping[torch.memory_format, Tensor]
 """The same images [N, C, H, W] in every layout that a candidate wants."""
@@ -69,7 +71,8 @@ class Row:
     realised_ratio: median over rounds of mean cost × time of the plain network ÷ time of this row, paired in one run.
     images: number of distinct images answered; batch_size: of each call.
     exits: number of images that exited at each exit.
-    flips: images whose exit differs from the one-by-one answer, all of them closer to the threshold than `flip_margin`.
+    flips: images whose exit differs from the one-by-one answer, all of them closer to the threshold than `flip_margin`,
+        but for `FURTHER_SHARE` of the images.
     speedup: median over rounds of time of the plain network ÷ time of this row; speedup_quantiles: 20 % and 80 %.
     other_classes: share of the images that get another class than in float32, 0 … 1; None where both are float32.
     """
@@ -105,7 +108,8 @@ def answer(
 
     outputs: what all exits say about at least these images in float32, see
     `thresholds.outputs.collect`; cost: [n + 1].
-    Another exit is right only very near a threshold, see `FLIP_MARGIN`. Raises `RuntimeError` for a wrong answer.
+    Another exit is right only very near a threshold, see `FLIP_MARGIN` and `FURTHER_SHARE`. Raises `RuntimeError` for a
+    wrong answer.
     """
     outputs = outputs if candidate.outputs is None else candidate.outputs
     last, parts = len(outputs) - 1, []
@@ -143,7 +147,7 @@ def judge(
         flips, wrong = len(distances), int((~(distances < FLIP_MARGIN[dtype])).sum())
     exact = torch.stack([out.logits for out in seen])[taken, torch.arange(n)]
     error = float((logits.float() - exact).square().mean(1).sqrt().max() / exact.std())
-    right = wrong == 0 and error <= LOGIT_TOLERANCE[dtype]
+    right = wrong <= FURTHER_SHARE.get(dtype, 0) * n and error <= LOGIT_TOLERANCE[dtype]
     off = f"logits of one are off by {error:.2g} standard deviations"
     return flips, "" if right else f"{wrong} of {n} images took another exit, {off}"
 

@@ -9,6 +9,7 @@ from networks import images, lived_in, one_by_one, spread_thresholds
 from eefast import rules, zoo
 from eefast.measure import comparison, timing
 from eefast.measure.comparison import Candidate
+from eefast.result import ExitOutput
 from eefast.thresholds.outputs import collect
 
 
@@ -62,6 +63,21 @@ def test_wrong_answers_are_refused(ready, wrong, words):
     net = ready[0]
     with pytest.raises(RuntimeError, match=f"'it' disagrees with the reference: .*{words}"):
         check(ready, lambda x: wrong(net(x)), net)
+
+
+@pytest.mark.parametrize(("further", "right"), [(0, True), (1, True), (2, False)])
+def test_in_int8_one_image_of_a_hundred_may_exit_further_from_a_threshold(further, right):
+    net = lived_in(zoo.eenet("eenet8", input_shape=(1, 12, 12)), 3)
+    net.thresholds.fill_(0.5)
+    n = 101
+    sure = torch.full((n,), 0.99)
+    outputs = [ExitOutput(torch.randn(n, 3), sure, sure.logit()) for _ in range(net.num_exits + 1)]
+    taken = torch.zeros(n, dtype=torch.int64)
+    taken[:further] = 1
+    logits = torch.stack([out.logits for out in outputs])[taken, torch.arange(n)]
+    flips, problem = comparison.judge(net, outputs, logits, taken, torch.int8)
+    assert (flips, problem == "") == (further, right)
+    assert bool(comparison.judge(net, outputs, logits, taken, torch.bfloat16)[1]) == (further > 0)
 
 
 @pytest.mark.parametrize(("distance", "dtype"), [(5e-5, torch.float32), (2e-2, torch.float16), (5e-2, torch.bfloat16)])
