@@ -22,10 +22,12 @@ from .packing import PackedWeights, program
 WINOGRAD_BOUND = 3e-5
 """Largest difference of Winograd's logits from those of direct convolution ÷ largest logit; beyond it, direct runs."""
 
-ALGORITHMS, GROUPS, GROUPS_OF_LARGE = (0, 2, 4), (1, 4, 8), (1, 4)
+ALGORITHMS, GROUPS, GROUP_OF_LARGE = (0, 2, 4), (1, 4, 8), 4
 NEXT_SMALLER = {4: 2, 2: 0}
 ROUNDS, SECONDS = 3, 1.0
-FEW = 4
+FEW, FEWER = 4, 2
+"""Images of large networks that are timed, and whose logits are compared."""
+
 # Larger groups must pay: a lone sample never fills one.
 GROUP_GAIN = 0.93
 
@@ -57,16 +59,18 @@ def tuned(net: EarlyExitNet, lowered: Lowered, bfloat16: bool, images: Tensor) -
         return replace(packed(algorithms), groups=torch.tensor(groups), group_sizes=groups)
 
     if key not in choices:
-        choices[key] = fastest(net, len(lowered.sizes), (0,) if direct_only else ALGORITHMS, pack, images)
+        measure = fastest_of_large if probe.is_large(net) else fastest
+        choices[key] = measure(net, len(lowered.sizes), (0,) if direct_only else ALGORITHMS, pack, images)
     algorithms, groups = choices[key]
     algorithms = tuple(a if section in able else 0 for section, a in enumerate(algorithms))
     if not any(algorithms):
         return pack(algorithms, groups), ""
-    exact = all_logits(net, pack((0,) * len(groups), groups), images)
+    compared = images[:FEWER] if probe.is_large(net) else images
+    exact = all_logits(net, pack((0,) * len(groups), groups), compared)
 
     @cache
     def error(chosen: tuple[int, ...]) -> float:
-        logits = all_logits(net, pack(chosen, groups), images)
+        logits = all_logits(net, pack(chosen, groups), compared)
         return float((logits - exact).abs().max() / exact.abs().max().clamp_min(1e-30))
 
     while not error(algorithms) <= WINOGRAD_BOUND and any(algorithms):
@@ -86,15 +90,14 @@ def _forced() -> str:
 
 def fastest(net: EarlyExitNet, sections: int, algorithms: tuple[int, ...], pack: Pack, images: Tensor) -> Choice:
     """The fastest algorithm for every section, with the smallest group that is nearly as fast as the fastest."""
-    candidates = [(a, g) for a in algorithms for g in (GROUPS_OF_LARGE if probe.is_large(net) else GROUPS)]
+    candidates = [(a, g) for a in algorithms for g in GROUPS]
     best = torch.full((len(candidates), sections), torch.inf, dtype=torch.float64)
-    to_the_end, begin = probe.thresholds(net, net.num_exits), time.perf_counter()
+    begin = time.perf_counter()
     for r in range(ROUNDS):
         if r and time.perf_counter() - begin > SECONDS:
             break
         for i, (algorithm, group) in enumerate(candidates):
-            seconds = torch.zeros(sections, dtype=torch.float64)
-            run(net, pack((algorithm,) * sections, (group,) * sections), images, to_the_end, seconds)
+            seconds = _seconds(net, pack((algorithm,) * sections, (group,) * sections), images, sections)
             best[i] = torch.minimum(best[i], seconds)
     found = []
     for measured in best.T.tolist():
@@ -103,6 +106,25 @@ def fastest(net: EarlyExitNet, sections: int, algorithms: tuple[int, ...], pack:
         found.append(min((s, c) for c, s in zip(candidates, measured, strict=True) if c[1] == small)[1])
     chosen, groups = zip(*found, strict=True)
     return chosen, groups
+
+
+def fastest_of_large(
+    net: EarlyExitNet, sections: int, algorithms: tuple[int, ...], pack: Pack, images: Tensor
+) -> Choice:
+    """As `fastest`, in one round: samples alone only by the algorithms that are the fastest ones in groups."""
+    groups = (GROUP_OF_LARGE,) * sections
+    together = torch.stack([_seconds(net, pack((a,) * sections, groups), images, sections) for a in algorithms])
+    least, fastest_ones = together.min(0)
+    chosen = tuple(algorithms[i] for i in fastest_ones.tolist())
+    alone = _seconds(net, pack(chosen, (1,) * sections), images, sections)
+    return chosen, tuple(GROUP_OF_LARGE if pays else 1 for pays in (least < alone * GROUP_GAIN).tolist())
+
+
+def _seconds(net: EarlyExitNet, candidate: ResidentProgram, images: Tensor, sections: int) -> Tensor:
+    """[sections] float64: of images that all go to the final exit."""
+    seconds = torch.zeros(sections, dtype=torch.float64)
+    run(net, candidate, images, probe.thresholds(net, net.num_exits), seconds)
+    return seconds
 
 
 def all_logits(net: EarlyExitNet, candidate: ResidentProgram, images: Tensor) -> Tensor:

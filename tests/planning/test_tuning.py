@@ -95,6 +95,24 @@ def test_larger_groups_must_pay(
     assert (algorithms[1], groups[1]) == (0, 1)
 
 
+@pytest.mark.parametrize(("alone", "group"), [(1.0, 1), (1.05, 1), (1.1, 4)])
+def test_of_large_networks_samples_alone_are_timed_by_the_algorithm_of_groups(
+    net: Any, alone: float, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, together = [], {0: [3.0, 1.0], 2: [1.0, 2.0], 4: [2.0, 3.0]}
+
+    def timed(net: Any, candidate: Any, images: Any, thresholds: Any, spent: torch.Tensor) -> None:
+        calls.append(candidate)
+        algorithms, groups = candidate
+        of_groups = [together[a][section] for section, a in enumerate(algorithms)]
+        spent += torch.tensor(of_groups if groups == (4, 4) else [alone, 2.0])
+
+    monkeypatch.setattr(tuning, "run", timed)
+    found = tuning.fastest_of_large(net, 2, tuning.ALGORITHMS, lambda *candidate: candidate, torch.empty(0))  # type: ignore
+    assert found == ((2, 0), (group, 4))
+    assert calls == [*(((a, a), (4, 4)) for a in tuning.ALGORITHMS), ((2, 0), (1, 1))]
+
+
 @pytest.mark.parametrize(("seconds", "rounds"), [(0.0, tuning.ROUNDS), (2.0, 1)], ids=["quick", "slow"])
 def test_slow_networks_are_measured_in_one_round(
     net: Any, seconds: float, rounds: int, monkeypatch: pytest.MonkeyPatch
