@@ -93,8 +93,7 @@ _BACKBONES = {
     "torchvision:densenet121": (("features.pool0", "features.transition1", "features.transition2"), 32),
     "torchvision:efficientnet_b0": (("features.3", "features.4", "features.5"), 9),
     "torchvision:mobilenet_v3_large": (("features.6", "features.10", "features.12"), 5),
-    # Its features are no maps, so no exits can be attached; the row says so.
-    "timm:vit_tiny_patch16_224": (("blocks.3", "blocks.7"), 0.1),
+    "timm:vit_tiny_patch16_224": (("blocks.3", "blocks.7"), 9),
 }
 BACKBONE_SIZES, BACKBONE_COSTS = (1, 8, 64), (1.0, 0.5)
 

@@ -57,6 +57,9 @@ LARGE = 2**17
 ENOUGH = 1.03
 """Time ÷ the least of all chunks that counts as the same; of these the largest chunk is taken."""
 
+LONG = 0.1
+"""Seconds of a chunk beyond which a larger one is tried only where this one is faster than those before it."""
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -271,8 +274,9 @@ def fastest_chunk(stage: nn.Module, known: Seconds, seen: Tensor, layout: torch.
 
     if seconds[many] <= seconds[few]:
         for n in LARGER:
+            least = min(seconds.values())
             measure(n)
-            if seconds[n] > min(seconds.values()):
+            if seconds[n] > least or n * seconds[n] > LONG and seconds[n] * ENOUGH > least:
                 break
     else:
         for n in BETWEEN:
