@@ -13,7 +13,6 @@ import network_runs
 import pytest
 
 # At the end, where none of its modules hides one of the tests'.
-import rows
 import torch
 from energy import Counter, Meter
 from gpu_ways import GpuWays
@@ -30,27 +29,6 @@ from eefast.engines.host_reads import HostReadPolicy, Times
 SHAPE = (1, 12, 12)
 TINY = Network("eenet20", (3, 12, 12), 10, (0.0, 0.0, 1.0))
 ALL = Workload(TINY, 4, (0.5,), compile_seconds=1, stage_seconds=1, traced=True)
-
-
-@pytest.fixture
-def on_cpu(monkeypatch, tmp_path):
-    """The ways of a GPU, run here: nothing to wait for, no graphs, nothing compiled; rows go to a fresh folder."""
-    monkeypatch.setattr(gpu_ways, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu_ways, "DTYPE", torch.float32)
-    monkeypatch.setattr(network_runs, "ROUNDS", 2)
-    for name, value in {"ROUND_SECONDS": 0.0, "MOST_BATCHES": 3, "CALIBRATED": 64}.items():
-        monkeypatch.setattr(gpu_ways, name, value)
-    monkeypatch.setattr(gpu_ways, "captured", lambda call, x: call)
-    monkeypatch.setattr(gpu_ways, "busy_seconds", lambda run: run() and 1e-6)
-    monkeypatch.setattr(torch, "compile", lambda run, **_: run)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(rows, "RESULTS", tmp_path)
-    monkeypatch.delenv("OUT", raising=False)
-    gpu_ways.subject.cache_clear()
-    gpu_ways.plain.cache_clear()
-    yield lambda: rows.read(tmp_path.glob("*.jsonl"))
-    gpu_ways.subject.cache_clear()
-    gpu_ways.plain.cache_clear()
 
 
 def test_a_gpu_run_from_the_network_to_the_rows(on_cpu):
