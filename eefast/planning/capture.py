@@ -7,7 +7,9 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import accumulate
 from math import ceil
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from ..engines import graphs
 from ..engines.compact import CompactEngine
 from ..engines.graphs import GraphEngine, Graphs
 from ..engines.host_reads import Counted, Times, queues_for
-from ..engines.program import StagePlan
+from ..engines.program import StagePlan, with_times
 from ..model import EarlyExitNet
 from . import launch_costs, probe
 from .launch_costs import LaunchCosts
@@ -75,7 +77,7 @@ def _captured(
     made = Graphs(net, plan, engine.steps, capacity, queues, step, survivors)
     made.use(measured(made, launch_costs.load(made.device), survivors or [SURVIVORS] * net.num_exits))
     _check(made, engine)
-    reasons = (*plan.reasons, f"{_described(made)}{note}")
+    reasons = (*plan.reasons, f"{_described(made)}{note}", *_costs(net, made, survivors))
     return GraphEngine(engine, replace(plan, reasons=reasons, stages=_with_reads(plan.stages, made)), made)
 
 
@@ -147,7 +149,20 @@ def _with_reads(stages: tuple[StagePlan, ...], made: Graphs) -> tuple[StagePlan,
     n = made.capacity
     queues = queues_for(n, made.policies)
     path = made.policies[queues - 1].path(ceil(n / queues))
-    return tuple(replace(row, note=f"{row.note}; {what}") for row, what in zip(stages, path, strict=True))
+    rows = [replace(row, note=f"{row.note}; {what}") for row, what in zip(stages, path, strict=True)]
+    return with_times(rows, [seconds[-1] for seconds in made.policies[0].times.stages])
+
+
+def _costs(net: EarlyExitNet, made: Graphs, survivors: list[float]) -> list[str]:
+    """What the images of a batch cost in MACs and in time, by its stages; nothing where no survivors are known."""
+    if not survivors:
+        return []
+    reached = [1.0, *accumulate(survivors, mul)]
+    seconds = [spent[-1] for spent in made.policies[0].times.stages]
+    in_time = sum(part * share for part, share in zip(seconds, reached, strict=True)) / sum(seconds)
+    leaving = [here - on for here, on in zip(reached, [*reached[1:], 0.0], strict=True)]
+    in_macs = sum(share * float(cost) for share, cost in zip(leaving, net.cost, strict=True))
+    return [f"the mean cost of the example inputs is {in_macs:.2f} in MACs and {in_time:.2f} in the time of the stages"]
 
 
 def survivors_of(net: EarlyExitNet, example_inputs: Tensor | None) -> list[float]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..engines.compact import CompactEngine
 from ..engines.host_reads import arriving
-from ..engines.program import CompactStep, StagePlan, layout_of
+from ..engines.program import CompactStep, StagePlan, layout_of, with_times
 from ..heads import ExitHead
 from ..model import EarlyExitNet
 from ..quantized import QuantizedStage
@@ -75,7 +75,7 @@ def build_compact(subject: Subject) -> CompactEngine:
         rows_of = arriving(subject.max_batch_size, shares) if shares else [4 * probe.IMAGES] * len(net.stages)
         some = probe.images(net, subject.example_inputs)
         features = some[torch.arange(rows_of[0]) % len(some)].to(there, dtype)
-    rows, steps, layout, spent = [], [], torch.channels_last, 0.0
+    rows, steps, layout, seconds = [], [], torch.channels_last, list[float]()
     parts = zip(net.stages, net.heads, net.stage_costs, trial.shares(net), subject.expected, strict=True)
     for i, (stage, head, cost, share, wanted) in enumerate(parts):
         assert isinstance(head, ExitHead)
@@ -87,13 +87,17 @@ def build_compact(subject: Subject) -> CompactEngine:
         features = None if features is None else folded(features)
         found = Chosen(folded, note)
         if not on_cuda:
-            found = _by_runtime(subject, stage, found, wanted.seen, layout, partial(_check_rival, subject, i, spent))
-            layout, spent = layout_of(found.stage), spent + found.seconds
+            found = _by_runtime(
+                subject, stage, found, wanted.seen, layout, partial(_check_rival, subject, i, sum(seconds))
+            )
+            layout = layout_of(found.stage)
+            seconds.append(found.seconds)
         step = _step(found, head, dtype, kernel, _counted(stage, dtype, wanted) if counts else None)
         if different := trial.mismatch(partial(_exit_rows, step), wanted.features, wanted.rows, dtype):
             raise UnsupportedError(f"the head of exit {i}: {different}")
         rows.append(StagePlan(cost.feature_shape, share, kernel + " with conv" * (step.conv is not None), found.note))
         steps.append(step)
+    rows = list(with_times(rows, seconds)) if seconds else rows
     engine = CompactEngine(net, subject.plan("compact", rows, *reasons), steps)
     return with_graphs(engine, subject.example_inputs, subject.max_batch_size)
 

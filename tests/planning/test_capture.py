@@ -12,6 +12,7 @@ from graphs_on_cpu import SHAPE, assert_same, capture_on_cpu, network, planned, 
 from networks import images
 
 from eefast.engines import GraphEngine, graphs
+from eefast.engines.host_reads import Times
 from eefast.engines.stores import Stores
 from eefast.planning import capture, launch_costs
 
@@ -114,6 +115,24 @@ def test_survivors_of_the_example_guide_the_plan(net: Any) -> None:
     expected = tuple(b / a for a, b in itertools.pairwise(arriving))
     assert p.graphs.policies[0].times.survivors == pytest.approx(expected)
     assert planned(net, 8).graphs.policies[0].times.survivors == (0.5,) * 3
+
+
+def test_the_plan_says_what_the_example_costs_in_time(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages that take 4, 2, 1 and 1 ms; the last is reached by all that survive the exits before it."""
+
+    def measured(made: Any, *_: Any) -> Times:
+        stages = tuple((seconds,) * len(made.sizes) for seconds in (4e-3, 2e-3, 1e-3, 1e-3))
+        return Times(made.sizes, stages, (None,) * 4, 1e-5, 1e-6, (0.5, 0.5, 0.5))
+
+    monkeypatch.setattr(capture, "measured", measured)
+    monkeypatch.setattr(capture, "survivors_of", lambda *_: [0.5, 0.5, 0.5])
+    plan = planned(net, 8, images(64, SHAPE)).plan
+    in_macs = 0.5 * net.cost[0] + 0.25 * net.cost[1] + 0.125 * net.cost[2] + 0.125
+    assert plan.reasons[-1] == (
+        f"the mean cost of the example inputs is {in_macs:.2f} in MACs and {(4 + 1 + 0.25 + 0.125) / 8:.2f} "
+        "in the time of the stages"
+    )
+    assert [row.time for row in plan.stages] == pytest.approx([0.5, 0.25, 0.125, 0.125])
 
 
 def test_sizes_and_algorithms_at_the_expected_rows(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
