@@ -87,6 +87,8 @@ class CompactStep:
     flatten: the head reads the whole map instead of its mean.
     counted: the stage in a form that reads the number of its rows on the device: (features, rows or None, live) →
         features; None where it has none.
+    through: the stage in a form that reads its features where the stage before left them: (features, rows, live) →
+        features of every row in `rows`; None where it has none.
     chunk: rows that the stage takes at a time at most, None for any number.
     """
 
@@ -98,6 +100,7 @@ class CompactStep:
     flatten: bool
     counted: nn.Module | None = None
     chunk: int | None = None
+    through: nn.Module | None = None
 
     @cached_property
     def layout(self) -> torch.memory_format:

@@ -24,7 +24,7 @@ from .capture import survivors_of, with_graphs
 from .errors import SlowerError, UnsupportedError
 from .folding import fold_stage
 from .head_packing import pack_conv, pack_head
-from .indexed_stages import device_counted
+from .indexed_stages import IndexedStage, device_counted, reading_through_rows
 from .inference_copies import channels_last, inference_copy
 from .stage_choice import fastest_stage, seconds_of
 from .stage_runtimes import CHUNK, LARGE, PYTORCH, Chosen, chosen, missing_runtimes
@@ -93,6 +93,8 @@ def build_compact(subject: Subject) -> CompactEngine:
             layout = layout_of(found.stage)
             seconds.append(found.seconds)
         step = _step(found, head, dtype, kernel, _counted(stage, dtype, wanted) if counts else None)
+        if kernel == "Triton" and i > 0 and rows_of:
+            step = replace(step, through=_through(folded, wanted, dtype))
         if different := trial.mismatch(partial(_exit_rows, step), wanted.features, wanted.rows, dtype):
             raise UnsupportedError(f"the head of exit {i}: {different}")
         rows.append(StagePlan(cost.feature_shape, share, kernel + " with conv" * (step.conv is not None), found.note))
@@ -174,6 +176,16 @@ def _counted(stage: nn.Module, dtype: torch.dtype, wanted: trial.Expected) -> nn
         return None
     live = torch.full((1,), len(wanted.seen), dtype=torch.int32, device=wanted.seen.device)
     return None if trial.mismatch(lambda x: counted(x, None, live), wanted.seen, wanted.features, dtype) else counted
+
+
+def _through(stage: nn.Module, wanted: trial.Expected, dtype: torch.dtype) -> IndexedStage | None:
+    """The stage, as it runs, in the form that reads rows of its input, where there is one that gives its answers."""
+    found = reading_through_rows(stage)
+    if found is None:
+        return None
+    n, there = len(wanted.seen), wanted.seen.device
+    rows, live = torch.arange(n, dtype=torch.int32, device=there), torch.full((1,), n, dtype=torch.int32, device=there)
+    return None if trial.mismatch(lambda x: found(x, rows, live), wanted.seen, wanted.features, dtype) else found
 
 
 def _exit_rows(step: CompactStep, features: Tensor) -> Tensor:
