@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*' 'tests/tsan/*.cpp' 'examples/cpp/*.cpp'
 
 .PHONY: demo test test-all fuzz sanitize sanitized sanitize-tests sanitize-calls sanitize-threads bench int8 \
-	int8-accuracy backbones bounds rules drift wheel aarch64 host-time latency score-bench serving-bench parity guard training report docs aot gpu lint format clean
+	int8-accuracy backbones bounds rules drift wheel aarch64 host-time latency score-bench serving-bench parity guard training report docs aot gpu gpu-pack lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eefast demo
@@ -17,10 +17,12 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist worksteal
 
-# The tests marked slow, too: what `make test` proves, on more inputs; on Ray, where it can be installed.
+# The tests marked slow, too: what `make test` proves, on more inputs; on Ray, where it can be installed; the Triton kernels
+# by an older release, which the machine with a GPU may have.
 test-all: $(VENV)/.ready
 	-$(BIN)/pip install --quiet "ray[data]"
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist worksteal -m ""
+	$(MAKE) aot TRITON=3.6.0 SKIP=--skip
 
 # A million rows of random networks, called in random ways, beside float64 (FUZZ="--rows 20000 --seed 7" for others); what
 # fails is printed as the line of code that repeats it. A quarter of an hour.
@@ -152,10 +154,21 @@ build/docs-venv/.ready: Makefile
 	touch $@
 
 # Compiles every Triton kernel for five generations of GPUs, without one; a table of registers, memory, instructions.
+# TRITON=3.6.0: by that release, beside the oldest PyTorch that eefast supports, which then loads and runs the C++ kernels;
+# both are installed into build/triton-3.6.0. SKIP=--skip: no failure where they cannot be had.
+WITH_TRITON = $(BIN)/python $(if $(TRITON),tests/helpers/other_triton.py $(SKIP) $(TRITON))
 aot: $(VENV)/.ready
-	$(BIN)/python tests/helpers/aot.py
+	$(WITH_TRITON) tests/helpers/aot.py
+	$(if $(TRITON),OMP_WAIT_POLICY=PASSIVE $(WITH_TRITON) -m pytest tests/ops/test_library.py tests/ops/test_exit_head.py \
+		tests/ops/test_resident_forward.py)
 
-# On a machine with a GPU and its own PyTorch: no network, no .venv; under twelve minutes. PHASE=tests|compact|...
+# The C++ kernels and every Triton kernel, compiled here into build/gpu-pack for a machine with a GPU, and the command that
+# takes them there; GPU=80 for an A100, 90 is an H100. TRITON: the release on that machine.
+GPU ?= 90
+gpu-pack: $(VENV)/.ready
+	$(WITH_TRITON) tests/helpers/gpu_pack.py --capability $(GPU)
+
+# On a machine with a GPU and its own PyTorch: no network, no .venv; in commands of eight minutes. PHASE="smoke compact" for some.
 gpu:
 	bench/gpu.sh $(PHASE)
 

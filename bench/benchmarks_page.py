@@ -128,7 +128,7 @@ def _machine(rows: list[Record]) -> list[Section]:
     cases = cases_of(measured_networks(rows))
     float_, int8 = (in_int8(cases, wanted) for wanted in (False, True))
     sections = [
-        *(_realised(float_, stem), _speed_ups(float_, stem), _tables(rows, gpu), _losses(cases, gpu)),
+        *(_realised(float_, stem), _speed_ups(float_, stem), _tables(rows, gpu), _in_time(rows), _losses(cases, gpu)),
         _backbones(backbones),
         *(_precisions(rows), _realised(int8, f"{stem}-int8"), _speed_ups(int8, f"{stem}-int8"), _int8(rows)),
         *(_latency(rows, stem), _ops(rows, stem, gpu), _parity(rows)),
@@ -253,6 +253,21 @@ def _backbones(rows: list[Record]) -> Section | None:
             '`eefast.attach`. *eefast call*: `engine="auto"`; per stage: the runtime runs them, and images that exit '
             "are left out of the next one. Planning: until the first answer, in the first case of a network. "
             f"`make backbones`; commit {around['commit']} ({around['date'][:10]}).",
+            "",
+        ]
+    )
+
+
+def _in_time(rows: list[Record]) -> Section | None:
+    table = page_tables.time_table(rows, partial(markdown, left=4))
+    if not table:
+        return None
+    return Section(
+        [
+            *("### Costs in MACs and in time", "", *table, ""),
+            "Mean cost of the exits taken: in MACs, and in the time that the stages up to them take of the plain "
+            "network's. The realised ratio is (cost in MACs ÷ cost in time) × the last column, what the loop and its "
+            "kernels make of the time that they could save. eefast's fastest way of each case.",
             "",
         ]
     )

@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, what decides first: smoke, figures, tests, sanitizers; commands of 480 s at most.
 #
-#   bench/gpu.sh                                               all phases, 805 s at most, as many as fit into a command
-#   bench/gpu.sh build|smoke|key|compact|throughput|parity|sanitize|ops|tests ...  only these; seconds: LIMIT below
-#   bench/gpu.sh train                                         only when asked for: trains networks, 480 s at most
+#   bench/gpu.sh                all phases, 850 s at most, as many as fit into a command
+#   bench/gpu.sh smoke key ...  only these, of: build smoke key compact throughput profile ops sanitize parity tests;
+#                               seconds: LIMIT below
+#   bench/gpu.sh train          only when asked for: trains networks, 480 s at most
 #
 # A command begins no phase that may not fit into its $BUDGET of seconds (default: 480). Its last line, NEXT=..., is the
 # command for those that are left, of 180 s; empty where none is. A summary comes after every phase.
 #
 # `smoke` answers in seconds whether kernels run and which of several ways is faster; `key` runs the tests that matter
-# most, `tests` all. `throughput` measures the networks of the resident engine, `compact` those of the compact one;
-# `parity` compares their answers with those of the network that sees one image at a time. Without `build` before it, and
-# on a machine without timm, a phase leaves out what it lacks, and the rows say so. Kernels built before are taken from
+# most, while torch.compile fills its cache, `tests` all. `throughput` measures the networks of the resident engine,
+# `compact` those of the compact one; `profile` shows their kernels one by one; `parity` compares their answers with those
+# of the network that sees one image at a time. Without `build` before it, and on a machine without timm, a phase leaves
+# out what it lacks, and the rows say so. Kernels built before (`make gpu-pack`) are taken from
 # EEFAST_LIBRARY=.../_C.abi3.so, Triton's from TRITON_CACHE_DIR.
 #
 # Needs torch, Triton and pytest in $PYTHON (default: python3), for `build` also a C++ compiler and ninja; no network and
@@ -25,13 +27,15 @@ PYTHON=$(command -v "$asked") || { echo "bench/gpu.sh: no interpreter PYTHON=$as
 # Not a wrapper around it: the sanitizers look at the process that they start.
 PYTHON=$("$PYTHON" -c 'import sys; print(sys.executable)')
 [[ ${OUT:-/} == /* ]] || OUT=$PWD/$OUT
+[[ ${EEFAST_LIBRARY:-/} == /* ]] || EEFAST_LIBRARY=$PWD/$EEFAST_LIBRARY
+[[ ${TRITON_CACHE_DIR:-/} == /* ]] || TRITON_CACHE_DIR=$PWD/$TRITON_CACHE_DIR
 cd "$(dirname "$0")/.." || exit
 
-declare -A LIMIT=([build]=75 [smoke]=25 [key]=65 [compact]=150 [throughput]=75 [parity]=30 [sanitize]=75 [ops]=105)
-LIMIT+=([tests]=205 [train]=480)
-PHASES="build smoke key compact throughput parity sanitize ops tests"
+declare -A LIMIT=([build]=75 [smoke]=25 [key]=65 [compact]=150 [throughput]=75 [profile]=45)
+LIMIT+=([ops]=105 [sanitize]=75 [parity]=30 [tests]=205 [train]=480)
+PHASES="build smoke key compact throughput profile ops sanitize parity tests"
 BUDGET=${BUDGET:-480}
-case " $* " in *" -h "* | *" --help "*) sed -n '2,21s/^# \{0,1\}//p' bench/gpu.sh && exit ;; esac
+case " $* " in *" -h "* | *" --help "*) sed -n '2,23s/^# \{0,1\}//p' bench/gpu.sh && exit ;; esac
 for phase in "$@"; do
   [ -n "${LIMIT[$phase]:-}" ] || { echo "bench/gpu.sh: no phase '$phase'; choose from: $PHASES train" >&2 && exit 2; }
 done
@@ -53,6 +57,12 @@ done
 ln -s "$PWD/kernels" "$SITE/eefast/kernels"
 ln -sf "$PWD/eefast_command.py" "$SITE/"
 export PYTHONPATH=$SITE${PYTHONPATH:+:$PYTHONPATH}
+# Here and in the phases: what `key` compiles is found by those after it.
+export TORCHINDUCTOR_CACHE_DIR=$PWD/build/gpu/inductor
+
+if [ -f "${TRITON_CACHE_DIR:-}/packed.json" ]; then
+  "$PYTHON" tests/helpers/gpu_pack.py --place "$TRITON_CACHE_DIR" || unset TRITON_CACHE_DIR
+fi
 
 build() {
   [[ -z ${EEFAST_LIBRARY:-} ]] || { echo "not built: EEFAST_LIBRARY=$EEFAST_LIBRARY" && return; }
@@ -89,7 +99,12 @@ KEY="TestOnTheGpu or test_on_a_gpu or nan or capture or uint8 or every_exit or f
 key() {
   local workers=()
   "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n 6 --dist worksteal)
-  cd build/gpu && "$PYTHON" $GPU_TESTS "${workers[@]}" -k "$KEY or exit_head_cuda or indexed_conv_triton"
+  # Nothing is timed here, so torch.compile takes the other cores; what is not done then is compiled later.
+  timeout -k 1 55 "$PYTHON" bench/precompile.py &
+  (cd build/gpu && "$PYTHON" $GPU_TESTS "${workers[@]}" -k "$KEY or exit_head_cuda or indexed_conv_triton")
+  local status=$?
+  wait
+  return $status
 }
 
 # The tools run side by side, since most of their time goes into starting PyTorch under them. Alone, without the kernels
@@ -118,6 +133,15 @@ throughput() { "$PYTHON" bench/throughput.py --device cuda --engine resident --s
 
 compact() { "$PYTHON" bench/throughput.py --device cuda --engine compact --seconds 125; }
 
+# What PyTorch's profiler sees of whole networks; then what the kernels reach, by NVIDIA's, where it is installed.
+profile() {
+  "$PYTHON" bench/gpu_profile.py || return
+  local tool
+  tool=$(command -v ncu || command -v "${CUDA_HOME:-/usr/local/cuda}/bin/ncu") || { echo "ncu not found" && return; }
+  "$tool" --clock-control none --set basic --launch-count 8 \
+    --kernel-name 'regex:resident|exit_head|classes|indexed_conv' "$PYTHON" bench/gpu_smoke.py || echo "ncu failed: $?"
+}
+
 # A way that has begun is finished, which the limit leaves room for.
 parity() { "$PYTHON" bench/parity.py --device cuda --images 512 --seconds 12; }
 
@@ -135,7 +159,7 @@ train() {
 }
 
 export GPU_TESTS KEY
-export -f build smoke key tests sanitize ops throughput compact parity train
+export -f build smoke key tests sanitize ops throughput compact profile parity train
 
 # Few files come back from some machines, and none where a command is killed before it has written them.
 pack() {
@@ -160,7 +184,7 @@ for phase in ${*:-$PHASES}; do
   case $code in 0) status=ok ;; 124 | 137) status="TIMED OUT" ;; *) status="FAILED ($code)" ;; esac
   [ $code -eq 0 ] && keep=1 || { keep=4 && failed=1; }
   wide=150
-  [[ $phase == smoke ]] && keep=40 wide=400
+  [[ $phase == smoke || $phase == profile ]] && keep=40 wide=400
   lines=("$(printf '%-10s  %-11s %4d s' "$phase" "$status" $((SECONDS - start)))")
   filter=.
   [[ $phase == sanitize ]] && filter='SUMMARY|not found|(passed|failed|error|deselected).* in ' keep=6

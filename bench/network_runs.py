@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,11 +15,13 @@ from cases import Case, Checked, check
 from progress import track
 from rows import NetworkRow, Record, append, first_line, name_of
 from runtime_process import Answer, PeerError, note_of
-from subjects import Subject
+from subjects import Network, Subject
 from workloads import Workload
 
 from eefast.cost import macs
+from eefast.measure import time_costs
 from eefast.measure.comparison import FLIP_MARGIN
+from eefast.measure.time_costs import TimeCosts
 from eefast.measure.timing import in_turns, quantiles
 from eefast.model import EarlyExitNet
 from eefast.thresholds.outputs import collect
@@ -74,11 +77,14 @@ class Device(Protocol):
     """The ways that a device has, and what measuring means there.
 
     dtype: of the ways without exits that others are measured against.
+    clock: the name in `time` of what times.
     adapts: whether guesses of seconds follow what workloads before took, and a spent budget ends one that has begun.
     """
 
     dtype: torch.dtype = torch.float32
+    clock: str = "perf_counter"
     adapts: bool = True
+    _in_time: tuple[tuple[Network, int], TimeCosts | None] | None = None
 
     def subject(self, work: Workload, works: Sequence[Workload]) -> Subject:
         """The network and its images, made once for workloads that follow one another; works: all of the run."""
@@ -108,6 +114,23 @@ class Device(Protocol):
     def more(self, work: Workload, one: CheckedWay, best: CheckedWay | None) -> dict[str, Any]:
         """Further fields of the row, measured after all ways were timed; best: the fastest without exits."""
         return {}
+
+    def time_costs(self, work: Workload, subject: Subject) -> TimeCosts | None:
+        """What the exits cost in time, in batches of the workload; measured once for workloads that follow one another.
+
+        None where no image is to exit early, and where the stages cannot be run alone.
+        """
+        if work.costs == (1.0,):
+            return None
+        key = work.network, work.batch_size
+        if self._in_time is None or self._in_time[0] != key:
+            self._in_time = key, None
+            try:
+                images, clock = subject.images[: work.batch_size], getattr(time, self.clock)
+                self._in_time = key, time_costs.measured(subject.net, images, self.dtype, clock)
+            except Exception as error:  # what was timed stays, whatever a stage alone meets
+                print(f"{work}: no costs in time: {first_line(error)}", file=sys.stderr)
+        return self._in_time[1]
 
     def traced(self, measured: Measured) -> list[NetworkRow]:
         """The rows again, with fields whose measurement slows down whatever is timed after it."""
@@ -166,10 +189,11 @@ def measure(
     ]
     finished = [(one, timing) for one, timing in zip(right, timings, strict=True) if not timing.note]
     float_, int8 = (fastest(finished, dtype) for dtype in (device.dtype, torch.int8))
-    measured = [
-        (one, _row(work, one, timing, *((int8, float_) if one.way.dtype == torch.int8 else (float_, int8)), device))
-        for one, timing in finished
-    ]
+    in_time = None if budget.spent() else device.time_costs(work, subject)
+    measured = []
+    for one, timing in finished:
+        best, across = (int8, float_) if one.way.dtype == torch.int8 else (float_, int8)
+        measured.append((one, _row(work, one, timing, best, across, device, in_time)))
     return rows + [row for _, row in measured], measured
 
 
@@ -246,12 +270,15 @@ Timed = tuple[CheckedWay, Timing]
 
 
 def _row(
-    work: Workload, one: CheckedWay, timing: Timing, best: Timed | None, across: Timed | None, device: Device
-) -> NetworkRow:
+    work: Workload, one: CheckedWay, timing: Timing, best: Timed | None, across: Timed | None, device: Device,
+    in_time: TimeCosts | None,
+) -> NetworkRow:  # fmt: skip
     """best, across: the fastest without exits of the way's precision and of the other one."""
     speeds = [work.batch_size / s for s, _ in timing.spans]
     joules = statistics.median(timing.joules) / work.batch_size if timing.joules else None
     fields = {**one.fields, "joules_per_image": joules, **device.more(work, one, best and best[0])}
+    if in_time and one.way.dtype != torch.int8 and len(one.checked.exits) == len(in_time.cost):
+        fields |= {"time_cost": in_time.mean(one.checked.exits), "time_way": in_time.way}
     return NetworkRow(
         **_shape(work, one.way, one.case),
         checked=True,

@@ -39,6 +39,7 @@ INT8_TITLES = (
     *("network", "way", "thresholds", "accuracy", "mean cost", "exit elsewhere", "other answers", "last exit alone"),
     "details",
 )
+TIME_TITLES = ("network", "batch", "setting", "way", "cost in MACs", "cost in time", "realised", "× time ÷ MACs")
 BACKBONE_WAYS = (AUTO, COMPACT, PER_STAGE, "OpenVINO per stage")
 OP_TITLES = ("op", "maps", "dtype", "leave", "µs", "× eager", "share of the bound")
 
@@ -73,6 +74,22 @@ def _cell(row: Record | None) -> str:
     # Of a way whose batches exit together the cost says nothing about theory.
     stated = row["realised_ratio"] is not None and not row["provider"].startswith("earlyon")
     return f"{speed(row):,.0f}" + (f" ({row['realised_ratio']:.2f})" if stated else "")
+
+
+def time_table(rows: Sequence[Record], table: Table) -> list[str]:
+    """What exits cost in MACs and in time, where both were measured: of each case eefast's fastest float way.
+
+    The last column is the realised ratio as if costs were those in time: what the loop and its kernels make of them.
+    """
+    lines = []
+    for (network, batch_size, setting), ways in cases_of(measured_networks(rows)).items():
+        ours = [r for r in ways.values() if r["provider"].startswith(OURS) and r["time_cost"] and r["mean_cost"] < 1]
+        if not ours or not (best := max(ours, key=speed))["realised_ratio"]:
+            continue
+        costs, ratio = (best["mean_cost"], best["time_cost"]), best["realised_ratio"]
+        figures = (*costs, ratio, ratio * costs[1] / costs[0])
+        lines.append([network, str(batch_size), setting, best["provider"], *(f"{value:.2f}" for value in figures)])
+    return table(TIME_TITLES, lines) if lines else []
 
 
 def precision_table(rows: Sequence[Record], table: Table) -> list[str]:

@@ -171,9 +171,12 @@ class NetworkRow:
 
     mix: share of the images that the thresholds were chosen to let exit at each exit.
     images_per_s: 20 %, 50 % and 80 % quantile over rounds; None where nothing was timed, and `note` says why.
-    mean_cost: of the exits taken, 1 = the plain network.
+    mean_cost: of the exits taken, in MACs, 1 = the plain network.
+    time_cost: the same in time, of the stages up to each exit ÷ of the plain network, as `time_way` runs them, see
+        `eefast.measure.time_costs`; of float ways.
     realised_ratio: median over paired rounds of mean cost × time of the best static provider ÷ time of this row; int8
-        against int8, all else against the dtype of the device's float ways.
+        against int8, all else against the dtype of the device's float ways. It is (mean_cost ÷ time_cost) × what the
+        loop and its kernels make of the time that they could save.
     best_static: that provider's name.
     across_ratio, across_static: the same against the best static provider of the other precision, int8 or float.
     other_answers: images whose largest logit is another class's than the float32 network's, which exits where the same
@@ -216,6 +219,8 @@ class NetworkRow:
     across_ratio: float | None = None
     across_static: str | None = None
     other_answers: int | None = None
+    time_cost: float | None = None
+    time_way: str = ""
 
 
 @dataclass(frozen=True)

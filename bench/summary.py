@@ -31,7 +31,12 @@ from eefast.measure import tables
 
 UNITS = {"copy": "GB/s", "matmul": "TFLOP/s"}
 FIGURES = (
-    *(("ratio", "realised_ratio", "{:.2f}"), ("mean cost", "mean_cost", "{:.3f}"), ("host waits", "host_waits", "{}")),
+    *(
+        ("ratio", "realised_ratio", "{:.2f}"),
+        ("mean cost", "mean_cost", "{:.3f}"),
+        ("in time", "time_cost", "{:.3f}"),
+        ("host waits", "host_waits", "{}"),
+    ),
     *(("GPU idle", "launch_gaps", "{:.0%}"), ("GB", "gigabytes", "{:.2f}"), ("J/image", "joules_per_image", "{:.2g}")),
 )
 """Title, name in a row, how it is written."""

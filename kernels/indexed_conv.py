@@ -1,6 +1,6 @@
 """A convolution that reads its samples through the survivor list: conv → + bias → + residual → ReLU, in one launch.
 
-    out[i, k, y, x] = act(bias[k] + residual[q(i), k, y, x]
+    out[i, k, y, x] = act(bias[k] + residual[q(i), k, y, x]          r(i), q(i): i or rows[i]
         + Σ over c, u, v of weight[k, c, u, v] · features[r(i), c, stride·y+u-pad, stride·x+v-pad])    for i < live
 
 An implicit matrix product on the tensor cores, (live · pixels) × (taps · C_in) × C_out. The number of survivors is read
@@ -44,8 +44,8 @@ def _indexed_conv_kernel(
     features, samples, rows, live, size, steps, weight, bias, residual, out,
     IN_CHANNELS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
     OUT_HEIGHT: tl.constexpr, OUT_WIDTH: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
-    RESIDUAL_THROUGH_ROWS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
-    UPCAST: tl.constexpr,
+    RESIDUAL_THROUGH_ROWS: tl.constexpr, FEATURES_IN_ORDER: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """A tile is BLOCK_PIXELS output pixels, of any number of samples, times BLOCK_OUT output channels."""
     out_pixels: tl.constexpr = OUT_HEIGHT * OUT_WIDTH
@@ -67,9 +67,12 @@ def _indexed_conv_kernel(
         if rows is not None:
             row = tl.load(rows + entry, mask=alive, other=0)
             tl.device_assert((row >= 0) & (row < samples), "rows is out of range", mask=alive)
+        sample = row
+        if FEATURES_IN_ORDER:
+            sample = entry
         sums = _convolve(
-            features, steps, weight, bias, row, pixel, alive, filters, IN_CHANNELS, HEIGHT, WIDTH, CHANNELS, OUT_WIDTH,
-            KERNEL, STRIDE, BLOCK_PIXELS, BLOCK_OUT, BLOCK_IN, UPCAST, inner,
+            features, steps, weight, bias, sample, pixel, alive, filters, IN_CHANNELS, HEIGHT, WIDTH, CHANNELS,
+            OUT_WIDTH, KERNEL, STRIDE, BLOCK_PIXELS, BLOCK_OUT, BLOCK_IN, UPCAST, inner,
         )  # fmt: skip
         mask = alive[:, None] & (filters[None, :] < CHANNELS)
         place = (first + item)[:, None] * CHANNELS + filters[None, :]
@@ -124,15 +127,17 @@ def _convolve(
 
 def run(
     features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rows: Tensor | None,
-    residual_through_rows: bool, live: Tensor, stride: int, relu: bool, out: Tensor,
+    residual_through_rows: bool, live: Tensor, stride: int, relu: bool, out: Tensor, features_in_order: bool = False,
 ) -> None:  # fmt: skip
     """Arguments as of the op `eefast::indexed_conv`, checked by the caller; `out` is what the op returns."""
-    launch(features, weight, bias, residual, rows, residual_through_rows, live, stride, relu, out).run()
+    launch(
+        features, weight, bias, residual, rows, residual_through_rows, live, stride, relu, out, features_in_order
+    ).run()  # fmt: skip
 
 
 def launch(
     features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rows: Tensor | None,
-    residual_through_rows: bool, live: Tensor, stride: int, relu: bool, out: Tensor,
+    residual_through_rows: bool, live: Tensor, stride: int, relu: bool, out: Tensor, features_in_order: bool = False,
 ) -> Launch:  # fmt: skip
     """The launch; its blocks depend on the shape of one sample only."""
     samples, in_channels, height, width = features.shape
@@ -140,16 +145,18 @@ def launch(
     kernel, element_size = weight.shape[-1], features.element_size()
     inner = kernel**2 * in_channels
     through_rows = residual is not None and rows is not None and residual_through_rows
-    readable_rows = min(samples, len(residual)) if residual is not None and through_rows else samples
+    readable = [] if features_in_order else [samples]
+    readable += [len(residual)] if residual is not None and through_rows else []
     tile = blocks(out_height * out_width, channels, inner, in_channels * element_size, element_size)
     tiles = ceil_div(size * out_height * out_width, tile.pixels) * ceil_div(channels, tile.channels)
     arguments = dict(
-        features=features, samples=readable_rows,
+        features=features, samples=min(readable, default=samples),
         rows=rows if rows is None else rows.contiguous(), live=live, size=size, steps=ceil_div(inner, tile.inner),
         weight=weight, bias=bias.contiguous(), residual=residual, out=out,
         # Constants for the reason given in exit_head.
         IN_CHANNELS=in_channels, HEIGHT=height, WIDTH=width, CHANNELS=channels, OUT_HEIGHT=out_height,
         OUT_WIDTH=out_width, KERNEL=kernel, STRIDE=stride, RELU=relu, RESIDUAL_THROUGH_ROWS=through_rows,
+        FEATURES_IN_ORDER=features_in_order,
         BLOCK_PIXELS=tile.pixels, BLOCK_OUT=tile.channels, BLOCK_IN=tile.inner,
         UPCAST=needs_upcast(features),
     )  # fmt: skip

@@ -9,7 +9,8 @@ import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain
+from functools import partial
+from itertools import accumulate, chain
 from math import ceil
 from typing import Any
 
@@ -23,7 +24,7 @@ from .engine import Rule
 from .host_reads import HostReadPolicy, Times, arriving, queues_for, sizes
 from .program import CompactStep, Plan
 from .schedule import Chunk, OfEach, answers
-from .stores import Stores
+from .stores import InPlace, Stores
 from .streaming import ordered
 
 log = logging.getLogger("eefast")
@@ -75,6 +76,9 @@ class Graphs(Stores):
     survivors: share of the arriving rows that is known to go on, per early exit; empty where it is not known. With it
         there are graphs of the sizes that are expected at each stage, in which cuDNN's fastest algorithms run: trying
         them takes longer than a capture.
+    in_place: whether survivors on the expected path may stay where the stage before has computed them, if the next one
+        can read them there; they are copied where they meet others, or another number of them than expected comes.
+    paths: per number of queues, the sizes at each stage of a batch of `capacity`; used: those whose survivors stay.
     waits: how often the host has waited for a count. busy: held while a batch or a stream is under way.
     """
 
@@ -82,15 +86,14 @@ class Graphs(Stores):
 
     def __init__(
         self, net: EarlyExitNet, plan: Plan, steps: Sequence[CompactStep], capacity: int, queues: int, step: float,
-        survivors: Sequence[float] = (), of_each: bool = False,
+        survivors: Sequence[float] = (), of_each: bool = False, in_place: bool = True,
     ) -> None:  # fmt: skip
         thresholds = net.thresholds[:, None] if of_each else net.thresholds
         super().__init__(net, plan, steps, queues, capacity, thresholds, net.current_rule())
-        self.step, self.survivors = step, survivors
+        self.step, self.survivors, self.queues, self.waits = step, survivors, queues, 0
         whole = [arriving(ceil(capacity / parts), survivors) for parts in range(1, queues + 1)] if survivors else []
         self.sizes = sizes(capacity, step, sorted({rows for stages in whole for rows in stages}))
         self.expected = {(stage, self.size_for(rows)) for stages in whole for stage, rows in enumerate(stages)}
-        self.queues, self.waits = queues, 0
         self.device, self.busy = net.cost.device, threading.Lock()
         self.counts = torch.zeros(queues, self.stages, dtype=torch.int32, pin_memory=self.device.type == "cuda")
         self.passed = [event() for _ in range(queues)]
@@ -98,6 +101,13 @@ class Graphs(Stores):
         # Replays are queued on streams that the allocator knows nothing of; it would hand on the memory under them.
         weakref.finalize(self, self.finished.synchronize).atexit = False
         self._told = False
+        in_place = in_place and any(step.through is not None for step in self.steps)
+        # No more rows than the stage before has left.
+        self.paths = [[*accumulate(map(self.size_for, stages), min)] for stages in whole] if in_place else []
+        self.used: Sequence[int] = range(len(self.paths))
+        self.left: dict[tuple[int, int, int], InPlace] = {}
+        self.through: dict[tuple[int, int, int], Callable[[], None]] = {}
+        self.settles: dict[tuple[int, int, int], Callable[[], None]] = {}
         self.replays: dict[tuple[int, int, int | None], Callable[[], None]] = {}
         before = reserved(self.device)
         with capturing(self.device) as pool:
@@ -110,6 +120,9 @@ class Graphs(Stores):
                     # All images are live when they arrive.
                     if self.steps[stage].counted is not None and stage:
                         self._capture(queue, stage, None, capacity, pool)
+                for path in range(queue, len(self.paths)):
+                    for stage in range(self.stages):
+                        self._capture_in_place(queue, stage, path, pool)
         self.clear()
         self.megabytes = (reserved(self.device) - before) / 1e6
 
@@ -117,8 +130,8 @@ class Graphs(Stores):
         """The same where each image has its thresholds."""
         with torch.inference_mode(False), torch.no_grad():
             sizes = self.capacity, self.queues, self.step, self.survivors
-            made = Graphs(self.net, self.plan, self.steps, *sizes, of_each=True)
-        made.policies = self.policies
+            made = Graphs(self.net, self.plan, self.steps, *sizes, of_each=True, in_place=bool(self.paths))
+        made.policies, made.used = self.policies, self.used
         return made
 
     def _capture(self, queue: int, stage: int, key: int | None, rows: int, pool: Any) -> None:
@@ -134,6 +147,48 @@ class Graphs(Stores):
         fill()
         with fastest_algorithms((stage, key) in self.expected):
             self.replays[queue, stage, key] = captured(work, fill, pool)
+
+    def reads(self, stage: int) -> bool:
+        """Whether a stage can read survivors where the one before has left them."""
+        return stage > 0 and self.steps[stage].through is not None
+
+    def leaves(self, stage: int) -> bool:
+        return stage < self.stages - 1 and self.reads(stage + 1)
+
+    def _capture_in_place(self, queue: int, stage: int, path: int, pool: Any) -> None:
+        rows, source = self.paths[path][stage], self.left.get((queue, stage, path))
+        if source is None and not self.leaves(stage):
+            return
+
+        def work() -> None:
+            left = self.advance(queue, stage, rows, source=source, leaves=self.leaves(stage))
+            if left is not None:
+                self.left[queue, stage + 1, path] = left
+            if stage < self.stages - 1:
+                arrived = self.before(queue, stage + 1).count
+                self.counts[queue, stage + 1 : stage + 2].copy_(arrived, non_blocking=True)
+
+        def fill() -> None:
+            self.fill_in_place(queue, stage, path)
+
+        fill()
+        with fastest_algorithms(True):
+            self.through[queue, stage, path] = captured(work, fill, pool)
+        if (left := self.left.get((queue, stage + 1, path))) is not None:
+
+            def fill_next() -> None:
+                self.fill_in_place(queue, stage + 1, path)
+
+            fill_next()
+            settle = partial(self.settle, queue, stage + 1, left)
+            self.settles[queue, stage + 1, path] = captured(settle, fill_next, pool)
+
+    def fill_in_place(self, queue: int, stage: int, path: int) -> None:
+        """As `fill` for the path's rows; what the stage before is to have left holds numbers and places."""
+        if (source := self.left.get((queue, stage, path))) is not None:
+            source.features.zero_()
+            source.rows.copy_(self.order[: len(source.rows)])
+        self.fill(queue, stage, self.paths[path][stage])
 
     def size_for(self, rows: int) -> int:
         """The smallest size with a graph that holds `rows`."""
@@ -154,8 +209,30 @@ class Graphs(Stores):
         policy = self.policies[0]
         counted = (queue, stage, None) in self.replays and policy.counted(stage, rows, expected)
         with on(self.device):
-            self.replays[queue, stage, None if counted else self.sizes[policy.bucket(rows)]]()
+            self._replay(queue, stage, None if counted else self.sizes[policy.bucket(rows)])
             self.passed[queue].record()
+
+    def _replay(self, queue: int, stage: int, key: int | None) -> None:
+        """The stage on all that waits before it, wherever it is; survivors stay in place where nothing else waits."""
+        waiting, after = self._places[queue], stage + 1
+        source, alone = waiting.pop(stage, None), after not in waiting
+        # Where no survivors were left in place, a path can begin with a stage that reads copies anyway.
+        begins = [] if self.reads(stage) else [path for path in self.used if (queue, stage, path) in self.through]
+        fitting = [p for p in ([source] if source is not None else begins) if self.paths[p][stage] == key]
+        if fitting and (alone or not self.leaves(stage)):
+            self.through[queue, stage, fitting[0]]()
+            waiting[after] = fitting[0] if self.leaves(stage) else None
+            return
+        for place, path in ((stage, source), (after, waiting.get(after))):
+            if path is not None:
+                self.settles[queue, place, path]()
+        self.replays[queue, stage, key]()
+        waiting[after] = None
+
+    def clear(self) -> None:
+        super().clear()
+        # Per queue: stages before which rows wait; the path that has left them in place, None where they are copied.
+        self._places: list[dict[int, int | None]] = [{} for _ in range(self.queues)]
 
     def count(self, queue: int, stage: int) -> int:
         self.waits += 1

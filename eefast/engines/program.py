@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -19,12 +19,21 @@ class StagePlan:
     output_shape: (C, H, W) of the features.
     share: of all stages' MACs.
     kernel: what evaluates the exit; note: how the stage runs.
+    time: of the seconds that all stages take, as planning measured them; None where it measured none.
     """
 
     output_shape: tuple[int, ...]
     share: float
     kernel: str
     note: str
+    time: float | None = None
+
+
+def with_times(stages: Sequence[StagePlan], seconds: Sequence[float]) -> tuple[StagePlan, ...]:
+    """The rows with each stage's share of the seconds; unchanged where one has none."""
+    if not all(seconds):
+        return tuple(stages)
+    return tuple(replace(row, time=part / sum(seconds)) for row, part in zip(stages, seconds, strict=True))
 
 
 LEGEND = (
@@ -56,11 +65,11 @@ class Plan:
         return "; ".join(self.reasons)
 
     def __str__(self) -> str:
-        titles = ("exit", "features", "MACs", "exit kernel", "stage")
-        rows = [titles] + [
-            (str(i), "×".join(map(str, s.output_shape)), f"{s.share:.1%}", s.kernel, s.note)
-            for i, s in enumerate(self.stages)
-        ]
+        timed = any(s.time is not None for s in self.stages)
+        rows = [("exit", "features", "MACs", *["time"] * timed, "exit kernel", "stage")]
+        for i, s in enumerate(self.stages):
+            time = [] if s.time is None else [f"{s.time:.1%}"]
+            rows.append((str(i), "×".join(map(str, s.output_shape)), f"{s.share:.1%}", *time, s.kernel, s.note))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         dtype = str(self.dtype).removeprefix("torch.")
@@ -78,6 +87,8 @@ class CompactStep:
     flatten: the head reads the whole map instead of its mean.
     counted: the stage in a form that reads the number of its rows on the device: (features, rows or None, live) →
         features; None where it has none.
+    through: the stage in a form that reads its features where the stage before left them: (features, rows, live) →
+        features of every row in `rows`; None where it has none.
     chunk: rows that the stage takes at a time at most, None for any number.
     """
 
@@ -89,6 +100,7 @@ class CompactStep:
     flatten: bool
     counted: nn.Module | None = None
     chunk: int | None = None
+    through: nn.Module | None = None
 
     @cached_property
     def layout(self) -> torch.memory_format:

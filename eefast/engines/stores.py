@@ -79,6 +79,14 @@ class Waiting:
         )
 
 
+@dataclass(frozen=True)
+class InPlace:
+    """Survivors that were not copied: features [N, C, H, W] of a stage, rows [N] int32 of those that wait."""
+
+    features: Tensor
+    rows: Tensor
+
+
 class Stores:
     """The rows before every stage of every queue, and the answers of all slots; see `schedule.Device`.
 
@@ -94,6 +102,7 @@ class Stores:
         self.net, self.plan, self.steps = net, plan, steps
         self.capacity, self.stages = capacity, len(steps)
         self.order = torch.arange(capacity, dtype=torch.int32, device=net.cost.device)
+        self.zero = torch.zeros(1, dtype=torch.int32, device=net.cost.device)
         self.results = Results.empty(SLOTS * capacity, net)
         self.of_each = thresholds.dim() == 2
         self.thresholds = thresholds.clone()
@@ -129,14 +138,22 @@ class Stores:
         torch.add(self.order[:n], slot * self.capacity, out=first.positions[:n].view(-1))
         first.count.fill_(n)
 
-    def advance(self, queue: int, stage: int, rows: int, counted: bool = False) -> None:
+    def advance(
+        self, queue: int, stage: int, rows: int, counted: bool = False, source: InPlace | None = None,
+        leaves: bool = False,
+    ) -> InPlace | None:  # fmt: skip
         """A stage and its exit on the first `rows` rows before it; survivors are appended to those before the next.
 
         counted: by the form of the stage that takes the number of its rows from the device.
+        source: where their features are, which the stage then reads through its form for that.
+        leaves: the survivors' features stay where they are, and are returned; no others wait before the next stage.
         """
         here, step = self.before(queue, stage), self.steps[stage]
         order, features = self.order[:rows], here.features[:rows]
-        features = step.counted(features, None, here.count) if counted and step.counted else step.run(features)
+        if source is not None and step.through is not None:
+            features = step.through(source.features, source.rows[:rows], here.count)
+        else:
+            features = step.counted(features, None, here.count) if counted and step.counted else step.run(features)
         early = stage < self.stages - 1
         threshold = self.thresholds[stage] if early else None
         entries = order, here.positions[:rows].view(-1), here.count
@@ -146,10 +163,17 @@ class Stores:
         if early:
             there = self._made_before(queue, stage + 1, features)
             features = features.contiguous(memory_format=self.steps[stage + 1].layout)
-            ops.gather_survivors.run(features, survivors, live, there.features, there.count)
+            if not leaves:
+                ops.gather_survivors.run(features, survivors, live, there.features, there.count)
             ops.gather_survivors.run(positions.view(-1, 1, 1, 1), order, live, there.positions, there.count)
             there.count.add_(live)
         here.count.zero_()
+        return InPlace(features, survivors) if leaves else None
+
+    def settle(self, queue: int, stage: int, source: InPlace) -> None:
+        """Copy what waits before a stage from where it was left: others come to it, or the stage cannot read it."""
+        here = self.before(queue, stage)
+        ops.gather_survivors.run(source.features, source.rows, here.count, here.features, self.zero)
 
     def take(self, slot: int, size: int) -> ExitResult:
         result = self.results.of(self.net, slice(slot * self.capacity, slot * self.capacity + size))

@@ -16,20 +16,21 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 define(
     "indexed_conv(Tensor features, Tensor weight, Tensor bias, Tensor? residual, Tensor? rows,"
-    " bool residual_through_rows, Tensor live, int stride, bool relu) -> Tensor"
+    " bool residual_through_rows, Tensor live, int stride, bool relu, bool features_in_order=False) -> Tensor"
 )
 
 
 def reference(
     features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rows: Tensor | None,
-    residual_through_rows: bool, live: Tensor, stride: int, relu: bool,
+    residual_through_rows: bool, live: Tensor, stride: int, relu: bool, features_in_order: bool = False,
 ) -> Tensor:  # fmt: skip
     """`indexed_conv` in plain PyTorch: its oracle, its fallback and its documentation."""
-    check(features, weight, bias, residual, rows, residual_through_rows, live, stride)
+    check(features, weight, bias, residual, rows, residual_through_rows, live, stride, features_in_order)
     out = empty_output(features, weight, rows, stride).zero_()
     count = min(int(live), len(out))
     chosen = slice(count) if rows is None else rows[:count]
-    sums = F.conv2d(features[chosen].float(), weight.float(), bias, stride, padding=weight.shape[-1] // 2)
+    seen = features[slice(count) if features_in_order else chosen]
+    sums = F.conv2d(seen.float(), weight.float(), bias, stride, padding=weight.shape[-1] // 2)
     if residual is not None:
         sums += residual[chosen if residual_through_rows else slice(count)].float()
     out[:count] = F.relu(sums) if relu else sums
@@ -44,7 +45,7 @@ def empty_output(features: Tensor, weight: Tensor, rows: Tensor | None, stride: 
 
 def check(
     features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rows: Tensor | None,
-    residual_through_rows: bool, live: Tensor, stride: int,
+    residual_through_rows: bool, live: Tensor, stride: int, features_in_order: bool = False,
 ) -> None:  # fmt: skip
     """`RuntimeError` unless the arguments fit."""
     given = (("weight", weight), ("bias", bias), ("residual", residual), ("rows", rows), ("live", live))
@@ -57,6 +58,8 @@ def check(
     if features.dtype not in DTYPES:
         raise RuntimeError(f"features is {features.dtype}; convert it to one of {', '.join(map(str, DTYPES))}")
     size, channels = len(features) if rows is None else rows.numel(), features.shape[1]
+    if features_in_order and len(features) < size:
+        raise RuntimeError(f"features has {len(features)} rows; expected at least {size}, as rows has entries")
     if weight.dim() != 4 or 0 in weight.shape or list(weight.shape[1:]) not in ([channels, k, k] for k in (1, 3)):
         raise RuntimeError(
             f"weight has shape {list(weight.shape)}; expected [C_out, {channels}, 1, 1] or [C_out, {channels}, 3, 3], "
@@ -97,10 +100,10 @@ def check(
             )
     # On a GPU reading the indices would wait for the device; there the kernel stops at one that is out of range.
     if features.device.type == "cpu":
-        _check_indices(features, residual if through_rows else None, rows, live)
+        _check_indices(None if features_in_order else features, residual if through_rows else None, rows, live)
 
 
-def _check_indices(features: Tensor, residual: Tensor | None, rows: Tensor | None, live: Tensor) -> None:
+def _check_indices(features: Tensor | None, residual: Tensor | None, rows: Tensor | None, live: Tensor) -> None:
     count = int(live)
     if count < 0:
         raise RuntimeError(f"live = {count}; expected a number of rows, 0 or more")
@@ -120,11 +123,11 @@ namespace.impl("indexed_conv", reference, "CompositeExplicitAutograd")
 
 def run_triton(
     features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rows: Tensor | None,
-    residual_through_rows: bool, live: Tensor, stride: int, relu: bool,
+    residual_through_rows: bool, live: Tensor, stride: int, relu: bool, features_in_order: bool = False,
 ) -> Tensor:  # fmt: skip
     from ..kernels import indexed_conv as kernel
 
-    check(features, weight, bias, residual, rows, residual_through_rows, live, stride)
+    check(features, weight, bias, residual, rows, residual_through_rows, live, stride, features_in_order)
     check_range_on_cuda(features, features if rows is None else rows, ("weight", weight))
     out = empty_output(features, weight, rows, stride)
     if out.shape[1:].numel() >= 2**31:
@@ -132,7 +135,8 @@ def run_triton(
             f"weight has {len(weight)} filters, which makes {list(out.shape[1:])} of a sample; on CUDA a sample has "
             "fewer than 2³¹ elements"
         )
-    kernel.run(features, weight, bias, residual, rows, residual_through_rows, live, stride, relu, out)
+    given = features, weight, bias, residual, rows, residual_through_rows, live, stride, relu, out
+    kernel.run(*given, features_in_order)
     return out
 
 
@@ -142,7 +146,7 @@ implement_on_cuda("indexed_conv", run_triton)
 @torch.library.register_fake("eefast::indexed_conv")
 def _fake(
     features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rows: Tensor | None,
-    residual_through_rows: bool, live: Tensor, stride: int, relu: bool,
+    residual_through_rows: bool, live: Tensor, stride: int, relu: bool, features_in_order: bool = False,
 ) -> Tensor:  # fmt: skip
     check_fake(features, ("weight", weight), ("bias", bias), ("residual", residual), ("rows", rows), ("live", live))
     check_traced(features, ("weight", weight, 4), ("bias", bias, 1), ("live", live, 1), weight=("weight", weight))
@@ -161,7 +165,7 @@ def flops(
 
 def run(
     features: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rows: Tensor | None,
-    residual_through_rows: bool, live: Tensor, stride: int, relu: bool,
+    residual_through_rows: bool, live: Tensor, stride: int, relu: bool, features_in_order: bool = False,
 ) -> Tensor:  # fmt: skip
     """`out[i] = act(conv2d(features[r(i)], weight, stride, padding=k // 2) + bias + residual[q(i)])` for i < live.
 
@@ -174,6 +178,7 @@ def run(
     rows: [R] int32, or None for the rows of `features` in their order, R = M; entries beyond `live` are not read.
     live: [1] int32, 0 or more; above R it counts as R.
     stride: 1 or 2.
+    features_in_order: row i is the result for features[i], M ≥ R; only the residual is read through the rows.
 
     Returns [R, C_out, H', W'], H' = ⌈H / stride⌉, dtype of `features`, channels-last. Rows beyond `live` are not
     written: they hold what the memory held on GPUs, zeros on the CPU.
@@ -185,5 +190,5 @@ def run(
     """
     refuse_gradient("features", features, "indexed_conv")
     return torch.ops.eefast.indexed_conv.default(
-        features, weight, bias, residual, rows, residual_through_rows, live, stride, relu
+        features, weight, bias, residual, rows, residual_through_rows, live, stride, relu, features_in_order
     )

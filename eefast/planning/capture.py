@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import accumulate
 from math import ceil
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -16,7 +19,7 @@ from ..engines import graphs
 from ..engines.compact import CompactEngine
 from ..engines.graphs import GraphEngine, Graphs
 from ..engines.host_reads import Counted, Times, queues_for
-from ..engines.program import StagePlan
+from ..engines.program import StagePlan, with_times
 from ..model import EarlyExitNet
 from . import launch_costs, probe
 from .launch_costs import LaunchCosts
@@ -26,8 +29,10 @@ DEVICES = ("cuda",)
 
 QUEUES = 2
 
-ATTEMPTS = ((QUEUES, 1.25), (QUEUES, 1.6), (QUEUES, 2.0), (1, 2.0))
-"""(queues, ratio of neighbouring batch sizes): what is tried, one after the other, where memory runs out."""
+ATTEMPTS = ((QUEUES, 1.25, True), (QUEUES, 1.25, False), (QUEUES, 1.6, False), (QUEUES, 2.0, False), (1, 2.0, False))
+"""(queues, ratio of neighbouring batch sizes, whether survivors may stay in place, which takes the memory of another
+batch for each stage): what is tried, one after the other, where memory runs out.
+"""
 
 SURVIVORS = 0.5
 """Share of the arriving rows that goes on at an early exit, where there are no example inputs."""
@@ -52,9 +57,9 @@ def with_graphs(engine: CompactEngine, example_inputs: Tensor | None, max_batch_
     note, capacity = "", max_batch_size
     with graphs.on(plan.device):
         while capacity >= 1:
-            for queues, step in ATTEMPTS:
+            for queues, step, in_place in ATTEMPTS:
                 try:
-                    return _captured(engine, example_inputs, capacity, queues, step, note)
+                    return _captured(engine, example_inputs, capacity, queues, step, in_place, note)
                 except torch.OutOfMemoryError:
                     pass  # the memory comes back when the exception is gone
                 except Exception as error:
@@ -68,14 +73,16 @@ def with_graphs(engine: CompactEngine, example_inputs: Tensor | None, max_batch_
 
 
 def _captured(
-    engine: CompactEngine, example_inputs: Tensor | None, capacity: int, queues: int, step: float, note: str
-) -> GraphEngine:
+    engine: CompactEngine, example_inputs: Tensor | None, capacity: int, queues: int, step: float, in_place: bool,
+    note: str,
+) -> GraphEngine:  # fmt: skip
     net, plan = engine.net, engine.plan
     survivors = survivors_of(net, example_inputs)
-    made = Graphs(net, plan, engine.steps, capacity, queues, step, survivors)
+    made = Graphs(net, plan, engine.steps, capacity, queues, step, survivors, in_place=in_place)
+    made.used = faster_in_place(made, survivors)
     made.use(measured(made, launch_costs.load(made.device), survivors or [SURVIVORS] * net.num_exits))
     _check(made, engine)
-    reasons = (*plan.reasons, f"{_described(made)}{note}")
+    reasons = (*plan.reasons, f"{_described(made)}{note}", *_costs(net, made, survivors))
     return GraphEngine(engine, replace(plan, reasons=reasons, stages=_with_reads(plan.stages, made)), made)
 
 
@@ -119,6 +126,33 @@ def measured(made: Graphs, costs: LaunchCosts, survivors: Iterable[float]) -> Ti
     return Times(made.sizes, stages, tuple(map(counted, range(made.stages))), costs.wait, costs.launch, shares)
 
 
+def faster_in_place(made: Graphs, survivors: Sequence[float]) -> list[int]:
+    """Paths on which stages that read survivors where they are take less than those that read copies, and copying."""
+
+    def seconds(replay: Callable[[], None], fill: Callable[[], None], stage: int) -> float:
+        found = []
+        for threshold in (made.net.criterion.never, made.net.criterion.always):
+            made.thresholds.fill_(threshold)
+            spans = []
+            for _ in range(ROUNDS):
+                fill()
+                spans.append(launch_costs.seconds(replay, made.device))
+            found.append(min(spans))
+        made.clear()
+        on = survivors[stage] if stage < made.stages - 1 else 1.0
+        return on * found[0] + (1 - on) * found[1]
+
+    def gain(path: int) -> float:
+        total = 0.0
+        for stage, rows in enumerate(made.paths[path]):
+            if (other := made.through.get((0, stage, path))) is not None:
+                total += seconds(made.replays[0, stage, rows], partial(made.fill, 0, stage, rows), stage)
+                total -= seconds(other, partial(made.fill_in_place, 0, stage, path), stage)
+        return total
+
+    return [path for path in range(len(made.paths)) if gain(path) > 0]
+
+
 def _check(made: Graphs, engine: CompactEngine) -> None:
     """`RuntimeError` where images that all go to the final exit get other answers from the graphs than without them."""
     net, plan = engine.net, engine.plan
@@ -138,7 +172,7 @@ def _check(made: Graphs, engine: CompactEngine) -> None:
 def _described(made: Graphs) -> str:
     return (
         f"{len(made.replays)} CUDA graphs, {len(made.sizes)} batch sizes up to {made.capacity}, "
-        f"{made.queues} under way at a time, {made.megabytes:.0f} MB"
+        f"{made.queues} under way at a time, {made.megabytes:.0f} MB{', survivors read in place' if made.used else ''}"
     )
 
 
@@ -147,7 +181,20 @@ def _with_reads(stages: tuple[StagePlan, ...], made: Graphs) -> tuple[StagePlan,
     n = made.capacity
     queues = queues_for(n, made.policies)
     path = made.policies[queues - 1].path(ceil(n / queues))
-    return tuple(replace(row, note=f"{row.note}; {what}") for row, what in zip(stages, path, strict=True))
+    rows = [replace(row, note=f"{row.note}; {what}") for row, what in zip(stages, path, strict=True)]
+    return with_times(rows, [seconds[-1] for seconds in made.policies[0].times.stages])
+
+
+def _costs(net: EarlyExitNet, made: Graphs, survivors: list[float]) -> list[str]:
+    """What the images of a batch cost in MACs and in time, by its stages; nothing where no survivors are known."""
+    if not survivors:
+        return []
+    reached = [1.0, *accumulate(survivors, mul)]
+    seconds = [spent[-1] for spent in made.policies[0].times.stages]
+    in_time = sum(part * share for part, share in zip(seconds, reached, strict=True)) / sum(seconds)
+    leaving = [here - on for here, on in zip(reached, [*reached[1:], 0.0], strict=True)]
+    in_macs = sum(share * float(cost) for share, cost in zip(leaving, net.cost, strict=True))
+    return [f"the mean cost of the example inputs is {in_macs:.2f} in MACs and {in_time:.2f} in the time of the stages"]
 
 
 def survivors_of(net: EarlyExitNet, example_inputs: Tensor | None) -> list[float]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..engines.compact import CompactEngine
 from ..engines.host_reads import arriving
-from ..engines.program import CompactStep, StagePlan, layout_of
+from ..engines.program import CompactStep, StagePlan, layout_of, with_times
 from ..heads import ExitHead
 from ..model import EarlyExitNet
 from ..quantized import QuantizedStage
@@ -24,7 +24,7 @@ from .capture import survivors_of, with_graphs
 from .errors import SlowerError, UnsupportedError
 from .folding import fold_stage
 from .head_packing import pack_conv, pack_head
-from .indexed_stages import device_counted
+from .indexed_stages import IndexedStage, device_counted, reading_through_rows
 from .inference_copies import channels_last, inference_copy
 from .stage_choice import fastest_stage, seconds_of
 from .stage_runtimes import CHUNK, LARGE, PYTORCH, Chosen, chosen, missing_runtimes
@@ -75,7 +75,7 @@ def build_compact(subject: Subject) -> CompactEngine:
         rows_of = arriving(subject.max_batch_size, shares) if shares else [4 * probe.IMAGES] * len(net.stages)
         some = probe.images(net, subject.example_inputs)
         features = some[torch.arange(rows_of[0]) % len(some)].to(there, dtype)
-    rows, steps, layout, spent = [], [], torch.channels_last, 0.0
+    rows, steps, layout, seconds = [], [], torch.channels_last, list[float]()
     parts = zip(net.stages, net.heads, net.stage_costs, trial.shares(net), subject.expected, strict=True)
     for i, (stage, head, cost, share, wanted) in enumerate(parts):
         assert isinstance(head, ExitHead)
@@ -87,13 +87,19 @@ def build_compact(subject: Subject) -> CompactEngine:
         features = None if features is None else folded(features)
         found = Chosen(folded, note)
         if not on_cuda:
-            found = _by_runtime(subject, stage, found, wanted.seen, layout, partial(_check_rival, subject, i, spent))
-            layout, spent = layout_of(found.stage), spent + found.seconds
+            found = _by_runtime(
+                subject, stage, found, wanted.seen, layout, partial(_check_rival, subject, i, sum(seconds))
+            )
+            layout = layout_of(found.stage)
+            seconds.append(found.seconds)
         step = _step(found, head, dtype, kernel, _counted(stage, dtype, wanted) if counts else None)
+        if kernel == "Triton" and i > 0 and rows_of:
+            step = replace(step, through=_through(folded, wanted, dtype))
         if different := trial.mismatch(partial(_exit_rows, step), wanted.features, wanted.rows, dtype):
             raise UnsupportedError(f"the head of exit {i}: {different}")
         rows.append(StagePlan(cost.feature_shape, share, kernel + " with conv" * (step.conv is not None), found.note))
         steps.append(step)
+    rows = list(with_times(rows, seconds)) if seconds else rows
     engine = CompactEngine(net, subject.plan("compact", rows, *reasons), steps)
     return with_graphs(engine, subject.example_inputs, subject.max_batch_size)
 
@@ -170,6 +176,16 @@ def _counted(stage: nn.Module, dtype: torch.dtype, wanted: trial.Expected) -> nn
         return None
     live = torch.full((1,), len(wanted.seen), dtype=torch.int32, device=wanted.seen.device)
     return None if trial.mismatch(lambda x: counted(x, None, live), wanted.seen, wanted.features, dtype) else counted
+
+
+def _through(stage: nn.Module, wanted: trial.Expected, dtype: torch.dtype) -> IndexedStage | None:
+    """The stage, as it runs, in the form that reads rows of its input, where there is one that gives its answers."""
+    found = reading_through_rows(stage)
+    if found is None:
+        return None
+    n, there = len(wanted.seen), wanted.seen.device
+    rows, live = torch.arange(n, dtype=torch.int32, device=there), torch.full((1,), n, dtype=torch.int32, device=there)
+    return None if trial.mismatch(lambda x: found(x, rows, live), wanted.seen, wanted.features, dtype) else found
 
 
 def _exit_rows(step: CompactStep, features: Tensor) -> Tensor:

@@ -41,11 +41,11 @@ class _IndexedConv(nn.Module):
         self.bias = nn.Parameter(bias, requires_grad=False)
 
     def forward(
-        self, x: Tensor, residual: Tensor | None, rows: Tensor | None, residual_through_rows: bool, live: Tensor
-    ) -> Tensor:
-        return ops.indexed_conv.run(
-            x, self.weight, self.bias, residual, rows, residual_through_rows, live, self.stride, self.relu
-        )
+        self, x: Tensor, residual: Tensor | None, rows: Tensor | None, residual_through_rows: bool, live: Tensor,
+        in_order: bool = False,
+    ) -> Tensor:  # fmt: skip
+        given = x, self.weight, self.bias, residual, rows, residual_through_rows, live, self.stride, self.relu
+        return ops.indexed_conv.run(*given, in_order)
 
 
 def indexed_stage(module: nn.Module) -> tuple[IndexedStage | None, str]:
@@ -84,6 +84,35 @@ def device_counted(stage: nn.Module, dtype: torch.dtype) -> IndexedStage | None:
     """An inference copy of `stage` that reads the number of its rows on the device; None where that is impossible."""
     fused, _, _ = fuse_convolutions(fold_stage(stage, dtype)[0])
     return indexed_stage(fused)[0]
+
+
+def reading_through_rows(module: nn.Module) -> IndexedStage | None:
+    """The stage that `fuse_convolutions` made, whose convolutions and additions of its input read it through the rows.
+
+    All else stays as it is and computes every entry, live or not. None where anything else than a convolution reads the
+    input, or one that the op cannot compute. Shares its weights with `module`, which is not changed.
+    """
+    if not isinstance(module, fx.GraphModule) or len(module.graph.find_nodes(op="placeholder")) != 1:
+        return None
+    reading = graph_module(module, copy.deepcopy(module.graph))
+    graph = reading.graph
+    (features,) = graph.find_nodes(op="placeholder")
+    for node in features.users:
+        layer = called(reading, node)
+        if not isinstance(layer, FusedConv) or _geometry_obstacle(layer):
+            return None
+    with graph.inserting_after(features):
+        rows = graph.placeholder("rows")
+    with graph.inserting_after(rows):
+        live = graph.placeholder("live")
+    for node in list(features.users):
+        source, residual = (*node.args, None)[:2]
+        name = f"{node.target}_through_rows"
+        reading.add_submodule(name, _IndexedConv(called(reading, node)))
+        node.target = name
+        node.args = (source, residual, rows, residual is features, live, source is not features)
+    recompile(reading)
+    return IndexedStage(reading)
 
 
 def _gathered(features: Tensor, rows: Tensor | None, live: Tensor) -> Tensor:

@@ -117,6 +117,21 @@ def test_speed_ups_are_over_the_fastest_way_without_exits_of_the_same_dtype(tmp_
     assert "(benchmarks/abacus-beads-speed-up.png)" in text
 
 
+def test_costs_in_macs_and_in_time(tmp_path: Path) -> None:
+    made = [
+        *(network("eefast resident", n, "cost 0.25", speed) for n, speed in ((31, 900), (1, 30))),
+        *(network("eefast compact", n, "cost 0.25", 100) for n in (31, 1)),
+        *(network(name, 31, "no exits", 100) for name in ("eefast resident", "plain, eager")),
+    ]
+    assert "in time" not in page.page([written(tmp_path / "old.jsonl", made)])
+    made = [replace(row, time_cost=1.0 if row.mean_cost == 1 else 0.5, time_way="PyTorch") for row in made]
+    made = [replace(row, realised_ratio=None if "compact" in row.provider else 2.0) for row in made]
+    text = page.page([written(tmp_path / "new.jsonl", made)])
+    assert "### Costs in MACs and in time" in text
+    assert "| net | 31 | cost 0.25 | eefast resident | 0.25 | 0.50 | 2.00 | 4.00 |" in text
+    assert text.count("| net | 1 | cost 0.25 | eefast") == 0, "the fastest way there has no ratio"
+
+
 def in_both_precisions() -> list[rows.NetworkRow]:
     made = [
         network("plain, ONNX Runtime", 31, "no exits", 100),

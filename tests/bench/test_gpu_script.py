@@ -25,6 +25,7 @@ case "$words" in
   *EEFAST_ISA*|*instruction_set*) exit ;;
 esac
 echo "called: $words"
+[[ "$words" != *smoke* ]] || echo "cache: ${TRITON_CACHE_DIR:-}"
 case "$words" in
   *throughput.py*|*ops.py*|*parity.py*) echo '{"row": 1}' >> "$OUT/a-gpu.jsonl" ;;
 esac
@@ -43,6 +44,8 @@ def tree(tmp_path: Path) -> Path:
     (tmp_path / "python").chmod(0o755)
     (tmp_path / "compute-sanitizer").write_text("#!/bin/sh\necho 1 passed in 0.1s\n")
     (tmp_path / "compute-sanitizer").chmod(0o755)
+    (tmp_path / "ncu").write_text("#!/bin/sh\necho called by ncu: $*\n")
+    (tmp_path / "ncu").chmod(0o755)
     return tmp_path
 
 
@@ -69,12 +72,15 @@ def phases_in(lines: list[str]) -> list[str]:
 
 def test_all_phases_in_order_and_few_files(tree: Path) -> None:
     code, lines, logs = run(tree, BUDGET="10000")
-    order = ["build", "smoke", "key", "compact", "throughput", "parity", "sanitize", "ops", "tests"]
+    order = ["build", "smoke", "key", "compact", "throughput", "profile", "ops", "sanitize", "parity", "tests"]
     assert code == 0, lines
     assert phases_in(lines) == [*order, *order], "after each phase, and together at the end"
     assert set(logs) == set(order)
     assert "bench/gpu_smoke.py" in logs["smoke"]
     assert "-k TestOnTheGpu or " in logs["key"]
+    assert "called: bench/precompile.py" in logs["key"]
+    assert "called: bench/gpu_profile.py" in logs["profile"]
+    assert "called by ncu: " in logs["profile"]
     assert "--engine compact" in logs["compact"]
     assert lines[-1] == "NEXT="
     assert len(list((tree / "out").iterdir())) == 3 <= 8
@@ -101,6 +107,17 @@ def test_a_phase_that_fails_is_told_and_others_run(tree: Path) -> None:
 def test_kernels_built_before_are_not_built_again(tree: Path) -> None:
     _, _, logs = run(tree, "build", EEFAST_LIBRARY="/there/_C.abi3.so")
     assert logs["build"] == "not built: EEFAST_LIBRARY=/there/_C.abi3.so\n"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_packed_kernels_are_placed_before_any_phase(tree: Path, fails: bool) -> None:
+    """Where they are not for this Triton, its usual cache is used."""
+    (tree / "packed").mkdir()
+    (tree / "packed/packed.json").write_text("{}")
+    variables = {"TRITON_CACHE_DIR": str(tree / "packed"), **({"FAIL": "--place"} if fails else {})}
+    _, lines, logs = run(tree, "smoke", **variables)
+    assert lines[0] == f"called: tests/helpers/gpu_pack.py --place {tree}/packed"
+    assert f"cache: {'' if fails else tree / 'packed'}\n" in logs["smoke"]
 
 
 @pytest.mark.parametrize("device", ["cpu"])

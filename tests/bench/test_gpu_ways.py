@@ -13,7 +13,6 @@ import network_runs
 import pytest
 
 # At the end, where none of its modules hides one of the tests'.
-import rows
 import torch
 from energy import Counter, Meter
 from gpu_ways import GpuWays
@@ -26,34 +25,21 @@ from summary import show
 from workloads import COMPACT_ON_GPU, Workload
 
 from eefast.engines.host_reads import HostReadPolicy, Times
+from eefast.measure.time_costs import TimeCosts
 
 SHAPE = (1, 12, 12)
 TINY = Network("eenet20", (3, 12, 12), 10, (0.0, 0.0, 1.0))
 ALL = Workload(TINY, 4, (0.5,), compile_seconds=1, stage_seconds=1, traced=True)
 
 
-@pytest.fixture
-def on_cpu(monkeypatch, tmp_path):
-    """The ways of a GPU, run here: nothing to wait for, no graphs, nothing compiled; rows go to a fresh folder."""
-    monkeypatch.setattr(gpu_ways, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu_ways, "DTYPE", torch.float32)
-    monkeypatch.setattr(network_runs, "ROUNDS", 2)
-    for name, value in {"ROUND_SECONDS": 0.0, "MOST_BATCHES": 3, "CALIBRATED": 64}.items():
-        monkeypatch.setattr(gpu_ways, name, value)
-    monkeypatch.setattr(gpu_ways, "captured", lambda call, x: call)
-    monkeypatch.setattr(gpu_ways, "busy_seconds", lambda run: run() and 1e-6)
-    monkeypatch.setattr(torch, "compile", lambda run, **_: run)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(rows, "RESULTS", tmp_path)
-    monkeypatch.delenv("OUT", raising=False)
-    gpu_ways.subject.cache_clear()
-    gpu_ways.plain.cache_clear()
-    yield lambda: rows.read(tmp_path.glob("*.jsonl"))
-    gpu_ways.subject.cache_clear()
-    gpu_ways.plain.cache_clear()
+def test_a_gpu_run_from_the_network_to_the_rows(on_cpu, monkeypatch):
+    asked = []
 
+    def in_time(net, images, dtype, clock):
+        asked.append((len(images), dtype))
+        return TimeCosts("PyTorch", len(images), (0.5, 0.75, 1.0))
 
-def test_a_gpu_run_from_the_network_to_the_rows(on_cpu):
+    monkeypatch.setattr(network_runs.time_costs, "measured", in_time)
     run([ALL, replace(ALL, costs=(1.0,), traced=False)], environment("cpu"), 1e9, GpuWays())
     written = on_cpu()
     assert not [row["note"] for row in written if row["note"]]
@@ -62,15 +48,21 @@ def test_a_gpu_run_from_the_network_to_the_rows(on_cpu):
     ways |= {"masked, PyTorch", "eefast compact", "eefast compact, streaming", "eefast compact, without graphs"}
     ways |= {"eefast resident", "eefast resident, streaming", "torch.compile per stage"}
     assert set(early) == ways | {"BatchCond, padding", "BatchCond, splitting", "BatchCond, table"}
+    assert asked == [(4, torch.float32)], "once for the network and batch size, none where no image exits early"
     for name, row in early.items():
         assert row["checked"]
+        assert row["time_cost"] == pytest.approx(
+            sum(n * c for n, c in zip(row["exits"], (0.5, 0.75, 1.0), strict=True)) / 12
+        )
+        assert row["time_way"] == "PyTorch"
         assert row["images_per_s"][1] > 0
         assert row["setup_seconds"] > 0
         assert sum(row["exits"]) == 12
         assert row["exits"] == ([0, 0, 12] if name.startswith("plain") else early["masked, PyTorch"]["exits"])
         assert row["mean_cost"] == (1 if name.startswith("plain") else pytest.approx(0.5, abs=0.1))
     assert sum(early["masked, PyTorch"]["mix"]) == pytest.approx(1)
-    assert {row["mean_cost"] for row in written if row["setting"] == "no exits"} == {1.0}
+    none = [row for row in written if row["setting"] == "no exits"]
+    assert {(row["mean_cost"], row["time_cost"]) for row in none} == {(1.0, None)}
 
     waits = {name: row["host_waits"] for name, row in early.items()}
     assert all(waits[name] == 0 for name in ways if name.startswith("plain"))
@@ -84,7 +76,7 @@ def test_a_gpu_run_from_the_network_to_the_rows(on_cpu):
     assert all(0.9 < row["launch_gaps"] < 1 for row in again)
     text = show([{**row, "environment": {**row["environment"], **ON_A_GPU}} for row in written])
     assert text.count("BatchCond, padding") == 2
-    assert re.search(r"BatchCond, padding +\| +\S+ +\| +\S+ +\| +0\.\d+ +\| +0 +\| +100%", text)
+    assert re.search(r"BatchCond, padding +\| +\S+ +\| +\S+( +\| +0\.\d+){2} +\| +0 +\| +100%", text)
 
 
 def test_times_of_stages_are_kept_where_output_goes(monkeypatch, tmp_path):

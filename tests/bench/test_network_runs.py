@@ -21,6 +21,8 @@ from subjects import Network
 from summary import show
 from workloads import Workload
 
+from eefast.measure.time_costs import TimeCosts
+
 SHAPE = (1, 12, 12)
 AROUND = {"device": "some CPU", "date": "2026-11-26"}
 FIRST, SECOND = Network("first", (1, 8, 8), 10, ()), Network("second", (1, 8, 8), 10, ())
@@ -106,6 +108,25 @@ def test_traces_come_last_and_have_seconds_left_for_them(bench):
         (1, 0.5, False),
         (3, 0.5, False),
     ]
+
+
+def test_costs_in_time_once_for_a_network_and_batch_size(monkeypatch, capsys):
+    found, device = [], network_runs.Device.__new__(CpuWays)
+    subject = SimpleNamespace(net="the net", images=torch.zeros(9, 1))
+
+    def measured(net, images, dtype, clock):
+        found.append((net, len(images)))
+        if len(images) == 3:
+            raise ValueError("no such head\nat all")
+        return "costs"
+
+    monkeypatch.setattr(network_runs.time_costs, "measured", measured)
+    works = [Workload(FIRST, 4, (0.5,)), Workload(FIRST, 4, (1.0, None)), Workload(FIRST, 4, (1.0,))]
+    works += [Workload(FIRST, 3), Workload(FIRST, 3), Workload(SECOND, 4)]
+    device.clock = "process_time"
+    assert [device.time_costs(work, subject) for work in works] == ["costs", "costs", None, None, None, "costs"]
+    assert found == [("the net", 4), ("the net", 3), ("the net", 4)]
+    assert capsys.readouterr().err == "first, batch 3: no costs in time: ValueError: no such head\n"
 
 
 def test_a_network_that_cannot_be_made_is_a_row(bench):
@@ -206,6 +227,7 @@ def ends(net):
 def test_only_right_answers_get_a_speed(subject, monkeypatch):
     monkeypatch.setattr(network_runs, "ROUNDS", 2)
     monkeypatch.setattr(cpu_ways, "TURN_SECONDS", 0.001)
+    monkeypatch.setattr(network_runs.time_costs, "measured", lambda *_: TimeCosts("PyTorch", 8, (0.5, 0.75, 1.0)))
     right = replace(EAGER, name="right", family="here")
     peers = (
         right,
@@ -222,6 +244,8 @@ def test_only_right_answers_get_a_speed(subject, monkeypatch):
     assert rows["right"].realised_ratio == pytest.approx(1)
     assert rows["right"].best_static == "right"
     assert rows["right"].exits == (0, 0, 64)
+    assert (rows["right"].time_cost, rows["right"].time_way) == (1.0, "PyTorch")
+    assert rows["wrong logits"].time_cost is None
     assert rows["missing"].note == "not installed: pip install 'eefast[bench]'"
     assert rows["ends"].note == "its process has ended, exit code 7"
     for name, what in (("wrong logits", "logits of one are off"), ("wrong exits", "images took another exit")):

@@ -12,7 +12,7 @@ from networks import lived_in
 
 import eefast
 from eefast import ops, zoo
-from eefast.engines.program import Plan, ResidentProgram, StagePlan
+from eefast.engines.program import Plan, ResidentProgram, StagePlan, with_times
 
 STAGES = (StagePlan((16, 8, 4), 0.256, "C++", "folded"), StagePlan((8, 1, 1), 0.744, "C++ with conv", "not folded"))
 PLAN = Plan("compact", torch.device("cpu"), torch.bfloat16, "entropy", ("asked for by name", "a note"), STAGES)
@@ -24,6 +24,15 @@ def test_it_prints_as_a_table() -> None:
         "exit  features  MACs   exit kernel    stage",
         "0     16×8×4    25.6%  C++            folded",
         "1     8×1×1     74.4%  C++ with conv  not folded",
+    ]
+
+
+def test_time_beside_macs_where_every_stage_was_measured() -> None:
+    assert with_times(STAGES, (0.5, 0.0)) == STAGES
+    assert str(replace(PLAN, stages=with_times(STAGES, (3.0, 1.0)))).splitlines()[1:] == [
+        "exit  features  MACs   time   exit kernel    stage",
+        "0     16×8×4    25.6%  75.0%  C++            folded",
+        "1     8×1×1     74.4%  25.0%  C++ with conv  not folded",
     ]
 
 

@@ -27,6 +27,7 @@ class ConvCase:
     live: Tensor
     stride: int
     relu: bool
+    in_order: bool = False
 
     def arguments(self) -> tuple[Any, ...]:
         return tuple(vars(self).values())
@@ -45,12 +46,13 @@ class ConvCase:
     def read(self, i: int) -> tuple[int, int]:
         """The rows of features and residual that entry i reads."""
         row = i if self.rows is None else int(self.rows[i])
-        return row, row if self.through_rows else i
+        return i if self.in_order else row, row if self.through_rows else i
 
 
 def make_case(
     r: int, c_in: int, c: int, h: int, w: int, *, kernel: int = 3, stride: int = 1, rows: bool = True,
     residual: str = "none", relu: bool = True, live: str = "part", dtype: torch.dtype = torch.float32, seed: int = 0,
+    in_order: bool = False,
 ) -> ConvCase:  # fmt: skip
     """residual: "none", "in order" or "through" (read through the rows).
 
@@ -65,7 +67,10 @@ def make_case(
     weight = (torch.randn(c, c_in, kernel, kernel, generator=g) * (2 / (kernel**2 * c_in)) ** 0.5).to(dtype)
     other = torch.randn(m, c, -(-h // stride), -(-w // stride), generator=g).to(dtype)
     named = torch.arange(count) if indices is None else indices[:count].long()
-    for tensor, kept in ((features, named), (other, named if residual == "through" else torch.arange(count))):
+    for tensor, kept in (
+        (features, torch.arange(count) if in_order else named),
+        (other, named if residual == "through" else torch.arange(count)),
+    ):
         unnamed = torch.ones(m, dtype=torch.bool)
         unnamed[kept] = False
         tensor[unnamed] = torch.nan
@@ -75,6 +80,7 @@ def make_case(
         features.contiguous(memory_format=NHWC), weight.contiguous(memory_format=NHWC),
         torch.randn(c, generator=g), None if residual == "none" else other.contiguous(memory_format=NHWC), indices,
         residual == "through", torch.tensor([count], dtype=torch.int32), stride, relu,
+        in_order,
     )  # fmt: skip
 
 

@@ -71,6 +71,8 @@ def variants() -> Iterator[tuple[str, Launch, frozenset[str]]]:
     for dtype in (BFLOAT, SINGLE):
         yield _indexed_conv(CONVS[2], dtype)
     yield _indexed_conv(CONVS[2], rows=False)
+    for shape in (CONVS[2], CONVS[10]):
+        yield _indexed_conv(shape, in_order=True)
     yield _indexed_conv(CONVS[3], relu=False)
 
 
@@ -144,7 +146,7 @@ def _gather_survivors(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[str, 
 
 
 def _indexed_conv(
-    shape: tuple[Any, ...], dtype: torch.dtype = HALF, rows: bool = True, relu: bool = True
+    shape: tuple[Any, ...], dtype: torch.dtype = HALF, rows: bool = True, relu: bool = True, in_order: bool = False
 ) -> tuple[str, Launch, frozenset[str]]:
     in_channels, channels, height, width, kernel, stride, residual = shape
     features, weight, out = (
@@ -158,10 +160,11 @@ def _indexed_conv(
     launch = indexed_conv.launch(
         features, weight, _empty(channels), None if residual == "none" else out,
         _empty(ENTRIES, dtype=torch.int32) if rows else None, residual == "through", _empty(1, dtype=torch.int32),
-        stride, relu, out,
+        stride, relu, out, in_order,
     )  # fmt: skip
     name = f"indexed_conv {str(dtype).removeprefix('torch.')} {in_channels}-{channels}x{height}x{width} "
     name += f"{kernel}x{kernel}/{stride} residual {residual}{'' if rows else ' no rows'}{'' if relu else ' no ReLU'}"
+    name += " features in order" * in_order
     # The weights of fewer taps · channels are fewer elements than the block has threads.
     wide = {"wide_loads"} if in_channels % 8 == 0 and channels % 8 == 0 and kernel**2 * in_channels > 16 else set()
     return name, launch, frozenset(wide | {"tensor_cores"})

@@ -41,6 +41,13 @@ class _Outside:
             raise CaptureError(f"a replay uses a tensor of {self.size} in {name} that was freed after the capture")
         return torch.empty(0, dtype=self.dtype).set_(storage, self.offset, self.size, self.stride)
 
+    def renewed(self, result: Tensor) -> Tensor:
+        """What a replay returned, at the address of the capture where that tensor is still held."""
+        storage = torch.UntypedStorage._new_with_weak_ptr(self.storage.cdata)
+        if storage is None or storage.data_ptr() == result.untyped_storage().data_ptr():
+            return result
+        return self.tensor("a result").copy_(result)
+
 
 @dataclass(frozen=True)
 class _Inside:
@@ -116,15 +123,16 @@ def recorded(work: Callable[[], None], fill: Callable[[], None], pool: Any) -> C
     """What `eefast.engines.graphs.captured` returns on a GPU: a replay that knows addresses, and no Python.
 
     The capture itself changes no memory. Numbers that Python took are those of the capture for ever; what an operation
-    of the graph returned is made again, and undefined until then. Raises `CaptureError` where the work makes the host
-    wait, and at a replay that uses memory which was freed after the capture.
+    of the graph returned is made again, and undefined until then; where Python still holds it, at its address. Raises
+    `CaptureError` where the work makes the host wait, and at a replay that uses memory which was freed after the
+    capture.
     """
     work()
     fill()
     with _Recorder() as recorder:
         work()
     recorder.undo()
-    calls = recorder.calls
+    calls, results_of_capture = recorder.calls, [_Outside.of(x) for x in recorder._made]
     del recorder
 
     def replay() -> None:
@@ -139,6 +147,8 @@ def recorded(work: Callable[[], None], fill: Callable[[], None], pool: Any) -> C
             for func, args, kwargs, numbers in calls:
                 given = tree_map_only((_Inside, _Outside), lambda x, func=func: tensor(x, str(func)), (args, kwargs))
                 results = func(*given[0], **given[1])
-                made.update(zip(numbers, _tensors(results), strict=True))
+                for number, result in zip(numbers, _tensors(results), strict=True):
+                    assert number is not None
+                    made[number] = results_of_capture[number].renewed(result)
 
     return replay

@@ -94,11 +94,14 @@ class Fault(RuntimeError):
 
 
 def runner(
-    library: ctypes.CDLL, grid: int = 3, order: int = 0, dropped_barrier: int = 0, tiles: list[int] | None = None
-) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    library: ctypes.CDLL, grid: int = 3, order: int = 0, dropped: int = 0, tiles: list[int] | None = None,
+    delayed: bool = False,
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
     """The kernel as a function like the op.
 
+    dropped: line of a barrier or fence that is left out.
     tiles: gets the samples of a tile, the warps of a sample, whether loads are wide.
+    delayed: whether blocks see what other blocks store in the workspace only after fences.
     """
 
     def run(
@@ -122,7 +125,7 @@ def runner(
             threshold is not None and threshold.dim() == 1, 0 if threshold is None else sum(threshold.stride()),
             None if rule is None else rule.data_ptr(), *(x[1:].data_ptr() for x in lists), workspace[1:].data_ptr(),
         )  # fmt: skip
-        fault = library.exit_head(ctypes.byref(head), grid, order, dropped_barrier)
+        fault = library.exit_head(ctypes.byref(head), grid, order, dropped, delayed)
         if tiles is not None:
             figures = (ctypes.c_int * 3)()
             library.tiles(ctypes.byref(head), figures)
@@ -334,14 +337,12 @@ def test_same_bits_in_every_batch_place_and_address(
     assert torch.equal(others[-2][place].view(torch.int32), arguments[-2][place].view(torch.int32))
 
 
-BARRIERS = [
-    number
-    for number, line in enumerate((ROOT / "csrc/cuda/exit_head.cuh").read_text().splitlines(), start=1)
-    if "__syncthreads();" in line
-]
+def lines_with(text: str) -> list[int]:
+    source = (ROOT / "csrc/cuda/exit_head.cuh").read_text().splitlines()
+    return [number for number, line in enumerate(source, start=1) if text in line]
 
 
-@pytest.mark.parametrize("line", BARRIERS)
+@pytest.mark.parametrize("line", lines_with("__syncthreads();"))
 def test_a_missing_barrier_is_noticed(exit_head: ctypes.CDLL, line: int) -> None:
     # Of a block that finishes while another one still writes its flags, few orders of threads make something.
     small = make_case(24, 10, 16, 2, 2, memory="channels_last", criterion="entropy", final=True)
@@ -361,6 +362,25 @@ def test_a_missing_barrier_is_noticed(exit_head: ctypes.CDLL, line: int) -> None
             except (Fault, AssertionError):
                 return
     pytest.fail(f"no test fails without the barrier of line {line}")
+
+
+def test_answers_where_stores_are_seen_late(exit_head: ctypes.CDLL) -> None:
+    case = make_case(21, 10, 16, 2, 2, dtype=torch.float16, live="part")
+    good = bits(runner(exit_head), case)
+    for order in range(5):
+        assert same(bits(runner(exit_head, 3, order, delayed=True), case), good), f"order {order}"
+
+
+@pytest.mark.parametrize("line", lines_with("__threadfence();"))
+def test_a_missing_fence_is_noticed(exit_head: ctypes.CDLL, line: int) -> None:
+    case = make_case(24, 10, 16, 2, 2)
+    good = bits(runner(exit_head), case)
+    found = {
+        delayed: [same(bits(runner(exit_head, 3, order, line, delayed=delayed), case), good) for order in range(5)]
+        for delayed in (False, True)
+    }
+    assert all(found[False]), "without delayed stores nothing would show"
+    assert not all(found[True])
 
 
 MANY = 70

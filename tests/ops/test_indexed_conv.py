@@ -40,6 +40,14 @@ def test_small_maps(h: int, w: int, stride: int) -> None:
     check(op, make_case(3, 1, 1, h, w, stride=stride, residual="through"))
 
 
+@pytest.mark.parametrize("residual", ["none", "in order", "through"])
+def test_features_in_order_beside_a_residual_through_the_rows(residual: str) -> None:
+    check(op, make_case(7, 5, 3, 7, 6, residual=residual, in_order=True))
+    case = make_case(3, 4, 6, 5, 3, residual="through", live="all", in_order=True)
+    with pytest.raises(RuntimeError, match="features has 2 rows; expected at least 3, as rows has entries"):
+        op(*replace(case, features=case.features[:2]).arguments())
+
+
 def test_rows_after_live_are_zero_on_the_cpu() -> None:
     case = make_case(7, 3, 4, 5, 5)
     assert (op(*case.arguments())[case.count :] == 0).all()

@@ -82,6 +82,11 @@ class TestAnswers:
     def test_every_combination(self, kernel_size: int, stride: int, rows: bool, residual: str, relu: bool) -> None:
         check(run, shaped((5, 3, 5, 5, 3, kernel_size, stride, rows, residual, relu)))
 
+    @pytest.mark.parametrize("residual", ["none", "in order", "through"])
+    def test_features_in_order(self, residual: str) -> None:
+        """NaN in every row that is not to be read."""
+        check(run, make_case(5, 16, 8, 5, 3, residual=residual, in_order=True, seed=2))
+
     @pytest.mark.parametrize("rows", [True, False], ids=["rows", "all"])
     def test_more_live_than_rows_counts_as_all(self, rows: bool) -> None:
         case = make_case(5, 3, 4, 5, 5, rows=rows, residual="in order", live="all")

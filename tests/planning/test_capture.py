@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from graphs_on_cpu import SHAPE, assert_same, capture_on_cpu, network, planned, run
 from networks import images
+from recorded_graphs import recorded
 
-from eefast.engines import GraphEngine, graphs
+from eefast.engines import CompactEngine, GraphEngine, graphs
+from eefast.engines.host_reads import Times
 from eefast.engines.stores import Stores
 from eefast.planning import capture, launch_costs
+from eefast.planning.fusing import fuse_convolutions
+from eefast.planning.indexed_stages import reading_through_rows
 
 
 @pytest.fixture(autouse=True)
@@ -48,10 +53,10 @@ def test_out_of_memory_leaves_fewer_sizes_then_smaller_batches(
         return keep(*args)
 
     class Counted(graphs.Graphs):
-        def __init__(self, *args: Any) -> None:
+        def __init__(self, *args: Any, **more: Any) -> None:
             nonlocal budget
             budget = allowed
-            super().__init__(*args)
+            super().__init__(*args, **more)
 
     monkeypatch.setattr(graphs, "captured", short)
     monkeypatch.setattr(capture, "Graphs", Counted)
@@ -114,6 +119,53 @@ def test_survivors_of_the_example_guide_the_plan(net: Any) -> None:
     expected = tuple(b / a for a, b in itertools.pairwise(arriving))
     assert p.graphs.policies[0].times.survivors == pytest.approx(expected)
     assert planned(net, 8).graphs.policies[0].times.survivors == (0.5,) * 3
+
+
+def test_the_plan_says_what_the_example_costs_in_time(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages that take 4, 2, 1 and 1 ms; the last is reached by all that survive the exits before it."""
+
+    def measured(made: Any, *_: Any) -> Times:
+        stages = tuple((seconds,) * len(made.sizes) for seconds in (4e-3, 2e-3, 1e-3, 1e-3))
+        return Times(made.sizes, stages, (None,) * 4, 1e-5, 1e-6, (0.5, 0.5, 0.5))
+
+    monkeypatch.setattr(capture, "measured", measured)
+    monkeypatch.setattr(capture, "survivors_of", lambda *_: [0.5, 0.5, 0.5])
+    plan = planned(net, 8, images(64, SHAPE)).plan
+    in_macs = 0.5 * net.cost[0] + 0.25 * net.cost[1] + 0.125 * net.cost[2] + 0.125
+    assert plan.reasons[-1] == (
+        f"the mean cost of the example inputs is {in_macs:.2f} in MACs and {(4 + 1 + 0.25 + 0.125) / 8:.2f} "
+        "in the time of the stages"
+    )
+    assert [row.time for row in plan.stages] == pytest.approx([0.5, 0.25, 0.125, 0.125])
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_survivors_stay_in_place_where_that_is_faster(net: Any, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """By the times of the graphs that leave and read them so, beside those of copies."""
+    ways: dict[Any, str] = {}
+
+    def captured(work: Any, fill: Any, pool: Any) -> Any:
+        replay = recorded(work, fill, pool)
+        ways[replay] = getattr(work, "__qualname__", "")
+        return replay
+
+    def seconds(work: Any, device: Any) -> float:
+        work()
+        return 1e-4 * (factor if "in_place" in ways[work] else 1.0)
+
+    monkeypatch.setattr(graphs, "captured", captured)
+    monkeypatch.setenv("EEFAST_GRAPHS", "0")
+    bare = planned(net, 8)
+    monkeypatch.delenv("EEFAST_GRAPHS")
+    forms = [reading_through_rows(fuse_convolutions(step.stage)[0]) for step in bare.steps]
+    steps = [replace(step, through=form) for step, form in zip(bare.steps, forms, strict=True)]
+    monkeypatch.setattr(launch_costs, "seconds", seconds)
+    with torch.no_grad():
+        made = capture.with_graphs(CompactEngine(net, bare.plan, steps), images(64, SHAPE), 8)
+    assert isinstance(made, GraphEngine)
+    assert list(made.graphs.used) == ([0, 1] if factor < 1 else [])
+    assert ("survivors read in place" in made.plan.reason) == (factor < 1)
+    assert capture.with_graphs(CompactEngine(net, bare.plan, steps), None, 8).graphs.paths == []
 
 
 def test_sizes_and_algorithms_at_the_expected_rows(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from eefast import ops, zoo
 from eefast.planning.folding import fold_stage
 from eefast.planning.fusing import fuse_convolutions
-from eefast.planning.indexed_stages import device_counted, indexed_stage
+from eefast.planning.indexed_stages import device_counted, indexed_stage, reading_through_rows
 from eefast.zoo.resnets import Bottleneck
 
 pytestmark = pytest.mark.usefixtures("seeded_without_gradients")
@@ -63,6 +64,58 @@ def test_indexed_stages(name: str) -> None:
     torch.testing.assert_close(got[:4].double(), expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("name", INDEXED)
+def test_stages_that_read_their_input_where_it_is(name: str) -> None:
+    """What is computed for entries that are not live is of no interest, but harms no other one."""
+    make, shape = INDEXED[name]
+    stage, x = make(), images(7, shape)
+    folded, fused, _, _ = folded_and_fused(stage, torch.float32)
+    reading = reading_through_rows(fused)
+    assert reading is not None
+    x[[0, 2, 5]] = torch.nan
+    x = x.contiguous(memory_format=torch.channels_last)
+    alive = [6, 1, 4, 3]
+    rows = torch.tensor([*alive, 1234, -5], dtype=torch.int32)
+    exact, _ = fold_stage(stage, DOUBLE)
+    expected = exact(x[alive].double())
+    tolerance = 2 * float((folded(x[alive]).double() - expected).abs().max())
+    for live in (4, 1, 0):
+        got = reading(x, rows, torch.tensor([live], dtype=torch.int32))
+        assert got.shape == (len(rows), *expected.shape[1:])
+        torch.testing.assert_close(got[:live].double(), expected[:live], rtol=0, atol=tolerance)
+
+
+def test_only_convolutions_of_the_input_read_it_through_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two blocks: the first convolution, and the addition after the second; nothing is gathered."""
+    monkeypatch.setattr(ops.gather_survivors, "run", lambda *_: pytest.fail("copied"))
+    calls: list[tuple[bool, bool]] = []
+    convolve = ops.indexed_conv.run
+
+    def recorded(*given: Any) -> Tensor:
+        calls.append((given[5], given[9]))
+        return convolve(*given)
+
+    monkeypatch.setattr(ops.indexed_conv, "run", recorded)
+    stage = lived_in(nn.Sequential(Bottleneck(64, 16), Bottleneck(64, 16)), 1)
+    folded, fused, _, _ = folded_and_fused(stage, torch.float32)
+    reading = reading_through_rows(fused)
+    assert reading is not None
+    x, rows = images(5, (64, 6, 6)).contiguous(memory_format=torch.channels_last), torch.tensor([4, 0]).int()
+    got = reading(x, rows, torch.tensor([2]).int())
+    torch.testing.assert_close(got, folded(x[[4, 0]]), rtol=1e-4, atol=1e-4)
+    assert calls == [(False, False), (True, True)]
+
+
+@pytest.mark.parametrize("words", ["MaxPool2d", "mul", "kernel (5, 5)", "3 groups"])
+def test_inputs_that_something_else_reads(words: str) -> None:
+    made = OBSTACLES[words]
+    first = made if words == "mul" else nn.Sequential(made[0] if words != "MaxPool2d" else nn.MaxPool2d(2), conv())
+    if words == "kernel (5, 5)":
+        first = nn.Sequential(conv(kernel=5), conv())
+    assert reading_through_rows(folded_and_fused(first)[1]) is None
+    assert reading_through_rows(conv()) is None
+
+
 @pytest.mark.parametrize(
     ("run", "expected", "copies"),
     [
@@ -81,10 +134,12 @@ def test_what_reads_through_the_rows(
     seen: list[tuple[bool, bool, bool]] = []
 
     def recorded(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rows: Tensor | None,
-                 residual_through_rows: bool, live: Tensor, stride: int, relu: bool) -> Tensor:  # fmt: skip
+                 residual_through_rows: bool, live: Tensor, stride: int, relu: bool,
+                 in_order: bool) -> Tensor:  # fmt: skip
         seen.append((rows is not None, residual_through_rows, relu))
         assert bias.dtype == torch.float32
         assert live.item() == 2
+        assert not in_order
         return convolve(x, weight, bias, residual, rows, residual_through_rows, live, stride, relu)
 
     gathered: list[int] = []

@@ -42,10 +42,14 @@ extern "C" void tiles(const eefast::cuda::ExitHead* head, int* figures) {
   figures[0] = tiles.samples, figures[1] = tiles.warps_per_sample, figures[2] = tiles.wide && tiles.aligned;
 }
 
-extern "C" const char* exit_head(const eefast::cuda::ExitHead* head, int grid, unsigned order, int dropped_barrier) {
+// delayed: whether other blocks see what a block writes to the workspace only after a fence.
+extern "C" const char* exit_head(const eefast::cuda::ExitHead* head, int grid, unsigned order, int dropped,
+                                 bool delayed) {
   using namespace eefast;
   const auto tiles = cuda::tiles_of(*head);
-  const simt::Options options{grid, cuda::ExitHeadTiles::kThreads, tiles.shared_bytes, order, dropped_barrier};
+  simt::Options options{grid, cuda::ExitHeadTiles::kThreads, tiles.shared_bytes, order, dropped};
+  const size_t words = cuda::ExitHead::workspace_words(head->size);
+  if (delayed) options.delayed = {{head->workspace, words * sizeof(int32_t)}};
   *head->workspace = 0;
   return simt::launch(options, [&] {
     if (head->dtype == DType::float32)

@@ -16,9 +16,9 @@ void run(const Job& job, char* shared) {
 }  // namespace eefast::cuda
 
 extern "C" const char* resident(const eefast::cuda::Network* network, const eefast::cuda::Batch* batch, int grid,
-                                unsigned order, int dropped_barrier) {
+                                unsigned order, int dropped) {
   using namespace eefast::cuda;
-  const simt::Options options{grid, kThreads, shared_bytes(*network), order, dropped_barrier};
+  const simt::Options options{grid, kThreads, shared_bytes(*network), order, dropped};
   *batch->next = 0;
   const Job job{*network, *batch};
   return simt::launch(options, [&] {

@@ -3,8 +3,9 @@
 // Every primitive that a kernel uses is a rendezvous: a fiber parks until the rest of its warp or block has arrived.
 // Fibers switch only there, so a run can be repeated: the same seed gives the same order of threads. Shared memory
 // starts as NaN, and guards on both sides reveal writes beyond it.
-// Shown by such a run: wrong indices and fragments, missing barriers, memory read before it is written, deadlock.
-// Not shown: speed, bank conflicts, effects of the memory model, how tensor cores round.
+// Global memory that is named in `delayed` shows other blocks a store only after a fence, see store_buffers.h.
+// Shown by such a run: wrong indices and fragments, missing barriers and fences, reads before writes, deadlock.
+// Not shown: speed, bank conflicts, how tensor cores round.
 #pragma once
 
 #include <ucontext.h>
@@ -12,8 +13,11 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <random>
 #include <vector>
+
+#include "simt/store_buffers.h"
 
 #define SIMT_DEVICE inline
 #define SIMT_FUNCTION static
@@ -21,10 +25,11 @@
 namespace simt {
 
 struct Options {
-  int grid, block;          // blocks, all resident at once, and threads per block, a multiple of 32
-  size_t shared_bytes;      // per block
-  unsigned order = 0;       // 0: warps in the order of their numbers; else the seed of a random order
-  int dropped_barrier = 0;  // source line of a __syncthreads() to skip, to prove that a test would notice
+  int grid, block;               // blocks, all resident at once, and threads per block, a multiple of 32
+  size_t shared_bytes;           // per block
+  unsigned order = 0;            // 0: warps in the order of their numbers; else the seed of a random order
+  int dropped = 0;               // source line of a barrier or a fence to skip, to prove that a test would notice
+  std::vector<Range> delayed{};  // global memory, see store_buffers.h
 };
 
 using WarpOp = void (*)(void** operand);  // operand[lane] points at that lane's arguments
@@ -58,12 +63,14 @@ struct Machine {
   std::mt19937 random;
   ucontext_t host;
   size_t current = 0, finished = 0;
+  std::optional<StoreBuffers> stores;  // where stores are delayed
 };
 inline Machine* machine;
 inline Index grid_size;
 inline Thread& this_thread() { return machine->threads[machine->current]; }
 inline Warp& this_warp() { return machine->warps[machine->current / 32]; }
-inline Block& this_block() { return machine->blocks[machine->current / machine->options.block]; }
+inline size_t block_number() { return machine->current / machine->options.block; }
+inline Block& this_block() { return machine->blocks[block_number()]; }
 inline void park() { this_warp().runnable &= ~(1u << machine->current % 32); }
 
 // Next fiber to run, or -1: a runnable lane of the runnable warp of highest priority, so that one warp gets as far
@@ -91,7 +98,9 @@ inline void switch_fiber() {
   const int next = pick_next(), previous = static_cast<int>(machine->current);
   if (next < 0) stop(machine->finished == machine->threads.size() ? nullptr : "deadlock");
   if (next == previous) return;
+  if (machine->stores) machine->stores->leave(previous);
   machine->current = next;
+  if (machine->stores) machine->stores->enter(block_number(), next);
   swapcontext(&machine->threads[previous].context, &machine->threads[next].context);
 }
 
@@ -147,7 +156,9 @@ inline const char* launch(const Options& options, std::function<void()> kernel) 
         },
         0);
   }
+  if (!options.delayed.empty()) m.stores.emplace(options.delayed, m.blocks.size(), m.threads.size());
   swapcontext(&m.host, &m.threads[0].context);  // comes back through stop()
+  if (m.stores) m.stores->end(m.current);
   for (const Block& block : m.blocks)
     for (size_t i = 0; i < kGuard; ++i)
       if ((block.memory[i] & block.shared[options.shared_bytes + i]) != '\xff') m.fault = "shared memory overrun";
@@ -178,9 +189,15 @@ T shuffle(T value, int from) {
 
 // The fiber parks until every thread of its block has called it; a thread that returned never arrives: deadlock.
 inline void __syncthreads(int line = __builtin_LINE()) {
-  if (line == simt::machine->options.dropped_barrier) return;
+  if (line == simt::machine->options.dropped) return;
   simt::park();
   if (++simt::this_block().at_barrier == simt::machine->options.block) {
+    const size_t block = simt::machine->options.block, number = simt::block_number();
+    if (simt::machine->stores) {
+      simt::machine->stores->leave(simt::machine->current);
+      simt::machine->stores->meet(number, number * block, block);
+      simt::machine->stores->enter(number, simt::machine->current);
+    }
     simt::this_block().at_barrier = 0;
     const int warps = simt::machine->options.block / 32,
               first = static_cast<int>(simt::machine->current) / 32 / warps * warps;
@@ -209,11 +226,25 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
 }
 inline void __syncwarp(unsigned = ~0u) { simt::shuffle(0, 0); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-inline void __threadfence() {}
+inline void __threadfence(int line = __builtin_LINE()) {
+  if (line == simt::machine->options.dropped || !simt::machine->stores) return;
+  simt::machine->stores->fence(simt::block_number(), simt::machine->current);
+}
 inline void __trap() { simt::stop("trap"); }
+// Where stores are delayed: other warps run before an atomic and after it, unless they wait at one, too.
+inline void simt_let_others_run() {
+  simt::this_warp().priority = simt::machine->random() % 1024;
+  simt::switch_fiber();
+}
 // Fibers never run at the same time, so a plain read-modify-write is already atomic.
 template <class T>
 T atomicAdd(T* target, T value) {
+  if (auto& stores = simt::machine->stores) {
+    simt_let_others_run();
+    const T old = stores->add(simt::block_number(), simt::machine->current, target, value);
+    simt_let_others_run();
+    return old;
+  }
   const T old = *target;
   *target += value;
   return old;
