@@ -233,10 +233,7 @@ def resident_peak_megabytes() -> float:
 
 
 def deadlines(place: Place) -> Iterator[ServingRow]:
-    """At load .9, deadlines of 3 stages, the median, the mean and the longest: the share within 1.1 × the deadline.
-
-    The resident engine stops between exits.
-    """
+    """At load .9, deadlines of 3 stages, the median, the mean and the longest: the share within 1.1 × the deadline."""
     to_exits = [0.0, *seconds_to_exits(place.fast.engine, time.perf_counter)]
     spans = [max(b - a, 1e-6) for a, b in pairwise(to_exits)]  # a busy machine makes some negative
     lengths = {"median": statistics.median(spans), "mean": statistics.mean(spans), "longest": max(spans)}
@@ -244,7 +241,7 @@ def deadlines(place: Place) -> Iterator[ServingRow]:
         deadline, shares, details = 3 * stage, [], ""
         for number in range(place.rounds):
             times = latency.arrivals(BUSY_LOAD * place.capacity, place.seconds, number)
-            with Server(place.fast, 10**6, between_exits=True) as server:
+            with Server(place.fast, 10**6) as server:
                 seen = offered(server, place.x, times, deadline)
             waits = seen.waits()
             shares.append((100 * sum(wait <= 1.1 * deadline for wait in waits) / len(waits), 100.0))
