@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -121,18 +122,17 @@ void resident_loop_put(int64_t loop, const Tensor& images, const Tensor& limits,
   check_shape("images", images, {images.dim() == 4 ? images.size(0) : 0, source.channels, source.height, source.width},
               "[N, C, H, W]");
   const auto rows = rows_of(limits, source.num_exits, images.size(0));
-  const auto* const first = bytes ? static_cast<const char*>(static_cast<const void*>(images.const_data_ptr<uint8_t>()))
-                                  : static_cast<const char*>(static_cast<const void*>(images.const_data_ptr<float>()));
-  const int64_t step = images.stride(0) * (bytes ? 1 : static_cast<int64_t>(sizeof(float)));
+  const Tensor dense = as_contiguous("images", images);
+  const auto* const first = static_cast<const char*>(bytes ? static_cast<const void*>(dense.const_data_ptr<uint8_t>())
+                                                           : dense.const_data_ptr<float>());
+  const int64_t size =
+      source.channels * source.height * source.width * (bytes ? 1 : static_cast<int64_t>(sizeof(float)));
   std::vector<cpu::Arrival> arrivals;
   for (int64_t i = 0; i < images.size(0); ++i) {
-    arrivals.push_back({ticket + i,
-                        first + i * step,
-                        bytes,
-                        {images.stride(1), images.stride(2), images.stride(3)},
-                        rows[i],
-                        arrived,
-                        deadline});
+    std::shared_ptr<char[]> memory(new char[size]);
+    std::memcpy(memory.get(), first + i * size, size);
+    const void* const pixels = memory.get();
+    arrivals.push_back({ticket + i, std::move(memory), pixels, bytes, rows[i], arrived, deadline});
   }
   if (!open->loop.put(std::move(arrivals))) fail("the loop ", loop, " is closed");
 }

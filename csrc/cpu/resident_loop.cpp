@@ -19,6 +19,10 @@ constexpr int64_t kPlaces = 16, kPlacesBytes = int64_t{1} << 26;
 // Arrivals, before early exits, before the final one; none.
 constexpr int64_t kArrivals = 0, kEarly = 1, kFinal = 2, kRanks = 3;
 
+// Images that wait, for each worker, from which on single images go to their exits without a stop, with their maps in
+// the cache: who comes waits long in any case.
+constexpr std::size_t kRush = 8;
+
 // Of observations that count: the last ones weigh one in so many.
 constexpr double kRecent = 16;
 
@@ -49,7 +53,8 @@ ResidentLoop::ResidentLoop(const Network& network, std::vector<float> scaling, s
     int64_t first = 0;
     const auto end = [&](int64_t last, bool exit) {
       const int64_t rank = passed == 0 ? kArrivals : passed < network.num_exits ? kEarly : kFinal;
-      pieces_.push_back({static_cast<int64_t>(s), first, last, passed, rank, first == 0});
+      pieces_.push_back(
+          {static_cast<int64_t>(s), first, last, passed, rank, last == steps && s + 1 < network.sections.size()});
       passed += exit;
       first = last;
     };
@@ -153,18 +158,18 @@ std::vector<Answered> ResidentLoop::take(double delay) {
 
 void ResidentLoop::work(Carrier& carrier) {
   std::vector<Row*> chosen;
+  Row* last = nullptr;
   std::unique_lock<std::mutex> lock(lock_);
   while (true) {
-    if (choose(kRanks, chosen)) {
-      lock.unlock();
-      run(carrier, chosen);
-      lock.lock();
+    if (choose(kRanks, last, chosen)) {
+      last = run(carrier, chosen, lock);
     } else if (closed_ && line_.empty() && static_cast<int64_t>(free_rows_.size()) == places_) {
       break;
     } else {
       ++idle_;
       wake_.wait(lock);
       --idle_;
+      last = nullptr;
     }
   }
   --working_;
@@ -172,8 +177,10 @@ void ResidentLoop::work(Carrier& carrier) {
   answered_.notify_all();
 }
 
-// A piece on rows that wait for it.
-void ResidentLoop::run(Carrier& carrier, const std::vector<Row*>& chosen) {
+// A piece on rows that wait for it; one of those that go on. The lock is held before and after.
+ResidentLoop::Row* ResidentLoop::run(Carrier& carrier, const std::vector<Row*>& chosen,
+                                     std::unique_lock<std::mutex>& lock) {
+  lock.unlock();
   std::vector<Row*> rows = chosen;
   std::vector<Slot*> live;
   const int64_t p = rows.front()->piece;
@@ -184,25 +191,32 @@ void ResidentLoop::run(Carrier& carrier, const std::vector<Row*>& chosen) {
   if (p == 0) {
     load(carrier, rows, live);
   } else {
-    for (Row* row : rows) {
-      if (piece.enters) carrier.enter(piece.section, row->slot, row->next);
-      live.push_back(piece.enters ? row->next : row->slot);
-    }
+    for (const Row* row : rows) live.push_back(row->slot);
   }
   for (int64_t i = piece.first; i < piece.last && !live.empty(); ++i) {
     carrier.run(body[i], live);
     if (p > 0 && i + 1 < piece.last) others += between(carrier, p, rows, live);
   }
-  finish(rows, steady_seconds() - begin - others);
+  if (piece.leaves) {
+    for (Slot* slot : live) carrier.enter(piece.section + 1, slot, rows_[slot->sample].next);
+  }
+  const double now = steady_seconds();
+  lock.lock();
+  return rows.empty() ? nullptr : finish(p, rows, now, now - begin - others);
 }
 
 void ResidentLoop::load(Carrier& carrier, std::vector<Row*>& rows, std::vector<Slot*>& live) {
+  const Map& map = network_.maps[0];
   for (Row* row : rows) {
-    const Arrival& image = row->image;
+    Arrival& image = row->image;
     row->began = steady_seconds();
     std::copy_n(image.limits.get(), network_.num_exits, limits_.data() + row->place * network_.num_exits);
     exits_[row->place] = -1;
-    if (carrier.load(image.pixels, image.bytes, image.strides, row->slot)) live.push_back(row->slot);
+    if (carrier.load(image.pixels, image.bytes, {map.height * map.width, map.width, 1}, row->slot)) {
+      live.push_back(row->slot);
+    }
+    image.memory.reset();
+    image.limits.reset();
   }
 }
 
@@ -227,21 +241,15 @@ double ResidentLoop::between(Carrier& carrier, int64_t p, std::vector<Row*>& row
   if (rank_.load(std::memory_order_relaxed) >= rank && due_.load(std::memory_order_relaxed) >= now) return 0;
   const double begin = steady_seconds();
   std::vector<Row*> chosen;
+  Row* last = nullptr;
   std::unique_lock<std::mutex> lock(lock_);
-  while (choose(rank, chosen)) {
-    lock.unlock();
-    run(carrier, chosen);
-    lock.lock();
-  }
+  while (choose(rank, last, chosen)) last = run(carrier, chosen, lock);
   return steady_seconds() - begin;
 }
 
-// After a piece: those that exited are answered, the others wait for the next one.
-void ResidentLoop::finish(const std::vector<Row*>& rows, double seconds) {
-  if (rows.empty()) return;
-  const double now = steady_seconds();
-  const std::lock_guard<std::mutex> lock(lock_);
-  const int64_t p = rows.front()->piece;
+// After a piece: those that exited are answered, the others wait for the next one; the last of them.
+ResidentLoop::Row* ResidentLoop::finish(int64_t p, const std::vector<Row*>& rows, double now, double seconds) {
+  Row* last = nullptr;
   const Piece& piece = pieces_[p];
   seconds_[p] += (seconds - seconds_[p]) / (seconds_[p] == 0 ? 1 : kRecent);
   for (Row* row : rows) {
@@ -250,7 +258,7 @@ void ResidentLoop::finish(const std::vector<Row*>& rows, double seconds) {
       continue;
     }
     if (row->next != nullptr) {
-      free_slots_[piece.section - 1].push_back(row->slot);
+      free_slots_[piece.section].push_back(row->slot);
       row->slot = std::exchange(row->next, nullptr);
     }
     const int64_t passed = pieces_[p + 1].passed;
@@ -261,9 +269,11 @@ void ResidentLoop::finish(const std::vector<Row*>& rows, double seconds) {
       answer(*row, passed - 1, now);
     } else {
       waiting_[p + 1].push_back(row);
+      last = row;
     }
   }
   publish();
+  return last;
 }
 
 // When a row that waits must be answered: it cannot reach its next exit in time after that. Only after its first exit.
@@ -276,38 +286,59 @@ double ResidentLoop::due(const Row& row) const {
   return row.until - seconds;
 }
 
-// Rows of a rank below this one that run together next; none where nothing of such a rank waits.
-bool ResidentLoop::choose(int64_t rank, std::vector<Row*>& chosen) {
+// Rows of a rank below this one that run together next; none where nothing of such a rank waits. last: the row that
+// this worker ran last, with its maps in the cache, or null.
+bool ResidentLoop::choose(int64_t rank, const Row* last, std::vector<Row*>& chosen) {
   chosen.clear();
   if (due_.load(std::memory_order_relaxed) < kNever) expire(steady_seconds());
-  if (!line_.empty() && !free_rows_.empty()) {
+  const bool come = !line_.empty() && !free_rows_.empty(), rush = rushes();
+  const auto single = [&](int64_t p) { return network_.sections[pieces_[p].section].group == 1; };
+  std::deque<Row*>* next = nullptr;
+  const auto rank_of = [&](const Row& row) {
+    // In a rush those that nothing is gained by collecting, then groups that are full.
+    return rush ? single(row.piece) ? 0 : 1 : pieces_[row.piece].rank;
+  };
+  for (std::size_t p = 1; p < pieces_.size() && (rush || !come); ++p) {
+    if (waiting_[p].empty() || pieces_[p].rank >= rank) continue;
+    if (rush && come && !single(p) &&
+        static_cast<int64_t>(waiting_[p].size()) < network_.sections[pieces_[p].section].group) {
+      continue;
+    }
+    const auto order = [&](const Row& row) { return std::pair(rank_of(row), &row == last ? -1 : row.number); };
+    const bool mine = waiting_[p].back() == last && single(p);
+    if (mine) std::swap(waiting_[p].front(), waiting_[p].back());
+    if (next == nullptr || order(*waiting_[p].front()) < order(*next->front())) next = &waiting_[p];
+  }
+  if (next == nullptr && (!come || (rush && rank <= kFinal))) return false;
+  if (next == nullptr) {
     begin(chosen);
   } else {
-    std::deque<Row*>* oldest = nullptr;
-    for (std::size_t p = 1; p < pieces_.size() && pieces_[p].rank < rank; ++p) {
-      if (waiting_[p].empty()) continue;
-      if (oldest != nullptr) {
-        const Row &a = *oldest->front(), &b = *waiting_[p].front();
-        if (std::pair(pieces_[a.piece].rank, a.number) < std::pair(pieces_[p].rank, b.number)) continue;
-      }
-      oldest = &waiting_[p];
-    }
-    if (oldest == nullptr) return false;
-    const Piece& piece = pieces_[oldest->front()->piece];
-    for (int64_t n = together(oldest->size(), piece.section); n > 0; --n) {
-      Row* const row = oldest->front();
-      oldest->pop_front();
-      chosen.push_back(row);
-      if (!piece.enters) continue;
-      row->next = free_slots_[piece.section].back();
-      row->next->sample = row->place;
-      free_slots_[piece.section].pop_back();
-    }
+    take(*next, chosen);
   }
   publish();
   if (idle_ > 0 && rank_.load(std::memory_order_relaxed) < kRanks) wake_.notify_one();
   return true;
 }
+
+void ResidentLoop::take(std::deque<Row*>& waiting, std::vector<Row*>& chosen) {
+  const Piece& piece = pieces_[waiting.front()->piece];
+  for (int64_t n = together(waiting.size(), piece.section); n > 0; --n) {
+    Row* const row = waiting.front();
+    waiting.pop_front();
+    chosen.push_back(row);
+    if (piece.leaves) row->next = slot(piece.section + 1, *row);
+  }
+}
+
+Slot* ResidentLoop::slot(int64_t section, const Row& row) {
+  Slot* const found = free_slots_[section].back();
+  free_slots_[section].pop_back();
+  found->sample = row.place;
+  return found;
+}
+
+// Whether many wait, and none of them has a deadline that the next one could miss.
+bool ResidentLoop::rushes() const { return line_.size() > kRush * workers_ && line_.front().deadline == kNever; }
 
 void ResidentLoop::begin(std::vector<Row*>& chosen) {
   int64_t n = std::min(together(line_.size(), 0), static_cast<int64_t>(free_rows_.size()));
@@ -321,10 +352,8 @@ void ResidentLoop::begin(std::vector<Row*>& chosen) {
     row.cancelled = false;
     const double whole = row.image.deadline - row.image.arrived;
     row.until = whole == kNever ? kNever : row.image.deadline - std::min(delay_, kDelayShare * whole);
-    row.slot = free_slots_[0].back();
-    row.slot->sample = row.place;
-    row.next = nullptr;
-    free_slots_[0].pop_back();
+    row.slot = slot(0, row);
+    row.next = pieces_[0].leaves ? slot(1, row) : nullptr;
     ++under_way_[0];
     chosen.push_back(&row);
   }
@@ -359,17 +388,10 @@ void ResidentLoop::answer(Row& row, int64_t exit, double now) {
   answered_.notify_one();
   const Piece& piece = pieces_[row.piece];
   --under_way_[piece.passed];
-  if (row.next != nullptr) {
-    free_slots_[piece.section - 1].push_back(row.slot);
-    free_slots_[piece.section].push_back(std::exchange(row.next, nullptr));
-  } else {
-    // One that waits for a section to begin is still in the one before.
-    const bool before = row.piece > 0 && piece.enters;
-    free_slots_[piece.section - before].push_back(row.slot);
-  }
+  free_slots_[piece.section].push_back(row.slot);
+  if (row.next != nullptr) free_slots_[piece.section + 1].push_back(std::exchange(row.next, nullptr));
   row.slot = nullptr;
   row.piece = -1;
-  row.image.limits.reset();
   free_rows_.push_back(&row);
   if (closed_ && line_.empty() && static_cast<int64_t>(free_rows_.size()) == places_) wake_.notify_all();
 }
@@ -386,7 +408,7 @@ void ResidentLoop::publish() {
   };
   show(0, static_cast<int64_t>(line_.size()));
   for (std::size_t i = 0; i < under_way_.size(); ++i) show(1 + static_cast<int64_t>(i), under_way_[i]);
-  int64_t rank = !line_.empty() && !free_rows_.empty() ? kArrivals : kRanks;
+  int64_t rank = line_.empty() || free_rows_.empty() ? kRanks : rushes() ? kFinal : kArrivals;
   double first = kNever;
   for (std::size_t p = 1; p < waiting_.size(); ++p) {
     if (!waiting_[p].empty()) rank = std::min(rank, pieces_[p].rank);

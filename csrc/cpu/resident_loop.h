@@ -1,7 +1,6 @@
 // Images that come one by one → their answers, each as soon as its image exits.
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -16,13 +15,13 @@
 
 namespace eefast::cpu {
 
-// pixels: [C, H, W], float32 or uint8, there until its answer is taken. limits: of the early exits, as of `Batch` with
-// thresholds of each. arrived, deadline: seconds of the steady clock; without a deadline infinite.
+// pixels: [C, H, W], float32 or uint8, dense, in `memory`. limits: of the early exits, as of `Batch` with thresholds of
+// each. arrived, deadline: seconds of the steady clock; without a deadline infinite.
 struct Arrival {
   int64_t ticket;
+  std::shared_ptr<const char[]> memory;
   const void* pixels;
   bool bytes;
-  std::array<int64_t, 3> strides;
   std::shared_ptr<const float[]> limits;
   double arrived, deadline;
 };
@@ -61,11 +60,11 @@ class ResidentLoop {
   std::vector<Answered> take(double delay);
 
  private:
-  // Steps [first, last) of a section's body; they end after an exit, or with the section.
+  // Steps [first, last) of a section's body; they end after an exit, or with the section: then images enter the next.
   struct Piece {
     int64_t section, first, last, passed;  // exits before it
     int64_t rank;
-    bool enters;
+    bool leaves;
   };
   struct Row {
     Arrival image;
@@ -73,15 +72,18 @@ class ResidentLoop {
     double began, until;  // when it must be answered
     bool cancelled;
     Slot* slot;
-    Slot* next;  // in the section that it enters
+    Slot* next;  // where the piece leaves its section
   };
 
   void work(Carrier& carrier);
-  void run(Carrier& carrier, const std::vector<Row*>& chosen);
+  Row* run(Carrier& carrier, const std::vector<Row*>& chosen, std::unique_lock<std::mutex>& lock);
   void load(Carrier& carrier, std::vector<Row*>& rows, std::vector<Slot*>& live);
   double between(Carrier& carrier, int64_t piece, std::vector<Row*>& rows, std::vector<Slot*>& live);
-  void finish(const std::vector<Row*>& rows, double seconds);
-  bool choose(int64_t rank, std::vector<Row*>& chosen);
+  Row* finish(int64_t piece, const std::vector<Row*>& rows, double now, double seconds);
+  bool choose(int64_t rank, const Row* last, std::vector<Row*>& chosen);
+  void take(std::deque<Row*>& waiting, std::vector<Row*>& chosen);
+  bool rushes() const;
+  Slot* slot(int64_t section, const Row& row);
   void begin(std::vector<Row*>& chosen);
   void expire(double now);
   double due(const Row& row) const;

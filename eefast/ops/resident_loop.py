@@ -54,8 +54,8 @@ class ResidentLoop:
         self._put, self._take = ops.resident_loop_put.default, ops.resident_loop_take.default
 
     def put(self, images: Tensor, limits: Tensor, ticket: int, arrived: float, deadline: float) -> None:
-        """images: [N, C, H, W] float32 or, of integers, uint8, whose memory stays as it is until `take` has returned
-            all of them. limits: [n] or [n, 1] float32, or [n, N], as the ops' thresholds; copied.
+        """images: [N, C, H, W] float32 or, of integers, also uint8. limits: [n] or [n, 1] float32, or [n, N], as the
+            ops' thresholds. Both are copied.
         ticket: of the first one, larger than all before; those of the others follow. arrived, deadline: seconds of
             `time.perf_counter`, without a deadline infinite; an image exits at the last exit that it reaches in time,
             at the first one in any case.

@@ -73,6 +73,9 @@ class NativeLine:
     Python, one for each loop, which resolve futures.
     """
 
+    copies = True
+    """Whether `put` copies the images."""
+
     def __init__(self, most: int, engine: ResidentEngine, workers: int | None = None) -> None:
         self.most, self.workers = most, workers or torch.get_num_threads()
         self.threads: list[threading.Thread] = []
@@ -115,7 +118,6 @@ class NativeLine:
             images = images.float()
         ticket, self._tickets = self._tickets, self._tickets + len(requests)
         for i, request in enumerate(requests, ticket):
-            request.image = images  # whose memory is read until it has been answered
             run.requests[i] = request
             request.future.cancelled_once = partial(run.loop.cancel, i)
         run.loop.put(images, first.limits, ticket, first.arrived, first.deadline)

@@ -143,7 +143,7 @@ class Server:
                     net.profiles, net.num_exits, engine.plan.criterion, (limits, since), limits.device, 1, profile,
                     thresholds, exit_limit,
                 )  # fmt: skip
-            for image in prepared(engine, images):
+            for image in prepared(engine, images, not self._line.copies):
                 if isinstance(image, Tensor):
                     requests.append(Request(engine, image, limits, now, until))
                     futures.append(requests[-1].future)
@@ -192,21 +192,23 @@ def _end(
         thread.join()
 
 
-def prepared(engine: Engine, images: Sequence[Tensor]) -> list[Tensor | Exception]:
-    """Images [C, H, W] as the engine takes them, [1, C, H, W], in memory that nothing else writes to.
+def prepared(engine: Engine, images: Sequence[Tensor], copy: bool) -> list[Tensor | Exception]:
+    """Images [C, H, W] as the engine takes them, [1, C, H, W]; with `copy` in memory that nothing else writes to.
 
     In place of one that the network cannot take, the `TypeError` or `ValueError` of `EarlyExitNet.check_images`.
     """
+    if len(images) == 1:
+        return [_prepared(engine, images[0][None] if isinstance(images[0], Tensor) else images[0], copy)]
     kinds = {(image.shape, image.dtype) if isinstance(image, Tensor) else None for image in images}
-    if len(images) > 1 and len(kinds) == 1:
+    if len(kinds) == 1:
         # Preparing all at once takes far less time, so that the first one begins soon.
-        found = _prepared(engine, torch.stack(list(images)) if None not in kinds else images[0])
+        found = _prepared(engine, torch.stack(list(images)) if None not in kinds else images[0], False)
         if isinstance(found, Tensor):
             return list(found.split(1))
-    return [_prepared(engine, image[None] if isinstance(image, Tensor) else image) for image in images]
+    return [_prepared(engine, image[None] if isinstance(image, Tensor) else image, copy) for image in images]
 
 
-def _prepared(engine: Engine, images: Tensor) -> Tensor | Exception:
+def _prepared(engine: Engine, images: Tensor, copy: bool) -> Tensor | Exception:
     """images: [N, C, H, W]."""
     try:
         if not isinstance(images, Tensor):
@@ -216,4 +218,5 @@ def _prepared(engine: Engine, images: Tensor) -> Tensor | Exception:
         found = engine.prepare(images if images.device == engine.plan.device else images.to(engine.plan.device))
     except (TypeError, ValueError, RuntimeError) as error:
         return error
-    return copied(found) if found.untyped_storage().data_ptr() == images.untyped_storage().data_ptr() else found
+    shared = copy and found.untyped_storage().data_ptr() == images.untyped_storage().data_ptr()
+    return copied(found) if shared else found
