@@ -288,46 +288,43 @@ double ResidentLoop::due(const Row& row) const {
 
 // Rows of a rank below this one that run together next; none where nothing of such a rank waits. last: the row that
 // this worker ran last, with its maps in the cache, or null.
-bool ResidentLoop::choose(int64_t rank, const Row* last, std::vector<Row*>& chosen) {
+bool ResidentLoop::choose(int64_t rank, Row* last, std::vector<Row*>& chosen) {
   chosen.clear();
   if (due_.load(std::memory_order_relaxed) < kNever) expire(steady_seconds());
   const bool come = !line_.empty() && !free_rows_.empty(), rush = rushes();
-  const auto single = [&](int64_t p) { return network_.sections[pieces_[p].section].group == 1; };
-  std::deque<Row*>* next = nullptr;
-  const auto rank_of = [&](const Row& row) {
-    // In a rush those that nothing is gained by collecting, then groups that are full.
-    return rush ? single(row.piece) ? 0 : 1 : pieces_[row.piece].rank;
-  };
-  for (std::size_t p = 1; p < pieces_.size() && (rush || !come); ++p) {
-    if (waiting_[p].empty() || pieces_[p].rank >= rank) continue;
-    if (rush && come && !single(p) &&
-        static_cast<int64_t>(waiting_[p].size()) < network_.sections[pieces_[p].section].group) {
-      continue;
-    }
-    const auto order = [&](const Row& row) { return std::pair(rank_of(row), &row == last ? -1 : row.number); };
-    const bool mine = waiting_[p].back() == last && single(p);
-    if (mine) std::swap(waiting_[p].front(), waiting_[p].back());
-    if (next == nullptr || order(*waiting_[p].front()) < order(*next->front())) next = &waiting_[p];
-  }
-  if (next == nullptr && (!come || (rush && rank <= kFinal))) return false;
-  if (next == nullptr) {
+  const auto group = [&](int64_t p) { return network_.sections[pieces_[p].section].group; };
+  if (rush && last != nullptr && last->piece > 0 && group(last->piece) == 1 && pieces_[last->piece].rank < rank &&
+      !waiting_[last->piece].empty() && waiting_[last->piece].back() == last) {
+    waiting_[last->piece].pop_back();
+    go(*last, chosen);
+  } else if (come && !rush) {
     begin(chosen);
   } else {
-    take(*next, chosen);
+    // In a rush groups that are not full wait for others; else early exits come first.
+    const auto order = [&](const Row& row) { return std::pair(rush ? 0 : pieces_[row.piece].rank, row.number); };
+    std::deque<Row*>* next = nullptr;
+    for (std::size_t p = 1; p < pieces_.size(); ++p) {
+      const auto count = static_cast<int64_t>(waiting_[p].size());
+      if (count < (rush && come ? group(p) : 1) || pieces_[p].rank >= rank) continue;
+      if (next == nullptr || order(*waiting_[p].front()) < order(*next->front())) next = &waiting_[p];
+    }
+    if (next == nullptr && !(come && rank > kFinal)) return false;
+    if (next == nullptr) begin(chosen);
+    for (int64_t n = next == nullptr ? 0 : together(next->size(), pieces_[next->front()->piece].section); n > 0; --n) {
+      go(*next->front(), chosen);
+      next->pop_front();
+    }
   }
   publish();
   if (idle_ > 0 && rank_.load(std::memory_order_relaxed) < kRanks) wake_.notify_one();
   return true;
 }
 
-void ResidentLoop::take(std::deque<Row*>& waiting, std::vector<Row*>& chosen) {
-  const Piece& piece = pieces_[waiting.front()->piece];
-  for (int64_t n = together(waiting.size(), piece.section); n > 0; --n) {
-    Row* const row = waiting.front();
-    waiting.pop_front();
-    chosen.push_back(row);
-    if (piece.leaves) row->next = slot(piece.section + 1, *row);
-  }
+// A row that no longer waits.
+void ResidentLoop::go(Row& row, std::vector<Row*>& chosen) {
+  const Piece& piece = pieces_[row.piece];
+  if (piece.leaves) row.next = slot(piece.section + 1, row);
+  chosen.push_back(&row);
 }
 
 Slot* ResidentLoop::slot(int64_t section, const Row& row) {
@@ -353,9 +350,9 @@ void ResidentLoop::begin(std::vector<Row*>& chosen) {
     const double whole = row.image.deadline - row.image.arrived;
     row.until = whole == kNever ? kNever : row.image.deadline - std::min(delay_, kDelayShare * whole);
     row.slot = slot(0, row);
-    row.next = pieces_[0].leaves ? slot(1, row) : nullptr;
+    row.next = nullptr;
     ++under_way_[0];
-    chosen.push_back(&row);
+    go(row, chosen);
   }
 }
 

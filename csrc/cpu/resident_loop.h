@@ -80,8 +80,8 @@ class ResidentLoop {
   void load(Carrier& carrier, std::vector<Row*>& rows, std::vector<Slot*>& live);
   double between(Carrier& carrier, int64_t piece, std::vector<Row*>& rows, std::vector<Slot*>& live);
   Row* finish(int64_t piece, const std::vector<Row*>& rows, double now, double seconds);
-  bool choose(int64_t rank, const Row* last, std::vector<Row*>& chosen);
-  void take(std::deque<Row*>& waiting, std::vector<Row*>& chosen);
+  bool choose(int64_t rank, Row* last, std::vector<Row*>& chosen);
+  void go(Row& row, std::vector<Row*>& chosen);
   bool rushes() const;
   Slot* slot(int64_t section, const Row& row);
   void begin(std::vector<Row*>& chosen);
