@@ -11,7 +11,6 @@ from typing import TypeGuard
 import torch
 
 from ..engines import Engine, ResidentEngine
-from ..ops.resident_loop import ResidentLoop, available
 from .answer import Closed, Overloaded
 from .request import Request
 
@@ -21,25 +20,18 @@ SIZES = 2
 
 def runs(engine: Engine, clock: Callable[[], float]) -> TypeGuard[ResidentEngine]:
     """Whether loops answer images of this engine; they have a clock of their own, that of `time.perf_counter`."""
-    able = available and clock is time.perf_counter
-    return able and isinstance(engine, ResidentEngine) and engine.plan.device.type == "cpu"
+    return clock is time.perf_counter and isinstance(engine, ResidentEngine) and engine.has_loops
 
 
 class Run:
     """A loop for one engine and images of one size, and the requests that it has, by ticket."""
 
     def __init__(self, engine: ResidentEngine, shape: tuple[int, ...], workers: int) -> None:
-        program, net, rule = engine.program, engine.net, engine.rule_of(None)
-        assert rule is None or isinstance(rule, torch.Tensor)
         self.engine, self.shape, self.closed, self.ended = engine, shape, False, False
         self.requests = dict[int, Request]()
-        self.takes_bytes = program.image is not None
-        self.costs: list[float] = net.cost.tolist()
-        self.loop = ResidentLoop(
-            (program.steps, program.maps, program.groups, program.packed), shape, net.num_exits,
-            engine.plan.criterion if rule is None else "carried", net.num_classes, program.bfloat16, program.image,
-            rule, workers,
-        )  # fmt: skip
+        self.takes_bytes = engine.program.image is not None
+        self.costs: list[float] = engine.net.cost.tolist()
+        self.loop = engine.loop(shape, workers)
         self.counts = self.loop.counts
 
     def close(self, drop: bool = False) -> None:
