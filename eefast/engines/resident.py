@@ -107,9 +107,9 @@ class ResidentEngine(PlannedEngine):
         """Whether `loop` makes one: on a CPU, in C++."""
         return resident_loop.available and self.plan.device.type == "cpu"
 
-    def loop(self, shape: Sequence[int], workers: int) -> resident_loop.ResidentLoop:
-        """`workers` threads that answer prepared images of this shape one by one, by the rule of this moment."""
-        program, net, rule = self.program, self.net, self.rule_of(None)
+    def loop(self, shape: Sequence[int], rule: Rule, workers: int) -> resident_loop.ResidentLoop:
+        """`workers` threads that answer prepared images of this shape one by one; rule: that of `rule_of`."""
+        program, net = self.program, self.net
         assert rule is None or isinstance(rule, Tensor)
         return resident_loop.ResidentLoop(
             (program.steps, program.maps, program.groups, program.packed), shape, net.num_exits,

@@ -24,15 +24,23 @@ def runs(engine: Engine, clock: Callable[[], float]) -> TypeGuard[ResidentEngine
 
 
 class Run:
-    """A loop for one engine and images of one size, and the requests that it has, by ticket."""
+    """A loop for one engine, rule and size of images, and the requests that it has, by ticket."""
 
     def __init__(self, engine: ResidentEngine, shape: tuple[int, ...], workers: int) -> None:
-        self.engine, self.shape, self.closed, self.ended = engine, shape, False, False
+        self.engine, self.shape, self.rule = engine, shape, engine.rule_of(None)
+        self.closed = self.ended = False
         self.requests = dict[int, Request]()
         self.takes_bytes = engine.program.image is not None
         self.costs: list[float] = engine.net.cost.tolist()
-        self.loop = engine.loop(shape, workers)
+        self.loop = engine.loop(shape, self.rule, workers)
         self.counts = self.loop.counts
+
+    def takes(self, engine: Engine, shape: tuple[int, ...]) -> bool:
+        return self.shape == shape and self.answers_for(engine)
+
+    def answers_for(self, engine: Engine) -> bool:
+        """Whether its images are answered as this engine would answer them now."""
+        return self.engine is engine and not self.closed and self.rule is engine.rule_of(None)
 
     def close(self, drop: bool = False) -> None:
         """No more images; those that wait are answered, or fail."""
@@ -115,20 +123,21 @@ class NativeLine:
         run.loop.put(images, first.limits, ticket, first.arrived, first.deadline)
 
     def _run(self, engine: Engine, shape: tuple[int, ...]) -> Run:
-        """The loop for images. Those of another engine are closed: what waits for them is answered, no more comes."""
+        """The loop for images. Those of another engine or rule are closed: what waits for them is answered."""
         run = self._runs[-1]
-        if run.engine is engine and run.shape == shape:
+        if run.takes(engine, shape):
             return run
-        known = [run for run in self._runs if run.engine is engine and not run.closed]
+        usable = [run for run in self._runs if run.answers_for(engine)]
+        found = next((run for run in usable if run.shape == shape), None)
+        kept = [run for run in usable if run is not found][1 - SIZES :]
         for run in self._runs:
-            if run not in known[1 - SIZES :] and not (run.engine is engine and run.shape == shape):
+            if run is not found and run not in kept:
                 run.close()
-        for run in known:
-            if run.shape == shape:
-                self._runs = [*(other for other in self._runs if other is not run), run]
-                return run
-        assert isinstance(engine, ResidentEngine)
-        return self._open(engine, shape)
+        if found is None:
+            assert isinstance(engine, ResidentEngine)
+            return self._open(engine, shape)
+        self._runs = [*(run for run in self._runs if run is not found), found]
+        return found
 
     def running(self) -> dict[str, int]:
         """Number of images that have begun, by the stage that they are at."""

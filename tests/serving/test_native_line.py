@@ -78,6 +78,18 @@ def test_engines_follow_one_another_and_nothing_is_lost(resident, line_of):
     assert sum(line.running().values()) == len(line) == 0
 
 
+def test_a_rule_that_changes_answers_the_next_image(line_of):
+    net = lived_in(eefast.zoo.eenet("eenet8", 2, input_shape=(3, 12, 12), num_classes=5), 3).with_criterion("patience")
+    engine, x, limits = eefast.accelerate(net, engine="resident").engine, images(7, (3, 12, 12)), torch.full((2,), 0.5)
+    line = line_of(engine)
+    for _ in range(2):
+        given = requests(engine, x, limits)
+        line.put(given)
+        found, expected = answers(given), engine.run(x, limits)
+        assert [answer.confidence for answer in found] == expected.confidence.tolist()
+        net.rule[:, 5] += 0.25  # the bias of what is carried
+
+
 def test_an_answer_has_its_times_and_says_whether_it_is_late(resident, line_of):
     engine, limits, x = resident
     line = line_of(engine)
