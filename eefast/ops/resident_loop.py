@@ -44,7 +44,7 @@ class ResidentLoop:
         bfloat16: bool, image: Tensor | None, rule: Tensor | None, workers: int,
     ) -> None:  # fmt: skip
         counts = torch.zeros(num_exits + 2, dtype=torch.int64)
-        self.counts = memoryview(counts.numpy())
+        self.counts = counts.numpy().data
         dtype = torch.float32 if image is None else torch.uint8
         self._number: int = torch.ops.eefast.resident_loop_open.default(
             torch.empty(0, *shape, dtype=dtype), *tables, torch.zeros(num_exits), criterion, num_classes, bfloat16,
