@@ -11,6 +11,7 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -117,7 +118,7 @@ class Seen:
 
 
 def offered(
-    server: Server, x: Tensor, times: Sequence[float], deadline: float | None = None, tick: float = 0.0
+    server: Server | Refusing, x: Tensor, times: Sequence[float], deadline: float | None = None, tick: float = 0.0
 ) -> Seen:
     """Submit an image at each of these times, whatever has become of the others; its clock starts at its time.
 
@@ -199,21 +200,34 @@ def full_queue(place: Place) -> Iterator[ServingRow]:
     yield place.row("full queue", pairs, unit="images/s", base_name="fast.stream", bound=0.8, checked=True)
 
 
+class Refusing:
+    """Takes no image: what a client costs that offers some."""
+
+    def submit(self, image: Tensor, deadline: float | None = None) -> Future[Answer]:
+        raise Overloaded
+
+
 def overload(place: Place) -> Iterator[ServingRow]:
-    """Three times the capacity for 20 s."""
+    """Three times the capacity for 20 s; goodput also beside the capacity of the cores less what the client takes."""
     queue, seconds = 256, 20.0
     before = resident_peak_megabytes()
+    alone = offered(Refusing(), place.x, latency.arrivals(OVERLOAD * place.capacity, 3.0, 0), tick=TICK)
+    taken = alone.client / alone.seconds
     with Server(place.fast, queue) as server:
         seen = offered(server, place.x, latency.arrivals(OVERLOAD * place.capacity, seconds, 0), tick=TICK)
     check(place, seen)
     goodput, tail = len(seen.answers) / seen.seconds, quantiles(seen.waits(), (0.99,))[0]
     details = (
         f"{seen.refused} refused, {len(seen.answers)} answered once, {seen.refused + len(seen.answers)} offered in "
-        f"{seen.seconds:.1f} s, which took the client {seen.client:.1f} s of a core; "
+        f"{seen.seconds:.1f} s, which took the client {seen.client:.1f} s of a core, "
+        f"{taken * seen.seconds:.1f} s without a server; "
         f"peak memory {before:.0f} → {resident_peak_megabytes():.0f} MB"
     )
     more: dict[str, Any] = {"load": OVERLOAD, "checked": True, "details": details}
     yield place.row("goodput", [(goodput, place.capacity)], unit="images/s", base_name="capacity", bound=0.9, **more)
+    left = place.capacity * (1 - taken / torch.get_num_threads())
+    beside = "capacity less the client's time"
+    yield place.row("goodput", [(goodput, left)], unit="images/s", base_name=beside, bound=0.9, **more)
     bound = 1e3 * queue / place.capacity
     yield place.row(
         "p99 of accepted",
@@ -233,10 +247,7 @@ def resident_peak_megabytes() -> float:
 
 
 def deadlines(place: Place) -> Iterator[ServingRow]:
-    """At load .9, deadlines of 3 stages, the median, the mean and the longest: the share within 1.1 × the deadline.
-
-    The resident engine stops between exits.
-    """
+    """At load .9, deadlines of 3 stages, the median, the mean and the longest: the share within 1.1 × the deadline."""
     to_exits = [0.0, *seconds_to_exits(place.fast.engine, time.perf_counter)]
     spans = [max(b - a, 1e-6) for a, b in pairwise(to_exits)]  # a busy machine makes some negative
     lengths = {"median": statistics.median(spans), "mean": statistics.mean(spans), "longest": max(spans)}
@@ -244,7 +255,7 @@ def deadlines(place: Place) -> Iterator[ServingRow]:
         deadline, shares, details = 3 * stage, [], ""
         for number in range(place.rounds):
             times = latency.arrivals(BUSY_LOAD * place.capacity, place.seconds, number)
-            with Server(place.fast, 10**6, between_exits=True) as server:
+            with Server(place.fast, 10**6) as server:
                 seen = offered(server, place.x, times, deadline)
             waits = seen.waits()
             shares.append((100 * sum(wait <= 1.1 * deadline for wait in waits) / len(waits), 100.0))

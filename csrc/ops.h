@@ -52,6 +52,18 @@ std::tuple<Tensor, int64_t> resident_network(const Tensor& images, const Tensor&
                                              const std::string& criterion, int64_t num_classes, bool bfloat16,
                                              const std::optional<Tensor>& rule);
 
+// See eefast/ops/resident_loop.py.
+int64_t resident_loop_open(const Tensor& images, const Tensor& steps, const Tensor& maps, const Tensor& groups,
+                           const Tensor& packed, const Tensor& thresholds, const std::string& criterion,
+                           int64_t num_classes, bool bfloat16, const std::optional<Tensor>& image,
+                           const std::optional<Tensor>& rule, int64_t workers, const Tensor& counts);
+void resident_loop_put(int64_t loop, const Tensor& images, const Tensor& limits, int64_t ticket, double arrived,
+                       double deadline);
+std::tuple<Tensor, Tensor> resident_loop_take(int64_t loop, double delay);
+void resident_loop_cancel(int64_t loop, int64_t ticket);
+void resident_loop_close(int64_t loop, bool drop);
+void resident_loop_free(int64_t loop);
+
 // "portable", "avx2", "avx512" or "avx512_bf16": what the CPU kernels use here.
 std::string instruction_set();
 // "portable", "avx2", "avx_vnni" or "avx512_vnni": what the int8 kernels use.

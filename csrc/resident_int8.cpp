@@ -21,18 +21,9 @@ std::tuple<Tensor, Tensor, Tensor> resident_int8(
     const std::optional<Tensor>& features, const std::optional<Tensor>& before) {
   check_there("images", images);
   if (images.scalar_type() != ScalarType::Byte) check_dtype("images", images, ScalarType::Float, "float32");
-  check_there("image", image);
-  check_stored("image", image);
-  check_dtype("image", image, ScalarType::Float, "float32");
   ResidentSource read =
       read_tables(images, steps, maps, groups, packed, thresholds, criterion, num_classes, Precision::int8);
-  check_shape("image", image, {2, read.channels}, "[2, C]");
-  std::vector<float> scaling;
-  for (int64_t row = 0; row < 2; ++row) {
-    for (int64_t c = 0; c < read.channels; ++c) {
-      scaling.push_back(image.const_data_ptr<float>()[row * image.stride(0) + c * image.stride(1)]);
-    }
-  }
+  const std::vector<float> scaling = image_scaling(read, image);
   return run_resident(std::move(read), images, groups, thresholds, rule, threads, seconds, scaling.data(), features,
                       before);
 }

@@ -102,12 +102,6 @@ void* checked_features(const Network& network, const Tensor& features, int64_t s
   return int8 ? static_cast<void*>(features.mutable_data_ptr<uint8_t>()) : features.mutable_data_ptr<float>();
 }
 
-Network pointed(const ResidentSource& source) {
-  Network network = read_network(source);
-  point(network, source);
-  return network;
-}
-
 // The answers so far [samples, num_classes + 1], logits first, as results that exits go on from.
 void begin_with(const Tensor& before, float* logits, float* confidence, int64_t samples, int64_t num_classes) {
   check_there("before", before);
@@ -123,15 +117,47 @@ void begin_with(const Tensor& before, float* logits, float* confidence, int64_t 
 
 }  // namespace
 
+std::shared_ptr<const std::pair<ResidentSource, Network>> pointed_network(ResidentSource source) {
+  return known_networks<Network>().of(std::move(source), [](const ResidentSource& read) {
+    Network network = read_network(read);
+    point(network, read);
+    return network;
+  });
+}
+
+std::vector<float> rule_numbers(const ResidentSource& source, const std::optional<Tensor>& rule) {
+  check_rule(source.criterion, rule ? &*rule : nullptr, {source.num_exits + 1, kRuleNumbers});
+  std::vector<float> numbers;
+  for (int64_t i = 0; rule && i < (source.num_exits + 1) * kRuleNumbers; ++i) {
+    numbers.push_back(
+        rule->const_data_ptr<float>()[i / kRuleNumbers * rule->stride(0) + i % kRuleNumbers * rule->stride(1)]);
+  }
+  return numbers;
+}
+
+std::vector<float> image_scaling(const ResidentSource& source, const Tensor& image) {
+  check_there("image", image);
+  check_stored("image", image);
+  check_dtype("image", image, ScalarType::Float, "float32");
+  check_shape("image", image, {2, source.channels}, "[2, C]");
+  std::vector<float> scaling;
+  for (int64_t row = 0; row < 2; ++row) {
+    for (int64_t c = 0; c < source.channels; ++c) {
+      scaling.push_back(image.const_data_ptr<float>()[row * image.stride(0) + c * image.stride(1)]);
+    }
+  }
+  return scaling;
+}
+
 std::tuple<Tensor, Tensor, Tensor> run_resident(ResidentSource read, const Tensor& images, const Tensor& groups,
                                                 const Tensor& thresholds, const std::optional<Tensor>& rule,
                                                 int64_t threads, const std::optional<Tensor>& seconds,
                                                 const float* scaling, const std::optional<Tensor>& features,
                                                 const std::optional<Tensor>& before) {
   if (threads < 0 || threads > kMaxThreads) fail("threads = ", threads, "; expected 0 … ", kMaxThreads);
-  const int64_t num_classes = read.num_classes, num_exits = read.num_exits;
-  check_rule(read.criterion, rule ? &*rule : nullptr, {num_exits + 1, kRuleNumbers});
-  const auto known = known_networks<Network>().of(std::move(read), pointed);
+  const int64_t num_classes = read.num_classes;
+  const std::vector<float> numbers = rule_numbers(read, rule);
+  const auto known = pointed_network(std::move(read));
   const Network& network = known->second;
 
   const int64_t samples = images.size(0);
@@ -147,11 +173,6 @@ std::tuple<Tensor, Tensor, Tensor> run_resident(ResidentSource read, const Tenso
       limits.push_back(
           thresholds.const_data_ptr<float>()[i * thresholds.stride(0) + (of_each ? s * thresholds.stride(1) : 0)]);
     }
-  }
-  std::vector<float> numbers;
-  for (int64_t i = 0; rule && i < (num_exits + 1) * kRuleNumbers; ++i) {
-    numbers.push_back(
-        rule->const_data_ptr<float>()[i / kRuleNumbers * rule->stride(0) + i % kRuleNumbers * rule->stride(1)]);
   }
   const bool bytes = images.scalar_type() == ScalarType::Byte;
   cpu::Batch batch{bytes ? static_cast<const void*>(images.const_data_ptr<uint8_t>()) : images.const_data_ptr<float>(),

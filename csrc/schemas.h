@@ -29,6 +29,16 @@ constexpr const char* kResidentInt8 =
     "resident_int8(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor weights, Tensor packed,"
     " Tensor thresholds, Tensor image, str criterion, int num_classes, int threads=0, Tensor(a!)? seconds=None,"
     " Tensor? rule=None, Tensor(b!)? features=None, Tensor? before=None) -> (Tensor, Tensor, Tensor)";
+constexpr const char* kResidentLoopOpen =
+    "resident_loop_open(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor packed, Tensor thresholds,"
+    " str criterion, int num_classes, bool bfloat16, Tensor? image, Tensor? rule, int workers, Tensor(a!) counts)"
+    " -> int";
+constexpr const char* kResidentLoopPut =
+    "resident_loop_put(int loop, Tensor images, Tensor limits, int ticket, float arrived, float deadline) -> ()";
+constexpr const char* kResidentLoopTake = "resident_loop_take(int loop, float delay) -> (Tensor, Tensor)";
+constexpr const char* kResidentLoopCancel = "resident_loop_cancel(int loop, int ticket) -> ()";
+constexpr const char* kResidentLoopClose = "resident_loop_close(int loop, bool drop) -> ()";
+constexpr const char* kResidentLoopFree = "resident_loop_free(int loop) -> ()";
 constexpr const char* kInstructionSet = "instruction_set() -> str";
 constexpr const char* kInt8InstructionSet = "int8_instruction_set() -> str";
 

@@ -32,11 +32,6 @@ int64_t chunk_tiles(const Map& from) { return from.blocks == 1 ? 8 : 16; }
 // Weights of one convolution up to which every core may read all; of more each reads one part only.
 constexpr int64_t kCacheableWeights = 256 * 1024;
 
-struct Slot {
-  int64_t sample;
-  char* maps;
-};
-
 // A thread's memory for maps of one layout. It stays with the thread, since fresh memory costs a page fault for every
 // page. Large pages: small ones, scattered as they come, evict one another from the cache.
 struct Arena {
@@ -168,10 +163,45 @@ void fill_image(const Map& map, const float* scaling, char* planes) {
   }
 }
 
-Worker make_worker(Job& job, Team& team) {
-  static thread_local Arenas arenas;
+// Where a worker's parts are in its memory, in bytes.
+struct Places {
+  std::vector<std::vector<int64_t>> slots;  // per section
+  int64_t planes, frequencies, product, values, logits, size = kLine;
+  std::vector<int64_t> layout;  // what else two workers must have in common to use the same memory
+
+  // slots: of a section.
+  template <class Slots>
+  Places(const Job& job, const Slots& slots_of) {
+    const Network& net = job.network;
+    const auto reserve = [&](int64_t bytes) {
+      // Memory that different maps have in common modulo 4096 bytes would make loads wait for unrelated stores.
+      const int64_t begin = size;
+      size += round_up(bytes, 4096) + 5 * kLine;
+      return begin;
+    };
+    layout = {job.element()};
+    for (const Map& map : net.maps) {
+      layout.insert(layout.end(),
+                    {map.blocks, map.block, map.height, map.width, map.halo, map.row_pitch, map.offset, map.zero});
+    }
+    planes = reserve(net.maps[0].size * 4);
+    for (const Section& section : net.sections) {
+      const int64_t count = slots_of(section);
+      layout.insert(layout.end(), {count, section.slot_size});
+      slots.emplace_back();
+      for (int64_t g = 0; g < count; ++g) slots.back().push_back(reserve(section.slot_size));
+    }
+    frequencies = reserve(job.frequency_floats * 4);
+    product = reserve(job.frequency_floats * 4);
+    values = reserve(job.value_floats * 4 * kExitSamples);
+    logits = reserve(job.logit_floats * 4 * kExitSamples);
+    layout.push_back(size);
+  }
+};
+
+// fresh: whether the memory was never used.
+Worker make_worker(Job& job, Team& team, const Places& places, char* base, bool fresh) {
   const Network& net = job.network;
-  const Map& planes = net.maps[0];
   Worker worker{};
   worker.job = &job;
   worker.team = &team;
@@ -182,42 +212,25 @@ Worker make_worker(Job& job, Team& team) {
     worker.live[s].reserve(net.sections[s].group);
     for (auto* maps : {&worker.from, &worker.to, &worker.residual}) maps->reserve(net.sections[s].group);
   }
-  int64_t size = kLine;
-  const auto reserve = [&](int64_t bytes) {
-    // Memory that different maps have in common modulo 4096 bytes would make loads wait for unrelated stores.
-    const int64_t begin = size;
-    size += round_up(bytes, 4096) + 5 * kLine;
-    return begin;
-  };
-  std::vector<int64_t> layout = {job.element()};
-  for (const Map& map : net.maps) {
-    layout.insert(layout.end(),
-                  {map.blocks, map.block, map.height, map.width, map.halo, map.row_pitch, map.offset, map.zero});
-  }
-  std::vector<std::vector<int64_t>> places;
-  const int64_t planes_place = reserve(planes.size * 4);
-  for (const Section& section : net.sections) {
-    layout.insert(layout.end(), {section.group, section.slot_size});
-    places.emplace_back();
-    for (int64_t g = 0; g < section.group; ++g) places.back().push_back(reserve(section.slot_size));
-  }
-  const int64_t frequencies = reserve(job.frequency_floats * 4), product = reserve(job.frequency_floats * 4);
-  const int64_t values = reserve(job.value_floats * 4 * kExitSamples);
-  const int64_t logits = reserve(job.logit_floats * 4 * kExitSamples);
-  layout.push_back(size);
-  const auto [base, fresh] = arenas.of(layout, size);
-  if (fresh && job.int8()) fill_maps(net, places, base);
-  for (const auto& section : places) {
+  if (fresh && job.int8()) fill_maps(net, places.slots, base);
+  for (const auto& section : places.slots) {
     worker.slots.emplace_back();
     for (const int64_t place : section) worker.slots.back().push_back({0, base + place});
   }
-  worker.planes = base + planes_place;
-  worker.frequencies = reinterpret_cast<float*>(base + frequencies);
-  worker.product = reinterpret_cast<float*>(base + product);
-  worker.values = reinterpret_cast<float*>(base + values);
-  worker.logits = reinterpret_cast<float*>(base + logits);
-  if (job.int8() && !net.loads) fill_image(planes, job.batch.scaling, worker.planes);
+  worker.planes = base + places.planes;
+  worker.frequencies = reinterpret_cast<float*>(base + places.frequencies);
+  worker.product = reinterpret_cast<float*>(base + places.product);
+  worker.values = reinterpret_cast<float*>(base + places.values);
+  worker.logits = reinterpret_cast<float*>(base + places.logits);
+  if (job.int8() && !net.loads) fill_image(net.maps[0], job.batch.scaling, worker.planes);
   return worker;
+}
+
+Worker make_worker(Job& job, Team& team) {
+  static thread_local Arenas arenas;
+  const Places places(job, [](const Section& section) { return section.group; });
+  const auto [base, fresh] = arenas.of(places.layout, places.size);
+  return make_worker(job, team, places, base, fresh);
 }
 
 // An image has no slot.
@@ -650,7 +663,7 @@ void run_exit(const Step& step, std::vector<Slot*>& live, Worker& worker) {
   const Map& map = net.maps[step.source];
   const float* const threshold = step.target == net.num_exits ? nullptr : job.batch.thresholds + step.target;
   // What is stored after this exit has the answer so far.
-  const bool answers_all = net.stored >= 0 && step.target + 1 == net.num_exits;
+  const bool answers_all = job.batch.every_answer || (net.stored >= 0 && step.target + 1 == net.num_exits);
   const int64_t size = map.blocks * kBlock * (step.flatten ? map.height * map.width : 1);
   const int64_t blocks = (net.num_classes + kBlock) / kBlock, samples = static_cast<int64_t>(live.size());
   int64_t kept = 0;
@@ -768,6 +781,53 @@ void resident_forward(const Network& network, const Batch& batch, int64_t thread
   } else {
     parallel(threads, work, &job);
   }
+}
+
+struct Carrier::Parts {
+  Batch batch;
+  Job job;
+  Places places;
+  Arena arena;
+  Worker worker;
+
+  Parts(const Network& network, const Batch& of, int64_t slots)
+      : batch(of),
+        job(network, batch, 1),
+        places(job, [&](const Section&) { return slots; }),
+        arena(places.layout, places.size),
+        worker(make_worker(job, job.teams[0], places, arena.memory, true)) {}
+};
+
+Carrier::Carrier(const Network& network, const Batch& batch, int64_t slots)
+    : parts_(std::make_unique<Parts>(network, batch, slots)) {}
+
+Carrier::~Carrier() = default;
+
+std::vector<Slot>& Carrier::slots(int64_t section) { return parts_->worker.slots[section]; }
+
+bool Carrier::load(const void* image, bool bytes, const std::array<int64_t, 3>& strides, Slot* to) {
+  Batch& batch = parts_->batch;
+  batch.images = image;
+  batch.bytes = bytes;
+  std::copy(strides.begin(), strides.end(), batch.strides + 1);
+  batch.strides[0] = 0;
+  if (!load_image(parts_->worker, to->sample)) {
+    answer_nan(parts_->job, to->sample);
+    return false;
+  }
+  Slot* const none = nullptr;
+  for (const Step& step : parts_->job.network.sections[0].entry) run_layer({step, &none, &to, 1, parts_->worker});
+  return true;
+}
+
+void Carrier::enter(int64_t section, Slot* from, Slot* to) {
+  const std::vector<Step>& entry = parts_->job.network.sections[section].entry;
+  for (const Step& step : entry) run_layer({step, &from, &to, 1, parts_->worker});
+}
+
+void Carrier::run(const Step& step, std::vector<Slot*>& live) {
+  if (step.kind == Kind::exit) return run_exit(step, live, parts_->worker);
+  run_layer({step, live.data(), live.data(), static_cast<int64_t>(live.size()), parts_->worker});
 }
 
 }  // namespace eefast::cpu

@@ -23,13 +23,6 @@ def command(
             help="Threads that answer, with the resident engine; by default one per core.", min=1, show_default=False
         ),
     ] = None,
-    between_exits: Annotated[
-        bool,
-        Option(
-            help="Stop the resident engine on a CPU between exits: arrivals go first, deadlines are checked at every "
-            "exit, every image takes more processor time."
-        ),
-    ] = False,
     max_queue: Annotated[int, Option(help="Images that may wait; more are refused with 429.", min=1)] = 256,
     levels: Annotated[
         str,
@@ -65,7 +58,6 @@ def command(
         crop_fraction=crop_fraction,
         max_queue=max_queue,
         workers=workers,
-        between_exits=between_exits,
         levels=tuple(filter(None, levels.split(","))),
         deadline_ms=deadline_ms,
         max_body=round(max_body * 2**20),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from ..model import EarlyExitNet
+from ..ops import resident_loop
 from ..result import ExitResult
 from .engine import Batch, PlannedEngine, Rule
 from .parts import Before, Part, answer_broken
@@ -100,6 +101,21 @@ class ResidentEngine(PlannedEngine):
         state = None if before is None else torch.cat([before.logits, before.confidence[:, None]], 1)
         arguments = x, thresholds, self.plan.criterion, self.net.num_classes, threads
         return *program.run(*arguments, rule=rows, features=features, before=state), features
+
+    @property
+    def has_loops(self) -> bool:
+        """Whether `loop` makes one: on a CPU, in C++."""
+        return resident_loop.available and self.plan.device.type == "cpu"
+
+    def loop(self, shape: Sequence[int], rule: Rule, workers: int) -> resident_loop.ResidentLoop:
+        """`workers` threads that answer prepared images of this shape one by one; rule: that of `rule_of`."""
+        program, net = self.program, self.net
+        assert rule is None or isinstance(rule, Tensor)
+        return resident_loop.ResidentLoop(
+            (program.steps, program.maps, program.groups, program.packed), shape, net.num_exits,
+            self.plan.criterion if rule is None else "carried", net.num_classes, program.bfloat16, program.image, rule,
+            workers,
+        )  # fmt: skip
 
     def program_part(self, first: int, last: int) -> ResidentProgram:
         """The program of stages first … last; `ValueError` where the program cannot be cut there."""

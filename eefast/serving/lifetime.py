@@ -30,7 +30,7 @@ SWITCH_SECONDS = 0.0002
 class Options:
     """host, port: to listen at; port 0: any free one. engine, stages, crop_fraction: see `eefast.score`.
 
-    max_queue, workers, between_exits: see `Server`. levels: names of profiles, see `Levels`. deadline_ms: of requests
+    max_queue, workers: see `Server`. levels: names of profiles, see `Levels`. deadline_ms: of requests
     that name none, 0: none. max_body: bytes. drain: seconds to answer what waits after SIGTERM. lame_duck: seconds
     before that, in which requests are still taken.
     """
@@ -47,7 +47,6 @@ class Options:
     max_body: int = 8 * 2**20
     drain: float = 10.0
     lame_duck: float = 2.0
-    between_exits: bool = False
 
     def check(self, net: EarlyExitNet) -> None:
         """`ValueError` for what the network or the server cannot do."""
@@ -136,7 +135,7 @@ async def _serve(
 
     def make() -> Server:
         fast = accelerate(application.net, engine=options.engine, stages=options.stages, frozen=True)
-        return Server(fast, options.max_queue, options.workers, options.between_exits)
+        return Server(fast, options.max_queue, options.workers)
 
     serving = loop.create_task(web.serve([listening]))
     try:

@@ -18,11 +18,11 @@ from ..api import Accelerated
 from ..engines import Engine
 from ..engines.streaming import copied
 from ..profiles import limits_of_call
+from . import native_line
 from .answer import Answer, Closed
 from .calls import Calls
-from .pieces import cuts
+from .native_line import NativeLine
 from .request import Request
-from .resident_rows import ResidentRows
 from .rows import Rows
 from .stages import stage_calls
 from .waiting_line import WaitingLine
@@ -32,14 +32,12 @@ class Server:
     """Answers images one by one, each as soon as it exits; of any number of threads at a time.
 
     Images go through the stages together: arrivals join the first stage, survivors wait before theirs, and answers are
-    given at every exit. With the resident engine a worker per core carries images to their exits; on a GPU several
-    calls overlap.
+    given at every exit. With the resident engine on a CPU a thread in C++ per core chooses between any two steps of the
+    network which images go on; on a GPU several calls overlap.
 
     fast: an accelerated network; `frozen=True` makes `submit` faster. It is warmed up here.
     max_queue: images that may wait.
     workers: threads that answer, with the resident engine; by default as PyTorch has, on a GPU 3.
-    between_exits: whether the resident engine on a CPU stops an image between exits, so that arrivals go first and
-        deadlines are checked at every exit; every image then takes more processor time. Other engines do as they can.
     clock: seconds that only increase.
 
     A context manager; leaving it closes the server as `close()` does. Raises `TypeError` and `ValueError` that name
@@ -51,7 +49,6 @@ class Server:
         fast: Accelerated,
         max_queue: int = 256,
         workers: int | None = None,
-        between_exits: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if not isinstance(fast, Accelerated):
@@ -62,20 +59,25 @@ class Server:
             raise ValueError(f"workers={workers} must be at least 1")
         fast.warmup()
         self.fast, self.clock, self._process = fast, clock, os.getpid()
-        self._line, engine = WaitingLine(max_queue), fast.ready()[0]
-        self._crew: Calls | ResidentRows | Rows
-        if between_exits and len(cuts(engine)) > 1:
-            self._crew = ResidentRows(self._line, engine, workers, clock)
-        elif stage_calls(engine) is None:
-            self._crew = Calls(self._line, engine, workers, clock)
+        engine = fast.ready()[0]
+        self._line: WaitingLine | NativeLine
+        self._crew: NativeLine | Calls | Rows
+        if native_line.runs(engine, clock):
+            self._line = self._crew = NativeLine(max_queue, engine, workers)
+            threads = self._line.threads
         else:
-            self._crew = Rows(self._line, engine, clock)
-        self._threads = [
-            threading.Thread(target=self._crew.work, name=f"eefast-serve-{i}", daemon=True)
-            for i in range(self._crew.workers)
-        ]
-        for thread in self._threads:
-            thread.start()
+            self._line = WaitingLine(max_queue)
+            if stage_calls(engine) is None:
+                self._crew = Calls(self._line, engine, workers, clock)
+            else:
+                self._crew = Rows(self._line, engine, clock)
+            threads = [
+                threading.Thread(target=self._crew.work, name=f"eefast-serve-{i}", daemon=True)
+                for i in range(self._crew.workers)
+            ]
+            for thread in threads:
+                thread.start()
+        self._threads = threads
         # Where it is not closed: when it is collected, or before Python ends.
         self._ended = weakref.finalize(self, _end, self._line, self._crew, self._threads, self._process, 0.0)
 
@@ -141,7 +143,7 @@ class Server:
                     net.profiles, net.num_exits, engine.plan.criterion, (limits, since), limits.device, 1, profile,
                     thresholds, exit_limit,
                 )  # fmt: skip
-            for image in prepared(engine, images):
+            for image in prepared(engine, images, not self._line.copies):
                 if isinstance(image, Tensor):
                     requests.append(Request(engine, image, limits, now, until))
                     futures.append(requests[-1].future)
@@ -169,17 +171,17 @@ class Server:
 
 
 def _end(
-    line: WaitingLine,
-    crew: Calls | ResidentRows | Rows,
+    line: WaitingLine | NativeLine,
+    crew: NativeLine | Calls | Rows,
     threads: Sequence[threading.Thread],
     process: int,
     drain: float | None,
 ) -> None:
     if os.getpid() != process:  # a fork has none of the threads
         return
+    line.close()
     # The garbage collector may call this in any thread.
     threads = [thread for thread in threads if thread is not threading.current_thread()]
-    line.close()
     until = None if drain is None else time.monotonic() + drain
     for thread in threads:
         thread.join(None if until is None else max(0.0, until - time.monotonic()))
@@ -190,21 +192,23 @@ def _end(
         thread.join()
 
 
-def prepared(engine: Engine, images: Sequence[Tensor]) -> list[Tensor | Exception]:
-    """Images [C, H, W] as the engine takes them, [1, C, H, W], in memory that nothing else writes to.
+def prepared(engine: Engine, images: Sequence[Tensor], copy: bool) -> list[Tensor | Exception]:
+    """Images [C, H, W] as the engine takes them, [1, C, H, W]; with `copy` in memory that nothing else writes to.
 
     In place of one that the network cannot take, the `TypeError` or `ValueError` of `EarlyExitNet.check_images`.
     """
+    if len(images) == 1:
+        return [_prepared(engine, images[0][None] if isinstance(images[0], Tensor) else images[0], copy)]
     kinds = {(image.shape, image.dtype) if isinstance(image, Tensor) else None for image in images}
-    if len(images) > 1 and len(kinds) == 1:
+    if len(kinds) == 1:
         # Preparing all at once takes far less time, so that the first one begins soon.
-        found = _prepared(engine, torch.stack(list(images)) if None not in kinds else images[0])
+        found = _prepared(engine, torch.stack(list(images)) if None not in kinds else images[0], False)
         if isinstance(found, Tensor):
             return list(found.split(1))
-    return [_prepared(engine, image[None] if isinstance(image, Tensor) else image) for image in images]
+    return [_prepared(engine, image[None] if isinstance(image, Tensor) else image, copy) for image in images]
 
 
-def _prepared(engine: Engine, images: Tensor) -> Tensor | Exception:
+def _prepared(engine: Engine, images: Tensor, copy: bool) -> Tensor | Exception:
     """images: [N, C, H, W]."""
     try:
         if not isinstance(images, Tensor):
@@ -214,4 +218,5 @@ def _prepared(engine: Engine, images: Tensor) -> Tensor | Exception:
         found = engine.prepare(images if images.device == engine.plan.device else images.to(engine.plan.device))
     except (TypeError, ValueError, RuntimeError) as error:
         return error
-    return copied(found) if found.untyped_storage().data_ptr() == images.untyped_storage().data_ptr() else found
+    shared = copy and found.untyped_storage().data_ptr() == images.untyped_storage().data_ptr()
+    return copied(found) if shared else found

@@ -25,6 +25,9 @@ class WaitingLine:
     lock: guards all, can be taken again by the thread that has it. changed: of that lock, told of requests and the end.
     """
 
+    copies = False
+    """Whether `put` copies the images."""
+
     def __init__(self, most: int) -> None:
         self.most, self.closed, self.hurried = most, False, False
         self._waiting: deque[Request] = deque()

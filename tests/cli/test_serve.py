@@ -26,11 +26,11 @@ def test_options_reach_the_server(folder, monkeypatch):
         "serve", folder, "--host", "0.0.0.0", "--port", 0, "--engine", "compact", "--stages", "compile",
         "--workers", 3, "--max-queue", 7,
         "--levels", "normal,eco", "--deadline-ms", 30, "--max-body", 0.5, "--drain", 4, "--lame-duck", 1,
-        "--crop-fraction", 0.5, "--between-exits",
+        "--crop-fraction", 0.5,
     )  # fmt: skip
     assert given[0] == ("eenet8", lifetime.Options())
     assert given[1][1] == lifetime.Options(
-        "0.0.0.0", 0, "compact", "compile", 0.5, 7, 3, ("normal", "eco"), 30.0, 2**19, 4.0, 1.0, True
+        "0.0.0.0", 0, "compact", "compile", 0.5, 7, 3, ("normal", "eco"), 30.0, 2**19, 4.0, 1.0
     )  # fmt: skip
 
 

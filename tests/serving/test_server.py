@@ -54,15 +54,6 @@ def test_bytes_are_answered_as_in_a_batch(serve):
     assert torch.equal(joined(answers, net).logits, fast(x).logits)
 
 
-def test_images_may_stop_between_exits(small, serve):
-    net, x = small
-    server = serve(eefast.accelerate(net, engine="resident"), workers=2, between_exits=True)
-    answers = [future.result(60) for future in server.submit_all(list(x[:31]))]
-    expected = net(x[:31])
-    assert [answer.exit for answer in answers] == expected.exit_index.tolist()
-    assert set(server.running()) == {"1", "2"}
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 def test_settings_at_once_never_mix(small, serve, engine):
     """Also while another thread changes the network's thresholds, and with exit limits and profiles."""

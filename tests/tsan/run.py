@@ -1,4 +1,4 @@
-"""Builds the C++ engines with ThreadSanitizer and runs them; then with a fault in a copy of team.h, which must show."""
+"""Builds the C++ engines and the loop with ThreadSanitizer and runs them; faults in a copy of team.h must show."""
 
 from __future__ import annotations
 
@@ -12,11 +12,27 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-UNCHANGED = ("engines", "exit_head", "instruction_set", "resident_kernels", "resident_int8_kernels", "program")
+UNCHANGED = (
+    "engines",
+    "loop",
+    "resident_loop",
+    "exit_head",
+    "instruction_set",
+    "resident_kernels",
+    "resident_int8_kernels",
+    "program",
+)
 """Sources that do not include team.h."""
 RELAXED = "memory_order_relaxed"
 SOURCES = (
-    *("cpu/exit_head", "cpu/instruction_set", "cpu/resident", "cpu/resident_kernels", "cpu/resident_int8_kernels"),
+    *(
+        "cpu/exit_head",
+        "cpu/instruction_set",
+        "cpu/resident",
+        "cpu/resident_loop",
+        "cpu/resident_kernels",
+        "cpu/resident_int8_kernels",
+    ),
     "program",
 )
 FAULTS = (
@@ -29,23 +45,28 @@ FAULTS = (
 """Memory orders of team.h without which there is a race: of the leader's wait for what is done, of a claim."""
 
 
-def build(folder: Path, *includes: Path, reuse: tuple[str, ...] = ()) -> Path:
-    """The program; `reuse` names sources whose objects are in the folder already."""
+PROGRAMS = ("engines", "loop")
+
+
+def build(folder: Path, *includes: Path, reuse: tuple[str, ...] = ()) -> list[Path]:
+    """The programs; `reuse` names sources whose objects are in the folder already."""
     flags = ("-std=c++20", "-O1", "-g1", "-DEEFAST_SANITIZED", "-fsanitize=thread", "-pthread")
     compiler = [*os.environ.get("CXX", "c++").split(), *flags]
-    sources = (ROOT / "csrc" / f"{name}.cpp" for name in SOURCES)
-    paths = [ROOT / "tests" / "tsan" / "engines.cpp", *sources]
+    sources = [ROOT / "csrc" / f"{name}.cpp" for name in SOURCES]
+    mains = [ROOT / "tests" / "tsan" / f"{name}.cpp" for name in PROGRAMS]
     include = [f"-I{path}" for path in (*includes, ROOT / "csrc")]
-    new = [path for path in paths if path.stem not in reuse]
+    new = [path for path in (*mains, *sources) if path.stem not in reuse]
     running = [
         subprocess.Popen([*compiler, *include, "-c", str(path), "-o", str(folder / f"{path.stem}.o")]) for path in new
     ]
     codes = [process.wait() for process in running]
     if any(codes):
         raise SystemExit("the C++ engines do not compile with -fsanitize=thread")
-    program = folder / "engines"
-    subprocess.run([*compiler, *(str(folder / f"{path.stem}.o") for path in paths), "-o", str(program)], check=True)
-    return program
+    objects = [str(folder / f"{path.stem}.o") for path in sources]
+    for main in mains:
+        command = [*compiler, str(folder / f"{main.stem}.o"), *objects, "-o", str(folder / main.stem)]
+        subprocess.run(command, check=True)
+    return [folder / main.stem for main in mains]
 
 
 def run(program: Path) -> subprocess.CompletedProcess[str]:
@@ -60,10 +81,11 @@ def run(program: Path) -> subprocess.CompletedProcess[str]:
 def main() -> int:
     with tempfile.TemporaryDirectory(prefix="eefast_tsan_") as name:
         folder = Path(name)
-        found = run(build(folder))
-        print(found.stdout + found.stderr[-6000:])
-        if found.returncode:
-            return 1
+        for program in build(folder):
+            found = run(program)
+            print(found.stdout + found.stderr[-6000:])
+            if found.returncode:
+                return 1
         source = (ROOT / "csrc" / "cpu" / "team.h").read_text()
         (folder / "cpu").mkdir()
         for places in FAULTS:
@@ -72,7 +94,7 @@ def main() -> int:
                 assert broken.count(place) == 1, f"team.h no longer has {place}"
                 broken = broken.replace(place, re.sub(r"memory_order_(acq_rel|acquire|release)", RELAXED, place))
             (folder / "cpu" / "team.h").write_text(broken)
-            found = run(build(folder, folder, reuse=UNCHANGED))
+            found = run(build(folder, folder, reuse=UNCHANGED)[0])
             if found.returncode != 66 or "data race" not in found.stderr:
                 print(
                     f"ThreadSanitizer does not notice relaxed order in {places}\n{found.stdout}{found.stderr[-2000:]}"
