@@ -24,9 +24,14 @@ from eefast.thresholds.comparing import BASE, accuracies_at, path_of
 COSTS = (1.2, 1.4, 1.7, 2.0, 2.5, 3.0)
 
 
-def measured(name: str, criteria: Sequence[str], whole: Outputs, held_out: int, splits: int) -> list[RuleRow]:
-    """A row per rule; whole: of the held-out images, then of the test images."""
-    costs = [factor * float(whole.cost[0]) for factor in COSTS]
+def measured(
+    name: str, criteria: Sequence[str], whole: Outputs, held_out: int, splits: int, costs: Sequence[float] = ()
+) -> list[RuleRow]:
+    """A row per rule; whole: of the held-out images, then of the test images.
+
+    costs: mean costs at which rules are compared; by default `COSTS` times that of the first exit.
+    """
+    costs = costs or [factor * float(whole.cost[0]) for factor in COSTS]
     names = list(dict.fromkeys((BASE, *criteria)))
     found: dict[str, list[list[float]]] = {criterion: [] for criterion in names}
     seconds = dict.fromkeys(names, 0.0)
@@ -76,6 +81,10 @@ def table(rows: Sequence[RuleRow]) -> list[str]:
 def main() -> int:
     parser = parser_of(__doc__)
     parser.add_argument("--splits", type=int, default=20, help="how often the images are divided; 20")
+    parser.add_argument(
+        "--costs", nargs="+", type=float, default=[],
+        help=f"mean costs to compare at; default: {', '.join(map(str, COSTS))} times that of the first exit",
+    )  # fmt: skip
     parser.add_argument("--criteria", nargs="+", default=list(ALL), help="default: all")
     arguments = parser.parse_args()
     if arguments.splits < 1:
@@ -83,7 +92,9 @@ def main() -> int:
     around = environment("cpu")
     for net, held_out, test in with_data(arguments.networks, arguments.data_root):
         whole = outputs_of(net, held_out, test)
-        rows = measured(name_of(net), arguments.criteria, whole, len(held_out.labels), arguments.splits)
+        rows = measured(
+            name_of(net), arguments.criteria, whole, len(held_out.labels), arguments.splits, arguments.costs
+        )
         append(rows, around)
         print(f"{name_of(net)}, {arguments.splits} divisions, {len(held_out.labels):,} images fit and choose")
         print("\n".join(table(rows)))

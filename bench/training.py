@@ -40,7 +40,9 @@ from eefast.criteria import CRITERIA, get
 from eefast.data.loaders import batches, split
 from eefast.result import ExitOutput
 from eefast.thresholds.calibration import Calibration, calibrate, pareto_front
+from eefast.thresholds.candidates import make_candidate
 from eefast.thresholds.outputs import collect, exits_taken, outcome
+from eefast.thresholds.scaling import fold_scaling
 from eefast.train.folder import LAST_FILE, REPORT_FILE
 
 ROOT = Path(__file__).parents[1]
@@ -54,10 +56,12 @@ NETWORK_OPTIONS = (
 )  # fmt: skip
 EARLY_OPTIONS = ("head", "balance_gradients")
 """What the twin does without: it trains no early exit."""
-DISTILLED_LOSS = "final_supervision+0.3*deep_supervision+0.3*distillation+0.1*correctness"
+# Each early exit weighs 0.2 beside the final one, and learns as much from that one's answers as from the labels.
+DISTILLED_LOSS = "0.8*final_supervision+0.2*deep_supervision+0.2*distillation+0.05*correctness"
 # What thresholds may use up of the allowed drop and cost on held-out images, since test images differ a little.
 CAUTION = 0.95
 CURVE_POINTS = 40
+COMPARED = (*CRITERIA, "carried")
 BATCH_SIZES = {"cpu": (256, 16, 1), "cuda": (4096, 256)}
 # On a GPU, of one network; torch.compile takes minutes for deep ones, which the row's best static way tells.
 GPU_SECONDS, COMPILE_SECONDS = 30, {"eenet20": 12}
@@ -145,12 +149,15 @@ def continued(dataset: str, net: str, placement: Sequence[int], epochs: tuple[in
     return Training(dataset, net, continuation, {"epochs": first})
 
 
-def on_cifar10(net: str, placement: Sequence[int], epochs: tuple[int, int], **options: Any) -> Training:
-    """Epochs: of the plain network, then of both that go on from it; options: of both."""
-    first, then = epochs
+def on_cifar10(net: str, placement: Sequence[int], epochs: int, **options: Any) -> Training:
+    """Trained as a whole from random weights: the first blocks learn features that early exits can use, too.
+
+    placement: the last exit comes after maps of 16×16, all before after maps of 32×32.
+    """
     shared = {
         "num_exits": len(placement),
         "placement": list(placement),
+        "head": ["strided3"] * (len(placement) - 1) + ["strided2"],
         "shift": 4,
         "flip": True,
         "batch_size": 128,
@@ -158,12 +165,11 @@ def on_cifar10(net: str, placement: Sequence[int], epochs: tuple[int, int], **op
         "optimizer": "sgd",
         "schedule": "one-cycle",
         "weight_decay": 5e-4,
+        "learning_rate": 0.2,
+        "epochs": epochs,
+        "loss": DISTILLED_LOSS,
     }
-    continuation = {**shared, "epochs": then, "learning_rate": 0.05, "loss": DISTILLED_LOSS, **options}
-    smaller = ("resnet8", "eenet14", "eenet20")
-    return Training(
-        CIFAR10_JPEG, net, continuation, {"epochs": first, "learning_rate": 0.1}, smaller[: 2 + (net != "eenet20")]
-    )
+    return Training(CIFAR10_JPEG, net, {**shared, **options}, smaller=("resnet8", "eenet14", "eenet20"))
 
 
 # By device; what matters most comes first.
@@ -173,11 +179,11 @@ TRAININGS = {
         Training("mnist", "eenet20", {"num_exits": 3, "epochs": 4, "shift": 2}),
         # The network that ships with the package.
         Training("mnist", "eenet32", {"num_exits": 5, "epochs": 8, "shift": 2}),
-        on_cifar10("eenet32", (2, 3, 5, 7, 9, 11), (16, 6), head="conv1"),
+        on_cifar10("eenet32", (0, 1, 2, 4, 7), 18),
     ),
     "cuda": (
-        on_cifar10("eenet110", (4, 8, 12, 16, 21, 26, 31, 36), (24, 10), head="conv1", batch_size=256),
-        on_cifar10("eenet56", (3, 5, 8, 11, 14, 17, 20), (40, 16), head="conv1", batch_size=256),
+        on_cifar10("eenet110", (0, 1, 2, 4, 7, 12, 20), 30, batch_size=256),
+        on_cifar10("eenet56", (0, 1, 2, 4, 7, 12), 50, batch_size=256),
         *(
             continued(dataset, net, placement, epochs, head="conv1", batch_size=256, precision="bf16-mixed")
             for net, placement, epochs in (
@@ -305,7 +311,7 @@ def seen(net: eefast.EarlyExitNet, dataset: str, data_root: Path) -> tuple[Seen,
 
 
 def worth(training: Training, folder: Path, data_root: Path) -> list[TrainingRow]:
-    """A row per criterion; thresholds come from held-out images alone."""
+    """A row per criterion; thresholds, and the numbers of a fitted rule, come from held-out images alone."""
     early, alone = training.both(folder)
     begin, goal = training.begin(folder), GOALS[training.dataset]
     net, twin = (eefast.load(run.output).eval() for run in (early, alone))
@@ -317,14 +323,16 @@ def worth(training: Training, folder: Path, data_root: Path) -> list[TrainingRow
         "cost": {"max_cost": CAUTION * goal.cost},
     }
     rows = []
-    for criterion in CRITERIA:
-        front = pareto_front(held_out.outputs, held_out.labels, net.cost, criterion)
+    for criterion in COMPARED:
+        candidate = make_candidate(criterion, held_out.outputs, held_out.labels)
+        choose, judge = (Seen(candidate.outputs(part.outputs), part.labels) for part in (held_out, test))
+        front = pareto_front(choose.outputs, choose.labels, net.cost, criterion)
         step = math.ceil(len(front) / CURVE_POINTS)
         points, notes = {}, []
         for name, bound in bounds.items():
             try:
                 points[name] = _point(
-                    net, calibrate(held_out.outputs, held_out.labels, net.cost, criterion, **bound), test
+                    net, calibrate(choose.outputs, choose.labels, net.cost, criterion, **bound), judge
                 )
             except ValueError as error:
                 notes.append(str(error))
@@ -348,7 +356,7 @@ def worth(training: Training, folder: Path, data_root: Path) -> list[TrainingRow
                 note="; ".join(notes),
                 macs=_plain_macs(net),
                 curve=tuple(
-                    outcome(test.outputs, test.labels, net.cost, criterion, c.thresholds) for c in front[::step]
+                    outcome(judge.outputs, judge.labels, net.cost, criterion, c.thresholds) for c in front[::step]
                 ),
             )
         )
@@ -390,13 +398,19 @@ def _point(net: eefast.EarlyExitNet, chosen: Calibration, test: Seen) -> Trained
     )  # fmt: skip
 
 
-def chosen(training: Training, folder: Path, rows: Sequence[TrainingRow]) -> eefast.EarlyExitNet | None:
-    """The trained network with the criterion and thresholds that its rows propose; None where they propose none."""
+def chosen(
+    training: Training, folder: Path, rows: Sequence[TrainingRow], data_root: Path
+) -> eefast.EarlyExitNet | None:
+    """The trained network with the rule and thresholds that its rows propose; None where they propose none."""
     row = training_page.proposed([asdict(row) for row in rows])
     if row["at_cost"] is None:
         return None
     net = eefast.load(training.both(folder)[0].output).eval()
-    return net.with_criterion(row["criterion"], row["at_cost"]["thresholds"]).eval()
+    held_out, _ = seen(net, training.dataset, data_root)
+    candidate = make_candidate(row["criterion"], held_out.outputs, held_out.labels)
+    if candidate.scaling is not None:
+        fold_scaling(net, candidate.scaling)
+    return net.with_criterion(candidate.criterion, row["at_cost"]["thresholds"]).eval()
 
 
 def speeds(training: Training, net: eefast.EarlyExitNet, data_root: Path, around: Record) -> None:
@@ -449,7 +463,7 @@ def main() -> int:
             continue
         rows = worth(training, asked.output, asked.data_root)
         append([*rows, *worth_alone(training, asked.output, asked.data_root)], around)
-        net = chosen(training, asked.output, rows)
+        net = chosen(training, asked.output, rows, asked.data_root)
         if net is not None:
             early = training.both(asked.output)[0].output
             net.save(early.with_name(f"{early.name}-chosen"))  # for bench/int8_accuracy.py and the like

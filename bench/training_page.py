@@ -105,7 +105,7 @@ def _section(key: Key, group: list[Record], smaller: dict[str, Point]) -> list[s
     begun = f"; after {row['first']['epochs']} epochs of the plain network alone" if row["first"] else ""
     who = "plain network, network, twin" if row["first"] else "network, twin"
     lines = [f"## {model} on {dataset}", "", f"![Accuracy against cost]({_figure(key)})", ""]
-    lines += _head("all images leave at exit", *(str(i) for i in range(len(row["exit_accuracy"]))), "twin")
+    lines += _head("all images exit at", *(str(i) for i in range(len(row["exit_accuracy"]))), "twin")
     lines.append(_row("cost", *(f"{cost:.3f}" for cost in row["exit_costs"]), "1.000"))
     lines.append(_row("accuracy, %", *map(_percent, row["exit_accuracy"]), _percent(row["twin_accuracy"])))
     lines += ["", *_head("criterion", "thresholds chosen for", "held-out", "cost", "test", "lost", "cost", "exits")]

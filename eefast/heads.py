@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from .result import ExitOutput
 
-HEADS = ("pool", "bnpool", "plain", "conv1", "conv2", "conv3", "depthwise")
+STRIDED = ("strided1", "strided2", "strided3")
+HEADS = ("pool", "bnpool", "plain", "conv1", "conv2", "conv3", "depthwise", *STRIDED)
 TOKEN_HEADS = ("pool", "bnpool", "token")
 
 
@@ -27,6 +29,13 @@ def shortest(kinds: Sequence[str]) -> str | list[str]:
     return kinds[0] if len(set(kinds)) == 1 else list(kinds)
 
 
+def channels_read(kind: str, channels: int) -> int:
+    """Channels of the map that a head pools, where the features have `channels`."""
+    if kind in STRIDED:
+        return channels << STRIDED.index(kind) + 1
+    return 2 * channels if kind == "depthwise" else channels
+
+
 class FirstToken(nn.Module):
     """A map of tokens [N, C, 1, T] → the first of them, [N, C, 1, 1]."""
 
@@ -39,8 +48,9 @@ class ExitHead(nn.Module):
 
     kind: "pool", "bnpool" and "plain" as in EENets (Demir & Akbas 2024); "conv1" … "conv3" as in PTEENet (Lahiany &
         Aperstein 2022): k × [conv3x3 C→C without bias, BatchNorm, ReLU] before the pooling; "depthwise" as in T-RecX
-        (Ghanathe & Wilton 2023): conv1x1 C→2C, depthwise conv2x2 of stride 2, ReLU, for maps of at least 2×2. "token"
-        reads the first of T tokens, which are a map [C, 1, T].
+        (Ghanathe & Wilton 2023): conv1x1 C→2C, depthwise conv2x2 of stride 2, ReLU, for maps of at least 2×2.
+        "strided1" … "strided3": k × [conv3x3 of stride 2 C→2C without bias, BatchNorm, ReLU], which see as much of the
+        image as the rest of a ResNet would. "token" reads the first of T tokens, which are a map [C, 1, T].
     feature_shape: (C, H, W) of the features, or (C, L) of rows.
     input_shape: of the network's input; "plain" is defined only where the features still have its H×W, or its L.
 
@@ -66,7 +76,7 @@ class ExitHead(nn.Module):
                 "earlier or choose head='pool'"
             )
         self.kind, self.feature_shape = kind, (channels, *size)
-        self.num_features = {"plain": prod(self.feature_shape), "depthwise": 2 * channels}.get(kind, channels)
+        self.num_features = prod(self.feature_shape) if kind == "plain" else channels_read(kind, channels)
         self.convs = nn.Sequential(*_convolutions(kind, channels, rows))
         norm, pool = (nn.BatchNorm1d, nn.AdaptiveAvgPool1d) if rows else (nn.BatchNorm2d, nn.AdaptiveAvgPool2d)
         self.norm = norm(channels) if kind == "bnpool" else nn.Identity()
@@ -85,13 +95,18 @@ class ExitHead(nn.Module):
 
 def _convolutions(kind: str, channels: int, rows: bool) -> list[nn.Module]:
     if kind == "depthwise":
-        width = 2 * channels  # as where the maps of a ResNet are halved
+        width = channels_read(kind, channels)  # as where the maps of a ResNet are halved
         return [nn.Conv2d(channels, width, 1), nn.Conv2d(width, width, 2, 2, groups=width), nn.ReLU(inplace=True)]
     if kind == "token":
         return [FirstToken()]
-    return [_conv_bn_relu(channels, rows) for _ in range(int(kind[4:]) if kind.startswith("conv") else 0)]
+    if kind in STRIDED:
+        widths = [channels << i for i in range(STRIDED.index(kind) + 2)]
+        return [_conv_bn_relu(before, after, 2, rows) for before, after in pairwise(widths)]
+    count = int(kind.removeprefix("conv")) if kind.startswith("conv") else 0
+    return [_conv_bn_relu(channels, channels, 1, rows) for _ in range(count)]
 
 
-def _conv_bn_relu(channels: int, rows: bool) -> nn.Sequential:
+def _conv_bn_relu(channels: int, outputs: int, stride: int, rows: bool) -> nn.Sequential:
     conv, norm = (nn.Conv1d, nn.BatchNorm1d) if rows else (nn.Conv2d, nn.BatchNorm2d)
-    return nn.Sequential(conv(channels, channels, 3, padding=1, bias=False), norm(channels), nn.ReLU(inplace=True))
+    convolution = conv(channels, outputs, 3, stride, padding=1, bias=False)
+    return nn.Sequential(convolution, norm(outputs), nn.ReLU(inplace=True))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .heads import ExitHead
+from .heads import ExitHead, channels_read
 from .modules import integer_maps
 
 REFUSED = (
@@ -214,7 +214,8 @@ def quantized_head(
 
     eps: of the BatchNorm before its pooling, None where there is none.
     """
-    head = ExitHead(kind if kind in ("plain", "depthwise") else "pool", feature_shape, num_classes, input_shape)
+    made_of_features = kind != "plain" and channels_read(kind, feature_shape[0]) == feature_shape[0]
+    head = ExitHead("pool" if made_of_features else kind, feature_shape, num_classes, input_shape)
     head.kind = kind
     head.convs = nn.Sequential() if convs is None else nn.Sequential(convs)
     if eps is not None:

@@ -158,7 +158,7 @@ _EENET: dict[str, Field] = {
     "input_shape": _ANY_SHAPE,
     "num_exits": (is_int, "a number of early exits"),
     "placement": (
-        lambda v: isinstance(v, list) and len(v) <= MOST_EXITS and all(map(is_int, v)),
+        lambda v: isinstance(v, list) and len(v) <= MOST_EXITS and all(is_int(blocks, least=0) for blocks in v),
         f"a list of at most {MOST_EXITS} numbers of blocks",
     ),
 }

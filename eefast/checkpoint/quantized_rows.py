@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..cost import StageCost
 from ..criteria import CARRYING, CRITERIA
-from ..heads import HEADS, ExitHead
+from ..heads import HEADS, ExitHead, channels_read
 from ..model import EarlyExitNet
 from ..modules.integer_maps import largest_sums, short_mantissa
 from ..quantized import QuantizedAffine, QuantizedConvolution, QuantizedMaxPool, QuantizedStage, Step, quantized_head
@@ -189,8 +189,7 @@ def _head(row: Mapping[str, Any], features: Shape, config: Mapping[str, Any], wh
     convs, shape, rows = None, features, len(config["input_shape"]) == 2
     if row["convs"] is not None:
         convs, shape = _stage(row["convs"], features, False, rows, f"{where}.convs")
-    wanted = 2 * features[0] if row["kind"] == "depthwise" else features[0]
-    if shape[0] != wanted or (row["kind"] == "plain" and shape != features):
+    if shape[0] != channels_read(row["kind"], features[0]) or (row["kind"] == "plain" and shape != features):
         raise ValueError(f"{where} has convolutions to {shape} of features of {features}")
     if prod(features) * config["num_classes"] > MOST_ELEMENTS:
         raise ValueError(f"{where} has a classifier of more than {MOST_ELEMENTS} numbers")

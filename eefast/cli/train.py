@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
+from ..heads import HEADS
 from ..train.options import TrainOptions
 from .options import (
     Json,
@@ -114,11 +115,15 @@ def command(
     net: Annotated[str, network_option("--net", "--model", help="eenet8 … eenet152.")] = DEFAULT.net,
     num_exits: Annotated[int, network_option(help="Number of early exits.", min=1)] = DEFAULT.num_exits,
     placement: Annotated[
-        str, network_option(help="Where the early exits are: fine, pareto, linear, gold_ratio, or after blocks: 2,4,6.")
+        str,
+        network_option(
+            help="Where the early exits are: fine, pareto, linear, gold_ratio, or after blocks: 2,4,6; 0: the stem."
+        ),
     ] = "fine",
     head: Annotated[
-        str, network_option(help="Kind of the early exits' heads: pool, bnpool, plain, conv1, conv2, conv3, depthwise.")
-    ] = DEFAULT.head,
+        str,
+        network_option(help=f"Kind of the early exits' heads: {', '.join(HEADS)}; one for all, or a list: pool,conv1."),
+    ] = "pool",
     backbone: Annotated[
         str | None, network_option(help="torchvision:NAME or timm:NAME instead of --net; exits are attached to it.")
     ] = DEFAULT.backbone,
@@ -197,7 +202,7 @@ def command(
     options = TrainOptions(
         net=net, dataset=dataset, data_root=data_root, output=output, download=download, image_size=image_size,
         crop_fraction=crop_fraction,
-        num_exits=num_exits, placement=_blocks(placement), head=head, backbone=backbone,
+        num_exits=num_exits, placement=_blocks(placement), head=_kinds(head), backbone=backbone,
         exits=[name.strip() for name in exits.split(",") if name.strip()], weights=weights,
         freeze_backbone=freeze_backbone, self_labelled=self_labelled, train_images=train_images, epochs=epochs,
         batch_size=batch_size,
@@ -231,6 +236,12 @@ def _blocks(placement: str) -> str | Sequence[int]:
     if re.fullmatch(r"\d{1,9}(,\d{1,9})*", placement, re.ASCII):
         return [int(block) for block in placement.split(",")]
     return placement
+
+
+def _kinds(head: str) -> str | Sequence[str]:
+    """The names in "pool,conv1"; one name as it is."""
+    kinds = [kind.strip() for kind in head.split(",")]
+    return kinds[0] if len(kinds) == 1 else kinds
 
 
 def _mixed_precision(device: str) -> str:

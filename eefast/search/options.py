@@ -24,7 +24,7 @@ class SearchOptions(TrainOptions):
     network: a folder or file of a network that was trained, or a name: "eenet20" …, "torchvision:NAME", "timm:NAME".
     weights: file or folder with the weights of a backbone that is named, or the name of published ones, see there.
     kinds: of heads; each is tried at every place.
-    exits: names of modules, or numbers of residual blocks, after which heads are tried; empty: all.
+    exits: names of modules, or numbers of residual blocks, 0: the stem, after which heads are tried; empty: all.
     most_places: how many are tried where `exits` is empty, spread evenly by cost.
     freeze_backbone: train the heads only.
     other_data: take images, seed and held-out images as they are given, even if the network was trained on others.

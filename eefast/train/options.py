@@ -32,8 +32,9 @@ class TrainOptions:
     crop_fraction: share of a photograph's shorter side in the centre that is measured, timm's crop_pct; for "imagenet"
         and "folder"; None: 224/256, or 1 for a folder of images that already have this size.
     num_exits: number of early exits.
-    placement: which residual blocks the early exits follow: fine, pareto, linear, gold_ratio, or numbers of blocks.
-    head: kind of the early exits' heads: pool, bnpool, plain, conv1, conv2, conv3, depthwise.
+    placement: which residual blocks the early exits follow: fine, pareto, linear, gold_ratio, or numbers of blocks, 0:
+        the stem.
+    head: kind of the early exits' heads, see `eefast.heads.ExitHead`; one for all, or one for each.
     backbone: instead of `net`, "torchvision:NAME" or "timm:NAME".
     exits: names of the backbone's modules after which its early exits are attached, see
         `eefast.attach`.
@@ -86,7 +87,7 @@ class TrainOptions:
     crop_fraction: float | None = None
     num_exits: int = 3
     placement: str | Sequence[int] = "fine"
-    head: str = "pool"
+    head: str | Sequence[str] = "pool"
     backbone: str | None = None
     exits: Sequence[str] = ()
     weights: str | Path | None = None

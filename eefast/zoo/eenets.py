@@ -45,8 +45,8 @@ def eenet(
     "eenet18-1d" … "eenet152-1d" are the same on rows [N, C, L], such as windows of sensors, with input_shape (C, L).
 
     num_exits: number of early exits; EENet-8 always has its two.
-    placement: "fine", "pareto", "linear", "gold_ratio", or the numbers of residual blocks before each exit (their
-        count then replaces `num_exits`); EENet-8's exits are fixed.
+    placement: "fine", "pareto", "linear", "gold_ratio", or the numbers of residual blocks before each exit, 0 for one
+        after the stem (their count then replaces `num_exits`); EENet-8's exits are fixed.
     head: kind of the early exits' heads, see `eefast.heads.ExitHead`; one for all, or one for each.
     input_shape: (C, H, W) of the images.
     criterion, thresholds, normalization: see `EarlyExitNet`.
@@ -129,8 +129,6 @@ def _cut(
     """Blocks before each exit, and the stages between the cuts, the stem in the first."""
     stem, blocks, width = trunk(depth, input_shape[0], len(input_shape) == 2)
     positions = place(_costs(stem, blocks, width, num_classes, input_shape), num_exits, placement)
-    edges = (0, *positions, len(blocks))
-    stages: list[nn.Module] = [
-        nn.Sequential(*([stem] if lo == 0 else []), *blocks[lo:hi]) for lo, hi in pairwise(edges)
-    ]
+    layers, edges = [stem, *blocks], (0, *(position + 1 for position in positions), len(blocks) + 1)
+    stages: list[nn.Module] = [nn.Sequential(*layers[lo:hi]) for lo, hi in pairwise(edges)]
     return positions, stages

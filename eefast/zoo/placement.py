@@ -24,7 +24,7 @@ def place(block_costs: Sequence[float], num_exits: int, placement: str | Sequenc
 
     block_costs: for every block, MACs up to and including it ÷ MACs of the plain network.
     placement: a name in `SCHEMES`: exit i goes after the first block whose cost reaches the scheme's share, one
-        exit per block at most; or the numbers of blocks themselves.
+        exit per block at most; or the numbers of blocks themselves, 0: an exit before all of them, after the stem.
     Raises `ValueError` where that is impossible, saying how many exits fit.
     """
     blocks = len(block_costs)
@@ -46,8 +46,8 @@ def place(block_costs: Sequence[float], num_exits: int, placement: str | Sequenc
         positions = tuple(_integer("placement", block) for block in placement)
     except TypeError as error:
         raise ValueError(f"placement={placement!r} must be one of {', '.join(SCHEMES)}, or numbers") from error
-    if not positions or sorted(set(positions) & set(range(1, blocks + 1))) != list(positions):
-        raise ValueError(f"placement={positions} must be ascending numbers of blocks in 1 … {blocks}")
+    if not positions or sorted(set(positions) & set(range(blocks + 1))) != list(positions):
+        raise ValueError(f"placement={positions} must be ascending numbers of blocks in 0 … {blocks}")
     return positions
 
 

@@ -10,13 +10,14 @@ from eefast.thresholds.candidates import make_candidate
 from eefast.thresholds.comparing import accuracies_at, path_of
 
 
-def test_rows_are_means_over_divisions():
+@pytest.mark.parametrize("asked", [[], [0.4, 0.75]], ids=["default", "asked"])
+def test_rows_are_means_over_divisions(asked):
     exits, labels = make_outputs(57, 3, 0)
     cost = costs_of(3)
     whole = Outputs(exits, labels, cost)
-    found = rules.measured("made", ["vote", "margin"], whole, 31, 3)
+    found = rules.measured("made", ["vote", "margin"], whole, 31, 3, asked)
     assert [row.rule for row in found] == ["max_probability", "vote", "margin"]
-    costs = [0.25 * factor for factor in rules.COSTS]
+    costs = asked or [0.25 * factor for factor in rules.COSTS]
     accuracy = {}
     for row in found:
         per_split = []

@@ -40,14 +40,14 @@ def test_a_saved_network_comes_back(tmp_path, head, criterion):
 
 
 def test_heads_of_several_kinds_come_back(tmp_path):
-    kinds, x = ["plain", "depthwise", "conv1"], images(3, (2, 9, 7))
-    net = lived_in(zoo.eenet("eenet20", 3, (1, 3, 4), kinds, 3, (2, 9, 7)), seed=1)
+    kinds, x = ["plain", "depthwise", "conv1", "strided2"], images(3, (2, 9, 7))
+    net = lived_in(zoo.eenet("eenet20", 4, (0, 1, 3, 4), kinds, 3, (2, 9, 7)), seed=1)
     net.save(tmp_path)
     got = load(tmp_path)
     assert [head.kind for head in got.heads] == [*kinds, "pool"]
     assert all(torch.equal(a.logits, b.logits) for a, b in zip(got.all_exits(x), net.all_exits(x), strict=True))
-    assert net.without_exits([1]).config["head"] == ["plain", "conv1"]
-    assert net.without_exits([0, 1]).config["head"] == "conv1"
+    assert net.without_exits([1]).config["head"] == ["plain", "conv1", "strided2"]
+    assert net.without_exits([0, 1, 3]).config["head"] == "conv1"
 
 
 @pytest.mark.parametrize("name", ["eenet8", "eenet20", "eenet18"])

@@ -51,12 +51,12 @@ def test_options_and_their_other_names(tmp_path: Path) -> None:
 def test_options_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "options.yaml"
     file.write_text(
-        "lr: 1e-3\nbatch-size: 17\nplacement: [1, 4]\nflip: false\nseed: 3\ndownload: true\n"
+        "lr: 1e-3\nbatch-size: 17\nplacement: [1, 4]\nhead: [conv1, pool]\nflip: false\nseed: 3\ndownload: true\n"
         "backbone: timm:x\nexits: [a, b.c]\n"
     )
     expected = {
-        "learning_rate": 1e-3, "batch_size": 17, "placement": [1, 4], "flip": False, "seed": 3, "download": True,
-        "backbone": "timm:x", "exits": ["a", "b.c"],
+        "learning_rate": 1e-3, "batch_size": 17, "placement": [1, 4], "head": ["conv1", "pool"], "flip": False,
+        "seed": 3, "download": True, "backbone": "timm:x", "exits": ["a", "b.c"],
     }  # fmt: skip
     assert command_line("--config", file) == {**command_line(), **expected}
     found = command_line("--seed", 4, "--config", file, "--learning-rate", 0.5, "--flip")

@@ -38,9 +38,10 @@ def assert_same(got: ExitResult, expected: ExitResult) -> None:
     torch.testing.assert_close(got.confidence, expected.confidence, rtol=1e-4, atol=1e-4)
 
 
-def test_depthwise_heads_and_heads_of_several_kinds() -> None:
+@pytest.mark.parametrize("kinds", [["depthwise", "conv1", "depthwise"], ["strided3", "strided2", "strided1"]])
+def test_heads_that_resize_maps_and_heads_of_several_kinds(kinds: list[str]) -> None:
     shape = (3, 13, 15)
-    net: Any = lived_in(zoo.eenet("eenet20", 3, (1, 3, 5), ["depthwise", "conv1", "depthwise"], input_shape=shape), 1)
+    net: Any = lived_in(zoo.eenet("eenet20", 3, (0, 3, 5), kinds, input_shape=shape), 1)
     x = images(67, shape)
     spread_thresholds(net, x, 0.4)
     expected = net(x)

@@ -48,9 +48,11 @@ NETWORKS: Mapping[str, Callable[[], eefast.EarlyExitNet]] = {
     "convolved heads": lambda: eenet(head="conv2"),
     "bottlenecks": lambda: eenet("eenet50"),
     "depthwise heads": lambda: eenet(head="depthwise"),
+    "strided heads": lambda: eenet(head="strided3"),
     "int8": quantized,
     "int8, pre-activation": lambda: quantized(blocks="pre-activation", head="bnpool"),
     "int8, depthwise heads": lambda: spread(eefast.quantize(eenet(head="depthwise"), images(32, SHAPE))),
+    "int8, strided heads": lambda: spread(eefast.quantize(eenet(head="strided2"), images(32, SHAPE))),
     "int8, convolved heads": lambda: quantized(blocks="pool", head="conv2"),
 }
 

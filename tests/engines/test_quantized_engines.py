@@ -72,8 +72,13 @@ def test_every_engine_gives_the_answers_of_the_network(arguments: dict[str, str]
 @needs_cpp
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("eenet20", {"head": "conv1"}), ("eenet8", {"filters": 5}), ("eenet20", {"head": "bnpool", "num_exits": 3})],
-    ids=["conv1", "pre-activation", "bnpool"],
+    [
+        ("eenet20", {"head": "conv1"}),
+        ("eenet8", {"filters": 5}),
+        ("eenet20", {"head": "bnpool", "num_exits": 3}),
+        ("eenet20", {"head": "strided2", "placement": (0, 4)}),
+    ],
+    ids=["conv1", "pre-activation", "bnpool", "strided"],
 )
 def test_what_quantize_makes_runs_with_the_answers_of_the_network(name: str, arguments: dict[str, Any]) -> None:
     shape = (3, 11, 14)

@@ -16,7 +16,8 @@ def test_every_kind_returns_logits_and_a_confidence_per_sample(kind):
     out = head(images(3, SHAPE))
     assert (out.logits.shape, out.confidence.shape, out.confidence_logit.shape) == ((3, 7), (3,), (3,))
     assert torch.equal(out.confidence, torch.sigmoid(out.confidence_logit))
-    assert head.num_features == {"plain": 120, "depthwise": 8}.get(kind, 4)
+    read = {"plain": 120, "depthwise": 8, "strided1": 8, "strided2": 16, "strided3": 32}
+    assert head.num_features == read.get(kind, 4)
     assert repr(head).startswith(f"ExitHead(\n  kind={kind!r}")
 
 
@@ -55,6 +56,20 @@ def test_a_depthwise_head_pixel_by_pixel():
             window = mixed[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
             halved[:, :, row, column] = (window * deep.weight[:, 0]).sum((2, 3)) + deep.bias
     pooled = halved.clamp(min=0).mean((2, 3))
+    torch.testing.assert_close(head(x).logits, pooled @ head.classifier.weight.T + head.classifier.bias)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(4, 5, 7), (4, 1, 2), (3, 9)])
+def test_a_strided_head_keeps_every_other_pixel_of_whole_convolutions(shape):
+    rows = len(shape) == 2
+    head = lived_in(ExitHead("strided3", shape, 3, shape), 1)
+    x = seen = torch.randn(2, *shape, generator=torch.Generator().manual_seed(2))
+    convolve = torch.conv1d if rows else torch.conv2d
+    for conv, norm, _ in head.convs:
+        assert conv.weight.shape == (2 * seen.shape[1], seen.shape[1], *[3] * (len(shape) - 1))
+        seen = norm(convolve(seen, conv.weight, padding=1)[(..., *[slice(None, None, 2)] * (len(shape) - 1))]).relu()
+    pooled = seen.flatten(2).mean(2)
     torch.testing.assert_close(head(x).logits, pooled @ head.classifier.weight.T + head.classifier.bias)
 
 

@@ -122,7 +122,7 @@ def test_the_last_convolution_of_a_head_goes_into_the_triton_kernel(
         assert (step.conv is not None) == ("with conv" in kernel)
 
 
-@pytest.mark.parametrize("head", ["pool", "bnpool", "plain", "conv1", "depthwise"])
+@pytest.mark.parametrize("head", ["pool", "bnpool", "plain", "conv1", "depthwise", "strided2"])
 def test_plain_heads_read_the_whole_map(head: str) -> None:
     assert [step.flatten for step in build_compact(subject_of(network(conv(), head=head))).steps] == [
         head == "plain"

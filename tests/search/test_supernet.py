@@ -45,6 +45,19 @@ def test_all_candidates_read_the_features_of_their_place(trained, supernet):
 
 
 @torch.no_grad()
+def test_the_stem_is_a_place(trained, tmp_path):
+    made = of_network(trained, ["strided1"], ["0", "3"], 1)
+    assert made.places == (0, 3)
+    x, outputs = images(3, SHAPE), made.net.eval().all_exits(images(3, SHAPE))
+    assert torch.equal(outputs[-1].logits, trained.all_exits(x)[-1].logits)
+    made.network((0,), "entropy", [0.25]).save(tmp_path)
+    found = eefast.load(tmp_path)
+    assert found.config["placement"] == [0]
+    for ours, theirs in zip(found.all_exits(x), (outputs[0], outputs[-1]), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("subset", [(1,), (0, 5, 8), (2, 3)], ids=str)
 def test_a_network_of_the_zoo_with_some_of_them(supernet, subset, tmp_path):
     x, net = images(3, SHAPE), supernet.network(subset, "entropy", [0.25] * len(subset))

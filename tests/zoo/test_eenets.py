@@ -79,15 +79,15 @@ def test_what_is_no_whole_number_is_refused(wild):
     [
         ({"name": "eenet20", "placement": 3}, "placement=3 must be one of fine, .*, or numbers"),
         ({"name": "eenet20", "placement": None}, "placement=None must be one of"),
-        ({"name": "eenet20", "placement": (1, 10**30)}, "must be ascending numbers of blocks in 1 … 9"),
-        ({"name": "eenet20", "placement": (-1, 2)}, "must be ascending numbers of blocks in 1 … 9"),
-        ({"name": "eenet20", "placement": (2, 2)}, "must be ascending numbers of blocks in 1 … 9"),
-        ({"name": "eenet20", "placement": ()}, "must be ascending numbers of blocks in 1 … 9"),
+        ({"name": "eenet20", "placement": (1, 10**30)}, "must be ascending numbers of blocks in 0 … 9"),
+        ({"name": "eenet20", "placement": (-1, 2)}, "must be ascending numbers of blocks in 0 … 9"),
+        ({"name": "eenet20", "placement": (2, 2)}, "must be ascending numbers of blocks in 0 … 9"),
+        ({"name": "eenet20", "placement": ()}, "must be ascending numbers of blocks in 0 … 9"),
         ({"name": "eenet20", "num_exits": -5}, "num_exits=-5 must be at least 1"),
         ({"name": "eenet21"}, "name='eenet21' is unknown.*eenet8, eenet18"),
         ({"name": "eenet20", "placement": "golden"}, "placement='golden' is unknown.*gold_ratio"),
         ({"name": "eenet20", "placement": (2, 1)}, "placement=.2, 1. must be ascending"),
-        ({"name": "eenet20", "placement": (10,)}, "in 1 … 9"),
+        ({"name": "eenet20", "placement": (10,)}, "in 0 … 9"),
         ({"name": "eenet20", "num_exits": 0}, "num_exits=0 must be at least 1"),
         ({"name": "eenet20", "head": "avg"}, "head='avg' is unknown.*bnpool"),
         ({"name": "eenet20", "criterion": "hope"}, "criterion='hope' is unknown"),
@@ -119,6 +119,19 @@ def test_every_network_takes_any_shape_and_class_count(name, shape):
     outs = net.train()(images(2, shape))
     assert [tuple(o.logits.shape) for o in outs] == [(2, 7)] * 3
     assert all(tuple(o.confidence.shape) == (2,) for o in outs)
+
+
+@torch.no_grad()
+def test_an_exit_after_the_stem_leaves_the_network_as_it_is():
+    net, plain = zoo.eenet("eenet20", placement=(0, 4)).eval(), zoo.resnet("resnet20").eval()
+    assert [len(stage) for stage in net.stages] == [1, 4, 5]
+    values = (*net.stages.state_dict().values(), *net.heads[-1].classifier.state_dict().values())
+    plain.load_state_dict(dict(zip(plain.state_dict(), values, strict=True)))
+    x = images(3, (3, 32, 32))
+    assert torch.equal(net.all_exits(x)[-1].logits, plain(x))
+    # The stem is a convolution of 3×3×3, BatchNorm, ReLU, 16 channels of 32×32.
+    assert net.stage_costs[0].stage_macs == 16 * 32 * 32 * (27 + 2 + 1)
+    assert torch.equal(net.cost[1:], zoo.eenet("eenet20", placement=(4,)).cost)
 
 
 def test_weights_are_shared_with_the_plain_network():
