@@ -36,7 +36,6 @@ def open_images(options: TrainOptions) -> RunImages:
 
     Few held-out images are reported on stderr.
     """
-
     # Beside published weights it is meant for these, where images cannot be fetched.
     download = options.download and (options.weights is None or options.dataset not in datasets.NOT_FETCHED)
 

@@ -58,7 +58,7 @@ ELSEWHERE = {
 
 SHORTER = {
     "demo": "--images 500 --rounds 2",
-    "train --net eenet20": "--epochs 1 --train-images 64 --held-out 800",
+    "train --net eenet20": "--epochs 1 --train-images 128 --held-out 800",
     "train --dataset folder": "--epochs 1 --train-images 64 --image-size 32",
     "search runs/mine": "--epochs 1 --most-places 3",
     "search timm": "--epochs 1 --most-places 3",
