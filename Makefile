@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 CPP := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/simt/*' 'tests/tsan/*.cpp' 'examples/cpp/*.cpp'
 
 .PHONY: demo test test-all fuzz sanitize sanitized sanitize-tests sanitize-calls sanitize-threads bench int8 \
-	int8-accuracy backbones bounds rules drift wheel aarch64 host-time latency score-bench serving-bench parity guard training report docs aot gpu gpu-pack lint format clean
+	int8-accuracy backbones bounds rules drift wheel aarch64 host-time latency score-bench serving-bench parity guard training report second-torch first-hour docs aot gpu gpu-pack lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eefast demo
@@ -17,12 +17,18 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist worksteal
 
-# The tests marked slow, too: what `make test` proves, on more inputs; on Ray, where it can be installed; the Triton kernels
-# by an older release, which the machine with a GPU may have.
+# The tests marked slow, too: what `make test` proves, on more inputs; on Ray, where it can be installed; with the oldest
+# torch; the Triton kernels by an older release, which the machine with a GPU may have.
 test-all: $(VENV)/.ready
 	-$(BIN)/pip install --quiet "ray[data]"
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist worksteal -m ""
+	$(BIN)/python tests/second_torch/second_torch.py
 	$(MAKE) aot TRITON=3.6.0 SKIP=--skip
+
+# Tests of what depends on torch, with the oldest release that eefast supports, on the library that was built for another
+# one; SECOND_TORCH="--torch 2.12.1 tests/network" for others. The environment takes 6 GB of build/.
+second-torch: $(VENV)/.ready
+	$(BIN)/python tests/second_torch/second_torch.py $(SECOND_TORCH)
 
 # A million rows of random networks, called in random ways, beside float64 (FUZZ="--rows 20000 --seed 7" for others); what
 # fails is printed as the line of code that repeats it. A quarter of an hour.
@@ -139,6 +145,11 @@ guard: $(VENV)/.ready
 DATA ?= data
 training: $(VENV)/.ready
 	$(BIN)/python bench/training.py --data-root $(DATA)
+
+# How long a newcomer takes: a fresh clone, the demo, the quick start's commands on own images; ten minutes, best alone.
+# FIRST_HOUR=--random-weights where published weights cannot be fetched.
+first-hour: $(VENV)/.ready
+	PYTHONPATH=tests/helpers $(BIN)/python bench/first_hour.py $(FIRST_HOUR)
 
 # docs/benchmarks.md and its figures, from the committed rows in bench/results/.
 report: $(VENV)/.ready

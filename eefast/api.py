@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .deprecated import renamed_arguments
 from .engines import Batch, Engine, Plan
 from .engines.partial_runs import Identity, begin, finish, go_on, identity
 from .engines.streaming import copied, groups
@@ -50,6 +51,7 @@ class _Planned(NamedTuple):
     process: int | None
 
 
+@renamed_arguments(example="example_inputs", max_batch="max_batch_size")
 def accelerate(
     net: EarlyExitNet,
     *,

@@ -54,6 +54,10 @@ def record(
     return TrainingRecord(network, num_classes, tuple(input_shape), name, *known, held_out, seed)
 
 
+NOT_FETCHED = ("tiny-imagenet", "imagenet", "folder")
+"""Data sets that `download` cannot fetch."""
+
+
 def dataset(
     name: str,
     root: str | Path,
@@ -79,7 +83,7 @@ def dataset(
     root = Path(root).expanduser()
     if not root.is_dir() and not download:
         raise FileNotFoundError(f"the data folder {root} does not exist; {how_to_get(name)}")
-    if download and name in ("tiny-imagenet", "imagenet", "folder"):
+    if download and name in NOT_FETCHED:
         raise ValueError(f"download=True is not possible for {name}: {how_to_get(name)}")
     found = replace(_sized(name, image_size), resize=resize if name in RESIZED else None)
     return found.load(root, split, download, found)

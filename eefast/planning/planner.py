@@ -23,6 +23,7 @@ from ..system.progress import Late, Progress
 from . import probe, trial
 from .compact_steps import build_compact
 from .compact_steps import obstacle as compact_obstacle
+from .engine_times import Times, measure
 from .errors import SlowerError, UnsupportedError
 from .folding import SIMULATED
 from .integer_lowering import is_quantized
@@ -107,7 +108,8 @@ def _auto(subject: Subject, dtype: torch.dtype | None) -> Engine:
     except UnsupportedError as why_not:
         large = isinstance(why_not, _TooLargeError)
         try:
-            return _because(_compact(subject), str(why_not) if large else f"the resident engine cannot run: {why_not}")
+            reason = str(why_not) if large else f"the resident engine cannot run: {why_not}"
+            return _alone(subject, _compact(subject), reason)
         except UnsupportedError as obstacle:
             return _fallen_back(subject.net, dtype, obstacle)
     return _faster(subject, resident, geometry)
@@ -160,8 +162,8 @@ def _resident(subject: Subject, largest: float = float("inf")) -> tuple[Engine, 
         return build_resident(subject, found), found.geometry
 
 
-speeds: dict[Any, tuple[float, float]] = {}
-"""Seconds of the resident and of the compact engine, for each geometry of a network; none is measured twice."""
+speeds: dict[Any, Times] = {}
+"""Of the resident and of the compact engine, for each geometry of a network; none is measured twice."""
 
 
 hopeless: dict[Any, str] = {}
@@ -181,39 +183,32 @@ def _rival(subject: Subject, resident: Engine) -> tuple[float, ...]:
 
 def _faster(subject: Subject, resident: Engine, geometry: Any) -> Engine:
     """The faster of the resident and the compact engine, measured on images that all go to the final exit."""
-    net, device = subject.net, subject.device
-    key = geometry, device, subject.dtype, ops.instruction_set(), torch.get_num_threads()
+    key = geometry, subject.device, subject.dtype, ops.instruction_set(), torch.get_num_threads()
     compact: Engine | None = None
     try:
-        if key not in hopeless and (key not in speeds or speeds[key][0] > speeds[key][1]):
+        if key not in hopeless and (key not in speeds or speeds[key].least[0] > speeds[key].least[1]):
             compact = _compact(replace(subject, rival=() if key in speeds else _rival(subject, resident)))
     except SlowerError as error:
         hopeless[key] = f"faster than the compact engine, of which {error}"
     except UnsupportedError as error:
-        return _because(resident, f"the compact engine cannot run: {error}")
+        return _alone(subject, resident, f"the compact engine cannot run: {error}")
     if key in hopeless:
         return _because(resident, hopeless[key])
-    # A GPU needs more to be busy, and of large networks fewer take long enough.
-    count = 32 if device.type == "cuda" else 1 if probe.is_large(net) else 2
-    images = torch.cat([probe.images(net, subject.example_inputs)] * count).to(device)
     if compact is not None and key not in speeds:
-        thresholds = probe.thresholds(net, net.num_exits).to(device)
-
-        def answer(engine: Engine) -> None:
-            engine.run(images, thresholds)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-
         subject.progress("comparing engines", 0, 1)
-        timer = probe.seconds_on_cpu if device.type == "cpu" else probe.fastest_of
-        first, second = timer([partial(answer, engine) for engine in (resident, compact)])
-        speeds[key] = first, second
-    milliseconds = [1e3 * seconds for seconds in speeds[key]]
-    low, high = sorted(milliseconds)
-    chosen, slower = (resident, "compact") if milliseconds[0] <= milliseconds[1] else (compact, "resident")
+        speeds[key] = measure(subject, (resident, compact))
+    known = speeds[key]
+    chosen, number = (resident, 0) if known.least[0] <= known.least[1] else (compact, 1)
     assert chosen is not None
-    what = f"{len(images)} images to the final exit: {low:.1f} ms, {high:.1f}"
-    return _because(chosen, f"{high / low:.1f}× as fast as {slower} ({what})")
+    return _because(chosen, known.sentence(("resident", "compact"), number) or "")
+
+
+def _alone(subject: Subject, engine: Engine, reason: str) -> Engine:
+    """The only engine that can run, for this reason, and how fast it is beside the network without exits."""
+    if not probe.is_large(subject.net):
+        told = measure(subject, (engine,), probe.ROUNDS).sentence((engine.plan.engine,), 0)
+        engine = _because(engine, told) if told else engine
+    return _because(engine, reason)
 
 
 def _because(engine: Engine, reason: str) -> Engine:

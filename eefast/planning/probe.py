@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,26 +42,44 @@ def criterion(net: EarlyExitNet) -> str:
 
 def fastest_of(runs: Sequence[Callable[[], Any]], rounds: int = ROUNDS) -> list[float]:
     """Seconds of each run, the least over rounds in which all take turns."""
-    return _least(runs, rounds, time.perf_counter, float("inf"))
+    return [min(seconds) for seconds in _turns(runs, rounds, time.perf_counter, float("inf"))]
 
 
 def seconds_on_cpu(runs: Sequence[Callable[[], Any]], rounds: int = ROUNDS_ON_CPU) -> list[float]:
     """As `fastest_of`, more often in less time; on one thread of the process, which other processes do not lengthen."""
-    return _least(runs, rounds, time.process_time if torch.get_num_threads() == 1 else time.perf_counter, LIMIT)
+    return [min(seconds) for seconds in turns_on_cpu(runs, rounds)]
 
 
-def _least(runs: Sequence[Callable[[], Any]], rounds: int, clock: Callable[[], float], limit: float) -> list[float]:
+def turns(runs: Sequence[Callable[[], Any]], rounds: int = ROUNDS) -> list[list[float]]:
+    """As `fastest_of`, the seconds of all rounds."""
+    return _turns(runs, rounds, time.perf_counter, float("inf"))
+
+
+def turns_on_cpu(runs: Sequence[Callable[[], Any]], rounds: int = ROUNDS_ON_CPU) -> list[list[float]]:
+    """As `seconds_on_cpu`, the seconds of all rounds."""
+    return _turns(runs, rounds, time.process_time if torch.get_num_threads() == 1 else time.perf_counter, LIMIT)
+
+
+def usual(seconds: Sequence[float]) -> float:
+    """The median of rounds, without the first one where there are others, since that warms up."""
+    return statistics.median(seconds[1:] or seconds)
+
+
+def _turns(
+    runs: Sequence[Callable[[], Any]], rounds: int, clock: Callable[[], float], limit: float
+) -> list[list[float]]:
     """limit: seconds after which no round begins but the second, since the first one warms up."""
-    least, total = [float("inf")] * len(runs), 0.0
+    found: list[list[float]] = [[] for _ in runs]
+    total = 0.0
     for r in range(rounds):
         if r > 1 and total > limit:
             break
-        for i, run in enumerate(runs):
+        for seconds, run in zip(found, runs, strict=True):
             begin = clock()
             run()
-            seconds = clock() - begin
-            least[i], total = min(least[i], seconds), total + seconds
-    return least
+            seconds.append(clock() - begin)
+            total += seconds[-1]
+    return found
 
 
 def is_large(net: EarlyExitNet) -> bool:

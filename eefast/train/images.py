@@ -36,9 +36,11 @@ def open_images(options: TrainOptions) -> RunImages:
 
     Few held-out images are reported on stderr.
     """
+    # Beside published weights it is meant for these, where images cannot be fetched.
+    download = options.download and (options.weights is None or options.dataset not in datasets.NOT_FETCHED)
 
     def opened(split: str, resize: int | None) -> Dataset:
-        return datasets.dataset(options.dataset, options.data_root, split, options.download, options.image_size, resize)
+        return datasets.dataset(options.dataset, options.data_root, split, download, options.image_size, resize)
 
     shape = datasets.info(options.dataset, options.data_root, options.image_size).shape
     whole = opened("train", None if options.crop_fraction is None else shorter_side(shape, options.crop_fraction))

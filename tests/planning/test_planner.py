@@ -35,14 +35,15 @@ class FakeEngine:
 class Builders:
     """Build engines that only have a plan, or raise; count what was built.
 
-    seconds: of the resident and of the compact engine, as if measured. megabytes: of the network's weights.
+    seconds: of the resident and of the compact engine, plain: of the network without exits, as if measured.
+    megabytes: of the network's weights.
     """
 
     def __init__(self) -> None:
         self.built: list[str] = []
         self.errors: dict[str, Exception] = {}
         self.seconds, self.measured, self.megabytes, self.geometry = (1.0, 2.0), 0, 1.0, "a geometry"
-        self.no_kernels = ""
+        self.plain, self.no_kernels = 4.0, ""
 
     def make(self, name: str, subject: Any, *notes: str) -> FakeEngine:
         self.built.append(name)
@@ -55,11 +56,11 @@ class Builders:
             raise self.errors["lowered"]
         return SimpleNamespace(nbytes=1e6 * self.megabytes, geometry=self.geometry)
 
-    def fastest_of(self, runs: Any) -> tuple[float, float]:
+    def turns(self, runs: Any, rounds: int = 7) -> list[list[float]]:
         for run in runs:
             run()
         self.measured += 1
-        return self.seconds
+        return [[seconds] for seconds in (*self.seconds[: len(runs) - 1], self.plain)]
 
 
 @pytest.fixture
@@ -69,8 +70,8 @@ def builders(monkeypatch: pytest.MonkeyPatch) -> Builders:
     monkeypatch.setattr(planner, "build_compact", lambda subject: made.make("compact", subject, "graphs", "memory"))
     monkeypatch.setattr(planner, "lowered", made.lowered)
     monkeypatch.setattr(planner, "compact_obstacle", lambda net, device: made.no_kernels)
-    monkeypatch.setattr(probe, "fastest_of", made.fastest_of)
-    monkeypatch.setattr(probe, "seconds_on_cpu", made.fastest_of)
+    monkeypatch.setattr(probe, "turns", made.turns)
+    monkeypatch.setattr(probe, "turns_on_cpu", made.turns)
     monkeypatch.setattr(planner, "speeds", {})
     monkeypatch.setattr(planner, "hopeless", {})
     planner.log_once.cache_clear()
@@ -110,9 +111,21 @@ def test_unknown_names_are_refused(net: Any, builders: Builders) -> None:
 @pytest.mark.parametrize(
     ("seconds", "engine", "reason"),
     [
-        ((1.0, 2.0), "resident", "2.0× as fast as compact (16 images to the final exit: 1000.0 ms, 2000.0)"),
-        ((3.0, 1.0), "compact", "3.0× as fast as resident (16 images to the final exit: 1000.0 ms, 3000.0)"),
-        ((1.0, 1.0), "resident", "1.0× as fast as compact (16 images to the final exit: 1000.0 ms, 1000.0)"),
+        (
+            (1.0, 2.0),
+            "resident",
+            "2.0× as fast as compact, {} (16 images to the final exit, medians: 1000.0 ms, 2000.0, 4000.0)",
+        ),
+        (
+            (3.0, 1.0),
+            "compact",
+            "3.0× as fast as resident, {} (16 images to the final exit, medians: 1000.0 ms, 3000.0, 4000.0)",
+        ),
+        (
+            (1.0, 1.0),
+            "resident",
+            "1.0× as fast as compact, {} (16 images to the final exit, medians: 1000.0 ms, 1000.0, 4000.0)",
+        ),
     ],
 )
 def test_auto_takes_the_faster_and_logs_nothing(
@@ -123,6 +136,7 @@ def test_auto_takes_the_faster_and_logs_nothing(
         found = plan(net)
     assert not caplog.records
     assert found.engine == engine
+    reason = reason.format("4.0× as fast as PyTorch without exits")
     assert found.reasons == (reason, *{"resident": ["a note"], "compact": ["graphs", "memory"]}[engine])
     assert f"{engine} engine, cpu, float32: {'; '.join(found.reasons)}" in str(found)
 
@@ -156,7 +170,8 @@ def test_a_compact_engine_of_a_large_network_knows_what_it_has_to_beat(
     monkeypatch.setattr(
         planner, "build_compact", lambda subject: (rivals.append(subject.rival), make("compact", subject))[1]
     )
-    monkeypatch.setattr(probe, "seconds_on_cpu", lambda runs, rounds=7: [4.0, 8.0, 12.0] if rounds == 1 else (1.0, 2.0))
+    given = [[[1.0], [2.0]], [[4.0], [8.0], [12.0]]]
+    monkeypatch.setattr(probe, "turns_on_cpu", lambda runs, rounds=7: given[rounds == 1])
     assert plan(net).engine == "resident"
     assert rivals == [(1.0, 2.0, 3.0) if large else ()]
 
@@ -181,11 +196,14 @@ def test_threads_and_dtypes_are_measured_apart(net: Any, builders: Builders, mon
     assert builders.measured == 3
 
 
+BESIDE_PLAIN = "4.0× as fast as PyTorch without exits (16 images to the final exit, medians: 1000.0 ms, 4000.0)"
+
+
 def test_without_the_resident_engine_auto_runs_compact(net: Any, builders: Builders) -> None:
     builders.errors["lowered"] = UnsupportedError("stage 1 has GELU")
     found = plan(net)
-    assert (found.engine, builders.measured) == ("compact", 0)
-    assert found.reasons == ("the resident engine cannot run: stage 1 has GELU", "graphs", "memory")
+    assert (found.engine, builders.measured) == ("compact", 1)
+    assert found.reasons == ("the resident engine cannot run: stage 1 has GELU", BESIDE_PLAIN, "graphs", "memory")
     with pytest.raises(ValueError, match=r"engine='resident' cannot run: stage 1 has GELU; use engine='compact' or"):
         plan(net, "resident")
 
@@ -193,8 +211,8 @@ def test_without_the_resident_engine_auto_runs_compact(net: Any, builders: Build
 def test_without_the_compact_engine_auto_runs_resident(net: Any, builders: Builders) -> None:
     builders.errors["compact"] = UnsupportedError("stage 0: answers differ")
     found = plan(net)
-    assert (found.engine, builders.measured) == ("resident", 0)
-    assert found.reasons == ("the compact engine cannot run: stage 0: answers differ", "a note")
+    assert (found.engine, builders.measured) == ("resident", 1)
+    assert found.reasons == ("the compact engine cannot run: stage 0: answers differ", BESIDE_PLAIN, "a note")
     with pytest.raises(ValueError, match="engine='compact' cannot run: stage 0: answers differ; use engine='ref"):
         plan(net, "compact")
 
@@ -261,9 +279,10 @@ class TestRealEngines:
         monkeypatch.setattr(planner, "speeds", {})
         found = plan(net)
         (speeds,) = planner.speeds.values()
-        assert found.engine == ("resident" if speeds[0] <= speeds[1] else "compact")
+        assert found.engine == ("resident" if speeds.least[0] <= speeds.least[1] else "compact")
         other = {"resident": "compact", "compact": "resident"}[found.engine]
-        assert f"as fast as {other} (16 images to the final exit: " in str(found)
+        assert f"as fast as {other}, " in str(found)
+        assert "as fast as PyTorch without exits (16 images to the final exit, medians: " in str(found)
 
     @pytest.mark.parametrize("call", ["accelerate", "the accelerated network", "the network"])
     @pytest.mark.parametrize("engine", ["auto", "compact", "reference", "resident"])

@@ -54,3 +54,8 @@ def test_runs_take_turns_and_the_least_of_their_times_counts(monkeypatch: pytest
     calls: list[str] = []
     assert probe.fastest_of([lambda: calls.append("a"), lambda: calls.append("b")], 3) == [8, 20]
     assert calls == ["a", "b"] * 3
+
+
+def test_the_median_leaves_out_the_round_that_warms_up() -> None:
+    assert probe.usual([9.0, 1.0, 5.0, 2.0]) == 2.0
+    assert probe.usual([9.0]) == 9.0

@@ -27,6 +27,7 @@ LEAVES = {
     "qdq",
     "quantized",
     "survivors",
+    "deprecated",
     "fingerprints",
     "version",
     "modules",

@@ -95,3 +95,12 @@ def test_small_images_of_the_wanted_size_are_shifted(tmp_path: Path, size: int, 
     found = opened(tmp_path, dataset="folder", image_size=32, held_out=2, batch_size=4)
     assert (found.info.shift, found.info.flip) == (shift, True)
     assert (found.augmented.dataset is found.whole) == bool(shift)
+
+
+def test_download_beside_published_weights_is_for_the_weights(colours: Path) -> None:
+    """As in docs/quick-start.md; without them it cannot be meant otherwise than for the images."""
+    options = {"dataset": "folder", "image_size": 8, "held_out": 9, "batch_size": 4, "download": True}
+    with pytest.raises(ValueError, match="download=True is not possible for folder"):
+        opened(colours, **options)
+    backbone = {"backbone": "torchvision:resnet18", "exits": ("layer1",), "weights": "IMAGENET1K_V1"}
+    assert len(opened(colours, **options, **backbone).held_out) == 9
