@@ -1,4 +1,4 @@
-// The exit head in one launch: global average pool → logits → criterion → results and survivor list.
+// The exit head: global average pool → logits → criterion → results and survivor list.
 //
 //   pooled[c] = mean over pixels of features[row, c];  logits = weight · pooled + bias
 //   confidence = criterion(logits);  exits = confidence > threshold, or < for entropy
@@ -10,6 +10,9 @@
 // rows, each for all samples of the tile, then one sample each for the criterion. Sums are float32 and of a fixed
 // order. The block that is done last writes the next live list: survivors to the front, all others to the back in
 // reverse order, so that one pass over the flags places everything. No block waits for another.
+//
+// With many classes that would be few blocks with much work each, so there are three launches: `pool`, with several
+// blocks for a large map, `classify`, with one for each tile and some class rows, `decide` for the rest.
 #pragma once
 
 #include "cuda/criterion.cuh"
@@ -163,19 +166,19 @@ SIMT_DEVICE void pool_channels_last(const Tiles& tiles, const T* map, int channe
   }
 }
 
-// logits += weight · means, for the channels of a chunk and all samples of a tile; a warp has ROWS class rows at a
-// time.
+// logits += weight · means, for the channels of a chunk, all samples of a tile and the class rows first_row … last_row;
+// a warp has ROWS class rows at a time.
 template <int ROWS>
-SIMT_DEVICE void classify(const ExitHead& head, const Tiles& tiles, const float* means, int first_channel, int channels,
-                          int samples, float* logits) {
+SIMT_DEVICE void add_products(const ExitHead& head, const Tiles& tiles, const float* means, int first_channel,
+                              int channels, int samples, int first_row, int last_row, float* logits) {
   const int lane = lane_index(), columns = static_cast<int>(head.num_classes) + 1;
-  for (int k = warp_index() * ROWS; k < columns; k += Tiles::kWarps * ROWS) {
+  for (int k = first_row + warp_index() * ROWS; k < last_row; k += Tiles::kWarps * ROWS) {
     const float* const weight = head.weight + static_cast<int64_t>(k) * tiles.channels + first_channel;
     float dot[ROWS][Tiles::kMaxSamples] = {};
     for (int c = lane; c < channels; c += 32) {
       float w[ROWS];
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r) w[r] = k + r < columns ? __ldg(weight + int64_t{r} * tiles.channels + c) : 0.f;
+      for (int r = 0; r < ROWS; ++r) w[r] = k + r < last_row ? __ldg(weight + int64_t{r} * tiles.channels + c) : 0.f;
 #pragma unroll
       for (int s = 0; s < Tiles::kMaxSamples; ++s) {
         if (s < samples) {
@@ -188,8 +191,8 @@ SIMT_DEVICE void classify(const ExitHead& head, const Tiles& tiles, const float*
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
       const float sum = sums_of_warp(dot[r]);
-      if (lane < samples && k + r < columns) {
-        float* const logit = logits + lane * columns + k + r;
+      if (lane < samples && k + r < last_row) {
+        float* const logit = logits + static_cast<int64_t>(lane) * columns + k + r;
         *logit = (first_channel == 0 ? __ldg(head.bias + k + r) : *logit) + sum;
       }
     }
@@ -286,7 +289,37 @@ SIMT_DEVICE void partition(const ExitHead& head, int count, ExitHeadScratch* scr
   if (threadIdx.x == 0) *head.next_live = before;
 }
 
-template <class T, int VECTOR, int ROWS, bool CARRIES>
+// The end of a block of those that decide: the last one writes the next live list.
+SIMT_DEVICE void finish(const ExitHead& head, int count, ExitHeadScratch* scratch) {
+  __syncthreads();  // the block is done
+  if (threadIdx.x == 0) {
+    // The flags of this block are to be seen before its ticket.
+    __threadfence();
+    const bool last = atomicAdd(head.workspace, 1) == static_cast<int>(gridDim.x) - 1;
+    // The flags of the other blocks are to be seen after it; the barrier hands that on to all threads.
+    __threadfence();
+    scratch->last = last;
+  }
+  __syncthreads();  // it is known whether it was the last one
+  if (scratch->last) partition(head, count, scratch);
+}
+
+// Entries of the live list that count.
+SIMT_DEVICE int entries_of(const ExitHead& head) {
+  const int live = __ldg(head.live);
+  return live < 0 ? 0 : smaller(live, static_cast<int>(head.size));
+}
+
+// The map of an entry, from one of its channels on.
+template <class T>
+SIMT_DEVICE const T* map_of(const ExitHead& head, const Tiles& tiles, int entry, int first_channel) {
+  const int64_t row = __ldg(head.rows + entry);
+  if (row < 0 || row >= head.samples) __trap();
+  return static_cast<const T*>(head.features) + row * head.sample_stride + first_channel * tiles.channel_stride;
+}
+
+// Few classes: all of it.
+template <class T, int VECTOR, bool CARRIES>
 SIMT_DEVICE void run(const ExitHead& head, const Tiles& tiles, char* shared) {
   ExitHeadScratch* const scratch = reinterpret_cast<ExitHeadScratch*>(shared);
   float* const sums = reinterpret_cast<float*>(scratch + 1);
@@ -294,7 +327,7 @@ SIMT_DEVICE void run(const ExitHead& head, const Tiles& tiles, char* shared) {
   float* const logits = means + tiles.samples * tiles.chunk;
   uint8_t* const flags = reinterpret_cast<uint8_t*>(head.workspace + ExitHead::kFlags);
   const int warp = warp_index(), parts = tiles.warps_per_sample, part = warp & (parts - 1);
-  const int live = __ldg(head.live), count = live < 0 ? 0 : smaller(live, static_cast<int>(head.size));
+  const int count = entries_of(head);
   const float pixels = static_cast<float>(tiles.lines * tiles.columns);
 
   for (int tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
@@ -305,10 +338,7 @@ SIMT_DEVICE void run(const ExitHead& head, const Tiles& tiles, char* shared) {
       for (int first = 0; first < samples; first += Tiles::kWarps / parts) {
         const int sample = first + warp / parts;
         if (sample < samples) {
-          const int64_t row = __ldg(head.rows + entry + sample);
-          if (row < 0 || row >= head.samples) __trap();
-          const T* const map =
-              static_cast<const T*>(head.features) + row * head.sample_stride + first_channel * tiles.channel_stride;
+          const T* const map = map_of<T>(head, tiles, entry + sample, first_channel);
           if (tiles.channels_last)
             pool_channels_last<T, VECTOR>(tiles, map, channels, part, sums + warp * tiles.chunk);
           else
@@ -326,23 +356,88 @@ SIMT_DEVICE void run(const ExitHead& head, const Tiles& tiles, char* shared) {
         }
         __syncthreads();  // means complete, sums free
       }
-      classify<ROWS>(head, tiles, means, first_channel, channels, samples, logits);
+      const int columns = static_cast<int>(head.num_classes) + 1;
+      add_products<1>(head, tiles, means, first_channel, channels, samples, 0, columns, logits);
     }
     __syncthreads();  // logits complete
     if (warp < samples) answer<CARRIES>(head, logits + warp * (head.num_classes + 1), entry + warp, flags);
   }
 
-  __syncthreads();  // the block is done
-  if (threadIdx.x == 0) {
-    // The flags of this block are to be seen before its ticket.
-    __threadfence();
-    const bool last = atomicAdd(head.workspace, 1) == static_cast<int>(gridDim.x) - 1;
-    // The flags of the other blocks are to be seen after it; the barrier hands that on to all threads.
-    __threadfence();
-    scratch->last = last;
+  finish(head, count, scratch);
+}
+
+// Many classes, first: sums over a map, by `blocks_per_sample` blocks. Where channels are adjacent each has some of the
+// pixels, else some of the channels.
+template <class T, int VECTOR>
+SIMT_DEVICE void pool(const ExitHead& head, const Tiles& tiles, char* shared) {
+  float* const partials = reinterpret_cast<float*>(shared);
+  const int count = entries_of(head), warp = warp_index();
+  const int64_t units = static_cast<int64_t>(count) * tiles.blocks_per_sample;
+  for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
+    const int entry = static_cast<int>(unit / tiles.blocks_per_sample);
+    const int block = static_cast<int>(unit % tiles.blocks_per_sample), part = block * Tiles::kWarps + warp;
+    float* const sums = head.sums + static_cast<int64_t>(entry) * tiles.sums_per_sample * tiles.channels;
+    if (!tiles.channels_last) {
+      pool_planes<T, VECTOR>(tiles, map_of<T>(head, tiles, entry, 0), tiles.channels, part, sums);
+      continue;
+    }
+    for (int first_channel = 0; first_channel < tiles.channels; first_channel += tiles.chunk) {
+      const int channels = smaller(tiles.chunk, tiles.channels - first_channel);
+      const T* const map = map_of<T>(head, tiles, entry, first_channel);
+      pool_channels_last<T, VECTOR>(tiles, map, channels, part, partials + warp * tiles.chunk);
+      __syncthreads();  // the partial sums of all warps are complete
+      for (int c = static_cast<int>(threadIdx.x); c < channels; c += Tiles::kThreads) {
+        float sum = partials[c];
+        for (int other = 1; other < Tiles::kWarps; ++other) sum += partials[other * tiles.chunk + c];
+        sums[static_cast<int64_t>(block) * tiles.channels + first_channel + c] = sum;
+      }
+      __syncthreads();  // they are free
+    }
   }
-  __syncthreads();  // it is known whether it was the last one
-  if (scratch->last) partition(head, count, scratch);
+}
+
+// Many classes, then: the logits of a tile for kBlockRows class rows.
+SIMT_DEVICE void classify(const ExitHead& head, const Tiles& tiles, char* shared) {
+  float* const means = reinterpret_cast<float*>(shared);
+  const int count = entries_of(head), columns = static_cast<int>(head.num_classes) + 1;
+  const float pixels = static_cast<float>(tiles.lines * tiles.columns);
+  const int64_t units = static_cast<int64_t>(tiles.count) * tiles.class_blocks;
+  for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
+    const int entry = static_cast<int>(unit / tiles.class_blocks) * tiles.samples;
+    const int samples = smaller(tiles.samples, count - entry);
+    if (samples <= 0) break;
+    const int first_row = static_cast<int>(unit % tiles.class_blocks) * Tiles::kBlockRows;
+    for (int first_channel = 0; first_channel < tiles.channels; first_channel += tiles.chunk) {
+      const int channels = smaller(tiles.chunk, tiles.channels - first_channel);
+      for (int i = static_cast<int>(threadIdx.x); i < samples * channels; i += Tiles::kThreads) {
+        const int sample = i / channels, c = i % channels;
+        const float* const sums = head.sums +
+                                  static_cast<int64_t>(entry + sample) * tiles.sums_per_sample * tiles.channels +
+                                  first_channel + c;
+        float sum = sums[0];
+        for (int other = 1; other < tiles.sums_per_sample; ++other)
+          sum += sums[static_cast<int64_t>(other) * tiles.channels];
+        means[sample * tiles.chunk + c] = sum / pixels;
+      }
+      __syncthreads();  // the means are complete
+      float* const logits = head.scratch + static_cast<int64_t>(entry) * columns;
+      add_products<Tiles::kManyRows>(head, tiles, means, first_channel, channels, samples, first_row,
+                                     smaller(first_row + Tiles::kBlockRows, columns), logits);
+      __syncthreads();  // they are free
+    }
+  }
+}
+
+// Many classes, last: a warp decides for one entry, on its logits where they are.
+template <bool CARRIES>
+SIMT_DEVICE void decide(const ExitHead& head, const Tiles& tiles, char* shared) {
+  uint8_t* const flags = reinterpret_cast<uint8_t*>(head.workspace + ExitHead::kFlags);
+  const int count = entries_of(head), columns = static_cast<int>(head.num_classes) + 1;
+  for (int tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
+    const int entry = tile * tiles.samples + warp_index();
+    if (entry < count) answer<CARRIES>(head, head.scratch + static_cast<int64_t>(entry) * columns, entry, flags);
+  }
+  finish(head, count, reinterpret_cast<ExitHeadScratch*>(shared));
 }
 
 }  // namespace exit_head_kernel

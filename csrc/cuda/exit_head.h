@@ -20,6 +20,10 @@ struct ExitHead : ExitHeadArguments {  // not float64
   int32_t* workspace;
   static constexpr int kFlags = 4;
   static int64_t workspace_words(int64_t size) { return kFlags + (size + 31) / 32 * 8; }
+
+  // With many classes, from one launch to the next: `sums_of` floats, and [size][num_classes + 1] logits.
+  float* sums;
+  float* scratch;
 };
 
 constexpr int power_of_two(int64_t least, int most) {
@@ -31,14 +35,16 @@ constexpr int power_of_two(int64_t least, int most) {
 // A thread block takes `samples` entries of the live list at a time. All that could change the order of additions
 // depends on the shape and the layout of one sample only: it gets the same bits in every batch and at every address.
 struct ExitHeadTiles {
-  static constexpr int kThreads = 256, kWarps = kThreads / 32, kMaxSamples = 8, kMaxChunk = 256, kManyRows = 4;
+  static constexpr int kThreads = 256, kWarps = kThreads / 32, kMaxSamples = 8, kMaxChunk = 256;
+  // Many classes: class rows of a warp at a time, and of a block; blocks that pool one sample at most.
+  static constexpr int kManyRows = 4, kBlockRows = kWarps * kManyRows, kMaxBlocks = 8;
 
   // Of one sample. Lines at even distances are one long line.
   int channels, lines, columns;
   int64_t channel_stride, line_stride, pixel_stride;
   bool channels_last;  // channels are adjacent and fill a vector; else pixels are and do
   bool wide;           // the vector has 16 bytes, else it is one element
-  bool many_classes;   // a warp has kManyRows class rows at a time, else one
+  bool many_classes;   // three launches: pooling, logits, decisions; else one
   bool aligned;        // 16 bytes can be loaded at once; else they are gathered, for the same sums
   int lanes;           // that share a line of a plane (else a pixel), a power of two
 
@@ -46,6 +52,11 @@ struct ExitHeadTiles {
   int warps_per_sample;  // that pool one sample together
   int chunk;             // channels that are pooled at a time
   size_t shared_bytes;
+
+  // With many classes: blocks that pool one sample together, sums of each channel that they leave, blocks that share
+  // the class rows of a tile.
+  int blocks_per_sample, sums_per_sample, class_blocks;
+  size_t pool_bytes, classify_bytes;  // of shared memory; `shared_bytes` is that of the decisions
 };
 
 // Before the sums in shared memory.
@@ -54,7 +65,7 @@ struct ExitHeadScratch {
   int totals[ExitHeadTiles::kWarps];            // survivors per warp
   uint32_t survivors[ExitHeadTiles::kThreads];  // of 32 entries each
   int survivors_before[ExitHeadTiles::kThreads];
-  // Then float sums[kWarps][chunk], means[samples][chunk], logits[samples][num_classes + 1].
+  // With few classes then float sums[kWarps][chunk], means[samples][chunk], logits[samples][num_classes + 1].
 };
 
 inline ExitHeadTiles tiles_of(const ExitHead& head) {
@@ -84,20 +95,34 @@ inline ExitHeadTiles tiles_of(const ExitHead& head) {
   t.lanes = power_of_two((t.channels_last ? t.chunk : t.columns) / group, 32);
 
   const int64_t sample_bytes = head.channels * pixels * element;
+  if (t.many_classes) {
+    t.blocks_per_sample = power_of_two((sample_bytes + 65535) / 65536, ExitHeadTiles::kMaxBlocks);
+    t.warps_per_sample = t.blocks_per_sample * ExitHeadTiles::kWarps;
+    t.sums_per_sample = t.channels_last ? t.blocks_per_sample : 1;
+    t.class_blocks = static_cast<int>(head.num_classes / ExitHeadTiles::kBlockRows) + 1;
+    t.samples = ExitHeadTiles::kMaxSamples;
+    t.count = static_cast<int>((head.size + t.samples - 1) / t.samples);
+    t.pool_bytes = ExitHeadTiles::kWarps * t.chunk * sizeof(float);
+    t.classify_bytes = t.samples * t.chunk * sizeof(float);
+    t.shared_bytes = sizeof(ExitHeadScratch);
+    return t;
+  }
   t.warps_per_sample = power_of_two((sample_bytes + 8191) / 8192, ExitHeadTiles::kWarps);
   // Large weights are worth sharing: a tile reads them once.
   const bool large = head.channels * (head.num_classes + 1) > 16384;
   t.samples = large ? ExitHeadTiles::kMaxSamples : ExitHeadTiles::kWarps / t.warps_per_sample;
-  for (;; t.samples /= 2) {
-    const int64_t floats = (ExitHeadTiles::kWarps + t.samples) * t.chunk + t.samples * (head.num_classes + 1);
-    t.shared_bytes = sizeof(ExitHeadScratch) + floats * sizeof(float);
-    if (t.samples == 1 || t.shared_bytes <= 56 * 1024) break;
-  }
+  const int64_t floats = (ExitHeadTiles::kWarps + t.samples) * t.chunk + t.samples * (head.num_classes + 1);
+  t.shared_bytes = sizeof(ExitHeadScratch) + floats * sizeof(float);
   t.count = static_cast<int>((head.size + t.samples - 1) / t.samples);
   return t;
 }
 
-// Queues the kernel on a stream of a device; null, or what went wrong.
+// Floats of `ExitHead::sums`.
+inline int64_t sums_of(const ExitHead& head, const ExitHeadTiles& tiles) {
+  return head.size * tiles.sums_per_sample * head.channels;
+}
+
+// Queues the kernels on a stream of a device; null, or what went wrong.
 const char* launch_exit_head(const ExitHead& head, int device, void* stream);
 
 }  // namespace eefast::cuda

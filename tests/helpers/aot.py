@@ -48,6 +48,8 @@ class Report:
     spills: instructions that load from or store to local memory.
     loads: instructions that read global memory, by opcode and bits, as in {"LDG.128": 6}; LDGSTS is cp.async.
     tensor: tensor core instructions, by opcode: HMMA, HGMMA (wgmma), UTCHMMA (tcgen05), …
+    in_flight: bytes that a thread reads from global memory in one pass of a loop that has no other loop inside it, or
+        outside of all loops, whichever is most: what it can wait for at a time.
     """
 
     capability: int
@@ -57,6 +59,7 @@ class Report:
     spills: int
     loads: dict[str, int]
     tensor: dict[str, int]
+    in_flight: int
 
     def failures(self, expects: Iterable[str] = ()) -> list[str]:
         """What would not run, or run slowly, on this GPU; empty if all is well."""
@@ -129,7 +132,8 @@ def prepare(launch: Launch, capability: int) -> tuple[ASTSource, GPUTarget, Any,
     options, signature, constexprs, attributes = launch.kernel._pack_args(backend, keywords, *bind(**keywords))
     source = ASTSource(launch.kernel, signature, constexprs, attributes)
     # source.hash() covers the kernel with all that it calls, signature, constexprs and attributes.
-    key = source.hash(), options.hash(), triton.__version__, inspect.getsource(Report), inspect.getsource(_read)
+    readers = (inspect.getsource(part) for part in (Report, _read, in_flight))
+    key = source.hash(), options.hash(), triton.__version__, *readers
     return source, target, options, CACHE / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.json"
 
 
@@ -147,11 +151,7 @@ def _read(cubin: bytes, shared: int, capability: int, folder: Path) -> Report:
             f"cuobjdump wrote what tests/helpers/aot.py cannot read; adapt its patterns to: {text[:2000]}"
         )
     names = Counter(opcode.split(".")[0] for opcode in opcodes)
-    loads: Counter[str] = Counter()
-    for name, *modifiers in (opcode.split(".") for opcode in opcodes):
-        if name in ("LDG", "LDGSTS"):
-            bits = [found[1] for found in map(re.compile(r"[US]?(8|16|64|128|256)").fullmatch, modifiers) if found]
-            loads[f"{name}.{bits[0] if bits else 32}"] += 1
+    loads = Counter(f"{opcode.split('.')[0]}.{bits}" for opcode in opcodes if (bits := _bits_loaded(opcode)))
     return Report(
         capability=capability,
         registers=max(registers for registers, _, _ in usage),
@@ -160,7 +160,32 @@ def _read(cubin: bytes, shared: int, capability: int, folder: Path) -> Report:
         spills=names["LDL"] + names["STL"],
         loads=dict(sorted(loads.items())),
         tensor={name: count for name, count in sorted(names.items()) if name.endswith("MMA")},
+        in_flight=in_flight(text),
     )
+
+
+def _bits_loaded(opcode: str) -> int:
+    """What an instruction reads from global memory, in bits; 0 for all others."""
+    name, *modifiers = opcode.split(".")
+    if name not in ("LDG", "LDGSTS"):
+        return 0
+    found = [match for match in map(re.compile(r"[US]?(8|16|64|128|256)").fullmatch, modifiers) if match]
+    return int(found[0][1]) if found else 32
+
+
+def in_flight(sass: str) -> int:
+    """`Report.in_flight`, from what cuobjdump writes of one kernel."""
+    lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z].*?);", sass, re.MULTILINE)
+    code = [(int(address, 16), text) for address, text in lines]
+    jumps = [(int(found[1], 16), at) for at, text in code if (found := re.match(r"BRA\b.*?(0x[0-9a-f]+)", text))]
+    loops = [(first, last) for first, last in jumps if first < last]
+    inside = [
+        sum(_bits_loaded(text.split()[0]) for at, text in code if first <= at <= last)
+        for first, last in loops
+        if not any(first <= a and b <= last for a, b in loops if (a, b) != (first, last))
+    ]
+    outside = [text for at, text in code if not any(first <= at <= last for first, last in loops)]
+    return max(*inside, sum(_bits_loaded(text.split()[0]) for text in outside), 0) // 8
 
 
 @functools.cache

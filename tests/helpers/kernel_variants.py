@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from eefast.criteria import CRITERIA
 
-ENTRIES = 4096
 HALF, BFLOAT, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 # (K, C, H, W): CIFAR and MNIST nets, ImageNet nets at 64 and 224 pixels, the edges of the range.
@@ -38,31 +37,35 @@ CONVS = (
 )  # fmt: skip
 
 
-def variants() -> Iterator[tuple[str, Launch, frozenset[str]]]:
+Variant = tuple[str, Launch, frozenset[str]]
+
+
+def variants() -> Iterator[Variant]:
     """Name, launch and what its machine code must show: "wide_loads" of 16 bytes, "tensor_cores"."""
     for shape in HEADS:
-        yield _exit_head(shape)
+        yield from _exit_head(shape)
     for shape in ((10, 64, 8, 8), (1000, 2048, 7, 7)):
+        # Of several launches, dtypes and layouts change the first one, and rules the last one.
         for dtype in (BFLOAT, SINGLE, DOUBLE):
-            yield _exit_head(shape, dtype)
+            yield _exit_head(shape, dtype)[0]
         for criterion in list(CRITERIA)[1:]:
-            yield _exit_head(shape, criterion=criterion)
-        yield _exit_head(shape, layout=torch.contiguous_format)
-        yield _exit_head(shape, final=True)
+            yield _exit_head(shape, criterion=criterion)[-1]
+        yield _exit_head(shape, layout=torch.contiguous_format)[0]
+        yield _exit_head(shape, final=True)[-1]
         for criterion in ("learned", "entropy"):
-            yield _exit_head(shape, criterion=criterion, of_each=True)
-        yield _exit_head(shape, criterion="carried")
-        yield _exit_head(shape, SINGLE, "carried", of_each=True)
-    yield _exit_head((1000, 64, 56, 56), criterion="carried", final=True)
+            yield _exit_head(shape, criterion=criterion, of_each=True)[-1]
+        yield _exit_head(shape, criterion="carried")[-1]
+        yield _exit_head(shape, SINGLE, "carried", of_each=True)[-1]
+    yield _exit_head((1000, 64, 56, 56), criterion="carried", final=True)[-1]
+    yield _exit_head((8191, 64, 1, 1), criterion="carried")[-1]
     for shape in CONV_HEADS:
-        yield _exit_conv_head(shape)
+        yield from _exit_conv_head(shape)
     for dtype in (BFLOAT, SINGLE, DOUBLE):
-        yield _exit_conv_head((10, 64, 8, 8), dtype)
-    yield _exit_conv_head((1000, 512, 7, 7), SINGLE)
-    yield _exit_conv_head((10, 64, 8, 8), criterion="margin")
-    yield _exit_conv_head((10, 64, 8, 8), of_each=True)
-    yield _exit_conv_head((10, 64, 8, 8), criterion="carried")
-    yield _exit_conv_head((1000, 512, 7, 7), SINGLE, "carried")
+        yield _exit_conv_head((10, 64, 8, 8), dtype)[0]
+    yield _exit_conv_head((1000, 512, 7, 7), SINGLE)[0]
+    yield _exit_conv_head((10, 64, 8, 8), criterion="margin")[0]
+    yield _exit_conv_head((10, 64, 8, 8), of_each=True)[0]
+    yield _exit_conv_head((10, 64, 8, 8), criterion="carried")[0]
     for shape in ((64, 8, 8), (256, 56, 56), (64, 1, 1), (3, 7, 5)):
         for dtype in (HALF, SINGLE):
             yield _gather_survivors(shape, dtype)
@@ -80,9 +83,15 @@ def _empty(*shape: int, dtype: torch.dtype = SINGLE) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _lists_and_results(classes: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
-    lists = (*(_empty(ENTRIES, dtype=torch.int32) for _ in range(2)), _empty(1, dtype=torch.int32))
-    results = _empty(ENTRIES, classes), _empty(ENTRIES), _empty(ENTRIES, dtype=torch.int64)
+def _entries(classes: int, channels: int, height: int) -> int:
+    """Of the live list, as in bench/op_cases.py and with the networks of bench/workloads.py."""
+    large = classes >= 1000 or (channels >= 64 and height >= 56)
+    return 256 if large else 1024 if classes >= 200 else 4096
+
+
+def _lists_and_results(entries: int, classes: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+    lists = (*(_empty(entries, dtype=torch.int32) for _ in range(2)), _empty(1, dtype=torch.int32))
+    results = _empty(entries, classes), _empty(entries), _empty(entries, dtype=torch.int64)
     return lists, results, tuple(torch.empty_like(x) for x in lists)
 
 
@@ -99,47 +108,65 @@ def _name(
     return " ".join([op, *marks, *["final"] * final, *["thresholds"] * of_each])
 
 
+def _expected(wide: bool, dot: bool) -> frozenset[str]:
+    return frozenset(["wide_loads"] * wide + ["tensor_cores"] * dot)
+
+
+def _named(name: str, launches: Sequence[Launch], wide: bool, dot: bool) -> list[Variant]:
+    """The launches of one op. The first reads the features; of three, the second has the product."""
+    if len(launches) == 1:
+        return [(name, launches[0], _expected(wide, dot))]
+    pool, classify, decide = launches
+    return [
+        (f"{name}, pool", pool, _expected(wide, dot)),
+        (f"{name}, classify", classify, frozenset({"tensor_cores"})),
+        (f"{name}, decide", decide, frozenset()),
+    ]
+
+
 def _exit_head(
     shape: tuple[int, ...], dtype: torch.dtype = HALF, criterion: str = "learned",
     layout: torch.memory_format = torch.channels_last, final: bool = False, of_each: bool = False,
-) -> tuple[str, Launch, frozenset[str]]:  # fmt: skip
+) -> list[Variant]:  # fmt: skip
     classes, channels, height, width = shape
-    features = _empty(ENTRIES, channels, height, width, dtype=dtype).contiguous(memory_format=layout)
-    lists, results, next_lists = _lists_and_results(classes)
-    launch = exit_head.launch(
+    entries = _entries(classes, channels, height)
+    features = _empty(entries, channels, height, width, dtype=dtype).contiguous(memory_format=layout)
+    lists, results, next_lists = _lists_and_results(entries, classes)
+    launches = exit_head.launches(
         features, _empty(classes + 1, channels), _empty(classes + 1),
-        None if final else _empty(*[ENTRIES] * of_each),
+        None if final else _empty(*[entries] * of_each),
         *lists, criterion, 1, *results, *next_lists, _rule(criterion),
     )  # fmt: skip
     lines = channels if layout == torch.channels_last else height * width
     # Of a map smaller than a tile has threads, every thread loads one element.
-    wide = {"wide_loads"} if lines * dtype.itemsize % 16 == 0 and features[0].numel() > 64 else set()
-    dot = {"tensor_cores"} if "scratch" in launch.arguments else set()
-    return _name("exit_head", shape, dtype, criterion, layout, final, of_each), launch, frozenset(wide | dot)
+    wide = lines * dtype.itemsize % 16 == 0 and features[0].numel() > 64
+    return _named(_name("exit_head", shape, dtype, criterion, layout, final, of_each), launches, wide, False)
 
 
 def _exit_conv_head(
     shape: tuple[int, ...], dtype: torch.dtype = HALF, criterion: str = "learned", of_each: bool = False
-) -> tuple[str, Launch, frozenset[str]]:
+) -> list[Variant]:
     classes, channels, height, width = shape
-    features = _empty(ENTRIES, channels, height, width, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    lists, results, next_lists = _lists_and_results(classes)
-    launch = exit_conv_head.launch(
+    entries = _entries(classes, channels, height)
+    features = _empty(entries, channels, height, width, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    lists, results, next_lists = _lists_and_results(entries, classes)
+    launches = exit_conv_head.launches(
         features, _empty(channels, channels, 3, 3, dtype=dtype), _empty(channels), _empty(classes + 1, channels),
-        _empty(classes + 1), _empty(*[ENTRIES] * of_each), *lists, criterion, 1, *results, *next_lists,
+        _empty(classes + 1), _empty(*[entries] * of_each), *lists, criterion, 1, *results, *next_lists,
         _rule(criterion),
     )  # fmt: skip
     # With few channels or one pixel a weight tile has fewer elements than the block has threads.
-    wide = {"wide_loads"} if channels % 16 == 0 and height * width > 1 else set()
+    wide = channels % 16 == 0 and height * width > 1
     name = _name("exit_conv_head", shape, dtype, criterion, torch.channels_last, False, of_each)
-    return name, launch, frozenset(wide | {"tensor_cores"})
+    return _named(name, launches, wide, True)
 
 
-def _gather_survivors(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[str, Launch, frozenset[str]]:
-    features, out = (_empty(ENTRIES, *shape, dtype=dtype) for _ in range(2))
+def _gather_survivors(shape: tuple[int, ...], dtype: torch.dtype) -> Variant:
+    entries = _entries(10, shape[0], shape[1])
+    features, out = (_empty(entries, *shape, dtype=dtype) for _ in range(2))
     offset = _empty(1, dtype=torch.int32)
     launch = gather_survivors.launch(
-        features, _empty(ENTRIES, dtype=torch.int32), _empty(1, dtype=torch.int32), out, offset
+        features, _empty(entries, dtype=torch.int32), _empty(1, dtype=torch.int32), out, offset
     )
     wide = {"wide_loads"} if shape[0] * shape[1] * shape[2] * dtype.itemsize % 16 == 0 else set()
     return _name("gather_survivors", shape, dtype, "learned", torch.channels_last, False), launch, frozenset(wide)
@@ -147,19 +174,21 @@ def _gather_survivors(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[str, 
 
 def _indexed_conv(
     shape: tuple[Any, ...], dtype: torch.dtype = HALF, rows: bool = True, relu: bool = True, in_order: bool = False
-) -> tuple[str, Launch, frozenset[str]]:
+) -> Variant:
     in_channels, channels, height, width, kernel, stride, residual = shape
+    # Those of ImageNet's networks have as many channels as pixels in a line, or more.
+    entries = 256 if max(in_channels, channels) >= 128 else _entries(10, in_channels, height)
     features, weight, out = (
         _empty(*size, dtype=dtype).contiguous(memory_format=torch.channels_last)
         for size in (
-            (ENTRIES, in_channels, height, width),
+            (entries, in_channels, height, width),
             (channels, in_channels, kernel, kernel),
-            (ENTRIES, channels, -(-height // stride), -(-width // stride)),
+            (entries, channels, -(-height // stride), -(-width // stride)),
         )
     )
     launch = indexed_conv.launch(
         features, weight, _empty(channels), None if residual == "none" else out,
-        _empty(ENTRIES, dtype=torch.int32) if rows else None, residual == "through", _empty(1, dtype=torch.int32),
+        _empty(entries, dtype=torch.int32) if rows else None, residual == "through", _empty(1, dtype=torch.int32),
         stride, relu, out, in_order,
     )  # fmt: skip
     name = f"indexed_conv {str(dtype).removeprefix('torch.')} {in_channels}-{channels}x{height}x{width} "

@@ -33,6 +33,10 @@ def cuobjdump() -> str | None:
         return None
 
 
+def library() -> Path:
+    return next(Path(eefast.__file__).parent.glob("_C*.so"))
+
+
 @pytest.fixture(scope="module")
 def usage() -> dict[str, dict[str, dict[str, int]]]:
     """Generation → kernel → what it uses: REG, STACK, SHARED, LOCAL."""
@@ -41,8 +45,7 @@ def usage() -> dict[str, dict[str, dict[str, int]]]:
     tool = cuobjdump()
     if tool is None:
         pytest.skip("needs cuobjdump, which comes with the CUDA toolkit and with Triton")
-    library = next(Path(eefast.__file__).parent.glob("_C*.so"))
-    text = subprocess.run([tool, "-res-usage", library], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run([tool, "-res-usage", library()], capture_output=True, text=True, check=True).stdout
     found: dict[str, dict[str, dict[str, int]]] = defaultdict(dict)
     generation, kernel = "", ""
     for line in text.splitlines():
@@ -61,7 +64,8 @@ def test_every_generation_is_there(usage: dict[str, dict[str, dict[str, int]]]) 
     for kernels in usage.values():
         # Without and with a rule.
         assert sum("resident_kernel" in name for name in kernels) == 2 * 2
-        assert sum("exit_head" in name for name in kernels) == 2 * 12
+        # Few classes: without and with a rule. Many: pooling, logits, decisions without and with a rule.
+        assert sum("exit_head" in name for name in kernels) == 2 * 6 + 6 + 1 + 2
         assert sum("gather_survivors" in name for name in kernels) >= 4
 
 
@@ -70,6 +74,21 @@ def test_nothing_spills(usage: dict[str, dict[str, dict[str, int]]]) -> None:
         for name, used in kernels.items():
             assert used["STACK"] == 0, (generation, name)
             assert used["LOCAL"] == 0, (generation, name)
+
+
+def test_pooling_for_many_classes_has_several_loads_on_their_way(usage: dict[str, dict[str, dict[str, int]]]) -> None:
+    """Four of 16 bytes per thread and more: with 132 multiprocessors of four blocks 8 MB."""
+    aot = pytest.importorskip("aot", reason="no Triton here, whose helpers read machine code")
+    if "sm_90a" not in usage:
+        pytest.skip("needs the kernels for sm_90a")
+    command = [cuobjdump(), "-sass", "-arch", "sm_90a", library()]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    kernels = {code.split(maxsplit=1)[0]: code for code in text.split("Function : ")[1:]}
+    found = {
+        name: aot.in_flight(code) for name, code in kernels.items() if re.search(r"exit_head_poolI.*Li[48]E", name)
+    }
+    assert len(found) == 3
+    assert min(found.values()) >= 64, found
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,12 @@ OPT_IN, PROCESSORS = 200 * 1024, 132
 
 
 class Noted(ctypes.Structure):
-    """As in tests/simt/launch.cpp; asked: questions about the device or the kernel."""
+    """As in tests/simt/launch.cpp; asked: questions about the device or the kernel. Of several launches the last one's
+    shared memory and grid, and the most shared memory of any.
+    """
 
-    _fields_ = tuple((name, ctypes.c_longlong) for name in ("shared_limit", "cleared", "shared", "grid", "asked"))
+    names = ("shared_limit", "cleared", "shared", "grid", "asked", "launches", "most_shared")
+    _fields_ = tuple((name, ctypes.c_longlong) for name in names)
 
 
 def built(folder: Path, name: str) -> ctypes.CDLL:
@@ -59,12 +62,21 @@ def test_the_exit_head_clears_its_whole_workspace(exit_head: ctypes.CDLL, size: 
     assert noted(exit_head, size, 10).cleared == 4 * (4 + 8 * ((size + 31) // 32))
 
 
-def test_the_exit_head_has_one_limit_of_shared_memory(exit_head: ctypes.CDLL) -> None:
-    """One thread's launch must not lower it under another's."""
-    found = noted(exit_head, 9, 3000)
-    assert found.shared > 48 * 1024
-    assert found.shared_limit == OPT_IN
-    assert noted(exit_head, 9, 10).shared_limit == 0
+@pytest.mark.parametrize(("classes", "launches"), [(1, 1), (63, 1), (64, 3), (8191, 3)])
+def test_the_exit_head_needs_no_more_shared_memory_than_every_device_has(
+    exit_head: ctypes.CDLL, classes: int, launches: int
+) -> None:
+    """So it asks for none, which another thread's launch might lower again."""
+    found = noted(exit_head, 256, classes)
+    assert found.launches == launches
+    assert 0 < found.most_shared <= 48 * 1024
+    assert found.shared_limit == 0
+
+
+def test_many_blocks_for_many_classes(exit_head: ctypes.CDLL) -> None:
+    """The last launch decides, one warp for each sample."""
+    assert noted(exit_head, 257, 1000).grid == 33
+    assert noted(exit_head, 10**6, 1000).grid == 8 * PROCESSORS
 
 
 def test_the_device_is_asked_once_for_each_resident_kernel(resident: ctypes.CDLL) -> None:

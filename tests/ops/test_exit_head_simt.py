@@ -54,6 +54,7 @@ class ExitHead(ctypes.Structure):
         ("threshold_stride", ctypes.c_int64),
         ("rule", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in ("next_rows", "next_positions", "next_live", "workspace")),
+        *((name, ctypes.c_void_p) for name in ("sums", "scratch")),
     )
 
 
@@ -186,7 +187,8 @@ def test_layouts_match_float64(exit_head: ctypes.CDLL, shape: tuple[int, ...], m
     check(runner(exit_head), make_case(3, *shape, dtype=dtype, memory=memory))
 
 
-# One for each way through the kernel: samples of a tile and warps of a sample, chunks of channels, many classes.
+# One for each way through the kernels: samples of a tile and warps of a sample, chunks of channels, many classes, those
+# with several blocks for a sample.
 @pytest.mark.parametrize(
     ("shape", "samples", "warps"),
     [
@@ -194,11 +196,13 @@ def test_layouts_match_float64(exit_head: ctypes.CDLL, shape: tuple[int, ...], m
         ((10, 64, 8, 8), 4, 2),
         ((3, 20, 32, 32), 1, 8),
         ((3, 300, 3, 3), 4, 2),
-        ((70, 600, 2, 1), 8, 1),
-        ((300, 515, 4, 3), 8, 4),
-        ((1000, 32, 2, 2), 8, 1),
-        ((3000, 4, 2, 2), 4, 1),
-        ((8191, 2, 1, 1), 1, 1),
+        ((70, 600, 2, 1), 8, 8),
+        ((300, 515, 4, 3), 8, 8),
+        ((70, 264, 13, 7), 8, 16),
+        ((64, 40, 41, 31), 8, 32),
+        ((1000, 32, 2, 2), 8, 8),
+        ((3000, 4, 2, 2), 8, 8),
+        ((8191, 2, 1, 1), 8, 8),
     ],
     ids=str,
 )
@@ -347,13 +351,14 @@ def test_a_missing_barrier_is_noticed(exit_head: ctypes.CDLL, line: int) -> None
     # Of a block that finishes while another one still writes its flags, few orders of threads make something.
     small = make_case(24, 10, 16, 2, 2, memory="channels_last", criterion="entropy", final=True)
     wide = make_case(3, 70, 300, 1, 1, memory="channels_last")
+    few = make_case(3, 10, 300, 1, 1, memory="channels_last")
     g = torch.Generator().manual_seed(0)
     r = 8192 * 2 + 5
     long = replace(
         make_case(4, 1, 1, 1, 1), rows=torch.randint(0, 4, (r,), generator=g).int(), positions=torch.arange(r).int(),
         live=torch.tensor([40]).int(), results=r,
     )  # fmt: skip
-    for case, orders in ((small, 40), (wide, 8), (long, 8)):
+    for case, orders in ((small, 40), (wide, 8), (few, 8), (long, 8)):
         good = bits(runner(exit_head), case)
         for order in range(1, orders + 1):
             try:

@@ -55,15 +55,17 @@ SHAPES = {
     "flattened map, one class": (1, 5000, 1, 1),
     "flattened map, few classes": (3, 8192, 1, 1),
     "most classes": (8191, 5, 1, 1),
+    "parts of a map": (100, 40, 33, 35),
 }
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-CONSTANTS = ("CHANNEL_STRIDE", "PIXEL_STRIDE", "ROWS", "BLOCK_PIXELS", "BLOCK_CHANNELS")
+CONSTANTS = ("CHANNEL_STRIDE", "PIXEL_STRIDE", "ROWS", "BLOCK_PIXELS", "BLOCK_CHANNELS", "PARTS", "SLICES")
 
 
-def launch_of(arguments: tuple[Any, ...], **override: Any) -> tuple[Launch, tuple[Tensor, Tensor, Tensor]]:
+def launches_of(arguments: tuple[Any, ...], **override: Any) -> tuple[list[Launch], tuple[Tensor, Tensor, Tensor]]:
+    """override: arguments of the last one."""
     lists = torch.empty_like(arguments[4]), torch.empty_like(arguments[4]), torch.empty_like(arguments[6])
-    launch = kernel.launch(*arguments, *lists)
-    return replace(launch, arguments=launch.arguments | override), lists
+    *others, last = kernel.launches(*arguments, *lists)
+    return [*others, replace(last, arguments=last.arguments | override)], lists
 
 
 class TestBatches:
@@ -115,25 +117,29 @@ class TestInterpreted:
     @pytest.mark.parametrize("window", [4, 128])
     @pytest.mark.parametrize("threads", [2, 7, 32])
     @pytest.mark.parametrize("seed", [0, 1])
-    @pytest.mark.sampled(4)
-    def test_programs_in_any_order(self, seed: int, threads: int, window: int) -> None:
+    @pytest.mark.parametrize(("size", "classes"), [(257, 3), (131, 70)])
+    @pytest.mark.sampled(5)
+    def test_programs_in_any_order(self, size: int, classes: int, seed: int, threads: int, window: int) -> None:
         """The scan over tiles waits for what it needs, whatever runs when; the workspace is left as it was found."""
 
         def run(*arguments: Any) -> tuple[Tensor, ...]:
-            launch, lists = launch_of(arguments, WINDOW=window)
-            run_concurrently(launch, threads)
-            assert not launch.arguments["workspace"].any()
+            (*others, last), lists = launches_of(arguments, WINDOW=window)
+            for launch in others:
+                launch.run()
+            run_concurrently(last, threads)
+            assert not last.arguments["workspace"].any()
             return lists
 
-        check(run, make_case(257, 3, 4, 2, 2, seed=seed))
+        check(run, make_case(size, classes, 4, 2, 2, seed=seed))
 
     @shapes
     @pytest.mark.parametrize("live", ["part", "none"])
     @pytest.mark.sampled(13)
     def test_the_workspace_is_left_as_it_was_found(self, live: str, shape: tuple[int, ...]) -> None:
-        launch, _ = launch_of(make_case(19, *shape, live=live).arguments())
-        launch.run()
-        assert not launch.arguments["workspace"].any()
+        launches, _ = launches_of(make_case(19, *shape, live=live).arguments())
+        for launch in launches:
+            launch.run()
+        assert not launches[-1].arguments["workspace"].any()
 
     @pytest.mark.parametrize("shape", [SHAPES["few classes"], SHAPES["many classes"]])
     @pytest.mark.parametrize(("name", "value"), [("rows", 6), ("rows", -1), ("positions", 8), ("positions", -1)])
@@ -166,9 +172,10 @@ def test_samples_at_any_address_are_read_in_the_same_way(memory: str, shape: tup
     """What decides the order of the additions: strides, blocks and how far 16 divides the address."""
 
     def way(case: Case) -> tuple[Any, ...]:
-        launch, _ = launch_of(case.arguments())
-        features = launch.arguments["features"]
-        return features.data_ptr() % 16, *features.stride()[1:], *(launch.arguments[n] for n in CONSTANTS)
+        launches, _ = launches_of(case.arguments())
+        features = launches[0].arguments["features"]
+        constants = [x.arguments[n] for x in launches for n in CONSTANTS if n in x.arguments]
+        return features.data_ptr() % 16, *features.stride()[1:], *constants
 
     case = make_case(5, *shape, dtype=torch.float16, memory=memory)
     spread = torch.cat([case.features, case.features], 1).reshape(-1)[1:][: case.features.numel()]
@@ -182,7 +189,7 @@ def test_samples_at_any_address_are_read_in_the_same_way(memory: str, shape: tup
 @pytest.mark.parametrize("strides", [(64, 2**26, 8, 1), (1, 2**20, 2**30, 2**26)], ids=["contiguous", "channels_last"])
 def test_maps_spread_wider_than_32_bits_are_copied(strides: tuple[int, ...]) -> None:
     features = torch.empty_strided((2**20, 64, 8, 8), strides, device="meta")
-    launch, _ = launch_of(replace(make_case(3, 10, 64, 8, 8), features=features).arguments())
+    (launch,), _ = launches_of(replace(make_case(3, 10, 64, 8, 8), features=features).arguments())
     assert launch.arguments["CHANNEL_STRIDE"] == 1
 
 
@@ -192,7 +199,7 @@ def test_a_stride_that_is_never_used_compiles_nothing_new() -> None:
     constants = []
     for stride in (64, 4096, 2**40):
         same = single.as_strided(single.shape, (stride, *single.stride()[1:]))
-        launch, _ = launch_of(replace(case, features=same, rows=case.rows * 0).arguments())
+        (launch,), _ = launches_of(replace(case, features=same, rows=case.rows * 0).arguments())
         constants.append({name: value for name, value in launch.arguments.items() if name.isupper()})
     assert constants[0] == constants[1] == constants[2]
 
@@ -230,12 +237,12 @@ def test_launches_on_the_device_of_the_features(monkeypatch: pytest.MonkeyPatch)
 
 @gpu
 class TestOnTheGPU:
-    @pytest.mark.parametrize("shape", [SHAPES["few classes"], SHAPES["many classes"]])
-    def test_one_launch_without_waiting(self, shape: tuple[int, ...]) -> None:
+    @pytest.mark.parametrize(("shape", "launches"), [(SHAPES["few classes"], 1), (SHAPES["many classes"], 3)])
+    def test_launches_without_waiting(self, shape: tuple[int, ...], launches: int) -> None:
         arguments = cuda_arguments(make_case(257, *shape).arguments())
         without_waiting(lambda: op(*arguments))
         names = launched(lambda: op(*arguments))
-        assert len(names) == 1, names
+        assert len(names) == launches, names
 
     @pytest.mark.parametrize("n", [256, 4096, 65536])
     def test_repetition_gives_the_same_bits(self, n: int) -> None:

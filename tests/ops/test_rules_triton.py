@@ -95,7 +95,8 @@ def test_nan_and_thresholds_of_each_sample() -> None:
 def test_programs_in_any_order() -> None:
     def run_in_threads(*arguments: Any) -> tuple[Tensor, ...]:
         lists = torch.empty_like(arguments[4]), torch.empty_like(arguments[4]), torch.empty_like(arguments[6])
-        run_concurrently(exit_head.launch(*arguments[:12], *lists, arguments[12]), threads=5)
+        (launch,) = exit_head.launches(*arguments[:12], *lists, arguments[12])
+        run_concurrently(launch, threads=5)
         return lists
 
     case, outputs = cases(3)[1], agreeing_outputs(33, 3, 3)

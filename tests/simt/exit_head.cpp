@@ -1,33 +1,34 @@
 // The CUDA exit head on the CPU, with a C interface for tests/ops/test_exit_head_simt.py.
 #include "cuda/exit_head.cuh"
 
+#include <vector>
+
 namespace eefast::cuda {
 namespace {
 
-template <class T, bool CARRIES>
-void run(const ExitHead& head, const ExitHeadTiles& tiles) {
-  constexpr int kWide = 16 / sizeof(T), kMany = ExitHeadTiles::kManyRows;
+template <class T>
+void first(const ExitHead& head, const ExitHeadTiles& tiles) {
+  constexpr int kWide = 16 / sizeof(T);
   char* const shared = simt::this_block().shared;
   if (tiles.many_classes) {
-    if (tiles.wide)
-      exit_head_kernel::run<T, kWide, kMany, CARRIES>(head, tiles, shared);
-    else
-      exit_head_kernel::run<T, 1, kMany, CARRIES>(head, tiles, shared);
+    tiles.wide ? exit_head_kernel::pool<T, kWide>(head, tiles, shared)
+               : exit_head_kernel::pool<T, 1>(head, tiles, shared);
+  } else if (head.rule) {
+    tiles.wide ? exit_head_kernel::run<T, kWide, true>(head, tiles, shared)
+               : exit_head_kernel::run<T, 1, true>(head, tiles, shared);
   } else {
-    if (tiles.wide)
-      exit_head_kernel::run<T, kWide, 1, CARRIES>(head, tiles, shared);
-    else
-      exit_head_kernel::run<T, 1, 1, CARRIES>(head, tiles, shared);
+    tiles.wide ? exit_head_kernel::run<T, kWide, false>(head, tiles, shared)
+               : exit_head_kernel::run<T, 1, false>(head, tiles, shared);
   }
 }
 
-template <class T>
-void run(const ExitHead& head, const ExitHeadTiles& tiles) {
-  if (head.rule)
-    run<T, true>(head, tiles);
-  else
-    run<T, false>(head, tiles);
-}
+// Floats that start as NaN, with guards on both sides.
+struct Guarded {
+  std::vector<float> memory;
+  explicit Guarded(int64_t size) : memory(size + 2, NAN) { memory.front() = memory.back() = -99.f; }
+  float* data() { return memory.data() + 1; }
+  bool whole() const { return memory.front() == -99.f && memory.back() == -99.f; }
+};
 
 }  // namespace
 }  // namespace eefast::cuda
@@ -43,20 +44,35 @@ extern "C" void tiles(const eefast::cuda::ExitHead* head, int* figures) {
 }
 
 // delayed: whether other blocks see what a block writes to the workspace only after a fence.
-extern "C" const char* exit_head(const eefast::cuda::ExitHead* head, int grid, unsigned order, int dropped,
+extern "C" const char* exit_head(const eefast::cuda::ExitHead* given, int grid, unsigned order, int dropped_barrier,
                                  bool delayed) {
   using namespace eefast;
-  const auto tiles = cuda::tiles_of(*head);
-  simt::Options options{grid, cuda::ExitHeadTiles::kThreads, tiles.shared_bytes, order, dropped};
-  const size_t words = cuda::ExitHead::workspace_words(head->size);
-  if (delayed) options.delayed = {{head->workspace, words * sizeof(int32_t)}};
-  *head->workspace = 0;
-  return simt::launch(options, [&] {
-    if (head->dtype == DType::float32)
-      cuda::run<float>(*head, tiles);
-    else if (head->dtype == DType::float16)
-      cuda::run<__half>(*head, tiles);
+  cuda::ExitHead head = *given;
+  const auto tiles = cuda::tiles_of(head);
+  cuda::Guarded sums(tiles.many_classes ? cuda::sums_of(head, tiles) : 0);
+  cuda::Guarded scratch(tiles.many_classes ? head.size * (head.num_classes + 1) : 0);
+  head.sums = sums.data(), head.scratch = scratch.data();
+  *head.workspace = 0;
+  const auto launch = [&](size_t bytes, auto kernel) {
+    simt::Options options{grid, cuda::ExitHeadTiles::kThreads, bytes, order, dropped_barrier};
+    const size_t words = cuda::ExitHead::workspace_words(head.size);
+    if (delayed) options.delayed = {{head.workspace, words * sizeof(int32_t)}};
+    const char* const fault = simt::launch(options, [&] { kernel(simt::this_block().shared); });
+    return fault || (sums.whole() && scratch.whole()) ? fault : "written beyond sums or logits";
+  };
+  const char* fault = launch(tiles.many_classes ? tiles.pool_bytes : tiles.shared_bytes, [&](char*) {
+    if (head.dtype == DType::float32)
+      cuda::first<float>(head, tiles);
+    else if (head.dtype == DType::float16)
+      cuda::first<__half>(head, tiles);
     else
-      cuda::run<__nv_bfloat16>(*head, tiles);
+      cuda::first<__nv_bfloat16>(head, tiles);
+  });
+  if (fault || !tiles.many_classes) return fault;
+  fault = launch(tiles.classify_bytes, [&](char* shared) { cuda::exit_head_kernel::classify(head, tiles, shared); });
+  if (fault) return fault;
+  return launch(tiles.shared_bytes, [&](char* shared) {
+    head.rule ? cuda::exit_head_kernel::decide<true>(head, tiles, shared)
+              : cuda::exit_head_kernel::decide<false>(head, tiles, shared);
   });
 }
