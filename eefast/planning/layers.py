@@ -61,9 +61,9 @@ class Layer:
 
     @property
     def allows_winograd(self) -> bool:
-        """Whether Winograd can compute it."""
+        """Whether Winograd can compute it: along both axes, or, where its windows are one row high, along rows."""
         able = self.kind == Kind.CONVOLUTION and self.kernel == 3 and not self.resizes
-        return able and self.groups == 1 and self.source != 0 and not self.row
+        return able and self.groups == 1 and self.source != 0
 
     def algorithm(self, side: int) -> int:
         """Side of its Winograd tiles, 0: direct, where its section is to have tiles of `side`."""
