@@ -119,6 +119,10 @@ def command(
     head: Annotated[
         str, network_option(help="Kind of the early exits' heads: pool, bnpool, plain, conv1, conv2, conv3, depthwise.")
     ] = DEFAULT.head,
+    carry: Annotated[
+        str | None,
+        network_option(help="features: the final exit also reads the pooled features of the last early one (T-RecX)."),
+    ] = DEFAULT.carry,
     backbone: Annotated[
         str | None, network_option(help="torchvision:NAME or timm:NAME instead of --net; exits are attached to it.")
     ] = DEFAULT.backbone,
@@ -197,7 +201,7 @@ def command(
     options = TrainOptions(
         net=net, dataset=dataset, data_root=data_root, output=output, download=download, image_size=image_size,
         crop_fraction=crop_fraction,
-        num_exits=num_exits, placement=_blocks(placement), head=head, backbone=backbone,
+        num_exits=num_exits, placement=_blocks(placement), head=head, carry=carry, backbone=backbone,
         exits=[name.strip() for name in exits.split(",") if name.strip()], weights=weights,
         freeze_backbone=freeze_backbone, self_labelled=self_labelled, train_images=train_images, epochs=epochs,
         batch_size=batch_size,

@@ -29,6 +29,7 @@ class Layer:
     groups: of a convolution; channel: where a JOIN writes. An affine map reads as many channels as it has weights.
     row: whether a window is one row high and pads no rows.
     head: whether it is one of a head's, whose maps only its exit reads: these stay in the section of the features.
+    moves: whether an affine map takes its source, one pixel, to the next section.
     section: number of map sizes before the target's, but for those of heads.
     """
 
@@ -47,6 +48,7 @@ class Layer:
     channel: int = 0
     row: bool = False
     head: bool = False
+    moves: bool = False
 
     @property
     def resizes(self) -> bool:

@@ -34,6 +34,7 @@ class TrainOptions:
     num_exits: number of early exits.
     placement: which residual blocks the early exits follow: fine, pareto, linear, gold_ratio, or numbers of blocks.
     head: kind of the early exits' heads: pool, bnpool, plain, conv1, conv2, conv3, depthwise.
+    carry: "features": the final exit also reads the pooled features of the last early one, see `eefast.carrying`.
     backbone: instead of `net`, "torchvision:NAME" or "timm:NAME".
     exits: names of the backbone's modules after which its early exits are attached, see
         `eefast.attach`.
@@ -87,6 +88,7 @@ class TrainOptions:
     num_exits: int = 3
     placement: str | Sequence[int] = "fine"
     head: str = "pool"
+    carry: str | None = None
     backbone: str | None = None
     exits: Sequence[str] = ()
     weights: str | Path | None = None
