@@ -53,7 +53,7 @@ int64_t packed_size(const Step& step, const std::vector<Map>& maps, int64_t num_
     case Kind::convolution: break;
   }
   const Map& to = maps[step.target];
-  const int64_t outputs = to.blocks * kBlock, side = step.winograd + 2;
+  const int64_t outputs = to.blocks * kBlock;
   if (is_depthwise(step, from, to)) return step.rows * step.kernel * outputs;
   if (const int64_t narrow = narrow_groups(step, from, to)) return step.rows * step.kernel * narrow * outputs;
   if (step.groups > 1) {
@@ -67,7 +67,7 @@ int64_t packed_size(const Step& step, const std::vector<Map>& maps, int64_t num_
   if (precision == Precision::int8) {
     return int8_starts(step) * outputs + kBlock + int8_taps(step) * ((from.channels + 3) / 4) * outputs;
   }
-  if (step.winograd != 0) return side * side * from.channels * outputs;
+  if (step.winograd != 0) return frequencies_of(step) * from.channels * outputs;
   return direct_depth(step, precision, from, from.channels) * outputs;
 }
 

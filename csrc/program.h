@@ -58,7 +58,8 @@ struct Step {
   int64_t rows, above;
   // Of a convolution; 0 and 1 say the same. The first channel that a join writes.
   int64_t groups, channel;
-  // 0: direct; m: Winograd F(m×m, 3×3), in int8 along m axes, F(2, 3) or F(2×2, 3×3).
+  // 0: direct; m: Winograd F(m×m, 3×3), of one-dimensional windows F(m, 3); in int8 along m axes, F(2, 3) or
+  // F(2×2, 3×3).
   int64_t winograd;
   int64_t section;
   bool entry;
@@ -100,6 +101,12 @@ inline GroupedUnit grouped_unit(const Step& step, const Map& from, const Map& to
 // Output channels that a row of packed weights holds; see eefast/planning/packing.py.
 inline int64_t direct_width(int64_t blocks) { return blocks % 2 == 0 ? 32 : 16; }
 inline int64_t winograd_width(int64_t blocks) { return blocks % 4 == 0 ? 64 : blocks % 2 == 0 ? 32 : 16; }
+
+// Products for one tile, input and output channel of a float Winograd convolution: along both axes, or along rows.
+inline int64_t frequencies_of(const Step& step) {
+  const int64_t side = step.winograd + 2;
+  return step.rows == 1 ? side : side * side;
+}
 
 // Rows of numbers from which the sums of an int8 convolution start.
 inline int64_t int8_starts(const Step& step) { return step.winograd == 2 ? 4 : 2; }

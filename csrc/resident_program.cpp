@@ -119,12 +119,12 @@ struct Program {
     if (convolution && s[groups] > 1 && s[source] == 0) refuse(row, "images have no groups");
     if (join && (s[channel] < 0 || s[channel] > to.channels - from.channels))
       refuse(row, "its channels are outside of its target");
-    const bool fits = s[groups] == 1 && s[one_row] == 0 && s[kernel] == 3 && s[stride] == 1 && s[padding] == 1 &&
-                      s[source] != 0 && network.precision != Precision::bfloat16 && from.zero == 0;
+    const bool fits = s[groups] == 1 && !(s[one_row] == 1 && int8) && s[kernel] == 3 && s[stride] == 1 &&
+                      s[padding] == 1 && s[source] != 0 && network.precision != Precision::bfloat16 && from.zero == 0;
     if (s[winograd] != 0 && !(convolution && fits && (s[winograd] == 2 || s[winograd] == (int8 ? 1 : 4)))) {
-      refuse(row, int8
-                      ? "Winograd is for 3×3 convolutions of stride 1 and padding 1 of maps with zero 0, on 1 or 2 axes"
-                      : "Winograd is for float32 3×3 convolutions of stride 1 and padding 1, tiles of 2 or 4");
+      refuse(row,
+             int8 ? "Winograd is for 3×3 convolutions of stride 1 and padding 1 of maps with zero 0, on 1 or 2 axes"
+                  : "Winograd is for float32 3×3 convolutions, of rows 3, of stride 1 and padding 1, tiles of 2 or 4");
     }
     const bool first = is(Kind::affine) && !int8 && to.channels < from.channels && to.channels % kBlock == 0;
     if (load && from.channels > to.channels) refuse(row, "its target has too few channels");

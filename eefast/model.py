@@ -342,6 +342,8 @@ class EarlyExitNet(nn.Module):
             return config
         if config is None or config.get("kind") != "eenet" or "filters" in config or len(kept) == 1:
             return None
+        if "carry" in config and self.num_exits - 1 not in kept:
+            return None
         kinds = kinds_of(config["head"], self.num_exits)
         return {
             **config,

@@ -20,8 +20,7 @@ EEFAST_TARGET static void int8_convolution(const Step& step, const Map& from, co
                                                : int8_winograd<0, n>;
       return winograd(step, from, to, in, out, residual, group, begin, end, scratch);
     }
-    const bool three = step.kernel == 3 && step.rows == 3;
-    const auto direct = three              ? step.stride == 1 ? int8_direct<1, 3, n> : int8_direct<2, 3, n>
+    const auto direct = step.kernel == 3   ? step.stride == 1 ? int8_direct<1, 3, n> : int8_direct<2, 3, n>
                         : step.stride == 1 ? int8_direct<1, 0, n>
                                            : int8_direct<2, 0, n>;
     direct(step, from, to, in, out, residual, group, begin, end);

@@ -3,8 +3,8 @@
 // out[y, x, o] = codes(scale[o] · (start[o] + Σ in[s·y + i, s·x + j, c] · weight[i, j, c, o]) + ratio · residual[y, x,
 // o])
 //
-// As in direct_lanes.h, but four input channels at a time, and in 3×3 windows four codes are broadcast once for the
-// three outputs that read them. Sums are whole numbers, so their order does not matter.
+// As in direct_lanes.h, but four input channels at a time, and in windows three wide four codes are broadcast once
+// for the three outputs that read them. Sums are whole numbers, so their order does not matter.
 
 // Where the numbers of a convolution begin, see eefast/ops/resident_int8.py; those of one group of output channels.
 struct Int8Weights {
@@ -80,7 +80,7 @@ EEFAST_INLINE void store_pixels(const Sums* sums, uint8_t* out, const uint8_t* r
   }
 }
 
-// kernel: 3 of 3×3 windows, or 0 for any.
+// kernel: 3 of windows three wide, or 0 for any.
 template <int64_t stride, int64_t kernel, int64_t vectors, int64_t pixels>
 EEFAST_TARGET static void int8_strip(const Step& step, const Map& from, const Map& to, const uint8_t* in, uint8_t* out,
                                      const uint8_t* residual, const Int8Weights& numbers, int64_t part) {
@@ -93,8 +93,8 @@ EEFAST_TARGET static void int8_strip(const Step& step, const Map& from, const Ma
   }
   const uint8_t* weight = numbers.weight + 4 * part;
   const int64_t tap = 4 * numbers.width, pitch = from.block, channels = from.channels;
-  const int64_t side = kernel == 0 ? step.kernel : kernel, rows = kernel == 0 ? step.rows : kernel;
-  for (int64_t i = 0; i < rows; ++i, in += from.row_pitch) {
+  const int64_t side = kernel == 0 ? step.kernel : kernel;
+  for (int64_t i = 0; i < step.rows; ++i, in += from.row_pitch) {
     for (int64_t c = 0; c < channels; c += 4) {
       if constexpr (kernel == 3) {
         Codes w[3][vectors];

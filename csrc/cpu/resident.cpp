@@ -26,8 +26,11 @@ namespace eefast::cpu {
 namespace {
 
 // Tiles of one pass through the three parts of a Winograd convolution: as many as the first-level cache holds for 16
-// channels, and enough for one pass over the weights for more.
-int64_t chunk_tiles(const Map& from) { return from.blocks == 1 ? 8 : 16; }
+// channels, and enough for one pass over the weights for more. Tiles of rows are of fewer numbers.
+int64_t chunk_tiles(const Step& step, const Map& from) {
+  if (step.rows == 1) return 32;
+  return from.blocks == 1 ? 8 : 16;
+}
 
 // Weights of one convolution up to which every core may read all; of more each reads one part only.
 constexpr int64_t kCacheableWeights = 256 * 1024;
@@ -127,8 +130,9 @@ struct Job {
             frequency_floats = std::max(frequency_floats, kTransformedPlanes * transformed_plane(from) / 4);
             continue;
           }
-          const int64_t side = step.winograd + 2, blocks = std::max(from.blocks, net.maps[step.target].blocks);
-          frequency_floats = std::max(frequency_floats, side * side * (blocks * chunk_tiles(from) * kBlock + kBlock));
+          const int64_t blocks = std::max(from.blocks, net.maps[step.target].blocks);
+          const int64_t pitch = blocks * chunk_tiles(step, from) * kBlock + kBlock;
+          frequency_floats = std::max(frequency_floats, frequencies_of(step) * pitch);
         }
       }
     }
@@ -418,13 +422,22 @@ struct Winograd {
   const Layer& layer;
   const Map &from, &to;
   const Kernels& kernels;
-  int64_t m, side, tile_rows, tile_columns, parts, rows_a_chunk, rows, chunks;
+  // Columns and rows of a tile's outputs, rows of its inputs above them.
+  int64_t m, tall, above;
+  int64_t frequencies, tile_rows, tile_columns, parts, rows_a_chunk, rows, chunks;
+  bool lines;           // whether tiles are one row high, and the kernel for that is there
+  int64_t tile_floats;  // from one tile to the next in a block of transformed pixels
 
   explicit Winograd(const Layer& l)
-      : layer(l), from(l.source()), to(l.target()), kernels(l.worker.job->kernels), m(l.step.winograd), side(m + 2) {
-    tile_rows = (to.height + m - 1) / m;
+      : layer(l), from(l.source()), to(l.target()), kernels(l.worker.job->kernels), m(l.step.winograd) {
+    tall = l.step.rows == 1 ? 1 : m;
+    above = l.step.above;
+    frequencies = frequencies_of(l.step);
+    lines = l.step.rows == 1 && kernels.winograd_line != nullptr;
+    tile_floats = lines ? frequencies * kBlock : kBlock;
+    tile_rows = (to.height + tall - 1) / tall;
     tile_columns = (to.width + m - 1) / m;
-    const int64_t most = chunk_tiles(from);
+    const int64_t most = chunk_tiles(l.step, from);
     parts = (tile_columns + most - 1) / most;
     rows = layer.samples * tile_rows * parts;
     rows_a_chunk = std::max<int64_t>(1, most / tile_columns);
@@ -434,20 +447,20 @@ struct Winograd {
   }
 
   bool heavy() const {
-    return side * side * from.channels * to.blocks * kBlock * int64_t{sizeof(float)} > kCacheableWeights;
+    return frequencies * from.channels * to.blocks * kBlock * int64_t{sizeof(float)} > kCacheableWeights;
   }
 
   // Row `r` of all samples' tile rows, each cut into `parts`.
   TileRow row(int64_t r) const {
     const int64_t part = r % parts, ty = r / parts % tile_rows, i = r / parts / tile_rows;
     const int64_t begin = tile_columns * part / parts, end = tile_columns * (part + 1) / parts;
-    const int64_t place = to.at(ty * m, begin * m);
+    const int64_t y = ty * tall, place = to.at(y, begin * m);
     const float* const residual = reinterpret_cast<const float*>(layer.residual(i));
-    return {reinterpret_cast<const float*>(layer.in(i)) + from.at(ty * m - 1, begin * m - 1),
+    return {reinterpret_cast<const float*>(layer.in(i)) + from.at(y - above, begin * m - 1),
             reinterpret_cast<float*>(layer.out(i)) + place,
             residual == nullptr ? nullptr : residual + place,
             end - begin,
-            to.height - ty * m,
+            std::min(tall, to.height - y),
             to.width - begin * m};
   }
 
@@ -466,11 +479,11 @@ struct Winograd {
     return {begin, end, tiles, pitch, worker.frequencies, in_place ? worker.frequencies : worker.product};
   }
   void input(const Chunk& chunk, int64_t block) const {
-    float* v = chunk.frequencies + block * chunk.tiles * kBlock;
+    float* v = chunk.frequencies + block * chunk.tiles * tile_floats;
     for (int64_t r = chunk.begin; r < chunk.end; ++r) {
       const TileRow tiles = row(r);
-      kernels.winograd_input(m, from, tiles, block, v, chunk.pitch);
-      v += tiles.tiles * kBlock;
+      kernels.winograd_input(layer.step, from, tiles, block, v, chunk.pitch);
+      v += tiles.tiles * tile_floats;
     }
   }
   void multiply(const Chunk& chunk, int64_t frequency) const {
@@ -486,10 +499,22 @@ struct Winograd {
       v += tiles.tiles * kBlock;
     }
   }
+  void line(const Chunk& chunk, int64_t block) const {
+    const float* v = chunk.frequencies;
+    for (int64_t r = chunk.begin; r < chunk.end; ++r) {
+      const TileRow tiles = row(r);
+      kernels.winograd_line(layer.step, from, to, tiles, block, v, chunk.tiles * tile_floats);
+      v += tiles.tiles * tile_floats;
+    }
+  }
   void run(int64_t c, Worker& worker) const {
     const Chunk part = chunk(c, worker);
     for (int64_t b = 0; b < from.blocks; ++b) input(part, b);
-    for (int64_t f = 0; f < side * side; ++f) multiply(part, f);
+    if (lines) {
+      for (int64_t b = 0; b < to.blocks; ++b) line(part, b);
+      return;
+    }
+    for (int64_t f = 0; f < frequencies; ++f) multiply(part, f);
     for (int64_t b = 0; b < to.blocks; ++b) output(part, b);
   }
 };
@@ -504,17 +529,21 @@ void run_winograd(const Layer& layer) {
     const auto work = [&](int64_t c, Worker& worker) { winograd.run(c, worker); };
     leader.team->share(winograd.chunks, work, leader);
   } else {
-    // The weights are the traffic: divided by frequency, each worker reads only its part of them.
-    const int64_t side = winograd.side;
+    // The weights are the traffic: divided by frequency, or output block, each worker reads only its part of them.
+    const int64_t shares = winograd.m + 2, each = winograd.frequencies / shares;
     for (int64_t c = 0; c < winograd.chunks; ++c) {
       const auto chunk = winograd.chunk(c, leader);
       const auto input = [&](int64_t b, Worker&) { winograd.input(chunk, b); };
-      const auto multiply = [&](int64_t line, Worker&) {
-        for (int64_t f = line * side; f < (line + 1) * side; ++f) winograd.multiply(chunk, f);
+      const auto multiply = [&](int64_t share, Worker&) {
+        for (int64_t f = share * each; f < (share + 1) * each; ++f) winograd.multiply(chunk, f);
       };
       const auto output = [&](int64_t b, Worker&) { winograd.output(chunk, b); };
       leader.team->share(winograd.from.blocks, input, leader);
-      leader.team->share(side, multiply, leader);
+      if (winograd.lines) {
+        leader.team->share(winograd.to.blocks, [&](int64_t b, Worker&) { winograd.line(chunk, b); }, leader);
+        continue;
+      }
+      leader.team->share(shares, multiply, leader);
       leader.team->share(winograd.to.blocks, output, leader);
     }
   }

@@ -46,12 +46,16 @@ struct Kernels {
   void (*points)(const Step& step, const Map& from, const Map& to, const void* const* in, void* const* out,
                  const void* const* residual, int64_t group, int64_t begin, int64_t end);
   // The three parts of a Winograd convolution; null in int8. v: [frequency][block][tile][16], one frequency every
-  // `pitch` floats, one block every `block_pitch`; at the first tile of the row. m is step.winograd.
-  void (*winograd_input)(int64_t m, const Map& from, const TileRow& row, int64_t block, float* v, int64_t pitch);
+  // `pitch` floats, one block every `block_pitch`; at the first tile of the row.
+  void (*winograd_input)(const Step& step, const Map& from, const TileRow& row, int64_t block, float* v, int64_t pitch);
   void (*winograd_multiply)(const Step& step, const Map& from, const Map& to, int64_t frequency, int64_t tiles,
                             const float* v, float* product, int64_t block_pitch);
   void (*winograd_output)(const Step& step, const Map& to, const TileRow& row, int64_t block, const float* product,
                           int64_t pitch);
+  // Of tiles that are one row high instead of the last two, null where vectors are narrow: block `block` of the
+  // outputs. v: [block][tile][frequency][16], one block every `block_pitch`, as winograd_input then writes it.
+  void (*winograd_line)(const Step& step, const Map& from, const Map& to, const TileRow& row, int64_t block,
+                        const float* v, int64_t block_pitch);
   // Output channels that one register block holds: up to there the product may take the place of its input.
   int64_t winograd_in_place;
 

@@ -3,6 +3,8 @@
 //
 // Y = Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A per tile, summed over input channels: for each of the (m + 2)² frequencies a product
 // of [tiles, C_in] and [C_in, C_out]. 36 multiplications instead of 144 per 4×4 outputs.
+//
+// Of rows, F(m, 3): Y = [ (g Gᵀ) ⊙ (d B) ] A for each of the m + 2 frequencies; 6 multiplications instead of 12.
 
 // Rows of Bᵀ d at one column; some come in pairs, which share their sums.
 template <int64_t m, int64_t pass>
@@ -84,9 +86,31 @@ EEFAST_TARGET static void input_row(const Map& from, const TileRow& row, int64_t
   }
 }
 
-EEFAST_TARGET static void winograd_input(int64_t m, const Map& from, const TileRow& row, int64_t block, float* v,
+// Whether products of rows stay in registers until they are outputs, see winograd_line.
+constexpr bool kWholeLines = kLanes == 16;
+
+// The same of tiles that are one row high.
+template <int64_t m>
+EEFAST_TARGET static void input_line(const Map& from, const TileRow& row, int64_t block, float* v, int64_t pitch) {
+  for (int64_t part = 0; part < kBlock; part += kLanes) {
+    const float* d = row.in + block * from.block_pitch + part;
+    Floats pixels[m + 2] = {load(d), load(d + kBlock)};
+    for (int64_t t = 0; t < row.tiles; ++t, d += m * kBlock) {
+      EEFAST_UNROLL
+      for (int64_t c = 2; c < m + 2; ++c) pixels[c] = load(d + c * kBlock);
+      kWholeLines ? spread<m>(pixels, v + t * (m + 2) * kBlock, kBlock)
+                  : spread<m>(pixels, v + t * kBlock + part, pitch);
+      pixels[0] = pixels[m];
+      pixels[1] = pixels[m + 1];
+    }
+  }
+}
+
+EEFAST_TARGET static void winograd_input(const Step& step, const Map& from, const TileRow& row, int64_t block, float* v,
                                          int64_t pitch) {
-  m == 2 ? input_row<2>(from, row, block, v, pitch) : input_row<4>(from, row, block, v, pitch);
+  const bool two = step.winograd == 2;
+  if (step.rows == 1) return (two ? input_line<2> : input_line<4>)(from, row, block, v, pitch);
+  (two ? input_row<2> : input_row<4>)(from, row, block, v, pitch);
 }
 
 // A block of the product stays in registers until it is whole, so that it may be stored over its input.
@@ -140,6 +164,15 @@ constexpr int64_t kInPlace = kLanes == 16 ? 64 : kBlock;
 
 EEFAST_TARGET static void winograd_multiply(const Step& step, const Map& from, const Map& to, int64_t frequency,
                                             int64_t tiles, const float* v, float* product, int64_t block_pitch) {
+  if (step.rows == 1) {
+    const int64_t depth = frequencies_of(step) * kBlock;
+    for (int64_t b = 0; b < to.blocks; ++b) {
+      multiply<kBlockVectors, kRegisters / kBlockVectors>(step.weight + b * from.channels * depth + frequency * kBlock,
+                                                          depth, from.channels, tiles, v, product + b * block_pitch,
+                                                          block_pitch);
+    }
+    return;
+  }
   const int64_t width = winograd_width(to.blocks), groups = to.blocks * kBlock / width;
   for (int64_t g = 0; g < groups; ++g) {
     const float* const weight = step.weight + (frequency * groups + g) * from.channels * width;
@@ -194,6 +227,18 @@ EEFAST_INLINE void gather_row(const Floats* x, Floats bias, Floats* y) {
   }
 }
 
+// A row of a tile's outputs, the first `columns` of them unless the tile is whole.
+template <int64_t m, bool whole>
+EEFAST_INLINE void finish_row(const Step& step, Floats* y, float* out, const float* residual, int64_t columns) {
+  EEFAST_UNROLL
+  for (int64_t c = 0; c < m; ++c) {
+    if (!whole && c >= columns) break;
+    if (residual != nullptr) y[c] += load(residual + c * kBlock);
+    if (step.relu) y[c] = relu(y[c]);
+    store(out + c * kBlock, y[c]);
+  }
+}
+
 template <int64_t m, int64_t part, bool whole>
 EEFAST_INLINE void output_tile(const Step& step, const Map& to, const float* x, int64_t pitch, Floats bias, float* out,
                                const float* residual, int64_t rows, int64_t columns) {
@@ -208,21 +253,21 @@ EEFAST_INLINE void output_tile(const Step& step, const Map& to, const float* x, 
     EEFAST_UNROLL
     for (int64_t j = 0; j < side; ++j) line[j] = z[j][r];
     gather_row<m>(line, bias, y);
-    EEFAST_UNROLL
-    for (int64_t c = 0; c < m; ++c) {
-      if (!whole && c >= columns) break;
-      const int64_t place = r * to.row_pitch + c * kBlock;
-      if (residual != nullptr) y[c] += load(residual + place);
-      if (step.relu) y[c] = relu(y[c]);
-      store(out + place, y[c]);
-    }
+    finish_row<m, whole>(step, y, out + r * to.row_pitch, residual == nullptr ? nullptr : residual + r * to.row_pitch,
+                         columns);
   }
 }
 
-template <int64_t m, bool whole>
+template <int64_t m, bool line, bool whole>
 EEFAST_INLINE void output_parts(const Step& step, const Map& to, const float* x, int64_t pitch, Floats bias, float* out,
                                 const float* residual, int64_t rows, int64_t columns) {
-  if constexpr (m == 4 && kLanes < 16) {
+  if constexpr (line) {
+    Floats products[m + 2], y[m];
+    EEFAST_UNROLL
+    for (int64_t j = 0; j < m + 2; ++j) products[j] = load(x + j * pitch);
+    gather_row<m>(products, bias, y);
+    finish_row<m, whole>(step, y, out, residual, columns);
+  } else if constexpr (m == 4 && kLanes < 16) {
     output_tile<m, 0, whole>(step, to, x, pitch, bias, out, residual, rows, columns);
     output_tile<m, 1, whole>(step, to, x, pitch, bias, out, residual, rows, columns);
   } else {
@@ -230,7 +275,7 @@ EEFAST_INLINE void output_parts(const Step& step, const Map& to, const float* x,
   }
 }
 
-template <int64_t m>
+template <int64_t m, bool line>
 EEFAST_TARGET static void output_row(const Step& step, const Map& to, const TileRow& row, int64_t block, const float* x,
                                      int64_t pitch) {
   const int64_t begin = block * to.block_pitch;
@@ -239,11 +284,11 @@ EEFAST_TARGET static void output_row(const Step& step, const Map& to, const Tile
     for (int64_t t = 0; t < row.tiles; ++t) {
       const int64_t place = begin + t * m * kBlock + part, columns = row.columns - t * m;
       const float* const residual = row.residual == nullptr ? nullptr : row.residual + place;
-      if (row.rows >= m && columns >= m) {
-        output_parts<m, true>(step, to, x + t * kBlock + part, pitch, bias, row.out + place, residual, m, m);
+      if (row.rows >= (line ? 1 : m) && columns >= m) {
+        output_parts<m, line, true>(step, to, x + t * kBlock + part, pitch, bias, row.out + place, residual, m, m);
       } else {
-        output_parts<m, false>(step, to, x + t * kBlock + part, pitch, bias, row.out + place, residual, row.rows,
-                               columns);
+        output_parts<m, line, false>(step, to, x + t * kBlock + part, pitch, bias, row.out + place, residual, row.rows,
+                                     columns);
       }
     }
   }
@@ -255,6 +300,72 @@ EEFAST_TARGET static void output_row(const Step& step, const Map& to, const Tile
 
 EEFAST_TARGET static void winograd_output(const Step& step, const Map& to, const TileRow& row, int64_t block,
                                           const float* product, int64_t pitch) {
-  step.winograd == 2 ? output_row<2>(step, to, row, block, product, pitch)
-                     : output_row<4>(step, to, row, block, product, pitch);
+  const bool two = step.winograd == 2;
+  if (step.rows == 1) {
+    return (two ? output_row<2, true> : output_row<4, true>)(step, to, row, block, product, pitch);
+  }
+  (two ? output_row<2, false> : output_row<4, false>)(step, to, row, block, product, pitch);
 }
+
+// Some neighbouring tiles of a row from their transformed pixels to outputs of one block.
+template <int64_t m, int64_t tiles, bool whole>
+EEFAST_TARGET static void line_strip(const Step& step, int64_t channels, const float* v, int64_t block_pitch,
+                                     const float* weight, Floats bias, float* out, const float* residual,
+                                     int64_t columns) {
+  constexpr int64_t side = m + 2;
+  Floats sums[tiles][side] = {};
+  for (int64_t begin = 0; begin < channels; begin += kBlock, v += block_pitch) {
+    const int64_t end = std::min(kBlock, channels - begin);
+    for (int64_t c = 0; c < end; ++c, weight += side * kBlock) {
+      EEFAST_UNROLL
+      for (int64_t f = 0; f < side; ++f) {
+        const Floats w = load(weight + f * kBlock);
+        EEFAST_UNROLL
+        for (int64_t t = 0; t < tiles; ++t) sums[t][f] = splat(v[(t * side + f) * kBlock + c]) * w + sums[t][f];
+      }
+    }
+  }
+  EEFAST_UNROLL
+  for (int64_t t = 0; t < tiles; ++t) {
+    Floats y[m];
+    gather_row<m>(sums[t], bias, y);
+    const int64_t place = t * m * kBlock;
+    finish_row<m, whole>(step, y, out + place, residual == nullptr ? nullptr : residual + place, columns - t * m);
+  }
+}
+
+template <int64_t m, int64_t tiles>
+EEFAST_TARGET static void line_strips(int64_t n, const Step& step, int64_t channels, const float* v,
+                                      int64_t block_pitch, const float* weight, Floats bias, float* out,
+                                      const float* residual, int64_t columns) {
+  if constexpr (tiles > 1) {
+    if (n < tiles) {
+      return line_strips<m, tiles - 1>(n, step, channels, v, block_pitch, weight, bias, out, residual, columns);
+    }
+  }
+  const auto strip = columns >= tiles * m ? line_strip<m, tiles, true> : line_strip<m, tiles, false>;
+  strip(step, channels, v, block_pitch, weight, bias, out, residual, columns);
+}
+
+template <int64_t m>
+EEFAST_TARGET static void line_outputs(const Step& step, const Map& from, const Map& to, const TileRow& row,
+                                       int64_t block, const float* v, int64_t block_pitch) {
+  constexpr int64_t side = m + 2, most = 24 / side;
+  const int64_t begin = block * to.block_pitch, strips = (row.tiles + most - 1) / most;
+  const float* const weight = step.weight + block * from.channels * side * kBlock;
+  const Floats bias = load(step.bias + block * kBlock);
+  for (int64_t s = 0; s < strips; ++s) {
+    const int64_t t = row.tiles * s / strips, next = row.tiles * (s + 1) / strips, place = begin + t * m * kBlock;
+    line_strips<m, most>(next - t, step, from.channels, v + t * side * kBlock, block_pitch, weight, bias,
+                         row.out + place, row.residual == nullptr ? nullptr : row.residual + place,
+                         row.columns - t * m);
+  }
+  if (step.activation == Activation::none) return;
+  activate(step.activation, row.out + begin, std::min(row.tiles * m, row.columns) * kBlock);
+}
+
+EEFAST_TARGET static void winograd_line(const Step& step, const Map& from, const Map& to, const TileRow& row,
+                                        int64_t block, const float* v, int64_t block_pitch) {
+  (step.winograd == 2 ? line_outputs<2> : line_outputs<4>)(step, from, to, row, block, v, block_pitch);
+}
+constexpr decltype(Kernels::winograd_line) kWinogradLine = kWholeLines ? winograd_line : nullptr;

@@ -30,7 +30,8 @@ def build_attached(config: Mapping[str, Any], weights: dict[str, Tensor], size: 
     Raises `ValueError` for a backbone that is unknown, or that the weights do not fit; `ImportError` without timm.
     """
     name, exits = config["backbone"], config["exits"]
-    net, made = empty_network(config, lambda empty: _check_against(weights, size, empty, name, len(exits)))
+    theirs = {_unjoined(key, config): value for key, value in weights.items()}
+    net, made = empty_network(config, lambda empty: _check_against(theirs, size, empty, name, len(exits)))
     put(net, weights, size, name)
     fill(net, made)
     net.check_thresholds()
@@ -77,6 +78,12 @@ def _check_against(weights: dict[str, Tensor], size: int, empty: nn.Module, name
             raise ValueError(f"{CONFIG_FILE} says {exits} exits, but {WEIGHTS_FILE} has no weights of heads.{i}")
 
 
+def _unjoined(name: str, config: Mapping[str, Any]) -> str:
+    """The name of a weight as it is where no features are carried, see `eefast.carrying.JoinedStage`."""
+    last = f"stages.{len(config.get('exits', ()))}."
+    return name.replace(f"{last}stage.", last, 1) if "carry" in config and name.startswith(f"{last}stage.") else name
+
+
 class _Shapes(TorchFunctionMode):
     """Parameters made inside have shapes, but no memory; the numbers that sizes are computed from are there."""
 
@@ -107,5 +114,5 @@ def fill(net: EarlyExitNet, made: Callable[[], nn.Module]) -> None:
     dtype = next(net.parameters()).dtype
     for name in empty:
         path, _, last = name.rpartition(".")
-        value = whole.get_buffer(re.sub(r"^stages\.\d+\.(graph\.0\.)?", "", name))
+        value = whole.get_buffer(re.sub(r"^stages\.\d+\.(graph\.0\.)?", "", _unjoined(name, net.config or {})))
         net.get_submodule(path)._buffers[last] = value.to(dtype) if value.is_floating_point() else value

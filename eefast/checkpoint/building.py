@@ -27,7 +27,7 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], size: int) -
     found_classes, _ = shape_of(weights, "heads.0.classifier.weight", 2)
     checks = [("input_shape", channels, found_channels), ("num_classes", config["num_classes"], found_classes)]
     if config["name"] == "eenet8":
-        widest = shape_of(weights, "stages.2.0.residual.5.weight", 4)
+        widest = shape_of(weights, f"stages.2.{'stage.' * ('carry' in config)}0.residual.5.weight", 4)
         checks.append(("filters", config["filters"], min(widest[:2]) // 4))
     for key, value, found in checks:
         if value != found:
@@ -51,13 +51,20 @@ def shape_of(weights: Mapping[str, Any], name: str, dims: int) -> tuple[int, ...
     return tuple(weights[name].shape)
 
 
+def first_names(net: nn.Module) -> dict[str, str]:
+    """Name in the state_dict → the first name of the same tensor: modules may have several, of which files hold one."""
+    found: dict[int, str] = {}
+    return {name: found.setdefault(id(value), name) for name, value in net.state_dict(keep_vars=True).items()}
+
+
 def put(net: nn.Module, weights: Mapping[str, Tensor], size: int, owner: str) -> None:
     """Give `net`, whose parameters have no memory yet, copies of `weights`, in their dtypes.
 
     size: bytes of the file that they come from; no more is copied. owner: what `net` is called, for errors.
     Raises `ValueError` unless every name, shape and kind of dtype fits, and every number is finite.
     """
-    expected = net.state_dict()
+    firsts, state = first_names(net), net.state_dict()
+    expected = {name: state[name] for name in firsts.values()}
     for what, names in (("lacks", expected.keys() - weights.keys()), ("has unknown", weights.keys() - expected.keys())):
         if names:
             named = ", ".join(quoted(name)[1:-1] for name in sorted(names)[:4])
@@ -71,4 +78,4 @@ def put(net: nn.Module, weights: Mapping[str, Tensor], size: int, owner: str) ->
         raise ValueError(f"its weights claim more than the {size} bytes of the file")
     check_finite(weights)
     copies = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
-    net.load_state_dict(copies, assign=True)
+    net.load_state_dict({name: copies[first] for name, first in firsts.items()}, assign=True)

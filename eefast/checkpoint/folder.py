@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import criteria, rules, zoo
+from ..carrying import CARRIES
 from ..heads import HEADS, TOKEN_HEADS
 from ..model import EarlyExitNet
 from ..preprocessing import Preprocessing
@@ -18,7 +19,7 @@ from ..system import files
 from . import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, image_fields, profile_rows, record_file
 from .attached import build_attached
 from .attached_int8 import QDQ_FIELDS, build_qdq
-from .building import build
+from .building import build, first_names
 from .fields import MOST_EXITS, Field, check_fields, is_int, is_name, is_normalization, is_shape
 from .quantized_rows import QUANTIZED_FIELDS, build_quantized, describe_stages, thresholds_row
 from .stored import MOST_JSON, read_json, read_safetensors
@@ -41,7 +42,8 @@ def save(net: EarlyExitNet, folder: str | Path) -> None:
         config |= describe_stages(net)
     elif config.get("kind") == "qdq":
         config |= {"float_thresholds": thresholds_row((net.config or {}).get("float_thresholds", {}))}
-    weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    firsts, state = first_names(net), net.state_dict()
+    weights = {name: state[name].detach().cpu().contiguous() for name, first in firsts.items() if name == first}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with files.together():
@@ -119,7 +121,8 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any], tuple[Preprocessing
     told = image_fields.take(config, file)
     fields = _EENET8 if kind == "eenet" and config.get("name") == "eenet8" else kinds[kind]
     # The first folders have none, and most networks.
-    fields = {**fields, **({"profiles": profile_rows.FIELD} if "profiles" in config else {})}
+    more = {"profiles": profile_rows.FIELD, **({"carry": _CARRY} if kind in ("eenet", "attached") else {})}
+    fields = {**fields, **{key: field for key, field in more.items() if key in config}}
     check_fields(config, fields, file)
     del config["format"]
     return kind, config, told
@@ -149,6 +152,7 @@ _ANY_SHAPE: Field = (
     lambda v: is_shape(v, sides=(1, 2)),
     "[channels, height, width], of a network on rows [channels, length], each 1 … 65535",
 )
+_CARRY: Field = (lambda v: v in CARRIES, f"one of {', '.join(CARRIES)}")
 _EENET: dict[str, Field] = {
     **_FIELDS,
     "name": (

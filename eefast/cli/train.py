@@ -124,6 +124,10 @@ def command(
         str,
         network_option(help=f"Kind of the early exits' heads: {', '.join(HEADS)}; one for all, or a list: pool,conv1."),
     ] = "pool",
+    carry: Annotated[
+        str | None,
+        network_option(help="features: the final exit also reads the pooled features of the last early one (T-RecX)."),
+    ] = DEFAULT.carry,
     backbone: Annotated[
         str | None, network_option(help="torchvision:NAME or timm:NAME instead of --net; exits are attached to it.")
     ] = DEFAULT.backbone,
@@ -202,7 +206,7 @@ def command(
     options = TrainOptions(
         net=net, dataset=dataset, data_root=data_root, output=output, download=download, image_size=image_size,
         crop_fraction=crop_fraction,
-        num_exits=num_exits, placement=_blocks(placement), head=_kinds(head), backbone=backbone,
+        num_exits=num_exits, placement=_blocks(placement), head=_kinds(head), carry=carry, backbone=backbone,
         exits=[name.strip() for name in exits.split(",") if name.strip()], weights=weights,
         freeze_backbone=freeze_backbone, self_labelled=self_labelled, train_images=train_images, epochs=epochs,
         batch_size=batch_size,

@@ -119,7 +119,8 @@ def order_by_section(layers: Sequence[Layer]) -> list[Layer]:
     """
     section_of = {0: -1}
     for layer in layers:
-        layer.section = section_of[layer.source] + ((layer.resizes and not layer.head) or layer.source == 0)
+        goes_on = (layer.resizes and not layer.head) or layer.moves or layer.source == 0
+        layer.section = section_of[layer.source] + goes_on
         if layer.residual >= 0 and section_of[layer.residual] != layer.section:
             raise UnsupportedError("an addition joins maps of different sections")
         if layer.kind != Kind.EXIT:

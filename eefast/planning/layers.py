@@ -29,6 +29,7 @@ class Layer:
     groups: of a convolution; channel: where a JOIN writes. An affine map reads as many channels as it has weights.
     row: whether a window is one row high and pads no rows.
     head: whether it is one of a head's, whose maps only its exit reads: these stay in the section of the features.
+    moves: whether an affine map takes its source, one pixel, to the next section.
     section: number of map sizes before the target's, but for those of heads.
     """
 
@@ -47,6 +48,7 @@ class Layer:
     channel: int = 0
     row: bool = False
     head: bool = False
+    moves: bool = False
 
     @property
     def resizes(self) -> bool:
@@ -61,9 +63,9 @@ class Layer:
 
     @property
     def allows_winograd(self) -> bool:
-        """Whether Winograd can compute it."""
+        """Whether Winograd can compute it: along both axes, or, where its windows are one row high, along rows."""
         able = self.kind == Kind.CONVOLUTION and self.kernel == 3 and not self.resizes
-        return able and self.groups == 1 and self.source != 0 and not self.row
+        return able and self.groups == 1 and self.source != 0
 
     def algorithm(self, side: int) -> int:
         """Side of its Winograd tiles, 0: direct, where its section is to have tiles of `side`."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from ..carrying import JoinedStage
 from ..heads import ExitHead
 from ..model import EarlyExitNet
 from ..ops import Activation, Kind
@@ -54,7 +56,10 @@ def _lower(net: EarlyExitNet, every_step: bool) -> Lowered:
         if obstacle := head_obstacle(head, i):
             raise UnsupportedError(obstacle)
         assert isinstance(head, ExitHead)
-        value = traced.append(stage, value, f"stage {i}")
+        if isinstance(stage, JoinedStage):
+            value = traced.append_joined(stage, value, f"stage {i}")
+        else:
+            value = traced.append(stage, value, f"stage {i}")
         begin = len(traced.layers)
         seen = traced.append(head.convs, value, f"the head of exit {i}") if len(head.convs) else value
         for layer in traced.layers[begin:] if every_step else ():
@@ -136,6 +141,27 @@ class _Trace:
                     before = values[node.args[0]]
                     values.update({other: values[node] for other, value in values.items() if value == before})
         raise AssertionError("a graph ends with an output")
+
+    def append_joined(self, stage: JoinedStage, source: int, where: str) -> int:
+        """As `append`; the pooled features of the exit before go from section to section, to where the others are."""
+        if not self.every_step:
+            raise UnsupportedError(f"{where} joins the features of the exit before, {_NO_STEP} here")
+        begin = len(self.layers)
+        early = self.append(nn.Sequential(stage.early_convs, stage.early_norm, stage.pool), source, where)
+        for layer in self.layers[begin:]:
+            layer.head = True
+        begin = len(self.layers)
+        last = self.append(nn.Sequential(stage.stage, stage.pool), source, where)
+        sections = {source: 0}
+        for layer in self.layers[begin:]:
+            sections[layer.target] = sections.get(layer.source, 0) + layer.resizes
+        channels = self.channels[early]
+        for _ in range(sections[last]):
+            moving = Layer(
+                Kind.AFFINE, early, -1, weight=torch.ones(channels), bias=torch.zeros(channels), moves=True
+            )  # fmt: skip
+            early = self._add(moving, channels, pooled=True)
+        return self._joined([last, early], pooled=True)
 
     def _call(self, module: fx.GraphModule, node: fx.Node, sources: list[int], where: str) -> int:
         """Append the layer of one call that reads `sources`; returns its value."""
@@ -238,9 +264,13 @@ class _Trace:
             raise UnsupportedError(f"{where} has a concatenation of something else than maps")
         if len(values) == 1:
             return values[0]
+        return self._joined(values)
+
+    def _joined(self, values: Sequence[int], pooled: bool = False) -> int:
+        """Append the layers that join the channels of maps of one size; returns the value that they make."""
         total, channel, target = sum(self.channels[value] for value in values), 0, -1
         for value in values:
-            target = self._add(Layer(Kind.JOIN, value, -1, residual=target, channel=channel), total)
+            target = self._add(Layer(Kind.JOIN, value, -1, residual=target, channel=channel), total, pooled)
             channel += self.channels[value]
         return target
 

@@ -152,12 +152,14 @@ def _rows(net: EarlyExitNet, found: Lowered, kernel: str, described: Callable[[i
 def _section(found: Lowered, program: ResidentProgram, section: int) -> str:
     """How a section runs, for instance "16×16 F(4×4) by 4": map size, Winograd tiles, samples that go together.
 
-    Of integers, where the convolutions that Winograd could compute differ: how many are computed in each way.
+    Of rows "1×128 F(4, 3)". Of integers, where the convolutions that Winograd could compute differ: how many are
+    computed in each way.
     """
     size, side, group = found.sizes[section], program.algorithms[section], program.group_sizes[section]
-    algorithm = f"F({side}×{side})" if side else "direct"
+    able = [layer for layer in found.layers if layer.section == section and layer.allows_winograd]
+    tiles = f"F({side}, 3)" if all(layer.row for layer in able) else f"F({side}×{side})"
+    algorithm = tiles if side else "direct"
     if found.image is not None:
-        able = [layer for layer in found.layers if layer.section == section and layer.allows_winograd]
         counts = Counter(layer.algorithm(0) for layer in able)
         parts = [(n, ALGORITHMS[winograd]) for winograd, n in sorted(counts.items(), reverse=True)]
         algorithm = " + ".join(name if len(parts) == 1 else f"{n} {name}" for n, name in parts) or "direct"

@@ -78,7 +78,10 @@ def grouped_inputs(first: int, end: int, per_group: int, depth: int) -> tuple[in
 
 
 def _winograd(weight: Tensor, side: int) -> Tensor:
-    """[frequency][group][C][width], transformed in float64."""
+    """[frequency][group][C][width], transformed in float64; of windows of one row [O / 16][C][frequency][16]."""
+    if weight.shape[2] == 1:
+        lines = torch.einsum("bj,ocj->ocb", torch.tensor(_FILTER[side], dtype=torch.float64), weight[:, :, 0].double())
+        return lines.float().unflatten(0, (-1, BLOCK)).permute(0, 2, 3, 1).flatten()
     width = next(w for w in (64, 32, 16) if len(weight) % w == 0)
     transform = torch.tensor(_FILTER[side], dtype=torch.float64)
     # Group by group, since all of a large layer in float64 would not fit the cache.

@@ -12,7 +12,7 @@ from ..heads import HEADS
 from ..train.options import FREE_TO_CHANGE, TrainOptions
 
 NOT_READ = (
-    "net", "num_exits", "placement", "head", "backbone", "self_labelled", "two_stage", "cost_weight",
+    "net", "num_exits", "placement", "head", "carry", "backbone", "self_labelled", "two_stage", "cost_weight",
     "max_accuracy_drop",
 )  # fmt: skip
 

@@ -76,6 +76,11 @@ def of_network(net: EarlyExitNet, kinds: Sequence[str], places: Sequence[str | i
     Raises `ValueError` for a network that was not made by `eefast.zoo.eenet` or `eefast.attach`, and for EENet-8.
     """
     config = net.config or {}
+    if "carry" in config:
+        raise ValueError(
+            f"{net.name} carries features from its last early exit; search with the network that was made without "
+            f"carry={config['carry']!r}"
+        )
     if config.get("kind") == "attached":
         body = library_backbone(config["backbone"], net.num_classes, net.input_shape[0])
         body.load_state_dict(_weights_of_body(net, body))

@@ -9,6 +9,7 @@ from itertools import islice
 import torch
 from torch import nn
 
+from ..carrying import carry_on
 from ..heads import TOKEN_HEADS, ExitHead, kinds_of, shortest
 from ..model import EarlyExitNet
 from .backbones import origin
@@ -28,6 +29,7 @@ def attach(
     criterion: str = "learned",
     thresholds: Sequence[float] | None = None,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+    carry: str | None = None,
 ) -> EarlyExitNet:
     """The backbone with early exits; shares its modules, so that training either trains both.
 
@@ -40,6 +42,8 @@ def attach(
     num_classes: by default that of the backbone; another number is an error.
     input_shape: (C, H, W) of the images, for which the costs are counted; (C, L) of a backbone on rows [N, C, L].
     criterion, thresholds, normalization: see `EarlyExitNet`.
+    carry: "features": the final exit also reads the pooled features of the last early one (T-RecX), see
+        `eefast.carrying`; its linear is a copy of the backbone's, with weights 0 for them. None: its own only.
 
     The backbone's own pooling and last linear are the final exit, so that without early exits the answers are the
     backbone's, at every image size that it takes. All trials run on a copy of the backbone, which takes its memory once
@@ -57,6 +61,7 @@ def attach(
         criterion=criterion,
         thresholds=thresholds,
         normalization=normalization,
+        carry=carry,
     )
 
 
@@ -70,6 +75,7 @@ def rebuild(
     criterion: str,
     normalization: tuple[Sequence[float], Sequence[float]] | None,
     thresholds: Sequence[float] | None = None,
+    carry: str | None = None,
 ) -> EarlyExitNet:
     """As `attach`, also for a backbone on the meta device, where it takes no memory and no answers are compared."""
     exits = check_names(backbone, exits)
@@ -77,10 +83,10 @@ def rebuild(
     cut = cut_at(backbone, exits, num_classes, input_shape)
     # Layers made in inference mode could not be trained, and those on another default device not be used.
     with torch.inference_mode(False), torch.device("cpu"):
-        stages = [module_of(backbone, graph) for graph in cut.stages]
+        stages: list[nn.Module] = [module_of(backbone, graph) for graph in cut.stages]
         linear = backbone.get_submodule(cut.classifier)
         assert isinstance(linear, nn.Linear)
-        heads = []
+        heads: list[ExitHead] = []
         for i, features in enumerate(cut.features):
             kind, like = (kinds[i], features) if i < len(exits) else ("pool", linear.weight)
             if i < len(exits) and cut.layouts[i] == TOKENS and kind not in TOKEN_HEADS:
@@ -92,6 +98,7 @@ def rebuild(
         heads[-1].classifier = linear
         if cut.pool is not None:
             heads[-1].pool = nn.Sequential(module_of(backbone, cut.pool))
+        carry_on(carry, stages, heads, input_shape)
         _check_dtype(stages)
         net = EarlyExitNet(
             stages,
@@ -105,7 +112,7 @@ def rebuild(
     for made in net.modules():
         if made not in theirs:
             made.training = backbone.training
-    _describe(net, backbone, exits, shortest(kinds) if kinds else "pool")
+    _describe(net, backbone, exits, shortest(kinds) if kinds else "pool", carry)
     return net
 
 
@@ -117,7 +124,9 @@ def _check_dtype(stages: Sequence[nn.Module]) -> None:
             )
 
 
-def _describe(net: EarlyExitNet, backbone: nn.Module, exits: Sequence[str], head: str | list[str]) -> None:
+def _describe(
+    net: EarlyExitNet, backbone: nn.Module, exits: Sequence[str], head: str | list[str], carry: str | None
+) -> None:
     """Tell `net` how `eefast.load` builds it again, or why that is impossible."""
     name = origin(backbone)
     if name is None:
@@ -130,6 +139,7 @@ def _describe(net: EarlyExitNet, backbone: nn.Module, exits: Sequence[str], head
         "head": head,
         "num_classes": net.num_classes,
         "input_shape": list(net.input_shape),
+        **({"carry": carry} if carry else {}),
     }
 
 
@@ -137,4 +147,5 @@ def new_parameters(net: EarlyExitNet) -> list[tuple[str, nn.Parameter]]:
     """Names and parameters that `attach` made: the early heads and the final exit's confidence row."""
     confidence = f"heads.{net.num_exits}.confidence."
     early = tuple(f"heads.{i}." for i in range(net.num_exits))
-    return [(name, value) for name, value in net.named_parameters() if name.startswith((*early, confidence))]
+    named = net.named_parameters(remove_duplicate=False)  # a stage may share those of a head
+    return [(name, value) for name, value in named if name.startswith((*early, confidence))]

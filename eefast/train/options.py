@@ -35,6 +35,7 @@ class TrainOptions:
     placement: which residual blocks the early exits follow: fine, pareto, linear, gold_ratio, or numbers of blocks, 0:
         the stem.
     head: kind of the early exits' heads, see `eefast.heads.ExitHead`; one for all, or one for each.
+    carry: "features": the final exit also reads the pooled features of the last early one, see `eefast.carrying`.
     backbone: instead of `net`, "torchvision:NAME" or "timm:NAME".
     exits: names of the backbone's modules after which its early exits are attached, see
         `eefast.attach`.
@@ -88,6 +89,7 @@ class TrainOptions:
     num_exits: int = 3
     placement: str | Sequence[int] = "fine"
     head: str | Sequence[str] = "pool"
+    carry: str | None = None
     backbone: str | None = None
     exits: Sequence[str] = ()
     weights: str | Path | None = None

@@ -72,11 +72,14 @@ def _network(options: TrainOptions, images: RunImages) -> EarlyExitNet:
         body = library_backbone(options.backbone, info.num_classes, info.shape[0])
         if options.weights is not None:
             initialise(body, options.backbone, options.weights, options.download, options.freeze_backbone)
-        network = attach(body, options.exits, head=options.head, input_shape=info.shape, normalization=normalization)
+        network = attach(
+            body, options.exits, head=options.head, input_shape=info.shape, normalization=normalization,
+            carry=options.carry,
+        )  # fmt: skip
     else:
         network = zoo.eenet(
             options.net, options.num_exits, options.placement, options.head, info.num_classes, info.shape,
-            normalization=normalization,
+            normalization=normalization, carry=options.carry,
         )  # fmt: skip
         if options.weights is not None:
             others = load_network(network, options.weights)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from ..carrying import carry_on
 from ..cost import macs
 from ..heads import ExitHead, kinds_of, shortest
 from ..model import EarlyExitNet
@@ -38,6 +39,7 @@ def eenet(
     thresholds: Sequence[float] | None = None,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
     filters: int = 2,
+    carry: str | None = None,
     device: torch.device | str | None = None,
 ) -> EarlyExitNet:
     """The early-exit network called `name`, "eenet8" … "eenet152" (Demir & Akbas 2024) or "resnet8", initialised.
@@ -51,6 +53,8 @@ def eenet(
     input_shape: (C, H, W) of the images.
     criterion, thresholds, normalization: see `EarlyExitNet`.
     filters: channels of EENet-8's first block; the other networks ignore it.
+    carry: "features": the final exit also reads the pooled features of the last early one (T-RecX), see
+        `eefast.carrying`; None: its own only.
     device: where the parameters are made, torch's default without it; on "meta" they have shapes, but no memory.
     Raises `ValueError` for unknown names and for exits that do not fit, saying how many do.
     """
@@ -74,6 +78,7 @@ def eenet(
         for i, stage in enumerate(stages):
             _, shape = macs(stage, shape)
             heads.append(ExitHead(kinds[i] if i < len(positions) else "pool", shape, num_classes, input_shape))
+        carry_on(carry, stages, heads, input_shape)
     config = {
         "kind": "eenet",
         "name": name,
@@ -84,6 +89,7 @@ def eenet(
         "input_shape": list(input_shape),
         "normalization": normalization,
         **({"filters": filters} if name == "eenet8" else {}),
+        **({"carry": carry} if carry else {}),
     }
     for module in (*stages, *heads):
         initialise(module)

@@ -90,6 +90,7 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "mean pooling inside": lambda c: nn.AvgPool2d(3, 1, 1),
     "5×5": lambda c: nn.Conv2d(c, c, 5, 1, 2),
     "7×7, stride 2": lambda c: nn.Conv2d(c, c, 7, 2, 3),
+    "row of 3": lambda c: nn.Sequential(nn.Conv2d(c, c, (1, 3), 1, (0, 1)), nn.SiLU()),
     "row of 5": lambda c: nn.Conv2d(c, c, (1, 5), 1, (0, 2)),
     "row of 4, stride 2": lambda c: nn.Conv2d(c, c, (1, 4), 2, (0, 1)),
     "depthwise row of 3": lambda c: nn.Conv2d(c, c, (1, 3), 1, (0, 1), groups=c),
@@ -148,6 +149,32 @@ def test_every_layer_matches_float64(name: str, channels: int) -> None:
             assert torch.equal(run(net, x[3:4], i, threads=3), found[3:4])
             fast = run(net, x, i, algorithm=4)
             torch.testing.assert_close(fast, wanted, rtol=0, atol=5e-5 * float(wanted.abs().max().clamp_min(1)))
+
+
+def rows(length: int, channels: int) -> tuple[eefast.EarlyExitNet, Tensor]:
+    """A residual block on maps of one row, and inputs."""
+    first, second = (nn.Conv2d(channels, channels, (1, 3), 1, (0, 1)) for _ in range(2))
+    block = Stage(lambda s, x: F.relu(s.b(F.relu(s.a(x))) + x), a=first, b=second)
+    shape = (5, 1, length)
+    heads = [ExitHead("pool", (channels, 1, length), 5, shape) for _ in range(2)]
+    net = eefast.EarlyExitNet([nn.Conv2d(5, channels, (1, 3), 1, (0, 1)), block], heads, input_shape=shape)
+    return lived_in(net, 1), images(7, shape)
+
+
+@pytest.mark.parametrize("side", [2, 4])
+@pytest.mark.parametrize(
+    ("length", "channels"), [(1, 33), (2, 16), (3, 65), (5, 17), (31, 32), (128, 16), (257, 64), (515, 130)]
+)
+def test_winograd_of_rows(length: int, channels: int, side: int) -> None:
+    """Beside float64; alone, in groups that share a pass, and by teams of threads, to the bit the same."""
+    net, x = rows(length, channels)
+    wanted = exact(net, x)[1]
+    found = run(net, x, 1, algorithm=side)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max().clamp_min(1)))
+    assert not torch.equal(found, run(net, x, 1))  # direct sums round differently
+    assert torch.equal(run(net, x, 1, algorithm=side, group=4), found)
+    for threads in (2, 3):
+        assert torch.equal(run(net, x[:1], 1, threads, algorithm=side), found[:1])
 
 
 @pytest.fixture(scope="module")

@@ -103,6 +103,22 @@ def test_winograd(outputs: int, side: int) -> None:
         np.testing.assert_allclose(found[..., :outputs], wanted, atol=1e-4, err_msg=f"{inputs} inputs")
 
 
+@pytest.mark.parametrize("side", [2, 4])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 19), (16, 16), (48, 1), (130, 17)])
+def test_winograd_of_rows(outputs: int, inputs: int, side: int) -> None:
+    """One tile: [(weights) ⊙ (d B)] A."""
+    before, after = np.array(INPUT[side], dtype=float), np.array(OUTPUT[side], dtype=float)
+    weight, bias, x = random(outputs, inputs, 1, 3), random(outputs), random(inputs, 1, side + 2)
+    reader = Reader(weight_order.convolution(weight, bias, side, False, False))
+    padded = -(-outputs // 16) * 16
+    biases, weights = reader.take(padded), reader.take(padded // 16, inputs, side + 2, 16)
+    assert len(reader.rest) == 0
+    tile = np.einsum("ax,cx->ca", before, x.double().numpy()[:, 0])
+    found = np.einsum("xa,ao->xo", after, np.einsum("ca,gcaw->agw", tile, weights).reshape(side + 2, padded)) + biases
+    assert (found[:, outputs:] == 0).all()
+    np.testing.assert_allclose(found[:, :outputs], expected(weight, bias, x)[0], atol=1e-4)
+
+
 class Int8Reader(Reader):
     """Takes numbers of several types from the places of float32 ones."""
 

@@ -19,6 +19,7 @@ LEAVES = {
     "criteria",
     "rules",
     "heads",
+    "carrying",
     "cost",
     "record",
     "model",
