@@ -54,8 +54,8 @@ sanitize-calls: $(SANITIZED)
 		$(BIN)/python tests/helpers/hostile_ops.py 0 $(HOSTILE) exit_head resident_forward resident_int8 \
 		> build/sanitized/calls || { tail -n 1 build/sanitized/calls; false; }
 
-sanitize-threads: $(VENV)/.ready
-	$(BIN)/python tests/tsan/run.py
+sanitize-threads:
+	$(PYTHON) tests/tsan/run.py
 
 # Microbenchmarks and whole networks on this machine's CPU, rows to bench/results/; under 25 minutes, best alone. What no
 # longer fits, and peers that are not installed, are rows that say so: .venv/bin/pip install ".[bench]". In six minutes:
@@ -171,13 +171,14 @@ format: $(VENV)/.ready
 	$(BIN)/clang-format -i $$(git ls-files $(CPP))
 
 # pip uses one core, so the compilers work beside it: nvcc needs no torch; the C++ kernels are built against the torch that
-# they will run with, while pip brings the other packages.
+# they will run with, while pip brings the other packages. Python compiles what it imports; pip would compile all 12,000
+# modules.
 $(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "setuptools>=61" wheel ninja
-	$(BIN)/python setup.py cuda & $(BIN)/pip install --quiet "torch>=2.11" torchvision && wait $$!
+	$(BIN)/pip install --no-compile --quiet "setuptools>=61" wheel ninja
+	$(BIN)/python setup.py cuda & $(BIN)/pip install --no-compile --quiet "torch>=2.11" torchvision && wait $$!
 	$(BIN)/python setup.py --quiet build_ext --inplace & \
-		EEFAST_USE_CPP=0 $(BIN)/pip install --quiet --no-build-isolation --editable ".[dev]" && wait $$!
+		EEFAST_USE_CPP=0 $(BIN)/pip install --no-compile --quiet --no-build-isolation --editable ".[dev]" && wait $$!
 	touch $@
 
 clean:
