@@ -7,7 +7,7 @@ namespace eefast {
 namespace {
 
 // Far beyond all use; below them no product of sizes exceeds 64 bits.
-constexpr int64_t kMaxSide = 1 << 15, kMaxElements = int64_t{1} << 40;
+constexpr int64_t kLongestSide = 1 << 15, kMostElements = int64_t{1} << 40;
 
 // Block sizes and pitches of a map whose sizes are known.
 void place_pixels(Map& map, Precision precision, bool image) {
@@ -104,7 +104,7 @@ const char* lay_out(Network& network, int64_t height, int64_t width) {
         const bool one_pixel = !windows || (step.kernel == 1 && step.padding == 0);
         to.pooled = step.kind == Kind::mean || (from.pooled && one_pixel);
         // Every padded step may make a map larger.
-        if (std::max(to.height, to.width) > kMaxSide) return kTooLarge;
+        if (std::max(to.height, to.width) > kLongestSide) return kTooLarge;
       }
     }
   }
@@ -127,7 +127,7 @@ const char* lay_out(Network& network, int64_t height, int64_t width) {
   for (Map& map : maps) {
     place_pixels(map, network.precision, &map == maps.data());
     total += map.size * (map.section < 0 ? 1 : network.sections[map.section].group);
-    if (total > kMaxElements) return kTooLarge;
+    if (total > kMostElements) return kTooLarge;
     if (map.section < 0) continue;
     Section& section = network.sections[map.section];
     map.offset = section.slot_size;

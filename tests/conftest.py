@@ -80,17 +80,16 @@ def limit_memory():
         )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=GPU)
 def stop_after_a_cuda_error():
     """After an error on the device every later call in the process fails; a worker that ends is named and replaced."""
     yield
-    if GPU:
-        try:
-            torch.cuda.synchronize()
-        except RuntimeError:
-            if "PYTEST_XDIST_WORKER" in os.environ:
-                os._exit(3)
-            raise
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            os._exit(3)
+        raise
 
 
 def pytest_report_header():
@@ -136,6 +135,17 @@ def pytest_collection_modifyitems(config, items):
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     config.hook.pytest_deselected(items=gpu)
     items[:] = [item for item in items if item not in gpu]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def plan_quickly():
+    """Planning measures no more often than it must: which way is the fastest decides no test."""
+    from eefast.planning import probe, tuning
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "LIMIT", 0.0)
+        patch.setattr(tuning, "SECONDS", 0.0)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

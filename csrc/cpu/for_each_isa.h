@@ -5,8 +5,10 @@
 // The file finds EEFAST_LANES, the floats of a vector, EEFAST_TARGET, the attribute that admits the instructions,
 // EEFAST_BFLOAT16 where there are bfloat16 products, EEFAST_VNNI where there are those of bytes. With
 // EEFAST_SANITIZED defined, there are only the narrowest and the widest set, bytes in short strips (longest_strip): all
-// of them would compile for minutes.
+// of them would compile for minutes. With EEFAST_WIDEST, for processors that have it, floats have the widest set alone;
+// for bytes, the narrowest is that of huge sums. ThreadSanitizer has one of floats, one of bytes.
 
+#if !defined(EEFAST_WIDEST) || defined(EEFAST_LANES_FOR_INT8)
 namespace portable {
 #define EEFAST_LANES 4
 #define EEFAST_TARGET
@@ -14,6 +16,7 @@ namespace portable {
 #undef EEFAST_TARGET
 #undef EEFAST_LANES
 }  // namespace portable
+#endif
 
 #ifdef EEFAST_X86
 #ifndef EEFAST_SANITIZED
@@ -35,8 +38,14 @@ namespace avx512 {
 #undef EEFAST_LANES
 }  // namespace avx512
 
+#ifdef EEFAST_WIDEST
+namespace portable = avx512;
+#endif
 #endif
 #ifdef EEFAST_LANES_FOR_BFLOAT16
+#ifdef __SANITIZE_THREAD__
+namespace avx512_bf16 = avx512;
+#else
 namespace avx512_bf16 {
 #define EEFAST_LANES 16
 #define EEFAST_BFLOAT16
@@ -46,6 +55,7 @@ namespace avx512_bf16 {
 #undef EEFAST_BFLOAT16
 #undef EEFAST_LANES
 }  // namespace avx512_bf16
+#endif
 #endif
 #ifdef EEFAST_LANES_FOR_INT8
 #ifndef EEFAST_SANITIZED
@@ -72,6 +82,9 @@ namespace avx512vl_vnni {
 }  // namespace avx512vl_vnni
 #endif
 
+#ifdef __SANITIZE_THREAD__
+namespace avx512_vnni = portable;
+#else
 namespace avx512_vnni {
 #define EEFAST_LANES 16
 #define EEFAST_VNNI 1
@@ -81,5 +94,6 @@ namespace avx512_vnni {
 #undef EEFAST_VNNI
 #undef EEFAST_LANES
 }  // namespace avx512_vnni
+#endif
 #endif
 #endif

@@ -16,26 +16,29 @@ from eefast import ops
 
 pytestmark = pytest.mark.skipif(ops.CPP_MISSING is not None, reason=f"C++ kernels: {ops.CPP_MISSING}")
 
-FLOATS = (
+FLOATS = ["test_resident_forward.py", "test_resident_layers.py"]
+BYTES_AND_EXITS = ["test_resident_int8.py", "test_exit_head.py"]
+OF_FLOATS = (
     "(test_resident_forward or test_resident_layers) and "
     "(instruction_set_is or infinite or margin or (networks and (eenet8 or 2x9x14)) or every_batch)"
 )
-BYTES = (
+OF_BYTES = (
     "test_resident_int8 and not reference and (instruction_set_is or extreme or largest or nan or (chains and 0-cpp))"
 )
-EXITS = (
+OF_EXITS = (
     "test_exit_head and ((cpp and ((layouts and (float32 or bfloat16)) or large or far or (sizes and 31)))"
     " or (depends and float32-channels_last))"
 )
 JOBS = {
-    "portable": FLOATS,
-    "avx2": f"({FLOATS}) or ({BYTES}) or ({EXITS})",
-    "avx3": "",
+    "portable": (FLOATS, OF_FLOATS),
+    "avx2": (FLOATS + BYTES_AND_EXITS, f"({OF_FLOATS}) or ({OF_BYTES}) or ({OF_EXITS})"),
+    "avx3": ([], ""),
 }
+"""Instruction set → test files, and which of their tests."""
 BEST = ops.instruction_set(), ops.int8_instruction_set()
 
 
-def started(folder: Path, jobs: list[tuple[str, str]]) -> list[int]:
+def started(folder: Path, jobs: list[tuple[str, list[str], str]]) -> list[int]:
     """The kernels choose their instructions once per process, so each set has another one."""
     command = [sys.executable, instruction_sets.__file__, str(folder), json.dumps(jobs)]
     variables = {**os.environ, "PYTHONPATH": str(Path(instruction_sets.__file__).parent)}
@@ -50,7 +53,7 @@ def started(folder: Path, jobs: list[tuple[str, str]]) -> list[int]:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, Path]]:
     """Instruction set → exit code of pytest, what it printed, the file with answers."""
     folder = tmp_path_factory.mktemp("sets")
-    codes = started(folder, list(JOBS.items()))
+    codes = started(folder, [(name, *job) for name, job in JOBS.items()])
     return {
         name: (code, (folder / f"{name}.txt").read_text(), folder / f"{name}.pt")
         for name, code in zip(JOBS, codes, strict=True)
@@ -86,7 +89,7 @@ def test_an_unknown_one_is_refused(ran: dict[str, tuple[int, str, Path]]) -> Non
 @pytest.mark.slow
 @pytest.mark.skipif(BEST[1] == "portable", reason="portable is the best here, which all other tests use")
 def test_portable_bytes_and_exits(tmp_path: Path) -> None:
-    codes = started(tmp_path, [("portable", f"({BYTES}) or ({EXITS})")])
+    codes = started(tmp_path, [("portable", BYTES_AND_EXITS, f"({OF_BYTES}) or ({OF_EXITS})")])
     assert codes == [0], (tmp_path / "portable.txt").read_text()
 
 

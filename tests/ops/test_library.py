@@ -84,13 +84,15 @@ torch.save((schemas, [*lists, *exit_head[-3:]], answers, name), found)
 LOADED_LATER = """
 import os, sys
 os.environ["EEFAST_USE_CPP"] = "0"
-import torch, eefast.ops
+import torch, eefast
 path, given, found = sys.argv[1:]
+fast = eefast.accelerate(eefast.zoo.eenet("eenet8", 2, input_shape=(1, 8, 8)).eval())
+answered, plan = len(fast(torch.zeros(3, 1, 8, 8)).labels), str(fast.plan)
 exit_head, _ = torch.load(given)
 assert not torch._C._dispatch_has_kernel_for_dispatch_key("eefast::exit_head", "CPU")
 torch.ops.load_library(path)
 assert torch._C._dispatch_has_kernel_for_dispatch_key("eefast::exit_head", "CPU")
-torch.save([*torch.ops.eefast.exit_head(*exit_head), *exit_head[-3:]], found)
+torch.save((answered, plan, [*torch.ops.eefast.exit_head(*exit_head), *exit_head[-3:]]), found)
 """
 
 
@@ -127,4 +129,8 @@ def test_the_library_without_the_package(tmp_path: Path) -> None:
 
 @cpp_only
 def test_the_library_after_the_package(tmp_path: Path) -> None:
-    assert_is_the_exit_head(in_another_process(LOADED_LATER, tmp_path))
+    """Before, the package answers without it and says why."""
+    answered, plan, head = in_another_process(LOADED_LATER, tmp_path)
+    assert answered == 3
+    assert "switched off by EEFAST_USE_CPP=0" in plan
+    assert_is_the_exit_head(head)
