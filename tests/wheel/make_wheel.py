@@ -73,7 +73,8 @@ def build(cuda: bool, pure: bool) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     variables = {"EEFAST_USE_CPP": "0" if pure else "1", "EEFAST_USE_CUDA": "1" if cuda else "0"}
     command = [sys.executable, "setup.py", "--quiet", "build", "--build-base", f"build/wheel-{kind}"]
-    command += ["bdist_wheel", "--dist-dir", str(folder)]
+    # It would build once more, and compile everything again.
+    command += ["bdist_wheel", "--skip-build", "--dist-dir", str(folder)]
     subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, check=True)
     (wheel,) = folder.glob("*.whl")
     return wheel
