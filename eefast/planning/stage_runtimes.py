@@ -276,7 +276,7 @@ def fastest_chunk(stage: nn.Module, known: Seconds, seen: Tensor, layout: torch.
         for n in LARGER:
             least = min(seconds.values())
             measure(n)
-            if seconds[n] > least or n * seconds[n] > LONG and seconds[n] * ENOUGH > least:
+            if seconds[n] > least or (n * seconds[n] > LONG and seconds[n] * ENOUGH > least):
                 break
     else:
         for n in BETWEEN:
