@@ -35,8 +35,13 @@ def run(*arguments: Any) -> Tensor:
 def written(case: ConvCase, programs: int) -> Tensor:
     """What a launch of `programs` programs makes of memory full of sentinels."""
     out = torch.full_like(module.empty_output(case.features, case.weight, case.rows, case.stride), SENTINEL)
-    replace(kernel.launch(*case.arguments(), out), grid=(programs,)).run()
+    replace(launch(case, out), grid=(programs,)).run()
     return out
+
+
+def launch(case: ConvCase, out: Tensor) -> Any:
+    *arguments, features_in_order = case.arguments()
+    return kernel.launch(*arguments, out, features_in_order)
 
 
 # (R, C_in, C, H, W, kernel, stride, rows, residual, ReLU): several samples in a tile and several tiles in a sample,
@@ -142,9 +147,7 @@ class TestInterpreted:
 def test_tiles_depend_on_the_sample_only() -> None:
     def tile(r: int) -> dict[str, Any]:
         case = make_case(r, 16, 16, 9, 9)
-        arguments = kernel.launch(
-            *case.arguments(), module.empty_output(case.features, case.weight, case.rows, 1)
-        ).arguments
+        arguments = launch(case, module.empty_output(case.features, case.weight, case.rows, 1)).arguments
         return {name: value for name, value in arguments.items() if name.isupper()}
 
     assert tile(1) == tile(31) == tile(257)
