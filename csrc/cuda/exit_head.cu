@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(ExitHeadTiles::kThreads, 4)
 }
 
 template <class T, int VECTOR>
-__global__ void __launch_bounds__(ExitHeadTiles::kThreads, 4)
+__global__ void __launch_bounds__(ExitHeadTiles::kThreads, 3)
     exit_head_pool(const __grid_constant__ ExitHead head, const __grid_constant__ ExitHeadTiles tiles) {
   extern __shared__ __align__(16) char shared[];
   exit_head_kernel::pool<T, VECTOR>(head, tiles, shared);

@@ -77,7 +77,7 @@ def test_nothing_spills(usage: dict[str, dict[str, dict[str, int]]]) -> None:
 
 
 def test_pooling_for_many_classes_has_several_loads_on_their_way(usage: dict[str, dict[str, dict[str, int]]]) -> None:
-    """Four of 16 bytes per thread and more: with 132 multiprocessors of four blocks 8 MB."""
+    """Four of 16 bytes per thread and more: with 132 multiprocessors of three blocks 6 MB."""
     aot = pytest.importorskip("aot", reason="no Triton here, whose helpers read machine code")
     if "sm_90a" not in usage:
         pytest.skip("needs the kernels for sm_90a")

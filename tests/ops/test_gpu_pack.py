@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -84,4 +85,5 @@ def test_kernels_of_another_release_are_not_used(tmp_path: Path, capsys: pytest.
 @pytest.mark.skipif(ops.CUDA_MISSING is not None, reason=f"CUDA kernels: {ops.CUDA_MISSING}")
 def test_generations_of_the_built_library() -> None:
     library = next((gpu_pack.ROOT / "eefast").glob("_C*.so"))
-    assert gpu_pack.generations(library) >= {"80", "90a"}
+    wanted = {"80"} if "TORCH_CUDA_ARCH_LIST" in os.environ else {"80", "90a"}
+    assert gpu_pack.generations(library) >= wanted
