@@ -36,6 +36,19 @@ INDEXED: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
 }
 
 
+def with_dead_rows(stage: nn.Module, folded: nn.Module, x: Tensor) -> tuple[Tensor, list[int], Tensor, Tensor, float]:
+    """Features with dead rows full of NaN; the live ones, and as int32 rows before two that are none; their features in
+    float64, and how far others may be from them.
+    """
+    x[[0, 2, 5]] = torch.nan
+    x = x.contiguous(memory_format=torch.channels_last)
+    alive = [6, 1, 4, 3]
+    exact, _ = fold_stage(stage, DOUBLE)
+    expected = exact(x[alive].double())
+    tolerance = 2 * float((folded(x[alive]).double() - expected).abs().max())
+    return x, alive, torch.tensor([*alive, 1234, -5], dtype=torch.int32), expected, tolerance
+
+
 @pytest.mark.parametrize("name", INDEXED)
 def test_indexed_stages(name: str) -> None:
     """Survivors in odd order, dead rows full of NaN; fewer live ones than rows."""
@@ -45,13 +58,7 @@ def test_indexed_stages(name: str) -> None:
     indexed, why = indexed_stage(fused)
     assert why == ""
     assert indexed is not None
-    x[[0, 2, 5]] = torch.nan
-    x = x.contiguous(memory_format=torch.channels_last)
-    alive = [6, 1, 4, 3]
-    rows = torch.tensor([*alive, 1234, -5], dtype=torch.int32)
-    exact, _ = fold_stage(stage, DOUBLE)
-    expected = exact(x[alive].double())
-    tolerance = 2 * float((folded(x[alive]).double() - expected).abs().max())
+    x, alive, rows, expected, tolerance = with_dead_rows(stage, folded, x)
     for live in (4, 3, 1, 0):
         got = indexed(x, rows, torch.tensor([live], dtype=torch.int32))
         assert got.shape == (len(rows), *expected.shape[1:])
@@ -72,13 +79,7 @@ def test_stages_that_read_their_input_where_it_is(name: str) -> None:
     folded, fused, _, _ = folded_and_fused(stage, torch.float32)
     reading = reading_through_rows(fused)
     assert reading is not None
-    x[[0, 2, 5]] = torch.nan
-    x = x.contiguous(memory_format=torch.channels_last)
-    alive = [6, 1, 4, 3]
-    rows = torch.tensor([*alive, 1234, -5], dtype=torch.int32)
-    exact, _ = fold_stage(stage, DOUBLE)
-    expected = exact(x[alive].double())
-    tolerance = 2 * float((folded(x[alive]).double() - expected).abs().max())
+    x, _, rows, expected, tolerance = with_dead_rows(stage, folded, x)
     for live in (4, 1, 0):
         got = reading(x, rows, torch.tensor([live], dtype=torch.int32))
         assert got.shape == (len(rows), *expected.shape[1:])
