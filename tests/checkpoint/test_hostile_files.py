@@ -75,6 +75,7 @@ def test_what_breaks_the_rule_shows(outcome, fault):
     assert outcome.faults(loads=False) == [fault]
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_shows(loader, made):
     loader.process.kill()
     loader.process.wait()

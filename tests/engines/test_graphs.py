@@ -108,7 +108,7 @@ class TestOnTheCpu:
         assert_same(run(p, net, x), net(x))
 
     @pytest.mark.parametrize("n", SIZES)
-    @pytest.mark.sampled(4)
+    @pytest.mark.sampled(2)
     def test_thresholds_of_each_image(self, net: Any, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
         """In graphs of their own, which are captured once; batches of both kinds take turns."""
         p, x = planned(net, 8), images(n, SHAPE)

@@ -128,6 +128,7 @@ def in_steps(fast: eefast.Accelerated, x: Tensor, through: Callable[[Survivors],
     ("name", "engine"),
     [slow_unless_it_differs(name, engine) for name in NETWORKS for engine in ("reference", "compact", "resident")],
 )
+@pytest.mark.sampled(6)
 def test_stopping_after_every_exit_changes_no_answer(name: str, engine: str) -> None:
     net, x = NETWORKS[name](), images(37, SHAPE)
     fast = eefast.accelerate(net, engine=engine)

@@ -80,6 +80,7 @@ def test_every_engine_gives_the_answers_of_the_network(arguments: dict[str, str]
     ],
     ids=["conv1", "pre-activation", "bnpool", "strided"],
 )
+@pytest.mark.sampled(2)
 def test_what_quantize_makes_runs_with_the_answers_of_the_network(name: str, arguments: dict[str, Any]) -> None:
     shape = (3, 11, 14)
     arguments = {"num_exits": 2, "placement": "linear", "input_shape": shape, **arguments}

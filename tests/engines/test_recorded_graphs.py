@@ -135,6 +135,7 @@ def counted(engine: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("n", [0, 1, 5, 11, 12, 31])
 @pytest.mark.parametrize("queues", [1, 2])
+@pytest.mark.sampled(6)
 def test_survivors_that_stay_in_place(net: Any, in_place: Any, queues: int, n: int) -> None:
     assert "survivors read in place" in in_place.plan.reason
     for reads in (lambda stage: True, lambda stage: False, lambda stage: stage == 1):

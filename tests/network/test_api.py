@@ -184,6 +184,7 @@ def test_moving_to_another_dtype_plans_again(net, x):
 
 @pytest.mark.parametrize("taken", [0, 1, 2])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.sampled(3)
 def test_a_lower_dtype_errs_no_more_than_eager(net, x, dtype, taken):
     exact = copy.deepcopy(net).double().all_exits(x.double())[taken].logits
     eager = copy.deepcopy(net).to(dtype).all_exits(x.to(dtype))[taken].logits

@@ -39,6 +39,7 @@ ALL_SIZES = len(graphs.sizes(64))
     [(1000, (64, 2, ALL_SIZES)), (100, (64, 2, 9)), (60, (64, 2, 7)), (30, (64, 1, 7)), (20, (16, 1, 5)), (0, None)],
     ids=str,
 )
+@pytest.mark.sampled(3)
 def test_out_of_memory_leaves_fewer_sizes_then_smaller_batches(
     net: Any, allowed: int, kept: tuple[int, int, int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

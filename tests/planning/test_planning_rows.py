@@ -101,6 +101,7 @@ ALIKE = ("bottlenecks", "strided stem", "flattened")
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in NETWORKS])
+@pytest.mark.sampled(9)
 def test_every_engine_gives_the_answers_of_the_network(name: str, engine: str) -> None:
     torch.manual_seed(0)
     net = lived_in(NETWORKS[name]())

@@ -20,7 +20,7 @@ CLAIMS = {
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["learned", "max_probability"])
+@pytest.mark.parametrize("name", ["learned", pytest.param("max_probability", marks=pytest.mark.slow)])
 def test_the_figures_hold_on_the_shipped_test_images(name: str) -> None:
     net = load(FOLDER)
     images, labels = mnist_test()

@@ -99,6 +99,7 @@ def test_the_final_exit_answers_as_the_backbone(case):
 
 
 @torch.no_grad()
+@pytest.mark.sampled(7)
 def test_every_exit_is_taken(case):
     _, net, _ = case
     x = images(5, SHAPE, 2)
