@@ -148,7 +148,7 @@ def jobs() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("name", "capability"), [*jobs()])
-@pytest.mark.sampled(24)
+@pytest.mark.sampled(14)
 def test_variant(compiler: ProcessPoolExecutor, name: str, capability: int) -> None:
     report = compiler.submit(aot.compile_variant, name, capability).result()
     assert not report.failures(aot.variants()[name][1]), report
@@ -163,7 +163,7 @@ IDLE = (
 
 
 @pytest.mark.parametrize("name", aot.variants())
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 def test_variant_keeps_the_memory_busy(compiler: ProcessPoolExecutor, name: str) -> None:
     report = compiler.submit(aot.compile_variant, name, 90).result()
     found = launch_model.model(aot.variants()[name][0], report)
@@ -236,7 +236,7 @@ LOADS += [(name, 80) for name in ("float32", "16 bytes later", NARROW[1])]
 
 
 @pytest.mark.parametrize(("name", "capability"), LOADS)
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 def test_narrow_loads_are_reported(compiler: ProcessPoolExecutor, name: str, capability: int) -> None:
     report = compiler.submit(compile_sample, name, capability).result()
     assert not report.failures()
