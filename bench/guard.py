@@ -29,7 +29,7 @@ SHARE_THAT_MAY_BE_LOST = 0.25
 # On shared machines a neighbour can spoil one attempt, hardly three with pauses between them.
 ATTEMPTS, THREADS, IMAGES = 3, 2, 256
 # Of one attempt at one case; fewer rounds where they take long.
-ROUNDS, LEAST_ROUNDS, SECONDS = 7, 3, 4
+ROUNDS, LEAST_ROUNDS, SECONDS = 7, 3, 2
 PAUSE_BETWEEN_ATTEMPTS_SECONDS = 20
 # Waiting threads give their core away, since a spinning one makes the ratio depend on what else is running. Page faults
 # of the masked loop, whose price a virtual machine's host decides, moved it by half.
