@@ -87,9 +87,14 @@ def steps(folder: Path, images: list[Path], random_weights: bool) -> dict[str, l
     return dict(zip(LIMITS, (first, own), strict=True))
 
 
+def variables() -> dict[str, str]:
+    """Those of this process, without what a newcomer has not set."""
+    without = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
+    return {name: value for name, value in os.environ.items() if name not in without}
+
+
 def run(words: list[str], folder: Path) -> None:
-    variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    done = subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=folder, env=variables(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(
             f"{shlex.join(words)} ended with {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
@@ -98,7 +103,8 @@ def run(words: list[str], folder: Path) -> None:
 
 def served(program: Path, folder: Path) -> None:
     """Start the server of the quick start, ask it for one image, end it."""
-    server = subprocess.Popen([program, "serve", "runs/mine", "--port", "8000"], cwd=folder, stderr=subprocess.DEVNULL)
+    words = [program, "serve", "runs/mine", "--port", "8000"]
+    server = subprocess.Popen(words, cwd=folder, env=variables(), stderr=subprocess.DEVNULL)
     request = Request(
         "http://127.0.0.1:8000/v1/predict", (folder / "cat.jpg").read_bytes(), {"Content-Type": "image/jpeg"}
     )

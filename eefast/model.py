@@ -326,6 +326,7 @@ class EarlyExitNet(nn.Module):
             made.training = self.training
         net.built_from = f"{self.name} without its exits {gone}" if net.config is None else self.built_from
         net.record = self.record
+        net.preprocessing, net.classes = self.preprocessing, self.classes
         net.profiles = {
             name: Profile(
                 tuple(p.thresholds[i] for i in kept[:-1]),

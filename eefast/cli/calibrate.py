@@ -102,6 +102,8 @@ def command(
         )
     if drop_exits and (scale or len(names) > 1 or profile):
         raise ValueError("--drop-exits takes one criterion, no --scale and no --profile; run calibrate again for these")
+    if drop_exits and names[0] != net.criterion.name:
+        net = net.with_criterion(names[0])  # a rule that reads the exits before could not lose any
     if save:
         net.check_saving()
         if drop_exits and net.num_exits > 1:

@@ -168,11 +168,17 @@ def test_calibrate_holds_on_new_images_by_default(shop, larger_shop, agreement):
     assert report["chosen"]["learned"]["judged_by"] == 175
 
 
-def test_calibrate_leaves_exits_out(shop, tmp_path):
+@pytest.mark.parametrize("saved_with", ["learned", "patience"])
+def test_calibrate_leaves_exits_out(shop, tmp_path, saved_with):
+    """Also of a network that is saved with a rule which reads the exits before, where another one is asked for."""
     net = lived_in(zoo.eenet("eenet20", 4, head="conv3", input_shape=(1, 28, 28), normalization=((0.1,), (0.3,))), 1)
-    net.eval().save(tmp_path / "net")
+    net.eval().with_criterion(saved_with).save(tmp_path / "net")
     words = ["calibrate", tmp_path / "net", "--data-root", shop, "--held-out", 31, "--few-images", "--seed", 5]
     words += ["--dataset", "mnist", "--min-accuracy", 0.15, "--no-assurance", "--drop-exits"]
+    if saved_with != "learned":
+        with pytest.raises(ValueError, match="criterion='patience' reads the exits before"):
+            run(*words)
+        words += ["--criterion", "learned"]
     done = run(*words, "--save", "--json", tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     outputs, labels = collect(net, [held_out_of(shop, 31, 5)])
@@ -180,7 +186,7 @@ def test_calibrate_leaves_exits_out(shop, tmp_path):
     assert report["left_out"] == list(left_out) != []
     assert f"exits left out: {', '.join(map(str, left_out))}" in done.stdout
     saved = eefast.load(tmp_path / "net")
-    assert saved.num_exits == 4 - len(left_out)
+    assert (saved.num_exits, saved.criterion.name) == (4 - len(left_out), "learned")
     assert saved.thresholds.tolist() == list(found.thresholds) == report["chosen"]["learned"]["thresholds"]
     images, _ = held_out_of(shop, 31, 5)
     answer = one_by_one(saved, saved.prepare(images))

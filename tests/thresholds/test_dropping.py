@@ -8,7 +8,7 @@ from made_outputs import make_outputs
 from networks import images, lived_in, one_by_one, spread_thresholds
 
 import eefast
-from eefast import EarlyExitNet, Profile, zoo
+from eefast import EarlyExitNet, Preprocessing, Profile, zoo
 from eefast.cost import StageCost, merged, path_costs
 from eefast.thresholds.calibration import calibrate
 from eefast.thresholds.dropping import find_thresholds_and_exits
@@ -78,10 +78,12 @@ def test_a_network_without_exits_answers_as_if_they_let_nothing_exit(gone) -> No
 @pytest.mark.parametrize("gone", [(), (0,), (1, 2), (0, 2, 3)], ids=str)
 def test_it_can_be_saved(tmp_path, gone) -> None:
     net, x = made(), images(7, (3, 8, 8))
+    net.preprocessing, net.classes = Preprocessing(8), tuple("abcdefghij")
     short = net.without_exits(gone)
     short.save(tmp_path)
     loaded = eefast.load(tmp_path)
     assert loaded.num_exits == 4 - len(gone)
+    assert (loaded.preprocessing, loaded.classes) == (net.preprocessing, net.classes)
     assert torch.equal(loaded(x).logits, short(x).logits)
 
 

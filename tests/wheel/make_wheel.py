@@ -147,23 +147,25 @@ def found_pythons(versions: list[str]) -> dict[str, Path]:
 
 
 def install_and_test(wheel: Path, version: str, python: Path, options: argparse.Namespace) -> None:
+    # Packages on the path of this process would be taken for those of the environment.
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with tempfile.TemporaryDirectory(prefix="eefast_wheel_") as name:
         folder = Path(name)
-        subprocess.run([python, "-m", "venv", folder / "venv"], check=True)
+        subprocess.run([python, "-m", "venv", folder / "venv"], check=True, env=variables)
         there = folder / "venv" / "bin" / "python"
-        install = [there, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        # Only the modules that the tests import are compiled.
+        install = [there, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
         if Path(options.torch).is_dir():
             site = folder / "venv" / "lib" / f"python{version}" / "site-packages"
             (site / "packages.pth").write_text(f"{Path(options.torch).resolve()}\n")
-            subprocess.run([*install, "--no-deps", wheel], check=True)
+            subprocess.run([*install, "--no-deps", wheel], check=True, env=variables)
         else:
-            subprocess.run([*install, options.torch, "numpy", "pytest", wheel], check=True)
+            subprocess.run([*install, options.torch, "numpy", "pytest", wheel], check=True, env=variables)
         tests = shutil.copy(TESTS, folder / "installed_tests.py")
         done = subprocess.run(
             [there, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests],
             cwd=folder,
-            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-            | {"EEFAST_WHEEL": "pure" if options.pure else ""},
+            env=variables | {"EEFAST_WHEEL": "pure" if options.pure else ""},
             check=False,
         )
         if done.returncode:

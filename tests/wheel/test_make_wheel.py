@@ -2,6 +2,8 @@
 
 import subprocess
 import zipfile
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import make_wheel
 import pytest
@@ -62,3 +64,20 @@ def test_another_interface_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, listed, ""))
     with pytest.raises(SystemExit, match="needs _ZN2at5emptyEv, which are not of torch's stable interface"):
         make_wheel.check_symbols(made(tmp_path, BINARY, [make_wheel.LIBRARY]))
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_new_environments_see_no_packages_of_this_one(tmp_path, monkeypatch, code):
+    monkeypatch.setenv("PYTHONPATH", "of this one")
+    started = []
+
+    def run(words, env, **_):
+        started.append(env)
+        return subprocess.CompletedProcess(words, code if "pytest" in words and "install" not in words else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    options = SimpleNamespace(torch="torch", pure=False)
+    with nullcontext() if code == 0 else pytest.raises(SystemExit, match=r"fails its tests on Python 3\.10"):
+        make_wheel.install_and_test(tmp_path / BINARY, "3.10", tmp_path / "python", options)
+    assert len(started) == 3
+    assert not any("PYTHONPATH" in env for env in started)
