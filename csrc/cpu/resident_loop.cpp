@@ -38,7 +38,7 @@ constexpr std::size_t kGathered = 16;
 
 // Where a delay counts that is longer than usual, and one that is shorter; the part of an image's time that it may
 // take.
-constexpr double kLonger = 0.25, kShorter = 1.0 / 64, kDelayShare = 0.25;
+constexpr double kLonger = 0.25, kShorter = 1.0 / 64, kDelayShare = 0.5;
 
 }  // namespace
 
