@@ -295,7 +295,7 @@ def deadlines(place: Place) -> Iterator[ServingRow]:
 
 
 @contextmanager
-def running(words: Sequence[object], port: int, probe: bytes, seconds: float = 120) -> Iterator[None]:
+def running(words: Sequence[object], port: int, probe: bytes, seconds: float = 300) -> Iterator[None]:
     """A server in a process of its own, which has answered once."""
     process = subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     threading.Thread(target=lambda: [None for _ in process.stderr or ()], daemon=True).start()
