@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import subprocess
 import sys
@@ -27,16 +28,20 @@ from http_load import Load, closed_loop, line_times, request
 from progress import track
 from rows import ServingRow, append, environment
 from score import resident_peak, show
+from subjects import spread
 from torch import Tensor
+from whole_batches import WholeBatches
 
 import eefast
 from eefast.data import datasets
 from eefast.measure.timing import quantiles
 from eefast.serving import Answer, Overloaded, Server
 from eefast.serving.calls import seconds_to_exits
-from eefast.thresholds.outputs import collect
 
-COST, LOAD, BUSY_LOAD, OVERLOAD = 0.25, 0.6, 0.9, 3.0
+COST, ABOUT, LOAD, BUSY_LOAD, OVERLOAD = 0.25, 0.05, 0.6, 0.9, 3.0
+CALIBRATED = 128
+"""Images that give the network's BatchNorm its statistics."""
+
 CLIENTS, MANY, MOST = 16, 64, 64
 TICK = 0.002
 """Of the client that offers too much, in seconds."""
@@ -77,16 +82,18 @@ def prepare(folder: Path, model: str, exits: int, side: int, count: int, rounds:
     torch.manual_seed(0)
     shape = (3, side, side)
     images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8)
-    net = eefast.zoo.eenet(model, exits, input_shape=shape, normalization=(info.mean, info.std)).eval()
+    net = eefast.zoo.eenet(model, exits, input_shape=shape, normalization=(info.mean, info.std))
+    x = net.prepare(images)
     with torch.no_grad():
-        outputs = collect(net, [(part, torch.zeros(len(part))) for part in images.split(100)])[0]
+        outputs = spread(net, x[:CALIBRATED], x.split(100))
         net.thresholds.copy_(torch.tensor(thresholds(outputs, mix_of_cost(net.cost.tolist(), COST))))
         net.save(folder)
-        x = net.prepare(images)
         fast = eefast.accelerate(net, frozen=True)
         found, expected = fast(x), net(x)
     if not torch.equal(found.exit_index, expected.exit_index):
         raise ValueError("the engine's exits are not the network's; no speed is measured")
+    if abs((mean := float(found.cost.mean())) - max(COST, float(net.cost[0]))) > ABOUT:
+        raise ValueError(f"the mean cost is {mean:.3f}, not {COST}; no speed is measured")
     speeds = sorted(streamed(fast, x) for _ in range(5))
     return Place(folder, model, images, x, fast, found.exit_index.tolist(), speeds[2], rounds, seconds)
 
@@ -101,27 +108,34 @@ def streamed(fast: eefast.Accelerated, x: Tensor) -> float:
 
 @dataclass
 class Seen:
-    """What a client of a server saw: by image (its number, seconds from arrival to answer, the answer).
+    """What a client of a server saw: by image (its number, seconds from arrival to answer, its exit, its cost).
 
-    refused: images; failed: futures with an error; seconds: from the first arrival to the last answer; client:
-    processor seconds of the thread that submits, those inside of `submit` among them.
+    late: seconds from arrival to `submit`, of each image. refused: images; failed: futures with an error; seconds: from
+    the first arrival to the last answer; client: processor seconds of the thread that submits, those inside of `submit`
+    among them.
     """
 
-    answers: list[tuple[int, float, Answer]] = field(default_factory=list)
+    answers: list[tuple[int, float, int, float]] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
     refused: int = 0
     failed: int = 0
     seconds: float = 0.0
     client: float = 0.0
 
     def waits(self, exit_index: int | None = None) -> list[float]:
-        return [wait for _, wait, answer in self.answers if exit_index in (None, answer.exit)]
+        return [wait for _, wait, at, _ in self.answers if exit_index in (None, at)]
 
 
 def offered(
-    server: Server | Refusing, x: Tensor, times: Sequence[float], deadline: float | None = None, tick: float = 0.0
+    server: Server | WholeBatches | Refusing,
+    x: Tensor,
+    times: Sequence[float],
+    deadline: float | None = None,
+    tick: float = 0.0,
 ) -> Seen:
     """Submit an image at each of these times, whatever has become of the others; its clock starts at its time.
 
+    deadline: seconds from its time; one that passed before the image is submitted is over at once.
     tick: seconds that the client sleeps at least, where waking for every image would take the server's processor time;
     images that come meanwhile are submitted late.
     """
@@ -135,13 +149,16 @@ def offered(
         def done(future: Any, i: int = i, at: float = at) -> None:
             now = time.perf_counter() - begin
             if future.exception() is None:
-                seen.answers.append((i, now - at, future.result()))
+                answer = future.result()
+                seen.answers.append((i, now - at, answer.exit, answer.cost))
             else:
                 seen.failed += 1
             left.release()
 
+        seen.late.append(time.perf_counter() - begin - at)
+        left_over = None if deadline is None else max(deadline - seen.late[-1], 1e-9)
         try:
-            server.submit(x[i % len(x)], deadline).add_done_callback(done)
+            server.submit(x[i % len(x)], left_over).add_done_callback(done)
             accepted += 1
         except Overloaded:
             seen.refused += 1
@@ -153,10 +170,10 @@ def offered(
 
 def check(place: Place, seen: Seen) -> None:
     """`ValueError` unless every image took its exit, once."""
-    numbers = [i for i, _, _ in seen.answers]
+    numbers = [i for i, *_ in seen.answers]
     if seen.failed or len(set(numbers)) != len(numbers):
         raise ValueError(f"{seen.failed} images failed, {len(numbers) - len(set(numbers))} were answered twice")
-    wrong = sum(answer.exit != place.exits[i % len(place.exits)] for i, _, answer in seen.answers)
+    wrong = sum(at != place.exits[i % len(place.exits)] for i, _, at, _ in seen.answers)
     if wrong:
         raise ValueError(f"{wrong} images took another exit than in a batch")
 
@@ -166,27 +183,32 @@ def shown(seconds: Sequence[float]) -> str:
 
 
 def first_exits(place: Place) -> Iterator[ServingRow]:
-    """At load .6 images that exit first, and all, beside a server that answers what has arrived as a batch."""
+    """At load .6 images that exit first, and all, beside a server that answers what has arrived as a batch.
+
+    Both have the same client, in their process; the details say what batches without any client take.
+    """
     medians, tails, details = [], [], ""
     with torch.no_grad():
         for number in range(place.rounds):
             times = latency.arrivals(LOAD * place.capacity, place.seconds, number)
             with Server(place.fast, 10**6) as server:
                 ours = offered(server, place.x, times)
+            with WholeBatches(place.fast, MOST) as server:
+                batches = offered(server, place.x, times)
             check(place, ours)
-            batches = latency.serve(place.fast, place.x, times, MOST)
-            first = [w for i, w in enumerate(batches.waits) if place.exits[i % len(place.exits)] == 0]
-            medians.append((statistics.median(ours.waits(0)), statistics.median(first)))
-            tails.append(tuple(quantiles(waits, (0.99,))[0] for waits in (ours.waits(), batches.waits)))
-            details = f"last round, 50/90/99 %: {shown(ours.waits())} beside {shown(batches.waits)}"
+            check(place, batches)
+            bare = latency.serve(place.fast, place.x, times, MOST)
+            medians.append((statistics.median(ours.waits(0)), statistics.median(batches.waits(0))))
+            tails.append(tuple(quantiles(seen.waits(), (0.99,))[0] for seen in (ours, batches)))
+            details = (
+                f"last round, 50/90/99 %: {shown(ours.waits())} beside {shown(batches.waits())}, batches without a "
+                f"client {shown(bare.waits)}; submitted late by {shown(ours.late)} and {shown(batches.late)}; final "
+                f"exit {shown(ours.waits(place.fast.net.num_exits))}"
+            )
     base, scaled = "batches of what has arrived", lambda pairs: [(1e3 * a, 1e3 * b) for a, b in pairs]
-    yield place.row(
-        "median wait, first exit", scaled(medians), unit="ms", base_name=base, bound=0.5, at_most=True, load=LOAD,
-        checked=True, details=details,
-    )  # fmt: skip
-    yield place.row(
-        "p99 of all", scaled(tails), unit="ms", base_name=base, bound=1.1, at_most=True, load=LOAD, checked=True
-    )
+    more: dict[str, Any] = {"load": LOAD, "checked": True, "at_most": True, "details": details}
+    yield place.row("median wait, first exit", scaled(medians), unit="ms", base_name=base, bound=0.5, **more)
+    yield place.row("p99 of all", scaled(tails), unit="ms", base_name=base, bound=1.1, **more)
 
 
 def full_queue(place: Place) -> Iterator[ServingRow]:
@@ -250,6 +272,8 @@ def deadlines(place: Place) -> Iterator[ServingRow]:
     """At load .9, deadlines of 3 stages, the median, the mean and the longest: the share within 1.1 × the deadline."""
     to_exits = [0.0, *seconds_to_exits(place.fast.engine, time.perf_counter)]
     spans = [max(b - a, 1e-6) for a, b in pairwise(to_exits)]  # a busy machine makes some negative
+    with Server(place.fast, 10**6) as server:
+        alone = offered(server, place.x, [0.01 * i for i in range(100)], 1e-9).waits()
     lengths = {"median": statistics.median(spans), "mean": statistics.mean(spans), "longest": max(spans)}
     for name, stage in lengths.items():
         deadline, shares, details = 3 * stage, [], ""
@@ -259,8 +283,11 @@ def deadlines(place: Place) -> Iterator[ServingRow]:
                 seen = offered(server, place.x, times, deadline)
             waits = seen.waits()
             shares.append((100 * sum(wait <= 1.1 * deadline for wait in waits) / len(waits), 100.0))
-            cost = statistics.mean(answer.cost for _, _, answer in seen.answers)
-            details = f"deadline {1e3 * deadline:.2f} ms; last round: mean cost {cost:.3f}, 50/90/99 %: {shown(waits)}"
+            cost = statistics.mean(cost for *_, cost in seen.answers)
+            details = (
+                f"deadline {1e3 * deadline:.2f} ms; last round: mean cost {cost:.3f}, 50/90/99 %: {shown(waits)}, "
+                f"submitted late by {shown(seen.late)}; images alone, to their first exit: {shown(alone)}"
+            )
         yield place.row(
             f"in time, 3 × {name} stage", shares, unit="%", base_name="all", bound=0.99, load=BUSY_LOAD, checked=False,
             details=details,
@@ -268,7 +295,7 @@ def deadlines(place: Place) -> Iterator[ServingRow]:
 
 
 @contextmanager
-def running(words: Sequence[object], port: int, probe: bytes, seconds: float = 120) -> Iterator[None]:
+def running(words: Sequence[object], port: int, probe: bytes, seconds: float = 300) -> Iterator[None]:
     """A server in a process of its own, which has answered once."""
     process = subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     threading.Thread(target=lambda: [None for _ in process.stderr or ()], daemon=True).start()
@@ -359,6 +386,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", choices=MEASUREMENTS, default=list(MEASUREMENTS))
     asked = parser.parse_args(arguments)
     around, rows = environment("cpu"), list[ServingRow]()
+    # Python's collector would look through all objects of PyTorch now and then: 0.1 s in which no server answers.
+    gc.freeze()
     with tempfile.TemporaryDirectory() as folder:
         sizes = asked.exits, asked.side, asked.images, asked.rounds, asked.seconds
         place = prepare(Path(folder), asked.model, *sizes)

@@ -82,8 +82,8 @@ def ray(folder: str, port: int) -> None:
         async def __call__(self, request: Request) -> Any:
             return await self.answer(await request.body())
 
-    library.init(num_cpus=2, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    library.init(num_cpus=1, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     serve.run(Deployment.bind(), blocking=True)  # type: ignore[attr-defined]
 
 

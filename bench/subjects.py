@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -60,19 +60,29 @@ def network_on_noise(network: Network, count: int, calibrated: int, device: str,
     images = torch.randn(count, *network.input_shape, device=device)
     # What the float32 network is asked about is what the others will see, after their dtype's rounding.
     images = images.to(dtype, memory_format=torch.channels_last)
+    outputs = spread(net, images[:calibrated].float(), [part.float() for part in images.split(256)])
+    return Subject(net, images, outputs)
+
+
+@torch.no_grad()
+def spread(net: EarlyExitNet, calibrated: Tensor, batches: Sequence[Tensor]) -> list[ExitOutput]:
+    """In place: activations stay in range, confidences differ between images; what all exits then say about them.
+
+    calibrated: images that give BatchNorm its statistics.
+    """
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
-    net.train().all_exits(images[:calibrated].float())
+    net.train().all_exits(calibrated)
     net.eval()
-    parts = [(part.float(), torch.zeros(len(part))) for part in images.split(256)]
+    parts = [(batch, torch.zeros(len(batch))) for batch in batches]
     head: Any
     for head, out in zip(net.heads, collect(net, parts)[0], strict=True):
         # Confidences of a network that was never trained hardly differ; these spread over 0 … 1.
         scale = 2 / float(out.confidence_logit.std())
         head.confidence.weight.mul_(scale)
         head.confidence.bias.sub_(float(out.confidence_logit.mean())).mul_(scale)
-    return Subject(net, images, collect(net, parts)[0])
+    return collect(net, parts)[0]
 
 
 def _built(network: Network) -> EarlyExitNet:

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 namespace eefast::cpu {
@@ -16,8 +17,12 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 // all of them take no more than this.
 constexpr int64_t kPlaces = 16, kPlacesBytes = int64_t{1} << 26;
 
-// Arrivals, before early exits, before the final one; none.
-constexpr int64_t kArrivals = 0, kEarly = 1, kFinal = 2, kRanks = 3;
+// Images that are due, arrivals, before early exits, before the final one; none.
+constexpr int64_t kDue = -1, kArrivals = 0, kEarly = 1, kFinal = 2, kRanks = 3;
+
+// After so many times the seconds of a whole image nothing that comes later goes before an image: else those that reach
+// the final exit would wait for as long as others come.
+constexpr double kPatience = 2;
 
 // Images that wait, for each worker, from which on single images go to their exits without a stop, with their maps in
 // the cache: who comes waits long in any case.
@@ -26,9 +31,14 @@ constexpr std::size_t kRush = 8;
 // Of observations that count: the last ones weigh one in so many.
 constexpr double kRecent = 16;
 
+// Seconds after answers were taken in which others are gathered, and how many at most: waking the one who takes them
+// costs more than an early exit.
+constexpr double kGather = 5e-4;
+constexpr std::size_t kGathered = 16;
+
 // Where a delay counts that is longer than usual, and one that is shorter; the part of an image's time that it may
 // take.
-constexpr double kLonger = 0.25, kShorter = 1.0 / 64, kDelayShare = 0.25;
+constexpr double kLonger = 0.25, kShorter = 1.0 / 64, kDelayShare = 0.5;
 
 }  // namespace
 
@@ -44,7 +54,8 @@ ResidentLoop::ResidentLoop(const Network& network, std::vector<float> scaling, s
       workers_(workers),
       counts_(counts),
       rank_(kRanks),
-      due_(kNever) {
+      due_(kNever),
+      patience_(kNever) {
   int64_t passed = 0, bytes = 1;
   for (std::size_t s = 0; s < network.sections.size(); ++s) {
     const Section& section = network.sections[s];
@@ -152,7 +163,16 @@ void ResidentLoop::close(bool dropping) {
 std::vector<Answered> ResidentLoop::take(double delay) {
   std::unique_lock<std::mutex> lock(lock_);
   delay_ += (delay - delay_) * (delay > delay_ ? kLonger : kShorter);
-  answered_.wait(lock, [&] { return !out_.empty() || working_ == 0; });
+  const auto ready = [&] { return !out_.empty() || working_ == 0; };
+  const auto pressing = [&] { return pressing_ || out_.size() >= kGathered || working_ == 0; };
+  answered_.wait(lock, ready);
+  if (const double rest = taken_ + kGather - steady_seconds(); rest > 0 && !pressing()) {
+    gathering_ = true;
+    answered_.wait_for(lock, std::chrono::duration<double>(rest), pressing);
+    gathering_ = false;
+  }
+  taken_ = steady_seconds();
+  pressing_ = false;
   return std::exchange(out_, {});
 }
 
@@ -226,8 +246,7 @@ double ResidentLoop::between(Carrier& carrier, int64_t p, std::vector<Row*>& row
   if (pieces_[p].passed > 0) {
     for (const Row* row : rows) until = std::min(until, row->until);
   }
-  const double now = until < kNever || due_.load(std::memory_order_relaxed) < kNever ? steady_seconds() : 0;
-  if (until < now) {
+  if (const double now = until < kNever ? steady_seconds() : 0; until < now) {
     const std::lock_guard<std::mutex> lock(lock_);
     std::erase_if(live, [&](const Slot* slot) { return rows_[slot->sample].until < now; });
     std::erase_if(rows, [&](Row* row) {
@@ -237,9 +256,11 @@ double ResidentLoop::between(Carrier& carrier, int64_t p, std::vector<Row*>& row
     });
     publish();
   }
-  const int64_t rank = pieces_[p].rank;
-  if (rank_.load(std::memory_order_relaxed) >= rank && due_.load(std::memory_order_relaxed) >= now) return 0;
+  int64_t rank = pieces_[p].rank;
+  if (rank_.load(std::memory_order_relaxed) >= rank && due_.load(std::memory_order_relaxed) == kNever) return 0;
   const double begin = steady_seconds();
+  for (const Row* row : rows) rank = std::min(rank, rank_of(row->image, p, begin));
+  if (rank_.load(std::memory_order_relaxed) >= rank && due_.load(std::memory_order_relaxed) >= begin) return 0;
   std::vector<Row*> chosen;
   Row* last = nullptr;
   std::unique_lock<std::mutex> lock(lock_);
@@ -252,6 +273,8 @@ ResidentLoop::Row* ResidentLoop::finish(int64_t p, const std::vector<Row*>& rows
   Row* last = nullptr;
   const Piece& piece = pieces_[p];
   seconds_[p] += (seconds - seconds_[p]) / (seconds_[p] == 0 ? 1 : kRecent);
+  const bool known = std::all_of(seconds_.begin(), seconds_.end(), [](double all) { return all > 0; });
+  if (known) patience_.store(kPatience * std::accumulate(seconds_.begin(), seconds_.end(), 0.0));
   for (Row* row : rows) {
     if (row->cancelled || exits_[row->place] >= 0) {
       answer(*row, row->cancelled ? -1 : exits_[row->place], now);
@@ -286,33 +309,46 @@ double ResidentLoop::due(const Row& row) const {
   return row.until - seconds;
 }
 
+// Which of the images that wait before a piece go first. Those with a deadline are due when they come.
+int64_t ResidentLoop::rank_of(const Arrival& image, int64_t piece, double now) const {
+  const bool urgent = piece == 0 && image.deadline != kNever;
+  const bool old = image.arrived + patience_.load(std::memory_order_relaxed) < now;
+  return urgent || old ? kDue : pieces_[piece].rank;
+}
+
 // Rows of a rank below this one that run together next; none where nothing of such a rank waits. last: the row that
 // this worker ran last, with its maps in the cache, or null.
 bool ResidentLoop::choose(int64_t rank, Row* last, std::vector<Row*>& chosen) {
   chosen.clear();
-  if (due_.load(std::memory_order_relaxed) < kNever) expire(steady_seconds());
+  const double now = steady_seconds();
+  if (due_.load(std::memory_order_relaxed) < kNever) expire(now);
   const bool come = !line_.empty() && !free_rows_.empty(), rush = rushes();
   const auto group = [&](int64_t p) { return network_.sections[pieces_[p].section].group; };
   if (rush && last != nullptr && last->piece > 0 && group(last->piece) == 1 && pieces_[last->piece].rank < rank &&
       !waiting_[last->piece].empty() && waiting_[last->piece].back() == last) {
     waiting_[last->piece].pop_back();
     go(*last, chosen);
-  } else if (come && !rush) {
-    begin(chosen);
   } else {
-    // In a rush groups that are not full wait for others; else early exits come first.
-    const auto order = [&](const Row& row) { return std::pair(rush ? 0 : pieces_[row.piece].rank, row.number); };
-    std::deque<Row*>* next = nullptr;
-    for (std::size_t p = 1; p < pieces_.size(); ++p) {
+    // In a rush groups that are not full wait for others; else those that are due come first, then early exits.
+    std::pair<int64_t, int64_t> best{rank, 0};
+    int64_t found = -1;
+    for (std::size_t p = 0; p < pieces_.size(); ++p) {
       const auto count = static_cast<int64_t>(waiting_[p].size());
-      if (count < (rush && come ? group(p) : 1) || pieces_[p].rank >= rank) continue;
-      if (next == nullptr || order(*waiting_[p].front()) < order(*next->front())) next = &waiting_[p];
+      if (p == 0 ? !come : count < (rush && come ? group(p) : 1)) continue;
+      const Row* const first = p == 0 ? nullptr : waiting_[p].front();
+      const int64_t number = p == 0 ? begun_ : first->number;
+      const std::pair order{rush ? p == 0 ? kFinal : kArrivals : rank_of(p == 0 ? line_.front() : first->image, p, now),
+                            number};
+      if ((rush && p > 0 ? pieces_[p].rank : order.first) >= rank || (found >= 0 && order > best)) continue;
+      best = order;
+      found = static_cast<int64_t>(p);
     }
-    if (next == nullptr && !(come && rank > kFinal)) return false;
-    if (next == nullptr) begin(chosen);
-    for (int64_t n = next == nullptr ? 0 : together(next->size(), pieces_[next->front()->piece].section); n > 0; --n) {
-      go(*next->front(), chosen);
-      next->pop_front();
+    if (found < 0) return false;
+    if (found == 0) begin(chosen);
+    std::deque<Row*>& next = waiting_[found];
+    for (int64_t n = found == 0 ? 0 : together(next.size(), pieces_[found].section); n > 0; --n) {
+      go(*next.front(), chosen);
+      next.pop_front();
     }
   }
   publish();
@@ -382,7 +418,7 @@ void ResidentLoop::answer(Row& row, int64_t exit, double now) {
     }
   }
   out_.push_back(std::move(found));
-  answered_.notify_one();
+  tell(row.until != kNever);
   const Piece& piece = pieces_[row.piece];
   --under_way_[piece.passed];
   free_slots_[piece.section].push_back(row.slot);
@@ -395,7 +431,13 @@ void ResidentLoop::answer(Row& row, int64_t exit, double now) {
 
 void ResidentLoop::drop(int64_t ticket) {
   out_.push_back({ticket, 0, -1, 0, 0, 0, {}});
-  answered_.notify_one();
+  tell(false);
+}
+
+// urgent: whether the one who takes answers should not gather more of them.
+void ResidentLoop::tell(bool urgent) {
+  pressing_ |= urgent;
+  if (!gathering_ || pressing_ || out_.size() >= kGathered) answered_.notify_one();
 }
 
 // What others read without the lock.
@@ -405,10 +447,13 @@ void ResidentLoop::publish() {
   };
   show(0, static_cast<int64_t>(line_.size()));
   for (std::size_t i = 0; i < under_way_.size(); ++i) show(1 + static_cast<int64_t>(i), under_way_[i]);
-  int64_t rank = line_.empty() || free_rows_.empty() ? kRanks : rushes() ? kFinal : kArrivals;
+  const bool rush = rushes();
+  const double now = steady_seconds();
+  int64_t rank = line_.empty() || free_rows_.empty() ? kRanks : rush ? kFinal : rank_of(line_.front(), 0, now);
   double first = kNever;
   for (std::size_t p = 1; p < waiting_.size(); ++p) {
-    if (!waiting_[p].empty()) rank = std::min(rank, pieces_[p].rank);
+    if (waiting_[p].empty()) continue;
+    rank = std::min(rank, rush ? pieces_[p].rank : rank_of(waiting_[p].front()->image, p, now));
     for (const Row* row : waiting_[p]) first = std::min(first, due(*row));
   }
   rank_.store(rank, std::memory_order_relaxed);

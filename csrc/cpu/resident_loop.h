@@ -37,9 +37,10 @@ struct Answered {
 double steady_seconds();
 
 // Threads that carry images to their exits, and choose between any two steps of the network which images go on: first
-// those that have just come, to their first exit, then those before another early exit, then those before the final
-// one; among these the oldest one, with others that wait for the same steps. A deadline makes an image exit at the last
-// exit that it reaches in time, at the first one in any case.
+// those that are there for twice as long as an image takes, then those that have just come, to their first exit, then
+// those before another early exit, then those before the final one; among these the oldest one, with others that wait
+// for the same steps. A deadline makes an image exit at the last exit that it reaches in time, at the first one in any
+// case; to its first exit it goes before all others.
 class ResidentLoop {
  public:
   // scaling, rule: see `Batch`, kept here. counts: [2 + exits] numbers that are kept up to date: of images that wait,
@@ -55,7 +56,8 @@ class ResidentLoop {
   void cancel(int64_t ticket);
   // No more images; those that wait are answered or, with `drop`, come out of `take` with exit -1.
   void close(bool drop);
-  // Waits for answers; those that there are now, none when the loop is closed and all are taken. delay: seconds that
+  // Waits for answers, shortly for more of them where it took some just before and none of them has a deadline; those
+  // that there are now, none when the loop is closed and all are taken. delay: seconds that
   // lately passed from an answer to the one who waits for it, which deadlines take into account.
   std::vector<Answered> take(double delay);
 
@@ -80,6 +82,7 @@ class ResidentLoop {
   void load(Carrier& carrier, std::vector<Row*>& rows, std::vector<Slot*>& live);
   double between(Carrier& carrier, int64_t piece, std::vector<Row*>& rows, std::vector<Slot*>& live);
   Row* finish(int64_t piece, const std::vector<Row*>& rows, double now, double seconds);
+  int64_t rank_of(const Arrival& image, int64_t piece, double now) const;
   bool choose(int64_t rank, Row* last, std::vector<Row*>& chosen);
   void go(Row& row, std::vector<Row*>& chosen);
   bool rushes() const;
@@ -89,6 +92,7 @@ class ResidentLoop {
   double due(const Row& row) const;
   void answer(Row& row, int64_t exit, double now);
   void drop(int64_t ticket);
+  void tell(bool urgent);
   void publish();
   int64_t together(std::size_t waiting, int64_t section) const;
 
@@ -114,12 +118,13 @@ class ResidentLoop {
   std::vector<int64_t> under_way_;  // by exits passed
   std::vector<double> seconds_;     // of every piece, lately
   int64_t begun_ = 0, working_ = 0, idle_ = 0;
-  double delay_ = 0;
-  bool closed_ = false;
+  double delay_ = 0, taken_ = 0;
+  bool closed_ = false, gathering_ = false, pressing_ = false;
 
-  // The lowest rank of what could run now, and when the first image that waits must be answered; read between steps.
+  // Read between steps: the lowest rank of what could run now, when the first image that waits must be answered, and
+  // the seconds after which an image is due.
   std::atomic<int64_t> rank_;
-  std::atomic<double> due_;
+  std::atomic<double> due_, patience_;
   std::vector<std::thread> threads_;
 };
 

@@ -27,9 +27,10 @@ available = CPP_MISSING is None
 class ResidentLoop:
     """Threads that answer images by a resident program on the CPU.
 
-    They choose between any two steps which images go on: first those that have just come, to their first exit, then
-    those before another early exit, then those before the final one; among these the oldest one, with others that wait
-    for the same steps. An answer has the same bits as that of `resident_forward` or `resident_int8`.
+    They choose between any two steps which images go on: first those that are there for twice as long as an image
+    takes, then those that have just come, to their first exit, then those before another early exit, then those before
+    the final one; among these the oldest one, with others that wait for the same steps. An image with a deadline goes
+    to its first exit before all others. An answer has the same bits as that of `resident_forward` or `resident_int8`.
 
     tables: steps, maps, groups and packed, as of these ops. shape: (C, H, W) of the images. num_exits: early ones.
     image: as of `resident_int8`, None for floats. rule: as of the ops. workers: threads.
@@ -64,6 +65,9 @@ class ResidentLoop:
 
     def take(self, delay: float) -> tuple[Tensor, Tensor]:
         """Waits for answers, returns all that there are; none when the loop is closed and all were taken.
+
+        Half a millisecond has to pass after the last call, unless an answer has a deadline or many are there: each
+        time that a thread is woken costs as much as an early exit.
 
         delay: seconds that lately passed from an answer to the one who waits for it, which deadlines account for.
 

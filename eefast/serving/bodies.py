@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class Decoder:
     @property
     def size(self) -> int:
         """Bytes of an image."""
-        return int(np.prod(self.shape))
+        return prod(self.shape)
 
     def images(self, content_type: str, body: bytes) -> list[Tensor | ImageFileError]:
         """uint8 [C, H, W] each.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -135,7 +136,11 @@ async def _serve(
 
     def make() -> Server:
         fast = accelerate(application.net, engine=options.engine, stages=options.stages, frozen=True)
-        return Server(fast, options.max_queue, options.workers)
+        server = Server(fast, options.max_queue, options.workers)
+        # Python's collector would look through all of PyTorch's objects now and then, for 0.1 s without an answer.
+        gc.collect()
+        gc.freeze()
+        return server
 
     serving = loop.create_task(web.serve([listening]))
     try:

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -30,10 +31,33 @@ def test_every_image_is_counted_once_from_its_time(place):
     with serving.Server(place.fast, 10**6) as server:
         seen = serving.offered(server, place.x, [0.0, 0.01, 0.3, *[0.3] * 200])
     serving.check(place, seen)
-    assert sorted(i for i, _, _ in seen.answers) == list(range(203))
+    assert sorted(i for i, *_ in seen.answers) == list(range(203))
     assert min(seen.waits()) > 0
     assert seen.seconds >= 0.3
-    assert len(seen.waits(0)) == sum(answer.exit == 0 for _, _, answer in seen.answers)
+    assert len(seen.waits(0)) == sum(at == 0 for _, _, at, _ in seen.answers)
+
+
+def test_whole_batches_have_the_same_answers_and_are_done_at_their_end(place):
+    with serving.WholeBatches(place.fast, 7) as server:
+        futures = [server.submit(image) for image in place.x]
+    assert [future.result(0).exit for future in futures] == place.exits
+    ends = {round(answer.waited + answer.computed, 9) for answer in (future.result(0) for future in futures)}
+    assert len(ends) > len(futures) / 7
+
+
+def test_a_deadline_counts_from_the_time_of_an_image(place):
+    """The second one's has passed when it is submitted."""
+    found = []
+
+    class Slow(serving.Refusing):
+        def submit(self, image, deadline=None):
+            found.append(deadline)
+            time.sleep(0.02)
+            return super().submit(image)
+
+    seen = serving.offered(Slow(), place.x, [0.0, 0.001], 0.01)
+    assert found == [max(0.01 - seen.late[0], 1e-9), 1e-9]
+    assert seen.late[1] > 0.01
 
 
 def test_refused_images_are_counted(place):

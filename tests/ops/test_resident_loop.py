@@ -182,6 +182,38 @@ def test_an_arrival_goes_first_between_any_two_steps(opened):
         found += [ticket % 2 for ticket, *_ in loop.taken(2)]
 
 
+def test_an_image_that_came_long_ago_goes_before_all_others(opened):
+    """While it is carried through the final stage easy ones come; the loop knows how long an image takes."""
+    shape = (3, 96, 96)
+    net = lived_in(eefast.zoo.eenet("eenet8", 2, input_shape=shape, num_classes=5), 3)
+    engine = eefast.accelerate(net, engine="resident").engine
+    loop, x = opened(engine, groups=1, shape=shape), images(2, shape)
+    loop.put(x[:1], exits_of([2]))
+    loop.taken(1)
+    for i in range(1, 21, 2):
+        loop.loop.put(x[:1], exits_of([2]), i, time.perf_counter() - 1000, inf)
+        while loop.loop.counts[3] == 0 and sum(loop.loop.counts):  # until it has passed both early exits
+            time.sleep(0)
+        loop.put(x[1:], exits_of([0]), i + 1)
+        assert [ticket for ticket, *_ in loop.taken(2)] == [i, i + 1]
+
+
+def test_answers_without_deadlines_are_gathered_and_others_are_not(floats, opened):
+    """Where the last ones were taken just before."""
+    engine, _, x = floats
+    loop = opened(engine)
+    spans = {inf: [], 1000.0: []}
+    for i in range(60):
+        deadline = list(spans)[i % 2]
+        loop.put(x[:1], exits_of([0]), 2 * i, time.perf_counter() + deadline)
+        loop.taken(1)
+        last = time.perf_counter()
+        loop.put(x[:1], exits_of([0]), 2 * i + 1, time.perf_counter() + deadline)
+        loop.taken(1)
+        spans[deadline].append(time.perf_counter() - last)
+    assert min(spans[inf]) >= 4e-4 > min(spans[1000.0])
+
+
 @pytest.mark.parametrize(("seconds", "exits"), [(-1.0, [0] * 7), (1e-6, [0] * 7), (1000.0, [2] * 7)])
 def test_a_deadline_makes_images_exit_where_they_still_can(floats, opened, seconds, exits):
     engine, _, x = floats
