@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import data_sets
+import quantized_outputs
 import torch
 from command import run_command
 from progress import track
@@ -25,6 +26,7 @@ import eefast
 from eefast.data import datasets
 from eefast.data.loaders import batches, split
 from eefast.model import EarlyExitNet
+from eefast.planning.integer_lowering import is_quantized
 from eefast.quantized import ALGORITHMS, QuantizedConvolution
 from eefast.result import ExitOutput
 from eefast.thresholds.calibration import THRESHOLDS_FILE, calibrate
@@ -48,9 +50,11 @@ class Images:
     labels: Tensor
 
     def outputs(self, net: EarlyExitNet, what: str) -> list[ExitOutput]:
-        """Of all exits, in PyTorch: of a quantised network in exact integers, as every engine answers."""
+        """Of all exits, in PyTorch; of a quantised network on the maps of the resident engine, which are the same."""
         parts = list(zip(self.pixels.split(BATCH_SIZE), self.labels.split(BATCH_SIZE), strict=True))
         turns = track([Part(f"images from {BATCH_SIZE * i}", part) for i, part in enumerate(parts)], what)
+        if is_quantized(net):
+            return quantized_outputs.outputs(net, (turn.batch[0] for turn in turns))
         return collect(net, (turn.batch for turn in turns))[0]
 
 

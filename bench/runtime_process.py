@@ -34,6 +34,9 @@ IMAGES = "images.pt"
 # How long a process may take for a network or an answer, start and compilation included, and for a turn; then it hangs.
 ANSWER_SECONDS, TURN_SECONDS = 180.0, 60.0
 
+LONG = 8
+"""Time of a turn ÷ the least one from which on nothing runs before it to warm up."""
+
 
 class PeerError(RuntimeError):
     """A peer that could not do what it was told to; the text is for a row's note."""
@@ -220,19 +223,21 @@ def _serve(connection: Connection, peers: Iterable[Peer], threads: int) -> None:
 
 @dataclass
 class Server:
-    """The other end: the network, and the peers that were asked for so far."""
+    """The other end: the network, and the peers that were asked for so far; spent: seconds of their last turns."""
 
     peers: Mapping[str, Peer]
     net: EarlyExitNet | None = None
     images: Tensor = field(default_factory=lambda: torch.empty(0))
     runs: dict[str, Run] = field(default_factory=dict)
     parts: dict[tuple[int, torch.memory_format], Sequence[Tensor]] = field(default_factory=dict)
+    spent: dict[tuple[str, Setting], float] = field(default_factory=dict)
 
     def open(self, folder: str) -> None:
         # First forget: where the next network cannot be read, no peer may answer with the one before.
         self.net = None
         self.runs.clear()
         self.parts.clear()
+        self.spent.clear()
         self.images = torch.load(Path(folder) / IMAGES)
         self.net = eefast.load(folder).eval()
 
@@ -253,9 +258,12 @@ class Server:
     def seconds(self, name: str, setting: Setting, turn: Sequence[int], least: float, clock: str) -> float:
         peer = self.peers[name]
         run, batches = self._run(peer, setting.thresholds), self._batches(peer, setting)
-        # Cores and caches that rested, or worked for others, warm up first.
-        mean_seconds(lambda: run(batches[turn[0]]), least / 2)
-        return mean_seconds(lambda: [run(batches[i]) for i in turn], least, clock=getattr(time, clock))
+        # Cores and caches that rested, or worked for others, warm up first; in a long turn that takes no time.
+        if self.spent.get((name, setting), 0.0) < LONG * least:
+            mean_seconds(lambda: run(batches[turn[0]]), least / 2)
+        spent = mean_seconds(lambda: [run(batches[i]) for i in turn], least, clock=getattr(time, clock))
+        self.spent[name, setting] = spent
+        return spent
 
     def _run(self, peer: Peer, thresholds: Sequence[float]) -> Run:
         if self.net is None:

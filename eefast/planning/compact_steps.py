@@ -30,9 +30,10 @@ from .stage_choice import fastest_stage, seconds_of
 from .stage_runtimes import CHUNK, LARGE, PYTORCH, Chosen, chosen, missing_runtimes
 from .trial import Subject
 
-HOPELESS, BEST_REST = 1.1, 0.75
+HOPELESS, BEST_REST, TELLING = 1.1, 0.8, 0.4
 """Of another engine's time to the final exit: from when on nothing more is measured, if the stages that are left took
-only this part of its time for them.
+only the second part of what is to be expected. That is its time for them or, once the measured stages are the third
+part of its time, as many times that as these took.
 """
 
 SHORT = 1.5e-4
@@ -131,7 +132,8 @@ def _check_rival(subject: Subject, i: int, before: float, seconds: float) -> Non
     if not subject.rival:
         return
     here, there, end = before + seconds, subject.rival[i], subject.rival[-1]
-    if here + BEST_REST * (end - there) > HOPELESS * end:
+    ratio = max(1.0, here / there) if there >= TELLING * end else 1.0
+    if here + BEST_REST * ratio * (end - there) > HOPELESS * end:
         what = f"the stages up to exit {i} take {here / there:.1f}× as long"
         raise SlowerError(f"{what} ({1e3 * here:.1f} ms per image, {1e3 * there:.1f})")
 

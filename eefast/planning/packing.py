@@ -37,7 +37,7 @@ def program(
         torch.tensor(lowered.maps, dtype=torch.int64),
         torch.tensor(groups, dtype=torch.int64),
         lowered.weights,
-        _on_large_pages(torch.cat(packed)),
+        _on_large_pages(packed),
         bfloat16,
         algorithms,
         groups,
@@ -108,18 +108,20 @@ def _packed_for_cuda(layer: Layer, dtype: torch.dtype) -> Tensor:
 
 def _in_whole_lines(packed: Tensor) -> Tensor:
     """Filled up to whole cache lines, which is what kernels read."""
-    return F.pad(packed, (0, -len(packed) % weight_order.BLOCK))
+    missing = -len(packed) % weight_order.BLOCK
+    return F.pad(packed, (0, missing)) if missing else packed
 
 
-def _on_large_pages(tensor: Tensor) -> Tensor:
-    """The same in memory of 2 MiB pages, where the system has them.
+def _on_large_pages(parts: list[Tensor]) -> Tensor:
+    """float32 vectors, one after the other in memory of 2 MiB pages, where the system has them.
 
     Megabytes of weights per image are too much for the processor's list of small pages, and small pages, scattered as
     they come, evict one another from its cache.
     """
-    if not hasattr(mmap, "MADV_HUGEPAGE") or tensor.nbytes < 2**20:
-        return tensor
-    memory = mmap.mmap(-1, tensor.nbytes)
+    size = sum(part.nbytes for part in parts)
+    if not hasattr(mmap, "MADV_HUGEPAGE") or size < 2**20:
+        return torch.cat(parts)
+    memory = mmap.mmap(-1, size)
     with suppress(OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=tensor.dtype).copy_(tensor)
+    return torch.cat(parts, out=torch.frombuffer(memory, dtype=torch.float32))

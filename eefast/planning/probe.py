@@ -14,7 +14,7 @@ from ..model import EarlyExitNet
 
 IMAGES, ROUNDS = 8, 3
 
-ROUNDS_ON_CPU, LIMIT, LARGE_MACS = 7, 0.3, 10**9
+ROUNDS_ON_CPU, LIMIT, LARGE_MACS = 7, 0.15, 10**9
 
 
 def noise(n: int, shape: Sequence[int]) -> Tensor:

@@ -107,12 +107,12 @@ def chosen(
     tried = [asked] if asked != "auto" else quick
     names = [known[0]] if known else tried
     built, why_not = {PYTORCH: folded.stage}, dict[str, str]()
-    exact = _exact(stage, seen) if names != [PYTORCH] else seen
+    libraries = [name for name in names if name != PYTORCH]
+    wanted = _wanted(stage, folded.stage, seen) if libraries else None
     with exported_once():
-        for name in names:
-            if name == PYTORCH:
-                continue
-            made = _built(RUNTIMES[name], folded.stage, seen, exact, in_int8)
+        for name in libraries:
+            assert wanted is not None
+            made = _built(RUNTIMES[name], folded.stage, seen, wanted)
             if isinstance(made, str):
                 why_not[name] = made
             else:
@@ -150,8 +150,50 @@ def _key(folded: nn.Module, seen: Tensor, layout: torch.memory_format, asked: st
     return repr(folded), code, tensors, seen.shape[1:], layout, asked, torch.get_num_threads(), installed
 
 
-def _built(runtime: Runtime, folded: nn.Module, seen: Tensor, exact: Tensor, in_int8: bool) -> nn.Module | str:
-    """The stage run by a library, or why that does not do; exact: its features in float64. in_int8: if simulated."""
+@dataclass(frozen=True)
+class _Wanted:
+    """What libraries are compared with.
+
+    features: of the stage, ÷ `largest`, in float64. allowed: difference from them; of simulated INT8 both root mean
+    squares count, of other stages the largest.
+    """
+
+    features: Tensor
+    largest: float
+    in_int8: bool
+    allowed: float
+
+
+@torch.no_grad()
+def _wanted(stage: nn.Module, folded: nn.Module, seen: Tensor) -> _Wanted:
+    exact = _exact(stage, seen)
+    largest = max(float(exact.nan_to_num(0, 0, 0).abs().max()), 1e-300)
+    exact = exact / largest
+    if isinstance(stage, QdqStage):
+        whole = inference_copy(folded)
+        round_nothing(whole)
+        return _Wanted(exact, largest, True, max(IN_INT8, _relative(_features(whole, seen) / largest, exact)))
+    error = (_features(folded, seen) / largest - exact).nan_to_num(0, 0, 0).abs().max()
+    return _Wanted(exact, largest, False, max(EXACT, 2 * float(error)))
+
+
+def _exact(stage: nn.Module, seen: Tensor) -> Tensor:
+    """Features in float64, computed in float32 for a stage that does not take float64, and in simulated INT8."""
+    try:
+        if isinstance(stage, QdqStage):
+            return stage(seen).double()
+        return inference_copy(stage).to(torch.float64)(seen.double())
+    except Exception:  # a stage raises whatever it does
+        return inference_copy(stage)(seen.clone()).double()
+
+
+def _features(run: nn.Module, seen: Tensor) -> Tensor:
+    """[N, C, H, W] float64."""
+    return run(_in(layout_of(run), seen)).double()
+
+
+def _built(runtime: Runtime, folded: nn.Module, seen: Tensor, wanted: _Wanted) -> nn.Module | str:
+    """The stage run by a library, or why that does not do."""
     if reason := runtime.missing() or hung.get(id(runtime), ""):
         return reason
     threads = torch.get_num_threads()
@@ -160,7 +202,7 @@ def _built(runtime: Runtime, folded: nn.Module, seen: Tensor, exact: Tensor, in_
         # Modes are those of a thread.
         with isolated(seen.device):
             made = runtime.build(folded, seen, threads)
-            return made, _wrong(made, folded, seen, exact, in_int8)
+            return made, _wrong(made, seen, wanted)
 
     try:
         made, wrong = within(SECONDS if runtime.quick else MORE_SECONDS, build)
@@ -172,53 +214,21 @@ def _built(runtime: Runtime, folded: nn.Module, seen: Tensor, exact: Tensor, in_
     return wrong or made
 
 
-def _wrong(made: nn.Module, folded: nn.Module, seen: Tensor, exact: Tensor, in_int8: bool) -> str:
+def _wrong(made: nn.Module, seen: Tensor, wanted: _Wanted) -> str:
     """Why a library's features are not the stage's, for single images and for several; "" where they are."""
-    largest = max(float(exact.nan_to_num(0, 0, 0).abs().max()), 1e-300)
-    exact = exact / largest
-
-    def found(run: nn.Module, rows: int) -> Tensor:
-        return run(_in(layout_of(run), seen[:rows])).double() / largest
-
-    if in_int8:
-        return _wrong_in_int8(found, made, folded, exact)
-    allowed = max(EXACT, 2 * float((found(folded, len(seen)) - exact).nan_to_num(0, 0, 0).abs().max()))
     for rows in (1, len(seen)):
-        if reason := difference(found(made, rows), exact[:rows], allowed):
+        found, expected = _features(made, seen[:rows]) / wanted.largest, wanted.features[:rows]
+        if reason := difference(found, expected, 1.0 if wanted.in_int8 else wanted.allowed):
             return f"its {reason}"
-    return ""
-
-
-def _wrong_in_int8(
-    found: Callable[[nn.Module, int], Tensor], made: nn.Module, folded: nn.Module, simulated: Tensor
-) -> str:
-    """As `_wrong`; found: features of a module for a number of images."""
-    whole = inference_copy(folded)
-    round_nothing(whole)
-    allowed = max(IN_INT8, _relative(found(whole, len(simulated)), simulated))
-    for rows in (1, len(simulated)):
-        features = found(made, rows)
-        if reason := difference(features, simulated[:rows], 1.0):
-            return f"its {reason}"
-        if (error := _relative(features, simulated[:rows])) > allowed:
-            return f"its answers differ from simulated INT8 by {error:.1%}, more than rounding changes ({allowed:.1%})"
+        if wanted.in_int8 and (error := _relative(found, expected)) > wanted.allowed:
+            more = f"more than rounding changes ({wanted.allowed:.1%})"
+            return f"its answers differ from simulated INT8 by {error:.1%}, {more}"
     return ""
 
 
 def _relative(found: Tensor, exact: Tensor) -> float:
     """Difference ÷ exact, both root mean squares."""
     return float(((found - exact).square().mean() / exact.square().mean().clamp_min(1e-300)).sqrt())
-
-
-@torch.no_grad()
-def _exact(stage: nn.Module, seen: Tensor) -> Tensor:
-    """Features in float64, computed in float32 for a stage that does not take float64, and in simulated INT8."""
-    try:
-        if isinstance(stage, QdqStage):
-            return stage(seen).double()
-        return inference_copy(stage).to(torch.float64)(seen.double())
-    except Exception:  # a stage raises whatever it does
-        return inference_copy(stage)(seen.clone()).double()
 
 
 def _in(layout: torch.memory_format, features: Tensor) -> Tensor:

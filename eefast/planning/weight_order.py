@@ -84,9 +84,11 @@ def _winograd(weight: Tensor, side: int) -> Tensor:
         return lines.float().unflatten(0, (-1, BLOCK)).permute(0, 2, 3, 1).flatten()
     width = next(w for w in (64, 32, 16) if len(weight) % w == 0)
     transform = torch.tensor(_FILTER[side], dtype=torch.float64)
+    transformed = weight.new_empty(side + 2, side + 2, len(weight) // width, weight.shape[1], width)
     # Group by group, since all of a large layer in float64 would not fit the cache.
-    groups = [torch.einsum("ai,ocij,bj->abco", transform, g.double(), transform).float() for g in weight.split(width)]
-    return torch.stack(groups, 2).flatten()
+    for group, part in enumerate(weight.split(width)):
+        transformed[:, :, group] = torch.einsum("ai,ocij,bj->abco", transform, part.double(), transform)
+    return transformed.flatten()
 
 
 def _pairs(rows: Tensor) -> Tensor:

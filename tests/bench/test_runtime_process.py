@@ -20,6 +20,8 @@ from runtime_process import ANSWER_SECONDS, TURN_SECONDS, PeerError, RuntimeProc
 from subjects import Network
 from workloads import Workload
 
+import eefast
+
 SHAPE = (1, 12, 12)
 WORK = Workload(Network("eenet20", SHAPE, 10, ()), 8, (1.0,), 1)
 SETTING = Setting((float("inf"),) * 2, 8, 2)
@@ -163,3 +165,18 @@ def test_a_peer_that_is_calibrated_gets_the_images(subject):
         expected = subject.net.plain()(subject.images[:16])
     found = server.answer(calibrated.name, SETTING)
     torch.testing.assert_close(found.logits, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("seconds", "warm"), [(0.7, [0.05, 0.05]), (0.9, [0.05])])
+def test_only_short_turns_warm_up_again(seconds, warm, monkeypatch):
+    """`least` is a tenth of a second, of which the half is to warm up."""
+    asked = []
+    monkeypatch.setattr(
+        runtime_process, "mean_seconds", lambda run, least, clock=None: (asked.append(least), seconds)[1]
+    )
+    server = runtime_process.Server({EAGER.name: EAGER}, eefast.zoo.eenet("eenet8", 2, input_shape=SHAPE).eval())
+    server.images = torch.zeros(8, *SHAPE)
+    for _ in range(2):
+        assert server.seconds(EAGER.name, SETTING, [0], 0.1, "process_time") == seconds
+    assert [least for least in asked if least != 0.1] == warm
+    assert asked.count(0.1) == 2

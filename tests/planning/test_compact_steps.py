@@ -231,9 +231,9 @@ def test_where_folding_changes_answers_the_stage_runs_as_it_is(monkeypatch: pyte
     [
         ((1.0, 1.0, 1.0), ""),
         ((1.9, 1.0, 1.0), "the stages up to exit 0 take 1.9× as long (1900.0 ms per image, 1000.0)"),
-        ((1.5, 1.0, 1.0), "the stages up to exit 2 take 1.2× as long (3500.0 ms per image, 3000.0)"),
-        ((1.5, 1.0, 0.7), ""),
-        ((1.0, 1.6, 1.0), "the stages up to exit 1 take 1.3× as long (2600.0 ms per image, 2000.0)"),
+        ((1.6, 0.6, 1.2), "the stages up to exit 2 take 1.1× as long (3400.0 ms per image, 3000.0)"),
+        ((1.4, 0.8, 0.9), ""),
+        ((1.0, 1.4, 1.0), "the stages up to exit 1 take 1.2× as long (2400.0 ms per image, 2000.0)"),
     ],
 )
 def test_what_cannot_beat_an_engine_that_is_ready_is_not_built(
