@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import groupby
+from operator import itemgetter
 from threading import RLock
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from .deprecated import renamed_arguments
 from .engines import Batch, Engine, Plan
 from .engines.partial_runs import Identity, begin, finish, go_on, identity
-from .engines.streaming import copied, groups
+from .engines.streaming import copied
 from .engines.weight_watch import WeightWatch
 from .model import TRACED, EarlyExitNet, check_not_traced, is_property
 from .planning import Options, build
@@ -79,6 +81,7 @@ def accelerate(
         (torch.compile, which takes a minute per stage), or "auto", the fastest of the first three that are installed
         and as exact as PyTorch. One asked for by name runs in the compact engine, and raises `ValueError` if it cannot.
         The same for a network that `eefast.quantize` made for other libraries, whose convolutions they run in INT8.
+        On GPUs "auto" compares PyTorch with torch.compile, for which a plan has two minutes; "pytorch" does not.
     output: "result", or "logits": `module(x)` and `module.stream` then give the logits [N, K] alone, float32, in the
         place of an `ExitResult`, so that the module replaces a classifier without exits. `module.until` and
         `module.resume` are as before.
@@ -162,7 +165,7 @@ class Accelerated(nn.Module):
             return planned.engine
 
     def _holds(self, planned: _Planned) -> bool:
-        if planned.process not in (None, os.getpid()):
+        if planned.process is not None and planned.process != os.getpid():
             return False
         if self.frozen:
             return True
@@ -279,19 +282,23 @@ class Accelerated(nn.Module):
 
     def _stream(self, batches: Iterable[Tensor | tuple[Tensor, Any]]) -> Iterator[Any]:
         # Another engine may be planned on the way.
-        for (engine, _), group in groups(map(self._read, batches), lambda a, b: a[0] is b[0]):
-            results = engine.stream(batch for _, batch in group)
+        for engine, group in groupby(map(self._read, batches), itemgetter(0)):
+            results = engine.stream(map(itemgetter(1), group))
             yield from (result.logits for result in results) if self.output == "logits" else results
 
     def _read(self, batch: Tensor | tuple[Tensor, Any]) -> tuple[Engine, Batch]:
         """A checked batch in memory that its source does not write to, and what answers it."""
-        if torch.is_grad_enabled() and not _without_gradient(batch):
+        if not _without_gradient(batch) and torch.is_grad_enabled():
             with torch.no_grad():
                 return self._read(batch)
         x, asked = batch if isinstance(batch, tuple) else (batch, None)
-        words = asked if isinstance(asked, dict) else {"profile": asked}
-        engine, images, (limits, since) = self._asked(x, **words)
-        if images.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+        if asked is None:
+            engine, limits, since = self.ready()
+            images = engine.prepare(x)
+        else:
+            words = asked if isinstance(asked, dict) else {"profile": asked}
+            engine, images, (limits, since) = self._asked(x, **words)
+        if images is x or images.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
             images = copied(images)
         return engine, Batch(images, limits, since, self.net.current_rule())
 
@@ -310,7 +317,7 @@ class Accelerated(nn.Module):
 
     def _ready_engine(self) -> Engine:
         check_not_traced()
-        if self.training:
+        if self.net.training:
             raise RuntimeError(
                 "an accelerated network answers in eval mode only; call .eval(), or train the net itself"
             )

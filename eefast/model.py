@@ -362,12 +362,16 @@ class EarlyExitNet(nn.Module):
         if self.rows_as_maps:
             x = x.unsqueeze(2)
         if x.dtype != torch.uint8 or self.normalization is None:
-            if self._pixels.left and self.normalization is not None and not x.is_cuda:
+            if self.normalization is not None and self.looks_at_pixels(x):
                 self._pixels.look(x, self.normalization)
             return x
         mean, std = (part.view(1, -1, *[1] * (x.dim() - 2)) for part in self._scale.of(self.normalization, x.device))
         weight = next(self.parameters()) if weight is None else weight
         return ((x.float() / 255 - mean) / std).to(weight.dtype)
+
+    def looks_at_pixels(self, x: Tensor) -> bool:
+        """Whether `prepare` compares these floats with the normalization."""
+        return self._pixels.left > 0 and self.normalization is not None and not x.is_cuda
 
     def check_images(self, x: Tensor, dtype: torch.dtype | None = None, weight: Tensor | None = None) -> None:
         """Check images [N, C, H, W] before any work starts.
@@ -422,8 +426,9 @@ class EarlyExitNet(nn.Module):
         Raises `ValueError` as `check_thresholds`.
         """
         while True:
-            t = self.thresholds
-            if t.device.type != "cpu":
+            t = self._buffers["thresholds"]  # as an attribute it takes as long as half of all this
+            assert t is not None
+            if not t.is_cpu:
                 values = t.clone()
                 version = 0 if t.is_inference() else t._version
                 known = self._checked

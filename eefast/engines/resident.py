@@ -38,10 +38,10 @@ class ResidentEngine(PlannedEngine):
         self._stored: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._repacked: dict[tuple[int, ...], ResidentEngine] = {}
 
-    def prepare(self, x: Tensor) -> Tensor:
+    def prepared(self, x: Tensor) -> Tensor:
         """Where the kernel applies the normalization, uint8 images are not converted here."""
         if not (self.program.takes_bytes and isinstance(x, Tensor) and x.dtype == torch.uint8):
-            return super().prepare(x)
+            return super().prepared(x)
         self.net.check_images(x, self.plan.dtype, self.weight)
         return x
 

@@ -21,6 +21,7 @@ from ..runtimes import RUNTIMES
 from ..system.memory import keep_freed
 from . import probe, trial
 from .capture import survivors_of, with_graphs
+from .compiled_stages import SECONDS, CompileTime
 from .errors import SlowerError, UnsupportedError
 from .folding import fold_stage
 from .head_packing import pack_conv, pack_head
@@ -76,13 +77,14 @@ def build_compact(subject: Subject) -> CompactEngine:
         rows_of = arriving(subject.max_batch_size, shares) if shares else [4 * probe.IMAGES] * len(net.stages)
         some = probe.images(net, subject.example_inputs)
         features = some[torch.arange(rows_of[0]) % len(some)].to(there, dtype)
+    compile_time = CompileTime(0.0 if subject.stages == PYTORCH else SECONDS)
     rows, steps, layout, seconds = [], [], torch.channels_last, list[float]()
     parts = zip(net.stages, net.heads, net.stage_costs, trial.shares(net), subject.expected, strict=True)
     for i, (stage, head, cost, share, wanted) in enumerate(parts):
         assert isinstance(head, ExitHead)
         subject.progress("planning stages", i, len(net.stages))
         features = None if features is None else features[: rows_of[i]]
-        folded, note = _stage(stage, dtype, features, wanted, f"stage {i}")
+        folded, note = _stage(stage, dtype, features, wanted, f"stage {i}", compile_time)
         # Convolutions of a head would run on the dead rows, too; all images are live before the first stage.
         counts = kernel == "Triton" and len(head.convs) < 2 and i > 0 and _shows_waits(folded, features)
         features = None if features is None else folded(features)
@@ -113,10 +115,14 @@ def _kernel(on_cuda: bool) -> str:
 
 
 def _stage(
-    stage: nn.Module, dtype: torch.dtype, features: Tensor | None, wanted: trial.Expected, where: str
-) -> tuple[nn.Module, str]:
+    stage: nn.Module, dtype: torch.dtype, features: Tensor | None, wanted: trial.Expected, where: str,
+    compile_time: CompileTime,
+) -> tuple[nn.Module, str]:  # fmt: skip
     """An inference copy and how it runs; features: to measure on, where there is a choice."""
-    folded, note = fold_stage(stage, dtype) if features is None else fastest_stage(stage, dtype, features)
+    if features is None:
+        folded, note = fold_stage(stage, dtype)
+    else:
+        folded, note = fastest_stage(stage, dtype, features, compile_time)
     if reason := trial.mismatch(folded, wanted.seen, wanted.features, dtype, stage):
         folded, note = channels_last(inference_copy(stage), dtype), f"not folded: {reason}"
         if different := trial.mismatch(folded, wanted.seen, wanted.features, dtype, stage):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import fusing
+from .compiled_stages import CompileTime
 from .folding import fold_stage
 from .inference_copies import inference_copy
 from .probe import fastest_of
@@ -23,18 +23,21 @@ ROUNDS = 5
 COMPARED = 32
 """Rows that are compared with float64; all are timed."""
 
-log = logging.getLogger("eefast")
+COMPILED = "torch.compile"
 
 
-def fastest_stage(stage: nn.Module, dtype: torch.dtype, example: Tensor) -> tuple[nn.Module, str]:
+def fastest_stage(
+    stage: nn.Module, dtype: torch.dtype, example: Tensor, compile_time: CompileTime | None = None
+) -> tuple[nn.Module, str]:
     """The fastest inference copy of `stage` in `dtype`, and a note such as "fused (9 of 9 convolutions), 1.4× folded".
 
-    example: [N, C, H, W] features to measure on, on the stage's device; N ≥ 1.
-    On CUDA the candidates are the folded stage, its fused convolutions, those of them that are faster fused and, where
-    not all can be, torch.compile. Before anything is timed, each candidate's features are compared with those of
-    float64, computed in memory full of NaN: a candidate is left out where its error is more than twice the folded
-    stage's or where it raises an exception; the note says so. On the CPU the folded stage is returned: fused, it would
-    call the same kernels there.
+    example: [N, C, H, W] features to measure on, on the stage's device; N ≥ 1. compile_time: what the plan has left for
+    torch.compile; None, or none at first: it is not tried.
+    On CUDA the candidates are the folded stage, its fused convolutions, those of them that are faster fused, and
+    torch.compile. Before anything is timed, each candidate's features are compared with those of float64, computed in
+    memory full of NaN: a candidate is left out where its error is more than twice the folded stage's, where it raises
+    an exception, and torch.compile where it takes too long; the note says so. On the CPU the folded stage is returned:
+    fused, it would call the same kernels there.
     Raises `ValueError` where `example` has no rows.
     """
     if len(example) == 0:
@@ -50,12 +53,9 @@ def fastest_stage(stage: nn.Module, dtype: torch.dtype, example: Tensor) -> tupl
         mixed, apart = faster_apart(fused, features)
         if 0 < apart < count:
             candidates[f"fused ({count - apart} of {total} convolutions, {apart} faster apart)"] = mixed
-    if count < total:
-        log.warning("planning tries torch.compile for a stage, %d of whose %d convolutions fuse", count, total)
-        candidates["torch.compile"] = cast(nn.Module, torch.compile(folded, dynamic=True))
     exact = inference_copy(stage).to(torch.float64)
     # A copy, since a stage may change its input in place.
-    return _fastest(candidates, exact, features)
+    return _fastest(candidates, exact, features, compile_time)
 
 
 @torch.no_grad()
@@ -105,10 +105,11 @@ def _alone(conv: fusing.FusedConv, in_one_kernel: bool) -> fusing.FusedConv:
 
 
 @torch.no_grad()
-def _fastest(candidates: dict[str, nn.Module], exact: nn.Module, features: Tensor) -> tuple[nn.Module, str]:
+def _fastest(
+    candidates: dict[str, nn.Module], exact: nn.Module, features: Tensor, compile_time: CompileTime | None
+) -> tuple[nn.Module, str]:
     """The fastest candidate that is as exact as the first one, the folded stage, and the note about it."""
-    first, *others = candidates
-    few = features[:COMPARED]
+    first, few = next(iter(candidates)), features[:COMPARED]
     try:
         # In parts, since float64 takes four times the memory of float16.
         wanted = torch.cat([exact(part.to(torch.float64, copy=True)) for part in few.split(16)])
@@ -120,8 +121,14 @@ def _fastest(candidates: dict[str, nn.Module], exact: nn.Module, features: Tenso
         poison_free_memory(few.device)
         return float((candidate(few.clone()).double() - wanted).abs().max())
 
-    allowed, remarks = 2 * error(candidates[first]), []
-    for name in others:
+    remarks = list[str]()
+    if compile_time is not None and compile_time.seconds:
+        try:
+            candidates[COMPILED] = compile_time.compiled(candidates[first], features)
+        except Exception as problem:  # torch.compile raises whatever it does
+            remarks.append(f"; {COMPILED} left out: {brief(problem)}")
+    allowed = 2 * error(candidates[first])
+    for name in [*candidates][1:]:
         try:
             found = error(candidates[name])
             reason = "" if found <= allowed else f"its error is {found:.1g}, more than twice that of {first}"
@@ -134,6 +141,9 @@ def _fastest(candidates: dict[str, nn.Module], exact: nn.Module, features: Tenso
     least = min(seconds)
     best = list(candidates)[seconds.index(least)]
     speed = "" if best == first else f", {seconds[0] / least:.1f}× {first}"
+    if best != COMPILED and COMPILED in candidates:
+        slower = seconds[list(candidates).index(COMPILED)] / least
+        remarks.insert(0, f"; {COMPILED} takes {slower:.2f}×")
     return candidates[best], "".join([best, speed, *remarks])
 
 

@@ -16,6 +16,7 @@ from eefast import ops, zoo
 from eefast.engines import CompactEngine
 from eefast.planning import compact_steps, probe, trial
 from eefast.planning.compact_steps import build_compact, obstacle
+from eefast.planning.compiled_stages import SECONDS
 from eefast.planning.errors import SlowerError, UnsupportedError
 from eefast.planning.folding import fold_stage
 from eefast.planning.stage_runtimes import Chosen
@@ -170,7 +171,9 @@ def test_stages_are_measured_on_the_rows_that_are_expected(
     kernels("triton")
     measured: list[int] = []
 
-    def fastest(stage: nn.Module, dtype: torch.dtype, features: torch.Tensor) -> tuple[nn.Module, str]:
+    def fastest(
+        stage: nn.Module, dtype: torch.dtype, features: torch.Tensor, compile_time: Any
+    ) -> tuple[nn.Module, str]:
         measured.append(len(features))
         return fold_stage(stage, dtype)
 
@@ -186,6 +189,23 @@ def test_stages_are_measured_on_the_rows_that_are_expected(
     assert measured[0] == most
     for rows, share in zip(measured, on, strict=True):
         assert most * share <= rows <= min(most, most * share + most**0.5 + 1)
+
+
+@pytest.mark.parametrize(("stages", "seconds"), [("auto", SECONDS), ("pytorch", 0)])
+def test_all_stages_share_the_time_to_compile(
+    stages: str, seconds: float, kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels("triton")
+    given: list[Any] = []
+
+    def fastest(stage: nn.Module, dtype: torch.dtype, *others: Any) -> tuple[nn.Module, str]:
+        given.append(others[-1])
+        return fold_stage(stage, dtype)
+
+    monkeypatch.setattr(compact_steps, "fastest_stage", fastest)
+    build_compact(replace(subject(device=CUDA), stages=stages))
+    assert [time.left for time in given] == [seconds] * 3
+    assert len(set(map(id, given))) == 1
 
 
 class Counted(nn.Module):

@@ -12,6 +12,7 @@ from networks import Stage, images
 from torch import Tensor, nn
 
 from eefast.planning import stage_choice
+from eefast.planning.compiled_stages import CompileTime
 from eefast.planning.folding import fold_stage
 from eefast.planning.fusing import FusedConv, fuse_convolutions
 from eefast.planning.stage_choice import fastest_stage
@@ -56,37 +57,76 @@ def test_the_fastest_of_folded_and_fused(
     seconds: float, note: str, monkeypatch: pytest.MonkeyPatch, slow: dict[str, float]
 ) -> None:
     Cudnn(monkeypatch)
-    monkeypatch.setattr(torch, "compile", lambda *a, **k: pytest.fail("every convolution was fused"))
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: pytest.fail("a plan has no time for it"))
     slow |= {"FusedConv": seconds, "Conv2d": 1.4}
-    stage, found = fastest_stage(basic_block(), torch.float32, images(2, (16, 5, 5)))
+    stage, found = fastest_stage(basic_block(), torch.float32, images(2, (16, 5, 5)), CompileTime(0))
     assert found == note
     assert is_of(stage, "FusedConv") == (note != "folded")
 
 
-class Compiled(nn.Module):
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
+class Compiled(CompileTime):
+    """Compiles to the same stage under another name, or fails."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.module(x)
+    def __init__(self, fault: str = "") -> None:
+        super().__init__(1.0)
+        self.fault, self.rows = fault, list[int]()
+
+    def compiled(self, stage: nn.Module, features: Tensor) -> nn.Module:
+        self.rows.append(len(features))
+        if self.fault == "raises":
+            raise RuntimeError("no kernel\nfound")
+        if self.fault == "slow":
+            self.left = 0
+            return super().compiled(stage, features)
+        return Stage(lambda s, x: s.a(x) + (1e-4 if self.fault == "wrong" else 0), a=stage, compiled=nn.Flatten())
 
 
-def test_what_is_not_wholly_fused_is_compiled_too(monkeypatch: pytest.MonkeyPatch, slow: dict[str, float]) -> None:
+SILU = nn.Sequential(conv(), nn.ReLU(), conv(), nn.SiLU())
+
+
+@pytest.mark.parametrize(
+    ("make", "seconds", "note"),
+    [
+        (lambda: SILU, 1.0, "torch.compile, 2.0× folded"),
+        (lambda: SILU, 3.0, "fused (1 of 2 convolutions), 1.7× folded; torch.compile takes 2.50×"),
+        (lambda: nn.Sequential(conv(), nn.ReLU()), 1.0, "torch.compile, 2.0× folded"),
+        (
+            lambda: Stage(lambda s, x: s.a(x) if x.sum() > 1e9 else s.a(x).relu(), a=conv()),
+            3.0,
+            "not folded: torch.fx cannot trace it (TraceError); torch.compile takes 1.50×",
+        ),
+    ],
+    ids=["fastest", "slower", "wholly fused", "untraceable"],
+)
+def test_compiling_is_always_compared(
+    make: Callable[[], nn.Module], seconds: float, note: str, monkeypatch: pytest.MonkeyPatch, slow: dict[str, float]
+) -> None:
     Cudnn(monkeypatch)
-    asked: list[dict[str, object]] = []
-    monkeypatch.setattr(torch, "compile", lambda m, **options: (asked.append(options), Compiled(m))[1])
-    slow |= {"Compiled": 1.0, "FusedConv": 1.2, "Conv2d": 2.0}
-    silu = nn.Sequential(conv(), nn.ReLU(), conv(), nn.SiLU())
-    stage, note = fastest_stage(silu, torch.float32, images(2, (3, 5, 5)))
-    assert note == "torch.compile, 2.0× folded"
-    assert isinstance(stage, Compiled)
-    slow["Compiled"] = 3.0
-    assert fastest_stage(silu, torch.float32, images(2, (3, 5, 5)))[1] == "fused (1 of 2 convolutions), 1.7× folded"
-    untraceable = Stage(lambda s, x: s.a(x) if x.sum() > 1e9 else s.a(x).relu(), a=conv())
-    note = fastest_stage(untraceable, torch.float32, images(2, (3, 5, 5)))[1]
-    assert note == "not folded: torch.fx cannot trace it (TraceError)"
-    assert asked == [{"dynamic": True}] * 3
+    compile_time = Compiled()
+    slow |= {"Flatten": seconds, "FusedConv": 1.2, "Conv2d": 2.0}
+    stage, found = fastest_stage(make(), torch.float32, images(7, (3, 5, 5)), compile_time)
+    assert found == note
+    assert is_of(stage, "Flatten") == note.startswith("torch.compile")
+    assert compile_time.rows == [7]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("raises", "RuntimeError: no kernel"),
+        ("slow", "TimeoutError: the 1 s that planning has for it are spent"),
+        ("wrong", "its error is 0.0001, more than twice that of folded"),
+    ],
+    ids=["raises", "slow", "wrong"],
+)
+def test_compiling_that_fails_is_left_out_by_name(
+    fault: str, reason: str, monkeypatch: pytest.MonkeyPatch, slow: dict[str, float]
+) -> None:
+    Cudnn(monkeypatch)
+    slow |= {"Flatten": 1.0, "FusedConv": 1.2, "Conv2d": 2.0}
+    stage, note = fastest_stage(SILU, torch.float32, images(2, (3, 5, 5)), Compiled(fault))
+    assert note == f"fused (1 of 2 convolutions), 1.7× folded; torch.compile left out: {reason}"
+    assert is_of(stage, "FusedConv")
 
 
 @pytest.mark.parametrize("fault", ["raises", "wrong", "NaN"])
@@ -218,7 +258,7 @@ def test_seconds_are_the_least_of_rounds_in_turns(monkeypatch: pytest.MonkeyPatc
 )
 def test_the_fastest_on_a_gpu(make: Callable[[], nn.Module], words: str, dtype: torch.dtype) -> None:
     stage, x = make(), images(64, (16, 8, 8)).cuda()
-    found, note = fastest_stage(stage.cuda(), dtype, x)
+    found, note = fastest_stage(stage.cuda(), dtype, x, CompileTime(100))
     assert words in note or note.startswith("folded")
     assert "left out" not in note, note
     given = on_gpu(x, dtype)

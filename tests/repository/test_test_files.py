@@ -11,7 +11,6 @@ TESTS = PACKAGE.parent / "tests"
 DECIDES_NOTHING = {
     "__main__": "calls the command",
     "cli/options": "options with their help",
-    "engines/engine": "a protocol",
     "ops/flops": "registers formulas of the ops",
     "planning/errors": "an exception",
     "record": "a dataclass",
