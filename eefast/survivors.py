@@ -75,12 +75,10 @@ class Survivors:
         for name, dtype in {**dtypes, "limits": torch.float32}.items():
             if getattr(self, name).dtype != dtype:
                 raise ValueError(f"{name} is {getattr(self, name).dtype}; expected {dtype}")
-        places = self.positions.cpu()
-        if count and not 0 <= int(places.min()) <= int(places.max()) < self.size:
-            raise ValueError(
-                f"positions reach from {int(places.min())} to {int(places.max())}; expected 0 … {self.size - 1}"
-            )
-        if len(places.unique()) < count:
+        taken = self.positions.tolist()
+        if taken and not 0 <= min(taken) <= max(taken) < self.size:
+            raise ValueError(f"positions reach from {min(taken)} to {max(taken)}; expected 0 … {self.size - 1}")
+        if len(set(taken)) < count:
             raise ValueError("positions names a row of the batch twice")
 
     def __len__(self) -> int:

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
@@ -35,11 +36,20 @@ int64_t chunk_tiles(const Step& step, const Map& from) {
 // Weights of one convolution up to which every core may read all; of more each reads one part only.
 constexpr int64_t kCacheableWeights = 256 * 1024;
 
+constexpr int64_t kPage = 1 << 21;
+
+// Lets the large pages that fit into fresh memory be such: a fault for each small one takes longer than to fill it.
+void advise_large_pages(void* memory, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  const auto address = reinterpret_cast<std::uintptr_t>(memory);
+  const std::uintptr_t begin = (address + kPage - 1) / kPage * kPage, end = (address + bytes) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 // A thread's memory for maps of one layout. It stays with the thread, since fresh memory costs a page fault for every
 // page. Large pages: small ones, scattered as they come, evict one another from the cache.
 struct Arena {
-  static constexpr int64_t kPage = 1 << 21;
-
   std::vector<int64_t> layout;
   int64_t bytes;
   char* memory;
@@ -47,9 +57,7 @@ struct Arena {
   Arena(std::vector<int64_t> of, int64_t size) : layout(std::move(of)), bytes(round_up(size, kPage)) {
     memory = static_cast<char*>(std::aligned_alloc(kPage, bytes));
     if (memory == nullptr) throw no_memory("a network's maps", size);
-#ifdef MADV_HUGEPAGE
-    madvise(memory, bytes, MADV_HUGEPAGE);
-#endif
+    advise_large_pages(memory, bytes);
     std::memset(memory, 0, size);  // the borders of the maps stay zero from here on
   }
   ~Arena() { std::free(memory); }
@@ -62,7 +70,7 @@ class Arenas {
  public:
   // Memory of this layout, and whether it is new.
   std::pair<char*, bool> of(const std::vector<int64_t>& layout, int64_t size) {
-    int64_t bytes = round_up(size, Arena::kPage);
+    int64_t bytes = round_up(size, kPage);
     for (auto arena = kept_.begin(); arena != kept_.end(); ++arena) {
       if (arena->layout == layout) {
         kept_.splice(kept_.begin(), kept_, arena);
@@ -805,6 +813,11 @@ void work(int64_t index, void* context) {
 
 void resident_forward(const Network& network, const Batch& batch, int64_t threads, Parallel parallel) {
   Job job(network, batch, threads);
+  if (batch.features != nullptr && network.stored >= 0) {
+    const Map& map = network.maps[network.stored];
+    const int64_t number = job.int8() ? 1 : sizeof(float);
+    advise_large_pages(batch.features, batch.samples * map.height * map.width * batch.stored_channels * number);
+  }
   if (threads == 1) {
     work(0, &job);
   } else {

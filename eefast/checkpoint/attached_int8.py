@@ -1,4 +1,4 @@
-"""Weights of unknown origin → the backbone with exits, its stages in simulated INT8, that they are claimed to be of.
+"""Weights of unknown origin → the network with exits, its stages in simulated INT8, that they are claimed to be of.
 
 The float network is built first, without memory for its weights, see `attached`.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import zoo
 from ..model import EarlyExitNet
 from ..qdq import QdqConvolution, QuantizeDequantize
 from ..quantization.assembly import with_qdq_stages
@@ -27,13 +28,16 @@ MOST_CONVOLUTIONS = 4096
 def build_qdq(config: Mapping[str, Any], weights: dict[str, Tensor], size: int) -> EarlyExitNet:
     """config: the fields of config.json, checked one by one; size: see `attached.build_attached`.
 
-    Raises `ValueError` for convolutions that the backbone does not have, and for scales that are no scales.
+    Raises `ValueError` for convolutions that the network does not have, and for scales that are no scales.
     """
-    attached = {key: value for key, value in config.items() if key not in QDQ_FIELDS}
+    of_floats = {key: value for key, value in config.items() if key not in QDQ_FIELDS}
     names = config["convolutions"]
-    if len(names) != len(config["exits"]) + 1:
-        raise ValueError(f"{CONFIG_FILE} has convolutions of {len(names)} stages for {len(config['exits'])} exits")
-    float_net, made = empty_network(attached)
+    if "backbone" in config:
+        float_net, made = empty_network(of_floats)
+    else:
+        float_net, made = zoo.eenet(**of_floats, device="meta"), None
+    if len(names) != float_net.num_exits + 1:
+        raise ValueError(f"{CONFIG_FILE} has convolutions of {len(names)} stages for {float_net.num_exits} exits")
     stages = [
         qdq_stage(folded_graph(stage, f"stages.{i}"), of_stage, f"{CONFIG_FILE}: stages.{i}")
         for i, (stage, of_stage) in enumerate(zip(float_net.stages, names, strict=True))
@@ -41,8 +45,9 @@ def build_qdq(config: Mapping[str, Any], weights: dict[str, Tensor], size: int) 
     thresholds = read_thresholds(config["float_thresholds"])
     more = {"kind": "qdq", "convolutions": names, "float_thresholds": thresholds}
     net = with_qdq_stages(float_net, stages, {**(float_net.config or {}), **more})
-    put(net, weights, size, config["backbone"])
-    fill(net, made)
+    put(net, weights, size, net.name)
+    if made is not None:
+        fill(net, made)
     _check_numbers(net)
     net.check_thresholds()
     return net.eval().requires_grad_(False)

@@ -76,7 +76,7 @@ def read_folder(folder: Path) -> EarlyExitNet:
         config, weights, size
     )
     for key in ("num_exits", "placement"):
-        if kind == "eenet" and config[key] != (found := (net.config or {})[key]):
+        if key in config and config[key] != (found := (net.config or {})[key]):
             raise ValueError(f"{CONFIG_FILE} says {key}={config[key]}, but the network has {found}")
     if rule is not None:
         try:
@@ -119,9 +119,11 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any], tuple[Preprocessing
             f"{file} says kind={reprlib.repr(kind)}; it must be one of {', '.join(kinds)}; a newer eefast may read it"
         )
     told = image_fields.take(config, file)
-    fields = _EENET8 if kind == "eenet" and config.get("name") == "eenet8" else kinds[kind]
+    fields = kinds[kind]
+    if kind == "eenet" or (kind == "qdq" and "name" in config):
+        fields = {**(_EENET8 if config.get("name") == "eenet8" else _EENET), **(QDQ_FIELDS if kind == "qdq" else {})}
     # The first folders have none, and most networks.
-    more = {"profiles": profile_rows.FIELD, **({"carry": _CARRY} if kind in ("eenet", "attached") else {})}
+    more = {"profiles": profile_rows.FIELD, **({"carry": _CARRY} if kind != "quantized" else {})}
     fields = {**fields, **{key: field for key, field in more.items() if key in config}}
     check_fields(config, fields, file)
     del config["format"]

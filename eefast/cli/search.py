@@ -182,6 +182,7 @@ def _unit(options: SearchOptions) -> str:
 
 
 def _show(report: SearchReport, options: SearchOptions) -> None:
+    from ..zoo.placement import SCHEMES
     from . import render
 
     found, unit = report.found, _unit(options)
@@ -205,8 +206,12 @@ def _show(report: SearchReport, options: SearchOptions) -> None:
         )
     echo(f"{_exactness(report)}\n")
     if report.schemes:
-        echo(render.table(["placement", unit, "accuracy", "exits after"], map(_scheme, report.schemes.items())))
-        echo("the best number of exits of each scheme, within the same limit and by the same rule\n")
+        tested = ["test accuracy", "test mean cost"] if report.schemes_test else []
+        schemes = [_scheme(name, exits, report.schemes_test) for name, exits in report.schemes.items()]
+        echo(render.table(["placement", unit, "accuracy", *tested, "exits after"], schemes))
+        echo("the best number of exits of each scheme, within the same limit and by the same rule")
+        absent = [name for name in SCHEMES if name not in report.schemes]
+        echo(f"no exits of {', '.join(absent)} keep the limit\n" if absent else "")
     echo(render.table([unit, "accuracy", "rule", "exits"], map(_row, _thinned(report.front))))
 
 
@@ -228,14 +233,11 @@ def _row(point: Exits) -> list[str]:
     return [f"{point.thresholds.cost:.4f}", f"{point.thresholds.accuracy:.2%}", point.thresholds.criterion, exits]
 
 
-def _scheme(item: tuple[str, Exits]) -> list[str]:
-    name, exits = item
-    return [
-        name,
-        f"{exits.thresholds.cost:.4f}",
-        f"{exits.thresholds.accuracy:.2%}",
-        " ".join(map(str, exits.places)),
-    ]
+def _scheme(name: str, exits: Exits, tested: dict[str, dict[str, float]]) -> list[str]:
+    """A row of the table of schemes; tested: see `SearchReport.schemes_test`."""
+    test = [f"{tested[name]['accuracy']:.2%}", f"{tested[name]['mean_cost']:.4f}"] if tested else []
+    found = exits.thresholds
+    return [name, f"{found.cost:.4f}", f"{found.accuracy:.2%}", *test, " ".join(map(str, exits.places))]
 
 
 def _thinned(front: Sequence[Exits]) -> list[Exits]:

@@ -80,14 +80,13 @@ def _stopped(part: Part, limits: Tensor, positions: Tensor | None, exit_index: i
     assert part.places is not None
     assert part.features is not None
     rows = part.rows
-    exited = torch.ones(len(result.logits), dtype=torch.bool, device=rows.device)
-    exited[rows] = False
+    exited = torch.ones(len(result.logits), dtype=torch.bool, device=rows.device).index_fill_(0, rows, False)
     survivors = Survivors(
         features=_taken(part.features, part.places),
         positions=rows if positions is None else positions[rows],
         exit_index=exit_index,
-        logits=result.logits[rows],
-        confidence=result.confidence[rows],
+        logits=result.logits.index_select(0, rows),
+        confidence=result.confidence.index_select(0, rows),
         limits=limits if limits.dim() == 1 else limits[:, rows],
         **kept,
     )
@@ -126,9 +125,10 @@ def _checked(engine: Engine, of: Identity, survivors: Survivors, elsewhere: bool
         raise ValueError(f"survivors have {shapes} exits, classes and channels, this network {wanted} at that exit")
     if (survivors.rule is not None) != (engine.net.criterion.carries and engine.net.criterion.step is None):
         raise ValueError(f"survivors have the exit rule {survivors.criterion!r} and no table of it, or one too many")
-    if isinstance(engine, ResidentEngine):
-        engine = engine.with_arithmetic(dict(survivors.arithmetic))
     mine, theirs = engine.arithmetic(), dict(survivors.arithmetic)
+    if mine != theirs and isinstance(engine, ResidentEngine):
+        engine = engine.with_arithmetic(theirs)
+        mine = engine.arithmetic()
     if mine != theirs and not elsewhere:
         different = ", ".join(
             f"{name}={theirs.get(name)} instead of {mine.get(name)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -65,14 +65,16 @@ class ResidentEngine(PlannedEngine):
         if features is None:
             exits += first
             return Part(ExitResult(logits, exits, confidence, net.cost.index_select(0, exits)))
-        places = exits - (last + 1 - first)
-        rows = (places >= 0).nonzero().squeeze(1)
-        broken = exits < 0  # a NaN among pixels, for which there are no integers
-        exits = exits.clamp_(0, last - first).add_(first)
+        rows = (exits > last - first).nonzero().squeeze(1)
+        places = exits.index_select(0, rows).sub_(last + 1 - first)
+        # A NaN among pixels, for which there are no integers.
+        broken = exits < 0 if self.program.image is not None else None
+        exits = exits.clamp_(0, last - first)
+        exits = exits.add_(first) if first else exits
         result = ExitResult(logits, exits, confidence, net.cost.index_select(0, exits))
-        if self.program.image is not None and broken.any():
+        if broken is not None and broken.any():
             answer_broken(net, result, broken)
-        return Part(result, rows, places[rows], features)
+        return Part(result, rows, places, features)
 
     def run_part(
         self, x: Tensor, thresholds: Tensor, first: int, last: int, threads: int = 0, rule: Tensor | None = None,
@@ -130,6 +132,10 @@ class ResidentEngine(PlannedEngine):
         return self._parts[first, last]
 
     def arithmetic(self) -> dict[str, str]:
+        return self._arithmetic
+
+    @cached_property
+    def _arithmetic(self) -> dict[str, str]:
         found = super().arithmetic()
         if self.plan.device.type == "cuda":
             return found

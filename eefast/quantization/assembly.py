@@ -41,7 +41,7 @@ def qdq_network(net: EarlyExitNet, found: QdqStages) -> EarlyExitNet:
     `eefast.load` can build it again where it can build `net`.
     """
     config = None
-    if (net.config or {}).get("kind") == "attached":
+    if (net.config or {}).get("kind") in ("attached", "eenet"):
         thresholds = {net.criterion.name: net.thresholds.tolist()}
         more = {"kind": "qdq", "convolutions": found.names, "float_thresholds": thresholds}
         config = {**(net.config or {}), **more}

@@ -156,6 +156,11 @@ def _check_options(
         raise ValueError("net is quantised already; give the float network that it was made of")
     if not 90 <= percentile <= 100:
         raise ValueError(f"percentile={percentile} must be in 90 … 100; 99.99 is usual")
+    if len(net.input_shape) == 2 and "carry" in (net.config or {}):
+        raise ValueError(
+            f"net carries features from its last early exit (carry={net.config['carry']!r}) on rows {net.input_shape}, "  # type: ignore[index]
+            "for which there is no step in INT8; keep it in float32, or quantise the network without carry"
+        )
     if winograd not in ("auto", 0, 1, 2):
         raise ValueError(f'winograd={winograd!r} must be "auto", 0, 1 or 2')
     names = ("min_accuracy", "max_accuracy_drop", "max_cost")

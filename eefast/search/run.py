@@ -66,7 +66,7 @@ class SearchReport:
     mean_cost: of `found`, in MACs with all heads; mean_time: the same in time, where that was the limit.
     parameters: of the network. front: of all subsets at shared levels, by ascending cost, in the unit of the limit.
     subsets, all_subsets, all_thresholds: see `choice.Choice`.
-    test: of `found` and of the final exit on the test images, where they were asked for.
+    test: of `found` and of the final exit on the test images, where they were asked for; schemes_test: of `schemes`.
     """
 
     arguments: dict[str, Any]
@@ -83,6 +83,7 @@ class SearchReport:
     all_subsets: bool
     all_thresholds: bool
     test: dict[str, float] | None
+    schemes_test: dict[str, dict[str, float]]
     seconds_per_epoch: list[float]
 
 
@@ -139,6 +140,7 @@ def search(options: SearchOptions, progress: Progress) -> SearchReport:
         all_subsets=choice.all_subsets,
         all_thresholds=choice.all_thresholds,
         test=None if test is None else _tested(network, best, test, progress),
+        schemes_test={} if test is None or not schemes else _schemes_tested(supernet, by_macs, schemes, test, progress),
         seconds_per_epoch=fitted.seconds_per_epoch,
     )
     if fitted.is_first_process:
@@ -248,6 +250,22 @@ def _described(supernet: Supernet, candidates: Candidates) -> tuple[dict[str, An
         {"place": place, "kind": kind, "cost": cost[e], "accuracy": quality[e].accuracy}
         for e, (place, kind) in enumerate(zip(supernet.places, supernet.kinds, strict=True))
     )
+
+
+def _schemes_tested(
+    supernet: Supernet, candidates: Candidates, schemes: dict[str, Kept], test: ImageLoader, progress: Progress
+) -> dict[str, dict[str, float]]:
+    """Accuracy and mean cost in MACs of every scheme's exits; candidates: with costs in MACs."""
+    outputs, labels = collect(supernet.net, test.reported("test images, schemes", progress))
+    tested = replace(candidates, outputs=outputs, labels=labels)
+    found = {
+        name: outcome(
+            tested.outputs_of(kept.subset), labels, tested.cost_of(kept.subset), kept.thresholds.criterion,
+            kept.thresholds.thresholds,
+        )
+        for name, kept in schemes.items()
+    }  # fmt: skip
+    return {name: {"accuracy": accuracy, "mean_cost": cost} for name, (accuracy, cost) in found.items()}
 
 
 def _tested(network: Any, best: Calibration, test: ImageLoader, progress: Progress) -> dict[str, float]:

@@ -20,8 +20,9 @@ def scheme_exits(
 ) -> dict[str, Kept]:
     """By scheme the most accurate of its placements of 1 … `MOST_EXITS` exits, with thresholds for each exit.
 
-    Heads are those of the supernet, of its first kind. Schemes whose places it does not have, or that do not keep the
-    limit, are left out. The blocks of a backbone are what lies between the places that are searched.
+    Heads are those of the supernet, of its first kind; for a place that it does not have, the place nearest in cost.
+    Schemes that do not keep the limit are left out. The blocks of a backbone are what lies between the places that are
+    searched.
     """
     found: dict[str, Kept] = {}
     for i, scheme in enumerate(SCHEMES):
@@ -46,14 +47,15 @@ def _placements(supernet: Supernet, scheme: str) -> Iterator[Subset]:
         costs: Sequence[float] = block_costs(net.name, net.num_classes, net.input_shape)
     else:
         blocks, costs = [number + 1 for number in supernet.place_numbers], _costs_to_places(supernet)
-    at = {block: e for e, (block, kind) in enumerate(zip(blocks, supernet.kinds, strict=True)) if kind == first}
+    at = {int(block): e for e, (block, kind) in enumerate(zip(blocks, supernet.kinds, strict=True)) if kind == first}
+    upto = [0.0, *costs]
     for count in range(1, MOST_EXITS + 1):
         try:
             places = place(costs, count, scheme)
         except ValueError:
             return
-        if set(places) <= at.keys():
-            yield tuple(at[block] for block in places)
+        near = {min(at, key=lambda there: abs(upto[there] - upto[block])) for block in places}
+        yield tuple(sorted(at[block] for block in near))
 
 
 def _costs_to_places(supernet: Supernet) -> list[float]:

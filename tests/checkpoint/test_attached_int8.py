@@ -11,6 +11,7 @@ from networks import images, lived_in
 from safetensors.torch import load_file, save_file
 
 import eefast
+from eefast import zoo
 from eefast.checkpoint.loading import CheckpointError
 from eefast.qdq import QdqConvolution
 from eefast.surgery import attach, backbone
@@ -51,6 +52,28 @@ def test_it_comes_back_bit_for_bit(made, folder):
     assert got.stage_costs == made.stage_costs
     x = images(3, SHAPE)
     assert all(torch.equal(a, b) for a, b in zip(got(x), made(x), strict=True))
+
+
+def carrying(kind):
+    if kind == "attached":
+        body = backbone("timm:test_efficientnet", 5).eval()
+        return attach(body, ["blocks.0", "blocks.2"], head=["pool", "conv1"], input_shape=SHAPE, carry="features")
+    return zoo.eenet(kind, 2, num_classes=5, input_shape=SHAPE, carry="features")
+
+
+@pytest.mark.parametrize("kind", ["eenet8", "attached"])
+def test_networks_that_carry_features_come_back_bit_for_bit(tmp_path, kind):
+    made = eefast.quantize(lived_in(carrying(kind), seed=3), images(16, SHAPE))
+    made.save(tmp_path)
+    got, x = eefast.load(tmp_path), images(3, SHAPE)
+    assert got.config == made.config
+    assert got.config["carry"] == "features"
+    assert got.stage_costs == made.stage_costs
+    assert all(torch.equal(a, b) for a, b in zip(got(x), made(x), strict=True))
+    if kind == "eenet8":
+        changed_config(tmp_path, lambda c: c.update(placement=[1, 3]))
+        with pytest.raises(CheckpointError, match=r"placement=\[1, 3\], but the network has \[1, 2\]"):
+            eefast.load(tmp_path)
 
 
 def test_weights_take_a_byte_each(made, folder):

@@ -21,7 +21,8 @@ POINTS = tuple(
 REPORT = SearchReport(
     {}, ({"place": "layer1", "kind": "pool", "cost": 0.1, "accuracy": 0.7},), 0.95, POINTS[3], [40, 20, 10], 0.16,
     None, 12_345, POINTS, {"fine": POINTS[2]}, 26, True, False,
-    {"accuracy": 0.82, "mean_cost": 0.17, "final_accuracy": 0.94}, [1.0],
+    {"accuracy": 0.82, "mean_cost": 0.17, "final_accuracy": 0.94},
+    {"fine": {"accuracy": 0.81, "mean_cost": 0.15}}, [1.0],
 )  # fmt: skip
 
 
@@ -40,7 +41,8 @@ def test_what_is_printed_drawn_and_written(seen, tmp_path):
     assert "layer3      conv1       0.25      20" in lines
     assert "margin: accuracy 83.00%, mean cost 0.1600, 12,345 parameters" in lines
     assert "test: accuracy 82.00%, final exit 94.00%, mean cost 0.1700" in lines
-    assert "fine          0.1400    82.00%  layer1 layer3" in lines
+    assert "fine          0.1400    82.00%         81.00%          0.1500  layer1 layer3" in lines
+    assert "no exits of pareto, linear, gold_ratio keep the limit" in lines
     assert any(line.startswith("26 subsets of exits compared under each rule: all, at shared levels") for line in lines)
     assert sum("layer1:pool layer3:conv1" in line for line in lines) == 12, "the front is thinned, its ends stay"
     assert any(line.startswith("0.1000") for line in lines)

@@ -301,6 +301,12 @@ def test_bad_input_is_refused_before_work_starts(monkeypatch, float_net, argumen
         eefast.quantize(**{"net": float_net, "calibration_images": GOOD, **arguments})
 
 
+def test_carried_features_on_rows_are_refused_before_work_starts():
+    net = eefast.zoo.eenet("eenet18-1d", 1, input_shape=(3, 17), carry="features")
+    with pytest.raises(ValueError, match=r"carry='features'\) on rows \(3, 17\)"):
+        eefast.quantize(net, torch.rand(16, 3, 17))
+
+
 def test_a_quantised_network_is_not_quantised_again():
     with pytest.raises(ValueError, match="quantised already"):
         eefast.quantize(eefast.quantize(eenet(), GOOD, winograd=False), GOOD)

@@ -46,6 +46,20 @@ def test_each_scheme_has_its_best_number_of_exits(monkeypatch):
         assert kept.thresholds.accuracy == pytest.approx(max(accuracies))
 
 
+def test_places_that_are_not_searched_become_the_nearest_in_cost(monkeypatch):
+    monkeypatch.setattr(schemes, "MOST_EXITS", 1)
+    net = lived_in(zoo.eenet("eenet20", 1, input_shape=SHAPE), 1)
+    supernet = of_network(net, ["pool"], [2, 5, 7], 12)
+    found = scheme_exits(supernet, searched(supernet), "max_probability", 1.1, silent)
+    assert {*found} == {*SCHEMES}
+    every = of_network(net, ["pool"], [*range(1, 9)], 12).net.stage_costs
+    upto = {block: sum(cost.stage_macs for cost in every[:block]) for block in range(1, 9)}
+    for scheme, kept in found.items():
+        (wanted,) = zoo.eenet("eenet20", 1, scheme, input_shape=SHAPE).config["placement"]
+        distance = {block: abs(upto[block] - upto[wanted]) for block in (2, 5, 7)}
+        assert distance[supernet.places[kept.subset[0]]] == min(distance.values())
+
+
 def test_the_blocks_of_a_backbone_are_those_between_its_places(monkeypatch):
     monkeypatch.setattr(schemes, "MOST_EXITS", 1)
     layers = [layer for c in (1, 4, 4, 4) for layer in (torch.nn.Conv2d(c, 4, 3, padding=1), torch.nn.ReLU())]
