@@ -103,7 +103,7 @@ def run(words: list[str], folder: Path) -> None:
 
 def served(program: Path, folder: Path) -> None:
     """Start the server of the quick start, ask it for one image, end it."""
-    words = [program, "serve", "runs/mine", "--port", "8000"]
+    words = [str(program), "serve", "runs/mine", "--port", "8000"]
     server = subprocess.Popen(words, cwd=folder, env=variables(), stderr=subprocess.DEVNULL)
     request = Request(
         "http://127.0.0.1:8000/v1/predict", (folder / "cat.jpg").read_bytes(), {"Content-Type": "image/jpeg"}

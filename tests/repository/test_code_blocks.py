@@ -63,7 +63,7 @@ SHORTER = {
     "train --net eenet20": "--epochs 1 --train-images 128 --held-out 800",
     "train --dataset folder": "--epochs 1 --train-images 64 --image-size 32",
     "search runs/mine": "--epochs 1 --most-places 3",
-    "search timm": "--epochs 1 --most-places 3",
+    "search timm": "--epochs 1 --most-places 3 --batch-size 16",
     "bench": "--seconds 1 --few-images",
     "bench runs/mine --data-root photos": "--batch-sizes 1,3",
 }
