@@ -63,7 +63,7 @@ SHORTER = {
     "train --net eenet20": "--epochs 1 --train-images 128 --held-out 800",
     "train --dataset folder": "--epochs 1 --train-images 64 --image-size 32",
     "search runs/mine": "--epochs 1 --most-places 3",
-    "search timm": "--epochs 1 --most-places 3",
+    "search timm": "--epochs 1 --most-places 3 --batch-size 16",
     "bench": "--seconds 1 --few-images",
     "bench runs/mine --data-root photos": "--batch-sizes 1,3",
 }
@@ -276,12 +276,11 @@ def shell(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
 
 
 def weights_of_backbones(folder: Path) -> None:
-    """The files that two of the documents' commands start from."""
+    """Published weights, and those of a backbone for the two kinds of photographs."""
     published = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
     (folder / "cache/hub/checkpoints").mkdir(parents=True)
-    state = torchvision.models.resnet18().state_dict()
-    for path in (f"cache/hub/checkpoints/{published}", "resnet18.pt"):
-        torch.save(state, folder / path)
+    torch.save(torchvision.models.resnet18().state_dict(), folder / f"cache/hub/checkpoints/{published}")
+    torch.save(torchvision.models.resnet18(num_classes=2).state_dict(), folder / "resnet18.pt")
 
 
 def reason_not_to_run(command: str) -> str | None:

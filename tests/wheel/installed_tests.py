@@ -98,8 +98,8 @@ def test_a_network_is_saved_and_loaded(net, x, tmp_path):
 
 def test_exits_are_attached_to_a_backbone(x):
     backbone = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
-        torch.nn.Linear(8, 5),
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 5),
     )  # fmt: skip
     made = eefast.attach(backbone, ["1"], input_shape=SHAPE).eval()
     assert eefast.accelerate(made)(x).logits.shape == (31, 5)

@@ -152,15 +152,15 @@ def install_and_test(wheel: Path, version: str, python: Path, options: argparse.
     with tempfile.TemporaryDirectory(prefix="eefast_wheel_") as name:
         folder = Path(name)
         subprocess.run([python, "-m", "venv", folder / "venv"], check=True, env=variables)
-        there = folder / "venv" / "bin" / "python"
+        there = str(folder / "venv" / "bin" / "python")
         # Only the modules that the tests import are compiled.
         install = [there, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
         if Path(options.torch).is_dir():
             site = folder / "venv" / "lib" / f"python{version}" / "site-packages"
             (site / "packages.pth").write_text(f"{Path(options.torch).resolve()}\n")
-            subprocess.run([*install, "--no-deps", wheel], check=True, env=variables)
+            subprocess.run([*install, "--no-deps", str(wheel)], check=True, env=variables)
         else:
-            subprocess.run([*install, options.torch, "numpy", "pytest", wheel], check=True, env=variables)
+            subprocess.run([*install, options.torch, "numpy", "pytest", str(wheel)], check=True, env=variables)
         tests = shutil.copy(TESTS, folder / "installed_tests.py")
         done = subprocess.run(
             [there, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests],
