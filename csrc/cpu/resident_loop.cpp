@@ -17,8 +17,9 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 // all of them take no more than this.
 constexpr int64_t kPlaces = 16, kPlacesBytes = int64_t{1} << 26;
 
-// Images that are due, arrivals, before early exits, before the final one; none.
-constexpr int64_t kDue = -1, kArrivals = 0, kEarly = 1, kFinal = 2, kRanks = 3;
+// Images with a deadline before their first exit, those that are due, arrivals, before early exits, before the final one;
+// none.
+constexpr int64_t kUrgent = -2, kDue = -1, kArrivals = 0, kEarly = 1, kFinal = 2, kRanks = 3;
 
 // After so many times the seconds of a whole image nothing that comes later goes before an image: else those that reach
 // the final exit would wait for as long as others come.
@@ -309,11 +310,11 @@ double ResidentLoop::due(const Row& row) const {
   return row.until - seconds;
 }
 
-// Which of the images that wait before a piece go first. Those with a deadline are due when they come.
+// Of an image before a piece.
 int64_t ResidentLoop::rank_of(const Arrival& image, int64_t piece, double now) const {
-  const bool urgent = piece == 0 && image.deadline != kNever;
+  if (pieces_[piece].passed == 0 && image.deadline != kNever) return kUrgent;
   const bool old = image.arrived + patience_.load(std::memory_order_relaxed) < now;
-  return urgent || old ? kDue : pieces_[piece].rank;
+  return old ? kDue : pieces_[piece].rank;
 }
 
 // Rows of a rank below this one that run together next; none where nothing of such a rank waits. last: the row that
