@@ -16,19 +16,17 @@ from .. import ops
 from ..engines.engine import Engine
 from ..engines.program import Plan, StagePlan
 from ..engines.reference import ReferenceEngine
-from ..engines.resident import ResidentEngine
 from ..model import EarlyExitNet
 from ..modules.contexts import isolated
 from ..runtimes import RUNTIMES
 from ..system.progress import Late, Progress
-from . import probe, trial, tuning
+from . import probe, trial
 from .compact_steps import build_compact
 from .compact_steps import obstacle as compact_obstacle
 from .engine_times import Times, measure
 from .errors import SlowerError, UnsupportedError
 from .folding import SIMULATED
 from .integer_lowering import is_quantized
-from .layers import Lowered
 from .resident_program import build_resident, lowered
 from .rows import network_on_maps
 from .stage_runtimes import PYTORCH, STAGES
@@ -106,7 +104,7 @@ def check_engine(engine: str, stages: str) -> None:
 
 def _auto(subject: Subject, dtype: torch.dtype | None) -> Engine:
     try:
-        resident, found = _resident(subject, largest=CACHEABLE_MEGABYTES)
+        resident, geometry = _resident(subject, largest=CACHEABLE_MEGABYTES)
     except UnsupportedError as why_not:
         large = isinstance(why_not, _TooLargeError)
         try:
@@ -114,7 +112,7 @@ def _auto(subject: Subject, dtype: torch.dtype | None) -> Engine:
             return _alone(subject, _compact(subject), reason)
         except UnsupportedError as obstacle:
             return _fallen_back(subject.net, dtype, obstacle)
-    return _faster(subject, resident, found)
+    return _faster(subject, resident, geometry)
 
 
 def _subject(net: EarlyExitNet, options: Options, progress: Progress) -> Subject:
@@ -153,15 +151,15 @@ def _compact(subject: Subject) -> Engine:
     return engine
 
 
-def _resident(subject: Subject, largest: float = float("inf")) -> tuple[ResidentEngine, Lowered]:
-    """The engine and the layers that it computes; largest: megabytes of weights."""
+def _resident(subject: Subject, largest: float = float("inf")) -> tuple[Engine, Any]:
+    """The engine, and all of the network's geometry that its speed depends on; largest: megabytes of weights."""
     with _exceptions_as_obstacles():
         subject.progress("planning the resident engine", 0, 1)
         found = lowered(subject)
         megabytes = found.nbytes / 1e6
         if megabytes > largest and not compact_obstacle(subject.net, subject.device):
             raise _TooLargeError(megabytes)
-        return build_resident(subject, found), found
+        return build_resident(subject, found), found.geometry
 
 
 speeds: dict[Any, Times] = {}
@@ -172,27 +170,24 @@ hopeless: dict[Any, str] = {}
 """Why the resident engine runs, for the geometries where the compact one was slower before it was whole."""
 
 
-def _rival(subject: Subject, resident: ResidentEngine, found: Lowered) -> tuple[float, ...]:
+def _rival(subject: Subject, resident: Engine) -> tuple[float, ...]:
     """Seconds of an image to each exit; () where all of the compact engine is planned quickly, or has no choices."""
-    net, threads = subject.net, torch.get_num_threads()
+    net = subject.net
     if subject.device.type != "cpu" or not probe.is_large(net):
         return ()
     images = probe.images(net, subject.example_inputs)
-    images = images[torch.arange(max(len(images) // 2, threads)) % len(images)]
-    seconds = tuning.exit_seconds(net, resident.program, found.exit_sections, images) / len(images)
-    if threads > 1:  # the sections are timed on one
-        to_the_end = partial(resident.run, images, probe.thresholds(net, net.num_exits))
-        seconds *= probe.seconds_on_cpu([to_the_end], rounds=1)[0] / len(images) / seconds[-1]
-    return tuple(seconds.tolist())
+    images = images[torch.arange(max(len(images) // 2, torch.get_num_threads())) % len(images)]
+    runs = [partial(resident.run, images, probe.thresholds(net, i)) for i in range(net.num_exits + 1)]
+    return tuple(seconds / len(images) for seconds in probe.seconds_on_cpu(runs, rounds=1))
 
 
-def _faster(subject: Subject, resident: ResidentEngine, found: Lowered) -> Engine:
+def _faster(subject: Subject, resident: Engine, geometry: Any) -> Engine:
     """The faster of the resident and the compact engine, measured on images that all go to the final exit."""
-    key = found.geometry, subject.device, subject.dtype, ops.instruction_set(), torch.get_num_threads()
+    key = geometry, subject.device, subject.dtype, ops.instruction_set(), torch.get_num_threads()
     compact: Engine | None = None
     try:
         if key not in hopeless and (key not in speeds or speeds[key].least[0] > speeds[key].least[1]):
-            compact = _compact(replace(subject, rival=() if key in speeds else _rival(subject, resident, found)))
+            compact = _compact(replace(subject, rival=() if key in speeds else _rival(subject, resident)))
     except SlowerError as error:
         hopeless[key] = f"faster than the compact engine, of which {error}"
     except UnsupportedError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -125,12 +125,6 @@ def _seconds(net: EarlyExitNet, candidate: ResidentProgram, images: Tensor, sect
     seconds = torch.zeros(sections, dtype=torch.float64)
     run(net, candidate, images, probe.thresholds(net, net.num_exits), seconds)
     return seconds
-
-
-def exit_seconds(net: EarlyExitNet, program: ResidentProgram, exit_sections: Sequence[int], images: Tensor) -> Tensor:
-    """[n + 1] float64: of images [N, C, H, W] to each exit, on one thread; exit_sections: the last one before it."""
-    spent = _seconds(net, program, images, len(program.algorithms))
-    return spent.cumsum(0)[list(exit_sections)]
 
 
 def all_logits(net: EarlyExitNet, candidate: ResidentProgram, images: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import nn
 import eefast
 from eefast import ops, zoo
 from eefast.engines import Plan
-from eefast.planning import Options, build, planner, probe, tuning
+from eefast.planning import Options, build, planner, probe
 from eefast.planning.errors import SlowerError, UnsupportedError
 
 SHAPE = (1, 6, 7)
@@ -25,7 +25,7 @@ SHAPE = (1, 6, 7)
 
 class FakeEngine:
     def __init__(self, plan: Plan) -> None:
-        self.plan, self.runs, self.program = plan, 0, None
+        self.plan, self.runs = plan, 0
 
     def run(self, images: torch.Tensor, thresholds: torch.Tensor) -> None:
         self.runs += 1
@@ -54,7 +54,7 @@ class Builders:
     def lowered(self, subject: Any) -> Any:
         if "lowered" in self.errors:
             raise self.errors["lowered"]
-        return SimpleNamespace(nbytes=1e6 * self.megabytes, geometry=self.geometry, exit_sections=(0, 1, 2))
+        return SimpleNamespace(nbytes=1e6 * self.megabytes, geometry=self.geometry)
 
     def turns(self, runs: Any, rounds: int = 7) -> list[list[float]]:
         for run in runs:
@@ -161,21 +161,19 @@ def test_a_geometry_is_measured_once(net: Any, builders: Builders, seconds: Any,
     assert builders.measured == 2
 
 
-@pytest.mark.parametrize(("large", "threads"), [(False, 1), (True, 1), (True, 2)])
+@pytest.mark.parametrize("large", [False, True])
 def test_a_compact_engine_of_a_large_network_knows_what_it_has_to_beat(
-    net: Any, builders: Builders, large: bool, threads: int, monkeypatch: pytest.MonkeyPatch
+    net: Any, builders: Builders, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe, "is_large", lambda net: large)
     rivals, make = [], builders.make
     monkeypatch.setattr(
         planner, "build_compact", lambda subject: (rivals.append(subject.rival), make("compact", subject))[1]
     )
-    monkeypatch.setattr(tuning, "exit_seconds", lambda *_: torch.tensor([4.0, 8.0, 12.0], dtype=torch.float64))
-    monkeypatch.setattr(probe, "turns_on_cpu", lambda runs, rounds=7: [[6.0]] if rounds == 1 else [[1.0], [2.0]])
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    given = [[[1.0], [2.0]], [[4.0], [8.0], [12.0]]]
+    monkeypatch.setattr(probe, "turns_on_cpu", lambda runs, rounds=7: given[rounds == 1])
     assert plan(net).engine == "resident"
-    whole = {1: (1.0, 2.0, 3.0), 2: (0.5, 1.0, 1.5)}
-    assert rivals == [whole[threads] if large else ()]
+    assert rivals == [(1.0, 2.0, 3.0) if large else ()]
 
 
 def test_a_compact_engine_that_is_slower_before_it_is_whole_is_built_once(net: Any, builders: Builders) -> None:

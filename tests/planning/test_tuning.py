@@ -113,16 +113,6 @@ def test_of_large_networks_samples_alone_are_timed_by_the_algorithm_of_groups(
     assert calls == [*(((a, a), (4, 4)) for a in tuning.ALGORITHMS), ((2, 0), (1, 1))]
 
 
-def test_seconds_to_an_exit_are_those_of_all_sections_before_it(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def timed(net: Any, candidate: Any, images: Any, thresholds: torch.Tensor, spent: torch.Tensor) -> None:
-        assert thresholds.tolist() == [net.criterion.never] * 3
-        spent += torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
-
-    monkeypatch.setattr(tuning, "run", timed)
-    program: Any = SimpleNamespace(algorithms=(0,) * 5)
-    assert tuning.exit_seconds(net, program, (0, 2, 3, 4), torch.empty(0)).tolist() == [1.0, 7.0, 15.0, 31.0]
-
-
 @pytest.mark.parametrize(("seconds", "rounds"), [(0.0, tuning.ROUNDS), (2.0, 1)], ids=["quick", "slow"])
 def test_slow_networks_are_measured_in_one_round(
     net: Any, seconds: float, rounds: int, monkeypatch: pytest.MonkeyPatch
