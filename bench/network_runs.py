@@ -181,6 +181,8 @@ def measure(
             rows.append(NetworkRow(**_shape(work, way, case), checked=False, note=note))
         else:
             right.append(found)
+    # Before what the budget may end: without it no row tells what its exits cost in time.
+    in_time = None if budget.spent() else device.time_costs(work, subject)
     timings = timed(right, device, budget)
     rows += [
         NetworkRow(**_shape(work, one.way, one.case), checked=True, note=timing.note)
@@ -189,7 +191,6 @@ def measure(
     ]
     finished = [(one, timing) for one, timing in zip(right, timings, strict=True) if not timing.note]
     float_, int8 = (fastest(finished, dtype) for dtype in (device.dtype, torch.int8))
-    in_time = None if budget.spent() else device.time_costs(work, subject)
     measured = []
     for one, timing in finished:
         best, across = (int8, float_) if one.way.dtype == torch.int8 else (float_, int8)

@@ -81,7 +81,7 @@ def accelerate(
         (torch.compile, which takes a minute per stage), or "auto", the fastest of the first three that are installed
         and as exact as PyTorch. One asked for by name runs in the compact engine, and raises `ValueError` if it cannot.
         The same for a network that `eefast.quantize` made for other libraries, whose convolutions they run in INT8.
-        On GPUs "auto" compares PyTorch with torch.compile, for which a plan has two minutes; "pytorch" does not.
+        On GPUs "auto" compares PyTorch with torch.compile, for which a plan has a minute; "pytorch" does not.
     output: "result", or "logits": `module(x)` and `module.stream` then give the logits [N, K] alone, float32, in the
         place of an `ExitResult`, so that the module replaces a classifier without exits. `module.until` and
         `module.resume` are as before.

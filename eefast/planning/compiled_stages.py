@@ -13,9 +13,9 @@ from ..modules.contexts import isolated
 from ..runtimes.compiled import CompiledStage
 from ..system.time_limits import within
 
-SECONDS = 120.0
-"""Longest time in which a plan has its stages compiled: the first takes a minute where nothing is in Inductor's cache,
-the others, whose kernels are like those of the first, a few seconds.
+SECONDS = 60.0
+"""Longest time in which a plan has its stages compiled: the first takes half a minute where Inductor's cache is empty,
+the others, whose kernels are like those of the first, a few seconds each.
 """
 
 
