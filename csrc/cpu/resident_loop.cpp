@@ -17,8 +17,8 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 // all of them take no more than this.
 constexpr int64_t kPlaces = 16, kPlacesBytes = int64_t{1} << 26;
 
-// Images with a deadline before their first exit, those that are due, arrivals, before early exits, before the final one;
-// none.
+// Images with a deadline before their first exit, those that are due, arrivals, before early exits, before the final
+// one; none.
 constexpr int64_t kUrgent = -2, kDue = -1, kArrivals = 0, kEarly = 1, kFinal = 2, kRanks = 3;
 
 // After so many times the seconds of a whole image nothing that comes later goes before an image: else those that reach
