@@ -74,7 +74,7 @@ SMALLER = {
         "(3, 224, 224)": "(3, 64, 64)",
         "(64, 3, 224, 224)": "(3, 3, 64, 64)",
         'resnet50(weights="IMAGENET1K_V2")': "resnet50()",
-        'vit_b_16(weights="IMAGENET1K_V1")': "vit_b_16()",
+        'vit_b_16(weights="IMAGENET1K_V1")': "VisionTransformer(224, 32, 12, 4, 96, 192)",
     }
 }
 """Of a page's Python: what is replaced, since it is large or has to be fetched."""
