@@ -69,7 +69,9 @@ def test_memory_that_is_not_there() -> None:
         r"no memory could be had for logits of shape \[1099511627776, 7\], 4 bytes each; give fewer .*",
     ]
     wanted += [r"no memory could be had for an exit's sums, \d{9} bytes for each thread; use fewer threads, .*"]
-    wanted += [r"weight of shape \[2, 1073741824\] cannot be made contiguous: .*allocate 8589934592 bytes.*"]
+    # PyTorch 2.11 keeps its own reason to itself.
+    reason = "(.*allocate 8589934592 bytes.*|.*API call failed.*)"
+    wanted += [rf"weight of shape \[2, 1073741824\] cannot be made contiguous: {reason}"]
     lines = found.stdout.splitlines()
     assert len(lines) >= len(wanted)
     for line, pattern in zip(lines, wanted, strict=False):

@@ -20,7 +20,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 OLDEST = re.search(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[1]  # type: ignore[index]
-PACKAGES = ("torchvision", "triton", "numpy<2.4", "safetensors", "typer", "rich", "pyyaml", "pillow", "matplotlib")
+PACKAGES = (
+    "torchvision",
+    "timm",
+    "triton",
+    "numpy<2.4",
+    "safetensors",
+    "typer",
+    "rich",
+    "pyyaml",
+    "pillow",
+    "matplotlib",
+)
 FOR_TESTS = ("pytest", "pytest-xdist", "pytest-benchmark", "hypothesis", "packaging", "setuptools", "wheel")
 TESTS = ("checkpoint", "engines", "exporting", "modules", "network", "ops", "planning", "quantization", "surgery")
 """Folders of tests of what depends on torch: its operators, its stable interface, torch.fx, torch.export."""
