@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite, isnan
 from pathlib import Path
@@ -21,6 +22,8 @@ from .record import TrainingRecord
 from .result import ExitOutput, ExitResult
 
 log = logging.getLogger("eefast")
+WRITING = 2e-4
+"""Seconds after which changed thresholds are read once more: a thread that writes them may be halted between two."""
 
 
 class EarlyExitNet(nn.Module):
@@ -421,7 +424,8 @@ class EarlyExitNet(nn.Module):
     def limits(self) -> tuple[Tensor, object]:
         """The thresholds of this moment [n] float32, checked, and an object that stays the same for as long as they do.
 
-        Later changes do not reach them. On the CPU they are never half of an in-place change. On a GPU they are copied
+        Later changes do not reach them. On the CPU half of an in-place change is read only where the thread that writes
+        is halted between two numbers for longer than WRITING; a new tensor is never read half. On a GPU they are copied
         in the order of the current stream, and looked at only where they have changed: that waits for all work before.
         Raises `ValueError` as `check_thresholds`.
         """
@@ -440,6 +444,7 @@ class EarlyExitNet(nn.Module):
             written = None if t.is_inference() else t._version
             numbers, limits = t.tolist(), self._limits
             if limits is None or limits[0] != numbers or t.dtype != torch.float32:
+                time.sleep(WRITING)
                 self.check_thresholds(t)
                 self._check_origin(numbers)
                 # Made in inference mode it could not be used outside of it.
@@ -469,6 +474,8 @@ class EarlyExitNet(nn.Module):
             state: object = t.tolist() if on_cpu else version
             if known is not None and known[1] == state and (known[0] is t or (on_cpu and not known[2].is_cuda)):
                 return known[2]
+            if on_cpu:
+                time.sleep(WRITING)
             rules.read(self.criterion.name, t.cpu(), self.num_exits)
             with torch.inference_mode(False):
                 copied = t.detach().clone()
