@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import pairwise
@@ -263,8 +265,6 @@ def overload(place: Place) -> Iterator[ServingRow]:
 
 
 def resident_peak_megabytes() -> float:
-    import os
-
     return resident_peak(os.getpid()) / 1024
 
 
@@ -297,7 +297,9 @@ def deadlines(place: Place) -> Iterator[ServingRow]:
 @contextmanager
 def running(words: Sequence[object], port: int, probe: bytes, seconds: float = 300) -> Iterator[None]:
     """A server in a process of its own, which has answered once."""
-    process = subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
     threading.Thread(target=lambda: [None for _ in process.stderr or ()], daemon=True).start()
     try:
         until = time.monotonic() + seconds
@@ -313,10 +315,12 @@ def running(words: Sequence[object], port: int, probe: bytes, seconds: float = 3
         yield
     finally:
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        # Workers of its own may outlive it, with its port.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def http(place: Place) -> Iterator[ServingRow]:

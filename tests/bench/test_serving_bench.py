@@ -138,6 +138,11 @@ def test_a_client_counts_answers_that_come_in_pieces():
         load = closed_loop(listening.getsockname()[1], [sent], 1, 0.1)
     assert load.failed > 0
     assert not load.seconds
+    chunks = [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", b"2\r\nab\r\n", b"0\r\n\r\n"]
+    with answers(chunks) as listening:
+        load = closed_loop(listening.getsockname()[1], [sent], 2, 0.1)
+    assert len(load.seconds) >= 2
+    assert load.failed == 0
 
 
 def test_lines_have_the_time_of_their_chunk():

@@ -172,15 +172,18 @@ def catches(process, number):
     return int(status.split("SigCgt:")[1].split()[0], 16) >> (number - 1) & 1
 
 
-@pytest.mark.parametrize("way", ["the command", "python -m eefast"])
-def test_signals_while_pytorch_is_imported(way):
+def test_signals_while_pytorch_is_imported():
     """As soon as the command has handlers, and while it imports: Python itself would show a traceback, or nothing."""
-    command = (
-        [str(Path(sys.executable).with_name("eefast"))] if way == "the command" else [sys.executable, "-m", "eefast"]
-    )
+    script, module = [str(Path(sys.executable).with_name("eefast"))], [sys.executable, "-m", "eefast"]
     started = [
         (number, after, subprocess.Popen([*command, "demo"], stderr=subprocess.PIPE, text=True))
-        for number, after in zip((*STOPS, signal.SIGTERM), (0, 0.2, 0, 0.5), strict=True)
+        for command, number, after in (
+            (script, signal.SIGINT, 0),
+            (script, signal.SIGTERM, 0.2),
+            (script, signal.SIGHUP, 0),
+            (module, signal.SIGINT, 0),
+            (module, signal.SIGTERM, 0.5),
+        )
     ]
     for number, after, process in started:
         while process.poll() is None and not catches(process, signal.SIGTERM):

@@ -183,11 +183,10 @@ def test_answer_depends_on_the_sample_only(algorithm: int) -> None:
     for group in (1, 4):
         tables_ = tables(net, algorithm, group)
         assert_same_bits(run(net, x[order], tables_, 2), tuple(part[order] for part in wanted))
-        for size, start, threads in product((0, 1, 3, 31), (0, 17, 226), (1, 2, 8)):
+        for size, start, threads in product((0, 1, 3, 31), (0, 226), (1, 2, 8)):
             part = slice(start, start + size)
             assert_same_bits(run(net, x[part], tables_, threads), tuple(whole[part] for whole in wanted))
-        for _ in range(3):
-            assert_same_bits(run(net, x, tables_, 0), wanted)
+        assert_same_bits(run(net, x, tables_, 0), wanted)
 
 
 @needs_cpp
@@ -237,7 +236,7 @@ def test_threads_of_python_at_once() -> None:
 
     def answer(order: list[int]) -> None:
         try:
-            for i in order * 10:
+            for i in order * 4:
                 net, x, tables_, wanted = cases[i]
                 assert_same_bits(run(net, x, tables_, 1 + i % 3), wanted)
         except BaseException as error:
@@ -331,37 +330,41 @@ def test_without_cpp() -> None:
 
 
 @pytest.mark.skipif(ops.instruction_set() != "avx512_bf16", reason=f"no AVX512-BF16, but {ops.instruction_set()}")
-def test_bfloat16() -> None:
-    """Within twice the error of eager PyTorch in bfloat16; samples with another exit are that close to a threshold."""
-    for seed, (name, arguments) in enumerate((
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
         ("eenet20", {"input_shape": (3, 32, 32)}),
         ("eenet8", {"input_shape": (1, 29, 31), "filters": 5}),
         ("eenet18", {"input_shape": (3, 40, 40), "placement": "linear"}),
         ("eenet20", {"input_shape": (3, 9, 9), "head": "conv1"}),
-    )):  # fmt: skip
-        net, x = network(name, seed, 40, **arguments)
-        logits, values = everywhere(net, x)
-        eager, y = [], x.bfloat16().contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            for stage, head in zip(net.stages, net.heads, strict=True):
-                y = fold_stage(stage, torch.bfloat16)[0](y)
-                eager.append(copy.deepcopy(head).bfloat16()(y))
-        tables_, worst = tables(net, 0, 2, bfloat16=True), 0.0
-        for i, out in enumerate(eager):
-            found = run(net, x, tables_, 2, forced(net, i), bfloat16=True)
-            assert (found[2] == i).all()
-            bound = 2 * float((out.logits - logits[i]).abs().max())
-            assert (found[0] - logits[i]).abs().max() <= bound
-            error = float((found[1] - values[i]).abs().max())
-            assert error <= 2 * float((out.confidence - values[i]).abs().max())
-            worst = max(worst, error)
-        found = run(net, x, tables_, 2, bfloat16=True)
-        exits = first_exits(net, values, net.thresholds)[0]
-        flips = found[2] != exits
-        near = ((values[:-1] - net.thresholds[:, None]).abs() <= worst).any(0)
-        assert not (flips & ~near).any()
-        assert int(flips.sum()) <= 4
-        assert_same_bits(run(net, x, tables(net, 0, 3, bfloat16=True), 4, bfloat16=True), found)
+    ],
+    ids=["wide", "narrow", "linear", "conv1"],
+)
+def test_bfloat16(name: str, arguments: dict[str, Any]) -> None:
+    """Within twice the error of eager PyTorch in bfloat16; samples with another exit are that close to a threshold."""
+    net, x = network(name, 1, 40, **arguments)
+    logits, values = everywhere(net, x)
+    eager, y = [], x.bfloat16().contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        for stage, head in zip(net.stages, net.heads, strict=True):
+            y = fold_stage(stage, torch.bfloat16)[0](y)
+            eager.append(copy.deepcopy(head).bfloat16()(y))
+    tables_, worst = tables(net, 0, 2, bfloat16=True), 0.0
+    for i, out in enumerate(eager):
+        found = run(net, x, tables_, 2, forced(net, i), bfloat16=True)
+        assert (found[2] == i).all()
+        bound = 2 * float((out.logits - logits[i]).abs().max())
+        assert (found[0] - logits[i]).abs().max() <= bound
+        error = float((found[1] - values[i]).abs().max())
+        assert error <= 2 * float((out.confidence - values[i]).abs().max())
+        worst = max(worst, error)
+    found = run(net, x, tables_, 2, bfloat16=True)
+    exits = first_exits(net, values, net.thresholds)[0]
+    flips = found[2] != exits
+    near = ((values[:-1] - net.thresholds[:, None]).abs() <= worst).any(0)
+    assert not (flips & ~near).any()
+    assert int(flips.sum()) <= 4
+    assert_same_bits(run(net, x, tables(net, 0, 3, bfloat16=True), 4, bfloat16=True), found)
 
 
 # As an op of PyTorch
