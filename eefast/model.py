@@ -608,6 +608,9 @@ class EarlyExitNet(nn.Module):
         return f"criterion={self.criterion.name!r}, thresholds=[{thresholds}], input_shape={self.input_shape}"
 
 
+MAKE_FX = torch._C._TorchDispatchModeKey.PROXY
+"""The mode of what it traces with."""
+
 TRACED = (
     "torch.jit, torch.export, ONNX and torch.fx would keep the exits that one example takes, so a network that answers "
     "image by image cannot be traced; take net.plain(), the network without early exits, or a module around "
@@ -626,13 +629,12 @@ def _does_nothing(module: nn.Module) -> bool:
 
 def check_not_traced() -> None:
     """`RuntimeError` where the calling code is being traced, other than by torch.compile."""
-    if torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and _is_traced()):
+    if torch.compiler.is_exporting() or (_is_traced() and not torch.compiler.is_compiling()):
         raise RuntimeError(TRACED)
 
 
 def _is_traced() -> bool:
-    proxy = torch._C._TorchDispatchModeKey.PROXY  # of make_fx
-    return torch._C._is_tracing() or torch._C._get_dispatch_mode(proxy) is not None
+    return torch._C._is_tracing() or torch._C._get_dispatch_mode(MAKE_FX) is not None
 
 
 class PixelScale:
