@@ -33,7 +33,7 @@ constexpr double kPatience = 2;
 
 // Images that wait, for each worker, from which on single images go to their exits without a stop, with their maps in
 // the cache: who comes waits long in any case.
-constexpr std::size_t kRush = 8;
+constexpr std::size_t kRush = 3;
 
 // Of observations that count: the last ones weigh one in so many.
 constexpr double kRecent = 16;
