@@ -277,12 +277,13 @@ double ResidentLoop::between(Carrier& carrier, int64_t p, std::vector<Row*>& row
   if (pieces_[p].passed > 0) {
     for (const Row* row : rows) until = std::min(until, row->until);
   }
-  if (const double now = until < kNever ? steady_seconds() : 0; until < now) {
+  const double lag = lag_.load(std::memory_order_relaxed);
+  if (const double now = until < kNever ? steady_seconds() : 0; until - lag < now) {
     const std::lock_guard<std::mutex> lock(lock_);
-    std::erase_if(live, [&](const Slot* slot) { return rows_[slot->sample].until < now; });
+    std::erase_if(live, [&](const Slot* slot) { return rows_[slot->sample].until - lag < now; });
     std::erase_if(rows, [&](Row* row) {
-      const bool late = row->until < now;
-      if (late) answer(*row, pieces_[p].passed - 1, now);
+      const bool late = row->until - lag < now;
+      if (late) answer_due(*row, row->until, now);
       return late;
     });
     publish();
@@ -319,8 +320,8 @@ ResidentLoop::Row* ResidentLoop::finish(int64_t p, const std::vector<Row*>& rows
     --under_way_[piece.passed];
     ++under_way_[passed];
     row->piece = p + 1;
-    if (due(*row) < now) {
-      answer(*row, passed - 1, now);
+    if (const double at = due(*row); at - lag_.load(std::memory_order_relaxed) < now) {
+      answer_due(*row, at, now);
     } else {
       waiting_[p + 1].push_back(row);
       last = row;
@@ -425,14 +426,22 @@ void ResidentLoop::begin(std::vector<Row*>& chosen) {
 
 void ResidentLoop::expire(double now) {
   if (now < due_.load(std::memory_order_relaxed)) return;
+  const double lag = lag_.load(std::memory_order_relaxed);
   for (std::size_t p = 1; p < waiting_.size(); ++p) {
     std::erase_if(waiting_[p], [&](Row* row) {
-      const bool late = due(*row) < now;
-      if (late) answer(*row, pieces_[p].passed - 1, now);
-      return late;
+      const double at = due(*row);
+      if (at - lag < now) answer_due(*row, at, now);
+      return at - lag < now;
     });
   }
   publish();
+}
+
+// By the last exit that a row has passed, since it was due at that time; later ones are answered so much earlier.
+void ResidentLoop::answer_due(Row& row, double at, double now) {
+  const double late = std::max(now - at, 0.0), lag = lag_.load(std::memory_order_relaxed);
+  lag_.store(lag + (late - lag) * (late > lag ? kLonger : kShorter), std::memory_order_relaxed);
+  answer(row, pieces_[row.piece].passed - 1, now);
 }
 
 // By an exit that the row has passed, or -1; the row is free.
@@ -488,7 +497,7 @@ void ResidentLoop::publish() {
     for (const Row* row : waiting_[p]) first = std::min(first, due(*row));
   }
   rank_.store(rank, std::memory_order_relaxed);
-  due_.store(first, std::memory_order_relaxed);
+  due_.store(first - lag_.load(std::memory_order_relaxed), std::memory_order_relaxed);
 }
 
 // Images of a call: as many as the section takes, while others leave some to the other workers.

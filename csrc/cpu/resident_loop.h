@@ -90,6 +90,7 @@ class ResidentLoop {
   void begin(std::vector<Row*>& chosen);
   void expire(double now);
   double due(const Row& row) const;
+  void answer_due(Row& row, double at, double now);
   void answer(Row& row, int64_t exit, double now);
   void drop(int64_t ticket);
   void tell(bool urgent);
@@ -125,6 +126,7 @@ class ResidentLoop {
   // the seconds after which an image is due.
   std::atomic<int64_t> rank_;
   std::atomic<double> due_, patience_;
+  std::atomic<double> lag_ = 0;  // seconds that images were lately answered after they were due
   std::vector<std::thread> threads_;
 };
 

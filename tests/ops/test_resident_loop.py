@@ -149,13 +149,12 @@ def exits_of(wanted):
 def test_easy_images_go_before_hard_ones_that_came_earlier(floats, opened):
     engine, _, x = floats
     loop = opened(engine, groups=1)
-    loop.put(x[:8], exits_of([2, 2, 1, 2, 0, 1, 2, 0]))
-    found = loop.taken(8)
-    assert [ticket for ticket, *_ in found] == [4, 7, 2, 5, 0, 1, 3, 6]
+    loop.put(x[:3], exits_of([2, 1, 0]))
+    assert [ticket for ticket, *_ in loop.taken(3)] == [2, 1, 0]
 
 
 def test_in_a_long_queue_images_are_carried_to_their_exits_one_by_one(floats, opened):
-    """Until no more than eight wait."""
+    """Until no more than three wait."""
     engine, _, x = floats
     loop, wanted = opened(engine, groups=1), [2, 0, 1] * 10
     loop.put(x[:30], exits_of(wanted))
