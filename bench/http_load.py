@@ -29,7 +29,7 @@ def request(path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
 
 
 class _Connection(asyncio.Protocol):
-    """Cheap, since client and server share the machine: answers are cut by their Content-Length, or their last chunk."""
+    """Cheap, since client and server share the machine: answers are cut by their Content-Length or last chunk."""
 
     def __init__(self, requests: Sequence[bytes], until: float, load: Load, ended: asyncio.Future[None]) -> None:
         self.requests, self.until, self.load, self.ended = cycle(requests), until, load, ended

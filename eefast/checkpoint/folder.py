@@ -18,9 +18,9 @@ from ..preprocessing import Preprocessing
 from ..system import files
 from . import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, image_fields, profile_rows, record_file
 from .attached import build_attached
-from .attached_int8 import QDQ_FIELDS, build_qdq
 from .building import build, first_names
 from .fields import MOST_EXITS, Field, check_fields, is_int, is_name, is_normalization, is_shape
+from .qdq_stages import QDQ_FIELDS, build_qdq
 from .quantized_rows import QUANTIZED_FIELDS, build_quantized, describe_stages, thresholds_row
 from .stored import MOST_JSON, read_json, read_safetensors
 

@@ -84,6 +84,7 @@ class PlannedEngine:
     def __init__(self, net: EarlyExitNet, plan: Plan) -> None:
         self.net, self.plan = net, plan
         self.weight = next(net.parameters()).detach()
+        self._rows = net.rows_as_maps
         self._taken: tuple[torch.Size, torch.dtype, torch.device] | None = None
         # Another thread may have changed it since.
         self.criterion = net.criterion if net.criterion.name == plan.criterion else criteria.get(plan.criterion)
@@ -98,12 +99,13 @@ class PlannedEngine:
         return {"engine": plan.engine, "device": plan.device.type, "dtype": dtype}
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Images of the shape, dtype and device of those before are not checked again, which would take 2 µs."""
+        """Images of the shape, dtype and device of those before are not checked again: that takes 2 to 40 µs."""
         known = self._taken
         if known is not None and type(x) is Tensor and (x.shape, x.dtype, x.device) == known:
-            return x
+            return x.unsqueeze(2) if self._rows else x
         prepared = self.prepared(x)
-        as_they_are = prepared is x and type(x) is Tensor and x.dtype in (self.weight.dtype, self.plan.dtype)
+        unchanged = prepared is x or self._rows
+        as_they_are = unchanged and type(x) is Tensor and x.dtype in (self.weight.dtype, self.plan.dtype)
         if as_they_are and not self.net.looks_at_pixels(x):
             self._taken = x.shape, x.dtype, x.device
         return prepared

@@ -13,6 +13,7 @@ from networks import images
 from eefast import zoo
 from eefast.engines.engine import PlannedEngine
 from eefast.engines.program import Plan
+from eefast.planning.rows import network_on_maps
 
 SHAPE = (3, 7, 6)
 
@@ -36,6 +37,19 @@ def test_like_those_before(engine: Any) -> None:
     assert engine.prepare(first) is first
     assert engine.prepare(second) is second
     assert engine.checked == 1
+
+
+def test_rows_like_those_before() -> None:
+    net = zoo.eenet("eenet20-1d", 2, num_classes=3, input_shape=(3, 9), filters=2).eval()
+    engine = Counting(network_on_maps(net), Plan("reference", torch.device("cpu"), torch.float32, net.criterion.name, (), ()))
+    for seed in range(3):
+        x = torch.rand(5, 3, 9, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(engine.prepare(x), x[:, :, None])
+    assert engine.checked == 1
+    with pytest.raises(ValueError, match=r"^x "):
+        engine.prepare(x[:, :, None])
+    with pytest.raises(TypeError, match=r"^x "):
+        engine.prepare(x.double())
 
 
 @pytest.mark.parametrize(
