@@ -41,7 +41,8 @@ def test_like_those_before(engine: Any) -> None:
 
 def test_rows_like_those_before() -> None:
     net = zoo.eenet("eenet20-1d", 2, num_classes=3, input_shape=(3, 9), filters=2).eval()
-    engine = Counting(network_on_maps(net), Plan("reference", torch.device("cpu"), torch.float32, net.criterion.name, (), ()))
+    plan = Plan("reference", torch.device("cpu"), torch.float32, net.criterion.name, (), ())
+    engine = Counting(network_on_maps(net), plan)
     for seed in range(3):
         x = torch.rand(5, 3, 9, generator=torch.Generator().manual_seed(seed))
         assert torch.equal(engine.prepare(x), x[:, :, None])
