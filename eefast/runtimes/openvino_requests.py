@@ -45,11 +45,16 @@ class OpenVino:
 
         self._process = os.getpid()
         model, after = onnx_stage(stage, example)
-        compiled = compiled_model(model, threads)
+        # For single images apart: where the size is known, OpenVINO saves up to a tenth of their time.
+        single, any_number = (
+            compiled_model(model, threads, shape=(1, *example.shape[1:])),
+            compiled_model(model, threads),
+        )
         # One request serves one call at a time.
-        idle: list[Any] = []
+        of_single, of_any_number = list[Any](), list[Any]()
 
         def run(features: Tensor, out: Tensor) -> None:
+            compiled, idle = (single, of_single) if len(features) == 1 else (any_number, of_any_number)
             try:
                 request = idle.pop()
             except IndexError:

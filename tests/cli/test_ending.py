@@ -273,7 +273,7 @@ def test_every_command_stops_at_a_signal(shop, in_forks, tmp_path, which):
         (["demo", "--rounds", "1000", "--figure", f"{to}.png"], 0.5),
         (["calibrate-device", "--json", f"{to}.json"], 0.3),
     ]
-    commands = commands if which == "all" else [commands[0], commands[4], commands[6]]
+    commands = commands if which == "all" else [commands[0], commands[6]]
     network = {path.name: path.read_bytes() for path in (shop / "net").iterdir()}
     stops = [(signal.SIGINT, True), (signal.SIGTERM, False)]
     jobs = [
