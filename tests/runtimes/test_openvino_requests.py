@@ -16,8 +16,10 @@ from eefast.runtimes import openvino_requests
 
 
 class Request:
-    def __init__(self) -> None:
-        self.busy = False
+    """shape: of the model that it is of, None for any number of images."""
+
+    def __init__(self, shape: tuple[int, ...] | None) -> None:
+        self.shape, self.busy = shape, False
 
     def set_input_tensor(self, tensor: Any) -> None:
         self.read = tensor
@@ -27,6 +29,7 @@ class Request:
 
     def infer(self) -> None:
         assert not self.busy
+        assert self.shape == (self.read.shape if len(self.read) == 1 else None)
         self.busy = True
         together.wait()
         self.written[...] = self.read + 1
@@ -36,27 +39,30 @@ class Request:
 together = threading.Barrier(2)
 
 
-def test_threads_have_requests_of_their_own_which_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [1, 4])
+def test_threads_have_requests_of_their_own_which_are_used_again(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     made: list[Request] = []
 
-    def new() -> Request:
-        made.append(Request())
-        return made[-1]
+    def compiled(model: bytes, threads: int, shape: tuple[int, ...] | None = None) -> Any:
+        def new() -> Request:
+            made.append(Request(shape))
+            return made[-1]
+
+        return SimpleNamespace(create_infer_request=new)
 
     def tensor(array: Any, shared_memory: bool) -> Any:
         assert shared_memory
         return array
 
     monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Tensor=tensor))
-    compiled = SimpleNamespace(create_infer_request=new)
-    monkeypatch.setattr(openvino_requests, "compiled_model", lambda model, threads: compiled)
+    monkeypatch.setattr(openvino_requests, "compiled_model", compiled)
     monkeypatch.setattr(openvino_requests, "onnx_stage", lambda stage, example: (b"", torch.Size((3, 5, 7))))
     stage = openvino_requests.OpenVino().build(nn.Identity(), images(2, (3, 5, 7)), 1)
     wrong: list[int] = []
 
     def work(seed: int) -> None:
         for i in range(3):
-            x = images(4, (3, 5, 7), seed + i)
+            x = images(number, (3, 5, 7), seed + i)
             if not torch.equal(stage(x), x + 1):
                 wrong.append(seed)
 
