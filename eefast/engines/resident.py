@@ -13,7 +13,6 @@ from ..model import EarlyExitNet
 from ..ops import resident_loop
 from ..result import ExitResult
 from .engine import Batch, PlannedEngine, Rule
-from .kept_memory import KeptMemory
 from .parts import Before, Part, answer_broken
 from .program import Plan, ResidentProgram
 from .program_parts import map_sizes, part
@@ -37,7 +36,6 @@ class ResidentEngine(PlannedEngine):
         self._repack = repack
         self._parts: dict[tuple[int, int], ResidentProgram] = {}
         self._stored: dict[tuple[int, ...], tuple[int, ...]] = {}
-        self._memory = KeptMemory()
         self._repacked: dict[tuple[int, ...], ResidentEngine] = {}
 
     def prepared(self, x: Tensor) -> Tensor:
@@ -98,7 +96,7 @@ class ResidentEngine(PlannedEngine):
                 channels = self.net.stage_costs[last].feature_shape[0]
                 self._stored[key] = channels, *map_sizes(program, *x.shape[2:])[-1]
             dtype = torch.float32 if floats else torch.uint8
-            features = self._memory.empty((len(x), *self._stored[key]), dtype)
+            features = torch.empty((len(x), *self._stored[key]), dtype=dtype, memory_format=torch.channels_last)
         if first and floats:
             x = x.float()
         rows = None if rule is None else rule[first : last + 2]
