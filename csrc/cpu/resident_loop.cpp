@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <utility>
@@ -275,17 +276,15 @@ void ResidentLoop::load(Carrier& carrier, std::vector<Row*>& rows, std::vector<S
 double ResidentLoop::between(Carrier& carrier, int64_t p, std::vector<Row*>& rows, std::vector<Slot*>& live) {
   double until = kNever;
   if (pieces_[p].passed > 0) {
-    for (const Row* row : rows) until = std::min(until, row->until);
+    for (const Row* row : rows) until = std::min(until, row->until - lag_of(*row));
   }
-  const double lag = lag_.load(std::memory_order_relaxed);
-  if (const double now = until < kNever ? steady_seconds() : 0; until - lag < now) {
+  if (const double now = until < kNever ? steady_seconds() : 0; until < now) {
     const std::lock_guard<std::mutex> lock(lock_);
-    std::erase_if(live, [&](const Slot* slot) { return rows_[slot->sample].until - lag < now; });
-    std::erase_if(rows, [&](Row* row) {
-      const bool late = row->until - lag < now;
-      if (late) answer_due(*row, row->until, now);
-      return late;
-    });
+    const auto late = [&](const Row& row) { return row.until - lag_of(row) < now; };
+    std::erase_if(live, [&](const Slot* slot) { return late(rows_[slot->sample]); });
+    const auto stay = std::stable_partition(rows.begin(), rows.end(), [&](const Row* row) { return !late(*row); });
+    for (auto row = stay; row != rows.end(); ++row) answer_due(**row, (*row)->until, now);
+    rows.erase(stay, rows.end());
     publish();
   }
   int64_t rank = pieces_[p].rank;
@@ -320,8 +319,9 @@ ResidentLoop::Row* ResidentLoop::finish(int64_t p, const std::vector<Row*>& rows
     --under_way_[piece.passed];
     ++under_way_[passed];
     row->piece = p + 1;
-    if (const double at = due(*row); at - lag_.load(std::memory_order_relaxed) < now) {
-      answer_due(*row, at, now);
+    row->since = now;
+    if (due(*row) - lag_of(*row) < now) {
+      answer(*row, passed - 1, now);
     } else {
       waiting_[p + 1].push_back(row);
       last = row;
@@ -426,22 +426,25 @@ void ResidentLoop::begin(std::vector<Row*>& chosen) {
 
 void ResidentLoop::expire(double now) {
   if (now < due_.load(std::memory_order_relaxed)) return;
-  const double lag = lag_.load(std::memory_order_relaxed);
   for (std::size_t p = 1; p < waiting_.size(); ++p) {
-    std::erase_if(waiting_[p], [&](Row* row) {
-      const double at = due(*row);
-      if (at - lag < now) answer_due(*row, at, now);
-      return at - lag < now;
-    });
+    const auto late = [&](const Row* row) { return due(*row) - lag_of(*row) < now; };
+    const auto stay = std::stable_partition(waiting_[p].begin(), waiting_[p].end(), std::not_fn(late));
+    for (auto row = stay; row != waiting_[p].end(); ++row) answer_due(**row, due(**row), now);
+    waiting_[p].erase(stay, waiting_[p].end());
   }
   publish();
 }
 
-// By the last exit that a row has passed, since it was due at that time; later ones are answered so much earlier.
+// By the last exit that a row has passed, since it was due at that time; later ones are answered so much earlier. What
+// was due before it came to wait says nothing about that.
 void ResidentLoop::answer_due(Row& row, double at, double now) {
-  const double late = std::max(now - at, 0.0), lag = lag_.load(std::memory_order_relaxed);
+  const double late = std::max(now - std::max(at, row.since), 0.0), lag = lag_.load(std::memory_order_relaxed);
   lag_.store(lag + (late - lag) * (late > lag ? kLonger : kShorter), std::memory_order_relaxed);
   answer(row, pieces_[row.piece].passed - 1, now);
+}
+
+double ResidentLoop::lag_of(const Row& row) const {
+  return std::min(lag_.load(std::memory_order_relaxed), kDelayShare * (row.image.deadline - row.image.arrived));
 }
 
 // By an exit that the row has passed, or -1; the row is free.
@@ -494,10 +497,10 @@ void ResidentLoop::publish() {
   for (std::size_t p = 1; p < waiting_.size(); ++p) {
     if (waiting_[p].empty()) continue;
     rank = std::min(rank, rush ? pieces_[p].rank : rank_of(waiting_[p].front()->image, p, now));
-    for (const Row* row : waiting_[p]) first = std::min(first, due(*row));
+    for (const Row* row : waiting_[p]) first = std::min(first, due(*row) - lag_of(*row));
   }
   rank_.store(rank, std::memory_order_relaxed);
-  due_.store(first - lag_.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  due_.store(first, std::memory_order_relaxed);
 }
 
 // Images of a call: as many as the section takes, while others leave some to the other workers.

@@ -72,6 +72,7 @@ class ResidentLoop {
     Arrival image;
     int64_t number, piece, place;
     double began, until;  // when it must be answered
+    double since;         // when it passed its last exit, or came to the next piece
     bool cancelled;
     Slot* slot;
     Slot* next;  // where the piece leaves its section
@@ -91,6 +92,7 @@ class ResidentLoop {
   void expire(double now);
   double due(const Row& row) const;
   void answer_due(Row& row, double at, double now);
+  double lag_of(const Row& row) const;
   void answer(Row& row, int64_t exit, double now);
   void drop(int64_t ticket);
   void tell(bool urgent);

@@ -253,6 +253,16 @@ def test_images_that_wait_for_a_deadline_are_answered_by_the_exit_that_they_pass
     assert list(loop.loop.counts) == [0] * 4
 
 
+def test_images_that_came_too_late_hurry_no_others(floats, opened):
+    engine, _, x = floats
+    loop = opened(engine)
+    for i in range(20):
+        loop.put(x[:1], exits_of([2]), i, time.perf_counter() - 3600)
+    assert {at for _, at, *_ in loop.taken(20)} == {0}
+    loop.put(x[:1], exits_of([2]), 20, time.perf_counter() + 10)
+    assert loop.taken(1)[0][1] == 2
+
+
 def test_what_is_cancelled_comes_back_without_an_answer(floats, opened):
     engine, limits, x = floats
     loop = opened(engine, groups=1)
