@@ -56,7 +56,7 @@ sanitize-tests: $(SANITIZED)
 		tests/ops/test_resident_forward.py tests/ops/test_resident_int8.py -p no:cacheprovider -k "not (reference \
 		or other or without or compiles or opcheck or triton or trained or 110 or eenet18 or eenet34 or eenet50 \
 		or every_width or impossible or far_apart or exactly_at or agrees or helpers or seconds_are or only[2] \
-		or only[4] or (bfloat16 and (wide or linear or conv1)) \
+		or only[4] or (bfloat16 and (wide or linear or conv1)) or the_answer_depends or threads_of or finite \
 		or ((criteria or depends) and (entropy or margin or max_probability)))"
 
 sanitize-calls: $(SANITIZED)

@@ -148,7 +148,7 @@ def jobs() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("name", "capability"), [*jobs()])
-@pytest.mark.sampled(14)
+@pytest.mark.sampled(8)
 def test_variant(compiler: ProcessPoolExecutor, name: str, capability: int) -> None:
     report = compiler.submit(aot.compile_variant, name, capability).result()
     assert not report.failures(aot.variants()[name][1]), report

@@ -75,7 +75,7 @@ class TestBatches:
         ("i", "memory", "live"), [(0, "channels_last", "part"), (1, "contiguous", "all"), (2, "channels_last", "none")]
     )
     @dtypes_and_shapes(SHAPES, ("few classes", "many classes"))
-    @pytest.mark.sampled(30)
+    @pytest.mark.sampled(20)
     def test_shapes_match_float64(
         self, dtype: torch.dtype, shape: tuple[int, ...], i: int, memory: str, live: str
     ) -> None:
@@ -134,7 +134,7 @@ class TestInterpreted:
 
     @shapes
     @pytest.mark.parametrize("live", ["part", "none"])
-    @pytest.mark.sampled(13)
+    @pytest.mark.sampled(9)
     def test_the_workspace_is_left_as_it_was_found(self, live: str, shape: tuple[int, ...]) -> None:
         launches, _ = launches_of(make_case(19, *shape, live=live).arguments())
         for launch in launches:

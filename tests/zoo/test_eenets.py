@@ -25,7 +25,7 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("depth", "scheme", "blocks", "costs"), CELLS)
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(8)
 def test_positions_and_costs_equal_the_golden_table(depth, scheme, blocks, costs):
     net = zoo.eenet(f"eenet{depth}", 3, scheme, device="meta")
     assert net.config["placement"] == [int(b) for b in blocks.split(",")]
