@@ -46,10 +46,8 @@ class OpenVino:
         self._process = os.getpid()
         model, after = onnx_stage(stage, example)
         # For single images apart: where the size is known, OpenVINO saves up to a tenth of their time.
-        single, any_number = (
-            compiled_model(model, threads, shape=(1, *example.shape[1:])),
-            compiled_model(model, threads),
-        )
+        single = compiled_model(model, threads, shape=(1, *example.shape[1:]))
+        any_number = compiled_model(model, threads)
         # One request serves one call at a time.
         of_single, of_any_number = list[Any](), list[Any]()
 
