@@ -56,8 +56,8 @@ NETWORK_OPTIONS = (
 )  # fmt: skip
 EARLY_OPTIONS = ("head", "balance_gradients")
 """What the twin does without: it trains no early exit."""
-# Each early exit weighs 0.2 beside the final one, and learns as much from that one's answers as from the labels.
-DISTILLED_LOSS = "0.8*final_supervision+0.2*deep_supervision+0.2*distillation+0.05*correctness"
+# Each early exit weighs 0.3 beside the final one, and learns as much from that one's answers as from the labels.
+DISTILLED_LOSS = "0.7*final_supervision+0.3*deep_supervision+0.3*distillation+0.05*correctness"
 # What thresholds may use up of the allowed drop and cost on held-out images, since test images differ a little.
 CAUTION = 0.95
 CURVE_POINTS = 40
@@ -169,7 +169,7 @@ def on_cifar10(net: str, placement: Sequence[int], epochs: int, **options: Any) 
         "epochs": epochs,
         "loss": DISTILLED_LOSS,
     }
-    return Training(CIFAR10_JPEG, net, {**shared, **options}, smaller=("resnet8", "eenet14", "eenet20"))
+    return Training(CIFAR10_JPEG, net, {**shared, **options}, smaller=("eenet20", "eenet14", "resnet8"))
 
 
 # By device; what matters most comes first.
@@ -179,7 +179,7 @@ TRAININGS = {
         Training("mnist", "eenet20", {"num_exits": 3, "epochs": 4, "shift": 2}),
         # The network that ships with the package.
         Training("mnist", "eenet32", {"num_exits": 5, "epochs": 8, "shift": 2}),
-        on_cifar10("eenet32", (0, 1, 2, 4, 7), 18),
+        on_cifar10("eenet32", (0, 1, 2, 4, 7, 10), 18, head=[*["strided3"] * 4, "strided2", "strided1"]),
     ),
     "cuda": (
         on_cifar10("eenet110", (0, 1, 2, 4, 7, 12, 20), 30, batch_size=256),
@@ -210,11 +210,10 @@ def train(
     threads = max(cores // jobs, 1)
     smaller = [small for training in trainings for small in training.alone()]
     notes: dict[Path, str] = {}
+    both = [run for training in trainings for run in training.both(folder)]
     for runs in (
-        [training.begin(folder) for training in trainings],
-        [run for training in trainings for run in training.both(folder)],
-        [small.begin(folder) for small in smaller],
-        [small.both(folder)[1] for small in smaller],
+        [training.begin(folder) for training in (*trainings, *smaller)],
+        [*both, *(small.both(folder)[1] for small in smaller)],
     ):
         runs = [run for run in runs if run is not None]
         todo = [run for run in runs if not finished(run)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, wraps
 from itertools import groupby
 from operator import itemgetter
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from .result import ExitResult
 from .survivors import Partial, Survivors
 from .system import forked
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 OUTPUTS = ("result", "logits")
 
 _planning = RLock()
@@ -43,6 +46,30 @@ def _no_planning_goes_on() -> None:
 
 
 forked.in_child(_no_planning_goes_on)
+
+
+def _unrecorded(function: Callable[P, R]) -> Callable[P, R]:
+    """Autograd records nothing: the engines see to that, but for what is given that requires gradients.
+
+    Switching the record off takes as long as all checks of a call.
+    """
+
+    @wraps(function)
+    def run(*given: P.args, **named: P.kwargs) -> R:
+        if torch.is_grad_enabled() and any(map(_may_be_recorded, (*given, *named.values()))):
+            with torch.no_grad():
+                return function(*given, **named)
+        return function(*given, **named)
+
+    return run
+
+
+def _may_be_recorded(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.requires_grad
+    if isinstance(value, Survivors):
+        return value.features.requires_grad
+    return isinstance(value, (tuple, list, dict))
 
 
 class _Planned(NamedTuple):
@@ -188,7 +215,7 @@ class Accelerated(nn.Module):
             engine.plan = replace(engine.plan, reasons=(*engine.plan.reasons, why))
         return _Planned(engine, watch, None if engine.survives_fork else os.getpid())
 
-    @torch.no_grad()
+    @_unrecorded
     def forward(
         self,
         x: Tensor,
@@ -215,7 +242,7 @@ class Accelerated(nn.Module):
                 f"exit_index={exit_index} is no early exit; the network has {self.net.num_exits}, from 0 on"
             )
 
-        @torch.no_grad()
+        @_unrecorded
         def run(x: Tensor | Survivors, profile: Any = None, thresholds: Any = None, exit_limit: Any = None) -> Partial:
             if isinstance(x, Survivors):
                 if not (profile is None and thresholds is None and exit_limit is None):
@@ -229,7 +256,7 @@ class Accelerated(nn.Module):
 
         return run
 
-    @torch.no_grad()
+    @_unrecorded
     def resume(self, survivors: Survivors, elsewhere: bool = False) -> ExitResult:
         """The answers of survivors [M], in their order, by the thresholds of the call that they come from.
 
@@ -286,11 +313,9 @@ class Accelerated(nn.Module):
             results = engine.stream(map(itemgetter(1), group))
             yield from (result.logits for result in results) if self.output == "logits" else results
 
+    @_unrecorded
     def _read(self, batch: Tensor | tuple[Tensor, Any]) -> tuple[Engine, Batch]:
         """A checked batch in memory that its source does not write to, and what answers it."""
-        if not _without_gradient(batch) and torch.is_grad_enabled():
-            with torch.no_grad():
-                return self._read(batch)
         x, asked = batch if isinstance(batch, tuple) else (batch, None)
         if asked is None:
             engine, limits, since = self.ready()
@@ -376,11 +401,6 @@ class Accelerated(nn.Module):
     def extra_repr(self) -> str:
         logits = "output='logits', " if self.output == "logits" else ""
         return f"engine={self.plan.engine!r}, {logits}{self.net.extra_repr()}"
-
-
-def _without_gradient(batch: Any) -> bool:
-    """Whether nothing would be recorded for a batch: to switch recording off takes as long as to check the images."""
-    return isinstance(batch, Tensor) and not batch.requires_grad
 
 
 @cache

@@ -197,7 +197,10 @@ class Partial(NamedTuple):
         """The result with the answers of the survivors, [M] in their order, in place of those so far."""
         if len(rest.exit_index) != len(self.survivors):
             raise ValueError(f"rest has {len(rest.exit_index)} rows for {len(self.survivors)} survivors")
-        rows = (~self.exited).nonzero().squeeze(1)
+        goes_on = ~self.exited
         return ExitResult(
-            *(part.index_copy(0, rows, new.to(part)) for part, new in zip(self.result, rest, strict=True))
+            *(
+                part.masked_scatter(goes_on if part.dim() == 1 else goes_on[:, None], new.to(part))
+                for part, new in zip(self.result, rest, strict=True)
+            )
         )

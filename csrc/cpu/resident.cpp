@@ -12,6 +12,7 @@
 #include <ctime>
 #include <limits>
 #include <list>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -625,12 +626,35 @@ void load_features(const Layer& layer) {
   }
 }
 
+#ifdef EEFAST_X86
+constexpr bool kCanPassCaches = true;
+// To memory at a multiple of 16 bytes.
+void copy_past_caches(const float* in, float* out) {
+  for (int64_t i = 0; i < kBlock; i += 4) _mm_stream_ps(out + i, _mm_loadu_ps(in + i));
+}
+void wait_for_memory() { _mm_sfence(); }
+#else
+constexpr bool kCanPassCaches = false;
+void copy_past_caches(const float*, float*) {}
+void wait_for_memory() {}
+#endif
+
+// Features that a cache would lose before they are loaded again; through it every line would be read first.
+constexpr int64_t kPassingBytes = 1 << 20;
+
+bool pass_caches(const Batch& batch, const Map& map) {
+  const int64_t numbers = batch.samples * map.height * map.width * batch.stored_channels;
+  const bool aligned = reinterpret_cast<std::uintptr_t>(batch.features) % 16 == 0 && batch.stored_channels % 4 == 0;
+  return kCanPassCaches && aligned && numbers * int64_t{sizeof(float)} > kPassingBytes;
+}
+
 // The first channels of a map → features of a batch.
 template <class Memory, class Element>
 void store_features(const Layer& layer) {
   const Batch& batch = layer.worker.job->batch;
   const Map& map = layer.source();
   const int64_t channels = batch.stored_channels;
+  const bool passes = pass_caches(batch, map);
   int64_t row = layer.worker.job->stored.fetch_add(layer.samples, std::memory_order_relaxed);
   for (int64_t i = 0; i < layer.samples; ++i, ++row) {
     batch.exits[layer.from[i]->sample] = layer.network().num_exits + row;
@@ -640,11 +664,18 @@ void store_features(const Layer& layer) {
       for (int64_t x = 0; x < map.width; ++x, out += channels) {
         const Element* z = in + map.at(y, x);
         for (int64_t c = 0; c < channels; c += kBlock, z += map.block_pitch) {
+          if constexpr (std::is_same_v<Element, float>) {
+            if (passes && channels - c >= kBlock) {
+              copy_past_caches(z, out + c);
+              continue;
+            }
+          }
           copy_numbers(z, out + c, std::min(kBlock, channels - c));
         }
       }
     }
   }
+  if (passes) wait_for_memory();
 }
 
 void run_transfer(const Layer& layer) {

@@ -51,6 +51,7 @@ class CompactEngine(PlannedEngine):
     def run(self, images: Tensor, thresholds: Tensor, rule: Rule = None) -> ExitResult:
         return self.run_eagerly(images, thresholds, rule)
 
+    @torch.no_grad()
     def run_eagerly(self, images: Tensor, thresholds: Tensor, rule: Rule = None) -> ExitResult:
         """Stage by stage; the host waits at every exit."""
         results = Results.empty(len(images), self.net)
@@ -66,6 +67,7 @@ class CompactEngine(PlannedEngine):
             self.kept.append(kept)
         return results.of(self.net)
 
+    @torch.no_grad()
     def part(
         self, x: Tensor, thresholds: Tensor, first: int, last: int, rule: Rule = None, before: Before | None = None
     ) -> Part:

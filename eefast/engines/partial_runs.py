@@ -93,14 +93,14 @@ def _stopped(part: Part, limits: Tensor, positions: Tensor | None, exit_index: i
     return Partial(result, exited, survivors)
 
 
-def _taken(features: Tensor, places: Tensor) -> Tensor:
+def _taken(features: Tensor, places: list[int]) -> Tensor:
     """Rows of features, in their layout; without a copy where they come first and do not keep far more memory."""
-    # By Python's lists: an op costs more where its code has left the cache.
-    if 8 * len(places) > len(features) and places.tolist() == [*range(len(places))]:
+    if 8 * len(places) > len(features) and places == [*range(len(places))]:
         return features[: len(places)]
+    rows = torch.tensor(places, dtype=torch.int64, device=features.device)
     if features.is_contiguous(memory_format=torch.channels_last):
-        return features.permute(0, 2, 3, 1).index_select(0, places).permute(0, 3, 1, 2)
-    return features.index_select(0, places)
+        return features.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+    return features.index_select(0, rows)
 
 
 def _checked(engine: Engine, of: Identity, survivors: Survivors, elsewhere: bool) -> tuple[Engine, Survivors]:

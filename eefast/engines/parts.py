@@ -24,7 +24,7 @@ class Part(NamedTuple):
     """Answers of stages first … last, and the features after stage `last` of the samples that no exit has answered.
 
     result: [N], the answer of the exit that a sample took, or of exit `last` where it goes on.
-    rows: [R] int64, ascending, the samples that go on; places: [R] int64, where in `features` they are.
+    rows: [R] int64, ascending, the samples that go on; places: R numbers, where in `features` they are.
     features: [≥ R, C, H, W], of rows [≥ R, C, 1, L], as the network has them or, between the stages of a quantised one,
         their integers uint8.
     The last three are None where `last` is the final exit.
@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
     result: ExitResult
     rows: Tensor | None = None
-    places: Tensor | None = None
+    places: list[int] | None = None
     features: Tensor | None = None
 
 
@@ -45,16 +45,16 @@ def going_on(criterion: Criterion, limits: Tensor, exit_index: int, confidence: 
 def part_of(net: EarlyExitNet, last: int, result: ExitResult, rows: Tensor, places: Tensor, features: Tensor) -> Part:
     """The part of an engine that computes between stages in floats, also where a quantised stage made these.
 
-    features: [R, C, H, W] after stage `last`, as that stage returns them; the others as of `Part`.
+    features: [R, C, H, W] after stage `last`, as that stage returns them; places: [R] int64; the others as of `Part`.
     """
     made_by, features = net.stages[last], features.unsqueeze(2) if features.dim() == 3 else features
     if not isinstance(made_by, QuantizedStage):
-        return Part(result, rows, places, features)
+        return Part(result, rows, places.tolist(), features)
     broken = features.isnan().flatten(1).any(1)[places]
     answer_broken(net, result, rows[broken])
     scale, zero = made_by.scales[made_by.output], made_by.zeros[made_by.output]
     integers = ((features.float() / scale).round() + zero).nan_to_num().to(torch.uint8)
-    return Part(result, rows[~broken], places[~broken], integers)
+    return Part(result, rows[~broken], places[~broken].tolist(), integers)
 
 
 def answer_broken(net: EarlyExitNet, result: ExitResult, rows: Tensor) -> None:

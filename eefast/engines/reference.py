@@ -14,12 +14,14 @@ from .parts import Before, Part, features_of, going_on, part_of
 
 
 class ReferenceEngine(PlannedEngine):
+    @torch.no_grad()
     def run(self, images: Tensor, thresholds: Tensor, rule: Rule = None) -> ExitResult:
         current = self.net.criterion
         # Another thread may have changed it since, with thresholds that belong to it.
         criterion = current if current.name == self.plan.criterion else self.criterion
         return self.net.first_exits(images, thresholds, criterion, self.rule_of(rule))
 
+    @torch.no_grad()
     def part(
         self, x: Tensor, thresholds: Tensor, first: int, last: int, rule: Rule = None, before: Before | None = None
     ) -> Part:
@@ -53,5 +55,4 @@ class ReferenceEngine(PlannedEngine):
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:
         """One batch after the other."""
-        run = torch.no_grad()(self.run)
-        return (run(batch.images, batch.thresholds, batch.rule) for batch in batches)
+        return (self.run(batch.images, batch.thresholds, batch.rule) for batch in batches)

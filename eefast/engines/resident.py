@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from ..model import EarlyExitNet
 from ..ops import resident_loop
 from ..result import ExitResult
 from .engine import Batch, PlannedEngine, Rule
+from .lent_memory import LentMemory
 from .parts import Before, Part, answer_broken
 from .program import Plan, ResidentProgram
 from .program_parts import map_sizes, part
@@ -36,6 +38,7 @@ class ResidentEngine(PlannedEngine):
         self._repack = repack
         self._parts: dict[tuple[int, int], ResidentProgram] = {}
         self._stored: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._memory = LentMemory()
         self._repacked: dict[tuple[int, ...], ResidentEngine] = {}
 
     def prepared(self, x: Tensor) -> Tensor:
@@ -51,7 +54,12 @@ class ResidentEngine(PlannedEngine):
         table = self.rule_of(rule)
         assert table is None or isinstance(table, Tensor)
         logits, confidence, exits = self.program.run(*arguments, rule=table)
-        return ExitResult(logits, exits, confidence, self.net.cost.index_select(0, exits))
+        return self._answered(logits, exits, confidence)
+
+    def _answered(self, logits: Tensor, exits: Tensor, confidence: Tensor) -> ExitResult:
+        cost = self.net._buffers["cost"]  # as an attribute it takes as long as the selection
+        assert cost is not None
+        return ExitResult(logits, exits, confidence, cost.index_select(0, exits))
 
     def part(
         self, x: Tensor, thresholds: Tensor, first: int, last: int, rule: Rule = None, before: Before | None = None
@@ -64,14 +72,15 @@ class ResidentEngine(PlannedEngine):
         )
         if features is None:
             exits += first
-            return Part(ExitResult(logits, exits, confidence, net.cost.index_select(0, exits)))
-        rows = (exits > last - first).nonzero().squeeze(1)
-        places = exits.index_select(0, rows).sub_(last + 1 - first)
+            return Part(self._answered(logits, exits, confidence))
+        # By Python's lists: an op costs more where its code has left the cache.
+        taken, stop = exits.tolist(), last - first
+        going = [row for row, exit_index in enumerate(taken) if exit_index > stop]
+        rows, places = torch.tensor(going, dtype=torch.int64), [taken[row] - stop - 1 for row in going]
         # A NaN among pixels, for which there are no integers.
         broken = exits < 0 if self.program.image is not None else None
-        exits = exits.clamp_(0, last - first)
-        exits = exits.add_(first) if first else exits
-        result = ExitResult(logits, exits, confidence, net.cost.index_select(0, exits))
+        exits = exits.clamp_(0, stop)
+        result = self._answered(logits, exits.add_(first) if first else exits, confidence)
         if broken is not None and broken.any():
             answer_broken(net, result, broken)
         return Part(result, rows, places, features)
@@ -93,10 +102,11 @@ class ResidentEngine(PlannedEngine):
         if last < self.net.num_exits:
             key = first, last, *x.shape[2:]
             if key not in self._stored:
-                channels = self.net.stage_costs[last].feature_shape[0]
-                self._stored[key] = channels, *map_sizes(program, *x.shape[2:])[-1]
-            dtype = torch.float32 if floats else torch.uint8
-            features = torch.empty((len(x), *self._stored[key]), dtype=dtype, memory_format=torch.channels_last)
+                stored = self.net.stage_costs[last].feature_shape[0]
+                self._stored[key] = stored, *map_sizes(program, *x.shape[2:])[-1]
+            channels, height, width = self._stored[key]
+            dtype = np.float32 if floats else np.uint8
+            features = self._memory.lend((len(x), height, width, channels), dtype).permute(0, 3, 1, 2)
         if first and floats:
             x = x.float()
         rows = None if rule is None else rule[first : last + 2]
@@ -167,5 +177,5 @@ class ResidentEngine(PlannedEngine):
     def stream(self, batches: Iterable[Batch]) -> Iterator[ExitResult]:
         """Reads a few batches ahead and keeps all threads, or the whole GPU, busy across the batches' borders."""
         if self.plan.device.type == "cuda":
-            return stream_on_cuda(batches, torch.no_grad()(self.run), self.plan.device)
-        return stream_in_threads(batches, torch.no_grad()(partial(self.run, threads=1)))
+            return stream_on_cuda(batches, self.run, self.plan.device)
+        return stream_in_threads(batches, partial(self.run, threads=1))

@@ -124,6 +124,18 @@ def in_steps(fast: eefast.Accelerated, x: Tensor, through: Callable[[Survivors],
     return result
 
 
+@needs_cpp
+@pytest.mark.parametrize("name", ["eenet20", "eenet50"])
+def test_features_that_no_cache_holds(name: str) -> None:
+    shape = 1, 27, 29
+    net, x = lived_in(zoo.eenet(name, 2, input_shape=shape), 0), images(67, shape)
+    spread_thresholds(net, x, 0.3)
+    fast = eefast.accelerate(net, engine="resident")
+    survivors = fast.until(0)(x).survivors
+    assert survivors.features[0].nbytes * len(x) > 1 << 20
+    assert_equal_bits(in_steps(fast, x, lambda s: s), fast(x))
+
+
 @pytest.mark.parametrize(
     ("name", "engine"),
     [slow_unless_it_differs(name, engine) for name in NETWORKS for engine in ("reference", "compact", "resident")],

@@ -222,8 +222,14 @@ def test_repetition_is_bitwise_equal_and_inputs_are_untouched(net, x, engine):
 
 
 def test_results_carry_no_gradient_and_are_ordinary_tensors(net, x, engine):
-    got = eefast.accelerate(net, engine=engine)(x.requires_grad_())
-    assert not any(part.requires_grad or part.is_inference() for part in got)
+    fast, limits = eefast.accelerate(net, engine=engine), net.thresholds.clone().requires_grad_()
+    for given in (x, x.clone().requires_grad_()):
+        stopped, batches = fast.until(0)(given), [given, (given, {"thresholds": limits})]
+        results = [fast(given), fast(given, thresholds=limits), *fast.stream(batches)]
+        for got in (*results, stopped.result, fast.resume(stopped.survivors)):
+            assert not any(part.requires_grad or part.is_inference() for part in got)
+        assert not stopped.survivors.features.requires_grad
+    got = results[0]
     with torch.inference_mode():
         assert torch.equal(eefast.accelerate(net, engine=engine)(x).exit_index, got.exit_index)
 
