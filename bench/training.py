@@ -179,7 +179,7 @@ TRAININGS = {
         Training("mnist", "eenet20", {"num_exits": 3, "epochs": 4, "shift": 2}),
         # The network that ships with the package.
         Training("mnist", "eenet32", {"num_exits": 5, "epochs": 8, "shift": 2}),
-        on_cifar10("eenet32", (0, 1, 2, 5, 7, 10), 18, head=[*["strided3"] * 3, *["strided2"] * 2, "strided1"]),
+        on_cifar10("eenet32", (0, 1, 2, 4, 7), 18),
     ),
     "cuda": (
         on_cifar10("eenet110", (0, 1, 2, 4, 7, 12, 20), 30, batch_size=256),
