@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from math import prod
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from .result import ExitOutput
 
 STRIDED = ("strided1", "strided2", "strided3")
-HEADS = ("pool", "bnpool", "plain", "conv1", "conv2", "conv3", "depthwise", *STRIDED)
+DEEP = ("deep1", "deep2", "deep3")
+HEADS = ("pool", "bnpool", "plain", "conv1", "conv2", "conv3", "depthwise", *STRIDED, *DEEP)
 TOKEN_HEADS = ("pool", "bnpool", "token")
 
 
@@ -31,8 +31,9 @@ def shortest(kinds: Sequence[str]) -> str | list[str]:
 
 def channels_read(kind: str, channels: int) -> int:
     """Channels of the map that a head pools, where the features have `channels`."""
-    if kind in STRIDED:
-        return channels << STRIDED.index(kind) + 1
+    for kinds in (STRIDED, DEEP):
+        if kind in kinds:
+            return channels << kinds.index(kind) + 1
     return 2 * channels if kind == "depthwise" else channels
 
 
@@ -50,7 +51,8 @@ class ExitHead(nn.Module):
         Aperstein 2022): k × [conv3x3 C→C without bias, BatchNorm, ReLU] before the pooling; "depthwise" as in T-RecX
         (Ghanathe & Wilton 2023): conv1x1 C→2C, depthwise conv2x2 of stride 2, ReLU, for maps of at least 2×2.
         "strided1" … "strided3": k × [conv3x3 of stride 2 C→2C without bias, BatchNorm, ReLU], which see as much of the
-        image as the rest of a ResNet would. "token" reads the first of T tokens, which are a map [C, 1, T].
+        image as the rest of a ResNet would; "deep1" … "deep3": with a conv3x3 2C→2C, BatchNorm, ReLU after each, as a
+        block of a ResNet has it. "token" reads the first of T tokens, which are a map [C, 1, T].
     feature_shape: (C, H, W) of the features, or (C, L) of rows.
     input_shape: of the network's input; "plain" is defined only where the features still have its H×W, or its L.
 
@@ -100,10 +102,20 @@ def _convolutions(kind: str, channels: int, rows: bool) -> list[nn.Module]:
     if kind == "token":
         return [FirstToken()]
     if kind in STRIDED:
-        widths = [channels << i for i in range(STRIDED.index(kind) + 2)]
-        return [_conv_bn_relu(before, after, 2, rows) for before, after in pairwise(widths)]
+        return [_conv_bn_relu(width, 2 * width, 2, rows) for width in _halved(channels, STRIDED.index(kind))]
+    if kind in DEEP:
+        return [
+            _conv_bn_relu(*shape, rows)
+            for width in _halved(channels, DEEP.index(kind))
+            for shape in ((width, 2 * width, 2), (2 * width, 2 * width, 1))
+        ]
     count = int(kind.removeprefix("conv")) if kind.startswith("conv") else 0
     return [_conv_bn_relu(channels, channels, 1, rows) for _ in range(count)]
+
+
+def _halved(channels: int, last: int) -> list[int]:
+    """Channels of the maps that are halved, one after the other."""
+    return [channels << i for i in range(last + 1)]
 
 
 def _conv_bn_relu(channels: int, outputs: int, stride: int, rows: bool) -> nn.Sequential:

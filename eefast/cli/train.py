@@ -147,6 +147,10 @@ def command(
     self_labelled: Annotated[
         bool, network_option(help="The frozen backbone's answers replace the labels.")
     ] = DEFAULT.self_labelled,
+    teacher: Annotated[
+        Path | None,
+        training_option(help="For a --loss with taught: folder of a trained network that all exits learn from."),
+    ] = None,
     epochs: Annotated[int, training_option(help="Passes over the training images.", min=1)] = DEFAULT.epochs,
     batch_size: Annotated[
         int, training_option("--batch-size", "-b", help="Images per step and device.", min=2)
@@ -160,7 +164,8 @@ def command(
     ] = DEFAULT.schedule,
     weight_decay: Annotated[float, training_option(help="Of the optimiser.")] = DEFAULT.weight_decay,
     loss: Annotated[
-        str, training_option(help="Weighted sum: v0 … v4, pteenet_v0, _v2, _v5, _v6, correctness, distillation.")
+        str,
+        training_option(help="Weighted sum: v0 … v4, pteenet_v0, _v2, _v5, _v6, correctness, distillation, taught."),
     ] = DEFAULT.loss,
     two_stage: Annotated[
         int, training_option(help="Number of first epochs that minimise v0 instead of --loss.", min=0)
@@ -208,8 +213,8 @@ def command(
         crop_fraction=crop_fraction,
         num_exits=num_exits, placement=_blocks(placement), head=_kinds(head), carry=carry, backbone=backbone,
         exits=[name.strip() for name in exits.split(",") if name.strip()], weights=weights,
-        freeze_backbone=freeze_backbone, self_labelled=self_labelled, train_images=train_images, epochs=epochs,
-        batch_size=batch_size,
+        freeze_backbone=freeze_backbone, self_labelled=self_labelled, teacher=teacher, train_images=train_images,
+        epochs=epochs, batch_size=batch_size,
         learning_rate=learning_rate, optimizer=optimizer, schedule=schedule, weight_decay=weight_decay, loss=loss,
         two_stage=two_stage, balance_gradients=balance_gradients, cost_weight=cost_weight, shift=shift, flip=flip,
         held_out=held_out, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost, seed=seed,

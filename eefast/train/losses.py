@@ -96,10 +96,12 @@ def distillation(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, ta
     The final exit teaches, it does not learn from this (Phuong & Lampert 2019); T² keeps the size of gradients (Hinton
     et al. 2015).
     """
-    taught = (outputs[-1].logits.detach() / TEMPERATURE).log_softmax(dim=1)
-    learned = torch.stack([(out.logits / TEMPERATURE).log_softmax(dim=1) for out in outputs[:-1]])
-    divergence = (taught.exp() * (taught - learned)).sum(dim=2)
-    return TEMPERATURE**2 * divergence.mean(dim=1).sum()
+    return _divergence(outputs[:-1], outputs[-1].logits)
+
+
+def taught(outputs: Sequence[ExitOutput], teacher: Tensor) -> Tensor:
+    """As `distillation`, but of all exits from the logits of another network, [N, K]."""
+    return _divergence(outputs, teacher)
 
 
 def correctness(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None) -> Tensor:
@@ -110,6 +112,12 @@ def correctness(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tag
     z = _confidence_logits(outputs)
     right = torch.stack([out.logits.detach().argmax(dim=1) == labels for out in outputs]).to(z.dtype)
     return F.binary_cross_entropy_with_logits(z, right, reduction="none").mean(dim=1).sum()
+
+
+def _divergence(outputs: Sequence[ExitOutput], teacher: Tensor) -> Tensor:
+    wanted = (teacher.detach() / TEMPERATURE).log_softmax(dim=1)
+    learned = torch.stack([(out.logits / TEMPERATURE).log_softmax(dim=1) for out in outputs])
+    return TEMPERATURE**2 * (wanted.exp() * (wanted - learned)).sum(dim=2).mean(dim=1).sum()
 
 
 def _log_likelihoods(outputs: Sequence[ExitOutput], labels: Tensor) -> Tensor:
@@ -151,6 +159,8 @@ LOSSES: dict[str, Loss] = {
         final_supervision,
     )
 }
+# Terms that need the logits of a teacher.
+TAUGHT: dict[str, Callable[[Sequence[ExitOutput], Tensor], Tensor]] = {"taught": taught}
 # The names in the published code of EENets and of its fork PTEENet, which changed some of them.
 ALIASES = {
     "v0": "deep_supervision",
@@ -169,7 +179,7 @@ ALIASES = {
 class WeightedSum:
     """Σ weight·loss, in float32 where the logits are narrower.
 
-    terms: (weight, name in `LOSSES`) of every term.
+    terms: (weight, name in `LOSSES` or `TAUGHT`) of every term.
     cost_weight: λ, the price of cost in units of the negative log-likelihood.
     """
 
@@ -181,17 +191,34 @@ class WeightedSum:
         """Whether a term needs exit tags."""
         return any(name == "exit_tagged" for _, name in self.terms)
 
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether a term needs the logits of a teacher."""
+        return any(name in TAUGHT for _, name in self.terms)
+
     def __call__(
-        self, outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None
+        self,
+        outputs: Sequence[ExitOutput],
+        labels: Tensor,
+        cost: Tensor,
+        tags: Tensor | None = None,
+        teacher: Tensor | None = None,
     ) -> Tensor:
         dtype = torch.promote_types(outputs[0].logits.dtype, torch.float32)
         outputs = [ExitOutput(o.logits.to(dtype), o.confidence, o.confidence_logit.to(dtype)) for o in outputs]
         cost = cost.to(dtype) * self.cost_weight
-        return torch.stack([weight * LOSSES[name](outputs, labels, cost, tags) for weight, name in self.terms]).sum()
+        terms = []
+        for weight, name in self.terms:
+            if name in TAUGHT:
+                assert teacher is not None
+                terms.append(weight * TAUGHT[name](outputs, teacher.to(dtype)))
+            else:
+                terms.append(weight * LOSSES[name](outputs, labels, cost, tags))
+        return torch.stack(terms).sum()
 
 
 def parse(text: str, cost_weight: float = 1.0) -> WeightedSum:
-    """The loss written as "deep_supervision + 0.5*correctness"; a term is a name of `LOSSES` or `ALIASES`.
+    """The loss written as "deep_supervision + 0.5*correctness"; a term is a name of `LOSSES`, `TAUGHT` or `ALIASES`.
 
     Raises `ValueError` for unknown names and for weights that are not positive and finite.
     """
@@ -203,8 +230,8 @@ def parse(text: str, cost_weight: float = 1.0) -> WeightedSum:
             value = float(weight) if weight else 1.0
         except ValueError:
             value = float("nan")
-        if name not in LOSSES or not 0 < value < float("inf"):
-            known = ", ".join((*LOSSES, *ALIASES))
+        if name not in (*LOSSES, *TAUGHT) or not 0 < value < float("inf"):
+            known = ", ".join((*LOSSES, *TAUGHT, *ALIASES))
             raise ValueError(f"loss={text!r}: {term.strip()!r} is no term; write name or weight*name, name in {known}")
         terms.append((value, name))
     return WeightedSum(tuple(terms), cost_weight)

@@ -39,6 +39,7 @@ class EarlyExitModule(lightning.LightningModule):
     balanced: gradients of the exits are averaged in the trunk, see `balanced_gradients`.
     tag_batches: all training images in order and unchanged, for a loss with exit tags.
     seed: of the first exit tags.
+    teacher: for a loss with "taught", a trained network, whose final exit all exits learn from; it does not change.
 
     Training batches are (images [N, C, H, W] uint8 or normalised floats, labels [N] int64, indices [N] int64 of the
     samples), validation batches have no indices.
@@ -63,11 +64,16 @@ class EarlyExitModule(lightning.LightningModule):
         balanced: bool = False,
         tag_batches: torch.utils.data.DataLoader | None = None,
         seed: int = 1,
+        teacher: EarlyExitNet | None = None,
     ) -> None:
         super().__init__()
         self.net, self.loss = net, parse(loss) if isinstance(loss, str) else loss
         if self.loss.uses_tags and tag_batches is None:
             raise ValueError("this loss uses exit tags; give tag_batches, all training images in order")
+        if self.loss.uses_teacher and teacher is None:
+            raise ValueError("this loss is taught by another network; give teacher")
+        # Not a part of what is trained, saved and counted.
+        self._teacher = (teacher.eval().requires_grad_(False),) if teacher is not None else ()
         self.first_loss, self.first_epochs = parse("deep_supervision"), first_epochs
         self.optimizer, self.schedule = optimizer, schedule
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
@@ -96,6 +102,14 @@ class EarlyExitModule(lightning.LightningModule):
         """The class that each image should get, [N] int64."""
         return outputs[-1].logits.detach().argmax(dim=1) if self.self_labelled else labels
 
+    @torch.no_grad()
+    def taught(self, images: Tensor) -> Tensor | None:
+        """Logits [N, K] of the teacher's final exit for uint8 images or normalised floats, None without a teacher."""
+        for teacher in self._teacher:
+            outputs: Sequence[ExitOutput] = teacher.to(images.device).all_exits(teacher.prepare(images))
+            return outputs[-1].logits
+        return None
+
     def on_train_epoch_start(self) -> None:
         self._spoilt_step = torch.tensor(-1, device=self.device)
         # The first tags are random: a network that has learned nothing cannot choose them.
@@ -114,7 +128,7 @@ class EarlyExitModule(lightning.LightningModule):
         )
         tags = self.tags[samples] if self.loss.uses_tags else None
         compute = self.first_loss if self.current_epoch < self.first_epochs else self.loss
-        loss = compute(outputs, self.targets(outputs, labels), self.net.cost, tags)
+        loss = compute(outputs, self.targets(outputs, labels), self.net.cost, tags, self.taught(images))
         self._check(loss.detach(), index)
         self.log("loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
         return loss
@@ -147,7 +161,8 @@ class EarlyExitModule(lightning.LightningModule):
         images, labels = batch
         outputs = self.net.all_exits(self.net.prepare(images))
         # The same loss in both stages, so that epochs can be compared.
-        metrics = {"held_out_loss": self.loss(outputs, self.targets(outputs, labels), self.net.cost)}
+        targets, taught = self.targets(outputs, labels), self.taught(images)
+        metrics = {"held_out_loss": self.loss(outputs, targets, self.net.cost, teacher=taught)}
         answers = torch.stack([out.logits.argmax(dim=1) for out in outputs])
         for i, answer in enumerate(answers):
             metrics[f"accuracy_exit_{i}"] = (answer == labels).float().mean()

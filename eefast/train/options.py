@@ -45,6 +45,8 @@ class TrainOptions:
         or "a1_in1k" of timm, in the library's cache or, with `download`, fetched there.
     freeze_backbone: train the early heads only; weights and BatchNorm statistics of the backbone stay (PTEENet).
     self_labelled: the frozen backbone's answers replace the labels (PTEENet).
+    teacher: for a loss with "taught", the folder of a trained network for the same images, whose final exit all exits
+        learn from (Hinton et al. 2015).
     train_images: number of training images to train on, drawn by the seed; None: all that are not held out.
     epochs: passes over the training images.
     batch_size: images per step and device.
@@ -95,6 +97,7 @@ class TrainOptions:
     weights: str | Path | None = None
     freeze_backbone: bool = False
     self_labelled: bool = False
+    teacher: str | Path | None = None
     train_images: int | None = None
     epochs: int = 12
     batch_size: int = 128
@@ -134,7 +137,12 @@ class TrainOptions:
                 "self_labelled=True needs a frozen backbone, since labels that are trained too teach nothing; "
                 "add freeze_backbone=True"
             )
-        losses.parse(self.loss, self.cost_weight)
+        loss = losses.parse(self.loss, self.cost_weight)
+        if loss.uses_teacher != (self.teacher is not None):
+            raise ValueError(
+                f"teacher={self.teacher!r}, loss={self.loss!r}: a teacher and a loss with the term taught need each "
+                "other; give both, or none of them"
+            )
 
     def _check_network(self) -> None:
         if bool(self.backbone) != bool(self.exits):
@@ -170,10 +178,11 @@ class TrainOptions:
             raise ValueError(f"two_stage={self.two_stage} must be in 0 … epochs - 1 = {self.epochs - 1}")
 
     def record(self) -> dict[str, Any]:
-        """What determined the network, as JSON takes it: no folders, and of `weights` the last part of its path."""
+        """What determined the network, as JSON takes it: no folders, of weights and teacher the last part of a path."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         del found["data_root"], found["output"]
-        found["weights"] = None if self.weights is None else Path(self.weights).name
+        for name in ("weights", "teacher"):
+            found[name] = None if found[name] is None else Path(found[name]).name
         return {name: list(value) if isinstance(value, (list, tuple)) else value for name, value in found.items()}
 
     def check_same_run(self, before: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from .. import zoo
+from ..checkpoint.loading import load
 from ..checkpoint.weights import load_network
 from ..data import datasets
 from ..data.loaders import batches
@@ -103,6 +104,7 @@ def _network(options: TrainOptions, images: RunImages) -> EarlyExitNet:
 
 def _module(options: TrainOptions, images: RunImages, network: EarlyExitNet) -> EarlyExitModule:
     loss = losses.parse(options.loss, options.cost_weight)
+    teacher = None if options.teacher is None else _teacher(options.teacher, network)
     return EarlyExitModule(
         network,
         loss,
@@ -118,4 +120,20 @@ def _module(options: TrainOptions, images: RunImages, network: EarlyExitNet) -> 
         balanced=options.balance_gradients,
         tag_batches=batches(images.unchanged, BATCH_SIZE, options.workers) if loss.uses_tags else None,
         seed=options.seed,
+        teacher=teacher,
     )
+
+
+def _teacher(folder: str | Path, network: EarlyExitNet) -> EarlyExitNet:
+    """The network that teaches `network`; `ValueError` unless it takes the same images and knows the same classes."""
+    teacher = load(folder)
+    if not isinstance(teacher, EarlyExitNet):
+        raise ValueError(f"teacher={str(folder)!r} is quantised; give the float network that it was made from")
+    for name in ("num_classes", "input_shape"):
+        found, wanted = getattr(teacher, name), getattr(network, name)
+        if found != wanted:
+            raise ValueError(
+                f"teacher={str(folder)!r} has {name}={found}, the network to train {wanted}; choose a teacher for the "
+                "same images and classes"
+            )
+    return teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

@@ -49,6 +49,7 @@ NETWORKS: Mapping[str, Callable[[], eefast.EarlyExitNet]] = {
     "bottlenecks": lambda: eenet("eenet50"),
     "depthwise heads": lambda: eenet(head="depthwise"),
     "strided heads": lambda: eenet(head="strided3"),
+    "deep heads": lambda: eenet(head="deep2"),
     "int8": quantized,
     "int8, pre-activation": lambda: quantized(blocks="pre-activation", head="bnpool"),
     "int8, depthwise heads": lambda: spread(eefast.quantize(eenet(head="depthwise"), images(32, SHAPE))),

@@ -77,8 +77,9 @@ def test_every_engine_gives_the_answers_of_the_network(arguments: dict[str, str]
         ("eenet8", {"filters": 5}),
         ("eenet20", {"head": "bnpool", "num_exits": 3}),
         ("eenet20", {"head": "strided2", "placement": (0, 4)}),
+        ("eenet20", {"head": "deep2", "placement": (0, 4)}),
     ],
-    ids=["conv1", "pre-activation", "bnpool", "strided"],
+    ids=["conv1", "pre-activation", "bnpool", "strided", "deep"],
 )
 @pytest.mark.sampled(2)
 def test_what_quantize_makes_runs_with_the_answers_of_the_network(name: str, arguments: dict[str, Any]) -> None:

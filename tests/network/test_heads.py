@@ -16,7 +16,7 @@ def test_every_kind_returns_logits_and_a_confidence_per_sample(kind):
     out = head(images(3, SHAPE))
     assert (out.logits.shape, out.confidence.shape, out.confidence_logit.shape) == ((3, 7), (3,), (3,))
     assert torch.equal(out.confidence, torch.sigmoid(out.confidence_logit))
-    read = {"plain": 120, "depthwise": 8, "strided1": 8, "strided2": 16, "strided3": 32}
+    read = {"plain": 120, "depthwise": 8} | {f"{name}{k}": 4 << k for name in ("strided", "deep") for k in (1, 2, 3)}
     assert head.num_features == read.get(kind, 4)
     assert repr(head).startswith(f"ExitHead(\n  kind={kind!r}")
 
@@ -71,6 +71,24 @@ def test_a_strided_head_keeps_every_other_pixel_of_whole_convolutions(shape):
         seen = norm(convolve(seen, conv.weight, padding=1)[(..., *[slice(None, None, 2)] * (len(shape) - 1))]).relu()
     pooled = seen.flatten(2).mean(2)
     torch.testing.assert_close(head(x).logits, pooled @ head.classifier.weight.T + head.classifier.bias)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(4, 5, 7), (3, 9)])
+def test_a_deep_head_has_a_convolution_more_for_each_size(shape):
+    head, strided = (lived_in(ExitHead(kind, shape, 3, shape), 1) for kind in ("deep2", "strided2"))
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(2))
+    assert [m[0].stride[0] for m in head.convs] == [2, 1, 2, 1]
+    for i in (0, 1):
+        strided.convs[i].load_state_dict(head.convs[2 * i].state_dict())
+        more, seen = head.convs[2 * i + 1], strided.convs[: i + 1](x)
+        assert more[0].weight.shape == (seen.shape[1], seen.shape[1], *[3] * (len(shape) - 1))
+        nn.init.dirac_(more[0].weight)  # passes maps on as they are; they are at least 0
+        more[1].reset_running_stats()
+        more[1].eps = 0
+        more[1].reset_parameters()
+    strided.classifier.load_state_dict(head.classifier.state_dict())
+    torch.testing.assert_close(head(x).logits, strided(x).logits)
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 5), (4, 5, 1)])

@@ -99,6 +99,7 @@ NETWORKS = [
     ("eenet20", {"input_shape": (3, 29, 29), "head": "conv2", "num_exits": 3, "placement": "linear"}, 0.3, 16),
     ("eenet20", {"input_shape": (2, 9, 14), "head": "conv3", "num_exits": 3, "placement": "linear"}, 0.3, 31),
     ("eenet20", {"input_shape": (3, 11, 18), "head": "strided3", "placement": (0, 2, 5)}, 0.3, 31),
+    ("eenet20", {"input_shape": (3, 18, 11), "head": "deep2", "placement": (0, 4)}, 0.3, 31),
     ("eenet110", {"input_shape": (3, 32, 32), "num_exits": 8}, 0.1, 16),
     ("eenet18", {"input_shape": (3, 40, 40), "placement": "linear"}, 0.4, 5),
     ("eenet34", {"input_shape": (3, 64, 64), "num_classes": 1000, "placement": "linear"}, 0.4, 5),

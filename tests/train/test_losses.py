@@ -153,6 +153,28 @@ def test_distillation_teaches_early_exits_only() -> None:
         torch.testing.assert_close(out.logits.grad, 3 * difference.detach() / 31)
 
 
+@pytest.mark.parametrize(("n", "classes"), [(1, 2), (31, 7)])
+def test_a_teacher_teaches_all_exits(n: int, classes: int) -> None:
+    outputs, labels = make_outputs(n, classes)
+    teacher = 2 * torch.randn(n, classes, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    total = 0.0
+    for row in range(n):
+        wanted = softmax(teacher[row] / 3)
+        for out in outputs:
+            found = softmax(out.logits[row] / 3)
+            total += 9 * sum(p * math.log(p / q) for p, q in zip(wanted, found, strict=True)) / n
+    parsed = losses.parse("0.5*taught")
+    assert parsed.uses_teacher
+    assert parsed(outputs, labels, COST, teacher=teacher).item() == pytest.approx(total / 2, rel=1e-12)
+    for out in outputs:
+        out.logits.requires_grad_()
+    losses.taught(outputs, teacher.requires_grad_()).backward()
+    assert teacher.grad is None
+    for out in outputs:
+        difference = (out.logits / 3).softmax(1) - (teacher / 3).softmax(1)
+        torch.testing.assert_close(out.logits.grad, 3 * difference.detach() / n)
+
+
 def test_tagged_loss_without_tags_takes_the_cheapest_exit() -> None:
     outputs, labels = make_outputs(31, 10)
     tags = []
@@ -182,6 +204,7 @@ def test_loss_text() -> None:
     parsed = losses.parse("v0 + 0.5*correctness+2 * mixtures", cost_weight=3.0)
     assert parsed.terms == ((1.0, "deep_supervision"), (0.5, "correctness"), (2.0, "mixtures"))
     assert not parsed.uses_tags
+    assert not parsed.uses_teacher
     assert losses.parse("v0+v4").uses_tags
     outputs, labels = make_outputs(3, 5)
     part = partial(looped, outputs=outputs, labels=labels, cost=3 * COST, tags=make_tags(3))

@@ -14,6 +14,7 @@ from eefast.data.image_sets import ImageTensors
 from eefast.data.loaders import batches
 from eefast.surgery.attachment import new_parameters
 from eefast.train import losses
+from eefast.train import module as module_file
 from eefast.train.batches import EpochSeeds, training_batches
 from eefast.train.module import DivergedError, EarlyExitModule
 from eefast.train.tags import random_tags
@@ -161,6 +162,32 @@ def test_held_out_images_are_judged_by_the_loss_of_the_last_stage(monkeypatch: p
     right = {f"accuracy_exit_{i}": float((a == labels).float().mean()) for i, a in enumerate(answers)}
     same = {f"agreement_exit_{i}": float((a == answers[-1]).float().mean()) for i, a in enumerate(answers[:-1])}
     assert {name: float(value) for name, value in logged.items()} == {**right, **same}
+
+
+def test_a_teacher_is_asked_about_the_augmented_images_and_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = small_net()
+    module = EarlyExitModule(small_net(), "v0+0.5*taught", shift=2, teacher=teacher)
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert not teacher.training
+    assert not [name for name in module.state_dict() if "teacher" in name]
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    shown, logged = [], {}
+    monkeypatch.setattr(module_file, "random_shift", lambda images, shift: shown.append(images.flip(2)) or shown[-1])
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value.item()}))
+    monkeypatch.setattr(module, "_check", lambda loss, index: None)
+    images, labels = numbered_images(31)[:]
+    module.training_step((images, labels, torch.arange(31)), 0).backward()
+    with torch.no_grad():
+        taught = teacher.all_exits(teacher.prepare(shown[0]))[-1].logits
+        outputs = module.net.all_exits(module.net.prepare(shown[0]))
+    expected = losses.deep_supervision(outputs, labels, module.net.cost) + 0.5 * losses.taught(outputs, taught)
+    assert logged["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_a_loss_with_a_teacher_needs_one() -> None:
+    with pytest.raises(ValueError, match="this loss is taught by another network; give teacher"):
+        EarlyExitModule(small_net(), "v0+taught")
 
 
 def test_a_loss_with_tags_needs_images_to_tag() -> None:

@@ -26,6 +26,8 @@ from eefast.train.options import FREE_TO_CHANGE, TrainOptions
         ({"devices": 0}, "devices=0 must be at least -1 and not 0"),
         ({"nodes": 0}, "nodes=0 must be at least 1"),
         ({"self_labelled": True}, "self_labelled=True needs a frozen backbone"),
+        ({"loss": "taught"}, "teacher=None, loss='taught': a teacher and a loss with the term taught need each other"),
+        ({"teacher": "runs/t"}, "teacher='runs/t', loss='deep_supervision+correctness': a teacher and a loss with"),
         ({"exits": ["layer1"]}, "backbone=None, exits=['layer1']: give both, or none of them with net"),
         ({"backbone": "timm:x"}, "backbone='timm:x', exits=[]: give both, or none of them with net"),
     ],
@@ -38,12 +40,12 @@ def test_impossible_values_are_named(changed: dict, message: str) -> None:
 def test_the_record_is_json_and_names_no_folder() -> None:
     options = TrainOptions(
         data_root="/secret/data", output="/secret/out", weights=Path("/secret/w.pth"), placement=(1, 4),
-        backbone="timm:x", exits=("a", "b"),
+        backbone="timm:x", exits=("a", "b"), teacher="/secret/first", loss="v0+taught",
     )  # fmt: skip
     record = options.record()
     assert json.loads(json.dumps(record)) == record
     assert "secret" not in json.dumps(record)
-    assert record["weights"] == "w.pth"
+    assert (record["weights"], record["teacher"]) == ("w.pth", "first")
     assert (record["placement"], record["exits"], record["held_out"]) == ([1, 4], ["a", "b"], None)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from training_runs import trained
 
-from eefast import criteria
+from eefast import criteria, zoo
 from eefast.checkpoint.loading import load
 from eefast.data import datasets
 from eefast.surgery import backbone as library_backbone
@@ -93,6 +93,33 @@ def test_heads_learn_the_answers_of_a_frozen_backbone(colours: Path, tmp_path: P
     # "pteenet_v5" knows no confidence at the final exit.
     unused = {"heads.2.confidence.weight", "heads.2.confidence.bias"}
     assert changed - {"thresholds"} == new - unused | statistics
+
+
+def test_exits_learn_from_another_network(colours: Path, tmp_path: Path) -> None:
+    """The answers of a teacher that calls each colour by another's name."""
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    for name, other in (("blue", "green"), ("green", "red"), ("red", "blue")):
+        (wrong / other).symlink_to(colours / "train" / name)
+    options = {
+        "net": "eenet20", "dataset": "folder", "image_size": 8, "num_exits": 2, "placement": "linear", "held_out": 60,
+        "batch_size": 16, "head": "bnpool", "max_accuracy_drop": 1.0, "device": "cpu", "epochs": 4,
+    }  # fmt: skip
+    teacher = {"output": tmp_path / "teacher", "data_root": wrong, **options}
+    trained(loss="final_supervision", **teacher)
+    before = (tmp_path / "teacher" / "model.safetensors").read_bytes()
+    taught = {"data_root": colours, "teacher": tmp_path / "teacher", "loss": "taught", **options}
+    report = trained(output=tmp_path / "taught", **taught)
+    assert max(report.exit_accuracy) < 0.1
+    assert min(report.exit_agreement) > 0.9
+    assert (tmp_path / "teacher" / "model.safetensors").read_bytes() == before
+
+
+def test_a_teacher_for_other_images(small_mnist: Path, tmp_path: Path) -> None:
+    zoo.eenet("eenet20", 1, "linear", "pool", 7, (1, 28, 28)).save(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other' has num_classes=7, the network to train 10; choose a teacher for"):
+        trained(data_root=small_mnist, output=tmp_path / "run", loss="taught", teacher=tmp_path / "other", held_out=300)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
