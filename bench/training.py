@@ -44,6 +44,7 @@ from eefast.thresholds.candidates import make_candidate
 from eefast.thresholds.outputs import collect, exits_taken, outcome
 from eefast.thresholds.scaling import fold_scaling
 from eefast.train.folder import LAST_FILE, REPORT_FILE
+from eefast.train.losses import parse
 
 ROOT = Path(__file__).parents[1]
 LOG_FILE = "train.log"
@@ -80,12 +81,13 @@ GOALS = {"mnist": Goal(0.005, 0.20), "fashion-mnist": Goal(0.010, 0.40), CIFAR10
 
 @dataclass(frozen=True)
 class Run:
-    """A call of `eefast train`: folder to fill, data set, options, folder whose weights it starts from."""
+    """A call of `eefast train`: folder to fill, data set, options, folder whose weights it starts from, teacher."""
 
     output: Path
     dataset: str
     options: dict[str, Any]
     weights: Path | None = None
+    teacher: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class Training:
     """A network to train beside its plain twin, which has its layers but no early exit to learn for.
 
     dataset: its name in rows, see `data_sets`.
-    options: of `eefast train` for both, besides the twin's loss and the kind of early heads, which it does not train.
+    options: of `eefast train` for both, besides the twin's loss and the kind of early heads, which it does not train;
+        if the loss has the term "taught", the twin teaches the network.
     first: options of a run that trains the plain network, from whose weights both go on; empty: both start untrained.
     smaller: plain networks that are trained as the twin is, to be compared at their cost.
     """
@@ -116,9 +119,11 @@ class Training:
         """Of the network, and of its twin."""
         stem, begin = self._stem, self.begin(folder)
         weights = None if begin is None else begin.output
-        run = Run(folder / stem, self.dataset, {**self._shared, "loss": LOSS, **self.options}, weights)
-        plain = {name: value for name, value in run.options.items() if name not in EARLY_OPTIONS}
-        return run, Run(folder / f"{stem}-twin", self.dataset, {**plain, "loss": TWIN_LOSS}, weights)
+        options = {**self._shared, "loss": LOSS, **self.options}
+        plain = {name: value for name, value in options.items() if name not in EARLY_OPTIONS}
+        twin = Run(folder / f"{stem}-twin", self.dataset, {**plain, "loss": TWIN_LOSS}, weights)
+        teacher = twin.output if parse(options["loss"]).uses_teacher else None
+        return Run(folder / stem, self.dataset, options, weights, teacher), twin
 
     def alone(self) -> list[Training]:
         """Of the smaller plain networks: their twins are what is trained."""
@@ -213,21 +218,25 @@ def train(
     both = [run for training in trainings for run in training.both(folder)]
     for runs in (
         [training.begin(folder) for training in (*trainings, *smaller)],
-        [*both, *(small.both(folder)[1] for small in smaller)],
+        [run for run in both if run.teacher is None],
+        [*(run for run in both if run.teacher), *(small.both(folder)[1] for small in smaller)],
     ):
         runs = [run for run in runs if run is not None]
         todo = [run for run in runs if not finished(run)]
         notes |= dict.fromkeys((run.output for run in runs), "")
         with ThreadPoolExecutor(jobs) as pool:
             made = {
-                run.output: pool.submit(
-                    _train_one, run, notes.get(run.weights, "") if run.weights else "", device, data_root, threads, end
-                )
+                run.output: pool.submit(_train_one, run, _missing(run, notes), device, data_root, threads, end)
                 for run in todo
             }
             _follow(made, sum(run.options["epochs"] for run in todo))
         notes |= {output: one.result() for output, one in made.items()}
     return notes
+
+
+def _missing(run: Run, notes: dict[Path, str]) -> Path | None:
+    """The folder that it starts from or learns from, where something went wrong with that one."""
+    return next((folder for folder in (run.weights, run.teacher) if folder and notes.get(folder)), None)
 
 
 def finished(run: Run) -> bool:
@@ -242,13 +251,13 @@ def finished(run: Run) -> bool:
     return True
 
 
-def _train_one(run: Run, before: str, device: str, data_root: Path, threads: int, end: float) -> str:
+def _train_one(run: Run, missing: Path | None, device: str, data_root: Path, threads: int, end: float) -> str:
     """In a separate process, so that several train at a time and one may be stopped; what went wrong, or nothing.
 
-    before: what went wrong with the run that it starts from.
+    missing: a folder that it needs.
     """
-    if before or time.monotonic() >= end:
-        return f"not begun: {run.weights} is not there" if before else "not begun within the budget of seconds"
+    if missing or time.monotonic() >= end:
+        return f"not begun: {missing} is not there" if missing else "not begun within the budget of seconds"
     run.output.mkdir(parents=True, exist_ok=True)
     config, log_file = run.output / "options.yaml", run.output / LOG_FILE
     config.write_text(json.dumps(run.options))  # JSON is YAML
@@ -256,6 +265,7 @@ def _train_one(run: Run, before: str, device: str, data_root: Path, threads: int
     command += ["--output", str(run.output), "--device", device]
     command += ["--data-root", str(data_sets.root_of(run.dataset, data_root))]
     command += ["--weights", str(run.weights)] if run.weights else []
+    command += ["--teacher", str(run.teacher)] if run.teacher else []
     command += ["--resume"] if (run.output / LAST_FILE).is_file() else []
     with log_file.open("a") as log:
         try:

@@ -122,6 +122,21 @@ def test_both_go_on_from_the_plain_network_and_only_one_gets_convolutions_in_its
     assert "random weights" not in (twin.output / training.LOG_FILE).read_text()
 
 
+@pytest.mark.slow
+def test_a_network_learns_from_its_twin(
+    root: Path, tmp_path: Path, in_forks: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training.subprocess, "run", in_forks)
+    plan = replace(TINY, options={**TINY.options, "loss": "final_supervision+taught"})
+    early, twin = (run.output for run in plan.both(tmp_path))
+    assert train([plan], tmp_path, "cpu", root, 1800) == dict.fromkeys((twin, early), "")
+    assert [json.loads((run / "report.json").read_text())["arguments"]["teacher"] for run in (early, twin)] == [
+        twin.name, None,
+    ]  # fmt: skip
+    wrong = replace(plan, net="eenet20", options={**plan.options, "batch_size": 10_000})
+    assert train([wrong], tmp_path, "cpu", root, 1800)[wrong.both(tmp_path)[0].output].startswith("not begun: ")
+
+
 def test_rows_say_what_the_network_itself_answers(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path)
     monkeypatch.setattr(training, "GOALS", {"mnist": Goal(0.2, 0.8)})
@@ -171,11 +186,12 @@ def test_options_are_those_of_train_and_twins_do_without_early_exits(device: str
     for begin, early, twin in runs.values():
         for run in (begin, early, twin):
             if run is not None:
-                TrainOptions(**run.options)
+                TrainOptions(**run.options, teacher=run.teacher)
         assert twin.options["loss"] == "final_supervision" != early.options["loss"]
         assert not {"head", "balance_gradients"} & twin.options.keys()
         assert twin.options["epochs"] == early.options["epochs"]
         assert early.weights == twin.weights == (begin and begin.output)
+        assert early.teacher == (twin.output if "taught" in early.options["loss"] else None)
     outputs = [run.output.name for three in runs.values() for run in three if run is not None]
     assert len(set(outputs)) == len(outputs)
     assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in outputs)
