@@ -72,7 +72,7 @@ class EarlyExitModule(lightning.LightningModule):
             raise ValueError("this loss uses exit tags; give tag_batches, all training images in order")
         if self.loss.uses_teacher and teacher is None:
             raise ValueError("this loss is taught by another network; give teacher")
-        # Not a part of what is trained, saved and counted.
+        # In a tuple it is no part of what is trained, saved and counted.
         self._teacher = (teacher.eval().requires_grad_(False),) if teacher is not None else ()
         self.first_loss, self.first_epochs = parse("deep_supervision"), first_epochs
         self.optimizer, self.schedule = optimizer, schedule
@@ -106,8 +106,9 @@ class EarlyExitModule(lightning.LightningModule):
     def taught(self, images: Tensor) -> Tensor | None:
         """Logits [N, K] of the teacher's final exit for uint8 images or normalised floats, None without a teacher."""
         for teacher in self._teacher:
-            outputs: Sequence[ExitOutput] = teacher.to(images.device).all_exits(teacher.prepare(images))
-            return outputs[-1].logits
+            teacher.to(images.device)
+            logits: Tensor = teacher.plain()(teacher.prepare(images))
+            return logits
         return None
 
     def on_train_epoch_start(self) -> None:
