@@ -57,8 +57,10 @@ NETWORK_OPTIONS = (
 )  # fmt: skip
 EARLY_OPTIONS = ("head", "balance_gradients")
 """What the twin does without: it trains no early exit."""
-# Each early exit weighs 0.2 beside the final one, and learns as much from that one's answers as from the labels.
-DISTILLED_LOSS = "0.8*final_supervision+0.2*deep_supervision+0.2*distillation+0.05*correctness"
+# All exits learn from the twin, and the final one more from labels than early ones.
+TAUGHT_LOSS = "+0.1*deep_supervision+0.3*taught+0.05*correctness"
+# The same for a plain network.
+PLAIN_TAUGHT_LOSS = "0.6*final_supervision+0.3*final_taught"
 # What thresholds may use up of the allowed drop and cost on held-out images, since test images differ a little.
 CAUTION = 0.95
 CURVE_POINTS = 40
@@ -76,7 +78,7 @@ class Goal:
     cost: float
 
 
-GOALS = {"mnist": Goal(0.005, 0.20), "fashion-mnist": Goal(0.010, 0.40), CIFAR10_JPEG: Goal(0.005, 0.45)}
+GOALS = {"mnist": Goal(0.002, 0.12), "fashion-mnist": Goal(0.005, 0.30), CIFAR10_JPEG: Goal(0.005, 0.45)}
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,9 @@ class Training:
     options: of `eefast train` for both, besides the twin's loss and the kind of early heads, which it does not train;
         if the loss has the term "taught", the twin teaches the network.
     first: options of a run that trains the plain network, from whose weights both go on; empty: both start untrained.
-    smaller: plain networks that are trained as the twin is, to be compared at their cost.
+    smaller: plain networks that are trained as the twin is and, where that one teaches, with it as teacher; to be
+        compared at their cost.
+    teacher: network whose twin teaches it; "": it itself.
     """
 
     dataset: str
@@ -106,6 +110,7 @@ class Training:
     options: dict[str, Any]
     first: dict[str, Any] = field(default_factory=dict)
     smaller: tuple[str, ...] = ()
+    teacher: str = ""
 
     def __str__(self) -> str:
         return f"{self.net} on {self.dataset}"
@@ -122,13 +127,23 @@ class Training:
         options = {**self._shared, "loss": LOSS, **self.options}
         plain = {name: value for name, value in options.items() if name not in EARLY_OPTIONS}
         twin = Run(folder / f"{stem}-twin", self.dataset, {**plain, "loss": TWIN_LOSS}, weights)
-        teacher = twin.output if parse(options["loss"]).uses_teacher else None
+        teacher = folder / f"{slug(f'{self.dataset}-{self.teacher or self.net}')}-twin" if self.is_taught else None
         return Run(folder / stem, self.dataset, options, weights, teacher), twin
 
     def alone(self) -> list[Training]:
-        """Of the smaller plain networks: their twins are what is trained."""
-        options = {**self.options, "num_exits": 1, "placement": [1]}
-        return [replace(self, net=net, options=options, smaller=()) for net in self.smaller]
+        """Of the smaller plain networks, see `runs`."""
+        options = {name: value for name, value in self.options.items() if name not in EARLY_OPTIONS}
+        options |= {"num_exits": 1, "placement": [1]} | ({"loss": PLAIN_TAUGHT_LOSS} if self.is_taught else {})
+        return [replace(self, net=net, options=options, smaller=(), teacher=self.net) for net in self.smaller]
+
+    def runs(self, folder: Path) -> list[Run]:
+        """Of a plain network: the twin, and what a teacher makes of it."""
+        early, twin = self.both(folder)
+        return [twin, early] if early.teacher else [twin]
+
+    @property
+    def is_taught(self) -> bool:
+        return parse(self.options.get("loss", LOSS)).uses_teacher
 
     @property
     def _stem(self) -> str:
@@ -154,17 +169,17 @@ def continued(dataset: str, net: str, placement: Sequence[int], epochs: tuple[in
     return Training(dataset, net, continuation, {"epochs": first})
 
 
-def on_cifar10(net: str, placement: Sequence[int], epochs: int, **options: Any) -> Training:
-    """Trained as a whole from random weights: the first blocks learn features that early exits can use, too.
+def taught(dataset: str, net: str, exits: dict[int, str], epochs: int, final: float = 0.5, **options: Any) -> Training:
+    """Trained as a whole from random weights, so that the first blocks learn features that early exits can use, too.
 
-    placement: the last exit comes after maps of 16×16, all before after maps of 32×32.
+    exits: block → kind of the head after it; 0: the stem. final: what the labels weigh more at the final exit.
     """
     shared = {
-        "num_exits": len(placement),
-        "placement": list(placement),
-        "head": ["strided3"] * (len(placement) - 1) + ["strided2"],
-        "shift": 4,
-        "flip": True,
+        "num_exits": len(exits),
+        "placement": list(exits),
+        "head": list(exits.values()),
+        "shift": 4 if dataset == CIFAR10_JPEG else 2,
+        "flip": dataset != "mnist",
         "batch_size": 128,
         "precision": "bf16-mixed",
         "optimizer": "sgd",
@@ -172,23 +187,25 @@ def on_cifar10(net: str, placement: Sequence[int], epochs: int, **options: Any) 
         "weight_decay": 5e-4,
         "learning_rate": 0.2,
         "epochs": epochs,
-        "loss": DISTILLED_LOSS,
+        "loss": f"{final}*final_supervision{TAUGHT_LOSS}",
     }
-    return Training(CIFAR10_JPEG, net, {**shared, **options}, smaller=("eenet20", "eenet14", "resnet8"))
+    smaller = ("eenet20", "eenet14", "resnet8") if dataset == CIFAR10_JPEG else ()
+    return Training(dataset, net, {**shared, **options}, smaller=smaller)
 
 
+# As the rest of a ResNet-8, and a smaller one after the stem.
+HEADS = {0: "strided3", 1: "deep2", 3: "deep2"}
 # By device; what matters most comes first.
 TRAININGS = {
     "cpu": (
-        continued("fashion-mnist", "eenet32", (1, 3, 5, 6, 8), (7, 4), head="conv1"),
+        taught(CIFAR10_JPEG, "eenet32", {**HEADS, 7: "deep1"}, 18),
+        taught("fashion-mnist", "eenet32", {**HEADS, 7: "deep1"}, 6, final=0.8),
+        taught("mnist", "eenet32", dict.fromkeys((0, 1, 2, 4), "strided3"), 4, learning_rate=0.1),
         Training("mnist", "eenet20", {"num_exits": 3, "epochs": 4, "shift": 2}),
-        # The network that ships with the package.
-        Training("mnist", "eenet32", {"num_exits": 5, "epochs": 8, "shift": 2}),
-        on_cifar10("eenet32", (0, 1, 2, 4, 7), 18),
     ),
     "cuda": (
-        on_cifar10("eenet110", (0, 1, 2, 4, 7, 12, 20), 30, batch_size=256),
-        on_cifar10("eenet56", (0, 1, 2, 4, 7, 12), 50, batch_size=256),
+        taught(CIFAR10_JPEG, "eenet110", {**HEADS, 7: "deep2", 14: "deep2", 20: "deep1"}, 30, batch_size=256),
+        taught(CIFAR10_JPEG, "eenet56", {**HEADS, 6: "deep2", 12: "deep1"}, 50, batch_size=256),
         *(
             continued(dataset, net, placement, epochs, head="conv1", batch_size=256, precision="bf16-mixed")
             for net, placement, epochs in (
@@ -219,7 +236,7 @@ def train(
     for runs in (
         [training.begin(folder) for training in (*trainings, *smaller)],
         [run for run in both if run.teacher is None],
-        [*(run for run in both if run.teacher), *(small.both(folder)[1] for small in smaller)],
+        [*(run for run in both if run.teacher), *(run for small in smaller for run in small.runs(folder))],
     ):
         runs = [run for run in runs if run is not None]
         todo = [run for run in runs if not finished(run)]
@@ -376,14 +393,13 @@ def worth_alone(training: Training, folder: Path, data_root: Path) -> list[Plain
     """A row per smaller plain network that is trained."""
     rows = []
     for small in training.alone():
-        begin, (_, run) = small.begin(folder), small.both(folder)
-        if not finished(run):
-            continue
-        net = eefast.load(run.output).eval()
-        held_out, test = (part.accuracy(-1) for part in seen(net, training.dataset, data_root))
-        seconds = [sum(_report(each.output)["seconds_per_epoch"]) for each in (begin, run) if each]
-        name = small.net.replace("eenet", "resnet")
-        rows.append(PlainRow(name, training.dataset, _plain_macs(net), run.options, tuple(seconds), held_out, test))
+        begin = small.begin(folder)
+        for run in filter(finished, small.runs(folder)):
+            net = eefast.load(run.output).eval()
+            held_out, test = (part.accuracy(-1) for part in seen(net, training.dataset, data_root))
+            seconds = [sum(_report(each.output)["seconds_per_epoch"]) for each in (begin, run) if each]
+            name = small.net.replace("eenet", "resnet") + ", taught" * (run.teacher is not None)
+            rows.append(PlainRow(name, training.dataset, _plain_macs(net), run.options, tuple(seconds), held_out, test))
     return rows
 
 

@@ -104,6 +104,11 @@ def taught(outputs: Sequence[ExitOutput], teacher: Tensor) -> Tensor:
     return _divergence(outputs, teacher)
 
 
+def final_taught(outputs: Sequence[ExitOutput], teacher: Tensor) -> Tensor:
+    """`taught` of the final exit alone: for a plain network."""
+    return _divergence(outputs[-1:], teacher)
+
+
 def correctness(outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, tags: Tensor | None = None) -> Tensor:
     """Σ over exits of the binary cross-entropy between the confidence and "this exit is right" (as in NACHOS).
 
@@ -160,7 +165,9 @@ LOSSES: dict[str, Loss] = {
     )
 }
 # Terms that need the logits of a teacher.
-TAUGHT: dict[str, Callable[[Sequence[ExitOutput], Tensor], Tensor]] = {"taught": taught}
+TAUGHT: dict[str, Callable[[Sequence[ExitOutput], Tensor], Tensor]] = {
+    loss.__name__: loss for loss in (taught, final_taught)
+}
 # The names in the published code of EENets and of its fork PTEENet, which changed some of them.
 ALIASES = {
     "v0": "deep_supervision",

@@ -46,7 +46,7 @@ class TrainOptions:
     freeze_backbone: train the early heads only; weights and BatchNorm statistics of the backbone stay (PTEENet).
     self_labelled: the frozen backbone's answers replace the labels (PTEENet).
     teacher: for a loss with "taught", the folder of a trained network for the same images, whose final exit all exits
-        learn from (Hinton et al. 2015).
+        learn from (Hinton et al. 2015), or with "final_taught" the final one.
     train_images: number of training images to train on, drawn by the seed; None: all that are not held out.
     epochs: passes over the training images.
     batch_size: images per step and device.
@@ -140,7 +140,7 @@ class TrainOptions:
         loss = losses.parse(self.loss, self.cost_weight)
         if loss.uses_teacher != (self.teacher is not None):
             raise ValueError(
-                f"teacher={self.teacher!r}, loss={self.loss!r}: a teacher and a loss with the term taught need each "
+                f"teacher={self.teacher!r}, loss={self.loss!r}: a teacher and a loss with a term taught need each "
                 "other; give both, or none of them"
             )
 

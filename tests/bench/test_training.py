@@ -181,9 +181,11 @@ def test_rows_of_smaller_networks_are_those_that_are_trained(
 
 @pytest.mark.parametrize("device", TRAININGS)
 def test_options_are_those_of_train_and_twins_do_without_early_exits(device: str) -> None:
-    plans = [each for plan in TRAININGS[device] for each in (plan, *plan.alone())]
+    plans = list(TRAININGS[device])
+    teachers = {str(small): plan for plan in plans for small in plan.alone()}
+    plans += [small for plan in TRAININGS[device] for small in plan.alone()]
     runs = {str(plan): (plan.begin(Path("x")), *plan.both(Path("x"))) for plan in plans}
-    for begin, early, twin in runs.values():
+    for name, (begin, early, twin) in runs.items():
         for run in (begin, early, twin):
             if run is not None:
                 TrainOptions(**run.options, teacher=run.teacher)
@@ -191,7 +193,8 @@ def test_options_are_those_of_train_and_twins_do_without_early_exits(device: str
         assert not {"head", "balance_gradients"} & twin.options.keys()
         assert twin.options["epochs"] == early.options["epochs"]
         assert early.weights == twin.weights == (begin and begin.output)
-        assert early.teacher == (twin.output if "taught" in early.options["loss"] else None)
+        expected = teachers[name].both(Path("x"))[1] if name in teachers else twin
+        assert early.teacher == (expected.output if "taught" in early.options["loss"] else None)
     outputs = [run.output.name for three in runs.values() for run in three if run is not None]
     assert len(set(outputs)) == len(outputs)
     assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in outputs)

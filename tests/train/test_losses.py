@@ -173,6 +173,9 @@ def test_a_teacher_teaches_all_exits(n: int, classes: int) -> None:
     for out in outputs:
         difference = (out.logits / 3).softmax(1) - (teacher / 3).softmax(1)
         torch.testing.assert_close(out.logits.grad, 3 * difference.detach() / n)
+    last = losses.parse("final_taught")(outputs, labels, COST, teacher=teacher)
+    assert last.item() == losses.taught(outputs[-1:], teacher).item()
+    assert losses.taught(outputs, teacher).item() > last.item() > 0
 
 
 def test_tagged_loss_without_tags_takes_the_cheapest_exit() -> None:

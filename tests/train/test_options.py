@@ -26,7 +26,7 @@ from eefast.train.options import FREE_TO_CHANGE, TrainOptions
         ({"devices": 0}, "devices=0 must be at least -1 and not 0"),
         ({"nodes": 0}, "nodes=0 must be at least 1"),
         ({"self_labelled": True}, "self_labelled=True needs a frozen backbone"),
-        ({"loss": "taught"}, "teacher=None, loss='taught': a teacher and a loss with the term taught need each other"),
+        ({"loss": "taught"}, "teacher=None, loss='taught': a teacher and a loss with a term taught need each other"),
         ({"teacher": "runs/t"}, "teacher='runs/t', loss='deep_supervision+correctness': a teacher and a loss with"),
         ({"exits": ["layer1"]}, "backbone=None, exits=['layer1']: give both, or none of them with net"),
         ({"backbone": "timm:x"}, "backbone='timm:x', exits=[]: give both, or none of them with net"),
