@@ -200,7 +200,14 @@ TRAININGS = {
     "cpu": (
         taught(CIFAR10_JPEG, "eenet32", {**HEADS, 7: "deep1"}, 18),
         taught("fashion-mnist", "eenet32", {**HEADS, 7: "deep1"}, 6, final=0.8),
-        taught("mnist", "eenet32", dict.fromkeys((0, 1, 2, 4), "strided3"), 4, learning_rate=0.1),
+        taught(
+            "mnist",
+            "eenet32",
+            dict.fromkeys((0, 1, 2, 4), "strided3"),
+            4,
+            learning_rate=0.1,
+            loss="0.9*final_supervision+0.1*deep_supervision+0.2*taught+0.05*correctness",
+        ),
         Training("mnist", "eenet20", {"num_exits": 3, "epochs": 4, "shift": 2}),
     ),
     "cuda": (
