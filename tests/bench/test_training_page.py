@@ -55,10 +55,13 @@ def test_page_takes_the_newest_row_and_speeds_of_one_comparison(tmp_path: Path) 
     file = tmp_path / "rows.jsonl"
     old = row_of(twin_accuracy=0.5)
     old["environment"]["date"] = "2025-01-01"
-    file.write_text("".join(json.dumps(line) + "\n" for line in (row_of(), old, speed, fast)))
+    before = {**fast, "batch_size": 16, "environment": old["environment"]}
+    lines = (row_of(), old, before, speed, fast)
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     made_files = training_page.write([file], tmp_path)
     assert [path.suffix for path in made_files] == [".md", ".png"]
     text = made_files[0].read_text()
     assert "50.00" not in text
     assert "| 256 | plain, ONNX Runtime | 1,000 | eefast resident | 4,321 | 4.32 | 1.30 |" in text
+    assert "| 16 |" not in text, "of the network before it"
     assert training_page.write([], tmp_path) == []
