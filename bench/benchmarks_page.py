@@ -18,7 +18,7 @@ import parity_table
 import recipes
 import training_page
 from page_figures import Mark
-from rows import RESULTS, Record, read, slug
+from rows import RESULTS, Record, read, slug, trained_name
 from selection import (
     AUTO,
     COMPACT,
@@ -208,7 +208,7 @@ def _speed_ups(cases: Cases, stem: str) -> Section | None:
 
 
 def _tables(rows: list[Record], gpu: bool) -> Section | None:
-    commands = {f"{r['model']} on {r['training']}": "make training" for r in rows if "training" in r}
+    commands = {trained_name(r): "make training" for r in rows if "training" in r}
     measured, found = measured_networks(rows), []
     for network, table in page_tables.network_tables(rows, partial(markdown, left=None)).items():
         command = commands.get(network, "make gpu" if gpu else "make bench")
@@ -446,8 +446,8 @@ def _of_demo(demo: Path) -> Section:
 def _of_trained(rows: list[Record]) -> Iterable[Section]:
     """The trained networks' own thresholds and their plain twins, in the largest batch that was timed."""
     trained: dict[str, list[Record]] = {}
-    for row in newest((r for r in rows if "training" in r), ("training", "model", "criterion")):
-        trained.setdefault(f"{row['model']} on {row['training']}", []).append(row)
+    for row in newest((r | {"name": trained_name(r)} for r in rows if "training" in r), ("name", "criterion")):
+        trained.setdefault(row["name"], []).append(row)
     cases = cases_of(measured_networks(rows))
     for network, group in trained.items():
         best = proposed(group)

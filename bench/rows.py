@@ -19,6 +19,9 @@ from eefast.measure.environment import inspect_environment
 
 RESULTS = Path(__file__).parent / "results"
 
+SEED = 1
+"""Of trained networks whose name does not tell another one."""
+
 Record = dict[str, Any]
 """A row of any kind as it was read, or the environment beside it."""
 
@@ -551,6 +554,21 @@ def results_file(around: dict[str, Any]) -> Path:
 def slug(text: str) -> str:
     """For the name of a file."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def named(model: str, dataset: str, seed: int) -> str:
+    """Of a trained network."""
+    return f"{model} on {dataset}" + f", seed {seed}" * (seed != SEED)
+
+
+def seed_of(row: Record) -> int:
+    """Of a row with options of `eefast train`."""
+    return int(row["options"].get("seed", SEED))
+
+
+def trained_name(row: Record) -> str:
+    """Of the network in a `TrainingRow`."""
+    return named(row["model"], row["training"], seed_of(row))
 
 
 def read(paths: Iterable[Path], since: str = "") -> list[Record]:

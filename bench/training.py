@@ -28,7 +28,20 @@ from data_sets import CIFAR10_JPEG
 from gpu_ways import GpuWays
 from network_runs import run as measure
 from peers import KEY_PEERS
-from rows import RESULTS, PlainRow, Record, TrainedPoint, TrainingRow, append, environment, read, results_file, slug
+from rows import (
+    RESULTS,
+    SEED,
+    PlainRow,
+    Record,
+    TrainedPoint,
+    TrainingRow,
+    append,
+    environment,
+    named,
+    read,
+    results_file,
+    slug,
+)
 from subjects import Network, on_images
 from summary import failures
 from torch import Tensor
@@ -48,7 +61,7 @@ from eefast.train.losses import parse
 
 ROOT = Path(__file__).parents[1]
 LOG_FILE = "train.log"
-HELD_OUT, SEED = 5000, 1
+HELD_OUT = 5000
 LOSS, TWIN_LOSS = "deep_supervision+correctness", "final_supervision"
 # Early exits that weigh less leave the final one nearer to its twin.
 GENTLE_LOSS = "final_supervision+0.3*deep_supervision+0.1*correctness"
@@ -103,6 +116,7 @@ class Training:
     smaller: plain networks that are trained as the twin is and, where that one teaches, with it as teacher; to be
         compared at their cost.
     teacher: network whose twin teaches it; "": it itself.
+    seed: of weights, order of the images, and which of them are held out.
     """
 
     dataset: str
@@ -111,9 +125,10 @@ class Training:
     first: dict[str, Any] = field(default_factory=dict)
     smaller: tuple[str, ...] = ()
     teacher: str = ""
+    seed: int = SEED
 
     def __str__(self) -> str:
-        return f"{self.net} on {self.dataset}"
+        return named(self.net, self.dataset, self.seed)
 
     def begin(self, folder: Path) -> Run | None:
         """The run that both start from, where there is one."""
@@ -127,7 +142,7 @@ class Training:
         options = {**self._shared, "loss": LOSS, **self.options}
         plain = {name: value for name, value in options.items() if name not in EARLY_OPTIONS}
         twin = Run(folder / f"{stem}-twin", self.dataset, {**plain, "loss": TWIN_LOSS}, weights)
-        teacher = folder / f"{slug(f'{self.dataset}-{self.teacher or self.net}')}-twin" if self.is_taught else None
+        teacher = folder / f"{replace(self, net=self.teacher or self.net)._stem}-twin" if self.is_taught else None
         return Run(folder / stem, self.dataset, options, weights, teacher), twin
 
     def alone(self) -> list[Training]:
@@ -147,12 +162,12 @@ class Training:
 
     @property
     def _stem(self) -> str:
-        return slug(f"{self.dataset}-{self.net}")
+        return slug(f"{self.dataset}-{self.net}" + f"-seed{self.seed}" * (self.seed != SEED))
 
     @property
     def _shared(self) -> dict[str, Any]:
         kept = {name: value for name, value in self.options.items() if name in NETWORK_OPTIONS}
-        return {**data_sets.options_of(self.dataset), "net": self.net, "held_out": HELD_OUT, "seed": SEED, **kept}
+        return {**data_sets.options_of(self.dataset), "net": self.net, "held_out": HELD_OUT, "seed": self.seed, **kept}
 
 
 def continued(dataset: str, net: str, placement: Sequence[int], epochs: tuple[int, int], **options: Any) -> Training:
@@ -335,10 +350,10 @@ class Seen:
         return float((self.outputs[exit_index].logits.argmax(dim=1) == self.labels).double().mean())
 
 
-def seen(net: eefast.EarlyExitNet, dataset: str, data_root: Path) -> tuple[Seen, Seen]:
+def seen(net: eefast.EarlyExitNet, training: Training, data_root: Path) -> tuple[Seen, Seen]:
     """On the images held out of training, and on the test images."""
-    _, held_out = split(data_sets.open_images(dataset, data_root, "train"), HELD_OUT, SEED)
-    parts = (held_out, data_sets.open_images(dataset, data_root, "test"))
+    _, held_out = split(data_sets.open_images(training.dataset, data_root, "train"), HELD_OUT, training.seed)
+    parts = (held_out, data_sets.open_images(training.dataset, data_root, "test"))
     first, second = (Seen(*collect(net, batches(images, 256, 0))) for images in parts)
     return first, second
 
@@ -349,8 +364,8 @@ def worth(training: Training, folder: Path, data_root: Path) -> list[TrainingRow
     begin, goal = training.begin(folder), GOALS[training.dataset]
     net, twin = (eefast.load(run.output).eval() for run in (early, alone))
     seconds = [sum(_report(run.output)["seconds_per_epoch"]) for run in (begin, early, alone) if run]
-    held_out, test = seen(net, training.dataset, data_root)
-    twin_held_out, twin_test = (part.accuracy(-1) for part in seen(twin, training.dataset, data_root))
+    held_out, test = seen(net, training, data_root)
+    twin_held_out, twin_test = (part.accuracy(-1) for part in seen(twin, training, data_root))
     bounds = {
         "accuracy": {"min_accuracy": twin_held_out - CAUTION * goal.drop},
         "cost": {"max_cost": CAUTION * goal.cost},
@@ -403,7 +418,7 @@ def worth_alone(training: Training, folder: Path, data_root: Path) -> list[Plain
         begin = small.begin(folder)
         for run in filter(finished, small.runs(folder)):
             net = eefast.load(run.output).eval()
-            held_out, test = (part.accuracy(-1) for part in seen(net, training.dataset, data_root))
+            held_out, test = (part.accuracy(-1) for part in seen(net, training, data_root))
             seconds = [sum(_report(each.output)["seconds_per_epoch"]) for each in (begin, run) if each]
             name = small.net.replace("eenet", "resnet") + ", taught" * (run.teacher is not None)
             rows.append(PlainRow(name, training.dataset, _plain_macs(net), run.options, tuple(seconds), held_out, test))
@@ -438,7 +453,7 @@ def chosen(
     if row["at_cost"] is None:
         return None
     net = eefast.load(training.both(folder)[0].output).eval()
-    held_out, _ = seen(net, training.dataset, data_root)
+    held_out, _ = seen(net, training, data_root)
     candidate = make_candidate(row["criterion"], held_out.outputs, held_out.labels)
     if candidate.scaling is not None:
         fold_scaling(net, candidate.scaling)
@@ -479,13 +494,17 @@ def main() -> int:
         "--seconds", type=float, default=float("inf"), help="stop training after this time; given again, it goes on"
     )
     parser.add_argument("--jobs", type=int, default=0, help="networks trained at a time; default: one per CPU core")
+    parser.add_argument(
+        "--seed", type=int, default=SEED, help=f"of weights, order and held-out images; default: {SEED}"
+    )
     asked = parser.parse_args()
     if asked.jobs < 0:
         parser.error(f"--jobs {asked.jobs} must be at least 0")
     device = chosen_device(parser, asked, "train on")
-    trainings = [training for training in TRAININGS[device] if asked.only in str(training)]
+    known = [replace(training, seed=asked.seed) for training in TRAININGS[device]]
+    trainings = [training for training in known if asked.only in str(training)]
     if not trainings:
-        parser.error(f"--only {asked.only!r} is in none of {', '.join(map(str, TRAININGS[device]))}")
+        parser.error(f"--only {asked.only!r} is in none of {', '.join(map(str, known))}")
     for name in dict.fromkeys(training.dataset for training in trainings):
         data_sets.open_images(name, asked.data_root, "train")  # what is missing is said before hours are spent
     notes = train(trainings, asked.output, device, asked.data_root, asked.seconds, asked.jobs)
@@ -499,7 +518,8 @@ def main() -> int:
         if net is not None:
             early = training.both(asked.output)[0].output
             net.save(early.with_name(f"{early.name}-chosen"))  # for bench/int8_accuracy.py and the like
-            speeds(training, net, asked.data_root, around)
+            if training.seed == SEED:  # speed hardly depends on it
+                speeds(training, net, asked.data_root, around)
     for path in training_page.write(sorted(RESULTS.glob("*.jsonl"))):
         print(path.relative_to(ROOT))
     for output, note in notes.items():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from data_sets import CIFAR10_JPEG
-from rows import Record
+from rows import Record, seed_of, trained_name
 from selection import newest
 
 from eefast.measure.tables import markdown
@@ -54,7 +54,7 @@ def goal_table(rows: Sequence[Record]) -> list[str]:
             verdict = "reached" if lost is not None and lost <= drop + 1e-9 else "**not reached**"
             shown = "–" if lost is None else f"{100 * lost:.2f}"
             lines.append(
-                (f"{row['model']} on {row['training']}", row["criterion"], f"≤ {cost:.2f}", shown,
+                (trained_name(row), row["criterion"], f"≤ {cost:.2f}", shown,
                  f"≤ {100 * drop:.1f}", verdict)
             )  # fmt: skip
     return markdown(("network", "criterion", "mean cost", "lost", "to be reached", ""), lines) if lines else []
@@ -63,7 +63,8 @@ def goal_table(rows: Sequence[Record]) -> list[str]:
 def plain_points(rows: Sequence[Record], row: Record) -> dict[str, Point]:
     """Name → point of the smaller plain networks on the data set of `row`, in costs of its network; the cheapest first.
 
-    rows: all of them; those of plain networks and other devices are told apart here.
+    rows: all of them; those of plain networks and other devices are told apart here. Where some were trained with its
+        seed, these alone.
     """
     if not row.get("macs"):  # a row from before they were counted
         return {}
@@ -73,6 +74,7 @@ def plain_points(rows: Sequence[Record], row: Record) -> dict[str, Point]:
         for r in rows
         if "plain" in r and r["trained_on"] == row["training"] and r["environment"]["device"] == device
     ]
+    plain = [r for r in plain if seed_of(r) == seed_of(row)] or plain
     found = {r["plain"]: (r["macs"] / row["macs"], r["accuracy"]) for r in newest(plain, ("device", "plain"))}
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
@@ -80,11 +82,11 @@ def plain_points(rows: Sequence[Record], row: Record) -> dict[str, Point]:
 def advantage(curve: Sequence[Sequence[float]], points: Sequence[Point]) -> tuple[float, float] | None:
     """Smallest lead of a curve of (accuracy, mean cost) over plain networks and the cost where it is; None: no overlap.
 
-    points: of plain networks by ascending cost; between two of them accuracy is taken to grow evenly with cost. Costs
-    above `SMALLER_UP_TO` do not count.
+    points: of plain networks by ascending cost and accuracy; of several at a cost, the best counts. Between two of them
+    accuracy is taken to grow evenly with cost. Costs above `SMALLER_UP_TO` do not count.
     """
     leads = []
-    for (low, worse), (high, better) in pairwise(points):
+    for (low, worse), (high, better) in pairwise(dict(points).items()):
         for accuracy, cost in curve:
             if low <= cost <= min(high, SMALLER_UP_TO):
                 leads.append((accuracy - worse - (better - worse) * (cost - low) / (high - low), cost))

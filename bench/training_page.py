@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rows import RESULTS, Record, read, slug
+from rows import RESULTS, SEED, Record, named, read, seed_of, slug, trained_name
 from selection import OURS, OWN_THRESHOLDS, newest, speed
 from training_goals import Point, goal_table, plain_points, plain_table
 
 from eefast.measure import figures as plot
 from eefast.measure.tables import line, markdown
 
-Key = tuple[str, str, str]
+Key = tuple[str, str, str, int]
 
 PAGE = "training.md"
 RESTRICTED = (", avx2", ", direct")
@@ -54,17 +54,20 @@ def page(files: Sequence[Path]) -> str:
 
 
 def _groups(rows: Sequence[Record]) -> dict[Key, list[Record]]:
-    """(device, data set, network) → a row per criterion, the newest."""
-    named = [{**row, "device": row["environment"]["device"]} for row in rows if "training" in row]
+    """(device, data set, network, seed) → a row per criterion, the newest."""
+    trained = [
+        {**row, "device": row["environment"]["device"], "seed": seed_of(row)} for row in rows if "training" in row
+    ]
     groups: dict[Key, list[Record]] = {}
-    for row in newest(named, ("device", "training", "model", "criterion")):
-        groups.setdefault((row["device"], row["training"], row["model"]), []).append(row)
+    for row in newest(trained, ("device", "training", "model", "seed", "criterion")):
+        groups.setdefault((row["device"], row["training"], row["model"], row["seed"]), []).append(row)
     return groups
 
 
 def _figure(key: Key) -> str:
-    device, dataset, model = key
-    return f"training-{slug(f'{dataset} {model} {device}')}.png"
+    device, dataset, model, seed = key
+    seeded = f"{dataset} {model}" + f" seed {seed}" * (seed != SEED)
+    return f"training-{slug(f'{seeded} {device}')}.png"
 
 
 def proposed(rows: Sequence[Record]) -> Record:
@@ -81,12 +84,12 @@ def reached(row: Record) -> bool:
 
 def _overview(groups: dict[Key, list[Record]]) -> list[str]:
     lines = _head("network", "twin", "early exits", "lost", "mean cost", "to be reached", "")
-    for (_, dataset, model), group in groups.items():
+    for group in groups.values():
         row = proposed(group)
         point, goal = row["at_cost"], f"lost ≤ {100 * row['allowed_drop']:.1f} at cost ≤ {row['allowed_cost']:.2f}"
         cells = [_percent(point["accuracy"]), _lost(row, point), f"{point['cost']:.3f}"] if point else ["–"] * 3
         verdict = "reached" if reached(row) else "**not reached**"
-        lines.append(_row(f"{model} on {dataset}", _percent(row["twin_accuracy"]), *cells, goal, verdict))
+        lines.append(_row(trained_name(row), _percent(row["twin_accuracy"]), *cells, goal, verdict))
     return [
         *lines,
         "",
@@ -98,14 +101,13 @@ def _overview(groups: dict[Key, list[Record]]) -> list[str]:
 
 
 def _section(key: Key, group: list[Record], smaller: dict[str, Point]) -> list[str]:
-    _, dataset, model = key
     row, around = proposed(group), group[-1]["environment"]
     best = row["criterion"]
     options = ", ".join(f"{name} {value}" for name, value in row["options"].items() if name not in ("dataset", "net"))
     minutes = ", ".join(f"{seconds / 60:.0f}" for seconds in row["seconds"])
     begun = f"; after {row['first']['epochs']} epochs of the plain network alone" if row["first"] else ""
     who = "plain network, network, twin" if row["first"] else "network, twin"
-    lines = [f"## {model} on {dataset}", "", f"![Accuracy against cost]({_figure(key)})", ""]
+    lines = [f"## {trained_name(row)}", "", f"![Accuracy against cost]({_figure(key)})", ""]
     lines += _head("all images exit at", *(str(i) for i in range(len(row["exit_accuracy"]))), "twin")
     lines.append(_row("cost", *(f"{cost:.3f}" for cost in row["exit_costs"]), "1.000"))
     lines.append(_row("accuracy, %", *map(_percent, row["exit_accuracy"]), _percent(row["twin_accuracy"])))
@@ -134,9 +136,9 @@ def _section(key: Key, group: list[Record], smaller: dict[str, Point]) -> list[s
 
 def _speeds(key: Key, rows: Sequence[Record], since: str) -> list[str]:
     """The fastest way without exits and eefast, per batch size; since: date, before which it was another network."""
-    device, dataset, model = key
-    named = [r for r in rows if r["network"] == f"{model} on {dataset}" and r["environment"]["device"] == device]
-    here = [r for r in named if r["environment"]["date"] >= since]
+    device, dataset, model, seed = key
+    timed = [r for r in rows if r["network"] == named(model, dataset, seed) and r["environment"]["device"] == device]
+    here = [r for r in timed if r["environment"]["date"] >= since]
     last = newest(here, ("batch_size", "provider", "setting"))
     lines = _head("batch", "fastest without exits", "images/s", "fastest of eefast", "images/s", "speed-up", "realised")
     for batch_size in dict.fromkeys(row["batch_size"] for row in last):
@@ -180,7 +182,7 @@ def _draw(group: list[Record], smaller: dict[str, Point], path: Path) -> None:
         label="to be reached",
     )
     axes.legend(loc="best", fontsize=8)
-    axes.set(title=f"{row['model']} on {row['training']}, {row['test_images']:,} test images", xlim=(0, 1.03))
+    axes.set(title=f"{trained_name(row)}, {row['test_images']:,} test images", xlim=(0, 1.03))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

@@ -137,6 +137,26 @@ def test_a_network_learns_from_its_twin(
     assert train([wrong], tmp_path, "cpu", root, 1800)[wrong.both(tmp_path)[0].output].startswith("not begun: ")
 
 
+def test_another_seed_is_another_network_that_its_own_twin_teaches(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(TINY, options={**TINY.options, "loss": "final_supervision+taught"}, smaller=("resnet8",))
+    first, second = plan, replace(plan, seed=2)
+    assert (str(first), str(second)) == ("eenet8 on mnist", "eenet8 on mnist, seed 2")
+    early, twin = second.both(tmp_path)
+    assert early.options["seed"] == twin.options["seed"] == 2 != first.both(tmp_path)[0].options["seed"]
+    assert early.teacher == twin.output == tmp_path / "mnist-eenet8-seed2-twin" != first.both(tmp_path)[1].output
+    assert {run.teacher for run in second.alone()[0].runs(tmp_path)} == {None, twin.output}
+    parts = {}
+    monkeypatch.setattr(training, "collect", lambda net, images: ([], torch.cat([labels for _, labels in images])))
+    for each in (first, second):
+        held_out, test = training.seen(torch.nn.Identity(), each, root)  # type: ignore[arg-type]
+        parts[each.seed] = held_out.labels
+        assert len(held_out.labels) == 101
+        assert torch.equal(test.labels, mnist_test()[1][600:857])
+    assert not torch.equal(parts[1], parts[2])
+
+
 def test_rows_say_what_the_network_itself_answers(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path)
     monkeypatch.setattr(training, "GOALS", {"mnist": Goal(0.2, 0.8)})

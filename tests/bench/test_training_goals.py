@@ -14,13 +14,13 @@ AROUND = {"device": "some CPU", "date": "2026-01-01"}
 def row_of(**changed: Any) -> dict[str, Any]:
     row = {
         "training": "CIFAR-10 (JPEG copy)", "model": "eenet32", "criterion": "margin", "curve": CURVE,
-        "twin_accuracy": 0.9349, "macs": 100, "environment": AROUND,
+        "twin_accuracy": 0.9349, "macs": 100, "environment": AROUND, "options": {"seed": 1},
     }  # fmt: skip
     return {**row, **changed}
 
 
 def plain(name: str, macs: int, accuracy: float, **changed: Any) -> dict[str, Any]:
-    row = {"plain": name, "trained_on": "CIFAR-10 (JPEG copy)", "macs": macs, "accuracy": accuracy}
+    row = {"plain": name, "trained_on": "CIFAR-10 (JPEG copy)", "macs": macs, "accuracy": accuracy, "options": {}}
     return {**row, "environment": AROUND, **changed}
 
 
@@ -62,12 +62,22 @@ def test_plain_networks_are_the_newest_of_the_same_device_and_data() -> None:
     assert training_goals.plain_points(rows, older) == {}
 
 
+def test_plain_networks_of_the_same_seed_where_there_are_some() -> None:
+    rows = [plain("resnet8", 18, 0.8), plain("resnet8", 18, 0.7, options={"seed": 2}), plain("resnet14", 38, 0.9)]
+    by_seed = {seed: training_goals.plain_points(rows, row_of(options={"seed": seed})) for seed in (1, 2, 3)}
+    assert by_seed[1] == {"resnet8": (0.18, 0.8), "resnet14": (0.38, 0.9)}
+    assert by_seed[2] == {"resnet8": (0.18, 0.7)}
+    assert by_seed[3].keys() == by_seed[1].keys()
+
+
 def test_smallest_lead_between_two_plain_networks() -> None:
     # At cost 0.31 the line from (0.2, 0.82) to (0.42, 0.9) is at 0.86, at cost 0.44 the next one at 0.902.
     points = [(0.2, 0.82), (0.42, 0.90), (0.52, 0.91), (1.0, 0.99)]
     lead, cost = training_goals.advantage(CURVE, points)
     assert (lead, cost) == (pytest.approx(0.91 - 0.902), 0.44)
     assert training_goals.advantage(CURVE, points[:1]) is None
+    taught = [(0.42, 0.80), *points[1:]]
+    assert training_goals.advantage(CURVE, [points[0], *taught]) == (lead, cost), "of two at a cost the better one"
     assert training_goals.advantage(((0.5, 0.7),), [(0.6, 0.8), (1.0, 0.9)]) is None, "costs above 0.6 do not count"
 
 

@@ -65,3 +65,16 @@ def test_page_takes_the_newest_row_and_speeds_of_one_comparison(tmp_path: Path) 
     assert "| 256 | plain, ONNX Runtime | 1,000 | eefast resident | 4,321 | 4.32 | 1.30 |" in text
     assert "| 16 |" not in text, "of the network before it"
     assert training_page.write([], tmp_path) == []
+
+
+def test_page_has_a_section_per_seed(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    second = row_of(options={"epochs": 3, "seed": 2}, twin_accuracy=0.975)
+    file.write_text("".join(json.dumps(line) + "\n" for line in (row_of(options={"epochs": 3, "seed": 1}), second)))
+    text = training_page.page([file])
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## eenet20 on mnist", "## eenet20 on mnist, seed 2",
+    ]  # fmt: skip
+    assert "| eenet20 on mnist | 96.50 |" in text
+    assert "| eenet20 on mnist, seed 2 | 97.50 |" in text
+    assert "(training-mnist-eenet20-seed-2-some-cpu.png)" in text
