@@ -115,7 +115,7 @@ class Training:
     first: options of a run that trains the plain network, from whose weights both go on; empty: both start untrained.
     smaller: plain networks that are trained as the twin is and, where that one teaches, with it as teacher; to be
         compared at their cost.
-    teacher: network whose twin teaches it; "": it itself.
+    teacher: of a smaller one, the network whose twin teaches it; "": its own twin.
     seed: of weights, order of the images, and which of them are held out.
     """
 
@@ -128,7 +128,12 @@ class Training:
     seed: int = SEED
 
     def __str__(self) -> str:
-        return named(self.net, self.dataset, self.seed)
+        return named(self.name, self.dataset, self.seed)
+
+    @property
+    def name(self) -> str:
+        """Of the network; a smaller one has no early exits."""
+        return self.net.replace("eenet", "resnet") if self.teacher else self.net
 
     def begin(self, folder: Path) -> Run | None:
         """The run that both start from, where there is one."""
@@ -142,8 +147,9 @@ class Training:
         options = {**self._shared, "loss": LOSS, **self.options}
         plain = {name: value for name, value in options.items() if name not in EARLY_OPTIONS}
         twin = Run(folder / f"{stem}-twin", self.dataset, {**plain, "loss": TWIN_LOSS}, weights)
-        teacher = folder / f"{replace(self, net=self.teacher or self.net)._stem}-twin" if self.is_taught else None
-        return Run(folder / stem, self.dataset, options, weights, teacher), twin
+        teacher = replace(self, net=self.teacher or self.net, teacher="")
+        learns_from = folder / f"{teacher._stem}-twin" if self.is_taught else None
+        return Run(folder / stem, self.dataset, options, weights, learns_from), twin
 
     def alone(self) -> list[Training]:
         """Of the smaller plain networks, see `runs`."""
@@ -162,7 +168,7 @@ class Training:
 
     @property
     def _stem(self) -> str:
-        return slug(f"{self.dataset}-{self.net}" + f"-seed{self.seed}" * (self.seed != SEED))
+        return slug(f"{self.dataset}-{self.name}" + f"-seed{self.seed}" * (self.seed != SEED))
 
     @property
     def _shared(self) -> dict[str, Any]:
@@ -204,7 +210,7 @@ def taught(dataset: str, net: str, exits: dict[int, str], epochs: int, final: fl
         "epochs": epochs,
         "loss": f"{final}*final_supervision{TAUGHT_LOSS}",
     }
-    smaller = ("eenet20", "eenet14", "resnet8") if dataset == CIFAR10_JPEG else ()
+    smaller = ("eenet20", "eenet14", "resnet8") if dataset == CIFAR10_JPEG and net != "eenet20" else ()
     return Training(dataset, net, {**shared, **options}, smaller=smaller)
 
 
@@ -223,6 +229,7 @@ TRAININGS = {
             learning_rate=0.1,
             loss="0.9*final_supervision+0.1*deep_supervision+0.2*taught+0.05*correctness",
         ),
+        taught(CIFAR10_JPEG, "eenet20", {0: "strided3", 1: "deep2", 4: "deep1"}, 18),
         Training("mnist", "eenet20", {"num_exits": 3, "epochs": 4, "shift": 2}),
     ),
     "cuda": (
@@ -420,7 +427,7 @@ def worth_alone(training: Training, folder: Path, data_root: Path) -> list[Plain
             net = eefast.load(run.output).eval()
             held_out, test = (part.accuracy(-1) for part in seen(net, training, data_root))
             seconds = [sum(_report(each.output)["seconds_per_epoch"]) for each in (begin, run) if each]
-            name = small.net.replace("eenet", "resnet") + ", taught" * (run.teacher is not None)
+            name = small.name + ", taught" * (run.teacher is not None)
             rows.append(PlainRow(name, training.dataset, _plain_macs(net), run.options, tuple(seconds), held_out, test))
     return rows
 
