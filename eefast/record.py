@@ -18,7 +18,7 @@ class TrainingRecord:
     images, fingerprint: number of all training images, including those held out, and a hash of their order, see
         `eefast.data.image_sets.fingerprint`.
     held_out, seed: number of images that were held out to choose thresholds on, drawn with this seed, see
-        `eefast.thresholds.evaluation.split`.
+        `eefast.data.loaders.split`.
     """
 
     network: str

@@ -16,6 +16,7 @@ from .stored import parse_json
 from .stored import read as read_bytes
 
 MOST_BYTES = 4 << 20
+WAY_OUT = "delete it, or train again"
 
 
 def text(record: TrainingRecord) -> str:
@@ -31,28 +32,36 @@ def read(folder: Path, network: str, num_classes: int, input_shape: Sequence[int
     network, num_classes, input_shape: of the network in the folder.
     Raises `ValueError` for a file that `text` did not write, or that belongs to another network.
     """
+    found = read_of_any(folder)
+    if found is not None:
+        for name, actual in (("network", network), ("num_classes", num_classes), ("input_shape", tuple(input_shape))):
+            if getattr(found, name) != actual:
+                says = getattr(found, name)
+                raise ValueError(f"{RECORD_FILE} says {name}={says!r}, the network has {actual!r}; {WAY_OUT}")
+    return found
+
+
+def read_of_any(folder: Path) -> TrainingRecord | None:
+    """As `read`, of whatever network."""
     path = folder / RECORD_FILE
     if not path.exists():
         return None
     try:
         found = parse_json(read_bytes(path, MOST_BYTES), RECORD_FILE)
         check_fields(found, _FIELDS, RECORD_FILE)
-        _check(found, network, num_classes, input_shape)
+        _check(found)
     except ValueError as error:
-        raise ValueError(f"{error}; delete it, or train again") from error
+        raise ValueError(f"{error}; {WAY_OUT}") from error
     del found["format"]
     classes = found.pop("classes")
     found["input_shape"] = tuple(found["input_shape"])
     return TrainingRecord(**found, classes=None if classes is None else tuple(classes))
 
 
-def _check(found: dict[str, Any], network: str, num_classes: int, input_shape: Sequence[int]) -> None:
-    for key, actual in (("network", network), ("num_classes", num_classes), ("input_shape", list(input_shape))):
-        if found[key] != actual:
-            raise ValueError(f"{RECORD_FILE} says {key}={found[key]!r}, the network has {actual!r}")
+def _check(found: dict[str, Any]) -> None:
     classes = found["classes"]
-    if classes is not None and len(classes) != num_classes:
-        raise ValueError(f"{RECORD_FILE} names {len(classes)} classes, the network has {num_classes}")
+    if classes is not None and len(classes) != found["num_classes"]:
+        raise ValueError(f"{RECORD_FILE} names {len(classes)} classes, but says num_classes={found['num_classes']}")
     if found["held_out"] > found["images"]:
         raise ValueError(f"{RECORD_FILE} says held_out={found['held_out']}, more than images={found['images']}")
 

@@ -149,7 +149,10 @@ def command(
     if json_path != "-":
         _show(report, options)
         echo(f"\nsaved: {output}" + (f"\nfigure: {figure}" if figure is not None else ""))
-        next_step(f"eefast bench {output} --own-thresholds, or train all of it: eefast train --weights {output} …")
+        same = f"--held-out {report.arguments['held_out']} --seed {report.arguments['seed']}"
+        next_step(
+            f"eefast bench {output} --own-thresholds, or train all of it: eefast train --weights {output} {same} …"
+        )
     write_json(json_path, asdict(report))
 
 

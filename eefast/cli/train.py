@@ -147,6 +147,10 @@ def command(
     self_labelled: Annotated[
         bool, network_option(help="The frozen backbone's answers replace the labels.")
     ] = DEFAULT.self_labelled,
+    other_data: Annotated[
+        bool,
+        data_option("--other-data", help="Hold out what --seed says, even if --weights learned from these images."),
+    ] = DEFAULT.other_data,
     teacher: Annotated[
         Path | None,
         training_option(help="For a --loss with taught: folder of a trained network that all exits learn from."),
@@ -213,8 +217,8 @@ def command(
         crop_fraction=crop_fraction,
         num_exits=num_exits, placement=_blocks(placement), head=_kinds(head), carry=carry, backbone=backbone,
         exits=[name.strip() for name in exits.split(",") if name.strip()], weights=weights,
-        freeze_backbone=freeze_backbone, self_labelled=self_labelled, teacher=teacher, train_images=train_images,
-        epochs=epochs, batch_size=batch_size,
+        freeze_backbone=freeze_backbone, self_labelled=self_labelled, other_data=other_data, teacher=teacher,
+        train_images=train_images, epochs=epochs, batch_size=batch_size,
         learning_rate=learning_rate, optimizer=optimizer, schedule=schedule, weight_decay=weight_decay, loss=loss,
         two_stage=two_stage, balance_gradients=balance_gradients, cost_weight=cost_weight, shift=shift, flip=flip,
         held_out=held_out, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost, seed=seed,

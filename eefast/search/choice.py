@@ -52,18 +52,21 @@ def choose(
     *,
     max_cost: float | None = None,
     max_parameters: int | None = None,
+    limit_name: str = "max_cost",
 ) -> Choice:
     """Of subsets with at least one early exit, the one with the highest accuracy; of equal ones that of lowest cost.
 
     max_cost: of the mean cost, heads included, relative to the network without exits, in the unit of the candidates'
-        costs. max_parameters: of the network. criteria: names of exit rules, of which the best is taken.
+        costs, and limit_name what it is called in messages. max_parameters: of the network. criteria: names of exit
+        rules, of which the best is taken.
 
     Where there are at most `MOST_SUBSETS`, all are compared, at levels that all of their exits share, see `levels`;
     else those that a local search comes across, which changes one place at a time. The `FINALISTS` best then get
     thresholds for each exit by `calibrate`; where there are no more than `FEW` subsets and rules, all do.
     Raises `ValueError` where no subset keeps the limits.
     """
-    most = candidates.cost_of(tuple(there[0] for there in candidates.by_place)).max()
+    dearest = (max(there, key=lambda e: float(candidates.cost_of((e,)).max())) for there in candidates.by_place)
+    most = candidates.cost_of(tuple(dearest)).max()
     limit = float(most) + 1 if max_cost is None else max_cost
     everything = candidates.count * len(criteria) <= FEW
     ends = (float(candidates.cost_of((0,))[0]), float(most))
@@ -74,7 +77,7 @@ def choose(
     for name in criteria:
         compared = (_compare_all if every else _climb)(totals[name], name, shortlist, progress)
     if not shortlist.best:
-        raise ValueError(_impossible(candidates, shortlist.cheapest, max_cost, max_parameters))
+        raise ValueError(_impossible(candidates, shortlist.cheapest, limit_name, max_cost, max_parameters))
     finalists, best, exhaustive = sorted(shortlist.best, reverse=True), [], everything
     for i, ranked in enumerate(finalists):
         progress("thresholds of the best", i, len(finalists))
@@ -154,9 +157,12 @@ def _without_unused(candidates: Candidates, kept: Kept) -> Kept:
     return _kept(candidates, subset, found.criterion, [found.thresholds[i] for i in used])
 
 
-def _impossible(candidates: Candidates, cheapest: float, max_cost: float | None, max_parameters: int | None) -> str:
+def _impossible(
+    candidates: Candidates, cheapest: float, limit_name: str, limit: float | None, max_parameters: int | None
+) -> str:
     least = candidates.parameters[-1] + min(candidates.parameters[:-1])
     if max_parameters is not None and max_parameters < least:
         return f"max_parameters={max_parameters} is less than the network has with its smallest head, {least}"
     more = "" if max_parameters is None else f" with max_parameters={max_parameters}"
-    return f"max_cost={max_cost}{more} cannot be kept; the lowest mean cost is {cheapest:.4f}"
+    unit = limit_name.removeprefix("max_")
+    return f"{limit_name}={limit}{more} cannot be kept; the lowest mean {unit} is {cheapest:.4f}"

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from ..criteria import CRITERIA, get
 from ..heads import HEADS
+from ..train.losses import WeightedSum
 from ..train.options import FREE_TO_CHANGE, TrainOptions
 
 NOT_READ = (
@@ -45,7 +46,6 @@ class SearchOptions(TrainOptions):
     kinds: Sequence[str] = ("pool", "conv1")
     most_places: int = 12
     freeze_backbone: bool = True
-    other_data: bool = False
     epochs: int = 4
     output: str | Path = "runs/searched"
     criteria: Sequence[str] = tuple(CRITERIA)
@@ -58,7 +58,12 @@ class SearchOptions(TrainOptions):
         if not self.criteria:
             raise ValueError(f"criteria={list(self.criteria)}: give at least one of {', '.join(CRITERIA)}")
         for name in self.criteria:
-            get(name)
+            if name not in CRITERIA:
+                get(name)  # raises for unknown names
+                raise ValueError(
+                    f"criteria={list(self.criteria)}: {name!r} reads earlier exits, too, so that its exits cannot be "
+                    f"compared one by one; search by {', '.join(CRITERIA)}, then eefast calibrate --criterion {name}"
+                )
         if self.max_cost is not None and self.max_time is not None:
             raise ValueError(f"max_cost={self.max_cost}, max_time={self.max_time}: give one of them")
         if self.max_cost is None and self.max_time is None and self.max_parameters is None:
@@ -67,6 +72,18 @@ class SearchOptions(TrainOptions):
             value = getattr(self, option)
             if value is not None and not value > 0:
                 raise ValueError(f"{option}={value} must be above 0")
+
+    def _check_frozen(self, loss: WeightedSum) -> None:
+        """That there are weights is known once `network` is looked up."""
+        if loss.uses_tags or loss.uses_teacher or loss.trains_final_alone:
+            raise ValueError(
+                f"loss={self.loss!r}: a search trains heads by labels and by the final exit, without exit tags and "
+                "teacher; take terms such as deep_supervision, correctness, distillation"
+            )
+
+    def _check_teacher(self, loss: WeightedSum) -> None:
+        if self.teacher is not None:
+            raise ValueError(f"teacher={self.teacher!r}: the final exit teaches here; take loss + distillation")
 
     def record(self) -> dict[str, Any]:
         """As of training, without what is not read; of `network` the last part of its path."""

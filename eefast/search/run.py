@@ -113,7 +113,10 @@ def search(options: SearchOptions, progress: Progress) -> SearchReport:
     if options.max_time is not None:
         candidates = replace(by_macs, costs=time_costs(net, _some(net, held_out), progress))
     limit = options.max_cost if options.max_time is None else options.max_time
-    choice = choose(candidates, options.criteria, progress, max_cost=limit, max_parameters=options.max_parameters)
+    choice = choose(
+        candidates, options.criteria, progress, max_cost=limit, max_parameters=options.max_parameters,
+        limit_name="max_cost" if options.max_time is None else "max_time",
+    )  # fmt: skip
     best = choice.best.thresholds
     schemes = {} if limit is None else scheme_exits(supernet, candidates, best.criterion, limit, progress)
     # Of exits that a local search did not compare, too, the best are kept.
@@ -228,6 +231,7 @@ def _module(options: SearchOptions, images: RunImages, supernet: Supernet) -> Ea
         shift=images.info.shift if options.shift is None else options.shift,
         flip=images.info.flip if options.flip is None else options.flip,
         frozen=options.freeze_backbone,
+        balanced=options.balance_gradients,
         seed=options.seed,
     )
 

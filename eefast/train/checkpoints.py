@@ -53,20 +53,22 @@ def first_line(error: Exception) -> str:
 
 
 class RunRecord(Callback):
-    """Puts options, seconds per epoch and the fingerprint of the training images into every checkpoint.
+    """Puts options, seconds per epoch and the fingerprints of training images and teacher into every checkpoint.
 
+    teacher: of its weights; "" without one.
     started: whether training has begun in this process, with whatever was loaded.
     """
 
-    def __init__(self, arguments: dict[str, Any], images: str) -> None:
-        self.arguments, self.images, self.seconds, self.started = arguments, images, list[float](), False
+    def __init__(self, arguments: dict[str, Any], images: str, teacher: str = "") -> None:
+        self.arguments, self.images, self.teacher = arguments, images, teacher
+        self.seconds, self.started = list[float](), False
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["format"] = CHECKPOINT_FORMAT
         checkpoint["arguments"], checkpoint["seconds_per_epoch"] = self.arguments, list(self.seconds)
-        checkpoint["images"] = self.images
+        checkpoint["images"], checkpoint["teacher"] = self.images, self.teacher
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]
@@ -74,6 +76,8 @@ class RunRecord(Callback):
         if checkpoint.get("images", self.images) != self.images:
             # The held-out images would be others, some of which it was trained on.
             raise ValueError("the training images have changed since")
+        if checkpoint.get("teacher", self.teacher) != self.teacher:
+            raise ValueError("the teacher's weights have changed since")
         self.seconds = list(checkpoint["seconds_per_epoch"])
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:

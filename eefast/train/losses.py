@@ -199,6 +199,11 @@ class WeightedSum:
         return any(name == "exit_tagged" for _, name in self.terms)
 
     @property
+    def trains_final_alone(self) -> bool:
+        """Whether no term reads an early exit."""
+        return all(name in ("final_supervision", "final_taught") for _, name in self.terms)
+
+    @property
     def uses_teacher(self) -> bool:
         """Whether a term needs the logits of a teacher."""
         return any(name in TAUGHT for _, name in self.terms)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor
 
+from .. import fingerprints
 from ..model import EarlyExitNet
 from ..result import ExitOutput
 from ..surgery.attachment import new_parameters
@@ -29,7 +31,8 @@ class EarlyExitModule(lightning.LightningModule):
     loss: a weighted sum with λ, or its text, see `eefast.train.losses.parse`.
     first_epochs: number of first epochs that minimise "deep_supervision" instead of `loss` (EENets' two stages).
     optimizer: name in `OPTIMIZERS`; "sgd" has Nesterov momentum 0.9.
-    schedule: name in `SCHEDULES`; "step" divides by ten after 1/2 and 3/4 of the run.
+    schedule: name in `SCHEDULES`; "one-cycle" varies momentum, too, as PyTorch's `OneCycleLR` does; "step" divides by
+        ten after 1/2 and 3/4 of the run.
     learning_rate: at the peak of the schedule.
     shift: largest random shift of training images, in pixels.
     flip: mirror training images at random.
@@ -39,7 +42,7 @@ class EarlyExitModule(lightning.LightningModule):
     balanced: gradients of the exits are averaged in the trunk, see `balanced_gradients`.
     tag_batches: all training images in order and unchanged, for a loss with exit tags.
     seed: of the first exit tags.
-    teacher: for a loss with "taught", a trained network, whose final exit all exits learn from; it does not change.
+    teacher: for a loss with "taught", a trained network, whose final exit all exits learn from; a copy of it is taken.
 
     Training batches are (images [N, C, H, W] uint8 or normalised floats, labels [N] int64, indices [N] int64 of the
     samples), validation batches have no indices.
@@ -72,8 +75,13 @@ class EarlyExitModule(lightning.LightningModule):
             raise ValueError("this loss uses exit tags; give tag_batches, all training images in order")
         if self.loss.uses_teacher and teacher is None:
             raise ValueError("this loss is taught by another network; give teacher")
+        if teacher is not None and teacher.num_classes != net.num_classes:
+            raise ValueError(f"teacher knows {teacher.num_classes} classes, the network to train {net.num_classes}")
+        if len(net.input_shape) == 2 and (shift or flip):
+            raise ValueError(f"shift={shift}, flip={flip}: rows are neither shifted nor mirrored; leave both out")
         # In a tuple it is no part of what is trained, saved and counted.
-        self._teacher = (teacher.eval().requires_grad_(False),) if teacher is not None else ()
+        teachers = [deepcopy(teacher).eval().requires_grad_(False)] if teacher and self.loss.uses_teacher else []
+        self._teacher = tuple(teachers)
         self.first_loss, self.first_epochs = parse("deep_supervision"), first_epochs
         self.optimizer, self.schedule = optimizer, schedule
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
@@ -102,6 +110,11 @@ class EarlyExitModule(lightning.LightningModule):
         """The class that each image should get, [N] int64."""
         return outputs[-1].logits.detach().argmax(dim=1) if self.self_labelled else labels
 
+    @property
+    def teacher_fingerprint(self) -> str:
+        """Of its weights; "" without one."""
+        return "".join(map(fingerprints.weights, self._teacher))
+
     @torch.no_grad()
     def taught(self, images: Tensor) -> Tensor | None:
         """Logits [N, K] of the teacher's final exit for uint8 images or normalised floats, None without a teacher."""
@@ -129,7 +142,8 @@ class EarlyExitModule(lightning.LightningModule):
         )
         tags = self.tags[samples] if self.loss.uses_tags else None
         compute = self.first_loss if self.current_epoch < self.first_epochs else self.loss
-        loss = compute(outputs, self.targets(outputs, labels), self.net.cost, tags, self.taught(images))
+        taught = self.taught(images) if compute.uses_teacher else None
+        loss = compute(outputs, self.targets(outputs, labels), self.net.cost, tags, taught)
         self._check(loss.detach(), index)
         self.log("loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
         return loss

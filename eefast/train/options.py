@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from math import inf
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,14 +46,16 @@ class TrainOptions:
         or "a1_in1k" of timm, in the library's cache or, with `download`, fetched there.
     freeze_backbone: train the early heads only; weights and BatchNorm statistics of the backbone stay (PTEENet).
     self_labelled: the frozen backbone's answers replace the labels (PTEENet).
+    other_data: take seed and held-out images as they are given, even if `weights` learned from some that are held out.
     teacher: for a loss with "taught", the folder of a trained network for the same images, whose final exit all exits
         learn from (Hinton et al. 2015), or with "final_taught" the final one.
     train_images: number of training images to train on, drawn by the seed; None: all that are not held out.
     epochs: passes over the training images.
     batch_size: images per step and device.
     learning_rate: at the peak of the schedule.
-    optimizer: adamw, adam, or sgd with Nesterov momentum.
-    schedule: one-cycle, cosine, step (÷ 10 after 1/2 and 3/4 of the run), constant.
+    optimizer: adamw, adam, or sgd with Nesterov momentum 0.9.
+    schedule: one-cycle (which varies momentum, too, as PyTorch's `OneCycleLR` does), cosine, step (÷ 10 after 1/2 and
+        3/4 of the run), constant.
     weight_decay: of the optimiser.
     loss: weighted sum of terms, such as "v0+0.5*correctness", see `eefast.train.losses`.
     two_stage: number of first epochs that minimise "deep_supervision" (v0) instead of `loss`; EENets take 25, then v1.
@@ -97,6 +100,7 @@ class TrainOptions:
     weights: str | Path | None = None
     freeze_backbone: bool = False
     self_labelled: bool = False
+    other_data: bool = False
     teacher: str | Path | None = None
     train_images: int | None = None
     epochs: int = 12
@@ -132,12 +136,28 @@ class TrainOptions:
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")
         self._check_network()
+        loss = losses.parse(self.loss, self.cost_weight)
+        self._check_frozen(loss)
+        self._check_teacher(loss)
+
+    def _check_frozen(self, loss: losses.WeightedSum) -> None:
         if self.self_labelled and not self.freeze_backbone:
             raise ValueError(
                 "self_labelled=True needs a frozen backbone, since labels that are trained too teach nothing; "
                 "add freeze_backbone=True"
             )
-        loss = losses.parse(self.loss, self.cost_weight)
+        if self.freeze_backbone and self.weights is None and not self.resume:
+            raise ValueError(
+                "freeze_backbone=True keeps random weights, from which early exits learn little; give weights of the "
+                "backbone or of the whole network: --weights (weights=)"
+            )
+        if self.freeze_backbone and loss.trains_final_alone:
+            raise ValueError(
+                f"loss={self.loss!r} trains the final exit alone, which freeze_backbone=True keeps; add a term for the "
+                "early exits, such as deep_supervision"
+            )
+
+    def _check_teacher(self, loss: losses.WeightedSum) -> None:
         if loss.uses_teacher != (self.teacher is not None):
             raise ValueError(
                 f"teacher={self.teacher!r}, loss={self.loss!r}: a teacher and a loss with a term taught need each "
@@ -172,6 +192,15 @@ class TrainOptions:
             )
         if self.crop_fraction is not None and not 0 < self.crop_fraction <= 1:
             raise ValueError(f"crop_fraction={self.crop_fraction} must be above 0 and at most 1")
+        for name, fits, range_ in (
+            ("learning_rate", 0 < self.learning_rate < inf, "above 0 and finite"),
+            ("weight_decay", 0 <= self.weight_decay < inf, "at least 0 and finite"),
+            ("cost_weight", -inf < self.cost_weight < inf, "finite"),
+            ("shift", self.shift is None or self.shift >= 0, "at least 0"),
+            ("seed", 0 <= self.seed < 2**32, "in 0 … 4294967295"),
+        ):
+            if not fits:
+                raise ValueError(f"{name}={getattr(self, name)} must be {range_}")
         if not 0 <= self.max_accuracy_drop <= 1:
             raise ValueError(f"max_accuracy_drop={self.max_accuracy_drop} must be in 0 … 1")
         if not 0 <= self.two_stage < self.epochs:

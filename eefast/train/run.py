@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from . import losses
 from .batches import training_batches
 from .folder import STARTED_FILE
 from .images import RunImages, open_images
-from .initial_weights import initialise
+from .initial_weights import check_unseen, initialise
 from .module import EarlyExitModule
 from .options import TrainOptions
 from .report import TrainReport, make_report, write_report
@@ -97,9 +98,17 @@ def _network(options: TrainOptions, images: RunImages) -> EarlyExitNet:
     )
     network.preprocessing = Preprocessing(network.record.resize or min(info.shape[1:]))
     network.classes = network.record.classes
-    if options.max_cost is not None and not options.max_cost >= network.cost[0]:
+    if options.weights is not None and not options.other_data:
+        check_unseen(options.weights, network.record)
+    if options.max_cost is not None and not options.max_cost >= float(network.cost[0]):
         raise ValueError(f"max_cost={options.max_cost} is less than the first exit costs, {network.cost[0]:.4f}")
     return network
+
+
+def _some(names: Sequence[str] | None) -> str:
+    """The first names, for a message."""
+    names = names or ()
+    return ", ".join(names[:3]) + " …" * (len(names) > 3)
 
 
 def _module(options: TrainOptions, images: RunImages, network: EarlyExitNet) -> EarlyExitModule:
@@ -126,7 +135,13 @@ def _module(options: TrainOptions, images: RunImages, network: EarlyExitNet) -> 
 
 def _teacher(folder: str | Path, network: EarlyExitNet) -> EarlyExitNet:
     """The network that teaches `network`; `ValueError` unless it takes the same images and knows the same classes."""
-    teacher = load(folder)
+    path = Path(folder).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"teacher={str(folder)!r}: there is no such folder; give one that eefast train wrote")
+    try:
+        teacher = load(path)
+    except ValueError as error:
+        raise ValueError(f"teacher={str(folder)!r}: {error}") from error
     if not isinstance(teacher, EarlyExitNet):
         raise ValueError(f"teacher={str(folder)!r} is quantised; give the float network that it was made from")
     for name in ("num_classes", "input_shape"):
@@ -136,4 +151,22 @@ def _teacher(folder: str | Path, network: EarlyExitNet) -> EarlyExitNet:
                 f"teacher={str(folder)!r} has {name}={found}, the network to train {wanted}; choose a teacher for the "
                 "same images and classes"
             )
+    if teacher.classes is not None and network.classes is not None and teacher.classes != network.classes:
+        raise ValueError(
+            f"teacher={str(folder)!r} knows the classes {_some(teacher.classes)}, the network to train "
+            f"{_some(network.classes)}; choose a teacher for the same images and classes"
+        )
+    learned, here = teacher.record, network.record
+    # Where classes have no names, the data set tells them apart.
+    nameless = teacher.classes is None and network.classes is None
+    if nameless and learned is not None and here is not None and learned.dataset != here.dataset:
+        raise ValueError(
+            f"teacher={str(folder)!r} was trained on {learned.dataset}, and this is {here.dataset}; choose a teacher "
+            "for the same images and classes"
+        )
+    if teacher.normalization is None:
+        raise ValueError(
+            f"teacher={str(folder)!r} has no normalization, so that it takes no images of a data set; save it with one "
+            "(normalization=(mean, std) where it was made)"
+        )
     return teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

@@ -64,7 +64,7 @@ def fit(
     `RuntimeError` for images that cannot be read.
     """
     output = Path(options.output)
-    record, writer = RunRecord(options.record(), images), CheckpointWriter()
+    record, writer = RunRecord(options.record(), images, module.teacher_fingerprint), CheckpointWriter()
     best, last = best_and_last(output)
     narrow = _too_narrow_for_onednn(module.net)
     with (

@@ -71,7 +71,7 @@ def test_too_many_names_of_classes_are_left_out(
         ({"input_shape": [1, 12]}, "it must be [channels, height, width]"),
         ({"network": "eenet20"}, "says network='eenet20', the network has 'eenet8'; delete it, or train again"),
         ({"num_classes": 9}, "says num_classes=9, the network has 10"),
-        ({"input_shape": [1, 28, 28]}, "says input_shape=[1, 28, 28], the network has [1, 12, 12]"),
+        ({"input_shape": [1, 28, 28]}, "says input_shape=(1, 28, 28), the network has (1, 12, 12)"),
         ({"more": 1}, "has the unknown key 'more'"),
         ({"seed": None}, "it must be a seed"),
         ("[]", "holds no JSON object"),

@@ -19,8 +19,8 @@ POINTS = tuple(
     for i in range(15)
 )
 REPORT = SearchReport(
-    {}, ({"place": "layer1", "kind": "pool", "cost": 0.1, "accuracy": 0.7},), 0.95, POINTS[3], [40, 20, 10], 0.16,
-    None, 12_345, POINTS, {"fine": POINTS[2]}, 26, True, False,
+    {"held_out": 70, "seed": 3}, ({"place": "layer1", "kind": "pool", "cost": 0.1, "accuracy": 0.7},), 0.95, POINTS[3],
+    [40, 20, 10], 0.16, None, 12_345, POINTS, {"fine": POINTS[2]}, 26, True, False,
     {"accuracy": 0.82, "mean_cost": 0.17, "final_accuracy": 0.94},
     {"fine": {"accuracy": 0.81, "mean_cost": 0.15}}, [1.0],
 )  # fmt: skip
@@ -46,6 +46,7 @@ def test_what_is_printed_drawn_and_written(seen, tmp_path):
     assert any(line.startswith("26 subsets of exits compared under each rule: all, at shared levels") for line in lines)
     assert sum("layer1:pool layer3:conv1" in line for line in lines) == 12, "the front is thinned, its ends stay"
     assert any(line.startswith("0.1000") for line in lines)
+    assert "eefast train --weights runs/searched --held-out 70 --seed 3 …" in done.stderr
     assert any(line.startswith("0.3800") for line in lines)
     assert (tmp_path / "front.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert json.loads((tmp_path / "found.json").read_text()) == json.loads(json.dumps(asdict(REPORT)))

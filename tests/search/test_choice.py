@@ -1,5 +1,7 @@
 """The best subset, rule and thresholds within limits, beside all that there are."""
 
+from dataclasses import replace
+
 import pytest
 from candidate_cases import every_choice, make_candidates, silent
 
@@ -29,6 +31,22 @@ def test_the_highest_number_of_parameters_is_kept():
     found = choose(candidates, ["learned"], silent, max_parameters=1020)
     assert candidates.parameters_of(found.best.subset) <= 1020
     assert (found.best.thresholds.accuracy, found.best.thresholds.cost) == pytest.approx((right / 9, -cost), abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_parameters_alone_limit_no_cost(seed):
+    """The second kind of head costs more than the whole network."""
+    candidates = make_candidates(9, [2, 2, 1], seed)
+    costs = [replace(c, head_macs=2000) if c.head_macs == 19 else c for c in candidates.costs]
+    candidates = replace(candidates, costs=costs)
+    right, cost = max((right, -cost) for right, cost, _ in every_choice(candidates, "learned"))
+    found = choose(candidates, ["learned"], silent, max_parameters=10**6).best.thresholds
+    assert (found.accuracy, found.cost) == pytest.approx((right / 9, -cost), abs=1e-6)
+
+
+def test_a_limit_of_the_time_is_named():
+    with pytest.raises(ValueError, match=r"max_time=0.1 cannot be kept; the lowest mean time is 0\.\d+"):
+        choose(make_candidates(9, [2, 2, 1], 1), ["learned"], silent, max_cost=0.1, limit_name="max_time")
 
 
 @pytest.mark.parametrize(

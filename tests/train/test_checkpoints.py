@@ -81,13 +81,15 @@ def test_finished_epochs_are_counted_by_the_last_checkpoint(tmp_path: Path, name
 
 
 def test_a_run_s_record_goes_into_its_checkpoints_and_comes_back() -> None:
-    record, saved = RunRecord({"seed": 1}, "0123"), {}
+    record, saved = RunRecord({"seed": 1}, "0123", "4567"), {}
     record.seconds = [2.5]
     record.on_save_checkpoint(None, None, saved)
-    assert saved == {"format": 1, "arguments": {"seed": 1}, "seconds_per_epoch": [2.5], "images": "0123"}
+    assert saved == {
+        "format": 1, "arguments": {"seed": 1}, "seconds_per_epoch": [2.5], "images": "0123", "teacher": "4567",
+    }  # fmt: skip
     record.seconds.append(3.5)
     assert saved["seconds_per_epoch"] == [2.5]
-    again = RunRecord({"seed": 1}, "0123")
+    again = RunRecord({"seed": 1}, "0123", "4567")
     again.on_load_checkpoint(None, None, saved)
     assert again.seconds == [2.5]
     assert not again.started
@@ -110,6 +112,14 @@ def test_other_images_are_refused() -> None:
     with pytest.raises(ValueError, match="the training images have changed since"):
         RunRecord({}, "0123").on_load_checkpoint(None, None, {"images": "4567", "seconds_per_epoch": []})
     RunRecord({}, "0123").on_load_checkpoint(None, None, {"seconds_per_epoch": []})
+
+
+@pytest.mark.parametrize(("now", "before"), [("0123", "4567"), ("", "4567"), ("0123", "")])
+def test_another_teacher_is_refused(now: str, before: str) -> None:
+    checkpoint = {"images": "89ab", "seconds_per_epoch": []}
+    with pytest.raises(ValueError, match="the teacher's weights have changed since"):
+        RunRecord({}, "89ab", now).on_load_checkpoint(None, None, {**checkpoint, "teacher": before})
+    RunRecord({}, "89ab", now).on_load_checkpoint(None, None, checkpoint)  # of a version that did not record it
 
 
 def test_a_moved_run_knows_its_best_epoch(small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from tagged_images import numbered_images, small_net, tags_one_by_one
 from training_runs import RESUMABLE, trained
 
+import eefast
 from eefast.data.image_sets import ImageTensors
 from eefast.data.loaders import batches
 from eefast.surgery.attachment import new_parameters
@@ -165,10 +166,11 @@ def test_held_out_images_are_judged_by_the_loss_of_the_last_stage(monkeypatch: p
 
 
 def test_a_teacher_is_asked_about_the_augmented_images_and_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = small_net()
+    teacher = small_net().train()
     module = EarlyExitModule(small_net(), "v0+0.5*taught", shift=2, teacher=teacher)
-    assert not any(p.requires_grad for p in teacher.parameters())
-    assert not teacher.training
+    assert teacher.training
+    assert all(p.requires_grad for p in teacher.parameters())
+    teacher.eval()  # for what is expected below; the module has its own
     assert not [name for name in module.state_dict() if "teacher" in name]
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     shown, logged = [], {}
@@ -185,9 +187,45 @@ def test_a_teacher_is_asked_about_the_augmented_images_and_stays_as_it_is(monkey
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 
-def test_a_loss_with_a_teacher_needs_one() -> None:
+def test_a_network_may_teach_itself_as_it_was() -> None:
+    net = small_net()
+    module = EarlyExitModule(net, "taught", teacher=net)
+    assert any(p.requires_grad for p in module.parameters())
+    images = numbered_images(5)[:][0]
+    before = module.taught(images)
+    with torch.no_grad():
+        net.heads[-1].classifier.weight += 1
+    assert torch.equal(module.taught(images), before)
+
+
+@pytest.mark.parametrize(("loss", "first_epochs", "asked"), [("v0", 0, 0), ("v0+taught", 1, 0), ("v0+taught", 0, 1)])
+def test_a_teacher_is_asked_where_the_loss_reads_it(
+    monkeypatch: pytest.MonkeyPatch, loss: str, first_epochs: int, asked: int
+) -> None:
+    module = EarlyExitModule(small_net(), loss, first_epochs=first_epochs, teacher=small_net())
+    calls: list[int] = []
+    taught = module.taught
+    monkeypatch.setattr(module, "taught", lambda images: calls.append(0) or taught(images))
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    monkeypatch.setattr(module, "_check", lambda loss, index: None)
+    images, labels = numbered_images(5)[:]
+    module.training_step((images, labels, torch.arange(5)), 0)
+    assert len(calls) == asked
+
+
+def test_a_loss_with_a_teacher_needs_one_of_the_same_classes() -> None:
     with pytest.raises(ValueError, match="this loss is taught by another network; give teacher"):
         EarlyExitModule(small_net(), "v0+taught")
+    other = eefast.zoo.eenet("eenet20", 2, "linear", num_classes=7, input_shape=(1, 8, 8))
+    with pytest.raises(ValueError, match="teacher knows 7 classes, the network to train 3"):
+        EarlyExitModule(small_net(), "v0+taught", teacher=other)
+
+
+@pytest.mark.parametrize("wrong", [{"shift": 1}, {"flip": True}])
+def test_rows_are_not_augmented_as_images(wrong: dict) -> None:
+    rows = eefast.zoo.eenet("eenet20-1d", 1, num_classes=5, input_shape=(6, 128))
+    with pytest.raises(ValueError, match="rows are neither shifted nor mirrored; leave both out"):
+        EarlyExitModule(rows, "v0", **wrong)
 
 
 def test_a_loss_with_tags_needs_images_to_tag() -> None:

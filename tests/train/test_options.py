@@ -1,6 +1,7 @@
 """Options that cannot be: refused by name; what is recorded of them, and what may differ when a run is resumed."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -26,6 +27,18 @@ from eefast.train.options import FREE_TO_CHANGE, TrainOptions
         ({"devices": 0}, "devices=0 must be at least -1 and not 0"),
         ({"nodes": 0}, "nodes=0 must be at least 1"),
         ({"self_labelled": True}, "self_labelled=True needs a frozen backbone"),
+        ({"freeze_backbone": True}, "freeze_backbone=True keeps random weights, from which early exits learn little"),
+        (
+            {"freeze_backbone": True, "weights": "w.pth", "loss": "pteenet_v6"},
+            "loss='pteenet_v6' trains the final exit alone, which freeze_backbone=True keeps",
+        ),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0 and finite"),
+        ({"learning_rate": math.nan}, "learning_rate=nan must be above 0 and finite"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 must be at least 0 and finite"),
+        ({"cost_weight": math.nan}, "cost_weight=nan must be finite"),
+        ({"shift": -1}, "shift=-1 must be at least 0"),
+        ({"seed": -1}, "seed=-1 must be in 0 … 4294967295"),
+        ({"seed": 2**32}, "seed=4294967296 must be in 0 … 4294967295"),
         ({"loss": "taught"}, "teacher=None, loss='taught': a teacher and a loss with a term taught need each other"),
         ({"teacher": "runs/t"}, "teacher='runs/t', loss='deep_supervision+correctness': a teacher and a loss with"),
         ({"exits": ["layer1"]}, "backbone=None, exits=['layer1']: give both, or none of them with net"),

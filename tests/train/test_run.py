@@ -119,7 +119,47 @@ def test_a_teacher_for_other_images(small_mnist: Path, tmp_path: Path) -> None:
     zoo.eenet("eenet20", 1, "linear", "pool", 7, (1, 28, 28)).save(tmp_path / "other")
     with pytest.raises(ValueError, match=r"other' has num_classes=7, the network to train 10; choose a teacher for"):
         trained(data_root=small_mnist, output=tmp_path / "run", loss="taught", teacher=tmp_path / "other", held_out=300)
+    with pytest.raises(FileNotFoundError, match=r"teacher='.*none': there is no such folder; give one that eefast"):
+        trained(data_root=small_mnist, output=tmp_path / "run", loss="taught", teacher=tmp_path / "none", held_out=300)
+    bare = zoo.eenet("eenet20", 1, "linear", "pool", 10, (1, 28, 28))
+    bare.save(tmp_path / "bare")
+    with pytest.raises(ValueError, match=r"bare' has no normalization, so that it takes no images of a data set"):
+        trained(data_root=small_mnist, output=tmp_path / "run", loss="taught", teacher=tmp_path / "bare", held_out=300)
+    images = datasets.dataset("mnist", small_mnist, "train")
+    bare.record = datasets.record("eenet20", 10, (1, 28, 28), "fashion-mnist", images, 300, 1)
+    bare.save(tmp_path / "fashion")
+    with pytest.raises(ValueError, match=r"fashion' was trained on fashion-mnist, and this is mnist; choose a teacher"):
+        trained(
+            data_root=small_mnist, output=tmp_path / "run", loss="taught", teacher=tmp_path / "fashion", held_out=300
+        )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_for_other_classes(colours: Path, tmp_path: Path) -> None:
+    other = zoo.eenet("eenet20", 2, num_classes=3, input_shape=(3, 8, 8), normalization=([0.5] * 3, [0.2] * 3))
+    other.classes = ("bus", "car", "van")
+    other.save(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other' knows the classes bus, car, van, the network to train blue, green, "):
+        trained(
+            net="eenet20", dataset="folder", image_size=8, data_root=colours, held_out=60, loss="taught",
+            batch_size=16, teacher=tmp_path / "other", output=tmp_path / "run",
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_images_are_not_those_that_given_weights_have_seen(small_mnist: Path, tmp_path: Path) -> None:
+    net = zoo.eenet("eenet8", 2, input_shape=(1, 28, 28), normalization=((0.1,), (0.3,)))
+    images = datasets.dataset("mnist", small_mnist, "train")
+    net.record = datasets.record("eenet8", 10, (1, 28, 28), "mnist", images, 300, 3)
+    net.save(tmp_path / "first")
+    options = {"net": "eenet8", "num_exits": 2, "data_root": small_mnist, "epochs": 1, "output": tmp_path / "run"}
+    for weights in (tmp_path / "first", tmp_path / "first" / "model.safetensors"):
+        for others in ({"seed": 1, "held_out": 300}, {"seed": 3, "held_out": 301}):
+            with pytest.raises(ValueError, match=r"but for 300 by seed 3; now .* give --held-out 300 --seed 3, or add"):
+                trained(weights=weights, **others, **options)
+    assert not (tmp_path / "run").exists()
+    trained(weights=tmp_path / "first", seed=3, held_out=300, **options)
+    trained(weights=tmp_path / "first", seed=1, held_out=300, other_data=True, **options)
 
 
 @pytest.mark.parametrize(
