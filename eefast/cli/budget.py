@@ -93,15 +93,9 @@ def fit_candidates(
     assurance: with one, only the images that lay the path fit, so that the others still judge.
     """
     from .. import criteria
-    from ..thresholds import assured
     from ..thresholds.candidates import candidate_of, make_candidate
-    from ..thresholds.outputs import some
 
-    if assurance is not None:
-        fitting = assured.divided(len(labels))[0]
-        seen, answers = some(outputs, fitting), labels[fitting]
-    else:
-        seen, answers = list(outputs), labels
+    seen, answers = fitting_part(outputs, labels, assurance)
     found, impossible = {}, {}
     for name in names:
         try:
@@ -112,6 +106,19 @@ def fit_candidates(
     if not found:
         raise ValueError("; ".join(f"{name}: {why}" for name, why in impossible.items()))
     return found, impossible
+
+
+def fitting_part(
+    outputs: Sequence[ExitOutput], labels: Tensor, assurance: float | None
+) -> tuple[list[ExitOutput], Tensor]:
+    """What numbers are fitted on: all images or, with an assurance, those that do not judge."""
+    from ..thresholds import assured
+    from ..thresholds.outputs import some
+
+    if assurance is None:
+        return list(outputs), labels
+    fitting = assured.divided(len(labels))[0]
+    return some(outputs, fitting), labels[fitting]
 
 
 def least_images(bounds: Mapping[str, float] | None = None, assurance: float | None = None) -> int:

@@ -8,7 +8,15 @@ from typing import Annotated
 from typer import Option
 
 from . import render
-from .budget import choose_thresholds, criterion_names, fit_candidates, least_images, read_bounds, read_profiles
+from .budget import (
+    choose_thresholds,
+    criterion_names,
+    fit_candidates,
+    fitting_part,
+    least_images,
+    read_bounds,
+    read_profiles,
+)
 from .held_out import HeldOutImages
 from .inputs import check_saving, open_network
 from .options import (
@@ -119,7 +127,7 @@ def command(
     with bars() as progress:
         outputs, labels = kept.outputs(net, cache, batch_size, progress)
         raw = evaluation.exit_quality(outputs, labels)
-        fitted = scaling.fit_scaling(outputs, labels) if scale else None
+        fitted = scaling.fit_scaling(*fitting_part(outputs, labels, wanted)) if scale else None
         if fitted is not None:
             outputs = scaling.scaled(outputs, fitted)
         answers = None if agreement else labels

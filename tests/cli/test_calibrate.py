@@ -235,6 +235,16 @@ def test_calibrate_scales_what_it_saves(shop, tmp_path):
     assert report["exits"] != report["exits_before_scaling"]
 
 
+@pytest.mark.parametrize(("words", "count"), [(["--no-assurance"], 31), ([], 9)])
+def test_images_that_judge_fit_no_scaling(shop, monkeypatch, words, count):
+    seen = []
+    monkeypatch.setattr("eefast.thresholds.scaling.fit_scaling", lambda out, labels: seen.append(len(labels)) or 1 / 0)
+    words = ["--data-root", shop, "--held-out", 31, "--few-images", "--max-cost", 0.7, "--scale", *words]
+    with pytest.raises(ZeroDivisionError):
+        run("calibrate", shop / "net", *words)
+    assert seen == [count]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
