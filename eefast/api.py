@@ -201,12 +201,12 @@ class Accelerated(nn.Module):
     def _planned_now(self) -> _Planned:
         # What another thread changes meanwhile must not go unnoticed; a network that changes as it runs always does.
         for _ in range(2):
-            watch = WeightWatch(self.net.stages, self.net.heads)
+            watch = WeightWatch(self.net.stages, self.net.heads, owner=self.net)
             engine = build(self.net, self.options)
             if not watch.changed():
                 break
         else:
-            watch = WeightWatch(self.net.stages, self.net.heads)
+            watch = WeightWatch(self.net.stages, self.net.heads, owner=self.net)
         if watch.compared and not self.frozen:
             why = (
                 f"{watch.compared / 1e6:.1f} MB of weights were made in inference mode and are compared with a copy at "

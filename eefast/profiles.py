@@ -215,7 +215,8 @@ def _ends(num_exits: int, device: torch.device) -> Tensor:
     """[n, n + 1]: what limits get added so that an image exits at exit 0 … n at the latest: 0, from there on NaN."""
     with torch.inference_mode(False):
         exits = torch.arange(num_exits + 1)
-        return torch.zeros(num_exits, num_exits + 1).masked_fill(exits[:-1, None] >= exits, nan).to(device)
+        ends = torch.zeros(num_exits, num_exits + 1, dtype=torch.float32)
+        return ends.masked_fill(exits[:-1, None] >= exits, nan).to(device)
 
 
 def _columns_of(name: str, table: Tensor, values: Any, count: int) -> Tensor:

@@ -35,11 +35,13 @@ class Batch(NamedTuple):
 class Engine(Protocol):
     """Runs a network as its plan says; of any number of threads at a time.
 
-    net: that it runs. plan: describes how. survives_fork: whether it runs in a process that was forked after planning.
+    net: that it runs. plan: describes how. criterion: the plan's. survives_fork: whether it runs in a process that was
+    forked after planning.
     """
 
     net: EarlyExitNet
     plan: Plan
+    criterion: criteria.Criterion
 
     @property
     def survives_fork(self) -> bool: ...

@@ -70,7 +70,10 @@ def _part(engine: Engine, survivors: Survivors, last: int) -> Part:
     if engine.net.criterion.carries and rule is None:
         rule = engine.net.criterion.step
     before = None if rule is None else Before(survivors.logits, survivors.confidence)
-    return engine.part(survivors.features, survivors.limits, survivors.exit_index + 1, last, rule, before)
+    features = survivors.features
+    if not isinstance(engine, ResidentEngine):
+        features = features.clone()  # a stage may write over its input
+    return engine.part(features, survivors.limits, survivors.exit_index + 1, last, rule, before)
 
 
 def _stopped(part: Part, limits: Tensor, positions: Tensor | None, exit_index: int, kept: dict[str, Any]) -> Partial:

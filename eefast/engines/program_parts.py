@@ -52,6 +52,9 @@ def part(program: ResidentProgram, first: int, last: int, channels: Sequence[int
         for step in kept
     ]
     placed = [[maps[used][0], maps[used][1] - section, *maps[used][2:]] for used in list(number)[2:]]
+    pixels = program.image
+    if pixels is not None and first:
+        pixels = pixels.new_zeros(2, channels[first - 1])
     return replace(
         program,
         steps=torch.tensor(rows, dtype=torch.int64),
@@ -59,7 +62,7 @@ def part(program: ResidentProgram, first: int, last: int, channels: Sequence[int
         groups=program.groups[section:end].clone(),
         algorithms=program.algorithms[section:end],
         group_sizes=program.group_sizes[section:end],
-        image=program.image if program.image is None or not first else torch.zeros(2, channels[first - 1]),
+        image=pixels,
     )
 
 

@@ -28,8 +28,10 @@ class Results:
     @classmethod
     def empty(cls, n: int, net: EarlyExitNet) -> Results:
         device = net.cost.device
-        logits = torch.zeros(n, net.num_classes, dtype=torch.float32, device=device)
-        return cls(logits, torch.zeros(n, device=device), torch.zeros(n, dtype=torch.int64, device=device))
+        logits, confidence = (
+            torch.zeros(shape, dtype=torch.float32, device=device) for shape in ((n, net.num_classes), (n,))
+        )
+        return cls(logits, confidence, torch.zeros(n, dtype=torch.int64, device=device))
 
     def of(self, net: EarlyExitNet, rows: slice = slice(None)) -> ExitResult:
         exits = self.exits[rows]
@@ -123,7 +125,8 @@ class Stores:
             # Made in inference mode they could not be written to outside of it.
             with torch.inference_mode(False):
                 shape, layout = features.shape[1:], self.steps[stage].layout
-                made = Waiting.empty(self.capacity, shape, self.plan.dtype, features.device, layout)
+                dtype = features.dtype if stage else self.plan.dtype  # autocast may have changed it
+                made = Waiting.empty(self.capacity, shape, dtype, features.device, layout)
             self._waiting[queue][stage] = made
         return self.before(queue, stage)
 

@@ -281,7 +281,7 @@ def copied(images: Tensor) -> Tensor:
     if images.device.type != "cpu":
         return images.clone()
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[images.element_size()]
-    return torch.from_numpy(images.detach().view(integers).numpy().copy(order="K")).view(images.dtype)
+    return torch.from_numpy(images.detach().resolve_neg().view(integers).numpy().copy(order="K")).view(images.dtype)
 
 
 def _received(launched: _Launched, device: torch.device) -> Iterator[ExitResult]:

@@ -20,6 +20,8 @@ _versions = attrgetter("_version")
 class WeightWatch:
     """Remembers every parameter, buffer and submodule of some modules as they were, and how many hooks there are.
 
+    owner: a module whose submodules they are; that these stay, and its hooks, are watched too.
+
     Every in-place change through PyTorch raises a tensor's version, every exchange changes the tensor or its memory;
     fused optimisers raise no version, so their steps are listened to. Tensors made in inference mode have no version,
     and are compared with copies. Only writes that bypass version counters (`parameter.data.add_`, numpy views) stay
@@ -28,12 +30,12 @@ class WeightWatch:
     compared: the number of bytes that every `changed` compares.
     """
 
-    def __init__(self, *roots: nn.Module) -> None:
+    def __init__(self, *roots: nn.Module, owner: nn.Module | None = None) -> None:
         modules = [m for root in roots for m in root.modules()]
+        owners = [] if owner is None else [owner]
         tables = ((m, d) for m in modules for d in (m._parameters, m._buffers, m._modules))
-        # Empty ones stay empty, but for containers, such as the convolutions of a head that has none.
-        self._dicts = [d for m, d in tables if d or (d is m._modules and isinstance(m, nn.Sequential))]
-        self._hooks = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks)]
+        self._dicts = [*(m._modules for m in owners), *(d for m, d in tables if d or _may_fill(m))]
+        self._hooks = [d for m in (*owners, *modules) for d in (m._forward_hooks, m._forward_pre_hooks)]
         self._hooked = sum(map(len, self._hooks))
         self._entries = self._current()
         self._tensors = [t for t in self._entries if isinstance(t, Tensor)]
@@ -63,6 +65,12 @@ class WeightWatch:
 
     def _current(self) -> list[Any]:
         return list(chain.from_iterable(d.values() for d in self._dicts))
+
+
+def _may_fill(module: nn.Module) -> bool:
+    """Whether an empty dictionary of it may get entries: not that of a layer of PyTorch's."""
+    kind = type(module)
+    return kind.__module__ == "torch.nn.modules.container" or not kind.__module__.startswith("torch.nn.")
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -46,7 +46,7 @@ def reference(
     if len(features):
         pooled = features[rows.where(alive, 0)].float().mean(dim=(2, 3))
     else:
-        pooled = torch.zeros(len(rows), weight.shape[1], device=features.device)
+        pooled = torch.zeros(len(rows), weight.shape[1], dtype=torch.float32, device=features.device)
     with torch.autocast(features.device.type, enabled=False):
         out = torch.nn.functional.linear(pooled, weight, bias)
     answer, value = out[:, :-1], chosen.confidence(out[:, :-1], out[:, -1])

@@ -48,8 +48,8 @@ class ResidentLoop:
         self.counts = counts.numpy().data
         dtype = torch.float32 if image is None else torch.uint8
         self._number: int = torch.ops.eefast.resident_loop_open.default(
-            torch.empty(0, *shape, dtype=dtype), *tables, torch.zeros(num_exits), criterion, num_classes, bfloat16,
-            image, rule, workers, counts,
+            torch.empty(0, *shape, dtype=dtype), *tables, torch.zeros(num_exits, dtype=torch.float32), criterion,
+            num_classes, bfloat16, image, rule, workers, counts,
         )  # fmt: skip
         ops = torch.ops.eefast
         self._put, self._take = ops.resident_loop_put.default, ops.resident_loop_take.default

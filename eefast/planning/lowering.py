@@ -62,6 +62,8 @@ def _lower(net: EarlyExitNet, every_step: bool) -> Lowered:
             value = traced.append(stage, value, f"stage {i}")
         begin = len(traced.layers)
         seen = traced.append(head.convs, value, f"the head of exit {i}") if len(head.convs) else value
+        if len(head.convs) and traced.overwrites:
+            raise UnsupportedError(f"the head of exit {i} writes over the features, which the next stage reads")
         for layer in traced.layers[begin:] if every_step else ():
             layer.head = True
         if seen == 0:
@@ -101,7 +103,10 @@ def stage_layers(stage: nn.Module, channels: int, where: str, image: bool, head:
 
 
 class _Trace:
-    """The layers of traced modules so far, the channels of every value, and which values are maps of one pixel."""
+    """The layers of traced modules so far, the channels of every value, and which values are maps of one pixel.
+
+    overwrites: whether the module appended last writes over what it reads.
+    """
 
     def __init__(self, image_channels: int, every_step: bool, rows: bool | None = None, ungroups: bool = False) -> None:
         """rows: whether there are windows of one row, as many as there are of other steps if None."""
@@ -110,6 +115,7 @@ class _Trace:
         self.channels = [image_channels]
         self.pooled: set[int] = set()
         self.every_step = every_step
+        self.overwrites = False
 
     def append(self, module: nn.Module, source: int, where: str) -> int:
         """Append the layers of a module that reads the value `source`; returns the value that the module returns.
@@ -121,6 +127,7 @@ class _Trace:
         if not isinstance(folded, fx.GraphModule):
             raise UnsupportedError(f"{where} is {what}")
         values: dict[fx.Node, int] = {}
+        self.overwrites = False
         for node in folded.graph.nodes:
             if node.op == "placeholder":
                 values[node] = source
@@ -139,6 +146,7 @@ class _Trace:
                 if writes_in_place(folded, node):
                     # Later readers of the same tensor, by whichever name, see what was written.
                     before = values[node.args[0]]
+                    self.overwrites |= before == source
                     values.update({other: values[node] for other, value in values.items() if value == before})
         raise AssertionError("a graph ends with an output")
 
@@ -244,7 +252,7 @@ class _Trace:
             if layer.divisor_override is not None or (padding and not layer.count_include_pad) or stride > 2:
                 return None
             rows = 1 if row else kernel
-            weight = torch.full((channels, 1, rows, kernel), 1 / (rows * kernel))
+            weight = torch.full((channels, 1, rows, kernel), 1 / (rows * kernel), dtype=torch.float32)
             averaging = Layer(
                 Kind.CONVOLUTION, source, -1, kernel=kernel, stride=stride, padding=padding, weight=weight,
                 bias=torch.zeros(channels), groups=channels, row=row,

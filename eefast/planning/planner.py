@@ -27,6 +27,7 @@ from .engine_times import Times, measure
 from .errors import SlowerError, UnsupportedError
 from .folding import SIMULATED
 from .integer_lowering import is_quantized
+from .patterns import computes_as
 from .resident_program import build_resident, lowered
 from .rows import network_on_maps
 from .stage_runtimes import PYTORCH, STAGES
@@ -64,6 +65,7 @@ def build(net: EarlyExitNet, options: Options) -> Engine:
     # What is made in inference mode or under autocast would serve other calls badly.
     with isolated(net.cost.device), closing(Late()) as progress:
         ops.register_flops()
+        _check_own(net)
         _check_classes(net)
         _check_quantized(net, options.dtype)
         if name == "reference":
@@ -236,6 +238,14 @@ def _exceptions_as_obstacles() -> Iterator[None]:
         raise
     except Exception as error:  # a first run raises whatever it does
         raise UnsupportedError(trial.brief(error)) from error
+
+
+def _check_own(net: EarlyExitNet) -> None:
+    if not computes_as(net, EarlyExitNet):
+        raise ValueError(
+            "the network itself has forward hooks or a forward of its own, which no engine calls; register hooks on "
+            "what eefast.accelerate(net) returns, or put the computation into a module around it"
+        )
 
 
 def _check_classes(net: EarlyExitNet) -> None:

@@ -19,7 +19,7 @@ ROUNDS_ON_CPU, LIMIT, LARGE_MACS = 7, 0.15, 10**9
 
 def noise(n: int, shape: Sequence[int]) -> Tensor:
     """[n, C, H, W] float32, normally distributed, always the same."""
-    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(0))
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
 
 
 def images(net: EarlyExitNet, example_inputs: Tensor | None = None) -> Tensor:
@@ -32,7 +32,8 @@ def images(net: EarlyExitNet, example_inputs: Tensor | None = None) -> Tensor:
 def thresholds(net: EarlyExitNet, exit_index: int) -> Tensor:
     """[n] float32 thresholds by which every sample exits at this exit."""
     rule = net.criterion
-    return torch.tensor([rule.always if i == exit_index else rule.never for i in range(net.num_exits)])
+    limits = [rule.always if i == exit_index else rule.never for i in range(net.num_exits)]
+    return torch.tensor(limits, dtype=torch.float32)
 
 
 def criterion(net: EarlyExitNet) -> str:

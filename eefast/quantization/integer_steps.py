@@ -62,7 +62,7 @@ def _convolution(layer: Layer, ranges: Ranges, image: Tensor | None, excess: Ten
     ratio = torch.zeros(())
     offset = bias / scale_out + ranges.zeros[layer.target]
     if layer.residual >= 0:
-        ratio = short_mantissa(torch.tensor(ranges.scales[layer.residual] / scale_out))
+        ratio = short_mantissa(torch.tensor(ranges.scales[layer.residual] / scale_out, dtype=torch.float32))
         offset = offset - ratio.double() * ranges.zeros[layer.residual]
     winograd = 0 if excess is None else excess.dim() - 1
     step_in = 2**winograd * scale_in

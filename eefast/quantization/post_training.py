@@ -142,7 +142,7 @@ def _recalibrate(
         before, _ = collect(net, batches)
         max_cost = outcome(answered(before, net), labels, net.cost, name, net.thresholds.tolist())[1]
     found = calibrate(outputs, labels, made.cost, name, min_accuracy=min_accuracy, max_cost=max_cost)
-    made.thresholds.copy_(torch.tensor(found.thresholds))
+    made.thresholds.copy_(torch.tensor(found.thresholds, dtype=torch.float32))
     if made.config is not None:
         made.config["float_thresholds"] = {}
 

@@ -82,4 +82,4 @@ def _image_parameters(net: EarlyExitNet, observer: MinMaxObserver) -> Tensor:
         return (LARGEST * torch.stack([std, mean])).float()
     low, high = min(observer.min_val, 0.0), max(observer.max_val, 0.0)  # pixels outside of the image are 0
     multiplier = LARGEST / (high - low)
-    return torch.tensor([[multiplier] * channels, [float(round(-low * multiplier))] * channels])
+    return torch.tensor([[multiplier] * channels, [round(-low * multiplier)] * channels], dtype=torch.float32)

@@ -13,7 +13,6 @@ from math import inf, nan
 import torch
 from torch import Tensor
 
-from .. import criteria
 from ..engines import Engine, ResidentEngine
 from .durations import CallDurations
 from .request import Request
@@ -164,9 +163,10 @@ def seconds_to_exits(engine: Engine, clock: Callable[[], float]) -> list[float]:
     net = engine.net
     weight = next(net.parameters())
     image = engine.prepare(torch.zeros(1, *net.input_shape, dtype=weight.dtype, device=weight.device))
-    never, found = criteria.get(engine.plan.criterion).never, []
+    never, found = engine.criterion.never, []
     for last in range(net.num_exits + 1):
-        limits = torch.tensor([never] * last + [nan] * (net.num_exits - last), device=weight.device)[:, None]
+        values = [never] * last + [nan] * (net.num_exits - last)
+        limits = torch.tensor(values, dtype=torch.float32, device=weight.device)[:, None]
         spans = []
         for _ in range(REPETITIONS):
             begin = clock()

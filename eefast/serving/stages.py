@@ -35,7 +35,7 @@ def stage_calls(engine: Engine) -> list[StageCall] | None:
 
     None also where the exit rule carries the answer so far, which these functions do not hand on.
     """
-    if criteria.get(engine.plan.criterion).carries:
+    if engine.criterion.carries:
         return None
     if isinstance(engine, CompactEngine):
         return [partial(_compact, engine, i) for i in range(len(engine.steps))]

@@ -155,6 +155,24 @@ def test_stopping_after_every_exit_changes_no_answer(name: str, engine: str) -> 
         assert_same(partial.finished(fast.resume(partial.survivors)), whole, fast)
 
 
+@pytest.mark.parametrize("engine", ["reference", "compact"])
+@torch.no_grad()
+def test_survivors_can_be_resumed_twice_where_a_stage_writes_over_its_input(engine: str) -> None:
+    net = eenet()
+    net.stages[1] = nn.Sequential(nn.LeakyReLU(0.3, inplace=True), net.stages[1])
+    norm = nn.BatchNorm2d(net.heads[0].feature_shape[0]).eval()  # so that there are negative features
+    norm.running_mean += 0.5
+    net.stages[0] = nn.Sequential(net.stages[0], norm)
+    spread_thresholds(net, images(37, SHAPE), 0.3)
+    fast, x = eefast.accelerate(net, engine=engine), images(19, SHAPE)
+    stopped = fast.until(0)(x)
+    before = stopped.survivors.features.clone()
+    for _ in range(2):
+        assert_same_answers(stopped.finished(fast.resume(stopped.survivors)), one_by_one(net, x), net)
+    fast.until(1)(stopped.survivors)
+    assert torch.equal(stopped.survivors.features, before)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["eenet20", "int8"])
 @torch.no_grad()

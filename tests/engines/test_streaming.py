@@ -223,6 +223,15 @@ def test_a_refilled_buffer_in_half_precision(engine: str) -> None:
         assert_same_answers(result, wanted, net)
 
 
+@pytest.mark.parametrize("lazy", ["negative", "conjugate"])
+def test_images_that_are_lazily_negated(net: Any, fast: Any, lazy: str) -> None:
+    """The imaginary part of a conjugate, as of radio data."""
+    z = torch.complex(images(9, SHAPE, 1), images(9, SHAPE, 2))
+    x = z.conj().imag if lazy == "negative" else z.conj().real
+    assert x.is_neg() == (lazy == "negative")
+    assert_same_answers(next(iter(fast.stream([x]))), one_by_one(net, x.clone()), net)
+
+
 def test_results_are_in_separate_memory(fast: Any) -> None:
     x = images(17, SHAPE)
     results = [fast(x), fast(x), *fast.stream([x] * 9), fast(x)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -108,6 +109,55 @@ def test_modules_that_come_and_go_while_it_looks() -> None:
         done.set()
         thread.join()
     assert not watched.changed()
+
+
+class Adapted(nn.Module):
+    """A layer with a list of adapters, which is empty at first."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.adapters, self.scales = layer, nn.ModuleList(), nn.ParameterDict()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer(x)
+        for adapter in self.adapters:
+            x = x + adapter(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.adapters.append(nn.Linear(2, 2)),
+        lambda m: m.scales.update({"a": nn.Parameter(torch.ones(1))}),
+        lambda m: m.register_buffer("mask", torch.ones(1)),
+    ],
+    ids=["list", "dictionary", "buffer"],
+)
+def test_what_was_empty_and_gets_entries_is_noticed(change: Callable[[Adapted], object]) -> None:
+    module = Adapted(nn.ReLU())
+    watched = WeightWatch(module)
+    assert not watched.changed()
+    change(module)
+    assert watched.changed()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: setattr(net, "first", nn.Linear(2, 2)),
+        lambda net: net.register_forward_hook(lambda *_: None),
+        lambda net: net.register_forward_pre_hook(lambda *_: None),
+    ],
+    ids=["replaced", "hook", "pre-hook"],
+)
+def test_changes_of_the_owner_are_noticed(change: Callable[[nn.Module], object]) -> None:
+    net = nn.Module()
+    net.first, net.second = nn.Linear(2, 2), nn.Linear(2, 2)
+    watched = WeightWatch(net.first, net.second, owner=net)
+    assert not watched.changed()
+    change(net)
+    assert watched.changed()
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])

@@ -82,6 +82,14 @@ def by_new_head(net):
     net.heads[0] = lived_in(ExitHead("conv1", net.stage_costs[0].feature_shape, 10, net.input_shape), 7)
 
 
+def by_new_heads(net):
+    net.heads = nn.ModuleList(lived_in(copy.deepcopy(head), 7 + i) for i, head in enumerate(net.heads))
+
+
+def by_new_stages(net):
+    net.stages = nn.ModuleList(lived_in(copy.deepcopy(stage), 7 + i) for i, stage in enumerate(net.stages))
+
+
 def by_new_memory(net):
     weight = net.stages[0][0][0].weight
     weight.data = weight.data * 1.5
@@ -94,12 +102,12 @@ def in_inference_mode(net):
 
 CHANGES = [
     by_load_state_dict, by_assignment, by_optimiser, by_fused_optimiser,
-    by_batch_norm, by_new_parameter, by_new_head, by_new_memory, in_inference_mode,
+    by_batch_norm, by_new_parameter, by_new_head, by_new_heads, by_new_stages, by_new_memory, in_inference_mode,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(13)
 def test_changed_weights_are_noticed(net, x, change, engine):
     fast = eefast.accelerate(net, engine=engine)
     old = fast(x)
@@ -108,6 +116,83 @@ def test_changed_weights_are_noticed(net, x, change, engine):
     assert not torch.equal(expected.logits, old.logits)
     got = fast(x)
     torch.testing.assert_close(got.logits, expected.logits, rtol=1e-4, atol=1e-4 * float(expected.logits.abs().max()))
+
+
+class Adapted(nn.Module):
+    """A stage with a list of adapters, which is empty at first."""
+
+    def __init__(self, stage):
+        super().__init__()
+        self.stage, self.adapters = stage, nn.ModuleList()
+
+    def forward(self, x):
+        x = self.stage(x)
+        for adapter in self.adapters:
+            x = x + adapter(x)
+        return x
+
+
+@torch.no_grad()
+def test_adapters_that_are_added_later_are_noticed(net, x, engine):
+    net.stages[0] = Adapted(net.stages[0]).eval()
+    fast = eefast.accelerate(net, engine=engine)
+    old = fast(x)
+    channels = net.heads[0].feature_shape[0]
+    net.stages[0].adapters.append(lived_in(nn.Conv2d(channels, channels, 1), 7))
+    expected = one_by_one(net, x)
+    assert not torch.equal(expected.logits, old.logits)
+    assert_same_answers(fast(x), expected, net)
+
+
+HOOKS = ["register_forward_hook", "register_forward_pre_hook"]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("name", ["auto", "resident", "compact", "reference"])
+def test_hooks_of_the_network_itself_are_not_passed_over(net, x, hook, name):
+    if name == "resident" and ops.CPP_MISSING:
+        pytest.skip(f"the C++ kernels are {ops.CPP_MISSING}")
+    fast = eefast.accelerate(net, engine=name)
+    before = fast(x)
+    handle = getattr(net, hook)(lambda *_: None)
+    for call in (lambda: fast(x), lambda: eefast.accelerate(net, engine=name)):
+        with pytest.raises(ValueError, match=r"the network itself has forward hooks .*; register hooks on what eefast"):
+            call()
+    handle.remove()
+    assert torch.equal(fast(x).logits, before.logits)
+    seen = []
+    getattr(fast, hook)(lambda *_: seen.append(0))
+    fast(x)
+    assert seen == [0]
+
+
+def test_a_forward_of_the_users_own_is_not_passed_over(net):
+    class Louder(eefast.EarlyExitNet):
+        def forward(self, x, *args, **kwargs):
+            return super().forward(2 * x, *args, **kwargs)
+
+    net.__class__ = Louder
+    with pytest.raises(ValueError, match="hooks or a forward of its own"):
+        eefast.accelerate(net)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("planned", ["before", "meanwhile"])
+@torch.no_grad()
+def test_another_default_dtype_changes_nothing(net, x, engine, dtype, planned):
+    expected = one_by_one(net, x)
+    fast = eefast.accelerate(net, engine=engine)
+    torch.set_default_dtype(dtype)
+    try:
+        if planned == "meanwhile":
+            fast = eefast.accelerate(net, engine=engine)
+        assert_same_answers(fast(x), expected, net)
+        assert_same_answers(list(fast.stream([x, x]))[1], expected, net)
+        stopped = fast.until(0)(x)
+        assert_same_answers(stopped.finished(fast.resume(stopped.survivors)), expected, net)
+        assert fast(x, exit_limit=0).exit_index.eq(0).all()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("run_in", [torch.inference_mode, torch.no_grad, torch.enable_grad])

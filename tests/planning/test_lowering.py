@@ -228,6 +228,15 @@ def test_spellings_of_relu(relu: str) -> None:
     )
 
 
+def test_a_head_that_writes_over_what_the_next_stage_reads() -> None:
+    net = network(conv(3, 20), conv(20, 20))
+    net.heads[0].convs = nn.Sequential(nn.ReLU(inplace=True))
+    with pytest.raises(UnsupportedError, match="the head of exit 0 writes over the features, which the next stage"):
+        lower(net)
+    net.heads[0].convs = nn.Sequential(nn.ReLU())
+    check(net, images(4, SHAPE))
+
+
 @pytest.mark.parametrize("addition", ADDITIONS)
 def test_spellings_of_addition(addition: str) -> None:
     layers = {"a": conv(3, 20), "b": conv(20, 20), "drop": nn.Dropout2d()}

@@ -45,6 +45,19 @@ def test_answers_of_many_threads_are_the_networks(small, serve, engine):
     assert all(a.waited >= 0 and a.computed > 0 and not a.late for a in answers)
 
 
+@pytest.mark.parametrize("engine", ["compact", "reference"])
+def test_rules_in_python_are_served(small, serve, engine):
+    net, x = small
+
+    def sure(exit_index, logits, row, before, value):
+        return logits, logits.softmax(dim=1).amax(dim=1)
+
+    net = net.with_criterion(eefast.rules.PythonRule("sure", sure), [0.5] * net.num_exits).eval()
+    server = serve(eefast.accelerate(net, engine=engine))
+    found = server.submit_all(list(x))
+    assert_same_answers(joined([future.result(20) for future in found], net), net(x), net)
+
+
 def test_bytes_are_answered_as_in_a_batch(serve):
     net = lived_in(eefast.zoo.eenet("eenet8", 2, input_shape=(3, 12, 12), normalization=((0.5,) * 3, (0.3,) * 3)), 1)
     x = torch.randint(0, 256, (7, 3, 12, 12), dtype=torch.uint8)
