@@ -15,12 +15,17 @@ from .layouts import layout_of
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: what it received by position and what it returned."""
+    """One call of a module: what it received by position and what it returned.
+
+    versions: of the first tensor received as the call began, and of the one returned as it ended; whatever writes to a
+        tensor raises its version.
+    """
 
     name: str
     module: nn.Module
     received: tuple[Any, ...]
     returned: Any
+    versions: tuple[int, int] = (0, 0)
 
 
 def noise_images(backbone: nn.Module, input_shape: Sequence[int]) -> Tensor:
@@ -73,12 +78,20 @@ def run(module: nn.Module, x: Tensor, training: bool = False) -> Any:
 
 def watch(backbone: nn.Module, images: Tensor, training: bool = False) -> list[Call]:
     """All calls of modules in the order in which they end; the last is that of the backbone itself, called ""."""
-    calls: list[Call] = []
+    calls, begun = list[Call](), list[int]()
 
     def note(name: str) -> Any:
-        return lambda module, received, returned: calls.append(Call(name, module, received, returned))
+        def ended(module: nn.Module, received: tuple[Any, ...], returned: Any) -> None:
+            versions = begun.pop(), _version(returned)
+            calls.append(Call(name, module, received, returned, versions))
+
+        return ended
+
+    def begins(module: nn.Module, received: tuple[Any, ...]) -> None:
+        begun.append(_version(*received[:1]))
 
     hooks = [module.register_forward_hook(note(name)) for name, module in backbone.named_modules()]
+    hooks += [module.register_forward_pre_hook(begins) for module in backbone.modules()]
     try:
         run(backbone, images.clone(), training)
     except Exception as error:
@@ -88,6 +101,10 @@ def watch(backbone: nn.Module, images: Tensor, training: bool = False) -> list[C
         for hook in hooks:
             hook.remove()
     return calls
+
+
+def _version(value: Any = None) -> int:
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 
 def find_classifier(calls: Sequence[Call], num_classes: int | None) -> tuple[str, nn.Linear]:

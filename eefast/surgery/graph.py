@@ -147,7 +147,10 @@ def _symbolic(backbone: nn.Module, opened: set[str], training: bool) -> tuple[fx
 
 
 def _chain(calls: Sequence[Call], opened: set[str]) -> tuple[fx.Graph, dict[str, fx.Node]]:
-    """Modules one after another; `ValueError` unless each receives the very tensor that the one before returned."""
+    """Modules one after another; `ValueError` unless each receives the very tensor that the one before returned.
+
+    Nothing may have written to it in between.
+    """
     called = {call.name for call in calls}
     inside: dict[str, list[Call]] = {name: [] for name in called}
     for call in calls[:-1]:
@@ -159,14 +162,16 @@ def _chain(calls: Sequence[Call], opened: set[str]) -> tuple[fx.Graph, dict[str,
         if call.name not in opened:
             node = graph.call_module(call.name, (node,))
         else:
-            value = call.received[0]
+            value, version = call.received[0], call.versions[0]
             for child in inside[call.name]:
                 if _is_flattened(child.received, value):
                     node = graph.call_function(torch.flatten, (node, 1))
                 elif len(child.received) != 1 or child.received[0] is not value:
                     raise ValueError(f"{child.name!r} receives something other than what the module before it returned")
-                node, value = follow(child, node), child.returned
-            if value is not call.returned:
+                if child.versions[0] != version:
+                    raise ValueError(f"what {child.name!r} receives was written to by code between the modules")
+                node, value, version = follow(child, node), child.returned, child.versions[1]
+            if value is not call.returned or version != call.versions[1]:
                 raise ValueError(f"{call.name or 'the backbone'!r} returns something other than its last module")
         returned[call.name] = node
         return node

@@ -223,6 +223,13 @@ def test_a_refilled_buffer_in_half_precision(engine: str) -> None:
         assert_same_answers(result, wanted, net)
 
 
+def test_streams_under_autocast(net: Any, fast: Any) -> None:
+    x = images(33, SHAPE)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted, got = fast(x), torch.cat([result.logits for result in fast.stream([x[:20], x[20:]])])
+    torch.testing.assert_close(got, wanted.logits, rtol=2e-2, atol=2e-2 * float(wanted.logits.abs().max()))
+
+
 @pytest.mark.parametrize("lazy", ["negative", "conjugate"])
 def test_images_that_are_lazily_negated(net: Any, fast: Any, lazy: str) -> None:
     """The imaginary part of a conjugate, as of radio data."""

@@ -73,9 +73,23 @@ def unlike_in_training_and_not_traced(m: Custom, x: Tensor) -> Tensor:
     return checked(m, x * 2 if m.training else x)
 
 
+def written_to_in_training(m: Custom, x: Tensor) -> Tensor:
+    if x.mean() > 1e30:  # not traced
+        x = x * 2
+    x = m.first(x)
+    F.dropout(x, 0.5, m.training, inplace=True)
+    return m.fc(m.pool(m.second(x)).flatten(1))
+
+
+def written_to_before_it_returns(m: Custom, x: Tensor) -> Tensor:
+    return checked(m, x).mul_(2)
+
+
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
+        (written_to_in_training, "what 'second' receives was written to by code between the modules"),
+        (written_to_before_it_returns, "'the backbone' returns something other than its last module"),
         (unlike_in_training, "in training mode the backbone computes"),
         (unlike_in_training_and_not_traced, "'first' receives something other than"),
         (
