@@ -107,7 +107,8 @@ def plain_table(row: Record, points: dict[str, Point]) -> list[str]:
     if least is not None:
         reached = "above" if least[0] > 0 else "**not above**"
         verdict = (
-            f"{reached} them everywhere; the smallest lead is {100 * least[0]:+.2f} points at cost {least[1]:.3f}."
+            f"{reached} them everywhere, and above the lines between them; the smallest lead over these lines is "
+            f"{100 * least[0]:+.2f} points, at cost {least[1]:.3f}."
         )
     return [
         *markdown(("plain network, trained as the twin", "cost", "accuracy, %", "with exits, %", "lead"), lines),

@@ -63,7 +63,7 @@ def _root(
     In this order: train, calibrate, evaluate, plot, bench, then predict, score or serve; `eefast demo` needs nothing.
 
     Exit codes: 0 done; 1 failed during the work, or answers disagree; 2 wrong options or files, or a missing package;
-    130 Ctrl-C; 143 SIGTERM. Whatever the end, no file is left half written.
+    129 SIGHUP; 130 Ctrl-C; 143 SIGTERM. Whatever the end, no file is left half written.
     """
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from .options import Json, Network
-from .output import check_writable, echo, write_json
+from .output import check_writable, echo, next_step, write_json
 from .render import table
 
 NEXT = {
@@ -41,5 +41,6 @@ def command(
     if json_path != "-":
         sizes = [(file["name"], (folder / file["name"]).stat().st_size / 1e6) for file in manifest["files"]]
         echo(table(["file", "MB"], [[name, f"{size:.3f}"] for name, size in sizes]))
-        echo(f"\nsaved: {folder}, with manifest.json; {NEXT[file_format]}")
+        echo(f"\nsaved: {folder}, with manifest.json")
+        next_step(NEXT[file_format])
     write_json(json_path, {"output": str(folder), **manifest})

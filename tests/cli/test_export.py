@@ -24,7 +24,7 @@ def test_files_and_figures(network, tmp_path):
     for file in figures["files"]:
         assert (tmp_path / "out" / file["name"]).exists()
         assert file["name"] in done.stdout
-    assert "examples/run_stages.py" in done.stdout
+    assert "next: run it with PyTorch alone, as examples/run_stages.py does" in done.stderr
 
 
 def test_a_wrong_format_ends_it(network, tmp_path):
