@@ -74,7 +74,7 @@ def opened(folder: Path) -> EarlyExitNet:
     net = eefast.load(folder).eval()
     if (folder / THRESHOLDS_FILE).is_file():
         known = json.loads((folder / THRESHOLDS_FILE).read_text())
-        net.thresholds.copy_(torch.tensor(known.get(net.criterion.name, net.thresholds.tolist())))
+        net.thresholds.copy_(torch.tensor([float(v) for v in known.get(net.criterion.name, net.thresholds.tolist())]))
     return net
 
 

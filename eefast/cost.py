@@ -93,7 +93,7 @@ class _Counter(TorchDispatchMode):
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:
-    from torch.utils.flop_counter import conv_flop_count
+    from torch.utils.flop_counter import conv_flop_count, sdpa_flop_count
 
     def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, out_val: Tensor, **kwargs: Any) -> int:
         flops = conv_flop_count([*x.shape], [*weight.shape], [*out_val.shape], transposed=args[3])
@@ -105,11 +105,31 @@ def _formulas() -> dict[Any, Callable[..., int]]:
     def element_wise(x: Tensor, *args: Any, **kwargs: Any) -> int:
         return 2 * prod(x.shape)
 
+    def attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> int:
+        return sdpa_flop_count(q.shape, k.shape, v.shape)
+
+    def fused_attention(x: Tensor, width: int) -> int:
+        n, tokens, _ = x.shape
+        return 8 * n * tokens * width**2 + 4 * n * tokens**2 * width
+
+    def multi_head(q: Tensor, k: Tensor, v: Tensor, width: int, *args: Any, **kwargs: Any) -> int:
+        return fused_attention(q, width)
+
+    def encoder_layer(x: Tensor, width: int, heads: int, *args: Any, **kwargs: Any) -> int:
+        n, tokens, _ = x.shape
+        hidden = args[11].shape[0]  # of linear1's weight
+        relu = 0 if args[4] else 2 * n * tokens * hidden
+        return fused_attention(x, width) + 4 * n * tokens * width * hidden + relu
+
     aten = torch.ops.aten
     per_element = (aten.relu, aten.relu_, aten.mean, aten.max_pool2d_with_indices)
     return {
         aten.convolution: convolution,
         aten.native_batch_norm: batch_norm,
+        # What PyTorch runs on the CPU in eval mode, where the meta device gets the single products.
+        aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        aten._native_multi_head_attention: multi_head,
+        aten._transformer_encoder_layer_fwd: encoder_layer,
         **dict.fromkeys(per_element, element_wise),
     }
 

@@ -14,7 +14,7 @@ def structure(net: EarlyExitNet) -> str:
     """16 hexadecimal digits: what the network is built of, and the shapes of its weights."""
     built = json.dumps(net.config, sort_keys=True, default=str) if net.config else f"{net.stages}{net.heads}"
     shapes = [(name, str(value.dtype), tuple(value.shape)) for name, value in sorted(net.state_dict().items())]
-    return hashlib.sha256(f"{built}{shapes}{net.input_shape}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{built}{net.layers()}{shapes}{net.input_shape}".encode()).hexdigest()[:16]
 
 
 def weights(net: EarlyExitNet) -> str:

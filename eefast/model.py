@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite, isnan
@@ -125,6 +127,7 @@ class EarlyExitNet(nn.Module):
             raise ValueError(f"normalization={normalization} needs {self.input_shape[0]} means and as many deviations")
         self.normalization = normalization
         self._pixels, self._scale = PixelCheck(), PixelScale()
+        self._built = self.layers() if config is not None else ""
         self.check_thresholds()
 
     @property
@@ -288,7 +291,7 @@ class EarlyExitNet(nn.Module):
         )
         for made in (net, net.stages, net.heads):
             made.training = self.training
-        net.built_from, net.record = self.built_from, self.record
+        net.built_from, net.record, net._built = self.built_from, self.record, self._built
         net.preprocessing, net.classes = self.preprocessing, self.classes
         return net
 
@@ -313,7 +316,7 @@ class EarlyExitNet(nn.Module):
         stages: list[nn.Module] = []
         for first, last in zip([0, *(i + 1 for i in kept)], kept, strict=False):
             between = list(self.stages[first : last + 1])
-            layers = [layer for stage in between for layer in (stage if type(stage) is nn.Sequential else [stage])]
+            layers = [layer for stage in between for layer in _opened(stage)]
             stages.append(between[0] if len(between) == 1 else nn.Sequential(*layers))
         net = EarlyExitNet(
             stages,
@@ -325,8 +328,10 @@ class EarlyExitNet(nn.Module):
             config=self._config_of(kept),
             costs=merged(self.stage_costs, gone),
         )
-        for made in (net, *(m for stage in net.stages for m in stage.modules()), net.stages, net.heads):
-            made.training = self.training
+        theirs = set(self.modules())  # which may be frozen
+        for made in net.modules():
+            if made not in theirs:
+                made.training = self.training
         net.built_from = f"{self.name} without its exits {gone}" if net.config is None else self.built_from
         net.record = self.record
         net.preprocessing, net.classes = self.preprocessing, self.classes
@@ -341,7 +346,7 @@ class EarlyExitNet(nn.Module):
 
     def _config_of(self, kept: Sequence[int]) -> dict[str, Any] | None:
         """The config of the network with these exits only, where it can say so."""
-        config = self.config
+        config = None if self.changed else self.config
         if len(kept) == self.num_exits + 1:
             return config
         if config is None or config.get("kind") != "eenet" or "filters" in config or len(kept) == 1:
@@ -581,6 +586,27 @@ class EarlyExitNet(nn.Module):
                 'by eefast.zoo.eenet or by eefast.attach(eefast.surgery.backbone("torchvision:NAME", num_classes), …) '
                 "and give it these weights, or save its state_dict() by torch.save and build it yourself"
             )
+        if self.changed:
+            raise ValueError(
+                f"layers were changed since {self.name} was built, and eefast.load would build those it had; save its "
+                "state_dict() by torch.save and build it yourself"
+            )
+
+    def layers(self) -> str:
+        """16 hexadecimal digits: modules and names of weights, others where a layer is replaced or set otherwise.
+
+        What changes no answer is left out: normalisations synchronised for training, operations in place.
+        """
+        parts = (self.stages, self.heads)
+        names = [f"{p} {name}" for p, m in enumerate(parts) for name, _ in (*m.named_parameters(), *m.named_buffers())]
+        text = re.sub(r"(Sync)?BatchNorm(1d|2d|3d)?\(", "BatchNorm(", f"{self.stages}{self.heads}")
+        text = re.sub(r"(, )?inplace=(True|False)", "", text)
+        return hashlib.sha256(f"{text}{sorted(names)}".encode()).hexdigest()[:16]
+
+    @property
+    def changed(self) -> bool:
+        """Whether layers are others than when it was built, so that `config` does not describe them."""
+        return self.__dict__.get("_built", "") not in ("", self.layers())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EarlyExitNet:
         # Thresholds decide exits exactly, so .half() must not round them; only their device follows.
@@ -687,3 +713,10 @@ class PixelCheck:
                 "or floats (pixel / 255 - mean) / std with this network's normalization",
                 low, high, black, white,
             )  # fmt: skip
+
+
+def _opened(stage: nn.Module) -> list[nn.Module]:
+    """Layers that compute what it does one after another."""
+    if type(stage) is nn.Sequential and not (stage._forward_hooks or stage._forward_pre_hooks):
+        return list(stage)
+    return [stage]

@@ -19,7 +19,7 @@ before, rows = {"x": images}, np.arange(len(images))
 classes, exits = np.empty(len(images), np.int64), np.empty(len(images), np.int64)
 for i, stage in enumerate(stages):
     logits, confidence, *more = stage.run(None, {value.name: before[value.name] for value in stage.get_inputs()})
-    limit = np.float32(known["thresholds"][i] if more else np.nan)
+    limit = np.float32(float(known["thresholds"][i]) if more else np.nan)
     goes_on = ~(confidence > limit if known["comparison"] == ">" else confidence < limit) & bool(more)
     classes[rows[~goes_on]], exits[rows[~goes_on]] = logits.argmax(1)[~goes_on], i
     rows = rows[goes_on]

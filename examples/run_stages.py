@@ -18,7 +18,7 @@ before, rows = [images], torch.arange(len(images))
 classes, exits = torch.empty(len(images), dtype=torch.int64), torch.empty(len(images), dtype=torch.int64)
 for i, stage in enumerate(stages):
     logits, confidence, *more = stage(*before)
-    limit = torch.tensor(known["thresholds"][i] if more else torch.nan)
+    limit = torch.tensor(float(known["thresholds"][i]) if more else torch.nan)
     goes_on = ~(confidence > limit if known["comparison"] == ">" else confidence < limit) & bool(more)
     classes[rows[~goes_on]], exits[rows[~goes_on]] = logits.argmax(1)[~goes_on], i
     rows = rows[goes_on]

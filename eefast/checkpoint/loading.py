@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from ..model import EarlyExitNet
 from . import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from .folder import OLD_CONFIG_FILE, read_folder
@@ -48,7 +50,8 @@ def load(
     """
     path = Path(path)
     try:
-        return _load(path, input_shape, head, normalization)
+        with torch.inference_mode(False):  # what is made in it nothing outside may write to
+            return _load(path, input_shape, head, normalization)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     except ValueError as error:

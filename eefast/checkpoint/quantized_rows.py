@@ -30,14 +30,14 @@ Shape = tuple[int, int, int]
 
 def describe_stages(net: EarlyExitNet) -> dict[str, Any]:
     """The fields of config.json that only a quantised network has, without its kind and name."""
-    copied = (net.config or {}).get("float_thresholds", {})
+    copied, rows = (net.config or {}).get("float_thresholds", {}), len(net.input_shape) == 2
     return {
         "num_classes": net.num_classes,
         "input_shape": list(net.input_shape),
         "float_thresholds": thresholds_row(copied),
         "costs": [[cost.stage_macs, cost.head_macs] for cost in net.stage_costs],
-        "stages": [_stage_row(stage) for stage in net.stages],
-        "heads": [_head_row(head) for head in net.heads],
+        "stages": [_stage_row(stage, rows) for stage in net.stages],
+        "heads": [_head_row(head, rows) for head in net.heads],
     }
 
 
@@ -55,27 +55,42 @@ def read_thresholds(row: Mapping[str, Any]) -> dict[str, list[float]]:
     return {name: [float(v) for v in values] for name, values in row.items()}
 
 
-def _stage_row(stage: nn.Module) -> dict[str, Any]:
+def _stage_row(stage: nn.Module, rows: bool) -> dict[str, Any]:
     if not isinstance(stage, QuantizedStage):
         raise ValueError(
             f"a stage is a {type(stage).__name__}; only networks that eefast.quantize returns are saved so"
         )
-    return {"zeros": list(stage.zeros), "output": stage.output, "steps": [_step_row(step) for step in stage.steps]}
+    return {
+        "zeros": list(stage.zeros),
+        "output": stage.output,
+        "steps": [_step_row(step, rows) for step in stage.steps],
+    }
 
 
-def _step_row(step: nn.Module) -> dict[str, Any]:
+def _step_row(step: nn.Module, rows: bool) -> dict[str, Any]:
+    # In networks on rows every window is one row high, and folders do not say it.
+    more = {"row": True} if getattr(step, "row", False) and not rows else {}
     if isinstance(step, QuantizedConvolution):
         names = ("source", "residual", "kernel", "stride", "padding", "relu", "winograd")
-        return {"kind": "convolution", "channels": len(step.weight), **{name: getattr(step, name) for name in names}}
+        return {
+            "kind": "convolution",
+            "channels": len(step.weight),
+            **{name: getattr(step, name) for name in names},
+            **more,
+        }
     if isinstance(step, QuantizedAffine):
         return {"kind": "affine", "source": step.source, "relu": step.relu}
     assert isinstance(step, QuantizedMaxPool)
-    return {"kind": "max_pool", **{name: getattr(step, name) for name in ("source", "kernel", "stride", "padding")}}
+    return {
+        "kind": "max_pool",
+        **{name: getattr(step, name) for name in ("source", "kernel", "stride", "padding")},
+        **more,
+    }
 
 
-def _head_row(head: nn.Module) -> dict[str, Any]:
+def _head_row(head: nn.Module, rows: bool) -> dict[str, Any]:
     assert isinstance(head, ExitHead)
-    convs = _stage_row(head.convs[0]) if len(head.convs) else None
+    convs = _stage_row(head.convs[0], rows) if len(head.convs) else None
     norm = head.norm
     eps = norm.eps if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) else None
     return {"kind": head.kind, "eps": eps, "convs": convs}
@@ -128,7 +143,9 @@ def _stage(row: Mapping[str, Any], source: Shape, image: bool, rows: bool, where
         kind = described.get("kind") if isinstance(described, dict) else None
         if not isinstance(kind, str) or kind not in _STEPS:
             raise ValueError(f"{place} has no kind that is one of {', '.join(_STEPS)}")
-        check_fields(described, _STEPS[kind], place)
+        check_fields(
+            described, _STEPS[kind] | ({"row": _FLAG} if "row" in described and kind != "affine" else {}), place
+        )
         step, shape = _step(described, shapes, zeros, image, rows, place)
         steps.append(step)
         shapes.append(shape)
@@ -155,7 +172,7 @@ def _step(
         return QuantizedAffine(source, *numbers, relu=row["relu"]), shapes[source]
     kernel, stride, padding = row["kernel"], row["stride"], row["padding"]
     outputs = row["channels"] if convolution else channels
-    one_row = rows and kernel > 1
+    one_row = (rows or row.get("row", False)) and kernel > 1
     tall, above = (1, 0) if one_row else (kernel, padding)
     shape = outputs, (height + 2 * above - tall) // stride + 1, (width + 2 * padding - kernel) // stride + 1
     if min(shape) < 1 or prod(shape) > MOST_ELEMENTS or padding > (kernel if convolution else kernel // 2):

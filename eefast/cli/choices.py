@@ -102,8 +102,11 @@ def excess(found: Assessment, kind: str, value: float) -> str:
     """A sentence where the budget, kept on the held-out images, is not kept on the test images; "" where it is."""
     drop = found.plain_accuracy - found.early.accuracy
     measured, kept = {
-        "max_accuracy_drop": (f"{drop:.4f}", drop <= value),
-        "min_accuracy": (f"{found.early.accuracy:.4f}", found.early.accuracy >= value),
-        "max_cost": (f"{found.early.mean_cost:.4f}", found.early.mean_cost <= value),
+        "max_accuracy_drop": (drop, drop <= value + 1e-9),
+        "min_accuracy": (found.early.accuracy, found.early.accuracy >= value - 1e-9),
+        "max_cost": (found.early.mean_cost, found.early.mean_cost <= value + 1e-9),
     }[kind]
-    return "" if kept else f"the budget is not kept on the test images: {kind} {measured} instead of {value:g}"
+    digits = 4 if f"{measured:.4f}" != f"{value:.4f}" else 7  # as many as tell them apart
+    return (
+        "" if kept else f"the budget is not kept on the test images: {kind} {measured:.{digits}f} instead of {value:g}"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from ..system import files
+from ..system.json_text import json_text
 from ..system.progress import Progress
 
 stderr = Console(stderr=True)
@@ -65,7 +65,7 @@ def bars() -> Iterator[Progress]:
 
 def write_json(path: str, figures: Mapping[str, Any]) -> None:
     """path: a file, "-" for stdout, or "" for nowhere."""
-    text = json.dumps(figures, indent=2) + "\n"
+    text = json_text(figures)
     if path == "-":
         with _stdout():
             print(text, end="")

@@ -31,6 +31,16 @@ def decode_bytes(content: bytes, name: str) -> Any:
     return _decoded(name, lambda: BytesIO(content))
 
 
+def decode_image(image: Any, name: str) -> Any:
+    """As `decode`, of an image of Pillow; name: of the image, for errors."""
+    try:
+        return _eight_bits(image.copy())
+    except Exception as error:
+        raise ImageFileError(
+            f"{shown(name)} cannot be read as an image ({shown(error) or type(error).__name__})"
+        ) from error
+
+
 def size_of(path: str | Path) -> tuple[int, int] | None:
     """Width and height in pixels that an image file says it has; None where it cannot be read."""
     from PIL import Image

@@ -29,7 +29,7 @@ class Exported:
 
     def __init__(self, manifest: dict[str, Any], answer: Callable[[Tensor, Tensor], Sequence[Tensor]]) -> None:
         self.manifest, self._answer = manifest, answer
-        self.thresholds = torch.tensor(manifest["thresholds"], dtype=torch.float32)
+        self.thresholds = torch.tensor([float(value) for value in manifest["thresholds"]], dtype=torch.float32)
         self.cost = torch.tensor(manifest["cost"], dtype=torch.float32)
 
     @torch.no_grad()

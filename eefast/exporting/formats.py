@@ -33,20 +33,21 @@ def export(net: EarlyExitNet | str | Path, folder: str | Path, *, format: str = 
     from ..system.files import WriteError
 
     folder = Path(folder)
+    target = folder.resolve()  # a link stays
     net = net if isinstance(net, EarlyExitNet) else _loaded(net)
     check(net, format)
     _check_folder(folder)
     try:
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{folder.name[:40]}.", dir=folder.absolute().parent) as name:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{target.name[:40]}.", dir=target.parent) as name:
             made = Path(name) / "made"
             made.mkdir()
             with isolated(net.cost.device), mode(net, False):
                 write(net, made, format)
                 _compare(net, made, format)
-            if folder.exists():
-                folder.replace(Path(name) / "before")
-            made.replace(folder)
+            if target.exists():
+                target.replace(Path(name) / "before")
+            made.replace(target)
     except OSError as error:
         raise WriteError(f"{folder} cannot be written: {error.strerror or error}; name another folder") from error
     return folder
@@ -85,11 +86,11 @@ def _loaded(net: str | Path) -> EarlyExitNet:
 
 
 def _check_folder(folder: Path) -> None:
-    from .manifest import MANIFEST
+    from .manifest import written
 
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
-    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+    if folder.exists() and {path.name for path in folder.iterdir()} - written(folder):
         raise ValueError(f"{folder} holds other files; name a new folder, or one that eefast.export wrote")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import fingerprints, ops
 from ..model import EarlyExitNet
 from ..planning.integer_lowering import is_quantized
+from ..system.json_text import json_text
 from ..version import __version__
 
 MANIFEST = "manifest.json"
@@ -54,13 +55,25 @@ def as_texts(manifest: dict[str, Any]) -> dict[str, str]:
     op, name = manifest["instruction_set"]
     mean, std = manifest["normalization"] or ([], [])
     numbers = {key: manifest[key] for key in ("input_shape", "thresholds", "cost")} | {"mean": mean, "std": std}
+    # Streams of C++ read no infinities; no confidence is beyond the largest number.
+    most = torch.finfo(torch.float32).max
+    numbers["thresholds"] = [min(max(value, -most), most) for value in numbers["thresholds"]]
     texts = {key: " ".join(map(str, values)) for key, values in numbers.items()}
     return {**texts, "instruction_set_op": op, "instruction_set": name}
 
 
 def write(folder: Path, manifest: dict[str, Any], names: Sequence[str]) -> None:
     files = [{"name": name, "sha256": _hash(folder / name)} for name in names]
-    (folder / MANIFEST).write_text(json.dumps({**manifest, "files": files}, indent=2) + "\n")
+    (folder / MANIFEST).write_text(json_text({**manifest, "files": files}))
+
+
+def written(folder: Path) -> set[str]:
+    """Names of the files that `write` says it wrote there; none where the manifest is another program's."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text())
+        return {MANIFEST, *(file["name"] for file in found["files"])} if "kind" in found else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def qdq_network(net: EarlyExitNet, found: QdqStages) -> EarlyExitNet:
     `eefast.load` can build it again where it can build `net`.
     """
     config = None
-    if (net.config or {}).get("kind") in ("attached", "eenet"):
+    if not net.changed and (net.config or {}).get("kind") in ("attached", "eenet"):
         thresholds = {net.criterion.name: net.thresholds.tolist()}
         more = {"kind": "qdq", "convolutions": found.names, "float_thresholds": thresholds}
         config = {**(net.config or {}), **more}
@@ -51,7 +51,7 @@ def qdq_network(net: EarlyExitNet, found: QdqStages) -> EarlyExitNet:
 def with_qdq_stages(net: EarlyExitNet, stages: Sequence[QdqStage], config: Mapping[str, Any] | None) -> EarlyExitNet:
     """The network with these stages instead, in eval mode, on the device of its heads, which it shares."""
     made = EarlyExitNet(
-        stages, list(net.heads), input_shape=net.input_shape, criterion=net.criterion.name,
+        stages, list(net.heads), input_shape=net.input_shape, criterion=net.exit_rule,
         thresholds=net.thresholds.tolist(), normalization=net.normalization, config=config, costs=net.stage_costs,
     )  # fmt: skip
     made.record, made.preprocessing, made.classes = net.record, net.preprocessing, net.classes

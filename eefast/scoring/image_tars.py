@@ -58,6 +58,7 @@ class ImageTars:
                     if member.isfile() and (suffix == f".{self.ending}" if self.ending else suffix in IMAGE_SUFFIXES):
                         yield member
                     archive.members = []  # type: ignore[attr-defined]  # which it would keep all of
+                _check_end(path, archive.offset)
         except tarfile.TarError as error:
             raise ValueError(
                 f"{path} is no whole, uncompressed tar file ({error}); make it again, or leave it out"
@@ -81,6 +82,18 @@ class ImageTars:
             finally:
                 if file is not None:
                     file.close()
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """`TarError` unless only zeros follow, a block at least: tarfile ends without a word at headers it cannot read."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        rest = file.read(1 << 20)
+        ended = len(rest) >= tarfile.BLOCKSIZE
+        while ended and rest:
+            ended, rest = not rest.strip(b"\0"), file.read(1 << 20)
+    if not ended:
+        raise tarfile.ReadError(f"no end of the archive at byte {offset}, where its members end")
 
 
 def _key(name: str) -> str:

@@ -33,6 +33,7 @@ def describe_network(net: EarlyExitNet, how: Preprocessing | None) -> dict[str, 
     return {
         **({"rule": rule.rows} if isinstance(rule, Rule) else {}),
         "name": net.name,
+        "layers": net.layers(),
         "weights": fingerprints.weights(net),
         "input_shape": list(net.input_shape),
         "criterion": net.criterion.name,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..api import accelerate
 from ..data.cropping import prepared
-from ..data.decoding import decode
+from ..data.decoding import decode, decode_image
 from ..data.image_files import ImageFileError, image_paths
 from ..model import EarlyExitNet
 from ..modules.contexts import mode
@@ -123,7 +123,7 @@ def _read(image: Any, name: str, pixels: Any, on_error: str) -> tuple[str, Tenso
     if isinstance(image, np.ndarray):
         return name, torch.from_numpy(image)
     try:
-        return name, pixels(decode(image) if isinstance(image, Path) else image.convert("RGB"))
+        return name, pixels(decode(image) if isinstance(image, Path) else decode_image(image, name))
     except ImageFileError as error:
         if on_error == "fail":
             raise

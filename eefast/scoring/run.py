@@ -26,7 +26,7 @@ from .pipeline import Job
 from .predictions import ON_ERROR
 from .preparation import preprocessing_of
 from .processes import run_in_processes
-from .sources import decodes, folder_of, open_source
+from .sources import decodes, files_of, folder_of, open_source
 from .tally import Scored, Standing, Tally
 
 
@@ -80,6 +80,8 @@ def scored(
     if folder is not None and output.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{output} is inside {folder}, which is read; name a folder elsewhere")
     found = open_source(source, net.input_shape, options.image_column, options.id_column)
+    if inside := next((path for path in files_of(found) if path.resolve().parent == output.resolve()), None):
+        raise ValueError(f"{inside}, which is read, is in {output}; name another folder for the rows")
     how = preprocessing_of(net, options.crop_fraction) if decodes(found) else None
     if how is None and options.crop_fraction is not None:
         raise ValueError(f"crop_fraction={options.crop_fraction}: the input is pixels already; leave it out")

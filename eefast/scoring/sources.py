@@ -31,6 +31,9 @@ def open_source(
     """
     folder = Path(source)
     if folder.is_dir() and next(image_paths(folder), None) is not None:
+        others = sorted(path for path in _below(folder) if path.is_file() and _kind(path) in ENDINGS.values())
+        if others:
+            raise ValueError(f"{source} has image files and files such as {others[0]}; name those of one kind")
         _no_columns("a folder of image files", image_column, id_column)
         return ImageFolder(folder)
     paths = _files(str(source))
@@ -52,6 +55,13 @@ def decodes(source: Source) -> bool:
     return not isinstance(source, Arrays)
 
 
+def files_of(source: Source) -> list[Path]:
+    """The parquet, tar or array files that are read."""
+    if isinstance(source, Arrays):
+        return [table.path for table in source.tables]
+    return source.paths if isinstance(source, ImageParquet | ImageTars) else []
+
+
 def folder_of(source: str | Path) -> Path | None:
     """The folder that is read, where INPUT is one."""
     return Path(source) if Path(source).is_dir() else None
@@ -60,7 +70,7 @@ def folder_of(source: str | Path) -> Path | None:
 def _files(source: str) -> list[Path]:
     folder = Path(source)
     if folder.is_dir():
-        found = sorted(path for path in folder.rglob("*") if path.is_file() and _kind(path) in ENDINGS.values())
+        found = sorted(path for path in _below(folder) if path.is_file() and _kind(path) in ENDINGS.values())
         if not found:
             raise FileNotFoundError(
                 f"{source} has no images ({' '.join(sorted(IMAGE_SUFFIXES))}) and no {' '.join(ENDINGS)} files; give "
@@ -76,6 +86,11 @@ def _files(source: str) -> list[Path]:
         if _kind(path) not in ENDINGS.values():
             raise ValueError(f"{path} is of no kind that is read; give {WHAT}; eefast predict takes single image files")
     return paths
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All in a folder but hidden names; links are followed."""
+    yield from map(Path, glob.iglob(f"{glob.escape(str(folder))}/**/*", recursive=True))  # noqa: PTH207
 
 
 def _matching(pattern: str) -> list[str]:

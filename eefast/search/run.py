@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ..preprocessing import Preprocessing
 from ..record import TrainingRecord
 from ..surgery import backbone as library_backbone
 from ..system import files
+from ..system.json_text import json_text
 from ..system.progress import Progress
 from ..thresholds.calibration import THRESHOLDS_FILE, Calibration
 from ..thresholds.evaluation import exit_quality
@@ -149,8 +149,8 @@ def search(options: SearchOptions, progress: Progress) -> SearchReport:
     if fitted.is_first_process:
         with files.together():
             network.save(output)
-            files.write(output / THRESHOLDS_FILE, json.dumps({best.criterion: list(best.thresholds)}, indent=2) + "\n")
-            files.write(output / REPORT_FILE, json.dumps(asdict(report), indent=2) + "\n")
+            files.write(output / THRESHOLDS_FILE, json_text({best.criterion: list(best.thresholds)}))
+            files.write(output / REPORT_FILE, json_text(asdict(report)))
         (output / STARTED_FILE).unlink(missing_ok=True)
     return report
 

@@ -162,7 +162,9 @@ def seconds_to_exits(engine: Engine, clock: Callable[[], float]) -> list[float]:
     """Median seconds of a call on one image that exits at exit 0 … n."""
     net = engine.net
     weight = next(net.parameters())
-    image = engine.prepare(torch.zeros(1, *net.input_shape, dtype=weight.dtype, device=weight.device))
+    channels, *sides = net.input_shape
+    shape = channels, *(sides[1:] if net.rows_as_maps else sides)
+    image = engine.prepare(torch.zeros(1, *shape, dtype=weight.dtype, device=weight.device))
     never, found = engine.criterion.never, []
     for last in range(net.num_exits + 1):
         values = [never] * last + [nan] * (net.num_exits - last)

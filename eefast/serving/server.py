@@ -237,8 +237,10 @@ def _prepared(engine: Engine, images: Tensor, copy: bool) -> Tensor | Exception:
     try:
         if not isinstance(images, Tensor):
             raise TypeError(f"image is a {type(images).__name__}; give a tensor [C, H, W]")
-        if images.dim() != 4:
-            raise ValueError(f"image has shape {tuple(images.shape[1:])}; expected [C, H, W], one image")
+        rank = 3 if engine.net.rows_as_maps else len(engine.net.input_shape) + 1
+        if images.dim() != rank:
+            sides = "[C, H, W], one image" if rank == 4 else "[C, L], one window"
+            raise ValueError(f"image has shape {tuple(images.shape[1:])}; expected {sides}")
         found = engine.prepare(images if images.device == engine.plan.device else images.to(engine.plan.device))
     except (TypeError, ValueError, RuntimeError) as error:
         return error

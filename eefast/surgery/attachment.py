@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 from torch import nn
 
-from ..carrying import carry_on
+from ..carrying import JoinedStage, carry_on
 from ..heads import TOKEN_HEADS, ExitHead, kinds_of, shortest
 from ..model import EarlyExitNet
 from .backbones import origin
@@ -147,5 +147,7 @@ def new_parameters(net: EarlyExitNet) -> list[tuple[str, nn.Parameter]]:
     """Names and parameters that `attach` made: the early heads and the final exit's confidence row."""
     confidence = f"heads.{net.num_exits}.confidence."
     early = tuple(f"heads.{i}." for i in range(net.num_exits))
+    if net.num_exits and isinstance(net.stages[-1], JoinedStage):  # its linear was made here, too
+        confidence = f"heads.{net.num_exits}."
     named = net.named_parameters(remove_duplicate=False)  # a stage may share those of a head
     return [(name, value) for name, value in named if name.startswith((*early, confidence))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, isnan
@@ -15,6 +14,7 @@ from ..criteria import CRITERIA
 from ..model import EarlyExitNet
 from ..result import ExitOutput
 from ..system import files
+from ..system.json_text import json_text
 from . import assured, search
 from .candidates import Candidate, candidate_of
 from .cuts import Cuts
@@ -201,5 +201,5 @@ def save_thresholds(
     found = {name: list(chosen[name].thresholds) for name in kept}
     with files.together():
         net.save(folder)
-        files.write(Path(folder) / THRESHOLDS_FILE, json.dumps(found, indent=2) + "\n")
+        files.write(Path(folder) / THRESHOLDS_FILE, json_text(found))
     return net

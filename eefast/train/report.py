@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..criteria import CRITERIA, get
 from ..model import EarlyExitNet
 from ..result import ExitOutput
 from ..system import files
+from ..system.json_text import json_text
 from ..thresholds.calibration import THRESHOLDS_FILE, Calibration, calibrate
 from ..thresholds.outputs import collect, exits_taken, outcome
 from .folder import REPORT_FILE
@@ -96,7 +96,7 @@ def write_report(folder: Path, report: TrainReport) -> None:
     """thresholds.json and report.json."""
     thresholds = {name: list(c.thresholds) for name, c in report.held_out.items()}
     for name, content in ((THRESHOLDS_FILE, thresholds), (REPORT_FILE, asdict(report))):
-        files.write(folder / name, json.dumps(content, indent=2) + "\n")
+        files.write(folder / name, json_text(content))
 
 
 def _shares(found: Tensor) -> list[float]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from eefast.checkpoint import loading
 from eefast.checkpoint.loading import CheckpointError, load
@@ -11,6 +12,13 @@ from eefast.checkpoint.loading import CheckpointError, load
 def test_a_path_that_is_not_there_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"nowhere: No such file"):
         load(tmp_path / "nowhere")
+
+
+def test_what_is_loaded_in_inference_mode_can_be_changed_outside(folder):
+    with torch.inference_mode():
+        net = load(folder)
+    net.thresholds.fill_(0.5)
+    assert not any(value.is_inference() for value in net.state_dict().values())
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

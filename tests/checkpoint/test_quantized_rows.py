@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import images, lived_in
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import eefast
 from eefast.checkpoint.loading import CheckpointError
-from eefast.heads import HEADS
+from eefast.heads import HEADS, ExitHead
 from eefast.record import TrainingRecord
 from eefast.thresholds.calibration import Calibration, save_thresholds
 
@@ -50,6 +51,30 @@ def test_a_quantised_network_comes_back(tmp_path, head):
     assert got.stage_costs == net.stage_costs
     pixels = torch.randint(0, 256, (3, *SHAPE), dtype=torch.uint8)
     assert all(torch.equal(a, b) for a, b in zip(got(pixels), net(pixels), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 16), (3, 1, 64)], ids=str)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.MaxPool2d((1, 2), 2), nn.MaxPool2d((1, 3), 1, (0, 1)), nn.Conv2d(8, 8, (1, 3), padding=(0, 1)),
+        nn.MaxPool2d(1, 2), nn.Conv2d(8, 8, 1),
+    ],
+    ids=["pool", "padded pool", "convolution", "1×1 pool", "1×1"],
+)  # fmt: skip
+@torch.no_grad()
+def test_windows_of_one_row_come_back_in_networks_on_maps(tmp_path, layer, shape):
+    first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+    stages, heads, features = [first, nn.Sequential(layer, nn.Conv2d(8, 8, 1), nn.ReLU())], [], torch.zeros(1, *shape)
+    for stage in stages:
+        features = stage(features)
+        heads.append(ExitHead("pool", features.shape[1:], 5, shape))
+    net = lived_in(eefast.EarlyExitNet(stages, heads, input_shape=shape, criterion="max_probability"), 1)
+    made = eefast.quantize(net, images(16, shape))
+    made.save(tmp_path)
+    x = images(5, shape, 1)
+    outputs = zip(eefast.load(tmp_path).all_exits(x), made.all_exits(x), strict=True)
+    assert all(torch.equal(got.logits, wanted.logits) for got, wanted in outputs)
 
 
 def test_the_nested_parts_of_a_resnet_come_back(tmp_path):

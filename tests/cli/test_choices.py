@@ -19,7 +19,9 @@ from eefast.thresholds.evaluation import Evaluation, exit_quality
         ("max_accuracy_drop", 0.01, "max_accuracy_drop 0.0200 instead of 0.01"),
         ("min_accuracy", 0.98, "min_accuracy 0.9700 instead of 0.98"),
         ("max_cost", 0.1, "max_cost 0.2000 instead of 0.1"),
+        ("min_accuracy", 0.97004, "min_accuracy 0.9700000 instead of 0.97004"),
         *[("max_accuracy_drop", 0.03, ""), ("min_accuracy", 0.96, ""), ("max_cost", 0.3, "")],
+        *[("max_accuracy_drop", 0.02, ""), ("min_accuracy", 0.97, ""), ("max_cost", 0.2, "")],
     ],
 )
 def test_a_budget_that_test_images_break_is_said(kind, value, words):

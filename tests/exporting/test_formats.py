@@ -1,5 +1,6 @@
 """`export` refuses before it works, replaces a folder only when all new files are right, does not change the net."""
 
+import json
 import shutil
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import eefast
 from eefast.exporting import formats, stage_programs
+from eefast.exporting.exported import load_exported
 from eefast.exporting.manifest import MANIFEST
 from eefast.system.files import WriteError
 
@@ -52,6 +54,40 @@ def test_other_files_stay(net, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="is a file; name a folder"):
         eefast.export(net, tmp_path / "file")
+
+
+@pytest.mark.parametrize("manifest", ['{"format": 1, "digest": "0"}', "[]", "no JSON", '{"name": "a site"}'])
+def test_folders_of_other_programs_stay(net, tmp_path, manifest):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / MANIFEST).write_text(manifest)
+    (tmp_path / "out" / "part-00000.parquet").write_text("rows")
+    with pytest.raises(ValueError, match="holds other files; name a new folder"):
+        eefast.export(net, tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_an_export_with_notes_beside_it_stays(net, folder, tmp_path):
+    folder = shutil.copytree(folder, tmp_path / "out")
+    (folder / "NOTES.md").write_text("mine")
+    with pytest.raises(ValueError, match="holds other files"):
+        eefast.export(net, folder)
+    assert (folder / "NOTES.md").read_text() == "mine"
+
+
+def test_a_link_stays_a_link(net, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "v1")
+    (tmp_path / "current").symlink_to("v1")
+    eefast.export(net.with_criterion("entropy"), tmp_path / "current")
+    assert (tmp_path / "current").is_symlink()
+    assert '"entropy"' in (tmp_path / "v1" / MANIFEST).read_text()
+
+
+def test_infinite_thresholds_are_json(net, tmp_path):
+    always = net.with_criterion("max_probability", [float("-inf"), float("inf")])
+    text = (eefast.export(always, tmp_path / "out") / MANIFEST).read_text()
+    assert json.loads(text, parse_constant=lambda name: 1 / 0)["thresholds"] == ["-inf", "inf"]
+    exported = load_exported(tmp_path / "out")
+    assert exported(torch.zeros(3, 3, 12, 12)).exit_index.tolist() == [0, 0, 0]
 
 
 def test_a_failed_export_leaves_the_one_before(net, folder, tmp_path, monkeypatch):

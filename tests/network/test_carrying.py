@@ -121,6 +121,7 @@ def test_attached_answers_as_the_backbone_until_it_is_trained(tmp_path: Path) ->
         torch.testing.assert_close(net.all_exits(x)[-1].logits, wanted, rtol=1e-5, atol=1e-5)
     names = [name for name, _ in new_parameters(net)]
     assert "heads.1.convs.0.0.weight" in names
+    assert {"heads.2.classifier.weight", "heads.2.classifier.bias", "heads.2.confidence.weight"} <= set(names)
     with torch.no_grad():
         net.heads[-1].classifier.weight.normal_()
     net.save(tmp_path)

@@ -38,6 +38,49 @@ def test_layers_cost_what_eenets_counts(module, shape, counted, out):
     assert module.training
 
 
+class SelfAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+class Attention(nn.Module):
+    def forward(self, x):
+        q = x.unflatten(2, (2, 4)).transpose(1, 2)
+        return nn.functional.scaled_dot_product_attention(q, q, q).transpose(1, 2).flatten(2)
+
+
+class OnTheCpu(nn.Module):
+    """Does not run on the meta device."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x + torch.ones(x.shape[1:]).log())
+
+
+@pytest.mark.parametrize(
+    ("module", "counted"),
+    [
+        (Attention(), 2 * 5 * 5 * 8),
+        (SelfAttention(), 5 * 4 * 8 * 8 + 2 * 5 * 5 * 8),
+        *(
+            (nn.TransformerEncoderLayer(8, 2, 12, 0.1, activation, batch_first=True), 336 * 5 + 2 * 5 * 12 * 8 + relu)
+            for activation, relu in (("relu", 5 * 12), ("gelu", 0))
+        ),
+    ],
+    ids=["attention", "with projections", "layer, ReLU", "layer, GELU"],
+)
+def test_attention_costs_the_same_on_every_device(module, counted):
+    assert macs(OnTheCpu(module).eval(), (5, 8)) == (counted, (5, 8))
+    assert macs(module.eval(), (5, 8)) == (counted, (5, 8))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes_cost_the_same(dtype):
     assert macs(nn.Conv2d(3, 8, 3).to(dtype), (3, 7, 5)) == (28 * 120, (8, 5, 3))

@@ -6,6 +6,7 @@ import copy
 
 import torch
 from networks import lived_in
+from torch import nn
 
 import eefast
 from eefast import fingerprints, zoo
@@ -33,6 +34,20 @@ def test_structure_and_not_weights(tmp_path) -> None:
     assert fingerprints.structure(made) == fingerprints.structure(loaded)
     hashes = {fingerprints.structure(other) for other in (made, net(filters=3), net(num_classes=9), net(head="bnpool"))}
     assert len(hashes) == 4
+
+
+def test_layers_and_not_what_changes_no_answer() -> None:
+    made = net()
+    before, structure = made.layers(), fingerprints.structure(made)
+    for module in made.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = not module.inplace
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(made)
+    assert synchronised.layers() == made.half().layers() == before
+    assert not made.changed
+    made.stages[0].add_module("more", nn.Tanh())
+    assert made.changed
+    assert fingerprints.structure(made) != structure
 
 
 def test_structure_of_a_network_without_config() -> None:

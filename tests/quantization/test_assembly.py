@@ -5,9 +5,9 @@ import torch
 from networks import images, lived_in
 from torch import nn
 
-from eefast import zoo
+from eefast import rules, zoo
 from eefast.heads import HEADS
-from eefast.quantization.assembly import assembled
+from eefast.quantization.assembly import assembled, with_qdq_stages
 from eefast.quantization.float_layers import float_stages
 from eefast.quantization.integer_steps import quantized_stage
 from eefast.quantization.ranges import observe
@@ -48,6 +48,12 @@ def test_what_stays_of_the_float_network(head):
     for found, wanted in zip(made.all_exits(x), net.all_exits(x), strict=True):
         spread = wanted.logits.std()
         assert (found.logits - wanted.logits).abs().max() < 0.3 * spread
+
+
+@pytest.mark.parametrize("rule", [rules.vote([3.0, 1.0, 1.0]), rules.carried([0.0, 0.3, 0.7])], ids=["vote", "carried"])
+def test_the_exit_rule_goes_with_stages_of_other_libraries(rule):
+    net = lived_in(zoo.eenet("eenet8", input_shape=SHAPE), 1).with_criterion(rule, [0.25, 0.5])
+    assert with_qdq_stages(net, list(net.stages), None).exit_rule == rule
 
 
 @torch.no_grad()

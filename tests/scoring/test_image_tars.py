@@ -46,11 +46,23 @@ def test_several_images_of_a_key(tmp_path: Path) -> None:
     assert read(ImageTars([path], "jpg"), tmp_path)[0] == {"1": b"one", "2": b"two"}
 
 
-@pytest.mark.parametrize("how", ["compressed", "cut off", "no tar"])
+@pytest.mark.parametrize(
+    "how", ["compressed", "cut off", "no tar", "a flipped byte", "cut at a header", "in a header", "a hole", "joined"]
+)
 def test_damaged_archives(tmp_path: Path, how: str) -> None:
-    path = write(tmp_path / "x.tar", {"1.jpg": b"1" * 3000}, "w:gz" if how == "compressed" else "w")
+    members = {f"{i}.jpg": b"1" * 3000 for i in range(3)}  # of 512 + 3,072 bytes each
+    path = write(tmp_path / "x.tar", members, "w:gz" if how == "compressed" else "w")
+    whole, second = path.read_bytes(), 512 + 3072
     if how == "cut off":
-        path.write_bytes(path.read_bytes()[:700])
+        path.write_bytes(whole[:700])
+    elif how == "a flipped byte":
+        path.write_bytes(whole[: second + 9] + b"x" + whole[second + 10 :])
+    elif how in ("cut at a header", "in a header"):
+        path.write_bytes(whole[: second + 100 * (how == "in a header")])
+    elif how == "a hole":
+        path.write_bytes(whole[:second] + bytes(1024) + whole[second + 1024 :])
+    elif how == "joined":
+        path.write_bytes(2 * whole)
     elif how == "no tar":
         path.write_bytes(b"nothing" * 200)
     with pytest.raises(ValueError, match=r"x\.tar is no whole, uncompressed tar file"):

@@ -12,6 +12,7 @@ from torchvision import transforms
 
 import eefast
 from eefast import zoo
+from eefast.data.image_files import ImageFileError
 
 
 def by_hand(network: Path, path: Path, resize: int = 20) -> tuple[eefast.EarlyExitNet, eefast.ExitResult]:
@@ -52,6 +53,34 @@ def test_images_of_pillow_paths_and_networks(network: Path, tmp_path: Path) -> N
     assert first.top == second.top
     assert first.name is None
     assert eefast.predict(net, picture)[0].top == first.top
+
+
+@pytest.mark.parametrize("mode", ["I;16", "L", "P", "RGBA", "LA", "CMYK"])
+def test_images_of_pillow_are_read_as_their_files(network: Path, tmp_path: Path, mode: str) -> None:
+    picture = photograph(25, 21, seed=5)
+    if mode == "I;16":
+        picture = Image.fromarray(np.arange(25 * 21, dtype=np.uint16).reshape(25, 21) * 100)
+    else:
+        picture = picture.convert(mode)
+    path = tmp_path / f"x.{'tif' if mode == 'CMYK' else 'png'}"
+    picture.save(path)
+    assert eefast.predict(network, picture)[0].top == eefast.predict(network, path)[0].top
+
+
+def test_floats_of_pillow_have_no_agreed_scale(network: Path) -> None:
+    with pytest.raises(
+        ImageFileError, match=r"0 cannot be read as an image \(its values, 0 … 1 in mode F, have no agreed"
+    ):
+        eefast.predict(network, Image.fromarray(np.linspace(0, 1, 525, dtype=np.float32).reshape(25, 21)))
+
+
+def test_images_of_pillow_that_cannot_be_read_are_recorded(network: Path, tmp_path: Path) -> None:
+    photograph(25, 21, seed=5).save(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:300])
+    with Image.open(tmp_path / "x.png") as picture:
+        first, second = eefast.predict(network, [picture, photograph(25, 21, seed=5)], on_error="record")
+    assert "cannot be read as an image" in first.error
+    assert second.error is None
 
 
 @pytest.mark.parametrize(("name", "shape"), [("eenet8", (3, 17, 17)), ("eenet20-1d", (6, 31))])

@@ -184,6 +184,14 @@ def test_rows_by_other_stages_are_other_rows(network: Path, pictures: Path, tmp_
         eefast.score(network, pictures, tmp_path / "out", **more)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_rows_never_replace_what_is_read(network: Path, tmp_path: Path, overwrite: bool) -> None:
+    np.save(tmp_path / "part-0.npy", np.zeros((1, 3, 17, 17), np.uint8))
+    with pytest.raises(ValueError, match=r"part-0\.npy, which is read, is in .*; name another folder for the rows"):
+        eefast.score(network, f"{tmp_path}/part-*.npy", tmp_path, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["part-0.npy"]
+
+
 def test_wrong_inputs_and_outputs(network: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"out is inside .*, which is read; name a folder elsewhere"):
         eefast.score(network, pictures, pictures / "b" / "out")

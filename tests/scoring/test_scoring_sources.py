@@ -47,6 +47,21 @@ def test_a_folder_of_images_may_hold_other_files(place: Path, pictures: Path) ->
         open_source(pictures, SHAPE, "jpg")
 
 
+def test_images_beside_arrays_are_refused(place: Path) -> None:
+    (place / "preview.png").touch()
+    with pytest.raises(ValueError, match=r"has image files and files such as .*b-08\.npy; name those of one kind"):
+        open_source(place, SHAPE)
+
+
+def test_linked_folders_are_read(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    (other / "here").symlink_to(place)
+    np.save(other / "x.npy", np.zeros((2, *SHAPE), np.uint8))
+    found = open_source(other, SHAPE)
+    assert isinstance(found, Arrays)
+    assert [table.path.stem for table in found.tables] == ["b-08", "b-09", "b-10", "c", "x"]
+
+
 def test_wrong_words(place: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"empty has no images \(\.bmp .*\) and no \.parquet \.pq \.tar"):

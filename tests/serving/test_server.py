@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from networks import assert_same_answers, lived_in, one_by_one
+from networks import assert_same_answers, lived_in, one_by_one, spread_thresholds
 
 import eefast
 from eefast.serving import Closed, Overloaded, Server
@@ -43,6 +43,18 @@ def test_answers_of_many_threads_are_the_networks(small, serve, engine):
     assert_same_answers(joined(answers, net), one_by_one(net, x), net)
     assert len({a.exit for a in answers}) == net.num_exits + 1
     assert all(a.waited >= 0 and a.computed > 0 and not a.late for a in answers)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_windows_of_rows_are_served(serve, engine):
+    net = lived_in(eefast.zoo.eenet("eenet20-1d", 2, num_classes=4, input_shape=(2, 33)), 1).eval()
+    x = torch.randn(9, 2, 33)
+    spread_thresholds(net, x, 0.4)
+    server = serve(eefast.accelerate(net, engine=engine))
+    found = server.submit_all(list(x))
+    assert_same_answers(joined([future.result(20) for future in found], net), net(x), net)
+    with pytest.raises(ValueError, match=r"image has shape \(1, 2, 33\); expected \[C, L\], one window"):
+        server.submit(x[:1]).result(20)
 
 
 @pytest.mark.parametrize("engine", ["compact", "reference"])

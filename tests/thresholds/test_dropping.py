@@ -6,6 +6,7 @@ import pytest
 import torch
 from made_outputs import make_outputs
 from networks import images, lived_in, one_by_one, spread_thresholds
+from torch import nn
 
 import eefast
 from eefast import EarlyExitNet, Preprocessing, Profile, zoo
@@ -85,6 +86,24 @@ def test_it_can_be_saved(tmp_path, gone) -> None:
     assert loaded.num_exits == 4 - len(gone)
     assert (loaded.preprocessing, loaded.classes) == (net.preprocessing, net.classes)
     assert torch.equal(loaded(x).logits, short(x).logits)
+
+
+def test_modules_that_are_frozen_stay_so() -> None:
+    net = made().train()
+    net.stages.eval()
+    short = net.without_exits([1])
+    assert short.training
+    assert short.heads[0].training
+    for one in (net, short):
+        assert not any(m.training for stage in one.stages for m in stage.modules() if not isinstance(m, nn.Sequential))
+
+
+def test_hooks_of_joined_stages_stay() -> None:
+    net, x = made(), images(7, (3, 8, 8))
+    net.stages[1].register_forward_hook(lambda module, received, returned: returned * 2)
+    for exits in ([1], [0, 2]):
+        expected = net.all_exits(x)[-1].logits
+        torch.testing.assert_close(net.without_exits(exits).all_exits(x)[-1].logits, expected)
 
 
 def test_what_cannot_be_left_out_is_refused() -> None:
