@@ -41,9 +41,9 @@ class Profiles(Mapping[str, Profile]):
             row = tuple(torch.as_tensor(numbers, dtype=torch.float32, device="cpu").tolist())
             if any(map(isnan, row)):
                 raise ValueError(f"profile {name!r} has the thresholds {list(row)}; none of them may be NaN")
-            if last_exit is not None and not 0 <= last_exit <= len(row):
+            if last_exit is not None and last_exit not in range(len(row) + 1):
                 raise ValueError(f"profile {name!r} has last_exit={last_exit}; exits are 0 … {len(row)}")
-            found[str(name)] = Profile(row, last_exit)
+            found[str(name)] = Profile(row, None if last_exit is None else int(last_exit))
         if len(criteria) > 1:
             raise ValueError(
                 f"profiles of two criteria, {', '.join(f'{name!r} of {c}' for c, name in criteria.items())}; a network "

@@ -41,7 +41,7 @@ from .options import (
     Seed,
     Workers,
 )
-from .output import bars, check_writable, echo, next_step, write_json
+from .output import bars, check_writable, echo, next_step, note, write_json
 
 
 def command(
@@ -165,10 +165,13 @@ def command(
         exits[name] = taken.bincount(minlength=net.num_exits + 1).tolist()
     quality = evaluation.exit_quality(outputs, labels)
     if save:
+        before = list(net.profiles)
         if fitted is not None:
             scaling.fold_scaling(net, fitted)
             net.profiles = None  # of other confidences
-        calibration.save_thresholds(net, network, chosen, profiles, candidates)
+        written = calibration.save_thresholds(net, network, chosen, profiles, candidates)
+        if gone := [name for name in before if name not in written.profiles]:
+            note(f"profiles of other confidences are left out: {', '.join(gone)}; make them again by --profile")
     if json_path != "-":
         budget = ", ".join(f"{name} {value:g}" for name, value in bounds.items())
         echo(f"\n{render.describe(net)}, {len(labels):,} held-out images of {source.dataset}, {budget}\n")

@@ -55,7 +55,13 @@ class ImageTars:
             with tarfile.open(path, "r:") as archive:
                 for member in archive:
                     suffix = Path(member.name).suffix.lower()
-                    if member.isfile() and (suffix == f".{self.ending}" if self.ending else suffix in IMAGE_SUFFIXES):
+                    wanted = suffix == f".{self.ending}" if self.ending else suffix in IMAGE_SUFFIXES
+                    if wanted and (member.islnk() or member.issym()):
+                        raise ValueError(
+                            f"{path}: {member.name} is a link to {member.linkname}; make the tar file with "
+                            "--dereference --hard-dereference, or leave links out"
+                        )
+                    if wanted and member.isfile():
                         yield member
                     archive.members = []  # type: ignore[attr-defined]  # which it would keep all of
                 _check_end(path, archive.offset)

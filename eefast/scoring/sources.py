@@ -94,7 +94,9 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _matching(pattern: str) -> list[str]:
-    return sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not Path(pattern).exists() else [pattern]  # noqa: PTH207 (patterns may be absolute)
+    if not glob.has_magic(pattern) or Path(pattern).exists():
+        return [pattern]
+    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (patterns may be absolute)
 
 
 def _braces(pattern: str) -> Iterator[str]:

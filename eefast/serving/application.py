@@ -242,12 +242,12 @@ def deadline_of(headers: Mapping[bytes, bytes], default: float | None) -> float 
     if text is None:
         return default
     try:
-        milliseconds = float(text)
+        seconds = float(text) / 1e3
     except ValueError:
-        milliseconds = 0.0
-    if not (milliseconds > 0 and isfinite(milliseconds)):
+        seconds = 0.0
+    if not (seconds > 0 and isfinite(seconds)):
         raise Refused(UNPROCESSABLE, f"X-Deadline-Ms: {text.decode('latin-1')} must be milliseconds from now, above 0")
-    return milliseconds / 1e3
+    return seconds
 
 
 def level_of(headers: Mapping[bytes, bytes], levels: Levels, server: Server) -> str | None:
@@ -256,7 +256,8 @@ def level_of(headers: Mapping[bytes, bytes], levels: Levels, server: Server) -> 
     text = headers.get(b"x-level")
     if text is None:
         return chosen
-    name = text.decode("latin-1")
+    names = [text.decode("latin-1"), text.decode(errors="replace")]  # as HTTP has it, and as clients send it
+    name = next((n for n in names if n in levels.names), names[0])
     if name not in levels.names:
         known = f"the levels are {', '.join(levels.names)}" if levels.names else "this server has none (--levels)"
         raise Refused(UNPROCESSABLE, f"X-Level: {name} is unknown; {known}")

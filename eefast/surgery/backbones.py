@@ -34,14 +34,19 @@ def backbone(name: str, num_classes: int, channels: int = 3) -> nn.Module:
     else:
         raise ValueError(f"backbone={name!r} must be torchvision:NAME or timm:NAME, such as torchvision:resnet18")
     # Survives deepcopy and pickling.
-    network.__dict__[_ORIGIN] = name, str(network)
+    network.__dict__[_ORIGIN] = name, _layers(network)
     return network
 
 
 def origin(network: nn.Module) -> str | None:
     """The name under which `backbone` made the network, None for others and where its layers were changed since."""
     name, layers = network.__dict__.get(_ORIGIN, (None, ""))
-    return name if layers == str(network) else None
+    return name if layers == _layers(network) else None
+
+
+def _layers(network: nn.Module) -> str:
+    """Modules and names of weights: some changes, such as weight_norm, show in these alone."""
+    return f"{network}{[name for name, _ in network.named_parameters()]}"
 
 
 def _classifies(builder: Callable[..., nn.Module]) -> bool:

@@ -9,11 +9,45 @@ from damaged_files import damage, loads_or_complains
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import images, lived_in
+from torch import nn
 
 from eefast import EarlyExitNet, zoo
 from eefast.checkpoint.loading import CheckpointError, load
 from eefast.criteria import CRITERIA
 from eefast.heads import HEADS
+
+
+def activations(net):
+    for module in list(net.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.SiLU())
+
+
+def epsilon(net):
+    next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d)).eps = 0.1
+
+
+def other_pool(net):
+    net.heads[0].pool = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
+
+
+def normalised_weight(net):
+    nn.utils.weight_norm(next(m for m in net.modules() if isinstance(m, nn.Conv2d)))
+
+
+def wrapped(net):
+    net.stages[1] = nn.Sequential(net.stages[1], nn.Tanh())
+
+
+@pytest.mark.parametrize("change", [activations, epsilon, other_pool, normalised_weight, wrapped])
+def test_what_load_would_build_otherwise_is_not_saved(tmp_path, change):
+    net = zoo.eenet("eenet20", 2, (1, 3), num_classes=3, input_shape=(2, 9, 7)).eval()
+    change(net)
+    for changed in (net, net.with_criterion("margin"), net.without_exits([0])):
+        with pytest.raises(ValueError, match=r"layers were changed since eenet20 was built|built from eenet20 without"):
+            changed.save(tmp_path / "net")
+    assert not (tmp_path / "net").exists()
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,18 @@ def test_calibrate_scales_what_it_saves(shop, tmp_path):
     assert report["exits"] != report["exits_before_scaling"]
 
 
+@pytest.mark.parametrize("changes", [["--criterion", "margin"], ["--scale"], []], ids=["rule", "scaled", "neither"])
+def test_profiles_that_no_longer_hold_are_named(shop, tmp_path, changes):
+    net = eefast.load(shop / "net")
+    net.profiles = {"eco": [0.3, 0.4], "normal": [0.6, 0.7]}
+    net.save(tmp_path / "net")
+    words = ["--data-root", shop, "--held-out", 31, "--few-images", "--no-assurance", "--max-cost", 0.7, "--save"]
+    done = run("calibrate", tmp_path / "net", *words, *changes)
+    left = list(eefast.load(tmp_path / "net").profiles)
+    assert left == ([] if changes else ["eco", "normal"])
+    assert ("left out: eco, normal; make them again by --profile" in done.stderr) == bool(changes)
+
+
 @pytest.mark.parametrize(("words", "count"), [(["--no-assurance"], 31), ([], 9)])
 def test_images_that_judge_fit_no_scaling(shop, monkeypatch, words, count):
     seen = []

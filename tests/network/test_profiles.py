@@ -262,6 +262,8 @@ def test_tables_that_do_not_fit_are_refused():
         Profiles(eco=[math.nan, 0.5, 0.5])
     with pytest.raises(ValueError, match=r"'eco' has last_exit=4; exits are 0 … 3"):
         Profiles(eco=Profile((0.5,) * 3, 4))
+    with pytest.raises(ValueError, match=r"'eco' has last_exit=1\.5; exits are 0 … 3"):
+        Profiles(eco=Profile((0.5,) * 3, 1.5))
     found = [Calibration(name, (0.5,) * 3, 0.9, 0.3) for name in ("margin", "entropy")]
     with pytest.raises(ValueError, match="of two criteria, 'a' of margin, 'b' of entropy"):
         Profiles(a=found[0], b=found[1])

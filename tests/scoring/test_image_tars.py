@@ -46,6 +46,18 @@ def test_several_images_of_a_key(tmp_path: Path) -> None:
     assert read(ImageTars([path], "jpg"), tmp_path)[0] == {"1": b"one", "2": b"two"}
 
 
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_links_are_no_images(tmp_path: Path, kind: bytes) -> None:
+    path = write(tmp_path / "x.tar", {"1.jpg": b"one"})
+    with tarfile.open(path, "a") as archive:
+        for name in ("1.cls", "2.jpg"):  # the first is no image
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "1.jpg"
+            archive.addfile(info)
+    with pytest.raises(ValueError, match=r"2\.jpg is a link to 1\.jpg; make the tar file with --dereference"):
+        read(ImageTars([path], None), tmp_path)
+
+
 @pytest.mark.parametrize(
     "how", ["compressed", "cut off", "no tar", "a flipped byte", "cut at a header", "in a header", "a hole", "joined"]
 )

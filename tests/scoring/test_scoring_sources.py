@@ -19,6 +19,13 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def deep(place: Path) -> Path:
+    (place / "x" / "y").mkdir(parents=True)
+    (place / "c.npy").rename(place / "x" / "y" / "b-11.npy")
+    return place
+
+
 @pytest.mark.parametrize(
     ("words", "names"),
     [
@@ -45,6 +52,12 @@ def test_a_folder_of_images_may_hold_other_files(place: Path, pictures: Path) ->
     assert isinstance(open_source(pictures, SHAPE), ImageFolder)
     with pytest.raises(ValueError, match="--image-column jpg: a folder of image files have no columns; leave it out"):
         open_source(pictures, SHAPE, "jpg")
+
+
+def test_a_pattern_of_any_depth(deep: Path) -> None:
+    found = open_source(f"{deep}/**/b-*.npy", SHAPE)
+    assert isinstance(found, Arrays)
+    assert [table.path.stem for table in found.tables] == ["b-08", "b-09", "b-10", "b-11"]
 
 
 def test_images_beside_arrays_are_refused(place: Path) -> None:

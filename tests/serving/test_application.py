@@ -90,6 +90,7 @@ def test_many_images_are_lines_with_their_index(ready, bytes_net):
         (bytes(432), {"x-deadline-ms": "soon"}, 422, "X-Deadline-Ms: soon"),
         (bytes(432), {"x-deadline-ms": "-1"}, 422, "above 0"),
         (bytes(432), {"x-deadline-ms": "nan"}, 422, "above 0"),
+        (bytes(432), {"x-deadline-ms": "1e-322"}, 422, "above 0"),
     ],
 )
 def test_what_is_wrong_with_a_request_has_its_status(ready, content, headers, status, why):

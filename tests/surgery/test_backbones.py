@@ -3,10 +3,12 @@
 import copy
 import pickle
 import sys
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from eefast.surgery import backbone
 from eefast.surgery.backbones import origin
@@ -30,6 +32,14 @@ def test_names_that_no_backbone_has(name: str, message: str) -> None:
 @pytest.fixture(scope="module")
 def small() -> nn.Module:
     return backbone("timm:resnet10t", 5, 1)
+
+
+@pytest.mark.parametrize("change", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm, prune.identity])
+def test_a_backbone_with_other_weights_is_no_longer_the_librarys(small: nn.Module, change: Any) -> None:
+    changed = copy.deepcopy(small)
+    assert origin(changed) == "timm:resnet10t"
+    change(changed.layer1[0].conv1, *(["weight"] if change is prune.identity else []))
+    assert origin(changed) is None
 
 
 def test_a_backbone_has_the_classes_and_channels_asked_for(small: nn.Module) -> None:
