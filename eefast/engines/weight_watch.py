@@ -33,8 +33,12 @@ class WeightWatch:
     def __init__(self, *roots: nn.Module, owner: nn.Module | None = None) -> None:
         modules = [m for root in roots for m in root.modules()]
         owners = [] if owner is None else [owner]
-        tables = ((m, d) for m in modules for d in (m._parameters, m._buffers, m._modules))
-        self._dicts = [*(m._modules for m in owners), *(d for m, d in tables if d or _may_fill(m))]
+        self._dicts, self._empty = [m._modules for m in owners], list[dict[str, Any]]()
+        for m, table in ((m, d) for m in modules for d in (m._parameters, m._buffers, m._modules)):
+            if table:
+                self._dicts.append(table)
+            elif _may_fill(m):
+                self._empty.append(table)
         self._hooks = [d for m in (*owners, *modules) for d in (m._forward_hooks, m._forward_pre_hooks)]
         self._hooked = sum(map(len, self._hooks))
         self._entries = self._current()
@@ -55,7 +59,8 @@ class WeightWatch:
         """Whether anything is different from when the watch began."""
         current = self._current()
         return self._stepped or not (
-            len(current) == len(self._entries)
+            not any(self._empty)
+            and len(current) == len(self._entries)
             and sum(map(len, self._hooks)) == self._hooked
             and all(map(is_, current, self._entries))
             and list(map(_pointers, self._tensors)) == self._old_pointers
