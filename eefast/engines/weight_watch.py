@@ -33,12 +33,15 @@ class WeightWatch:
     def __init__(self, *roots: nn.Module, owner: nn.Module | None = None) -> None:
         modules = [m for root in roots for m in root.modules()]
         owners = [] if owner is None else [owner]
-        self._dicts, self._empty = [m._modules for m in owners], list[dict[str, Any]]()
-        for m, table in ((m, d) for m in modules for d in (m._parameters, m._buffers, m._modules)):
-            if table:
-                self._dicts.append(table)
-            elif _may_fill(m):
-                self._empty.append(table)
+        self._dicts: list[dict[str, Any]] = [m._modules for m in owners]
+        self._empty: list[dict[str, Any]] = []
+        for module in modules:
+            tables: list[dict[str, Any]] = [module._parameters, module._buffers, module._modules]
+            for table in tables:
+                if table:
+                    self._dicts.append(table)
+                elif _may_fill(module):
+                    self._empty.append(table)
         self._hooks = [d for m in (*owners, *modules) for d in (m._forward_hooks, m._forward_pre_hooks)]
         self._hooked = sum(map(len, self._hooks))
         self._entries = self._current()
