@@ -14,8 +14,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from ..system import files
-from ..system.json_text import json_text
 from ..system.progress import Progress
+from ..system.strict_json import json_text
 
 stderr = Console(stderr=True)
 

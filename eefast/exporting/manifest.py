@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import fingerprints, ops
 from ..model import EarlyExitNet
 from ..planning.integer_lowering import is_quantized
-from ..system.json_text import json_text
+from ..system.strict_json import json_text
 from ..version import __version__
 
 MANIFEST = "manifest.json"

@@ -19,8 +19,8 @@ from ..preprocessing import Preprocessing
 from ..record import TrainingRecord
 from ..surgery import backbone as library_backbone
 from ..system import files
-from ..system.json_text import json_text
 from ..system.progress import Progress
+from ..system.strict_json import json_text
 from ..thresholds.calibration import THRESHOLDS_FILE, Calibration
 from ..thresholds.evaluation import exit_quality
 from ..thresholds.outputs import collect, exits_taken, outcome

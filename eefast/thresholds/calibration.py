@@ -14,7 +14,7 @@ from ..criteria import CRITERIA
 from ..model import EarlyExitNet
 from ..result import ExitOutput
 from ..system import files
-from ..system.json_text import json_text
+from ..system.strict_json import json_text
 from . import assured, search
 from .candidates import Candidate, candidate_of
 from .cuts import Cuts

@@ -15,7 +15,7 @@ from ..criteria import CRITERIA, get
 from ..model import EarlyExitNet
 from ..result import ExitOutput
 from ..system import files
-from ..system.json_text import json_text
+from ..system.strict_json import json_text
 from ..thresholds.calibration import THRESHOLDS_FILE, Calibration, calibrate
 from ..thresholds.outputs import collect, exits_taken, outcome
 from .folder import REPORT_FILE

@@ -5,7 +5,7 @@ from math import inf, nan
 
 import pytest
 
-from eefast.system.json_text import json_text
+from eefast.system.strict_json import json_text
 
 
 def refuse(name: str) -> None:
