@@ -55,9 +55,6 @@ def as_texts(manifest: dict[str, Any]) -> dict[str, str]:
     op, name = manifest["instruction_set"]
     mean, std = manifest["normalization"] or ([], [])
     numbers = {key: manifest[key] for key in ("input_shape", "thresholds", "cost")} | {"mean": mean, "std": std}
-    # Streams of C++ read no infinities; no confidence is beyond the largest number.
-    most = torch.finfo(torch.float32).max
-    numbers["thresholds"] = [min(max(value, -most), most) for value in numbers["thresholds"]]
     texts = {key: " ".join(map(str, values)) for key, values in numbers.items()}
     return {**texts, "instruction_set_op": op, "instruction_set": name}
 
