@@ -44,7 +44,7 @@ class TrainOptions:
         the file are for another number of classes, or of the whole `net`, whose early exits do where those are of
         another kind of head. With `backbone` also the name of published weights, such as "IMAGENET1K_V1" of torchvision
         or "a1_in1k" of timm, in the library's cache or, with `download`, fetched there.
-    freeze_backbone: train the early heads only; weights and BatchNorm statistics of the backbone stay (PTEENet), but for
+    freeze_backbone: train the early heads only; weights and BatchNorm statistics of the backbone stay (PTEENet), except
         its last linear under `carry`, which is made anew.
     self_labelled: the frozen backbone's answers replace the labels (PTEENet).
     other_data: take seed and held-out images as they are given, even if `weights` learned from some that are held out.
