@@ -104,6 +104,7 @@ class TrainingRow:
     twin_accuracy, exit_accuracy: on all test images; the twin's, and each exit's of the network if all exit there.
     at_accuracy: the thresholds of lowest cost whose held-out accuracy is the twin's less the allowed drop; at_cost: the
         most accurate ones within the allowed cost; None where held-out images allow none, and `note` says so.
+    at_goals: (mean cost, the most accurate thresholds within it) of each goal, see `training_goals.GOALS`.
     curve: (accuracy, mean cost) on the test images, of thresholds chosen on held-out images, by ascending cost.
     macs: multiply-accumulates of an image that exits last; 0: not counted.
     """
@@ -126,6 +127,7 @@ class TrainingRow:
     note: str
     curve: tuple[tuple[float, float], ...]
     macs: int = 0
+    at_goals: tuple[tuple[float, TrainedPoint], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ from rows import (
 from subjects import Network, on_images
 from summary import failures
 from torch import Tensor
+from training_goals import goals_of
 from workloads import OWN, Workload
 
 import eefast
@@ -408,6 +410,7 @@ def worth(training: Training, folder: Path, data_root: Path) -> list[TrainingRow
                 exit_accuracy=tuple(test.accuracy(i) for i in range(len(test.outputs))),
                 at_accuracy=points.get("accuracy"),
                 at_cost=points.get("cost"),
+                at_goals=tuple(_at_goals(training, net, choose, judge, criterion)),
                 note="; ".join(notes),
                 macs=_plain_macs(net),
                 curve=tuple(
@@ -416,6 +419,16 @@ def worth(training: Training, folder: Path, data_root: Path) -> list[TrainingRow
             )
         )
     return rows
+
+
+def _at_goals(
+    training: Training, net: eefast.EarlyExitNet, choose: Seen, judge: Seen, criterion: str
+) -> Iterator[tuple[float, TrainedPoint]]:
+    """For each goal that held-out images allow."""
+    for _, cost in goals_of(training.dataset, training.net):
+        with suppress(ValueError):
+            found = calibrate(choose.outputs, choose.labels, net.cost, criterion, max_cost=CAUTION * cost)
+            yield cost, _point(net, found, judge)
 
 
 def worth_alone(training: Training, folder: Path, data_root: Path) -> list[PlainRow]:

@@ -38,26 +38,29 @@ def accuracy_at(curve: Sequence[Sequence[float]], cost: float) -> float | None:
     return curve[place - 1][0] if place else None
 
 
-def goals_of(row: Record) -> Sequence[tuple[float, float]]:
-    """(accuracy lost at most, mean cost) of a row's network."""
-    known = GOALS.get(row["training"], {})
-    return known.get(row["model"], known.get("", ()))
+def goals_of(dataset: str, model: str) -> Sequence[tuple[float, float]]:
+    """(accuracy lost at most, mean cost) of a network."""
+    known = GOALS.get(dataset, {})
+    return known.get(model, known.get("", ()))
 
 
 def goal_table(rows: Sequence[Record]) -> list[str]:
     """A line per goal of each row."""
     lines = []
     for row in rows:
-        for drop, cost in goals_of(row):
-            accuracy = accuracy_at(row["curve"], cost)
+        found = [(row.get("allowed_cost"), row.get("at_cost")), *(row.get("at_goals") or ())]
+        chosen = {cost: (point["accuracy"], point["cost"]) for cost, point in found if point}
+        for drop, cost in goals_of(row["training"], row["model"]):
+            # Rows of before have points of the curve alone, which leave some of the cost unused.
+            accuracy, spent = chosen.get(cost) or (accuracy_at(row["curve"], cost), cost)
             lost = None if accuracy is None else row["twin_accuracy"] - accuracy
-            verdict = "reached" if lost is not None and lost <= drop + 1e-9 else "**not reached**"
-            shown = "–" if lost is None else f"{100 * lost:.2f}"
+            reached = lost is not None and lost <= drop + 1e-9 and spent <= cost + 1e-9
+            cells = [f"{100 * lost:.2f}" if lost is not None else "–", f"{spent:.3f}" if cost in chosen else "–"]
+            wanted = f"≤ {100 * drop:.1f} at ≤ {cost:.2f}"
             lines.append(
-                (trained_name(row), row["criterion"], f"≤ {cost:.2f}", shown,
-                 f"≤ {100 * drop:.1f}", verdict)
-            )  # fmt: skip
-    return markdown(("network", "criterion", "mean cost", "lost", "to be reached", ""), lines) if lines else []
+                (trained_name(row), row["criterion"], *cells, wanted, "reached" if reached else "**not reached**")
+            )
+    return markdown(("network", "criterion", "lost", "mean cost", "to be reached", ""), lines) if lines else []
 
 
 def plain_points(rows: Sequence[Record], row: Record) -> dict[str, Point]:

@@ -595,12 +595,12 @@ class EarlyExitNet(nn.Module):
     def layers(self) -> str:
         """16 hexadecimal digits: modules and names of weights, others where a layer is replaced or set otherwise.
 
-        What changes no answer is left out: normalisations synchronised for training, operations in place.
+        What changes no answer is left out: operations in place, numbers that matter in training alone.
         """
         parts = (self.stages, self.heads)
         names = [f"{p} {name}" for p, m in enumerate(parts) for name, _ in (*m.named_parameters(), *m.named_buffers())]
         text = re.sub(r"(Sync)?BatchNorm(1d|2d|3d)?\(", "BatchNorm(", f"{self.stages}{self.heads}")
-        text = re.sub(r"(, )?inplace=(True|False)", "", text)
+        text = re.sub(r"(, )?(inplace|momentum|p|drop_prob)=[\w.+-]+", "", text)
         return hashlib.sha256(f"{text}{sorted(names)}".encode()).hexdigest()[:16]
 
     @property

@@ -176,6 +176,9 @@ def test_rows_say_what_the_network_itself_answers(root: Path, tmp_path: Path, mo
         assert point.accuracy == pytest.approx(float((answer.labels == labels).double().mean()), abs=1e-9)
         assert point.cost == pytest.approx(float(answer.cost.double().mean()), abs=1e-6)
         assert point.held_out_cost <= training.CAUTION * 0.8
+        for cost, at_goal in row.at_goals:
+            assert cost == 0.12
+            assert at_goal.held_out_cost <= training.CAUTION * 0.12
         assert sum(point.exits) == row.test_images == 257
         assert row.twin_accuracy == pytest.approx(float((alone == labels).double().mean()), abs=1e-9)
         assert row.seconds == (4.0, 4.0)

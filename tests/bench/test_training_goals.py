@@ -35,15 +35,25 @@ def test_accuracy_within_a_cost(cost: float, expected: float | None) -> None:
 def test_a_goal_is_reached_up_to_what_may_be_lost(twin: float, verdict: str) -> None:
     lines = training_goals.goal_table([row_of(twin_accuracy=twin)])
     assert lines[2] == (
-        f"| eenet32 on CIFAR-10 (JPEG copy) | margin | ≤ 0.45 | {100 * (twin - 0.91):.2f} | ≤ 0.5 | {verdict} |"
+        f"| eenet32 on CIFAR-10 (JPEG copy) | margin | {100 * (twin - 0.91):.2f} | – | ≤ 0.5 at ≤ 0.45 | {verdict} |"
     )
     assert lines[3].endswith("| **not reached** |")
 
 
 def test_no_thresholds_within_the_cost_is_not_reached() -> None:
     lines = training_goals.goal_table([row_of(training="mnist", curve=((0.99, 0.2),))])
-    assert lines[2:] == ["| eenet32 on mnist | margin | ≤ 0.12 | – | ≤ 0.2 | **not reached** |"]
+    assert lines[2:] == ["| eenet32 on mnist | margin | – | – | ≤ 0.2 at ≤ 0.12 | **not reached** |"]
     assert training_goals.goal_table([row_of(training="svhn")]) == []
+
+
+@pytest.mark.parametrize(("cost", "verdict"), [(0.299, "reached"), (0.301, "**not reached**")])
+def test_thresholds_that_were_chosen_for_a_goal_are_judged(cost: float, verdict: str) -> None:
+    point = {"accuracy": 0.92, "cost": cost}
+    row = row_of(at_goals=[[0.30, point]], allowed_cost=0.45, at_cost={"accuracy": 0.93, "cost": 0.44})
+    assert training_goals.goal_table([row])[2:] == [
+        "| eenet32 on CIFAR-10 (JPEG copy) | margin | 0.49 | 0.440 | ≤ 0.5 at ≤ 0.45 | reached |",
+        f"| eenet32 on CIFAR-10 (JPEG copy) | margin | 1.49 | {cost:.3f} | ≤ 1.5 at ≤ 0.30 | {verdict} |",
+    ]
 
 
 def test_plain_networks_are_the_newest_of_the_same_device_and_data() -> None:

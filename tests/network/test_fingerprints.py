@@ -42,6 +42,8 @@ def test_layers_and_not_what_changes_no_answer() -> None:
     for module in made.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = not module.inplace
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(made)
     assert synchronised.layers() == made.half().layers() == before
     assert not made.changed
