@@ -22,12 +22,13 @@ from . import losses
 from .batches import training_batches
 from .folder import STARTED_FILE
 from .images import RunImages, open_images
-from .initial_weights import check_unseen, initialise
+from .initial_weights import initialise
 from .module import EarlyExitModule
 from .options import TrainOptions
 from .report import TrainReport, make_report, write_report
 from .resume import find_checkpoint
 from .trainer import fit, seed_everything
+from .unseen_images import check_unseen
 
 # Images per call where nothing is learned.
 BATCH_SIZE = 500
