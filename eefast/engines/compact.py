@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..model import EarlyExitNet
 from ..result import ExitResult
+from ..system.openmp import one_thread
 from .chunks import Kept, Pass
 from .engine import Batch, PlannedEngine, Rule
 from .parts import Before, Part, features_of, going_on, part_of
@@ -28,11 +29,16 @@ LEAST = 8
 
 
 class CompactEngine(PlannedEngine):
-    """steps: what runs, one per exit. kept: memory for survivors, of which every call in progress takes one."""
+    """steps: what runs, one per exit. kept: memory for survivors, of which every call in progress takes one.
 
-    def __init__(self, net: EarlyExitNet, plan: Plan, steps: Sequence[CompactStep]) -> None:
+    in_one_thread: whether all but stages runs in the calling thread, see `system.openmp`.
+    """
+
+    def __init__(
+        self, net: EarlyExitNet, plan: Plan, steps: Sequence[CompactStep], in_one_thread: bool = False
+    ) -> None:
         super().__init__(net, plan)
-        self.steps = tuple(steps)
+        self.steps, self.in_one_thread = tuple(steps), in_one_thread
         self.kept: list[Kept] = []
 
     @property
@@ -54,14 +60,15 @@ class CompactEngine(PlannedEngine):
     @torch.no_grad()
     def run_eagerly(self, images: Tensor, thresholds: Tensor, rule: Rule = None) -> ExitResult:
         """Stage by stage; the host waits at every exit."""
-        results = Results.empty(len(images), self.net)
         # Each call in progress has memory of its own; on a GPU also those whose kernels are not done.
         try:
             kept = self.kept.pop()
         except IndexError:
             kept = Kept()
-        given = self.plan.criterion, thresholds, results, kept, self.rule_of(rule)
-        Pass(self.steps, *given).run(images.to(self.plan.dtype))
+        with one_thread(self.in_one_thread):
+            results = Results.empty(len(images), self.net)
+            given = self.plan.criterion, thresholds, results, kept, self.rule_of(rule)
+            Pass(self.steps, *given).run(images.to(self.plan.dtype))
         # Not where something failed, since survivors would still wait there.
         if not images.is_cuda:
             self.kept.append(kept)
@@ -79,7 +86,8 @@ class CompactEngine(PlannedEngine):
         keeps = last < self.net.num_exits
         steps, memory = self.steps[: last + 1], Kept()
         run = Pass(steps, self.plan.criterion, thresholds, results, memory, rule, reached if keeps else None)
-        run.run(features_of(self.net, first, x, self.plan.dtype), first)
+        with one_thread(self.in_one_thread):
+            run.run(features_of(self.net, first, x, self.plan.dtype), first)
         result = results.of(self.net)
         if not keeps:
             return Part(result)
@@ -111,7 +119,8 @@ class CompactEngine(PlannedEngine):
                 yield self.run_eagerly(*((x.images, x.thresholds) if isinstance(x, OfEach) else (x, thresholds)), rule)
             return
         with torch.inference_mode(False):
-            stores = EagerStores(self.net, self.plan, self.steps, 1, 2 * size, thresholds, self.rule_of(rule))
+            given = self.net, self.plan, self.steps, 1, 2 * size, thresholds, self.rule_of(rule)
+            stores = EagerStores(*given, in_one_thread=self.in_one_thread)
         results = answers(stores, chunks, lambda stage, most, expected: (True, expected))
         yield from ordered_on_cuda(results, self.plan.device) if self.plan.device.type == "cuda" else results
 

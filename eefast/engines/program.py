@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..system.openmp import all_threads
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,20 @@ class CompactStep:
     def into(self, features: Tensor, memory: Callable[[torch.Size, torch.dtype], Tensor]) -> Tensor:
         """The stage on features in any layout; what it returns is in `memory` where the stage can write there."""
         features = features.contiguous(memory_format=self.layout)
-        return self.stage(features, memory) if self.takes_memory else self.stage(features)
+        return self.stage(features, memory) if self.takes_memory else self._run(features)
 
     def run(self, features: Tensor) -> Tensor:
         """The stage on features [N, C, H, W] in its layout, in chunks that fit the caches."""
         if self.chunk is None or len(features) <= self.chunk:
+            return self._run(features)
+        return torch.cat([self._run(part) for part in features.split(self.chunk)])
+
+    def _run(self, features: Tensor) -> Tensor:
+        """In PyTorch with all threads, also where the exits have one; a library's stage has threads of its own."""
+        if self.takes_memory:
             return self.stage(features)
-        return torch.cat([self.stage(part) for part in features.split(self.chunk)])
+        with all_threads():
+            return self.stage(features)
 
 
 def layout_of(stage: nn.Module) -> torch.memory_format:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from .. import ops
 from ..criteria import Step
 from ..model import EarlyExitNet
 from ..result import ExitResult
+from ..system.openmp import one_thread
 from .program import CompactStep, Plan
 from .python_exits import Entries, exit_in_python
 from .schedule import SLOTS, Chunk, OfEach
@@ -188,10 +190,18 @@ class Stores:
 
 
 class EagerStores(Stores):
-    """Everything runs as soon as it is queued; for the CPU, where counts are known at once."""
+    """Everything runs as soon as it is queued; for the CPU, where counts are known at once.
+
+    in_one_thread: as of `CompactEngine`.
+    """
+
+    def __init__(self, *given: Any, in_one_thread: bool = False) -> None:
+        super().__init__(*given)
+        self.in_one_thread = in_one_thread
 
     def launch(self, queue: int, stage: int, rows: int, expected: float) -> None:
-        self.advance(queue, stage, rows)
+        with one_thread(self.in_one_thread):
+            self.advance(queue, stage, rows)
 
     def count(self, queue: int, stage: int) -> int:
         return int(self.before(queue, stage).count)

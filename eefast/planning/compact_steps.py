@@ -18,6 +18,7 @@ from ..heads import ExitHead
 from ..model import EarlyExitNet
 from ..quantized import QuantizedStage
 from ..runtimes import RUNTIMES
+from ..system import openmp
 from ..system.memory import keep_freed
 from . import probe, trial
 from .capture import survivors_of, with_graphs
@@ -28,7 +29,7 @@ from .head_packing import pack_conv, pack_head
 from .indexed_stages import IndexedStage, device_counted, reading_through_rows
 from .inference_copies import channels_last, inference_copy
 from .stage_choice import fastest_stage, seconds_of
-from .stage_runtimes import CHUNK, LARGE, PYTORCH, Chosen, chosen, missing_runtimes
+from .stage_runtimes import CHUNK, LARGE, PYTORCH, Chosen, chosen, missing_runtimes, uses_openmp
 from .trial import Subject
 
 HOPELESS, BEST_REST, TELLING = 1.1, 0.8, 0.4
@@ -36,6 +37,9 @@ HOPELESS, BEST_REST, TELLING = 1.1, 0.8, 0.4
 only the second part of what is to be expected. That is its time for them or, once the measured stages are the third
 part of its time, as many times that as these took.
 """
+
+ROUNDS = 3
+"""In which exits in one thread and in all are compared."""
 
 SHORT = 1.5e-4
 """Seconds of a stage beyond which a wait for a count, a tenth of it, costs less than slower kernels."""
@@ -78,7 +82,7 @@ def build_compact(subject: Subject) -> CompactEngine:
         some = probe.images(net, subject.example_inputs)
         features = some[torch.arange(rows_of[0]) % len(some)].to(there, dtype)
     compile_time = CompileTime(0.0 if subject.stages == PYTORCH else SECONDS)
-    rows, steps, layout, seconds = [], [], torch.channels_last, list[float]()
+    rows, steps, seconds = [], list[CompactStep](), list[float]()
     parts = zip(net.stages, net.heads, net.stage_costs, trial.shares(net), subject.expected, strict=True)
     for i, (stage, head, cost, share, wanted) in enumerate(parts):
         assert isinstance(head, ExitHead)
@@ -90,10 +94,9 @@ def build_compact(subject: Subject) -> CompactEngine:
         features = None if features is None else folded(features)
         found = Chosen(folded, note)
         if not on_cuda:
-            found = _by_runtime(
-                subject, stage, found, wanted.seen, layout, partial(_check_rival, subject, i, sum(seconds))
-            )
-            layout = layout_of(found.stage)
+            before = steps[-1].stage if steps else None
+            spend = partial(_check_rival, subject, i, sum(seconds))
+            found = _by_runtime(subject, stage, found, wanted.seen, before, spend)
             seconds.append(found.seconds)
         step = _step(found, head, dtype, kernel, _counted(stage, dtype, wanted) if counts else None)
         if kernel == "Triton" and i > 0 and rows_of:
@@ -104,7 +107,21 @@ def build_compact(subject: Subject) -> CompactEngine:
         steps.append(step)
     rows = list(with_times(rows, seconds)) if seconds else rows
     engine = CompactEngine(net, subject.plan("compact", rows, *reasons), steps)
+    if not all(uses_openmp(step.stage) for step in steps):
+        engine = _with_quieter_exits(subject, engine)
     return with_graphs(engine, subject.example_inputs, subject.max_batch_size)
+
+
+def _with_quieter_exits(subject: Subject, engine: CompactEngine) -> CompactEngine:
+    """The engine with its exits in one thread, unless it is slower so: OpenMP's others spin on beside its libraries."""
+    if not openmp.adjustable():
+        return engine
+    net, quieter = subject.net, CompactEngine(engine.net, engine.plan, engine.steps, in_one_thread=True)
+    count = 1 if probe.is_large(net) else min(CHUNK, subject.max_batch_size) // probe.IMAGES + 1
+    images = torch.cat([probe.images(net, subject.example_inputs)] * count)
+    limits = probe.thresholds(net, net.num_exits)
+    quiet, loud = probe.seconds_on_cpu([partial(e.run, images, limits) for e in (quieter, engine)], ROUNDS)
+    return quieter if quiet <= loud else engine
 
 
 def _kernel(on_cuda: bool) -> str:
@@ -149,13 +166,16 @@ def _by_runtime(
     stage: nn.Module,
     folded: Chosen,
     seen: Tensor,
-    layout: torch.memory_format,
+    before: nn.Module | None,
     spend: Callable[[float], None],
 ) -> Chosen:
-    """What runs a stage on the CPU; seen: features before it, which come in `layout`; spend: see `chosen`."""
+    """What runs a stage on the CPU; seen: features before it, which `before` made; spend: see `chosen`."""
     if subject.dtype == torch.float32 == seen.dtype and not isinstance(stage, QuantizedStage):
         in_chunks = 4 * prod(subject.net.input_shape) >= LARGE
-        found = chosen(stage, folded, seen, layout, subject.stages, in_chunks, spend)
+        layout, after_openmp = torch.channels_last if before is None else layout_of(before), False
+        if before is not None and torch.get_num_threads() > 1:
+            after_openmp = uses_openmp(before)
+        found = chosen(stage, folded, seen, layout, subject.stages, in_chunks, spend, after_openmp)
         return found if in_chunks else replace(found, chunk=CHUNK)
     if subject.stages in ("auto", PYTORCH):
         return replace(folded, chunk=CHUNK)

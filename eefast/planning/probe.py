@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,14 @@ from torch import Tensor
 
 from ..model import EarlyExitNet
 
+Run = Callable[[], Any]
+
 IMAGES, ROUNDS = 8, 3
 
 ROUNDS_ON_CPU, LIMIT, LARGE_MACS = 7, 0.15, 10**9
+
+REST, RESTS = 0.01, 2
+"""Seconds after which OpenMP's threads no longer spin, and how many rounds begin with them where the least counts."""
 
 
 def noise(n: int, shape: Sequence[int]) -> Tensor:
@@ -41,24 +47,30 @@ def criterion(net: EarlyExitNet) -> str:
     return "max_probability" if net.criterion.carries else net.criterion.name
 
 
-def fastest_of(runs: Sequence[Callable[[], Any]], rounds: int = ROUNDS) -> list[float]:
+def fastest_of(runs: Sequence[Run], rounds: int = ROUNDS) -> list[float]:
     """Seconds of each run, the least over rounds in which all take turns."""
-    return [min(seconds) for seconds in _turns(runs, rounds, time.perf_counter, float("inf"))]
+    return [min(seconds) for seconds in turns(runs, rounds)]
 
 
-def seconds_on_cpu(runs: Sequence[Callable[[], Any]], rounds: int = ROUNDS_ON_CPU) -> list[float]:
-    """As `fastest_of`, more often in less time; on one thread of the process, which other processes do not lengthen."""
-    return [min(seconds) for seconds in turns_on_cpu(runs, rounds)]
+def seconds_on_cpu(runs: Sequence[Run], rounds: int = ROUNDS_ON_CPU, before: Run | None = None) -> list[float]:
+    """As `fastest_of`, more often in less time; on one thread of the process, which other processes do not lengthen.
+
+    before: called before each run, in no one's time; None: the second round and the next begin after a rest, so that
+    the first of the runs have all cores for themselves. Those come last that leave OpenMP's threads spinning.
+    """
+    rests = 0 if before or torch.get_num_threads() == 1 else RESTS
+    return [min(seconds) for seconds in _turns(runs, rounds, _clock_on_cpu(), LIMIT, rests, before)]
 
 
-def turns(runs: Sequence[Callable[[], Any]], rounds: int = ROUNDS) -> list[list[float]]:
+def turns(runs: Sequence[Run], rounds: int = ROUNDS) -> list[list[float]]:
     """As `fastest_of`, the seconds of all rounds."""
-    return _turns(runs, rounds, time.perf_counter, float("inf"))
+    return _turns(runs, rounds, time.perf_counter, float("inf"), 0)
 
 
-def turns_on_cpu(runs: Sequence[Callable[[], Any]], rounds: int = ROUNDS_ON_CPU) -> list[list[float]]:
-    """As `seconds_on_cpu`, the seconds of all rounds."""
-    return _turns(runs, rounds, time.process_time if torch.get_num_threads() == 1 else time.perf_counter, LIMIT)
+def turns_on_cpu(runs: Sequence[Run], rounds: int = ROUNDS_ON_CPU) -> list[list[float]]:
+    """As `seconds_on_cpu`, the seconds of all rounds; with several threads each run begins after a rest."""
+    before = partial(time.sleep, REST) if torch.get_num_threads() > 1 else None
+    return _turns(runs, rounds, _clock_on_cpu(), LIMIT, 0, before)
 
 
 def usual(seconds: Sequence[float]) -> float:
@@ -66,16 +78,26 @@ def usual(seconds: Sequence[float]) -> float:
     return statistics.median(seconds[1:] or seconds)
 
 
+def _clock_on_cpu() -> Callable[[], float]:
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def _turns(
-    runs: Sequence[Callable[[], Any]], rounds: int, clock: Callable[[], float], limit: float
+    runs: Sequence[Run], rounds: int, clock: Callable[[], float], limit: float, rests: int, before: Run | None = None
 ) -> list[list[float]]:
-    """limit: seconds after which no round begins but the second, since the first one warms up."""
+    """limit: seconds after which no round begins but the second, since the first one warms up. rests: rounds after the
+    first one that begin after a rest.
+    """
     found: list[list[float]] = [[] for _ in runs]
     total = 0.0
     for r in range(rounds):
         if r > 1 and total > limit:
             break
+        if 1 <= r <= rests:
+            time.sleep(REST)
         for seconds, run in zip(found, runs, strict=True):
+            if before:
+                before()
             begin = clock()
             run()
             seconds.append(clock() - begin)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..engines.program import layout_of
 from ..modules.contexts import isolated
 from ..qdq import QdqStage, round_nothing
-from ..runtimes import RUNTIMES, Runtime, exported_once
+from ..runtimes import RUNTIMES, Runtime, RuntimeStage, exported_once
 from ..system.time_limits import within
 from . import probe
 from .inference_copies import inference_copy
@@ -90,18 +90,20 @@ def chosen(
     asked: str,
     in_chunks: bool,
     spend: Callable[[float], None] = lambda seconds: None,
+    after_openmp: bool = False,
 ) -> Chosen:
     """The fastest way to run a stage, or the one that was asked for.
 
     folded: by PyTorch, checked. seen: [N, C, H, W] float32 features before the stage, on the CPU; layout: in which they
     come. asked: one of `STAGES`; "auto" tries what is quick to build. in_chunks: whether to measure how many images
     should go through together, else any number does. spend: told the seconds of an image before that is measured.
+    after_openmp: whether OpenMP's threads ran the stage before, and still spin when this one begins.
     Raises `ValueError` where what was asked for cannot run.
     """
     if asked == PYTORCH and not in_chunks:
         return folded
     in_int8 = isinstance(stage, QdqStage)
-    key = *_key(folded.stage, seen, layout, asked), in_chunks
+    key = *_key(folded.stage, seen, layout, asked), in_chunks, after_openmp
     known = choices.get(key)
     quick = [n for n, r in RUNTIMES.items() if r.quick and not r.missing()]
     tried = [asked] if asked != "auto" else quick
@@ -126,7 +128,7 @@ def chosen(
         return Chosen(built[name], note, chunk, seconds) if name in built else Chosen(folded.stage, "; ".join(left_out))
     if asked in RUNTIMES or (in_int8 and len(built) > 1):  # simulated, it is many times slower
         del built[PYTORCH]
-    found = _timed(built, seen, layout, SIZES_IN_CHUNKS if in_chunks else SIZES)
+    found = _timed(built, seen, layout, SIZES_IN_CHUNKS if in_chunks else SIZES, after_openmp)
     name, note = _fastest(found, folded.note)
     note = f"INT8 by {note}" if in_int8 and name != PYTORCH else note
     seconds = min(found[name].values())
@@ -240,16 +242,19 @@ Seconds = dict[int, float]
 
 
 def _timed(
-    candidates: dict[str, nn.Module], seen: Tensor, layout: torch.memory_format, sizes: Sequence[int]
-) -> dict[str, Seconds]:
+    candidates: dict[str, nn.Module], seen: Tensor, layout: torch.memory_format, sizes: Sequence[int],
+    after_openmp: bool,
+) -> dict[str, Seconds]:  # fmt: skip
     """Of all candidates, in turns, at each of the sizes but for those that are slow at the first one.
 
     layout: of the features that they get.
     """
     found: dict[str, Seconds] = {name: {} for name in candidates}
+    candidates = dict(sorted(candidates.items(), key=lambda item: uses_openmp(item[1])))
     for n in sizes:
         features = _some(n, seen, layout)
-        least = probe.seconds_on_cpu([partial(_run, c, features) for c in candidates.values()])
+        before = openmp_awake if after_openmp else None
+        least = probe.seconds_on_cpu([partial(_run, c, features) for c in candidates.values()], before=before)
         for name, value in zip(candidates, least, strict=True):
             found[name][n] = value / n
         candidates = {name: c for name, c in candidates.items() if found[name][n] * n <= SLOW * min(least)}
@@ -269,6 +274,16 @@ def _fastest(found: dict[str, Seconds], what: str) -> tuple[str, str]:
     slower = [f"{names[name]} takes {scores[name] / scores[best]:.2f}×" for name in scores if name != best]
     shown = what if best == PYTORCH else names[best]
     return best, f"{shown} ({', '.join(slower)})" if slower else shown
+
+
+def uses_openmp(stage: nn.Module) -> bool:
+    """Whether a stage runs on PyTorch's threads, which go on spinning after their work."""
+    return not isinstance(stage, RuntimeStage)
+
+
+def openmp_awake() -> None:
+    """PyTorch's threads spin as after a stage that they ran."""
+    torch.empty(2**18).fill_(0)
 
 
 def fastest_chunk(stage: nn.Module, known: Seconds, seen: Tensor, layout: torch.memory_format) -> int:

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..system.openmp import all_threads
+
 Run = Callable[[Tensor, Tensor], None]
 """(features [N, C, H, W], what they become [N, C', H', W']), both contiguous float32, N ≥ 1: writes the second."""
 
@@ -55,7 +57,8 @@ class RuntimeStage(nn.Module):
     def forward(self, features: Tensor, memory: Memory | None = None) -> Tensor:
         """memory: where the features that it returns are to be; by default new."""
         if features.shape[1:] != self._before or features.dtype != torch.float32 or len(features) == 0:
-            return self.folded(features.contiguous(memory_format=torch.channels_last))
+            with all_threads():
+                return self.folded(features.contiguous(memory_format=torch.channels_last))
         shape = torch.Size((len(features), *self._after))
         out = features.new_empty(shape) if memory is None else memory(shape, features.dtype)
         self.run(features.contiguous(), out)

@@ -6,16 +6,19 @@ import copy
 import gc
 import itertools
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from networks import images, lived_in, spread_thresholds
+from runtime_stages import in_a_library
 from torch import Tensor, nn
 
 import eefast
 from eefast import ops, zoo
-from eefast.engines import compact
+from eefast.engines import CompactEngine, compact
+from eefast.engines.engine import Batch
 from eefast.result import ExitResult
 
 
@@ -172,3 +175,56 @@ def test_a_capture_by_the_user(net: Any) -> None:
     ):
         fast(x)
     assert torch.equal(fast(x).exit_index, expected.exit_index)
+
+
+class Noting(nn.Module):
+    """A module that notes how many threads PyTorch uses when it runs."""
+
+    def __init__(self, module: nn.Module, seen: set[int]) -> None:
+        super().__init__()
+        self.module, self.seen = module, seen
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add(torch.get_num_threads())
+        return self.module(x)
+
+
+@pytest.mark.parametrize("in_one_thread", [False, True])
+@pytest.mark.parametrize("entry", ["run", "stream", "part"])
+@torch.no_grad()
+def test_beside_other_libraries_only_pytorchs_stages_use_its_threads(
+    net: Any, fast: Any, entry: str, in_one_thread: bool
+) -> None:
+    x, planned = images(31, (3, 16, 16)), fast.engine
+    before = torch.get_num_threads()
+    in_pytorch, in_library, in_exits, in_gathers = (set[int]() for _ in range(4))
+    steps, features = [], x
+    for i, step in enumerate(planned.steps):
+        stage, example = Noting(step.stage, in_pytorch), features[:2]
+        features = step.stage(features)
+        if i % 2:
+            stage = in_a_library(step.stage, example, lambda: in_library.add(torch.get_num_threads()))  # type: ignore
+        steps.append(replace(step, stage=stage, head_convs=Noting(step.head_convs, in_exits), chunk=None))
+    engine = CompactEngine(net, planned.plan, steps, in_one_thread)
+    gather = ops.gather_survivors.run
+
+    def noted(*args: Any) -> None:
+        in_gathers.add(torch.get_num_threads())
+        gather(*args)
+
+    torch.set_num_threads(3)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ops.gather_survivors, "run", noted)
+            if entry == "part":
+                got = engine.part(x, net.thresholds, 0, net.num_exits).result
+            elif entry == "stream":
+                (got,) = engine.stream([Batch(x, net.thresholds, None)])
+            else:
+                got = engine.run(x, net.thresholds)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert_same(got, fast(x))
+    assert in_pytorch == {3}
+    assert in_library == in_exits == in_gathers == ({1} if in_one_thread else {3})

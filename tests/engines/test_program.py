@@ -45,7 +45,7 @@ def test_words_for_convolutions_are_explained_where_they_are_used() -> None:
 
 def test_the_plan_of_a_network_has_a_row_for_each_exit() -> None:
     net: Any = lived_in(zoo.eenet("eenet20", 2, "linear", "bnpool", input_shape=(3, 16, 16)), 1)
-    text = str(eefast.accelerate(net, engine="compact").plan)
+    text = str(eefast.accelerate(net, engine="compact", stages="pytorch").plan)
     lines = text.splitlines()
     assert lines[0].startswith("compact engine, cpu, float32: ")
     assert len(lines) == 2 + 3

@@ -60,7 +60,7 @@ def network() -> Any:
 
 
 def planned(net: Any, capacity: int, example_inputs: torch.Tensor | None = None) -> Any:
-    return build(net, Options("compact", None, example_inputs, capacity))
+    return build(net, Options("compact", None, example_inputs, capacity, stages="pytorch"))
 
 
 @torch.no_grad()

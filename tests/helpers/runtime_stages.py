@@ -11,7 +11,7 @@ import torch
 from networks import Stage, lived_in
 from torch import Tensor, nn
 
-from eefast.runtimes import RUNTIMES
+from eefast.runtimes import RUNTIMES, RuntimeStage
 
 INSTALLED = [
     pytest.param(
@@ -98,3 +98,13 @@ class FakeStage(nn.Module):
         self.sizes.append(len(x))
         time.sleep(self.fake.seconds * len(x))
         return self.fake.answer(self.stage, x)
+
+
+def in_a_library(folded: nn.Module, example: Tensor, note: Callable[[], object] = lambda: None) -> RuntimeStage:
+    """A stage that PyTorch computes, in memory as libraries are given it; note: called in every run."""
+
+    def run(features: Tensor, out: Tensor) -> None:
+        note()
+        out.copy_(folded(features))
+
+    return RuntimeStage(run, folded, example, folded(example).shape[1:])

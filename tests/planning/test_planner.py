@@ -170,8 +170,8 @@ def test_a_compact_engine_of_a_large_network_knows_what_it_has_to_beat(
     monkeypatch.setattr(
         planner, "build_compact", lambda subject: (rivals.append(subject.rival), make("compact", subject))[1]
     )
-    given = [[[1.0], [2.0]], [[4.0], [8.0], [12.0]]]
-    monkeypatch.setattr(probe, "turns_on_cpu", lambda runs, rounds=7: given[rounds == 1])
+    monkeypatch.setattr(probe, "turns_on_cpu", lambda runs: [[1.0], [2.0]])
+    monkeypatch.setattr(probe, "seconds_on_cpu", lambda runs, rounds: [4.0, 8.0, 12.0])
     assert plan(net).engine == "resident"
     assert rivals == [(1.0, 2.0, 3.0) if large else ()]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from networks import Stage, assert_same_answers, images, lived_in, one_by_one, spread_thresholds
-from runtime_stages import INSTALLED, Fake, FakeStage, stage
+from runtime_stages import INSTALLED, Fake, FakeStage, in_a_library, stage
 from torch import Tensor, nn
 
 import eefast
@@ -37,7 +37,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_runtimes, "choices", {})
     monkeypatch.setattr(stage_runtimes, "hung", {})
 
-    def seconds(runs: Any) -> list[float]:
+    def seconds(runs: Any, before: Any = None) -> list[float]:
         return [seconds_of(*run.args) for run in runs]
 
     def seconds_of(candidate: nn.Module, features: Tensor) -> float:
@@ -141,7 +141,7 @@ def test_a_stage_is_measured_once_and_built_again(offer: Any, monkeypatch: pytes
     fast, slow = Fake(name="Fast", seconds=0.5), Fake(name="Slow", seconds=0.7)
     offer(fast=fast, slow=slow)
     first = choose()
-    monkeypatch.setattr(probe, "seconds_on_cpu", lambda runs: pytest.fail("it was measured before"))
+    monkeypatch.setattr(probe, "seconds_on_cpu", lambda *_, **__: pytest.fail("it was measured before"))
     again = choose()
     assert (again.note, again.chunk) == (first.note, first.chunk)
     assert again.stage is not first.stage
@@ -156,13 +156,35 @@ def test_what_is_slow_for_single_images_is_not_measured_further(offer: Any, monk
     offer(fast=Fake(name="Fast", seconds=1.1), slow=Fake(name="Slow", seconds=1.3))
     timed, sizes = probe.seconds_on_cpu, []
 
-    def noted(runs: Any) -> list[float]:
+    def noted(runs: Any, before: Any) -> list[float]:
+        assert before is None
         sizes.append([len(run.args[1]) for run in runs])
         return timed(runs)
 
     monkeypatch.setattr(probe, "seconds_on_cpu", noted)
     assert choose().note == "folded (Fast takes 1.10×, Slow takes 1.30×)"
     assert sizes == [[1, 1, 1], [64, 64]]
+
+
+def test_what_uses_openmp_comes_last_and_after_it_its_threads_are_awake(
+    offer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(fast=Fake(name="Fast", seconds=0.5), library=Fake(name="Library", seconds=0.7))
+    monkeypatch.setattr(RUNTIMES["library"], "build", lambda stage, example, threads: in_a_library(stage, example))
+    timed, order = probe.seconds_on_cpu, list[Any]()
+
+    def noted(runs: Any, before: Any) -> list[float]:
+        order.append(([type(run.args[0]).__name__ for run in runs], before))
+        return timed(runs)
+
+    monkeypatch.setattr(probe, "seconds_on_cpu", noted)
+    folded, note = fold_stage(stage("residual"), torch.float32)
+    for after_openmp in (False, True):
+        given = images(2, SHAPE), torch.channels_last, "auto", False, lambda seconds: None, after_openmp
+        chosen(stage("residual"), Chosen(folded, note), *given)
+    assert [(names[0], before) for names, before in order[::2]] == [
+        ("RuntimeStage", None), ("RuntimeStage", stage_runtimes.openmp_awake)
+    ]  # fmt: skip
 
 
 def test_the_time_is_told_before_chunks_are_measured(offer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ ALLOWED = {
     **dict.fromkeys((*LEAVES, "zoo", "surgery", "thresholds", "data"), LEAVES),
     "modules": set(),
     "system": set(),
-    "runtimes": set(),
+    "runtimes": {"system"},
     "cost": {"modules"},
     "heads": {"result"},
     "profiles": set(),
