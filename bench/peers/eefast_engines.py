@@ -26,17 +26,16 @@ def _peer(
     name: str,
     engine: str,
     dtype: torch.dtype = torch.float32,
-    memory_format: torch.memory_format = torch.contiguous_format,
     variable: tuple[str, str] | None = None,
 ) -> Peer:
     # The library reads its variables when it is loaded, so each of them gets a process.
     family, variables = ("eefast", ()) if variable is None else (f"eefast {variable[1]}", (variable,))
     make = partial(prepare, engine=engine, dtype=dtype)
-    return Peer(f"eefast {name}", make, describe, False, family, dtype, memory_format, variables=variables)
+    return Peer(f"eefast {name}", make, describe, False, family, dtype, variables=variables)
 
 
 AUTO = _peer("call", "auto")
-COMPACT = _peer("compact", "compact", memory_format=torch.channels_last)
+COMPACT = _peer("compact", "compact")
 RESIDENT = _peer("resident", "resident")
 PEERS = (
     COMPACT,

@@ -74,9 +74,9 @@ def _program(path: Path) -> Stage:
 
 
 def _session(path: Path) -> Stage:
-    from ..runtimes.onnx_sessions import session
+    from ..runtimes.onnx_sessions import session, spin_briefly
 
-    made = session(path.read_bytes(), torch.get_num_threads())
+    made = session(path.read_bytes(), torch.get_num_threads(), spin_briefly)
     read = {value.name for value in (*made.get_inputs(), *made.get_overridable_initializers())}
 
     def run(given: dict[str, Tensor]) -> list[Tensor]:

@@ -29,7 +29,7 @@ from .head_packing import pack_conv, pack_head
 from .indexed_stages import IndexedStage, device_counted, reading_through_rows
 from .inference_copies import channels_last, inference_copy
 from .stage_choice import fastest_stage, seconds_of
-from .stage_runtimes import CHUNK, LARGE, PYTORCH, Chosen, chosen, missing_runtimes, uses_openmp
+from .stage_runtimes import CHUNK, LARGE, PYTORCH, Chosen, chosen, chunk_in_libraries, missing_runtimes, uses_openmp
 from .trial import Subject
 
 HOPELESS, BEST_REST, TELLING = 1.1, 0.8, 0.4
@@ -96,7 +96,7 @@ def build_compact(subject: Subject) -> CompactEngine:
         if not on_cuda:
             before = steps[-1].stage if steps else None
             spend = partial(_check_rival, subject, i, sum(seconds))
-            found = _by_runtime(subject, stage, found, wanted.seen, before, spend)
+            found = _by_runtime(subject, stage, found, wanted, before, spend)
             seconds.append(found.seconds)
         step = _step(found, head, dtype, kernel, _counted(stage, dtype, wanted) if counts else None)
         if kernel == "Triton" and i > 0 and rows_of:
@@ -165,18 +165,22 @@ def _by_runtime(
     subject: Subject,
     stage: nn.Module,
     folded: Chosen,
-    seen: Tensor,
+    wanted: trial.Expected,
     before: nn.Module | None,
     spend: Callable[[float], None],
 ) -> Chosen:
-    """What runs a stage on the CPU; seen: features before it, which `before` made; spend: see `chosen`."""
+    """What runs a stage on the CPU; wanted: what it computes; before: the stage before; spend: see `chosen`."""
+    seen, after = wanted.seen, wanted.features
     if subject.dtype == torch.float32 == seen.dtype and not isinstance(stage, QuantizedStage):
         in_chunks = 4 * prod(subject.net.input_shape) >= LARGE
         layout, after_openmp = torch.channels_last if before is None else layout_of(before), False
         if before is not None and torch.get_num_threads() > 1:
             after_openmp = uses_openmp(before)
         found = chosen(stage, folded, seen, layout, subject.stages, in_chunks, spend, after_openmp)
-        return found if in_chunks else replace(found, chunk=CHUNK)
+        if in_chunks:
+            return found
+        largest = 4 * max(prod(seen.shape[1:]), prod(after.shape[1:]))
+        return replace(found, chunk=CHUNK if uses_openmp(found.stage) else chunk_in_libraries(largest))
     if subject.stages in ("auto", PYTORCH):
         return replace(folded, chunk=CHUNK)
     asked, dtype = f"stages={subject.stages!r}", str(subject.dtype).removeprefix("torch.")

@@ -45,6 +45,10 @@ CHUNK = 64
 """Small images that go through a stage together at most: more are not faster, and PyTorch's maps of more than that are
 handed back to the system by glibc after every layer and waited for again."""
 
+CHUNK_IN_LIBRARIES, MEGABYTES = 256, 16
+"""The same for other libraries, each call of which wakes its threads, as long as features before and after the stage
+take no more than that."""
+
 BETWEEN, LARGER = (2,), (8, 16, 32)
 """Further numbers of images that may go through a stage together."""
 
@@ -279,6 +283,11 @@ def _fastest(found: dict[str, Seconds], what: str) -> tuple[str, str]:
 def uses_openmp(stage: nn.Module) -> bool:
     """Whether a stage runs on PyTorch's threads, which go on spinning after their work."""
     return not isinstance(stage, RuntimeStage)
+
+
+def chunk_in_libraries(features: int) -> int:
+    """Small images that go through a stage together at most; features: bytes of an image's, before or after it."""
+    return min(max(CHUNK, int(MEGABYTES * 2**20 / features)), CHUNK_IN_LIBRARIES)
 
 
 def openmp_awake() -> None:

@@ -330,6 +330,21 @@ def test_exits_run_in_one_thread_beside_other_libraries_unless_that_is_slower(
     assert measured == ([[(True, 72), (False, 72)]] if seconds else [])
 
 
+@pytest.mark.parametrize(("megabytes", "chunks"), [(16, [256, 64, 256]), (1, [161, 64, 256]), (0.1, [64, 64, 64])])
+def test_libraries_take_more_small_images_at_a_time_than_pytorch_as_far_as_features_fit(
+    megabytes: float, chunks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = lived_in(zoo.eenet("eenet8", 2, "linear", num_classes=3, input_shape=(2, 29, 28), filters=2), 1)
+    each = iter("LPL")
+
+    def chosen(stage: Any, folded: Chosen, seen: Any, *rest: Any) -> Chosen:
+        return replace(folded, stage=in_a_library(folded.stage, seen)) if next(each) == "L" else folded
+
+    monkeypatch.setattr(compact_steps, "chosen", chosen)
+    monkeypatch.setattr("eefast.planning.stage_runtimes.MEGABYTES", megabytes)
+    assert [step.chunk for step in build_compact(subject_of(net)).steps] == chunks
+
+
 @pytest.mark.parametrize("name", ["onnxruntime", "compile"])
 def test_stages_of_other_libraries_are_for_cpus(kernels: Any, name: str) -> None:
     kernels("triton")

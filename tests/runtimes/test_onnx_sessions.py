@@ -14,16 +14,24 @@ from runtime_stages import stage
 from eefast.planning.folding import fold_stage
 from eefast.runtimes import onnx_sessions
 
+BRIEFLY = {"session.intra_op.spin_duration_us": "50", "session.force_spinning_stop": "1"}
 
-def test_threads_are_as_many_as_asked_for_and_do_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+
+@pytest.mark.parametrize(
+    ("version", "entries"),
+    [("1.25.3", {"session.intra_op.allow_spinning": "0"}), ("1.26.0", BRIEFLY), ("2.0.0.dev1", BRIEFLY)],
+)
+def test_threads_are_as_many_as_asked_for_and_do_not_spin_after_a_call(
+    version: str, entries: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: dict[str, Any] = {}
     options = SimpleNamespace(add_session_config_entry=seen.__setitem__)
-    made = SimpleNamespace(SessionOptions=lambda: options, InferenceSession=lambda *a, **k: (a, k))
+    made = SimpleNamespace(SessionOptions=lambda: options, InferenceSession=lambda *a, **k: (a, k), __version__=version)
     monkeypatch.setitem(sys.modules, "onnxruntime", made)
-    arguments, more = onnx_sessions.session(b"model", 3, onnx_sessions.asleep)
+    arguments, more = onnx_sessions.session(b"model", 3, onnx_sessions.spin_briefly)
     assert (arguments, more) == ((b"model", options), {"providers": ["CPUExecutionProvider"]})
     assert options.intra_op_num_threads == 3
-    assert seen == {"session.intra_op.allow_spinning": "0"}
+    assert seen == entries
 
 
 @torch.no_grad()
