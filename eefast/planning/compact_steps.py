@@ -18,9 +18,9 @@ from ..heads import ExitHead
 from ..model import EarlyExitNet
 from ..quantized import QuantizedStage
 from ..runtimes import RUNTIMES
-from ..system import openmp
 from ..system.memory import keep_freed
 from . import probe, trial
+from .beside_openmp import fastest_beside_openmp
 from .capture import survivors_of, with_graphs
 from .compiled_stages import SECONDS, CompileTime
 from .errors import SlowerError, UnsupportedError
@@ -29,7 +29,16 @@ from .head_packing import pack_conv, pack_head
 from .indexed_stages import IndexedStage, device_counted, reading_through_rows
 from .inference_copies import channels_last, inference_copy
 from .stage_choice import fastest_stage, seconds_of
-from .stage_runtimes import CHUNK, LARGE, PYTORCH, Chosen, chosen, chunk_in_libraries, missing_runtimes, uses_openmp
+from .stage_runtimes import (
+    CHUNK,
+    PYTORCH,
+    Chosen,
+    chosen,
+    chunk_in_libraries,
+    has_large_images,
+    missing_runtimes,
+    uses_openmp,
+)  # fmt: skip
 from .trial import Subject
 
 HOPELESS, BEST_REST, TELLING = 1.1, 0.8, 0.4
@@ -37,9 +46,6 @@ HOPELESS, BEST_REST, TELLING = 1.1, 0.8, 0.4
 only the second part of what is to be expected. That is its time for them or, once the measured stages are the third
 part of its time, as many times that as these took.
 """
-
-ROUNDS = 3
-"""In which exits in one thread and in all are compared."""
 
 SHORT = 1.5e-4
 """Seconds of a stage beyond which a wait for a count, a tenth of it, costs less than slower kernels."""
@@ -58,6 +64,12 @@ def obstacle(net: EarlyExitNet, device: torch.device) -> str:
 
 def build_compact(subject: Subject) -> CompactEngine:
     """Raises `UnsupportedError` where no form of a stage or head gives the network's answers."""
+    engine = fastest_beside_openmp(subject, _fastest_stages(subject), _fastest_stages)
+    return with_graphs(engine, subject.example_inputs, subject.max_batch_size)
+
+
+def _fastest_stages(subject: Subject) -> CompactEngine:
+    """Each stage by what is the fastest for it alone."""
     net, device, dtype = subject.net, subject.device, subject.dtype
     if missing := obstacle(net, device):
         raise UnsupportedError(missing)
@@ -82,7 +94,7 @@ def build_compact(subject: Subject) -> CompactEngine:
         some = probe.images(net, subject.example_inputs)
         features = some[torch.arange(rows_of[0]) % len(some)].to(there, dtype)
     compile_time = CompileTime(0.0 if subject.stages == PYTORCH else SECONDS)
-    rows, steps, seconds = [], list[CompactStep](), list[float]()
+    rows, steps, layout, seconds = [], [], torch.channels_last, list[float]()
     parts = zip(net.stages, net.heads, net.stage_costs, trial.shares(net), subject.expected, strict=True)
     for i, (stage, head, cost, share, wanted) in enumerate(parts):
         assert isinstance(head, ExitHead)
@@ -94,9 +106,9 @@ def build_compact(subject: Subject) -> CompactEngine:
         features = None if features is None else folded(features)
         found = Chosen(folded, note)
         if not on_cuda:
-            before = steps[-1].stage if steps else None
             spend = partial(_check_rival, subject, i, sum(seconds))
-            found = _by_runtime(subject, stage, found, wanted, before, spend)
+            found = _by_runtime(subject, stage, found, wanted, layout, spend)
+            layout = layout_of(found.stage)
             seconds.append(found.seconds)
         step = _step(found, head, dtype, kernel, _counted(stage, dtype, wanted) if counts else None)
         if kernel == "Triton" and i > 0 and rows_of:
@@ -106,22 +118,7 @@ def build_compact(subject: Subject) -> CompactEngine:
         rows.append(StagePlan(cost.feature_shape, share, kernel + " with conv" * (step.conv is not None), found.note))
         steps.append(step)
     rows = list(with_times(rows, seconds)) if seconds else rows
-    engine = CompactEngine(net, subject.plan("compact", rows, *reasons), steps)
-    if not all(uses_openmp(step.stage) for step in steps):
-        engine = _with_quieter_exits(subject, engine)
-    return with_graphs(engine, subject.example_inputs, subject.max_batch_size)
-
-
-def _with_quieter_exits(subject: Subject, engine: CompactEngine) -> CompactEngine:
-    """The engine with its exits in one thread, unless it is slower so: OpenMP's others spin on beside its libraries."""
-    if not openmp.adjustable():
-        return engine
-    net, quieter = subject.net, CompactEngine(engine.net, engine.plan, engine.steps, in_one_thread=True)
-    count = 1 if probe.is_large(net) else min(CHUNK, subject.max_batch_size) // probe.IMAGES + 1
-    images = torch.cat([probe.images(net, subject.example_inputs)] * count)
-    limits = probe.thresholds(net, net.num_exits)
-    quiet, loud = probe.seconds_on_cpu([partial(e.run, images, limits) for e in (quieter, engine)], ROUNDS)
-    return quieter if quiet <= loud else engine
+    return CompactEngine(net, subject.plan("compact", rows, *reasons), steps)
 
 
 def _kernel(on_cuda: bool) -> str:
@@ -166,17 +163,14 @@ def _by_runtime(
     stage: nn.Module,
     folded: Chosen,
     wanted: trial.Expected,
-    before: nn.Module | None,
+    layout: torch.memory_format,
     spend: Callable[[float], None],
 ) -> Chosen:
-    """What runs a stage on the CPU; wanted: what it computes; before: the stage before; spend: see `chosen`."""
+    """What runs a stage on the CPU; wanted: what it computes, of features in `layout`; spend: see `chosen`."""
     seen, after = wanted.seen, wanted.features
     if subject.dtype == torch.float32 == seen.dtype and not isinstance(stage, QuantizedStage):
-        in_chunks = 4 * prod(subject.net.input_shape) >= LARGE
-        layout, after_openmp = torch.channels_last if before is None else layout_of(before), False
-        if before is not None and torch.get_num_threads() > 1:
-            after_openmp = uses_openmp(before)
-        found = chosen(stage, folded, seen, layout, subject.stages, in_chunks, spend, after_openmp)
+        in_chunks = has_large_images(subject.net)
+        found = chosen(stage, folded, seen, layout, subject.stages, in_chunks, spend)
         if in_chunks:
             return found
         largest = 4 * max(prod(seen.shape[1:]), prod(after.shape[1:]))

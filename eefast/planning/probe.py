@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +18,10 @@ IMAGES, ROUNDS = 8, 3
 
 ROUNDS_ON_CPU, LIMIT, LARGE_MACS = 7, 0.15, 10**9
 
-REST, RESTS = 0.01, 2
-"""Seconds after which OpenMP's threads no longer spin, and how many rounds begin with them where the least counts."""
+REST, RESTS, SHORT = 0.01, 2, 0.05
+"""Seconds after which OpenMP's threads of the last run no longer spin beside the next one's; in how many rounds, where
+the least counts; seconds of a run from which on that changes little.
+"""
 
 
 def noise(n: int, shape: Sequence[int]) -> Tensor:
@@ -52,14 +53,12 @@ def fastest_of(runs: Sequence[Run], rounds: int = ROUNDS) -> list[float]:
     return [min(seconds) for seconds in turns(runs, rounds)]
 
 
-def seconds_on_cpu(runs: Sequence[Run], rounds: int = ROUNDS_ON_CPU, before: Run | None = None) -> list[float]:
+def seconds_on_cpu(runs: Sequence[Run], rounds: int = ROUNDS_ON_CPU, patience: float = 1.0) -> list[float]:
     """As `fastest_of`, more often in less time; on one thread of the process, which other processes do not lengthen.
 
-    before: called before each run, in no one's time; None: the second round and the next begin after a rest, so that
-    the first of the runs have all cores for themselves. Those come last that leave OpenMP's threads spinning.
+    patience: how many times as long as usual rounds may begin.
     """
-    rests = 0 if before or torch.get_num_threads() == 1 else RESTS
-    return [min(seconds) for seconds in _turns(runs, rounds, _clock_on_cpu(), LIMIT, rests, before)]
+    return [min(seconds) for seconds in _turns(runs, rounds, _clock_on_cpu(), patience * LIMIT, _rests(RESTS))]
 
 
 def turns(runs: Sequence[Run], rounds: int = ROUNDS) -> list[list[float]]:
@@ -68,9 +67,8 @@ def turns(runs: Sequence[Run], rounds: int = ROUNDS) -> list[list[float]]:
 
 
 def turns_on_cpu(runs: Sequence[Run], rounds: int = ROUNDS_ON_CPU) -> list[list[float]]:
-    """As `seconds_on_cpu`, the seconds of all rounds; with several threads each run begins after a rest."""
-    before = partial(time.sleep, REST) if torch.get_num_threads() > 1 else None
-    return _turns(runs, rounds, _clock_on_cpu(), LIMIT, 0, before)
+    """As `seconds_on_cpu`, the seconds of all rounds."""
+    return _turns(runs, rounds, _clock_on_cpu(), LIMIT, _rests(rounds))
 
 
 def usual(seconds: Sequence[float]) -> float:
@@ -82,22 +80,24 @@ def _clock_on_cpu() -> Callable[[], float]:
     return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
-def _turns(
-    runs: Sequence[Run], rounds: int, clock: Callable[[], float], limit: float, rests: int, before: Run | None = None
-) -> list[list[float]]:
+def _rests(rounds: int) -> int:
+    """In how many rounds runs begin after a rest: on one thread nothing goes on spinning after a run."""
+    return rounds if torch.get_num_threads() > 1 else 0
+
+
+def _turns(runs: Sequence[Run], rounds: int, clock: Callable[[], float], limit: float, rests: int) -> list[list[float]]:
     """limit: seconds after which no round begins but the second, since the first one warms up. rests: rounds after the
-    first one that begin after a rest.
+    first one in which a run that is short begins after a rest, and once more before it counts, since that woke it up.
     """
     found: list[list[float]] = [[] for _ in runs]
     total = 0.0
     for r in range(rounds):
         if r > 1 and total > limit:
             break
-        if 1 <= r <= rests:
-            time.sleep(REST)
         for seconds, run in zip(found, runs, strict=True):
-            if before:
-                before()
+            if 1 <= r <= rests and seconds[-1] < SHORT:
+                time.sleep(REST)
+                run()
             begin = clock()
             run()
             seconds.append(clock() - begin)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from statistics import geometric_mean
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.program import layout_of
+from ..model import EarlyExitNet
 from ..modules.contexts import isolated
 from ..qdq import QdqStage, round_nothing
 from ..runtimes import RUNTIMES, Runtime, RuntimeStage, exported_once
@@ -22,6 +24,9 @@ from .trial import brief, difference
 
 PYTORCH = "pytorch"
 STAGES = ("auto", PYTORCH, *RUNTIMES)
+
+LIBRARIES = "libraries"
+"""As "auto", without PyTorch but where no other library can run a stage; for planning itself."""
 
 GAIN = 0.97
 """Time ÷ PyTorch's from which on another library runs a stage."""
@@ -94,23 +99,22 @@ def chosen(
     asked: str,
     in_chunks: bool,
     spend: Callable[[float], None] = lambda seconds: None,
-    after_openmp: bool = False,
 ) -> Chosen:
     """The fastest way to run a stage, or the one that was asked for.
 
     folded: by PyTorch, checked. seen: [N, C, H, W] float32 features before the stage, on the CPU; layout: in which they
-    come. asked: one of `STAGES`; "auto" tries what is quick to build. in_chunks: whether to measure how many images
-    should go through together, else any number does. spend: told the seconds of an image before that is measured.
-    after_openmp: whether OpenMP's threads ran the stage before, and still spin when this one begins.
+    come. asked: one of `STAGES`, or `LIBRARIES`; "auto" tries what is quick to build. in_chunks: whether to measure how
+    many images should go through together, else any number does. spend: told the seconds of an image before that is
+    measured.
     Raises `ValueError` where what was asked for cannot run.
     """
     if asked == PYTORCH and not in_chunks:
         return folded
     in_int8 = isinstance(stage, QdqStage)
-    key = *_key(folded.stage, seen, layout, asked), in_chunks, after_openmp
+    key = *_key(folded.stage, seen, layout, asked), in_chunks
     known = choices.get(key)
     quick = [n for n, r in RUNTIMES.items() if r.quick and not r.missing()]
-    tried = [asked] if asked != "auto" else quick
+    tried = quick if asked in ("auto", LIBRARIES) else [asked]
     names = [known[0]] if known else tried
     built, why_not = {PYTORCH: folded.stage}, dict[str, str]()
     libraries = [name for name in names if name != PYTORCH]
@@ -130,9 +134,9 @@ def chosen(
         name, chunk, note, seconds = known
         spend(seconds)
         return Chosen(built[name], note, chunk, seconds) if name in built else Chosen(folded.stage, "; ".join(left_out))
-    if asked in RUNTIMES or (in_int8 and len(built) > 1):  # simulated, it is many times slower
+    if len(built) > 1 and (asked != "auto" or in_int8):  # simulated INT8 is many times slower
         del built[PYTORCH]
-    found = _timed(built, seen, layout, SIZES_IN_CHUNKS if in_chunks else SIZES, after_openmp)
+    found = _timed(built, seen, layout, SIZES_IN_CHUNKS if in_chunks else SIZES)
     name, note = _fastest(found, folded.note)
     note = f"INT8 by {note}" if in_int8 and name != PYTORCH else note
     seconds = min(found[name].values())
@@ -246,19 +250,16 @@ Seconds = dict[int, float]
 
 
 def _timed(
-    candidates: dict[str, nn.Module], seen: Tensor, layout: torch.memory_format, sizes: Sequence[int],
-    after_openmp: bool,
-) -> dict[str, Seconds]:  # fmt: skip
+    candidates: dict[str, nn.Module], seen: Tensor, layout: torch.memory_format, sizes: Sequence[int]
+) -> dict[str, Seconds]:
     """Of all candidates, in turns, at each of the sizes but for those that are slow at the first one.
 
     layout: of the features that they get.
     """
     found: dict[str, Seconds] = {name: {} for name in candidates}
-    candidates = dict(sorted(candidates.items(), key=lambda item: uses_openmp(item[1])))
     for n in sizes:
         features = _some(n, seen, layout)
-        before = openmp_awake if after_openmp else None
-        least = probe.seconds_on_cpu([partial(_run, c, features) for c in candidates.values()], before=before)
+        least = probe.seconds_on_cpu([partial(_run, c, features) for c in candidates.values()])
         for name, value in zip(candidates, least, strict=True):
             found[name][n] = value / n
         candidates = {name: c for name, c in candidates.items() if found[name][n] * n <= SLOW * min(least)}
@@ -280,6 +281,11 @@ def _fastest(found: dict[str, Seconds], what: str) -> tuple[str, str]:
     return best, f"{shown} ({', '.join(slower)})" if slower else shown
 
 
+def has_large_images(net: EarlyExitNet) -> bool:
+    """Whether it is measured how many of a network's images go through a stage together."""
+    return 4 * prod(net.input_shape) >= LARGE
+
+
 def uses_openmp(stage: nn.Module) -> bool:
     """Whether a stage runs on PyTorch's threads, which go on spinning after their work."""
     return not isinstance(stage, RuntimeStage)
@@ -288,11 +294,6 @@ def uses_openmp(stage: nn.Module) -> bool:
 def chunk_in_libraries(features: int) -> int:
     """Small images that go through a stage together at most; features: bytes of an image's, before or after it."""
     return min(max(CHUNK, int(MEGABYTES * 2**20 / features)), CHUNK_IN_LIBRARIES)
-
-
-def openmp_awake() -> None:
-    """PyTorch's threads spin as after a stage that they ran."""
-    torch.empty(2**18).fill_(0)
 
 
 def fastest_chunk(stage: nn.Module, known: Seconds, seen: Tensor, layout: torch.memory_format) -> int:

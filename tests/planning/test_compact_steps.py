@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -264,8 +264,7 @@ def test_what_cannot_beat_an_engine_that_is_ready_is_not_built(
 
     def chosen(stage: Any, folded: Chosen, *rest: Any) -> Chosen:
         found = replace(folded, seconds=next(each))
-        _, spend, _ = rest[-3:]
-        spend(found.seconds)
+        rest[-1](found.seconds)
         return found
 
     monkeypatch.setattr(compact_steps, "chosen", chosen)
@@ -275,59 +274,6 @@ def test_what_cannot_beat_an_engine_that_is_ready_is_not_built(
         assert str(error.value) == reason
     else:
         assert len(build_compact(given).steps) == 3
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    """Sets how many there are."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(
-    ("libraries", "number", "after_openmp"),
-    [("PLP", 2, [False, True, False]), ("LPP", 2, [False, False, True]), ("PLP", 1, [False] * 3)],
-)
-def test_after_stages_of_pytorch_libraries_are_measured_beside_threads_that_spin(
-    libraries: str, number: int, after_openmp: list[bool], threads: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    threads(number)
-    told, each = list[bool](), iter(libraries)
-
-    def chosen(stage: Any, folded: Chosen, seen: Any, *rest: Any) -> Chosen:
-        told.append(rest[-1])
-        return replace(folded, stage=in_a_library(folded.stage, seen)) if next(each) == "L" else folded
-
-    monkeypatch.setattr(compact_steps, "chosen", chosen)
-    build_compact(subject())
-    assert told == after_openmp
-
-
-@pytest.mark.parametrize(
-    ("libraries", "number", "seconds", "in_one_thread"),
-    [
-        ("PLP", 2, [1.0, 1.1], True), ("LLL", 2, [1.0, 1.0], True), ("LLL", 2, [1.1, 1.0], False),
-        ("PPP", 2, None, False), ("LLL", 1, None, False),
-    ],
-)  # fmt: skip
-def test_exits_run_in_one_thread_beside_other_libraries_unless_that_is_slower(
-    libraries: str, number: int, seconds: Any, in_one_thread: bool, threads: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    threads(number)
-    each, measured = iter(libraries), list[Any]()
-
-    def chosen(stage: Any, folded: Chosen, seen: Any, *rest: Any) -> Chosen:
-        return replace(folded, stage=in_a_library(folded.stage, seen)) if next(each) == "L" else folded
-
-    def timed(runs: Any, rounds: int) -> Any:
-        measured.append([(run.func.__self__.in_one_thread, len(run.args[0])) for run in runs])
-        return seconds
-
-    monkeypatch.setattr(compact_steps, "chosen", chosen)
-    monkeypatch.setattr(probe, "seconds_on_cpu", timed)
-    assert build_compact(subject()).in_one_thread == in_one_thread
-    assert measured == ([[(True, 72), (False, 72)]] if seconds else [])
 
 
 @pytest.mark.parametrize(("megabytes", "chunks"), [(16, [256, 64, 256]), (1, [161, 64, 256]), (0.1, [64, 64, 64])])
@@ -342,6 +288,7 @@ def test_libraries_take_more_small_images_at_a_time_than_pytorch_as_far_as_featu
 
     monkeypatch.setattr(compact_steps, "chosen", chosen)
     monkeypatch.setattr("eefast.planning.stage_runtimes.MEGABYTES", megabytes)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert [step.chunk for step in build_compact(subject_of(net)).steps] == chunks
 
 

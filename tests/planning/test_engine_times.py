@@ -55,6 +55,7 @@ def test_engines_and_the_plain_network_take_turns_on_the_same_images(
 ) -> None:
     """Of large networks, whose plain runs take long, engines only."""
     monkeypatch.setattr(probe, "is_large", lambda net: large)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # else each runs once more after a rest
     calls: list[Any] = []
     net.stages[0].register_forward_pre_hook(lambda module, given: calls.append((given[0], "plain")))
     examples = images(3, SHAPE)

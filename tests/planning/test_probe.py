@@ -61,33 +61,32 @@ def test_the_median_leaves_out_the_round_that_warms_up() -> None:
     assert probe.usual([9.0]) == 9.0
 
 
-@pytest.mark.parametrize(("threads", "rested"), [(1, []), (2, [1, 2])])
-def test_with_several_threads_two_rounds_begin_after_a_rest(
-    threads: int, rested: list[int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("threads", "seconds", "least", "all_rounds"),
+    [
+        (1, 0.01, "aaaa", "aaaa"),
+        # The run after a rest does not count.
+        (2, 0.01, "a raa raa a", "a raa raa raa"),
+        (2, 0.06, "aaa", "aaa"),
+    ],
+)
+def test_with_several_threads_short_runs_begin_after_a_rest(
+    threads: int, seconds: float, least: str, all_rounds: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    calls: list[str] = []
-    clock = {name: lambda: 0.0 for name in ("process_time", "perf_counter")}
-    monkeypatch.setattr(probe, "time", SimpleNamespace(sleep=lambda seconds: calls.append("rest"), **clock))
-    probe.seconds_on_cpu([lambda: calls.append("a"), lambda: calls.append("b")], 4)
-    rounds = "".join(c[0] for c in calls).split("b")[:-1]
-    assert [i for i, one in enumerate(rounds) if one.startswith("r")] == rested
-    assert all(one.endswith("a") for one in rounds)
-    calls.clear()
-    probe.turns_on_cpu([lambda: calls.append("a")], 4)
-    assert calls == (["rest", "a"] if rested else ["a"]) * 4
-
-
-def test_what_comes_before_each_run_takes_no_ones_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(probe, "LIMIT", 0.15)
     now, calls = [0.0], list[str]()
-    monkeypatch.setattr(probe, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    clock = {name: lambda: now[0] for name in ("process_time", "perf_counter")}
+    monkeypatch.setattr(probe, "time", SimpleNamespace(sleep=lambda seconds: calls.append("r"), **clock))
 
-    def step(name: str, seconds: float) -> None:
-        calls.append(name)
-        now[0] += seconds
+    def run() -> None:
+        # What comes after a rest takes longer.
+        now[0] += 9 if calls[-1:] == ["r"] else seconds
+        calls.append("a")
 
-    runs = [lambda: step("a", 0.01), lambda: step("b", 0.02)]
-    found = probe.seconds_on_cpu(runs, 2, before=lambda: step("before", 5.0))
-    assert found == pytest.approx([0.01, 0.02])
-    assert calls == ["before", "a", "before", "b"] * 2
+    assert probe.seconds_on_cpu([run], 4) == pytest.approx([seconds])
+    assert "".join(calls) == least.replace(" ", "")
+    calls.clear()
+    (found,) = probe.turns_on_cpu([run], 4)
+    assert found == pytest.approx([seconds] * len(found))
+    assert "".join(calls) == all_rounds.replace(" ", "")

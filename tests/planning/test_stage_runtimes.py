@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from networks import Stage, assert_same_answers, images, lived_in, one_by_one, spread_thresholds
-from runtime_stages import INSTALLED, Fake, FakeStage, in_a_library, stage
+from runtime_stages import INSTALLED, Fake, FakeStage, stage
 from torch import Tensor, nn
 
 import eefast
@@ -23,7 +23,7 @@ from eefast.planning import planner, probe, stage_runtimes
 from eefast.planning.errors import SlowerError
 from eefast.planning.folding import fold_stage
 from eefast.planning.inference_copies import inference_copy
-from eefast.planning.stage_runtimes import Chosen, chosen, fastest_chunk, missing_runtimes
+from eefast.planning.stage_runtimes import LIBRARIES, Chosen, chosen, fastest_chunk, missing_runtimes
 from eefast.qdq import round_nothing
 from eefast.runtimes import RUNTIMES
 
@@ -37,8 +37,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_runtimes, "choices", {})
     monkeypatch.setattr(stage_runtimes, "hung", {})
 
-    def seconds(runs: Any, before: Any = None) -> list[float]:
-        return [seconds_of(*run.args) for run in runs]
+    def seconds(runs: Any, *rounds: float) -> list[float]:
+        return [1.0 if rounds else seconds_of(*run.args) for run in runs]
 
     def seconds_of(candidate: nn.Module, features: Tensor) -> float:
         fake = isinstance(candidate, FakeStage)
@@ -141,7 +141,7 @@ def test_a_stage_is_measured_once_and_built_again(offer: Any, monkeypatch: pytes
     fast, slow = Fake(name="Fast", seconds=0.5), Fake(name="Slow", seconds=0.7)
     offer(fast=fast, slow=slow)
     first = choose()
-    monkeypatch.setattr(probe, "seconds_on_cpu", lambda *_, **__: pytest.fail("it was measured before"))
+    monkeypatch.setattr(probe, "seconds_on_cpu", lambda runs: pytest.fail("it was measured before"))
     again = choose()
     assert (again.note, again.chunk) == (first.note, first.chunk)
     assert again.stage is not first.stage
@@ -156,8 +156,7 @@ def test_what_is_slow_for_single_images_is_not_measured_further(offer: Any, monk
     offer(fast=Fake(name="Fast", seconds=1.1), slow=Fake(name="Slow", seconds=1.3))
     timed, sizes = probe.seconds_on_cpu, []
 
-    def noted(runs: Any, before: Any) -> list[float]:
-        assert before is None
+    def noted(runs: Any) -> list[float]:
         sizes.append([len(run.args[1]) for run in runs])
         return timed(runs)
 
@@ -166,25 +165,15 @@ def test_what_is_slow_for_single_images_is_not_measured_further(offer: Any, monk
     assert sizes == [[1, 1, 1], [64, 64]]
 
 
-def test_what_uses_openmp_comes_last_and_after_it_its_threads_are_awake(
-    offer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    offer(fast=Fake(name="Fast", seconds=0.5), library=Fake(name="Library", seconds=0.7))
-    monkeypatch.setattr(RUNTIMES["library"], "build", lambda stage, example, threads: in_a_library(stage, example))
-    timed, order = probe.seconds_on_cpu, list[Any]()
-
-    def noted(runs: Any, before: Any) -> list[float]:
-        order.append(([type(run.args[0]).__name__ for run in runs], before))
-        return timed(runs)
-
-    monkeypatch.setattr(probe, "seconds_on_cpu", noted)
-    folded, note = fold_stage(stage("residual"), torch.float32)
-    for after_openmp in (False, True):
-        given = images(2, SHAPE), torch.channels_last, "auto", False, lambda seconds: None, after_openmp
-        chosen(stage("residual"), Chosen(folded, note), *given)
-    assert [(names[0], before) for names, before in order[::2]] == [
-        ("RuntimeStage", None), ("RuntimeStage", stage_runtimes.openmp_awake)
-    ]  # fmt: skip
+def test_libraries_alone_leave_pytorch_out_where_one_of_them_can(offer: Any) -> None:
+    offer(slow=Fake(name="Slow", seconds=3.0), slower=Fake(name="Slower", seconds=3.3))
+    found = choose(LIBRARIES)
+    assert isinstance(found.stage, FakeStage)
+    assert found.note == "Slow (Slower takes 1.10×)"
+    offer(broken=Fake(name="Broken", build=raises))
+    found = choose(LIBRARIES)
+    assert not isinstance(found.stage, FakeStage)
+    assert found.note == "folded; Broken left out: OSError: no such operator: Wobble"
 
 
 def test_the_time_is_told_before_chunks_are_measured(offer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
