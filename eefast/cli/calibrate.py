@@ -20,6 +20,7 @@ from .budget import (
 from .held_out import HeldOutImages
 from .inputs import check_saving, open_network
 from .options import (
+    ASSURANCE,
     AnyCriterionName,
     Assurance,
     BatchSize,
@@ -52,7 +53,7 @@ def command(
     min_accuracy: MinAccuracy = None,
     max_accuracy_drop: MaxAccuracyDrop = None,
     max_cost: MaxCost = None,
-    assurance: Assurance = 0.9,
+    assurance: Assurance = None,
     no_assurance: NoAssurance = False,
     agreement: Annotated[
         bool, Option("--agreement", help="For accuracy take the share of images answered as by the final exit.")
@@ -92,7 +93,9 @@ def command(
     from ..thresholds.outputs import exits_taken
 
     bounds = read_bounds(min_accuracy=min_accuracy, max_accuracy_drop=max_accuracy_drop, max_cost=max_cost)
-    wanted = None if no_assurance else assurance
+    if no_assurance and assurance is not None:
+        raise ValueError(f"--assurance {assurance:g} and --no-assurance exclude each other; leave one of them out")
+    wanted = None if no_assurance else ASSURANCE if assurance is None else assurance
     calibration.check_bounds(bounds, wanted)
     rows = read_profiles(profile or ())
     if cost not in ("macs", "time"):

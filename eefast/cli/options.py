@@ -83,9 +83,13 @@ MaxAccuracyDrop = Annotated[
 MaxCost = Annotated[
     float | None, thresholds_option(help="Budget: most accurate thresholds with at most this mean cost, 0 … 1.")
 ]
+ASSURANCE = 0.9
 Assurance = Annotated[
-    float,
-    thresholds_option(help="Probability, below 1, with which the budget holds on new images like the held-out ones."),
+    float | None,
+    thresholds_option(
+        help="Probability, below 1, with which the budget holds on new images like the held-out ones.",
+        show_default=str(ASSURANCE),
+    ),
 ]
 NoAssurance = Annotated[
     bool,

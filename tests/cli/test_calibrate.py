@@ -266,6 +266,10 @@ def test_images_that_judge_fit_no_scaling(shop, monkeypatch, words, count):
         ),
         (["--max-cost", 0.5], "learned: 31 samples are too few for assurance=0.9; give at least 100"),
         (["--max-cost", 0.5, "--assurance", 1], "assurance=1.0 must be above 0 and below 1"),
+        (
+            ["--max-cost", 0.5, "--assurance", 0.95, "--no-assurance"],
+            "--assurance 0.95 and --no-assurance exclude each other",
+        ),
         (["--min-accuracy", 0.5, "--max-accuracy-drop", 0.5], "=0.5: give one of them for the accuracy"),
         (["--max-cost", 1.5], r"max_cost=1.5 must be in 0 … 1"),
         (["--criterion", "vote", "--drop-exits"], "--drop-exits: criterion='vote' reads the exits before"),
