@@ -103,6 +103,21 @@ def test_backbones_that_cannot_be_followed_are_refused(forward, message):
         attach(make(forward), ["first"], input_shape=SMALL)
 
 
+class AnyNumber(Custom):
+    def forward(self, *xs: Tensor) -> Tensor:
+        return plain(self, xs[0] * self.factor)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_backbones_whose_forward_names_no_images_are_followed_or_refused(factor):
+    backbone = make(plain)
+    backbone.factor, backbone.__class__ = factor, AnyNumber
+    with pytest.raises(
+        ValueError, match=r"torch.fx cannot trace it \(its forward takes \*xs, not an argument for the im"
+    ):
+        attach(backbone, ["first"], input_shape=SMALL)
+
+
 def trace_of(backbone: nn.Module, names: list[str]) -> Trace:
     x = images(2, SMALL)
     return traced(backbone, watch(backbone, x), [x, images(3, SMALL)], names)
