@@ -105,16 +105,13 @@ def test_backbones_that_cannot_be_followed_are_refused(forward, message):
 
 class AnyNumber(Custom):
     def forward(self, *xs: Tensor) -> Tensor:
-        return plain(self, xs[0] * self.factor)
+        return plain(self, xs[0] * 2)
 
 
-@pytest.mark.parametrize("factor", [1, 2])
-def test_backbones_whose_forward_names_no_images_are_followed_or_refused(factor):
+def test_a_backbone_whose_forward_names_no_images_is_refused():
     backbone = make(plain)
-    backbone.factor, backbone.__class__ = factor, AnyNumber
-    with pytest.raises(
-        ValueError, match=r"torch.fx cannot trace it \(its forward takes \*xs, not an argument for the im"
-    ):
+    backbone.__class__ = AnyNumber
+    with pytest.raises(ValueError, match=r"cannot trace it \(its forward takes \*xs, not an argument for the images"):
         attach(backbone, ["first"], input_shape=SMALL)
 
 
