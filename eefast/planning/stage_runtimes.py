@@ -17,6 +17,7 @@ from ..model import EarlyExitNet
 from ..modules.contexts import isolated
 from ..qdq import QdqStage, round_nothing
 from ..runtimes import RUNTIMES, Runtime, RuntimeStage, exported_once
+from ..system.openmp import one_thread
 from ..system.time_limits import within
 from . import probe
 from .inference_copies import inference_copy
@@ -28,8 +29,9 @@ STAGES = ("auto", PYTORCH, *RUNTIMES)
 LIBRARIES = "libraries"
 """As "auto", without PyTorch but where no other library can run a stage; for planning itself."""
 
-GAIN = 0.97
-"""Time ÷ PyTorch's from which on another library runs a stage."""
+GAIN, GAIN_BESIDE_OPENMP = 0.97, 1.05
+"""Time ÷ PyTorch's from which on another library runs a stage; the second with several threads, where those of
+PyTorch's stages take the cores from the stages after them."""
 
 SECONDS, MORE_SECONDS = 30.0, 600.0
 """Longest time for a library to build a stage and to answer for the first time; and where that is known to be slow."""
@@ -273,7 +275,8 @@ def _fastest(found: dict[str, Seconds], what: str) -> tuple[str, str]:
     scores = {name: geometric_mean(s / least[n] for n, s in seconds.items()) for name, seconds in found.items()}
     others = [name for name in scores if name != PYTORCH and len(found[name]) == len(sizes)]
     best = min(others, key=lambda name: scores[name]) if others else PYTORCH
-    if PYTORCH in scores and others and scores[best] > GAIN * scores[PYTORCH]:
+    gain = GAIN if torch.get_num_threads() == 1 else GAIN_BESIDE_OPENMP
+    if PYTORCH in scores and others and scores[best] > gain * scores[PYTORCH]:
         best = PYTORCH
     names = {name: RUNTIMES[name].name if name in RUNTIMES else "PyTorch" for name in scores}
     slower = [f"{names[name]} takes {scores[name] / scores[best]:.2f}×" for name in scores if name != best]
@@ -324,5 +327,6 @@ def _some(n: int, seen: Tensor, layout: torch.memory_format) -> Tensor:
 
 
 def _run(stage: nn.Module, features: Tensor) -> None:
-    with torch.no_grad():
+    # A copy into another layout must not wake threads that spin beside the library's, as it does not in the engine.
+    with torch.no_grad(), one_thread(not uses_openmp(stage)):
         stage(features.contiguous(memory_format=layout_of(stage)))

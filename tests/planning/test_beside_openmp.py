@@ -49,6 +49,7 @@ def fastest(monkeypatch: pytest.MonkeyPatch) -> Any:
             return replace(folded, stage=in_a_library(folded.stage, seen)) if in_library else folded
 
         monkeypatch.setattr(compact_steps, "chosen", chosen)
+        monkeypatch.setattr(compact_steps, "missing_runtimes", lambda: [])
 
     return stages
 

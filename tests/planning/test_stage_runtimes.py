@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from networks import Stage, assert_same_answers, images, lived_in, one_by_one, spread_thresholds
-from runtime_stages import INSTALLED, Fake, FakeStage, stage
+from runtime_stages import INSTALLED, Fake, FakeStage, in_a_library, stage
 from torch import Tensor, nn
 
 import eefast
@@ -72,8 +72,14 @@ def test_the_fastest_runs_and_the_note_says_by_how_much(offer: Any) -> None:
     assert isinstance(found.stage, FakeStage)
 
 
-@pytest.mark.parametrize(("seconds", "note"), [(0.96, "Fake"), (0.98, "folded"), (1.5, "folded")])
-def test_pytorch_stays_where_another_library_gains_too_little(offer: Any, seconds: float, note: str) -> None:
+@pytest.mark.parametrize(
+    ("threads", "seconds", "note"),
+    [(1, 0.96, "Fake"), (1, 0.98, "folded"), (1, 1.5, "folded"), (2, 1.04, "Fake"), (2, 1.06, "folded")],
+)
+def test_pytorch_stays_where_another_library_gains_too_little(
+    offer: Any, threads: int, seconds: float, note: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     offer(fake=Fake(seconds=seconds))
     assert choose().note.startswith(note)
 
@@ -163,6 +169,28 @@ def test_what_is_slow_for_single_images_is_not_measured_further(offer: Any, monk
     monkeypatch.setattr(probe, "seconds_on_cpu", noted)
     assert choose().note == "folded (Fast takes 1.10×, Slow takes 1.30×)"
     assert sizes == [[1, 1, 1], [64, 64]]
+
+
+def test_copies_for_a_library_wake_no_threads_that_spin_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = torch.get_num_threads(), list[int]()
+    folded, _ = fold_stage(stage("residual"), torch.float32)
+    folded.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    features = images(2, SHAPE).contiguous(memory_format=torch.channels_last)
+    library = in_a_library(folded, features)
+    seen.clear()
+    contiguous = Tensor.contiguous
+    monkeypatch.setattr(
+        Tensor, "contiguous", lambda x, **how: (seen.append(torch.get_num_threads()), contiguous(x, **how))[1]
+    )
+    torch.set_num_threads(3)
+    try:
+        stage_runtimes._run(library, features)
+        assert set(seen) == {1}
+        seen.clear()
+        stage_runtimes._run(folded, features)
+        assert set(seen) == {3}
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_libraries_alone_leave_pytorch_out_where_one_of_them_can(offer: Any) -> None:
