@@ -44,7 +44,8 @@ EEFAST_INLINE void add_narrow(const T* x, int64_t rows, int64_t width, int64_t s
   }
   for (; rows > 0; rows -= 32) {
     Floats own_sums[n] = {};
-    for (const T* const end = x + std::min<int64_t>(rows, 32) * stride; x != end; x += stride) {
+    // Counted, since a stride may be 0.
+    for (int64_t left = std::min<int64_t>(rows, 32); left > 0; --left, x += stride) {
       for (int64_t k = 0; k < n - 1; ++k) own_sums[k] += load(x + k * kLanes);
       own_sums[n - 1] += width < kLanes ? load_part(x, width) : load(x + width - kLanes);
     }

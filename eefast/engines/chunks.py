@@ -147,7 +147,8 @@ class Pass:
         waits = waiting is not None and waiting.count > 0
         if number and not waits and (last or number % self._chunk(i) == 0):
             if number < n:
-                arrived, features = features, self._like(f"before {i}", features[:number])
+                arrived = features.contiguous(memory_format=layout_of_maps(features))
+                features = self._like(f"before {i}", features[:number])
                 ops.gather_survivors.run(arrived, rows[:number], live, features)
             self._chunks(i, features, positions[:number], last)
             return

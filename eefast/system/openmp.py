@@ -59,13 +59,14 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
     if before == 1 or set_number is None:
         yield
         return
-    _this.before = before
-    set_number(1)
+    # An interrupt may come after any line; then the number is set last, so that it is right again.
     try:
+        _this.before = before
+        set_number(1)
         yield
     finally:
-        set_number(before)
         _this.before = 0
+        set_number(before)
 
 
 @contextmanager
@@ -75,10 +76,10 @@ def all_threads() -> Iterator[None]:
     if not before or set_number is None:
         yield
         return
-    _this.before = 0
-    set_number(before)
     try:
+        _this.before = 0
+        set_number(before)
         yield
     finally:
-        set_number(1)
         _this.before = before
+        set_number(1)

@@ -228,3 +228,42 @@ def test_beside_other_libraries_only_pytorchs_stages_use_its_threads(
     assert_same(got, fast(x))
     assert in_pytorch == {3}
     assert in_library == in_exits == in_gathers == ({1} if in_one_thread else {3})
+
+
+class Returning(nn.Module):
+    """A convolution, of whose maps a view goes on."""
+
+    def __init__(self, view: Any) -> None:
+        super().__init__()
+        self.conv, self.view = nn.Conv2d(3, 8, 3, padding=1), view
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.view(torch.relu(self.conv(x)))
+
+
+VIEWS = {
+    "cropped": lambda x: x[:, :, 1:-1, 1:-1],
+    "some channels": lambda x: x[:, :4],
+    "transposed": lambda x: x.transpose(2, 3),
+    "every second": lambda x: x[:, :, ::2, ::2],
+    "one pixel": lambda x: x.mean((2, 3), keepdim=True).expand(-1, -1, 4, 4),
+}
+
+
+@pytest.mark.parametrize("engine", ["compact", "auto"])
+@pytest.mark.parametrize("view", VIEWS)
+@torch.no_grad()
+def test_stages_that_return_views(view: str, engine: str) -> None:
+    shape, x = (3, 10, 12), images(33, (3, 10, 12))
+    stage = Returning(VIEWS[view]).eval()
+    maps = tuple(stage(x[:1]).shape[1:])
+    second = nn.Conv2d(maps[0], 8, 3, padding=1)
+    heads = [eefast.heads.ExitHead("pool", s, 5, shape) for s in (maps, (8, *maps[1:]))]
+    net: Any = eefast.EarlyExitNet([stage, second], heads, input_shape=shape, criterion="max_probability").eval()
+    spread_thresholds(net, x, 0.5)
+    expected = net(x)
+    assert len(expected.exit_index.unique()) == 2
+    fast = eefast.accelerate(net, engine=engine)
+    assert_same(fast(x), expected)
+    (streamed,) = fast.stream([x])
+    assert_same(streamed, expected)

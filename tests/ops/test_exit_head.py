@@ -62,6 +62,17 @@ def test_layouts_match_float64(run: Any, dtype: torch.dtype, memory: str) -> Non
 
 
 @every
+@pytest.mark.parametrize(("kept", "size"), [((2, 3), 6), ((3,), 5), ((2,), 7), ((1,), 9)], ids=str)
+def test_maps_that_repeat_one_pixel_line_or_channel(run: Any, kept: tuple[int, ...], size: int) -> None:
+    case = make_case(13, 10, 16, 7, 5, live="part")
+    shape = [size if d in kept else -1 for d in range(4)]
+    features = case.features.mean(kept, keepdim=True).expand(shape)
+    assert 0 in features.stride()
+    weight = case.weight[:, :1].expand(-1, size).contiguous() if 1 in kept else case.weight
+    check(run, replace(case, features=features, weight=weight))
+
+
+@every
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last", "cropped channels_last"])
 def test_large_maps_match_float64(run: Any, memory: str) -> None:
     check(run, make_case(2, 3, 24, 112, 112, memory=memory, final=True))

@@ -6,6 +6,8 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +73,28 @@ def test_an_exception_leaves_all_as_it_was() -> None:
         raise KeyError
     with all_threads():
         assert workers() == 3
+
+
+@linux
+@pytest.mark.parametrize("context", [one_thread, all_threads])
+def test_an_interrupt_at_any_call_leaves_all_as_it_was(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal's handler raises, which Python calls when the function of the library has returned."""
+    set_number = openmp._set_number()
+    assert set_number
+    for at in range(4):
+        calls: list[int] = []
+
+        def interrupted(number: int, at: int = at, calls: list[int] = calls) -> None:
+            set_number(number)
+            calls.append(number)
+            if len(calls) == at + 1:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(openmp, "_set_number", lambda: interrupted)
+            with suppress(KeyboardInterrupt), one_thread(), context():
+                pass
+        assert (workers(), openmp._this.before) == (3, 0)
 
 
 @linux
