@@ -30,7 +30,7 @@ from .integer_lowering import is_quantized
 from .patterns import computes_as
 from .resident_program import build_resident, lowered
 from .rows import network_on_maps
-from .stage_runtimes import PYTORCH, STAGES
+from .stage_runtimes import PYTORCH, STAGES, libraries
 from .trial import Subject
 
 ENGINES = ("auto", "reference", "compact", "resident")
@@ -185,7 +185,8 @@ def _rival(subject: Subject, resident: Engine) -> tuple[float, ...]:
 
 def _faster(subject: Subject, resident: Engine, geometry: Any) -> Engine:
     """The faster of the resident and the compact engine, measured on images that all go to the final exit."""
-    key = geometry, subject.device, subject.dtype, ops.instruction_set(), torch.get_num_threads()
+    around = subject.device, subject.dtype, ops.instruction_set(), torch.get_num_threads()
+    key = geometry, *around, libraries(subject.stages)
     compact: Engine | None = None
     try:
         if key not in hopeless and (key not in speeds or speeds[key].least[0] > speeds[key].least[1]):

@@ -158,8 +158,12 @@ def _key(folded: nn.Module, seen: Tensor, layout: torch.memory_format, asked: st
     """What the speed of a stage depends on."""
     code = getattr(folded, "code", "")
     tensors = tuple((name, tuple(t.shape)) for name, t in folded.state_dict().items())
-    installed = tuple((n, id(r), r.missing()) for n, r in RUNTIMES.items())
-    return repr(folded), code, tensors, seen.shape[1:], layout, asked, torch.get_num_threads(), installed
+    return repr(folded), code, tensors, seen.shape[1:], layout, torch.get_num_threads(), libraries(asked)
+
+
+def libraries(asked: str) -> Any:
+    """What may run stages: as asked for, of what is installed; a key for what was measured with it."""
+    return asked, tuple((name, id(runtime), runtime.missing()) for name, runtime in RUNTIMES.items())
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from eefast import ops, zoo
 from eefast.engines import Plan
 from eefast.planning import Options, build, planner, probe
 from eefast.planning.errors import SlowerError, UnsupportedError
+from eefast.runtimes import RUNTIMES
 
 SHAPE = (1, 6, 7)
 
@@ -159,6 +160,19 @@ def test_a_geometry_is_measured_once(net: Any, builders: Builders, seconds: Any,
     builders.geometry = "another geometry"
     plan(net)
     assert builders.measured == 2
+
+
+def test_a_geometry_is_measured_again_with_stages_in_other_libraries(
+    net: Any, builders: Builders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builders.seconds = 1.0, 2.0
+    assert plan(net, stages="pytorch").engine == "resident"
+    builders.seconds = 2.0, 1.0
+    assert plan(net).engine == "compact"
+    assert plan(net, stages="pytorch").engine == "resident"
+    monkeypatch.setattr(RUNTIMES["onnxruntime"], "missing", lambda: "another answer")
+    plan(net)
+    assert builders.measured == 3
 
 
 @pytest.mark.parametrize("large", [False, True])
