@@ -170,6 +170,7 @@ void resident_loop_close(int64_t loop, bool drop) {
 
 void resident_loop_free(int64_t loop) {
   std::shared_ptr<Open> freed = find(loop);  // ends after the lock, since it waits for its threads
+  freed->loop.close(true);                   // whoever waits in `take` holds it, too
   const std::lock_guard<std::mutex> lock(loops().lock);
   loops().open.erase(loop);
 }

@@ -140,6 +140,13 @@ EEFAST_TARGET static void join(const Step& step, const Map& from, const Map& to,
       }
     }
   }
+  const int64_t last = to.channels % kBlock;
+  if (last == 0 || end != from.blocks || step.channel + from.channels != to.channels) return;
+  // Lanes after the last channel, which kernels may read with weights of zero: another map's NaN may lie there.
+  for (int64_t y = 0; y < to.height; ++y) {
+    E* z = static_cast<E*>(out) + (to.blocks - 1) * to.block_pitch + to.at(y, 0);
+    for (int64_t k = 0; k < to.width; ++k, z += kBlock) std::fill(z + last, z + kBlock, E{0});
+  }
 }
 
 // All pixels of all channels: [block][y][x][16].

@@ -4,9 +4,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <exception>
 #include <functional>
 #include <limits>
 #include <numeric>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 #ifdef __linux__
@@ -139,7 +142,14 @@ ResidentLoop::ResidentLoop(const Network& network, std::vector<float> scaling, s
   }
   publish();
   working_ = workers;
-  for (auto& carrier : carriers_) threads_.emplace_back([this, &carrier] { work(*carrier); });
+  try {
+    for (auto& carrier : carriers_) threads_.emplace_back([this, &carrier] { work(*carrier); });
+  } catch (const std::exception& error) {
+    close(true);
+    for (std::thread& thread : threads_) thread.join();
+    throw std::runtime_error("thread " + std::to_string(threads_.size() + 1) + " of " + std::to_string(workers) +
+                             " could not be started (" + error.what() + "); give fewer workers");
+  }
 }
 
 ResidentLoop::~ResidentLoop() {

@@ -277,6 +277,44 @@ def test_non_finite_images(criterion: str, algorithm: int) -> None:
     assert_same_bits(run(net, x, tables_), wanted)
 
 
+class Joined(nn.Module):
+    """Maps of which the last ones have the channels of two that were concatenated, so that they may share memory."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.added = nn.Conv2d(8, channels - 8, 1)
+        self.first, self.second = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 1)
+        self.last = nn.Conv2d(channels, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x, self.added(x)], 1)
+        return self.last(torch.relu(self.second(torch.relu(self.first(x)))))
+
+
+@needs_cpp
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("channels", [15, 16, 17, 18, 33])
+def test_infinite_pixels_of_an_image_leave_later_ones_as_they_were(channels: int, bfloat16: bool) -> None:
+    """bfloat16 is multiplied by pairs of channels, of which the last may lie after the map's."""
+    shape = (3, 4, 5)
+    stages = [nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()), Joined(channels)]
+    heads = [eefast.heads.ExitHead("pool", (8, 4, 5), 5, shape) for _ in stages]
+    net = lived_in(eefast.EarlyExitNet(stages, heads, input_shape=shape, criterion="max_probability"), 1)
+    net.thresholds.fill_(2.0)
+    arguments, x = tables(net, 0, 1, bfloat16), images(3, shape)
+
+    def logits(x: Tensor) -> Tensor:
+        return op(x, *arguments, net.thresholds, "max_probability", 5, bfloat16, 1, None)[0]
+
+    before = logits(x)
+    spoilt = x.clone()
+    spoilt[1, 0, 0, 0] = math.inf
+    found = logits(spoilt)
+    assert not found[1].isfinite().all()
+    assert torch.equal(found[::2], before[::2])
+    assert torch.equal(logits(x), before)
+
+
 @needs_cpp
 def test_infinite_pixels_as_in_pytorch() -> None:
     """Channels that only fill a block must not turn ∞ into NaN: 0 · ∞ stays out of the answer."""

@@ -1,8 +1,14 @@
 """Images that come one by one: the answers are the ops', bit for bit; who goes first; deadlines, ends and errors."""
 
+import os
+import re
+import subprocess
+import sys
+import threading
 import time
 from dataclasses import replace
 from math import inf, nan
+from pathlib import Path
 
 import pytest
 import torch
@@ -314,3 +320,42 @@ def test_wrong_arguments_are_named(floats, opened):
         )  # fmt: skip
     with pytest.raises(RuntimeError, match="there is no loop 0"):
         torch.ops.eefast.resident_loop_take(0, 0.0)
+
+
+def test_free_wakes_whoever_waits_for_answers(floats):
+    opened, taken = Opened(floats[0]), []
+    waiting = threading.Thread(target=lambda: taken.append(opened.loop.take(0.0)), daemon=True)
+    waiting.start()
+    time.sleep(0.1)
+    opened.loop.free()
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert [len(figures) for figures, _ in taken] == [0]
+
+
+TOO_MANY = """
+import resource, sys
+from pathlib import Path
+import torch
+from networks import lived_in
+from test_resident_loop import SHAPE, Opened
+import eefast
+net = lived_in(eefast.zoo.eenet("eenet8", 2, input_shape=SHAPE, num_classes=5), 3)
+engine = eefast.accelerate(net, engine="resident").engine
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**29,) * 2)  # threads have stacks of 8 MB
+try:
+    Opened(engine, workers=400)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory by what Linux says is used")
+def test_threads_that_cannot_be_started_are_an_error():
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", TOO_MANY], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"thread \d+ of 400 could not be started|no memory could be had", done.stdout), done.stdout
