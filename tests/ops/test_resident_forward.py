@@ -31,6 +31,10 @@ from eefast.planning.folding import fold_stage
 
 needs_cpp = pytest.mark.skipif(ops.CPP_MISSING is not None, reason=f"C++ kernels: {ops.CPP_MISSING}")
 
+needs_bfloat16 = pytest.mark.skipif(
+    ops.instruction_set() != "avx512_bf16", reason=f"no AVX512-BF16, but {ops.instruction_set()}"
+)
+
 ALGORITHMS = (0, 2, 4)
 TOLERANCE = {0: 1e-5, 2: 5e-5, 4: 5e-5}
 """Largest difference of logits ÷ largest logit, for direct convolution and for Winograd's tiles of 2 and 4."""
@@ -292,9 +296,9 @@ class Joined(nn.Module):
 
 
 @needs_cpp
-@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("bfloat16", [False, pytest.param(True, marks=needs_bfloat16)])
 @pytest.mark.parametrize("channels", [15, 16, 17, 18, 33])
-def test_infinite_pixels_of_an_image_leave_later_ones_as_they_were(channels: int, bfloat16: bool) -> None:
+def test_a_spoilt_image_leaves_later_ones_as_they_were(channels: int, bfloat16: bool) -> None:
     """bfloat16 is multiplied by pairs of channels, of which the last may lie after the map's."""
     shape = (3, 4, 5)
     stages = [nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()), Joined(channels)]
@@ -368,7 +372,7 @@ def test_without_cpp() -> None:
     assert found.stdout == "none\n", found.stderr
 
 
-@pytest.mark.skipif(ops.instruction_set() != "avx512_bf16", reason=f"no AVX512-BF16, but {ops.instruction_set()}")
+@needs_bfloat16
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [

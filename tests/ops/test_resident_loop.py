@@ -226,7 +226,10 @@ def test_answers_without_deadlines_are_gathered_and_others_are_not(floats, opene
     engine, _, x = floats
     loop = opened(engine)
     spans = {inf: [], 1000.0: []}
-    for i in range(60):
+    for i in range(2000):
+        # Other processes may take the time of all of the first ones.
+        if i >= 60 and min(spans[1000.0]) < 4e-4:
+            break
         deadline = list(spans)[i % 2]
         loop.put(x[:1], exits_of([0]), 2 * i, time.perf_counter() + deadline)
         loop.taken(1)
