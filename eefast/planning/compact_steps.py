@@ -38,7 +38,7 @@ from .stage_runtimes import (
     has_large_images,
     missing_runtimes,
     uses_openmp,
-)  # fmt: skip
+)
 from .trial import Subject
 
 HOPELESS, BEST_REST, TELLING = 1.1, 0.8, 0.4

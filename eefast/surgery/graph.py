@@ -136,9 +136,9 @@ def _symbolic(backbone: nn.Module, opened: set[str], training: bool) -> tuple[fx
     tracer = _CoarseTracer(opened)
     with mode(backbone, training):
         graph = tracer.trace(backbone, defaults or None)
-    images = next(iter(graph.nodes))
-    if images.op != "placeholder" or str(images.target).startswith("*"):
-        raise ValueError(f"its forward takes {images.target}, not an argument for the images")
+    images = str(next(iter(graph.nodes)).target)
+    if images.startswith("*"):
+        raise ValueError(f"its forward takes {images}, not an argument for the images")
     # For arguments with a default, torch.fx leaves placeholders and checks that no other value is given.
     for unused in [node for node in graph.nodes if node.op == "placeholder"][1:]:
         for check in list(unused.users):
