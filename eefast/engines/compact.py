@@ -24,6 +24,8 @@ CHUNK = 128
 LARGE_CHUNK = 64
 """Images that a stage takes at a time from which on images are small, so that `CHUNK` of them fit into memory."""
 
+PYTORCH = "PyTorch"
+
 LEAST = 8
 """Images of the largest chunk from which on merging survivors pays; single images gain nothing from company."""
 
@@ -44,6 +46,11 @@ class CompactEngine(PlannedEngine):
     @property
     def survives_fork(self) -> bool:
         return all(getattr(step.stage, "survives_fork", True) for step in self.steps)
+
+    def arithmetic(self) -> dict[str, str]:
+        libraries = [getattr(step.stage, "library", PYTORCH) for step in self.steps]
+        alike = len(set(libraries)) == 1
+        return {**super().arithmetic(), "stages": libraries[0] if alike else ", ".join(libraries)}
 
     def prepare(self, x: Tensor) -> Tensor:
         """Also raises `RuntimeError` in a CUDA graph's capture, which waiting for a count would break."""
@@ -68,7 +75,7 @@ class CompactEngine(PlannedEngine):
         with one_thread(self.in_one_thread):
             results = Results.empty(len(images), self.net)
             given = self.plan.criterion, thresholds, results, kept, self.rule_of(rule)
-            Pass(self.steps, *given).run(images.to(self.plan.dtype))
+            Pass(self.steps, *given).run(self.own(images))
         # Not where something failed, since survivors would still wait there.
         if not images.is_cuda:
             self.kept.append(kept)
@@ -87,7 +94,7 @@ class CompactEngine(PlannedEngine):
         steps, memory = self.steps[: last + 1], Kept()
         run = Pass(steps, self.plan.criterion, thresholds, results, memory, rule, reached if keeps else None)
         with one_thread(self.in_one_thread):
-            run.run(features_of(self.net, first, x, self.plan.dtype), first)
+            run.run(features_of(self.net, first, x, self.plan.dtype) if first else self.own(x), first)
         result = results.of(self.net)
         if not keeps:
             return Part(result)

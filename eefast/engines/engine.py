@@ -36,12 +36,14 @@ class Engine(Protocol):
     """Runs a network as its plan says; of any number of threads at a time.
 
     net: that it runs. plan: describes how. criterion: the plan's. survives_fork: whether it runs in a process that was
-    forked after planning.
+    forked after planning. copies_images: whether stages run on a copy of the images, since the first one writes over
+    what it gets.
     """
 
     net: EarlyExitNet
     plan: Plan
     criterion: criteria.Criterion
+    copies_images: bool
 
     @property
     def survives_fork(self) -> bool: ...
@@ -84,7 +86,7 @@ class PlannedEngine:
     """
 
     def __init__(self, net: EarlyExitNet, plan: Plan) -> None:
-        self.net, self.plan = net, plan
+        self.net, self.plan, self.copies_images = net, plan, False
         self.weight = next(net.parameters()).detach()
         self._rows = net.rows_as_maps
         self._taken: tuple[torch.Size, torch.dtype, torch.device] | None = None
@@ -115,6 +117,11 @@ class PlannedEngine:
     def prepared(self, x: Tensor) -> Tensor:
         """As `prepare`, checking them one by one."""
         return self.net.prepare(x, self.plan.dtype, self.weight)
+
+    def own(self, images: Tensor) -> Tensor:
+        """Images in the plan's dtype, which a stage may write over."""
+        own = images.to(self.plan.dtype)
+        return own.clone() if self.copies_images and own is images else own
 
     def rule_of(self, rule: Rule) -> Rule:
         """The rule of a call: the one given, else that of the network now, None where the plan's criterion has none."""

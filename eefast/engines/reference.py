@@ -19,7 +19,7 @@ class ReferenceEngine(PlannedEngine):
         current = self.net.criterion
         # Another thread may have changed it since, with thresholds that belong to it.
         criterion = current if current.name == self.plan.criterion else self.criterion
-        return self.net.first_exits(images, thresholds, criterion, self.rule_of(rule))
+        return self.net.first_exits(self.own(images), thresholds, criterion, self.rule_of(rule))
 
     @torch.no_grad()
     def part(
@@ -29,7 +29,9 @@ class ReferenceEngine(PlannedEngine):
         net, criterion = self.net, self.criterion
         if first and len(net.input_shape) == 2:
             x = x.squeeze(2)
-        x, rows = features_of(net, first, x, self.plan.dtype).contiguous(), torch.arange(len(x), device=x.device)
+        x = features_of(net, first, x, self.plan.dtype) if first else self.own(x)
+        x = x.contiguous()
+        rows = torch.arange(len(x), device=x.device)
         if before is None:
             before = Before(x.new_zeros(len(x), net.num_classes, dtype=torch.float32), x.new_zeros(len(x)).float())
         logits, confidence, exits = before.logits.clone(), before.confidence.clone(), torch.full_like(rows, last)

@@ -61,9 +61,17 @@ def build(net: EarlyExitNet, options: Options) -> Engine:
     An engine asked for by name raises `ValueError` if it cannot run; "auto" falls back and logs once why.
     """
     check_engine(options.engine, options.stages)
-    name = "compact" if options.stages in RUNTIMES else options.engine
     # What is made in inference mode or under autocast would serve other calls badly.
-    with isolated(net.cost.device), closing(Late()) as progress:
+    with isolated(net.cost.device):
+        engine = _built(net, options)
+        if engine.plan.engine != "resident":
+            engine.copies_images = trial.writes_to_images(engine.net, probe.images(engine.net))
+    return engine
+
+
+def _built(net: EarlyExitNet, options: Options) -> Engine:
+    name = "compact" if options.stages in RUNTIMES else options.engine
+    with closing(Late()) as progress:
         ops.register_flops()
         _check_own(net)
         _check_classes(net)

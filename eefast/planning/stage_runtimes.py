@@ -218,7 +218,12 @@ def _built(runtime: Runtime, folded: nn.Module, seen: Tensor, wanted: _Wanted) -
         # Modes are those of a thread.
         with isolated(seen.device):
             made = runtime.build(folded, seen, threads)
-            return made, _wrong(made, seen, wanted)
+            wrong = _wrong(made, seen, wanted)
+            if not wrong and _loses_nan(made, folded, seen):
+                if not isinstance(made, RuntimeStage):
+                    return made, "it makes numbers of NaN"
+                made.loses_nan = True
+            return made, wrong
 
     try:
         made, wrong = within(SECONDS if runtime.quick else MORE_SECONDS, build)
@@ -240,6 +245,17 @@ def _wrong(made: nn.Module, seen: Tensor, wanted: _Wanted) -> str:
             more = f"more than rounding changes ({wanted.allowed:.1%})"
             return f"its answers differ from simulated INT8 by {error:.1%}, {more}"
     return ""
+
+
+def _loses_nan(made: nn.Module, folded: nn.Module, seen: Tensor) -> bool:
+    """Whether a library has numbers in channels in which the stage has NaN, for images with NaN or infinities."""
+    broken = seen[:1].repeat(3, 1, 1, 1)
+    broken[0] = torch.nan
+    middle = broken[1:, 0, seen.shape[2] // 2, seen.shape[3] // 2]
+    middle.copy_(torch.tensor([torch.nan, torch.inf]))
+    wanted = _features(folded, broken).isnan().flatten(2).any(2)
+    alone = torch.cat([_features(made, row[None]) for row in broken])
+    return any(bool((found.isnan().flatten(2).any(2) < wanted).any()) for found in (_features(made, broken), alone))
 
 
 def _relative(found: Tensor, exact: Tensor) -> float:

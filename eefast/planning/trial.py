@@ -138,6 +138,23 @@ def _tried(module: nn.Module, x: Tensor, where: str) -> Tensor:
     return first
 
 
+def writes_to_images(net: EarlyExitNet, images: Tensor) -> bool:
+    """Whether the first stage writes over images [N, C, H, W] in any layout; also where it raises an exception."""
+    x = images[:IMAGES].to(next(net.parameters()))
+    layouts = [torch.contiguous_format, *[torch.channels_last] * (x.dim() == 4)]
+    try:
+        with torch.no_grad():
+            stage = inference_copy(net.stages[0])
+            for own in [x.clone(memory_format=layout) for layout in layouts]:
+                version = own._version
+                stage(own)
+                if own._version != version:
+                    return True
+    except Exception:  # a stage raises whatever it does
+        return True
+    return False
+
+
 def _as_rows(out: Any) -> Any:
     if not isinstance(out, ExitOutput):
         return out

@@ -22,9 +22,9 @@ class Compiled:
 
 
 class CompiledStage(nn.Module):
-    """layout: of the features that it reads without a copy."""
+    """layout: of the features that it reads without a copy. library: for people."""
 
-    layout = torch.channels_last
+    layout, library = torch.channels_last, Compiled.name
 
     def __init__(self, stage: nn.Module) -> None:
         super().__init__()

@@ -63,4 +63,4 @@ class OnnxRuntime:
             made.run_with_iobinding(binding)
             idle.append((binding, wanted))
 
-        return RuntimeStage(run, stage, example, after)
+        return RuntimeStage(run, stage, example, after, self.name)

@@ -62,4 +62,4 @@ class OpenVino:
             request.infer()
             idle.append(request)
 
-        return RuntimeStage(run, stage, example, after)
+        return RuntimeStage(run, stage, example, after, self.name)

@@ -44,14 +44,17 @@ class RuntimeStage(nn.Module):
 
     layout: of the features that it reads without a copy, and of those that it returns. takes_memory: for the latter.
     survives_fork: whether it runs in a forked process, where the library's threads are missing.
+    library: its name, for people. loses_nan: whether it makes numbers of NaN, so that samples with some are left to
+    `folded`.
     """
 
     layout, takes_memory, survives_fork = torch.contiguous_format, True, False
+    loses_nan = False
 
-    def __init__(self, run: Run, folded: nn.Module, example: Tensor, channels: Sequence[int]) -> None:
+    def __init__(self, run: Run, folded: nn.Module, example: Tensor, channels: Sequence[int], library: str) -> None:
         """channels: (C', H', W') of what comes of features [N, C, H, W] like `example`."""
         super().__init__()
-        self.run, self.folded = run, folded
+        self.run, self.folded, self.library = run, folded, library
         self._before, self._after = example.shape[1:], torch.Size(channels)
 
     def forward(self, features: Tensor, memory: Memory | None = None) -> Tensor:
@@ -61,5 +64,15 @@ class RuntimeStage(nn.Module):
                 return self.folded(features.contiguous(memory_format=torch.channels_last))
         shape = torch.Size((len(features), *self._after))
         out = features.new_empty(shape) if memory is None else memory(shape, features.dtype)
-        self.run(features.contiguous(), out)
+        features = features.contiguous().resolve_neg()
+        self.run(features, out)
+        if self.loses_nan:
+            self._keep_nan(features, out)
         return out
+
+    def _keep_nan(self, features: Tensor, out: Tensor) -> None:
+        """Infinities count, too: the stage may make NaN of them. A sum has one where a number has; it is quick."""
+        broken = features.flatten(1).sum(1).isfinite().logical_not_()
+        if broken.any():
+            with all_threads():
+                out[broken] = self.folded(features[broken].contiguous(memory_format=torch.channels_last))

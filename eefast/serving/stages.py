@@ -46,7 +46,8 @@ def stage_calls(engine: Engine) -> list[StageCall] | None:
 
 def _compact(engine: CompactEngine, i: int, features: Tensor, limits: Tensor) -> StageResult:
     step, n = engine.steps[i], len(features)
-    features = step.run(features.to(engine.plan.dtype).contiguous(memory_format=step.layout))
+    features = features.to(engine.plan.dtype) if i else engine.own(features)
+    features = step.run(features.contiguous(memory_format=step.layout))
     results = Results.empty(n, engine.net)
     order = torch.arange(n, dtype=torch.int32, device=features.device)
     count = torch.full((1,), n, dtype=torch.int32, device=features.device)
@@ -57,7 +58,7 @@ def _compact(engine: CompactEngine, i: int, features: Tensor, limits: Tensor) ->
 
 def _reference(engine: ReferenceEngine, i: int, features: Tensor, limits: Tensor) -> StageResult:
     net, rule = engine.net, criteria.get(engine.plan.criterion)
-    features = net.stages[i](features)
+    features = net.stages[i](features if i else engine.own(features))
     out = net.heads[i](features)
     net.check_classes(i, out.logits.shape[1])
     confidence = rule.confidence(out.logits, out.confidence_logit)

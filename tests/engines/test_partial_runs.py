@@ -311,6 +311,18 @@ def test_another_engine_only_where_that_is_accepted() -> None:
     assert_same_answers(partial.finished(rest), one_by_one(net, x), net)
 
 
+def test_stages_in_another_library_only_where_that_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = eenet(), images(9, SHAPE)
+    edge, server = (eefast.accelerate(net, engine="compact", stages="pytorch") for _ in range(2))
+    partial = edge.until(1)(x)
+    second = server.engine.steps[1]  # type: ignore[attr-defined]
+    monkeypatch.setattr(second.stage, "library", "ONNX Runtime", raising=False)
+    with pytest.raises(ValueError, match=r"stages=PyTorch instead of PyTorch, ONNX Runtime, PyTorch.*elsewhere=True"):
+        server.resume(partial.survivors)
+    rest = server.resume(partial.survivors, elsewhere=True)
+    assert_same_answers(partial.finished(rest), one_by_one(net, x), net)
+
+
 def test_integers_become_features_where_another_engine_goes_on() -> None:
     net, x = quantized(), images(9, SHAPE)
     edge, server = eefast.accelerate(net, engine="compact"), eefast.accelerate(net, engine="reference")

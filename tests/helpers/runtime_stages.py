@@ -107,4 +107,4 @@ def in_a_library(folded: nn.Module, example: Tensor, note: Callable[[], object] 
         note()
         out.copy_(folded(features))
 
-    return RuntimeStage(run, folded, example, folded(example).shape[1:])
+    return RuntimeStage(run, folded, example, folded(example).shape[1:], "a library")

@@ -17,16 +17,18 @@ from torch import nn
 import eefast
 from eefast import ops, zoo
 from eefast.engines import Plan
+from eefast.heads import ExitHead
 from eefast.planning import Options, build, planner, probe
 from eefast.planning.errors import SlowerError, UnsupportedError
 from eefast.runtimes import RUNTIMES
+from eefast.serving.stages import stage_calls
 
 SHAPE = (1, 6, 7)
 
 
 class FakeEngine:
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.runs = plan, 0
+    def __init__(self, plan: Plan, net: Any) -> None:
+        self.plan, self.net, self.runs = plan, net, 0
 
     def run(self, images: torch.Tensor, thresholds: torch.Tensor) -> None:
         self.runs += 1
@@ -50,7 +52,7 @@ class Builders:
         self.built.append(name)
         if name in self.errors:
             raise self.errors[name]
-        return FakeEngine(subject.plan(name, [], *notes))
+        return FakeEngine(subject.plan(name, [], *notes), subject.net)
 
     def lowered(self, subject: Any) -> Any:
         if "lowered" in self.errors:
@@ -322,3 +324,42 @@ class TestRealEngines:
             fast: Any = eefast.accelerate(net, engine="compact")
         assert not any(t.is_inference() for step in fast.engine.steps for t in step.stage.parameters())
         torch.testing.assert_close(fast(x).logits, net(x).logits, rtol=1e-4, atol=1e-4)
+
+
+class Subtracting(nn.Module):
+    """Writes over what it gets."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv(x.sub_(0.5)))
+
+
+@pytest.mark.parametrize("options", [{"engine": "reference"}, {"engine": "compact", "stages": "pytorch"}, {}], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_first_stage_that_writes_over_its_input_gets_a_copy(
+    channels: int, layout: torch.memory_format, options: dict[str, Any]
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        stages = [Subtracting(channels), nn.Conv2d(4, 4, 3)]
+        heads = [ExitHead("pool", shape, 3, (channels, 7, 6)) for shape in ((4, 7, 6), (4, 5, 4))]
+    net = eefast.EarlyExitNet(stages, heads, input_shape=(channels, 7, 6), criterion="max_probability").eval()
+    x = images(9, (channels, 7, 6)).contiguous(memory_format=layout)
+    with torch.no_grad():
+        net.thresholds.fill_(net(x.clone(), thresholds=[0.0]).confidence.median())
+        given, expected = x.clone(), net(x.clone())
+    assert len(expected.exit_index.unique()) == 2
+    fast = eefast.accelerate(net, **options)
+    partial = fast.until(0)(x)
+    calls = stage_calls(fast.engine) or []
+    found = [fast(x), fast(x), *fast.stream([x]), partial.finished(fast.resume(partial.survivors))]
+    for call in calls[:1]:
+        call(x, net.thresholds.repeat(len(x)))
+    assert torch.equal(x, given)
+    for result in found:
+        assert torch.equal(result.exit_index, expected.exit_index)
+        torch.testing.assert_close(result.logits, expected.logits, rtol=0, atol=1e-5)
