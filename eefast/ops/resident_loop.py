@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -45,7 +46,7 @@ class ResidentLoop:
         bfloat16: bool, image: Tensor | None, rule: Tensor | None, workers: int,
     ) -> None:  # fmt: skip
         counts = torch.zeros(num_exits + 2, dtype=torch.int64)
-        self.counts = counts.numpy().data
+        self.counts, self._process = counts.numpy().data, os.getpid()
         dtype = torch.float32 if image is None else torch.uint8
         self._number: int = torch.ops.eefast.resident_loop_open.default(
             torch.empty(0, *shape, dtype=dtype), *tables, torch.zeros(num_exits, dtype=torch.float32), criterion,
@@ -85,5 +86,6 @@ class ResidentLoop:
         torch.ops.eefast.resident_loop_close.default(self._number, drop)
 
     def free(self) -> None:
-        """Closes, drops and waits for the threads; the last call."""
-        torch.ops.eefast.resident_loop_free.default(self._number)
+        """Closes, drops and waits for the threads; the last call. In a process forked since, which has none, nothing."""
+        if os.getpid() == self._process:
+            torch.ops.eefast.resident_loop_free.default(self._number)

