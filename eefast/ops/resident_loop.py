@@ -86,6 +86,6 @@ class ResidentLoop:
         torch.ops.eefast.resident_loop_close.default(self._number, drop)
 
     def free(self) -> None:
-        """Closes, drops and waits for the threads; the last call. In a process forked since, which has none, nothing."""
+        """Closes, drops and waits for the threads; the last call. Nothing in a process forked since, which has none."""
         if os.getpid() == self._process:
             torch.ops.eefast.resident_loop_free.default(self._number)
