@@ -130,11 +130,11 @@ class Pass:
         """One chunk through stage i and its exit; last: whether no others will come to it."""
         step, n, device = self.steps[i], features.shape[0], self.device
         # What this stage returns is needed until its next chunk begins; all later stages are done with it by then.
-        features = step.into(features, lambda shape, dtype: self.kept.map(f"after {i}", shape, dtype, device))
+        features, seen = step.into(features, lambda shape, dtype: self.kept.map(f"after {i}", shape, dtype, device))
         final = i == len(self.steps) - 1
         entries = self.order[:n], positions, self.kept.count(n, device)
         threshold = None if final else self.thresholds[i]
-        survivors = exit_at(step, i, self.criterion, threshold, features, entries, self.results, self.rule)
+        survivors = exit_at(step, i, self.criterion, threshold, seen, entries, self.results, self.rule)
         if final and self.reached is not None:
             self.reached.append((features.clone(), positions.clone()))
         if not final:

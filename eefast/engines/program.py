@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +92,7 @@ class CompactStep:
     through: the stage in a form that reads its features where the stage before left them: (features, rows, live) →
         features of every row in `rows`; None where it has none.
     chunk: rows that the stage takes at a time at most, None for any number.
+    with_head: the stage also returns what the head's linear reads.
     """
 
     stage: nn.Module
@@ -102,6 +104,7 @@ class CompactStep:
     counted: nn.Module | None = None
     chunk: int | None = None
     through: nn.Module | None = None
+    with_head: bool = False
 
     @cached_property
     def layout(self) -> torch.memory_format:
@@ -112,18 +115,28 @@ class CompactStep:
         """Whether the stage writes what it returns into memory that it is given."""
         return getattr(self.stage, "takes_memory", False)
 
-    def into(self, features: Tensor, memory: Callable[[torch.Size, torch.dtype], Tensor]) -> Tensor:
-        """The stage on features in any layout; what it returns is in `memory` where the stage can write there."""
+    def into(self, features: Tensor, memory: Callable[[torch.Size, torch.dtype], Tensor]) -> tuple[Tensor, Tensor]:
+        """The stage on features in any layout: its features, in `memory` where it can write there; what the exit reads.
+
+        The latter are the same features or, of a stage with its head, [N, C', 1, 1].
+        """
         features = features.contiguous(memory_format=self.layout)
-        return self.stage(features, memory) if self.takes_memory else self._run(features)
+        made = self.stage(features, memory) if self.takes_memory else self._run(features)
+        return made if self.with_head else (made, made)
 
-    def run(self, features: Tensor) -> Tensor:
-        """The stage on features [N, C, H, W] in its layout, in chunks that fit the caches."""
+    def run(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """As `into`, on features [N, C, H, W] in the stage's layout, in chunks that fit the caches."""
         if self.chunk is None or len(features) <= self.chunk:
-            return self._run(features)
-        return torch.cat([self._run(part) for part in features.split(self.chunk)])
+            made = self._run(features)
+            return made if self.with_head else (made, made)
+        parts = [self._run(part) for part in features.split(self.chunk)]
+        if not self.with_head:
+            made = torch.cat(parts)
+            return made, made
+        of_stage, of_head = zip(*parts, strict=True)
+        return torch.cat(of_stage), torch.cat(of_head)
 
-    def _run(self, features: Tensor) -> Tensor:
+    def _run(self, features: Tensor) -> Any:
         """In PyTorch with all threads, also where the exits have one; a library's stage has threads of its own."""
         if self.takes_memory:
             return self.stage(features)

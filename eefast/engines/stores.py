@@ -41,16 +41,17 @@ class Results:
 
 
 def exit_at(
-    step: CompactStep, i: int, criterion: str, threshold: Tensor | None, features: Tensor, entries: Entries,
+    step: CompactStep, i: int, criterion: str, threshold: Tensor | None, seen: Tensor, entries: Entries,
     results: Results, rule: Tensor | Step | None = None,
 ) -> Entries:  # fmt: skip
-    """Exit i on a stage's features: the answers of samples that exit are written; returns the survivors' entries.
+    """Exit i: the answers of samples that exit are written; returns the survivors' entries.
 
-    rule: of a criterion that carries, [n + 1, 9] float32 or in Python; then survivors' answers so far are written, too.
+    seen: what the exit reads, as the step returns it. rule: of a criterion that carries, [n + 1, 9] float32 or in
+    Python; then survivors' answers so far are written, too.
     """
-    seen = step.head_convs(features)
-    if step.flatten:
-        seen = seen.permute(0, 2, 3, 1).reshape(len(seen), -1, 1, 1)
+    if not step.with_head:
+        seen = step.head_convs(seen)
+        seen = seen.permute(0, 2, 3, 1).reshape(len(seen), -1, 1, 1) if step.flatten else seen
     linear, written = (step.weight, step.bias), (results.logits, results.confidence, results.exits)
     if rule is not None and not isinstance(rule, Tensor):
         return exit_in_python(rule, i, linear, threshold, seen, entries, written)
@@ -156,14 +157,16 @@ class Stores:
         here, step = self.before(queue, stage), self.steps[stage]
         order, features = self.order[:rows], here.features[:rows]
         if source is not None and step.through is not None:
-            features = step.through(source.features, source.rows[:rows], here.count)
+            features = seen = step.through(source.features, source.rows[:rows], here.count)
+        elif counted and step.counted:
+            features = seen = step.counted(features, None, here.count)
         else:
-            features = step.counted(features, None, here.count) if counted and step.counted else step.run(features)
+            features, seen = step.run(features)
         early = stage < self.stages - 1
         threshold = self.thresholds[stage] if early else None
         entries = order, here.positions[:rows].view(-1), here.count
         survivors, positions, live = exit_at(
-            step, stage, self.plan.criterion, threshold, features, entries, self.results, self.rule
+            step, stage, self.plan.criterion, threshold, seen, entries, self.results, self.rule
         )
         if early:
             there = self._made_before(queue, stage + 1, features)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from ..heads import ExitHead
 from ..model import EarlyExitNet
 from ..quantized import QuantizedStage
 from ..runtimes import RUNTIMES
+from ..runtimes.stage_and_head import head_input
 from ..system.memory import keep_freed
 from . import probe, trial
 from .beside_openmp import fastest_beside_openmp
@@ -33,8 +35,10 @@ from .stage_runtimes import (
     CHUNK,
     PYTORCH,
     Chosen,
+    HeadBody,
     chosen,
     chunk_in_libraries,
+    has_head,
     has_large_images,
     missing_runtimes,
     uses_openmp,
@@ -105,17 +109,21 @@ def _fastest_stages(subject: Subject) -> CompactEngine:
         counts = kernel == "Triton" and len(head.convs) < 2 and i > 0 and _shows_waits(folded, features)
         features = None if features is None else folded(features)
         found = Chosen(folded, note)
+        packed = _packed(head, dtype, kernel)
         if not on_cuda:
             spend = partial(_check_rival, subject, i, sum(seconds))
-            found = _by_runtime(subject, stage, found, wanted, layout, spend)
+            body = HeadBody(head.convs, packed.convs, packed.flatten)
+            found = _by_runtime(subject, stage, found, wanted, layout, spend, body)
             layout = layout_of(found.stage)
             seconds.append(found.seconds)
-        step = _step(found, head, dtype, kernel, _counted(stage, dtype, wanted) if counts else None)
+        form = _counted(stage, dtype, wanted) if counts else None
+        step = CompactStep(found.stage, *packed, form, found.chunk, with_head=has_head(found.stage))
         if kernel == "Triton" and i > 0 and rows_of:
             step = replace(step, through=_through(folded, wanted, dtype))
         if different := trial.mismatch(partial(_exit_rows, step), wanted.features, wanted.rows, dtype):
             raise UnsupportedError(f"the head of exit {i}: {different}")
-        rows.append(StagePlan(cost.feature_shape, share, kernel + " with conv" * (step.conv is not None), found.note))
+        how = kernel + " with conv" * (step.conv is not None) + " (linear)" * step.with_head
+        rows.append(StagePlan(cost.feature_shape, share, how, found.note))
         steps.append(step)
     rows = list(with_times(rows, seconds)) if seconds else rows
     return CompactEngine(net, subject.plan("compact", rows, *reasons), steps)
@@ -165,12 +173,13 @@ def _by_runtime(
     wanted: trial.Expected,
     layout: torch.memory_format,
     spend: Callable[[float], None],
+    head: HeadBody,
 ) -> Chosen:
-    """What runs a stage on the CPU; wanted: what it computes, of features in `layout`; spend: see `chosen`."""
+    """What runs a stage on the CPU; wanted: what it computes, of features in `layout`; the others: see `chosen`."""
     seen, after = wanted.seen, wanted.features
     if subject.dtype == torch.float32 == seen.dtype and not isinstance(stage, QuantizedStage):
         in_chunks = has_large_images(subject.net)
-        found = chosen(stage, folded, seen, layout, subject.stages, in_chunks, spend)
+        found = chosen(stage, folded, seen, layout, subject.stages, in_chunks, spend, head)
         if in_chunks:
             return found
         largest = 4 * max(prod(seen.shape[1:]), prod(after.shape[1:]))
@@ -183,11 +192,21 @@ def _by_runtime(
     raise ValueError(f"{asked} runs stages in float32, not in {dtype}; use stages='auto' or another dtype")
 
 
-def _step(found: Chosen, head: ExitHead, dtype: torch.dtype, kernel: str, counted: nn.Module | None) -> CompactStep:
+class _Packed(NamedTuple):
+    """Of a head, see `CompactStep`."""
+
+    convs: nn.Module
+    conv: tuple[Tensor, Tensor] | None
+    weight: Tensor
+    bias: Tensor
+    flatten: bool
+
+
+def _packed(head: ExitHead, dtype: torch.dtype, kernel: str) -> _Packed:
     # On the CPU PyTorch's convolution is the faster one; in CUDA C++ there is none.
     conv = pack_conv(head.convs[-1], dtype) if len(head.convs) and kernel == "Triton" else None
     convs, _ = fold_stage(head.convs[:-1] if conv else head.convs, dtype)
-    return CompactStep(found.stage, convs, conv, *pack_head(head), head.kind == "plain", counted, found.chunk)
+    return _Packed(convs, conv, *pack_head(head), head.kind == "plain")
 
 
 def _shows_waits(stage: nn.Module, features: Tensor | None) -> bool:
@@ -220,5 +239,4 @@ def _exit_rows(step: CompactStep, features: Tensor) -> Tensor:
     if step.conv is not None:
         weight, bias = step.conv
         seen = nn.functional.conv2d(seen, weight, bias.to(seen), padding=1).relu()
-    pooled = seen.permute(0, 2, 3, 1).flatten(1) if step.flatten else seen.mean((2, 3))
-    return nn.functional.linear(pooled.float(), step.weight, step.bias)
+    return nn.functional.linear(head_input(seen, step.flatten).flatten(1).float(), step.weight, step.bias)

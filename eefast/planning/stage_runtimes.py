@@ -16,7 +16,7 @@ from ..engines.program import layout_of
 from ..model import EarlyExitNet
 from ..modules.contexts import isolated
 from ..qdq import QdqStage, round_nothing
-from ..runtimes import RUNTIMES, Runtime, RuntimeStage, exported_once
+from ..runtimes import RUNTIMES, Runtime, RuntimeStage, StageAndHead, exported_once
 from ..system.openmp import one_thread
 from ..system.time_limits import within
 from . import probe
@@ -86,6 +86,18 @@ class Chosen:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class HeadBody:
+    """What comes before a head's linear. convs: as the network has them; folded: for inference; flatten: see there."""
+
+    convs: nn.Module
+    folded: nn.Module
+    flatten: bool
+
+    def after(self, stage: nn.Module, folded: bool = True) -> StageAndHead:
+        return StageAndHead(stage, self.folded if folded else self.convs, self.flatten)
+
+
 choices: dict[Any, tuple[str, int | None, str, float]] = {}
 """For each stage's layers and settings the library, the chunk, the note, the seconds; none is measured twice."""
 
@@ -101,30 +113,34 @@ def chosen(
     asked: str,
     in_chunks: bool,
     spend: Callable[[float], None] = lambda seconds: None,
+    head: HeadBody | None = None,
 ) -> Chosen:
     """The fastest way to run a stage, or the one that was asked for.
 
     folded: by PyTorch, checked. seen: [N, C, H, W] float32 features before the stage, on the CPU; layout: in which they
     come. asked: one of `STAGES`, or `LIBRARIES`; "auto" tries what is quick to build. in_chunks: whether to measure how
     many images should go through together, else any number does. spend: told the seconds of an image before that is
-    measured.
+    measured. head: of the exit after the stage, which a library runs, too, where it can.
     Raises `ValueError` where what was asked for cannot run.
     """
     if asked == PYTORCH and not in_chunks:
         return folded
     in_int8 = isinstance(stage, QdqStage)
-    key = *_key(folded.stage, seen, layout, asked), in_chunks
+    head = None if in_int8 else head
+    whole = head.after(folded.stage) if head else folded.stage
+    key = *_key(whole, seen, layout, asked), in_chunks
     known = choices.get(key)
     quick = [n for n, r in RUNTIMES.items() if r.quick and not r.missing()]
     tried = quick if asked in ("auto", LIBRARIES) else [asked]
     names = [known[0]] if known else tried
-    built, why_not = {PYTORCH: folded.stage}, dict[str, str]()
+    built, why_not = {PYTORCH: whole}, dict[str, str]()
     libraries = [name for name in names if name != PYTORCH]
-    wanted = _wanted(stage, folded.stage, seen) if libraries else None
+    wanted = _wanted(head.after(stage, False) if head else stage, whole, seen) if libraries else []
     with exported_once():
         for name in libraries:
-            assert wanted is not None
-            made = _built(RUNTIMES[name], folded.stage, seen, wanted)
+            made = _built(RUNTIMES[name], whole, seen, wanted)
+            if isinstance(made, str) and head and id(RUNTIMES[name]) not in hung:
+                made = _built(RUNTIMES[name], folded.stage, seen, wanted[:1])
             if isinstance(made, str):
                 why_not[name] = made
             else:
@@ -135,7 +151,9 @@ def chosen(
     if known:
         name, chunk, note, seconds = known
         spend(seconds)
-        return Chosen(built[name], note, chunk, seconds) if name in built else Chosen(folded.stage, "; ".join(left_out))
+        if name not in built:
+            return Chosen(folded.stage, "; ".join(left_out))
+        return Chosen(folded.stage if name == PYTORCH else built[name], note, chunk, seconds)
     if len(built) > 1 and (asked != "auto" or in_int8):  # simulated INT8 is many times slower
         del built[PYTORCH]
     found = _timed(built, seen, layout, SIZES_IN_CHUNKS if in_chunks else SIZES)
@@ -146,7 +164,7 @@ def chosen(
     chunk = fastest_chunk(built[name], found[name], seen, layout) if in_chunks else None
     at_a_time = [] if chunk is None else [f"{chunk} at a time"]
     choices[key] = name, chunk, "; ".join([note, *at_a_time, *left_out]), seconds
-    return Chosen(built[name], choices[key][2], chunk, seconds)
+    return Chosen(folded.stage if name == PYTORCH else built[name], choices[key][2], chunk, seconds)
 
 
 def missing_runtimes() -> list[str]:
@@ -154,11 +172,11 @@ def missing_runtimes() -> list[str]:
     return [f"{r.name} left out: {r.missing()}" for r in RUNTIMES.values() if r.quick and r.missing()]
 
 
-def _key(folded: nn.Module, seen: Tensor, layout: torch.memory_format, asked: str) -> Any:
-    """What the speed of a stage depends on."""
-    code = getattr(folded, "code", "")
-    tensors = tuple((name, tuple(t.shape)) for name, t in folded.state_dict().items())
-    return repr(folded), code, tensors, seen.shape[1:], layout, torch.get_num_threads(), libraries(asked)
+def _key(whole: nn.Module, seen: Tensor, layout: torch.memory_format, asked: str) -> Any:
+    """What the speed of a stage, or of one with its head, depends on."""
+    code = tuple(getattr(part, "code", "") for part in whole.modules())
+    tensors = tuple((name, tuple(t.shape)) for name, t in whole.state_dict().items())
+    return repr(whole), code, tensors, seen.shape[1:], layout, torch.get_num_threads(), libraries(asked)
 
 
 def libraries(asked: str) -> Any:
@@ -170,10 +188,11 @@ def libraries(asked: str) -> Any:
 class _Wanted:
     """What libraries are compared with.
 
-    features: of the stage, ÷ `largest`, in float64. allowed: difference from them; of simulated INT8 both root mean
-    squares count, of other stages the largest.
+    part: of what a stage and its head return, 0 for the stage alone. features: ÷ `largest`, in float64. allowed:
+    difference from them; of simulated INT8 both root mean squares count, of other stages the largest.
     """
 
+    part: int
     features: Tensor
     largest: float
     in_int8: bool
@@ -181,35 +200,44 @@ class _Wanted:
 
 
 @torch.no_grad()
-def _wanted(stage: nn.Module, folded: nn.Module, seen: Tensor) -> _Wanted:
-    exact = _exact(stage, seen)
-    largest = max(float(exact.nan_to_num(0, 0, 0).abs().max()), 1e-300)
-    exact = exact / largest
-    if isinstance(stage, QdqStage):
-        whole = inference_copy(folded)
-        round_nothing(whole)
-        return _Wanted(exact, largest, True, max(IN_INT8, _relative(_features(whole, seen) / largest, exact)))
-    error = (_features(folded, seen) / largest - exact).nan_to_num(0, 0, 0).abs().max()
-    return _Wanted(exact, largest, False, max(EXACT, 2 * float(error)))
+def _wanted(stage: nn.Module, folded: nn.Module, seen: Tensor) -> list[_Wanted]:
+    """Of a stage, and where it comes with its head of that, too."""
+    found = list[_Wanted]()
+    exact, others = _parts(_exact(stage, seen)), _parts(folded(_in(layout_of(folded), seen)))
+    for i, (part, other) in enumerate(zip(exact, others, strict=True)):
+        largest = max(float(part.nan_to_num(0, 0, 0).abs().max()), 1e-300)
+        part = part.double() / largest
+        if isinstance(stage, QdqStage):
+            whole = inference_copy(folded)
+            round_nothing(whole)
+            allowed = max(IN_INT8, _relative(_features(whole, seen) / largest, part))
+        else:
+            allowed = max(EXACT, 2 * float((other.double() / largest - part).nan_to_num(0, 0, 0).abs().max()))
+        found.append(_Wanted(i, part, largest, isinstance(stage, QdqStage), allowed))
+    return found
 
 
-def _exact(stage: nn.Module, seen: Tensor) -> Tensor:
-    """Features in float64, computed in float32 for a stage that does not take float64, and in simulated INT8."""
+def _exact(stage: nn.Module, seen: Tensor) -> Any:
+    """What comes in float64, computed in float32 for a stage that does not take float64, and in simulated INT8."""
     try:
         if isinstance(stage, QdqStage):
-            return stage(seen).double()
+            return stage(seen)
         return inference_copy(stage).to(torch.float64)(seen.double())
     except Exception:  # a stage raises whatever it does
-        return inference_copy(stage)(seen.clone()).double()
+        return inference_copy(stage)(seen.clone())
 
 
-def _features(run: nn.Module, seen: Tensor) -> Tensor:
+def _parts(made: Any) -> tuple[Tensor, ...]:
+    return made if isinstance(made, tuple) else (made,)
+
+
+def _features(run: nn.Module, seen: Tensor, part: int = 0) -> Tensor:
     """[N, C, H, W] float64."""
-    return run(_in(layout_of(run), seen)).double()
+    return _parts(run(_in(layout_of(run), seen)))[part].double()
 
 
-def _built(runtime: Runtime, folded: nn.Module, seen: Tensor, wanted: _Wanted) -> nn.Module | str:
-    """The stage run by a library, or why that does not do."""
+def _built(runtime: Runtime, folded: nn.Module, seen: Tensor, wanted: Sequence[_Wanted]) -> nn.Module | str:
+    """The stage, or one with its head, run by a library, or why that does not do."""
     if reason := runtime.missing() or hung.get(id(runtime), ""):
         return reason
     threads = torch.get_num_threads()
@@ -218,8 +246,8 @@ def _built(runtime: Runtime, folded: nn.Module, seen: Tensor, wanted: _Wanted) -
         # Modes are those of a thread.
         with isolated(seen.device):
             made = runtime.build(folded, seen, threads)
-            wrong = _wrong(made, seen, wanted)
-            if not wrong and _loses_nan(made, folded, seen):
+            wrong = next(filter(None, (_wrong(made, seen, part) for part in wanted)), "")
+            if not wrong and any(_loses_nan(made, folded, seen, part.part) for part in wanted):
                 if not isinstance(made, RuntimeStage):
                     return made, "it makes numbers of NaN"
                 made.loses_nan = True
@@ -238,7 +266,7 @@ def _built(runtime: Runtime, folded: nn.Module, seen: Tensor, wanted: _Wanted) -
 def _wrong(made: nn.Module, seen: Tensor, wanted: _Wanted) -> str:
     """Why a library's features are not the stage's, for single images and for several; "" where they are."""
     for rows in (1, len(seen)):
-        found, expected = _features(made, seen[:rows]) / wanted.largest, wanted.features[:rows]
+        found, expected = _features(made, seen[:rows], wanted.part) / wanted.largest, wanted.features[:rows]
         if reason := difference(found, expected, 1.0 if wanted.in_int8 else wanted.allowed):
             return f"its {reason}"
         if wanted.in_int8 and (error := _relative(found, expected)) > wanted.allowed:
@@ -247,15 +275,16 @@ def _wrong(made: nn.Module, seen: Tensor, wanted: _Wanted) -> str:
     return ""
 
 
-def _loses_nan(made: nn.Module, folded: nn.Module, seen: Tensor) -> bool:
+def _loses_nan(made: nn.Module, folded: nn.Module, seen: Tensor, part: int) -> bool:
     """Whether a library has numbers in channels in which the stage has NaN, for images with NaN or infinities."""
     broken = seen[:1].repeat(3, 1, 1, 1)
     broken[0] = torch.nan
     middle = broken[1:, 0, seen.shape[2] // 2, seen.shape[3] // 2]
     middle.copy_(torch.tensor([torch.nan, torch.inf]))
-    wanted = _features(folded, broken).isnan().flatten(2).any(2)
-    alone = torch.cat([_features(made, row[None]) for row in broken])
-    return any(bool((found.isnan().flatten(2).any(2) < wanted).any()) for found in (_features(made, broken), alone))
+    wanted = _features(folded, broken, part).isnan().flatten(2).any(2)
+    alone = torch.cat([_features(made, row[None], part) for row in broken])
+    together = _features(made, broken, part)
+    return any(bool((found.isnan().flatten(2).any(2) < wanted).any()) for found in (together, alone))
 
 
 def _relative(found: Tensor, exact: Tensor) -> float:
@@ -312,6 +341,11 @@ def has_large_images(net: EarlyExitNet) -> bool:
 def uses_openmp(stage: nn.Module) -> bool:
     """Whether a stage runs on PyTorch's threads, which go on spinning after their work."""
     return not isinstance(stage, RuntimeStage)
+
+
+def has_head(stage: nn.Module) -> bool:
+    """Whether it is a stage with its head."""
+    return bool(getattr(stage, "with_head", False))
 
 
 def chunk_in_libraries(features: int) -> int:

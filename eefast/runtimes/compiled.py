@@ -7,6 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .stage_and_head import StageAndHead
+
 
 class Compiled:
     name, quick = "torch.compile", False
@@ -22,14 +24,15 @@ class Compiled:
 
 
 class CompiledStage(nn.Module):
-    """layout: of the features that it reads without a copy. library: for people."""
+    """layout: of the features that it reads without a copy. library, with_head: as of `RuntimeStage`."""
 
     layout, library = torch.channels_last, Compiled.name
 
     def __init__(self, stage: nn.Module) -> None:
         super().__init__()
+        self.with_head = isinstance(stage, StageAndHead)
         self._compiled: Any = torch.compile(stage, dynamic=True)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         with torch.no_grad():
-            return cast(Tensor, self._compiled(features))
+            return cast("Tensor | tuple[Tensor, Tensor]", self._compiled(features))

@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .stage_and_head import StageAndHead
+
 ONNX_NEEDS, OPENVINO_NEEDS = ("onnx", "onnxruntime"), ("onnx", "openvino")
+
+OUTPUTS = ("y", "head")
+"""Of a stage, and of one with its head."""
+
+Exported = tuple[bytes, list[torch.Size]]
+"""A stage as ONNX, "x" [n, C, H, W] → `OUTPUTS`; and the shapes (C', H', W') of these."""
 
 
 def missing(needs: Sequence[str]) -> str:
@@ -36,7 +44,7 @@ def onnx_model(
     return file.getvalue()
 
 
-_exports: dict[tuple[int, torch.Size], tuple[nn.Module, tuple[bytes, torch.Size]]] | None = None
+_exports: dict[tuple[int, torch.Size], tuple[nn.Module, Exported]] | None = None
 """By a stage's id and the shape of its images: the stage, which keeps its id meanwhile, and what it was exported to."""
 
 
@@ -51,7 +59,7 @@ def exported_once() -> Iterator[None]:
         _exports = before
 
 
-def onnx_stage(stage: nn.Module, example: Tensor) -> tuple[bytes, torch.Size]:
+def onnx_stage(stage: nn.Module, example: Tensor) -> Exported:
     """See `_exported`; what `exported_once` knows is not exported again."""
     known, key = _exports, (id(stage), example.shape[1:])
     if known is not None and key in known:
@@ -62,18 +70,20 @@ def onnx_stage(stage: nn.Module, example: Tensor) -> tuple[bytes, torch.Size]:
     return made
 
 
-def _exported(stage: nn.Module, example: Tensor) -> tuple[bytes, torch.Size]:
-    """A stage as ONNX, "x" [n, C, H, W] → "y"; and the shape (C', H', W') of its features.
-
-    `ValueError` where its features are no maps in float32, and where it is no graph of torch.fx: the exporter follows
-    one pair of images, and would lose what the stage does with others.
+def _exported(stage: nn.Module, example: Tensor) -> Exported:
+    """`ValueError` where features are no maps in float32, and where stage or head are no graphs of torch.fx: the
+    exporter follows one pair of images, and would lose what they do with others.
     """
-    if not isinstance(stage, fx.GraphModule):
+    parts = (stage.stage, stage.convs) if isinstance(stage, StageAndHead) else (stage,)
+    if not all(isinstance(part, fx.GraphModule) for part in parts):
         raise ValueError("torch.fx cannot trace the stage, so an export could lose a branch of it")
     features = example[:1].contiguous()
     with torch.no_grad():
         found = stage(features.clone())
-    if found.dim() != 4 or found.dtype != torch.float32:
-        raise ValueError(f"the stage returns {found.dtype} of shape {list(found.shape)}, not float32 maps [N, C, H, W]")
+    made = found if isinstance(stage, StageAndHead) else (found,)
+    for part in made:
+        if part.dim() != 4 or part.dtype != torch.float32:
+            what = f"{part.dtype} of shape {list(part.shape)}"
+            raise ValueError(f"the stage returns {what}, not float32 maps [N, C, H, W]")
     # Two images, since a batch of one is often taken for a constant.
-    return onnx_model(stage, torch.cat([features, features]), ["y"]), found.shape[1:]
+    return onnx_model(stage, torch.cat([features, features]), OUTPUTS[: len(made)]), [part.shape[1:] for part in made]

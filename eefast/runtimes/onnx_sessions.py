@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from .onnx_models import ONNX_NEEDS, missing, onnx_stage
+from .onnx_models import ONNX_NEEDS, OUTPUTS, missing, onnx_stage
 from .stage import RuntimeStage
 
 
@@ -45,22 +45,23 @@ class OnnxRuntime:
     def build(self, stage: nn.Module, example: Tensor, threads: int) -> nn.Module:
         import numpy
 
-        model, after = onnx_stage(stage, example)
+        model, shapes = onnx_stage(stage, example)
         made = session(model, threads, spin_briefly)
         # One binding serves one call at a time. Making it, or binding again, takes as long as a small layer.
         idle: list[tuple[Any, list[Any]]] = []
 
-        def run(features: Tensor, out: Tensor) -> None:
+        def run(features: Tensor, written: Sequence[Tensor]) -> None:
             try:
                 binding, bound = idle.pop()
             except IndexError:
                 binding, bound = made.io_binding(), []
-            wanted = [(features.data_ptr(), features.shape), (out.data_ptr(), out.shape)]
+            wanted = [(features.data_ptr(), features.shape), *((part.data_ptr(), part.shape) for part in written)]
             if bound != wanted:
-                (read, before), (written, after) = wanted
-                binding.bind_input("x", "cpu", 0, numpy.float32, tuple(before), read)
-                binding.bind_output("y", "cpu", 0, numpy.float32, tuple(after), written)
+                (read, shape), *places = wanted
+                binding.bind_input("x", "cpu", 0, numpy.float32, tuple(shape), read)
+                for name, (place, shape) in zip(OUTPUTS, places, strict=False):
+                    binding.bind_output(name, "cpu", 0, numpy.float32, tuple(shape), place)
             made.run_with_iobinding(binding)
             idle.append((binding, wanted))
 
-        return RuntimeStage(run, stage, example, after, self.name)
+        return RuntimeStage(run, stage, example, shapes, self.name)

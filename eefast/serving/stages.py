@@ -47,12 +47,12 @@ def stage_calls(engine: Engine) -> list[StageCall] | None:
 def _compact(engine: CompactEngine, i: int, features: Tensor, limits: Tensor) -> StageResult:
     step, n = engine.steps[i], len(features)
     features = features.to(engine.plan.dtype) if i else engine.own(features)
-    features = step.run(features.contiguous(memory_format=step.layout))
+    features, seen = step.run(features.contiguous(memory_format=step.layout))
     results = Results.empty(n, engine.net)
     order = torch.arange(n, dtype=torch.int32, device=features.device)
     count = torch.full((1,), n, dtype=torch.int32, device=features.device)
     threshold = limits if i < len(engine.steps) - 1 else None
-    rows, _, live = exit_at(step, i, engine.plan.criterion, threshold, features, (order, order, count), results)
+    rows, _, live = exit_at(step, i, engine.plan.criterion, threshold, seen, (order, order, count), results)
     return StageResult(features, results.logits, results.confidence, rows[: int(live)].tolist())
 
 

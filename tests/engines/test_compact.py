@@ -31,7 +31,7 @@ def net() -> Any:
 
 @pytest.fixture
 def fast(net: Any) -> Any:
-    return eefast.accelerate(net, engine="compact")
+    return eefast.accelerate(net, engine="compact", stages="pytorch")
 
 
 def assert_same(got: ExitResult, expected: ExitResult) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 from networks import Stage, lived_in
 from torch import Tensor, nn
 
-from eefast.runtimes import RUNTIMES, RuntimeStage
+from eefast.runtimes import RUNTIMES, RuntimeStage, StageAndHead
 
 INSTALLED = [
     pytest.param(
@@ -91,6 +91,7 @@ class FakeStage(nn.Module):
     def __init__(self, fake: Fake, stage: nn.Module) -> None:
         super().__init__()
         self.fake, self.stage, self.layout = fake, stage, fake.layout
+        self.with_head = isinstance(stage, StageAndHead)
         self.sizes: list[int] = []
 
     def forward(self, x: Tensor) -> Any:
@@ -103,8 +104,12 @@ class FakeStage(nn.Module):
 def in_a_library(folded: nn.Module, example: Tensor, note: Callable[[], object] = lambda: None) -> RuntimeStage:
     """A stage that PyTorch computes, in memory as libraries are given it; note: called in every run."""
 
-    def run(features: Tensor, out: Tensor) -> None:
+    def run(features: Tensor, written: Sequence[Tensor]) -> None:
         note()
-        out.copy_(folded(features))
+        made = folded(features)
+        for part, own in zip(written, made if isinstance(made, tuple) else (made,), strict=True):
+            part.copy_(own)
 
-    return RuntimeStage(run, folded, example, folded(example).shape[1:], "a library")
+    made = folded(example)
+    shapes = [part.shape[1:] for part in (made if isinstance(made, tuple) else (made,))]
+    return RuntimeStage(run, folded, example, shapes, "a library")

@@ -40,7 +40,7 @@ def test_pytorchs_memory_is_read_and_written(monkeypatch: pytest.MonkeyPatch) ->
     binding = SimpleNamespace(bind_input=lambda *a: bound.append(a), bind_output=lambda *a: bound.append(a))
     fake = SimpleNamespace(io_binding=lambda: binding, run_with_iobinding=lambda b: bound.append((b is binding,)))
     monkeypatch.setattr(onnx_sessions, "session", lambda model, threads, adjust: fake)
-    monkeypatch.setattr(onnx_sessions, "onnx_stage", lambda stage, example: (b"", torch.Size((4, 5, 7))))
+    monkeypatch.setattr(onnx_sessions, "onnx_stage", lambda stage, example: (b"", [torch.Size((4, 5, 7))]))
     made = onnx_sessions.OnnxRuntime().build(fold_stage(stage("residual"), torch.float32)[0], images(2, (3, 10, 14)), 1)
     x = images(5, (3, 10, 14))
     out = made(x)

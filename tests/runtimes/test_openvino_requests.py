@@ -24,7 +24,8 @@ class Request:
     def set_input_tensor(self, tensor: Any) -> None:
         self.read = tensor
 
-    def set_output_tensor(self, tensor: Any) -> None:
+    def set_output_tensor(self, number: int, tensor: Any) -> None:
+        assert number == 0
         self.written = tensor
 
     def infer(self) -> None:
@@ -56,7 +57,7 @@ def test_threads_have_requests_of_their_own_which_are_used_again(monkeypatch: py
 
     monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Tensor=tensor))
     monkeypatch.setattr(openvino_requests, "compiled_model", compiled)
-    monkeypatch.setattr(openvino_requests, "onnx_stage", lambda stage, example: (b"", torch.Size((3, 5, 7))))
+    monkeypatch.setattr(openvino_requests, "onnx_stage", lambda stage, example: (b"", [torch.Size((3, 5, 7))]))
     stage = openvino_requests.OpenVino().build(nn.Identity(), images(2, (3, 5, 7)), 1)
     wrong: list[int] = []
 
