@@ -31,9 +31,9 @@ ALL_STAGES = "all stages in PyTorch, whose threads would take the cores from oth
 def fastest_beside_openmp(
     subject: Subject, engine: CompactEngine, build: Callable[[Subject], CompactEngine]
 ) -> CompactEngine:
-    """The fastest on images that all go to the final exit; where no library runs a stage, or on one thread, `engine`.
+    """The fastest on single images and on images of which some leave at every exit.
 
-    engine: as `build` makes it. Compared are exits in all threads and in one; of small images and where some of the
+    engine: as `build` makes it; what is returned where no library runs a stage, and on one thread. Compared are exits in all threads and in one; of small images and where some of the
     stages run in PyTorch also all in other libraries, and all in PyTorch.
     """
     in_pytorch = [uses_openmp(step.stage) for step in engine.steps]
@@ -59,8 +59,10 @@ def _scores(subject: Subject, engines: list[CompactEngine]) -> list[float]:
     images = probe.images(net, subject.example_inputs)
     if not large:
         images = torch.cat([images] * max(min(CHUNK, subject.max_batch_size) // len(images), 1))
-    limits, scores = probe.thresholds(net, net.num_exits), [1.0] * len(engines)
+    scores = [1.0] * len(engines)
     for n in (len(images),) if large else (1, len(images)):
+        # Survivors are copied, which wakes these threads, too.
+        limits = probe.thresholds(net, net.num_exits) if n == 1 else probe.thresholds_of_each(net, n)
         runs = [partial(engine.run, images[:n], limits) for engine in engines]
         seconds = probe.seconds_on_cpu(runs, ROUNDS, PATIENCE)
         scores = [score * value for score, value in zip(scores, seconds, strict=True)]

@@ -43,6 +43,12 @@ def thresholds(net: EarlyExitNet, exit_index: int) -> Tensor:
     return torch.tensor(limits, dtype=torch.float32)
 
 
+def thresholds_of_each(net: EarlyExitNet, number: int) -> Tensor:
+    """[n, number] float32 thresholds by which samples exit at exit 0, 1, … n, 0, 1, …"""
+    columns = [thresholds(net, i) for i in range(net.num_exits + 1)]
+    return torch.stack(columns, 1)[:, torch.arange(number) % len(columns)]
+
+
 def criterion(net: EarlyExitNet) -> str:
     """The network's, or one that such thresholds are for, too, where that carries: each exit's logits are looked at."""
     return "max_probability" if net.criterion.carries else net.criterion.name
