@@ -33,8 +33,9 @@ def fastest_beside_openmp(
 ) -> CompactEngine:
     """The fastest on single images and on images of which some leave at every exit.
 
-    engine: as `build` makes it; what is returned where no library runs a stage, and on one thread. Compared are exits in all threads and in one; of small images and where some of the
-    stages run in PyTorch also all in other libraries, and all in PyTorch.
+    engine: as `build` makes it; what is returned where no library runs a stage, and on one thread. Compared are exits
+    in all threads and in one; of small images and where some of the stages run in PyTorch also all in other libraries,
+    and all in PyTorch.
     """
     in_pytorch = [uses_openmp(step.stage) for step in engine.steps]
     if all(in_pytorch) or not openmp.adjustable():
