@@ -54,6 +54,7 @@ class BudgetController:
             raise ValueError(f"images={images} must be at least 1")
         self.target, self.images, self._ends = float(target), images, (low, high)
         self.setpoint = self.target
+        self._exit_costs: Tensor | None = None
 
     @classmethod
     def from_outputs(
@@ -68,12 +69,15 @@ class BudgetController:
         """With the path from no early exit to the lowest cost on held-out images.
 
         outputs, labels, cost, criterion: as `thresholds.calibration.calibrate` takes them, outputs of a criterion that
-            carries by `thresholds.outputs.answered`; target, images: see above.
+            carries by `thresholds.outputs.answered`; target, images: see above. `cost`, be it `EarlyExitNet.cost` or
+            `path_cost`, is also what `update` counts for the exits that were taken.
         """
         labels = outputs[-1].logits.argmax(dim=1) if labels is None else labels
         path = accurate_to_cheap(Cuts(outputs, labels, cost, criterion), criteria.get(criterion))
         costs = [outcome(outputs, labels, cost, criterion, row)[1] for row in path.tolist()]
-        return cls(path, costs, target, images)
+        controller = cls(path, costs, target, images)
+        controller._exit_costs = cost.double().cpu().clone()
+        return controller
 
     @property
     def row(self) -> int:
@@ -87,7 +91,8 @@ class BudgetController:
         """Count the answers to a batch; results of a GPU are waited for. `ValueError` for costs that are not finite."""
         if not len(result.cost):
             return
-        excess = result.cost.double().mean().item() - self.target
+        spent = result.cost if self._exit_costs is None else self._exit_costs[result.exit_index.cpu()]
+        excess = spent.double().mean().item() - self.target
         if not isfinite(excess):
             raise ValueError("result.cost holds a number that is not finite; give the result of a network")
         moved = self.setpoint - excess * min(len(result.cost) / self.images, 1)

@@ -139,6 +139,22 @@ def test_a_path_of_held_out_images_with_its_costs(criterion, labelled):
     assert abs(float(controller.costs[controller.row]) - 0.6) < 0.05
 
 
+def test_it_keeps_the_cost_that_its_path_was_made_with():
+    """Costs that count every head on the way: those of the results count one head alone."""
+    outputs, labels = make_outputs(127, 3, 0)
+    with_heads = costs_of(3) * 1.2
+    controller = BudgetController.from_outputs(outputs, labels, with_heads, "max_probability", 0.9, images=100)
+    exits = torch.tensor([0, 1, 2, 2])
+    result = result_of(costs_of(3)[exits])._replace(exit_index=exits)
+    controller.update(result)
+    excess = float(with_heads[exits].double().mean()) - 0.9
+    assert controller.setpoint == pytest.approx(0.9 - excess * 4 / 100)
+    with_heads.zero_()
+    before = controller.setpoint
+    controller.update(result)
+    assert controller.setpoint == pytest.approx(before - excess * 4 / 100)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
