@@ -29,8 +29,8 @@ class Profile(NamedTuple):
 class Profiles(Mapping[str, Profile]):
     """An immutable table of profiles by name; ids number them in this order.
 
-    Values are a `Profile`, a `Calibration`, or thresholds. Raises `ValueError` for thresholds that are no row of numbers,
-    of different numbers of them, for NaN, for values of two criteria, and for a last exit that there is not;
+    Values are a `Profile`, a `Calibration`, or thresholds. Raises `ValueError` for thresholds that are no row of
+    numbers, of different numbers of them, for NaN, for values of two criteria, and for a last exit that there is not;
     `TypeError` for a name that is no text.
     criterion: of the values that have one, and so of all; None: of whatever network gets the table.
     """

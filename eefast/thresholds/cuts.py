@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import criteria
 from ..result import ExitOutput
+from .outputs import check_labels
 
 
 class Cuts:
@@ -21,7 +22,8 @@ class Cuts:
     order, rank: per exit, the samples from the most to the least confident, and the place of each sample in that order.
     sizes: per exit, the number of samples that each of its cuts lets exit, ascending.
     thresholds: per exit, the threshold that makes each of its cuts.
-    Raises `ValueError` without samples or early exits, and for an exit whose confidences are all NaN.
+    Raises `ValueError` without samples or early exits, for labels of another shape than [N], and for an exit
+    whose confidences are all NaN.
     """
 
     def __init__(self, outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, criterion: str) -> None:
@@ -29,6 +31,7 @@ class Cuts:
             raise ValueError(
                 f"{len(labels)} samples, {len(outputs) - 1} early exits: thresholds need at least one of both"
             )
+        check_labels(labels, len(outputs[0].logits))
         rule = criteria.get(criterion)
         self.num_exits, self.num_samples = len(outputs) - 1, len(labels)
         right = torch.stack([out.logits.argmax(dim=1) == labels for out in outputs]).double()

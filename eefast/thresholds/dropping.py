@@ -12,6 +12,7 @@ from ..cost import StageCost, merged, path_costs
 from ..result import ExitOutput
 from . import assured
 from .calibration import Calibration, calibrate
+from .outputs import check_labels
 
 
 def find_thresholds_and_exits(
@@ -46,6 +47,7 @@ def find_thresholds_and_exits(
         "max_cost": max_cost,
     }
     labels = outputs[-1].logits.argmax(dim=1) if labels is None else labels
+    check_labels(labels, len(outputs[0].logits))
     chosen_by = assured.divided(len(labels))[0] if assurance is not None else slice(None)
     seen = [ExitOutput(*(part[chosen_by] for part in out)) for out in outputs]
 

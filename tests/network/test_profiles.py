@@ -310,13 +310,13 @@ def test_profiles_keep_their_criterion():
 
 def test_what_is_no_table_is_refused():
     for name in (1, None, ("eco",)):
-        with pytest.raises(TypeError, match="a profile's name is .*; give a text, such as"):
+        with pytest.raises(TypeError, match=r"a profile's name is .*; give a text, such as"):
             Profiles({name: [0.5]})
     for thresholds in (0.9, [[0.5]]):
-        with pytest.raises(ValueError, match="'eco' has the thresholds .*; give a list, one per early exit"):
+        with pytest.raises(ValueError, match=r"'eco' has the thresholds .*; give a list, one per early exit"):
             Profiles(eco=thresholds)
     for thresholds in (None, "0.9", ["a"], [[0.5], [0.5, 0.6]]):
-        with pytest.raises(ValueError, match="'eco' has the thresholds .*; give one number per early exit"):
+        with pytest.raises(ValueError, match=r"'eco' has the thresholds .*; give one number per early exit"):
             Profiles(eco=thresholds)
 
 
