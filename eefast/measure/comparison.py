@@ -74,7 +74,7 @@ class Row:
     flips: images whose exit differs from the one-by-one answer, all of them closer to the threshold than `flip_margin`,
         but for `FURTHER_SHARE` of the images.
     speedup: median over rounds of time of the plain network ÷ time of this row; speedup_quantiles: 20 % and 80 %.
-    other_classes: share of the images that get another class than in float32, 0 … 1; None where both are float32.
+    other_classes: of rows in INT8, share of the images that get another class than in float32, 0 … 1.
     """
 
     name: str

@@ -1,5 +1,7 @@
 """An assessment: figures that one image at a time gives too, and a verdict that follows from its rows."""
 
+import copy
+
 import pytest
 import torch
 from networks import images, lived_in, one_by_one, spread_thresholds
@@ -8,6 +10,8 @@ from runtime_stages import stage
 from eefast import EarlyExitNet, ops, quantize, zoo
 from eefast.heads import ExitHead
 from eefast.measure import assessment
+from eefast.result import ExitOutput
+from eefast.thresholds.outputs import by_thresholds
 
 SIZES = (1, 9)
 
@@ -32,7 +36,11 @@ def found():
 
 
 def accuracy(answer, labels):
-    return pytest.approx(float((answer.labels == labels).double().mean()))
+    return accuracy_of(answer.labels, labels)
+
+
+def accuracy_of(found, labels):
+    return pytest.approx(float((found == labels).double().mean()))
 
 
 def test_accuracy_cost_and_exits_are_those_of_one_by_one(found):
@@ -85,6 +93,25 @@ def test_verdicts_follow_from_the_rows(found, size):
     off = rows[f"{best.name}, exits off"]
     assert (verdict.by_engine, verdict.by_exits) == (off.speedup, best.images_per_s / off.images_per_s)
     assert off.mean_cost == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_accuracy_is_that_of_answers_in_the_dtype_that_is_timed(dtype):
+    net = lived_in(zoo.eenet("eenet8", input_shape=(1, 12, 12)), 3)
+    x = images(301, (1, 12, 12))
+    spread_thresholds(net, x, 0.4)
+    own, other = net.thresholds.tolist(), [float("inf"), float(net.thresholds[1])]
+    outputs = [
+        ExitOutput(*(part.float() for part in out)) for out in copy.deepcopy(net).to(dtype).all_exits(x.to(dtype))
+    ]
+    labels = by_thresholds(outputs, net, "learned", own).labels
+    found = assessment.assess(net, [(x, labels)], batch_sizes=(9,), others=[other], dtype=dtype, seconds=0)
+    assert found.early.accuracy == found.criteria["learned"][0] == 1
+    assert found.plain_accuracy == accuracy_of(outputs[-1].logits.argmax(1), labels)
+    assert found.curve[0].accuracy == accuracy_of(by_thresholds(outputs, net, "learned", other).labels, labels)
+    if dtype == torch.bfloat16:
+        assert not torch.equal(net(x).labels, labels)
 
 
 def test_stages_in_int8_of_other_libraries_are_one_more_way():
