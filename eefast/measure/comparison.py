@@ -95,9 +95,13 @@ class Row:
 
 
 def by_layout(candidates: Sequence[Candidate], images: Tensor) -> ByLayout:
-    """images: [N, C, H, W]."""
-    formats = {candidate.memory_format for candidate in candidates}
-    return {wanted: images.contiguous(memory_format=wanted) for wanted in formats}
+    """images: [N, C, H, W], or rows [N, C, L]."""
+    return {wanted: in_layout(images, wanted) for wanted in {candidate.memory_format for candidate in candidates}}
+
+
+def in_layout(images: Tensor, wanted: torch.memory_format) -> Tensor:
+    """images: [N, C, H, W], or rows [N, C, L], which have PyTorch's default layout only."""
+    return images.contiguous(memory_format=wanted if images.dim() == 4 else torch.contiguous_format)
 
 
 @torch.no_grad()

@@ -73,6 +73,16 @@ def test_the_sweep_goes_from_the_first_exit_to_the_last(found):
         assert all(0 <= a <= 1 for a in accuracies)
 
 
+def test_networks_on_rows_run_every_way():
+    net = lived_in(zoo.eenet("eenet20-1d", 2, input_shape=(3, 64), criterion="max_probability"), 1)
+    x, labels = images(21, (3, 1, 64)).squeeze(2), torch.arange(21) % 10
+    spread_thresholds(net, x, 0.4)
+    result = demonstration.demonstrate(net, {}, x, labels, batch_size=8, loop_images=8, rounds=2)
+    answer = one_by_one(net, x)
+    exits = [right + wrong for right, wrong in zip(result.right, result.wrong, strict=True)]
+    assert exits == answer.exit_index.bincount(minlength=3).tolist()
+
+
 @pytest.mark.parametrize("wrong", ["exits", "logits"])
 def test_a_way_that_disagrees_gets_no_speed(found, monkeypatch, wrong):
     net, _, x, labels, *_ = found
