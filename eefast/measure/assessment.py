@@ -168,7 +168,8 @@ def assess(
     plan = auto.plan
 
     def on_test(name: str, thresholds: Sequence[float]) -> tuple[float, float]:
-        return outcome(candidate_of(net, name).outputs(timed_outputs), labels, net.cost, name, thresholds)
+        candidate = candidate_of(net, name)
+        return outcome(candidate.outputs(timed_outputs), labels, net.cost, candidate.name, thresholds)
 
     return Assessment(
         plain_accuracy=(timed_outputs[-1].logits.argmax(dim=1) == labels).double().mean().item(),

@@ -11,6 +11,7 @@ from eefast import EarlyExitNet, ops, quantize, zoo
 from eefast.heads import ExitHead
 from eefast.measure import assessment
 from eefast.result import ExitOutput
+from eefast.rules import PythonRule
 from eefast.thresholds.outputs import by_thresholds
 
 SIZES = (1, 9)
@@ -113,6 +114,14 @@ def test_accuracy_is_that_of_answers_in_the_dtype_that_is_timed():
     assert found.plain_accuracy == accuracy_of(outputs[-1].logits.argmax(1), labels)
     assert found.curve[0].accuracy == accuracy_of(by_thresholds(outputs, net, "learned", other).labels, labels)
     assert not torch.equal(net(x).labels, labels)
+
+
+def test_a_rule_in_python_is_assessed():
+    rule = PythonRule("streak", lambda i, x, z, *before: (x, z + i))
+    net = lived_in(zoo.eenet("eenet8", input_shape=(1, 12, 12), criterion=rule), 3)
+    x, labels = images(21, (1, 12, 12)), torch.arange(21) % 10
+    result = assessment.assess(net, [(x, labels)], batch_sizes=(4,), seconds=0)
+    assert result.criteria == {"streak": (result.early.accuracy, pytest.approx(result.early.mean_cost))}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
