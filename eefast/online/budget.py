@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -32,8 +32,9 @@ class BudgetController:
     def __init__(self, path: Tensor, costs: Sequence[float] | Tensor, target: float, images: int = 1000) -> None:
         """path: [M, n], rows of thresholds; costs: [M], the mean cost of each on known images.
 
-        target: mean cost to be kept, within `costs`; images: after about how many the setpoint has made up for a change
-        of the images: the fewer, the faster, and the more it follows chance. A batch of more counts as that many.
+        target: mean cost to be kept, within `costs`, but for a millionth, since these are rounded; images: after about
+        how many the setpoint has made up for a change of the images: the fewer, the faster, and the more it follows
+        chance. A batch of more counts as that many.
         Raises `ValueError` for shapes that do not fit, for NaN, and for a target out of reach.
         """
         self.path = torch.as_tensor(path, dtype=torch.float32, device="cpu").clone()
@@ -48,12 +49,13 @@ class BudgetController:
         if not self.costs.isfinite().all():
             raise ValueError("costs holds a number that is not finite; give the mean cost of every row")
         low, high = self.costs.min().item(), self.costs.max().item()
-        if not low <= target <= high:
+        rounding = 1e-6 * max(abs(low), abs(high))
+        if not low - rounding <= target <= high + rounding:
             raise ValueError(f"target={target} is out of reach; the rows of the path cost {low:.4f} … {high:.4f}")
-        if images < 1:
-            raise ValueError(f"images={images} must be at least 1")
+        if not 1 <= images < inf:
+            raise ValueError(f"images={images} must be at least 1, and finite")
         self.target, self.images, self._ends = float(target), images, (low, high)
-        self.setpoint = self.target
+        self.setpoint = min(max(self.target, low), high)
         self._exit_costs: Tensor | None = None
 
     @classmethod
@@ -106,9 +108,9 @@ class BudgetController:
         """Go on from a state of a controller with the same path; `ValueError` for another state."""
         setpoint = state.get("setpoint")
         low, high = self._ends
-        if not isinstance(setpoint, float) or not low <= setpoint <= high:
+        if not isinstance(setpoint, int | float) or isinstance(setpoint, bool) or not low <= setpoint <= high:
             raise ValueError(
                 f"setpoint={setpoint} is not one of this path, whose rows cost {low:.4f} … {high:.4f}; give the "
                 "state_dict() of a controller with this path"
             )
-        self.setpoint = setpoint
+        self.setpoint = float(setpoint)
