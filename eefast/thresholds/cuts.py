@@ -46,7 +46,11 @@ class Cuts:
             if len(known) == 0:
                 raise ValueError("an early exit has no confidence that is a number; was the network trained?")
             # The outermost are 1 beyond all confidences: finite thresholds at which no sample exits, or every one does.
-            edges = torch.cat([known[:1] + 1, (known[:-1] + known[1:]) / 2, known[-1:] - 1])
+            # From 2²⁴ on, where a float32 plus 1 may be itself, they are the next numbers.
+            end = known.new_tensor(torch.inf)
+            highest, lowest = known[:1].nextafter(end), known[-1:].nextafter(-end)
+            between = (known[:-1] + known[1:]) / 2
+            edges = torch.cat([highest.maximum(known[:1] + 1), between, lowest.minimum(known[-1:] - 1)])
             apart = torch.ones(len(edges), dtype=torch.bool)
             apart[1:-1] = (known[:-1] > edges[1:-1]) & (edges[1:-1] > known[1:])
             self.order.append(order)
