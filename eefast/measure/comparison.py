@@ -70,7 +70,7 @@ class Row:
     accuracy: 0 … 1.
     realised_ratio: median over rounds of mean cost × time of the plain network ÷ time of this row, paired in one run.
     images: number of distinct images answered; batch_size: of each call.
-    exits: number of images that exited at each exit.
+    exits: number of images that exited at each exit, n + 1 numbers.
     flips: images whose exit differs from the one-by-one answer, all of them closer to the threshold than `flip_margin`,
         but for `FURTHER_SHARE` of the images.
     speedup: median over rounds of time of the plain network ÷ time of this row; speedup_quantiles: 20 % and 80 %.
@@ -234,6 +234,7 @@ def row(
     """spans: of the candidate, one per round; base: in the same rounds, of the one that it is measured against."""
     speeds = [s.count / s.seconds for s in spans]
     gains = [(b.seconds / b.count) / (s.seconds / s.count) for s, b in zip(spans, base, strict=True)]
+    exits = 1 if candidate.net is None else candidate.net.num_exits + 1  # without early exits the last one is taken
     costs = [float(answer.cost[s.start : s.start + s.count].mean()) for s in spans]
     return Row(
         name=candidate.name,
@@ -245,7 +246,7 @@ def row(
         images=candidate.images,
         batch_size=candidate.batch_size,
         criterion=None if candidate.net is None else candidate.net.criterion.name,
-        exits=tuple(answer.exit_index.bincount(minlength=1).tolist()),
+        exits=tuple(answer.exit_index.bincount(minlength=exits).tolist()),
         flips=flips,
         flip_margin=FLIP_MARGIN[candidate.dtype],
         speedup=statistics.median(gains),
