@@ -32,7 +32,7 @@ def api(served_folder, monkeypatch):
     made.setup("cpu")
     yield made
     made.server.close(0)
-    monkeypatch.delitem(sys.modules, "eefast.integrations.litserve")
+    sys.modules.pop("eefast.integrations.litserve")
 
 
 def test_bodies_of_other_types_are_refused(api):
