@@ -16,34 +16,38 @@ from torch import Tensor
 
 
 class Profile(NamedTuple):
-    """thresholds: one per early exit; last_exit: where an image exits at the latest, None: at the final exit."""
+    """thresholds: one per early exit; last_exit: where an image exits at the latest, None: at the final exit.
+
+    criterion: name of that of the thresholds, None: that of whatever network gets them.
+    """
 
     thresholds: tuple[float, ...]
     last_exit: int | None = None
+    criterion: str | None = None
 
 
 class Profiles(Mapping[str, Profile]):
     """An immutable table of profiles by name; ids number them in this order.
 
-    Values are a `Profile`, a `Calibration`, or thresholds. Raises `ValueError` for thresholds of different numbers, for
-    NaN, for calibrations of two criteria, and for a last exit that there is not.
-    criterion: of the calibrations among the values; None: of whatever network gets the table.
+    Values are a `Profile`, a `Calibration`, or thresholds. Raises `ValueError` for thresholds that are no row of
+    numbers, of different numbers of them, for NaN, for values of two criteria, and for a last exit that there is not;
+    `TypeError` for a name that is no text.
+    criterion: of the values that have one, and so of all; None: of whatever network gets the table.
     """
 
     def __init__(self, profiles: Mapping[str, Any] | None = None, /, **named: Any) -> None:
         found: dict[str, Profile] = {}
         criteria: dict[str, str] = {}
         for name, value in {**(profiles or {}), **named}.items():
+            if not isinstance(name, str):
+                raise TypeError(f"a profile's name is {name!r}; give a text, such as {str(name)!r}")
             if getattr(value, "criterion", None):
                 criteria[value.criterion] = name
-            numbers = value.thresholds if hasattr(value, "thresholds") else value
+            row = _row_of(name, value.thresholds if hasattr(value, "thresholds") else value)
             last_exit = getattr(value, "last_exit", None)
-            row = tuple(torch.as_tensor(numbers, dtype=torch.float32, device="cpu").tolist())
-            if any(map(isnan, row)):
-                raise ValueError(f"profile {name!r} has the thresholds {list(row)}; none of them may be NaN")
             if last_exit is not None and last_exit not in range(len(row) + 1):
                 raise ValueError(f"profile {name!r} has last_exit={last_exit}; exits are 0 … {len(row)}")
-            found[str(name)] = Profile(row, None if last_exit is None else int(last_exit))
+            found[name] = Profile(row, None if last_exit is None else int(last_exit))
         if len(criteria) > 1:
             raise ValueError(
                 f"profiles of two criteria, {', '.join(f'{name!r} of {c}' for c, name in criteria.items())}; a network "
@@ -53,7 +57,7 @@ class Profiles(Mapping[str, Profile]):
             counts = [len(profile.thresholds) for profile in found.values()]
             raise ValueError(f"profiles have {counts} thresholds; give each one per early exit")
         self.criterion: str | None = next(iter(criteria), None)
-        self._profiles = found
+        self._profiles = {name: profile._replace(criterion=self.criterion) for name, profile in found.items()}
         self._tables: dict[torch.device, _Table] = {}
 
     def __getitem__(self, name: str) -> Profile:
@@ -89,9 +93,7 @@ class Profiles(Mapping[str, Profile]):
         """The same table, of a criterion if it had none."""
         if self.criterion is not None:
             return self
-        made = Profiles(self)
-        made.criterion = criterion
-        return made
+        return Profiles({name: profile._replace(criterion=criterion) for name, profile in self.items()})
 
     def on(self, device: torch.device) -> _Table:
         """The limits of all profiles, on a device."""
@@ -168,6 +170,22 @@ def limits_of_call(
     return Limits((limits + ends).expand(-1, count), OF_EACH)
 
 
+def _row_of(name: str, numbers: Any) -> tuple[float, ...]:
+    """The thresholds of the profile `name`, rounded to float32."""
+    try:
+        values = torch.as_tensor(numbers, dtype=torch.float32, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"profile {name!r} has the thresholds {numbers!r} ({error}); give one number per early exit"
+        ) from error
+    if values.dim() != 1:
+        raise ValueError(f"profile {name!r} has the thresholds {values.tolist()}; give a list, one per early exit")
+    row = tuple(values.tolist())
+    if any(map(isnan, row)):
+        raise ValueError(f"profile {name!r} has the thresholds {list(row)}; none of them may be NaN")
+    return row
+
+
 def _cut(row: Tensor, last_exit: int | None) -> Tensor:
     """Limits that let everything exit at `last_exit`."""
     return row if last_exit is None else torch.cat([row[:last_exit], torch.full_like(row[last_exit:], nan)])
@@ -195,7 +213,7 @@ def _is_one_index(values: Any) -> bool:
 
 
 def _given(thresholds: Tensor | Sequence[float], num_exits: int, count: int, device: torch.device) -> Limits:
-    values = torch.as_tensor(thresholds, dtype=torch.float32)
+    values = _as_tensor("thresholds", thresholds, "numbers, one per early exit", torch.float32)
     if values.shape not in ((num_exits,), (count, num_exits)):
         raise ValueError(
             f"thresholds has shape {tuple(values.shape)}; expected ({num_exits},) or one row per image, "
@@ -210,6 +228,13 @@ def _given(thresholds: Tensor | Sequence[float], num_exits: int, count: int, dev
     return Limits(values, values) if values.dim() == 1 else Limits(values.T.contiguous(), OF_EACH)
 
 
+def _as_tensor(name: str, values: Any, wanted: str, dtype: torch.dtype | None = None) -> Tensor:
+    try:
+        return torch.as_tensor(values, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}={values!r} is no tensor ({error}); give {wanted}") from error
+
+
 @cache
 def _ends(num_exits: int, device: torch.device) -> Tensor:
     """[n, n + 1]: what limits get added so that an image exits at exit 0 … n at the latest: 0, from there on NaN."""
@@ -221,7 +246,7 @@ def _ends(num_exits: int, device: torch.device) -> Tensor:
 
 def _columns_of(name: str, table: Tensor, values: Any, count: int) -> Tensor:
     """The columns of a table [n, M] that the indices `values` name, [n, count], or [n, 1] for one index for all."""
-    indices = values if isinstance(values, Tensor) else torch.as_tensor(values)
+    indices = _as_tensor(name, values, "int32 or int64, one per image")
     if not isinstance(values, Tensor) and not indices.numel():  # an empty list has no dtype
         indices = indices.long()
     if indices.dtype not in INDICES:

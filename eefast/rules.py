@@ -45,13 +45,13 @@ class Rule:
             raise ValueError(f"name={self.name!r} is unknown; choose one of {', '.join(criteria.CARRYING)}")
         if not self.rows or any(len(row) != len(COLUMNS) for row in self.rows):
             raise ValueError(f"rows have {[len(row) for row in self.rows]} numbers; give each exit {len(COLUMNS)}")
+        rounded = torch.tensor(self.rows, dtype=torch.float32, device="cpu")
         for i, row in enumerate(self.rows):
-            for column, value in zip(COLUMNS, row, strict=True):
-                if not isfinite(value):
-                    raise ValueError(f"{column!r} of exit {i} is {value}; give a finite number")
+            for column, value, kept in zip(COLUMNS, row, rounded[i].tolist(), strict=True):
+                if not isfinite(kept):
+                    raise ValueError(f"{column!r} of exit {i} is {value}; give a finite number, as float32 has them")
                 if i == 0 and value != 0 and column in COLUMNS[-3:]:
                     raise ValueError(f"{column!r} of exit 0 is {value}, but there is no exit before it; give 0")
-        rounded = torch.tensor(self.rows, dtype=torch.float32, device="cpu")
         object.__setattr__(self, "rows", tuple(map(tuple, rounded.tolist())))
 
     @property
@@ -152,6 +152,8 @@ def fitted(
 
     weights: [n + 1][5], see the top. The others: [n + 1], or one number for all exits but the first.
     """
+    if any(len(row) != 5 for row in weights):
+        raise ValueError(f"weights have {[len(row) for row in weights]} numbers; give each exit 5")
     columns = dict(zip(COLUMNS[:5], zip(*weights, strict=True), strict=True))
     more = {"keep": keep, "keep_if_same": keep_if_same, "logits": logits}
     return _rule("fitted", len(weights) - 1, **columns, bias=bias, **more)
@@ -164,7 +166,7 @@ def stateless(criterion: str, num_exits: int) -> Rule:
 
 def patience_thresholds(patience: int, num_exits: int) -> list[float]:
     """Thresholds by which images exit once `patience` exits in a row have said what the one before them said."""
-    if patience < 1:
+    if not patience >= 1:
         raise ValueError(f"patience={patience} must be at least 1, the number of exits that agree with the one before")
     if patience > num_exits - 1:
         _log_once(f"patience={patience} with {num_exits} early exits: no image exits early")
@@ -195,12 +197,16 @@ def _rule(name: str, num_exits: int, **columns: Sequence[float] | float) -> Rule
     found = []
     for column in COLUMNS:
         given = columns.pop(column, 0.0)
-        if isinstance(given, int | float):
-            first = 0.0 if column in COLUMNS[-3:] else float(given)
-            given = [first] + [float(given)] * num_exits
-        if len(given) != num_exits + 1:
-            raise ValueError(f"{column!r} has {len(given)} numbers for {num_exits + 1} exits; give one per exit")
-        found.append([float(value) for value in given])
+        try:
+            values = torch.as_tensor(given, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{column!r} is {given!r} ({error}); give a number, or one per exit") from error
+        if values.dim() == 0:
+            values = values.repeat(num_exits + 1)
+            values[0] = 0 if column in COLUMNS[-3:] else values[0]
+        if values.shape != (num_exits + 1,):
+            raise ValueError(f"{column!r} has {values.numel()} numbers for {num_exits + 1} exits; give one per exit")
+        found.append(values.tolist())
     return Rule(name, tuple(zip(*found, strict=True)))
 
 

@@ -34,7 +34,7 @@ def parts(
     net, early = choice.net, found.early
     timed = found.rows[0].images
     yield f"\n{describe(net)}, {dtype}, {early.images:,} test images of {dataset}, {timed:,} of them timed\n"
-    yield criteria_table(found, choice.chosen)
+    yield criteria_table(found, choice.chosen, dtype)
     yield from (f"{name}: {why}" for name, why in choice.impossible.items())
     origin = "the network's own" if budget is None else f"the best for {budget[0]} {budget[1]:g}"
     yield f"\n{origin}: {net.criterion.name}, thresholds {', '.join(f'{t:.4f}' for t in net.thresholds.tolist())}"
@@ -60,12 +60,14 @@ def parts(
     yield f"\n{code or 'keep the network without early exits'}\n"
 
 
-def criteria_table(found: Assessment, chosen: Mapping[str, Calibration]) -> Table:
+def criteria_table(found: Assessment, chosen: Mapping[str, Calibration], dtype: str) -> Table:
+    """Thresholds are chosen in float32, the answers to test images are in `dtype`."""
     rows = [["final exit", "", "", f"{found.plain_accuracy:.2%}", "1.0000"]]
     for name, (accuracy, cost) in found.criteria.items():
         held_out = [f"{chosen[name].accuracy:.2%}", f"{chosen[name].cost:.4f}"] if name in chosen else ["", ""]
         rows.append([name, *held_out, f"{accuracy:.2%}", f"{cost:.4f}"])
-    return table(["criterion", "held-out", "mean cost", "test", "mean cost"], rows)
+    both = ("held-out", "test") if dtype == "float32" else ("held-out, float32", f"test, {dtype}")
+    return table(["criterion", both[0], "mean cost", both[1], "mean cost"], rows)
 
 
 def speed_table(rows: Sequence[Row]) -> Table:

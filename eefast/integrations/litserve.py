@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64decode
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,13 @@ class EarlyExits(litserve.LitAPI):
     # Of an annotation of `request` LitServe would make the schema of a query.
     async def decode_request(self, request) -> tuple[Tensor, float | None]:  # type: ignore[no-untyped-def]
         try:
+            if not isinstance(request, Mapping) or not isinstance(request.get("type", RAW), str):
+                raise BodyError(400, 'give a JSON object whose "image", and "type" where there is one, are texts')
             image, *more = self.decoder.images(request.get("type", RAW), b64decode(request["image"], validate=True))
             if more:
                 raise BodyError(400, f"{1 + len(more)} images in a request; give one")
             deadline = float(request["deadline_ms"]) / 1e3 if "deadline_ms" in request else None
-        except (KeyError, TypeError, ValueError, BodyError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, BodyError) as error:
             raise HTTPException(getattr(error, "status", 400), f"{type(error).__name__}: {error}") from error
         if isinstance(image, ImageFileError):
             raise HTTPException(400, str(image))

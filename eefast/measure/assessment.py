@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,6 +54,7 @@ class Assessment:
 
     plain_accuracy: of the final exit, on all test images; early: the same images under the thresholds.
     criteria: name → (accuracy, mean cost) on the test images, of every criterion that was to be compared.
+    These and the curve are of answers in the arithmetic that is timed.
     rows: candidate by candidate and batch size by batch size, measured against the fastest one without early exits of
         that batch size. Their accuracy and cost are those of the timed images, a part of the test images.
     verdicts: one per batch size. curve: of the engine that "auto" chose.
@@ -118,7 +120,16 @@ def assess(
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         wanted = max(TIMED_IMAGES, *batch_sizes)
         first: list[Tensor] = []
-        outputs, labels = collect(net, _first(batches, first, wanted))
+        batches = _first(batches, first, wanted)
+        if dtype == torch.float32:
+            outputs, labels = collect(net, batches)
+            timed_outputs = outputs
+        else:
+            parts: list[list[ExitOutput]] = []
+            outputs, labels = collect(net, _also_in(dtype, net, batches, parts))
+            timed_outputs = [
+                ExitOutput(*map(torch.cat, zip(*exits, strict=True))) for exits in zip(*parts, strict=True)
+            ]
         timed = min(wanted, len(labels))
         if max(batch_sizes) > timed:
             raise ValueError(f"batch_sizes: {max(batch_sizes)} is more than the {timed} test images; leave it out")
@@ -157,11 +168,12 @@ def assess(
     plan = auto.plan
 
     def on_test(name: str, thresholds: Sequence[float]) -> tuple[float, float]:
-        return outcome(candidate_of(net, name).outputs(outputs), labels, net.cost, name, thresholds)
+        candidate = candidate_of(net, name)
+        return outcome(candidate.outputs(timed_outputs), labels, net.cost, candidate.name, thresholds)
 
     return Assessment(
-        plain_accuracy=(outputs[-1].logits.argmax(dim=1) == labels).double().mean().item(),
-        early=evaluate(by_thresholds(outputs, net, net.criterion.name, net.thresholds.tolist()), labels, net),
+        plain_accuracy=(timed_outputs[-1].logits.argmax(dim=1) == labels).double().mean().item(),
+        early=evaluate(by_thresholds(timed_outputs, net, net.criterion.name, net.thresholds.tolist()), labels, net),
         criteria={n: on_test(n, t) for n, t in (compared or {net.criterion.name: net.thresholds.tolist()}).items()},
         rows=tuple(rows),
         verdicts=tuple(judged),
@@ -189,6 +201,17 @@ def _first(
         if count > 0:
             images.append(x[:count])
         count -= len(x)
+        yield x, labels
+
+
+def _also_in(
+    dtype: torch.dtype, net: EarlyExitNet, batches: Iterable[tuple[Tensor, Tensor]], parts: list[list[ExitOutput]]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches; what the network answers to each at all exits in `dtype`, as float32, is put into `parts`."""
+    made = copy.deepcopy(net).to(dtype)
+    for x, labels in batches:
+        images = net.prepare(x.to(net.cost.device)).to(dtype)
+        parts.append([ExitOutput(*(part.float().cpu() for part in out)) for out in made.all_exits(images)])
         yield x, labels
 
 

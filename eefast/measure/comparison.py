@@ -70,11 +70,11 @@ class Row:
     accuracy: 0 … 1.
     realised_ratio: median over rounds of mean cost × time of the plain network ÷ time of this row, paired in one run.
     images: number of distinct images answered; batch_size: of each call.
-    exits: number of images that exited at each exit.
+    exits: number of images that exited at each exit, n + 1 numbers.
     flips: images whose exit differs from the one-by-one answer, all of them closer to the threshold than `flip_margin`,
         but for `FURTHER_SHARE` of the images.
     speedup: median over rounds of time of the plain network ÷ time of this row; speedup_quantiles: 20 % and 80 %.
-    other_classes: share of the images that get another class than in float32, 0 … 1; None where both are float32.
+    other_classes: of rows in INT8, share of the images that get another class than in float32, 0 … 1.
     """
 
     name: str
@@ -95,9 +95,13 @@ class Row:
 
 
 def by_layout(candidates: Sequence[Candidate], images: Tensor) -> ByLayout:
-    """images: [N, C, H, W]."""
-    formats = {candidate.memory_format for candidate in candidates}
-    return {wanted: images.contiguous(memory_format=wanted) for wanted in formats}
+    """images: [N, C, H, W], or rows [N, C, L]."""
+    return {wanted: in_layout(images, wanted) for wanted in {candidate.memory_format for candidate in candidates}}
+
+
+def in_layout(images: Tensor, wanted: torch.memory_format) -> Tensor:
+    """images: [N, C, H, W], or rows [N, C, L], which have PyTorch's default layout only."""
+    return images.contiguous(memory_format=wanted if images.dim() == 4 else torch.contiguous_format)
 
 
 @torch.no_grad()
@@ -230,6 +234,7 @@ def row(
     """spans: of the candidate, one per round; base: in the same rounds, of the one that it is measured against."""
     speeds = [s.count / s.seconds for s in spans]
     gains = [(b.seconds / b.count) / (s.seconds / s.count) for s, b in zip(spans, base, strict=True)]
+    exits = 1 if candidate.net is None else candidate.net.num_exits + 1  # without early exits the last one is taken
     costs = [float(answer.cost[s.start : s.start + s.count].mean()) for s in spans]
     return Row(
         name=candidate.name,
@@ -241,7 +246,7 @@ def row(
         images=candidate.images,
         batch_size=candidate.batch_size,
         criterion=None if candidate.net is None else candidate.net.criterion.name,
-        exits=tuple(answer.exit_index.bincount(minlength=1).tolist()),
+        exits=tuple(answer.exit_index.bincount(minlength=exits).tolist()),
         flips=flips,
         flip_margin=FLIP_MARGIN[candidate.dtype],
         speedup=statistics.median(gains),

@@ -12,6 +12,7 @@ from ..api import accelerate
 from ..model import EarlyExitNet
 from ..result import ExitOutput
 from ..system.progress import Progress, counted
+from ..thresholds.candidates import candidate_of
 from ..thresholds.outputs import collect, outcome
 from . import baselines, comparison
 from .comparison import Candidate, Row
@@ -119,9 +120,11 @@ def _sweep(
     outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, net: EarlyExitNet
 ) -> tuple[list[float], list[float]]:
     """Mean costs and accuracies as one threshold for all exits goes through the quantiles of the confidences."""
-    values = torch.stack([net.criterion.confidence(out.logits, out.confidence_logit) for out in outputs[:-1]])
+    candidate = candidate_of(net, net.criterion.name)
+    seen = candidate.outputs(outputs)
+    values = torch.stack([net.criterion.confidence(out.logits, out.confidence_logit) for out in seen[:-1]])
     points = [
-        outcome(outputs, labels, cost, net.criterion.name, [threshold] * net.num_exits)
+        outcome(seen, labels, cost, candidate.name, [threshold] * net.num_exits)
         for threshold in values.flatten().quantile(torch.linspace(0, 1, 61)).tolist()
     ]
     points.sort(key=lambda point: point[1])

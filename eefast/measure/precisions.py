@@ -61,8 +61,9 @@ def compare(
 
 
 def megabytes(net: EarlyExitNet) -> float:
-    """Of all parameters and buffers."""
-    return sum(value.numel() * value.element_size() for value in net.state_dict().values()) / 1e6
+    """Of all parameters and buffers; those that modules share count once."""
+    kept = {id(value): value for value in net.state_dict(keep_vars=True).values()}
+    return sum(value.numel() * value.element_size() for value in kept.values()) / 1e6
 
 
 def algorithms(net: EarlyExitNet) -> dict[str, int]:

@@ -16,6 +16,7 @@ from ..model import EarlyExitNet
 from ..planning.folding import fold_stage
 from . import runtimes
 from .baselines import Run, contiguous, onnx_runtime_run
+from .comparison import in_layout
 from .timing import in_turns, mean_seconds
 
 ROUNDS, LEAST_SECONDS, MOST_SECONDS = 7, 0.01, 3.0
@@ -48,7 +49,7 @@ def measured(
 ) -> TimeCosts:
     """Measured in turns, the median over rounds; a later exit never costs less than one before it.
 
-    images: [N, C, H, W] as `EarlyExitNet.prepare` returns them, one batch, N ≥ 1.
+    images: [N, C, H, W], or rows [N, C, L], as `EarlyExitNet.prepare` returns them, one batch, N ≥ 1.
     dtype: of the arithmetic; ONNX Runtime is tried on the CPU in float32, where it is installed.
     Raises `ValueError` for heads that are no `eefast.heads.ExitHead`.
     """
@@ -76,7 +77,7 @@ Way = tuple[Callable[[EarlyExitNet, int], Run], Tensor]
 
 
 def _ways(images: Tensor, dtype: torch.dtype) -> dict[str, Way]:
-    ways: dict[str, Way] = {"PyTorch": (partial(_eager, dtype), images.to(dtype, memory_format=torch.channels_last))}
+    ways: dict[str, Way] = {"PyTorch": (partial(_eager, dtype), in_layout(images.to(dtype), torch.channels_last))}
     if images.device.type == "cpu" and dtype == torch.float32 and not runtimes.missing(runtimes.ONNX_NEEDS):
         ways["ONNX Runtime"] = _onnx, images.float().contiguous()
     return ways

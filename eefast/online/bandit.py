@@ -62,7 +62,8 @@ class UCB:
         """Count the answers to a batch; results of a GPU are waited for.
 
         profile: that answered it, where it is not the one that was chosen last.
-        Raises `ValueError` for an unknown profile and for confidences that are not in 0 … 1.
+        Raises `ValueError` for an unknown profile, for confidences that are not in 0 … 1, and for costs that are not
+        finite.
         """
         name = self._chosen if profile is None else profile
         if name is None:
@@ -75,6 +76,8 @@ class UCB:
                 f"{int(outside.sum())} of {len(outside)} confidences are not in 0 … 1, such as "
                 f"{result.confidence[outside][0].item():.4f}; use another criterion, and leave out images with NaN"
             )
+        if not result.cost.isfinite().all():
+            raise ValueError("result.cost holds a number that is not finite; give the result of a network")
         self._images[name] += len(result.confidence)
         self._reward[name] += (result.confidence.double() - self.price * result.cost.double()).sum().item()
 
@@ -89,11 +92,21 @@ class UCB:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of a bandit over profiles of the same names; `ValueError` for another state."""
-        order, chosen, images, reward = (state.get(key) for key in ("order", "chosen", "images", "reward"))
-        known = set(self._order)
-        if not order or set(order) != known or set(images or ()) != known or set(reward or ()) != known:
-            raise ValueError(f"the state is of the profiles {order}, this bandit chooses from {sorted(known)}")
-        assert images is not None
-        assert reward is not None
+        values: list[Any] = [state.get(key) for key in ("order", "chosen", "images", "reward")]
+        order, chosen, images, reward = values
+        known, parts = sorted(self._order), (order, images, reward)
+        whole = isinstance(order, list | tuple) and isinstance(images, Mapping) and isinstance(reward, Mapping)
+        if not (whole and all(sorted(part, key=str) == known for part in parts)):
+            raise ValueError(f"the state is of the profiles {order}, this bandit chooses from {known}")
+        counted = all(type(n) is int and n >= 0 for n in images.values())
+        if not (counted and chosen in (None, *known) and all(map(_is_finite, reward.values()))):
+            raise ValueError(
+                f"the state has chosen={chosen!r}, images={images}, reward={reward}; give the state_dict() of a bandit "
+                "over these profiles"
+            )
         self._order, self._chosen = list(order), chosen
         self._images, self._reward = dict(images), dict(reward)
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and isfinite(value)

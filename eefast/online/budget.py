@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -32,8 +32,9 @@ class BudgetController:
     def __init__(self, path: Tensor, costs: Sequence[float] | Tensor, target: float, images: int = 1000) -> None:
         """path: [M, n], rows of thresholds; costs: [M], the mean cost of each on known images.
 
-        target: mean cost to be kept, within `costs`; images: after about how many the setpoint has made up for a change
-        of the images: the fewer, the faster, and the more it follows chance. A batch of more counts as that many.
+        target: mean cost to be kept, within `costs`, but for a millionth, since these are rounded; images: after about
+        how many the setpoint has made up for a change of the images: the fewer, the faster, and the more it follows
+        chance. A batch of more counts as that many.
         Raises `ValueError` for shapes that do not fit, for NaN, and for a target out of reach.
         """
         self.path = torch.as_tensor(path, dtype=torch.float32, device="cpu").clone()
@@ -48,12 +49,14 @@ class BudgetController:
         if not self.costs.isfinite().all():
             raise ValueError("costs holds a number that is not finite; give the mean cost of every row")
         low, high = self.costs.min().item(), self.costs.max().item()
-        if not low <= target <= high:
+        rounding = 1e-6 * max(abs(low), abs(high))
+        if not low - rounding <= target <= high + rounding:
             raise ValueError(f"target={target} is out of reach; the rows of the path cost {low:.4f} … {high:.4f}")
-        if images < 1:
-            raise ValueError(f"images={images} must be at least 1")
+        if not 1 <= images < inf:
+            raise ValueError(f"images={images} must be at least 1, and finite")
         self.target, self.images, self._ends = float(target), images, (low, high)
-        self.setpoint = self.target
+        self.setpoint = min(max(self.target, low), high)
+        self._exit_costs: Tensor | None = None
 
     @classmethod
     def from_outputs(
@@ -68,12 +71,15 @@ class BudgetController:
         """With the path from no early exit to the lowest cost on held-out images.
 
         outputs, labels, cost, criterion: as `thresholds.calibration.calibrate` takes them, outputs of a criterion that
-            carries by `thresholds.outputs.answered`; target, images: see above.
+            carries by `thresholds.outputs.answered`; target, images: see above. `cost`, be it `EarlyExitNet.cost` or
+            `path_cost`, is also what `update` counts for the exits that were taken.
         """
         labels = outputs[-1].logits.argmax(dim=1) if labels is None else labels
         path = accurate_to_cheap(Cuts(outputs, labels, cost, criterion), criteria.get(criterion))
         costs = [outcome(outputs, labels, cost, criterion, row)[1] for row in path.tolist()]
-        return cls(path, costs, target, images)
+        controller = cls(path, costs, target, images)
+        controller._exit_costs = cost.double().cpu().clone()
+        return controller
 
     @property
     def row(self) -> int:
@@ -87,7 +93,8 @@ class BudgetController:
         """Count the answers to a batch; results of a GPU are waited for. `ValueError` for costs that are not finite."""
         if not len(result.cost):
             return
-        excess = result.cost.double().mean().item() - self.target
+        spent = result.cost if self._exit_costs is None else self._exit_costs[result.exit_index.cpu()]
+        excess = spent.double().mean().item() - self.target
         if not isfinite(excess):
             raise ValueError("result.cost holds a number that is not finite; give the result of a network")
         moved = self.setpoint - excess * min(len(result.cost) / self.images, 1)
@@ -101,9 +108,9 @@ class BudgetController:
         """Go on from a state of a controller with the same path; `ValueError` for another state."""
         setpoint = state.get("setpoint")
         low, high = self._ends
-        if not isinstance(setpoint, float) or not low <= setpoint <= high:
+        if not isinstance(setpoint, int | float) or isinstance(setpoint, bool) or not low <= setpoint <= high:
             raise ValueError(
                 f"setpoint={setpoint} is not one of this path, whose rows cost {low:.4f} … {high:.4f}; give the "
                 "state_dict() of a controller with this path"
             )
-        self.setpoint = setpoint
+        self.setpoint = float(setpoint)

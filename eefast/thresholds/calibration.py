@@ -19,6 +19,7 @@ from . import assured, search
 from .candidates import Candidate, candidate_of
 from .cuts import Cuts
 from .evaluation import exit_quality
+from .outputs import check_labels
 from .scaling import fold_scaling
 
 THRESHOLDS_FILE = "thresholds.json"
@@ -85,6 +86,7 @@ def calibrate(
     given = {name: value for name, value in bounds.items() if value is not None}
     check_bounds(given, assurance)
     labels = outputs[-1].logits.argmax(dim=1) if labels is None else labels
+    check_labels(labels, len(outputs[0].logits))
     if assurance is not None:
         found = assured.find_thresholds(outputs, labels, cost, criterion, given, assurance)
         return Calibration(criterion, found.thresholds, found.accuracy, found.cost, assurance, found.judged_by)

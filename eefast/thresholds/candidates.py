@@ -11,7 +11,7 @@ from .. import criteria, rules
 from ..model import EarlyExitNet
 from ..result import ExitOutput
 from . import fitting
-from .outputs import carried
+from .outputs import carried, check_labels
 from .scaling import Scaling, scaled
 
 ALL = (*criteria.CRITERIA, *criteria.CARRYING)
@@ -58,6 +58,7 @@ def make_candidate(name: str, outputs: Sequence[ExitOutput], labels: Tensor) -> 
 
     outputs, labels: of n + 1 exits on held-out samples. Raises `ValueError` for unknown names, and as `fit_rule`.
     """
+    check_labels(labels, len(outputs[0].logits))
     if name in criteria.CRITERIA:
         return Candidate(name)
     if name == "carried":

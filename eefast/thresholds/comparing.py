@@ -13,7 +13,7 @@ from ..result import ExitOutput
 from . import path
 from .candidates import Candidate, make_candidate
 from .cuts import Cuts
-from .outputs import exits_taken, some
+from .outputs import check_labels, exits_taken, some
 
 BASE = "max_probability"
 SPLITS = 10
@@ -48,6 +48,7 @@ def compare(
 
     outputs, labels: of n + 1 exits on held-out samples; cost: [n + 1]. Raises `ValueError` as `make_candidate`.
     """
+    check_labels(labels, len(outputs[0].logits))
     found: dict[str, list[float]] = {name: [] for name in dict.fromkeys((BASE, *names))}
     for split in range(splits):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(split))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import criteria
 from ..result import ExitOutput
+from .outputs import check_labels
 
 
 class Cuts:
@@ -21,7 +22,8 @@ class Cuts:
     order, rank: per exit, the samples from the most to the least confident, and the place of each sample in that order.
     sizes: per exit, the number of samples that each of its cuts lets exit, ascending.
     thresholds: per exit, the threshold that makes each of its cuts.
-    Raises `ValueError` without samples or early exits, and for an exit whose confidences are all NaN.
+    Raises `ValueError` without samples or early exits, for labels of another shape than [N], and for an exit
+    whose confidences are all NaN.
     """
 
     def __init__(self, outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, criterion: str) -> None:
@@ -29,6 +31,7 @@ class Cuts:
             raise ValueError(
                 f"{len(labels)} samples, {len(outputs) - 1} early exits: thresholds need at least one of both"
             )
+        check_labels(labels, len(outputs[0].logits))
         rule = criteria.get(criterion)
         self.num_exits, self.num_samples = len(outputs) - 1, len(labels)
         right = torch.stack([out.logits.argmax(dim=1) == labels for out in outputs]).double()
@@ -43,7 +46,11 @@ class Cuts:
             if len(known) == 0:
                 raise ValueError("an early exit has no confidence that is a number; was the network trained?")
             # The outermost are 1 beyond all confidences: finite thresholds at which no sample exits, or every one does.
-            edges = torch.cat([known[:1] + 1, (known[:-1] + known[1:]) / 2, known[-1:] - 1])
+            # From 2²⁴ on, where a float32 plus 1 may be itself, they are the next numbers.
+            end = known.new_tensor(torch.inf)
+            highest, lowest = known[:1].nextafter(end), known[-1:].nextafter(-end)
+            between = (known[:-1] + known[1:]) / 2
+            edges = torch.cat([highest.maximum(known[:1] + 1), between, lowest.minimum(known[-1:] - 1)])
             apart = torch.ones(len(edges), dtype=torch.bool)
             apart[1:-1] = (known[:-1] > edges[1:-1]) & (edges[1:-1] > known[1:])
             self.order.append(order)

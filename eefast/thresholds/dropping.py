@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import criteria
 from ..cost import StageCost, merged, path_costs
 from ..result import ExitOutput
 from . import assured
 from .calibration import Calibration, calibrate
+from .outputs import check_labels
 
 
 def find_thresholds_and_exits(
@@ -32,13 +34,20 @@ def find_thresholds_and_exits(
     One exit after the other is left out, the one that gains most, for as long as leaving one out lowers the cost or,
     within `max_cost` alone, raises the accuracy; one early exit stays. With an assurance only the samples that lay
     the path choose the exits, so that the others still judge.
+    Raises `ValueError` for a criterion that reads the exits before, which answers otherwise where one is left out.
     """
+    if criteria.get(criterion).carries:
+        raise ValueError(
+            f"criterion={criterion!r} reads the exits before; leave exits out by another criterion, then calibrate the "
+            "network without them for this one"
+        )
     bounds: dict[str, Any] = {
         "min_accuracy": min_accuracy,
         "max_accuracy_drop": max_accuracy_drop,
         "max_cost": max_cost,
     }
     labels = outputs[-1].logits.argmax(dim=1) if labels is None else labels
+    check_labels(labels, len(outputs[0].logits))
     chosen_by = assured.divided(len(labels))[0] if assurance is not None else slice(None)
     seen = [ExitOutput(*(part[chosen_by] for part in out)) for out in outputs]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..model import EarlyExitNet
 from ..result import ExitOutput, ExitResult
-from .outputs import flip_distances
+from .outputs import check_labels, flip_distances
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def evaluate(result: ExitResult, labels: Tensor, net: EarlyExitNet) -> Evaluatio
             f"labels reach from {int(labels.min())} to {int(labels.max())}, but the network has {classes} classes; "
             "is this the data set that it was trained on?"
         )
+    check_labels(labels, n)
     right = result.labels == labels
     # [class, exit, wrong or right] → images
     counts = torch.bincount((labels * exits + result.exit_index) * 2 + right, minlength=classes * exits * 2)
@@ -87,6 +88,7 @@ def evaluate(result: ExitResult, labels: Tensor, net: EarlyExitNet) -> Evaluatio
 
 def exit_quality(outputs: Sequence[ExitOutput], labels: Tensor) -> tuple[ExitQuality, ...]:
     """Accuracy and calibration of every exit on all images, from what `outputs.collect` returns."""
+    check_labels(labels, len(outputs[0].logits))
     found = []
     for out in outputs:
         right = out.logits.argmax(dim=1) == labels

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from .. import criteria, rules
 from ..result import ExitOutput
+from .outputs import check_labels
 from .scaling import Scaling, minimize, temperature_of
 
 # Held-out samples per class from which on class biases are fitted.
@@ -131,6 +132,7 @@ def _fitted(losses: Callable[[Tensor, int], Tensor], mask: Tensor, k: int) -> Te
 
 
 def _check(outputs: Sequence[ExitOutput], labels: Tensor) -> None:
+    check_labels(labels, len(outputs[0].logits))
     if len(labels) < 2 or len(labels.unique()) < 2:
         raise ValueError(
             f"labels has {len(labels)} samples of {len(labels.unique())} classes; a fit needs at least 2 of both: give "

@@ -22,13 +22,14 @@ def collect(net: EarlyExitNet, batches: Iterable[tuple[Tensor, Tensor]]) -> tupl
     """Outputs of every exit for every sample, on the CPU in float32, and the labels [N] int64.
 
     batches: (images as the network takes them, labels [N]); the network runs in eval mode and is left as it was.
-    Raises `ValueError` without batches.
+    Raises `ValueError` without batches, and for labels of another shape.
     """
     device = next(net.parameters()).device
     collected: list[list[ExitOutput]] = [[] for _ in net.heads]
     labels = [torch.empty(0, dtype=torch.int64)]
     with mode(net, training=False):
         for images, target in batches:
+            check_labels(target, len(images))
             for column, out in zip(collected, net.all_exits(net.prepare(images.to(device))), strict=True):
                 column.append(ExitOutput(*(part.float().cpu() for part in out)))
             labels.append(target.cpu())
@@ -45,15 +46,24 @@ def collect_answers(
     """All answers of `run` (a network in eval mode or an accelerated one), and the labels [N], on the CPU.
 
     batches: (images as `run` takes them, labels [n]); device: where `run` wants them.
-    Raises `ValueError` without images.
+    Raises `ValueError` without images, and for labels of another shape.
     """
     results, labels = [], []
     for images, target in batches:
+        check_labels(target, len(images))
         results.append(ExitResult(*(part.cpu() for part in run(images.to(device)))))
         labels.append(target.cpu())
     if not results:
         raise ValueError("batches is empty; there is nothing to evaluate")
     return concatenated(results), torch.cat(labels)
+
+
+def check_labels(labels: Tensor, count: int) -> None:
+    """`ValueError` unless `labels` is one class for each of `count` samples; others would be broadcast."""
+    if labels.shape != (count,):
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)} for {count} samples; give the class of each, ({count},)"
+        )
 
 
 def save_outputs(path: str | Path, outputs: Sequence[ExitOutput], labels: Tensor, source: Mapping[str, str]) -> None:
@@ -136,7 +146,8 @@ def answered(outputs: Sequence[ExitOutput], net: EarlyExitNet) -> list[ExitOutpu
 def outcome(
     outputs: Sequence[ExitOutput], labels: Tensor, cost: Tensor, criterion: str, thresholds: Sequence[float]
 ) -> tuple[float, float]:
-    """Accuracy and mean cost of n `thresholds` on outputs of n + 1 exits; `cost` is [n + 1]."""
+    """Accuracy and mean cost of n `thresholds` on outputs of n + 1 exits; labels: [N]; cost: [n + 1]."""
+    check_labels(labels, len(outputs[0].logits))
     taken = exits_taken(outputs, criteria.get(criterion), thresholds)
     answers = torch.stack([out.logits.argmax(dim=1) for out in outputs]).gather(0, taken[None])[0]
     return (answers == labels).double().mean().item(), cost.double().cpu()[taken].mean().item()

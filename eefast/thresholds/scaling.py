@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..model import EarlyExitNet
 from ..result import ExitOutput
+from .outputs import check_labels
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def fit_scaling(outputs: Sequence[ExitOutput], labels: Tensor) -> Scaling:
     1 / (n + 2) instead of 0, which keep the line finite where the row separates right from wrong without a mistake.
     Temperatures are held within 0.05 … 20. Raises `ValueError` without samples, and for outputs that are not finite.
     """
+    check_labels(labels, len(outputs[0].logits))
     temperature, lines = [], []
     for i, out in enumerate(outputs):
         logits, row = out.logits.double(), out.confidence_logit.double()

@@ -79,6 +79,11 @@ def test_held_out_figures_are_beside_those_of_the_test_images(found, choice):
     ]
 
 
+def test_figures_in_another_arithmetic_are_told_apart(found, choice):
+    lines = printed(bench_report.parts(found, choice, "mnist", "bfloat16", None, ""))
+    assert lines[1] == "criterion held-out, float32 mean cost test, bfloat16 mean cost"
+
+
 @pytest.mark.parametrize(
     ("budget", "origin"), [(("max_cost", 0.5), "the best for max_cost 0.5"), (None, "the network's own")]
 )

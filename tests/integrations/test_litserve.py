@@ -1,16 +1,61 @@
-"""The LitAPI in LitServe, where that is installed: real workers, a real client."""
+"""The LitAPI as LitServe calls it, and in LitServe where that is installed: real workers, a real client."""
 
+import asyncio
+import sys
 from base64 import b64encode
+from types import ModuleType
 
 import pytest
 import torch
 
 import eefast
 
-litserve = pytest.importorskip("litserve", reason="litserve is not installed; pip install litserve brings it")
+
+class HTTPException(Exception):
+    def __init__(self, status_code, detail):
+        super().__init__(detail)
+        self.status_code = status_code
+
+
+@pytest.fixture
+def api(served_folder, monkeypatch):
+    """The class on a LitServe that does nothing."""
+    litserve, fastapi = ModuleType("litserve"), ModuleType("fastapi")
+    litserve.LitAPI = type("LitAPI", (), {"__init__": lambda self, **options: None})
+    fastapi.HTTPException = HTTPException
+    for module in (litserve, fastapi):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.delitem(sys.modules, "eefast.integrations.litserve", raising=False)
+    from eefast.integrations.litserve import EarlyExits
+
+    made = EarlyExits(served_folder, engine="reference")
+    made.setup("cpu")
+    yield made
+    made.server.close(0)
+    sys.modules.pop("eefast.integrations.litserve")
+
+
+def test_bodies_of_other_types_are_refused(api):
+    image = b64encode(bytes(432)).decode()
+    found, deadline = asyncio.run(api.decode_request({"image": image, "deadline_ms": 500}))
+    assert (found.shape, deadline) == ((3, 12, 12), 0.5)
+    for wrong in (
+        [1],
+        "text",
+        None,
+        {"image": image, "type": 5},
+        {"image": image, "type": None},
+        {"image": 5},
+        {"image": image, "deadline_ms": None},
+        {"image": image, "deadline_ms": 10**400},
+    ):
+        with pytest.raises(HTTPException) as refused:
+            asyncio.run(api.decode_request(wrong))
+        assert refused.value.status_code == 400, wrong
 
 
 def test_answers_and_refusals(served_folder):
+    litserve = pytest.importorskip("litserve", reason="litserve is not installed; pip install litserve brings it")
     from litserve.utils import wrap_litserve_start
     from starlette.testclient import TestClient
 

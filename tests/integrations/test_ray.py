@@ -47,6 +47,27 @@ def test_pixels_and_files_give_the_networks_answers(folder: Path) -> None:
     assert again["confidence"].tolist() == answer.confidence.tolist()
 
 
+def test_columns_of_the_data_set_are_not_replaced(folder: Path) -> None:
+    pixels, score = np.zeros((2, *SHAPE), np.uint8), Score(folder)
+    with pytest.raises(ValueError, match=r"a column 'label' already.*rename_columns\(\{'label': 'true_label', 'exit'"):
+        score({"image": pixels, "exit": np.arange(2), "label": np.arange(2)})
+    with pytest.raises(ValueError, match="a column 'cost' already"):
+        Score(folder, "cost", keep_images=True)({"cost": pixels})
+    assert Score(folder, "cost")({"cost": pixels}).keys() == {"label", "exit", "confidence", "cost"}
+
+
+def test_pixels_in_a_column_of_objects_need_no_preprocessing(tmp_path: Path) -> None:
+    net = lived_in(zoo.eenet("eenet8", num_classes=4, input_shape=SHAPE, normalization=((0.5,) * 3, (0.3,) * 3)), 1)
+    net.save(tmp_path)
+    pixels, objects = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), dtype=np.uint8), np.empty(3, object)
+    objects[:] = list(pixels)
+    score = Score(tmp_path)
+    assert score({"image": objects})["label"].tolist() == score({"image": pixels})["label"].tolist()
+    objects[1] = b"a file"
+    with pytest.raises(ValueError, match="does not say how images are scaled and cropped"):
+        score({"image": objects})
+
+
 def test_what_is_wrong_is_named(folder: Path) -> None:
     score = Score(folder)
     with pytest.raises(ValueError, match="image_column='image' is none of the columns key"):

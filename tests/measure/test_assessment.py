@@ -1,5 +1,7 @@
 """An assessment: figures that one image at a time gives too, and a verdict that follows from its rows."""
 
+import copy
+
 import pytest
 import torch
 from networks import images, lived_in, one_by_one, spread_thresholds
@@ -8,6 +10,9 @@ from runtime_stages import stage
 from eefast import EarlyExitNet, ops, quantize, zoo
 from eefast.heads import ExitHead
 from eefast.measure import assessment
+from eefast.result import ExitOutput
+from eefast.rules import PythonRule
+from eefast.thresholds.outputs import by_thresholds
 
 SIZES = (1, 9)
 
@@ -32,7 +37,11 @@ def found():
 
 
 def accuracy(answer, labels):
-    return pytest.approx(float((answer.labels == labels).double().mean()))
+    return accuracy_of(answer.labels, labels)
+
+
+def accuracy_of(found, labels):
+    return pytest.approx(float((found == labels).double().mean()))
 
 
 def test_accuracy_cost_and_exits_are_those_of_one_by_one(found):
@@ -50,7 +59,7 @@ def test_accuracy_cost_and_exits_are_those_of_one_by_one(found):
     assert (point.accuracy, point.mean_cost) == (accuracy(there, labels), pytest.approx(float(there.cost.mean())))
     for row in result.rows:
         answer = final if row.criterion is None or row.name.endswith(", exits off") else alone
-        assert row.exits == tuple(answer.exit_index.bincount().tolist())
+        assert row.exits == tuple(answer.exit_index.bincount(minlength=3).tolist())
         assert row.accuracy == accuracy(answer, labels)
         assert (row.images, row.flips) == (41, 0)
     assert {what for what, done in steps if done} == {"checking answers", "timing, batch 1", "timing, batch 9"}
@@ -85,6 +94,45 @@ def test_verdicts_follow_from_the_rows(found, size):
     off = rows[f"{best.name}, exits off"]
     assert (verdict.by_engine, verdict.by_exits) == (off.speedup, best.images_per_s / off.images_per_s)
     assert off.mean_cost == 1
+
+
+@torch.no_grad()
+def test_accuracy_is_that_of_answers_in_the_dtype_that_is_timed():
+    dtype = torch.bfloat16
+    net = lived_in(zoo.eenet("eenet8", input_shape=(1, 12, 12)), 3)
+    for head in net.heads:
+        head.classifier.bias.add_(30)  # which changes no answer in float32, and many where logits are rounded
+    x = images(301, (1, 12, 12))
+    spread_thresholds(net, x, 0.4)
+    own, other = net.thresholds.tolist(), [float("inf"), float(net.thresholds[1])]
+    outputs = [
+        ExitOutput(*(part.float() for part in out)) for out in copy.deepcopy(net).to(dtype).all_exits(x.to(dtype))
+    ]
+    labels = by_thresholds(outputs, net, "learned", own).labels
+    found = assessment.assess(net, [(x, labels)], batch_sizes=(9,), others=[other], dtype=dtype, seconds=0)
+    assert found.early.accuracy == found.criteria["learned"][0] == 1
+    assert found.plain_accuracy == accuracy_of(outputs[-1].logits.argmax(1), labels)
+    assert found.curve[0].accuracy == accuracy_of(by_thresholds(outputs, net, "learned", other).labels, labels)
+    assert not torch.equal(net(x).labels, labels)
+
+
+def test_a_rule_in_python_is_assessed():
+    rule = PythonRule("streak", lambda i, x, z, *before: (x, z + i))
+    net = lived_in(zoo.eenet("eenet8", input_shape=(1, 12, 12), criterion=rule), 3)
+    x, labels = images(21, (1, 12, 12)), torch.arange(21) % 10
+    result = assessment.assess(net, [(x, labels)], batch_sizes=(4,), seconds=0)
+    assert result.criteria == {"streak": (result.early.accuracy, pytest.approx(result.early.mean_cost))}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_networks_on_rows_are_assessed(dtype):
+    net = lived_in(zoo.eenet("eenet20-1d", 2, input_shape=(3, 64), criterion="max_probability"), 1)
+    x, labels = images(21, (3, 1, 64)).squeeze(2), torch.arange(21) % 10
+    spread_thresholds(net, x, 0.4)
+    result = assessment.assess(net, [(x, labels)], batch_sizes=(4,), dtype=dtype, seconds=0)
+    assert {"plain, PyTorch", assessment.LOOP, "compact"} <= {row.name for row in result.rows}
+    if dtype == torch.float32:
+        assert result.early.accuracy == accuracy(one_by_one(net, x), labels)
 
 
 def test_stages_in_int8_of_other_libraries_are_one_more_way():

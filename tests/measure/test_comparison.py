@@ -8,7 +8,7 @@ from networks import images, lived_in, one_by_one, spread_thresholds
 
 from eefast import rules, zoo
 from eefast.measure import comparison, timing
-from eefast.measure.comparison import Candidate
+from eefast.measure.comparison import Candidate, Span
 from eefast.result import ExitOutput
 from eefast.thresholds.outputs import collect
 
@@ -134,9 +134,19 @@ def test_ratios_are_those_of_the_times(ready, monkeypatch):
     ratios = [float(alone.cost[8 * i : 8 * i + 8].mean()) * gain for i, gain in enumerate((8 / 3, 9 / 4, 8 / 3))]
     assert row.realised_ratio == pytest.approx(sorted(ratios)[1])
     assert row.accuracy == pytest.approx(float((alone.labels == labels).float().mean()))
-    assert row.exits == tuple(alone.exit_index.bincount().tolist())
+    assert row.exits == tuple(alone.exit_index.bincount(minlength=3).tolist())
     base = comparison.row(both[0], *answers[0], labels, plain, plain)
     assert (base.speedup, base.speedup_quantiles, base.realised_ratio, base.criterion) == (1, (1, 1), 1, None)
+
+
+def test_exits_that_no_image_takes_are_counted_too(ready):
+    net, x, _ = ready
+    first = net.with_criterion("learned", [-1.0, -1.0]).eval()
+    outputs = collect(first, [(x, torch.zeros(31))])[0]
+    one = Candidate("it", first, first, 31, 8, 8)
+    answer, flips = comparison.answer(one, comparison.by_layout([one], x), outputs, net.cost)
+    spans = [Span(0, 8, 1.0)] * 3
+    assert comparison.row(one, answer, flips, torch.arange(31) % 10, spans, spans).exits == (31, 0, 0)
 
 
 def test_short_turns_are_repeated_until_they_are_long_enough(ready, monkeypatch):

@@ -4,8 +4,9 @@ import pytest
 import torch
 from networks import images, lived_in, one_by_one, spread_thresholds
 
-from eefast import ops, zoo
+from eefast import ops, rules, zoo
 from eefast.measure import demonstration
+from eefast.thresholds.outputs import carried
 
 WORDS = ("demo", "--images", 64, "--rounds", 2)
 
@@ -41,7 +42,7 @@ def test_rows_are_those_of_one_image_at_a_time(found, way, n):
     assert row.images == n
     assert row.mean_cost == pytest.approx(float(answer.cost.mean()), rel=1e-5)
     assert row.accuracy == pytest.approx(float((answer.labels == labels[drawn]).float().mean()))
-    assert list(row.exits) == answer.exit_index.bincount().tolist()
+    assert list(row.exits) == answer.exit_index.bincount(minlength=3).tolist()
 
 
 def test_all_ways_agree_and_speeds_are_within_their_quantiles(found):
@@ -71,6 +72,31 @@ def test_the_sweep_goes_from_the_first_exit_to_the_last(found):
         assert costs[-1] == pytest.approx(1.0, abs=0.05)
         assert costs == sorted(costs)
         assert all(0 <= a <= 1 for a in accuracies)
+
+
+@pytest.mark.parametrize("rule", [rules.patience(3), rules.PythonRule("streak", lambda i, x, z, *before: (x, z + i))])
+def test_the_sweep_of_a_rule_that_carries_is_of_its_answers(rule):
+    net = lived_in(zoo.eenet("eenet20", 3, "linear", input_shape=(1, 12, 12), criterion=rule), 3)
+    x, labels = images(31, (1, 12, 12)), torch.arange(31) % 10
+    result = demonstration.demonstrate(net, {}, x, labels, batch_size=16, loop_images=8, rounds=2)
+    with torch.no_grad():
+        outputs = carried(net.eval().all_exits(x), rule)
+    taken = [[t] * 3 for out in outputs[:-1] for t in out.confidence.unique().tolist()]
+    possible = {round(float(net(x, thresholds=t).cost.double().mean()), 5) for t in taken}
+    found = {round(c, 5) for c in result.curves[net.criterion.name][0]}
+    assert len(found) > 1
+    if rule.name == "patience":
+        assert found <= possible
+
+
+def test_networks_on_rows_run_every_way():
+    net = lived_in(zoo.eenet("eenet20-1d", 2, input_shape=(3, 64), criterion="max_probability"), 1)
+    x, labels = images(21, (3, 1, 64)).squeeze(2), torch.arange(21) % 10
+    spread_thresholds(net, x, 0.4)
+    result = demonstration.demonstrate(net, {}, x, labels, batch_size=8, loop_images=8, rounds=2)
+    answer = one_by_one(net, x)
+    exits = [right + wrong for right, wrong in zip(result.right, result.wrong, strict=True)]
+    assert exits == answer.exit_index.bincount(minlength=3).tolist()
 
 
 @pytest.mark.parametrize("wrong", ["exits", "logits"])

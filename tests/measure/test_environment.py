@@ -3,6 +3,7 @@
 import json
 import platform
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 import eefast
 from eefast import ops
+from eefast.measure import environment
 from eefast.measure.environment import inspect_environment
 
 
@@ -36,6 +38,24 @@ def test_outside_a_repository_no_commit_is_known(monkeypatch, error):
 
     monkeypatch.setattr(subprocess, "run", run)
     assert inspect_environment()["commit"] is None
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_a_repository_around_the_package_is_not_its_own(monkeypatch, tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
+
+    installed = tmp_path / "venv" / "eefast" / "environment.py"
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "of something else")
+    monkeypatch.setattr(environment, "__file__", str(installed))
+    assert inspect_environment()["commit"] is None
+    git("add", ".")
+    git("commit", "-q", "-m", "with the package")
+    head = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=tmp_path, text=True).strip()
+    assert inspect_environment()["commit"] == head
 
 
 @pytest.mark.parametrize(

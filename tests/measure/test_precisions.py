@@ -47,6 +47,17 @@ def test_megabytes() -> None:
     assert precisions.megabytes(net) == numbers / 1e6
 
 
+def test_what_modules_share_counts_once() -> None:
+    net = zoo.eenet("eenet20", 2, input_shape=(1, 28, 28), head="conv3", carry="features")
+    tensors = {v.data_ptr(): v for v in net.state_dict().values()}
+    assert len(tensors) < len(net.state_dict())
+    assert precisions.megabytes(net) == sum(v.numel() * v.element_size() for v in tensors.values()) / 1e6
+    stage, head = nn.Conv2d(2, 2, 1), ExitHead("pool", (2, 5, 5), 3, (2, 5, 5))
+    shared = EarlyExitNet([stage, stage], [head, head], input_shape=(2, 5, 5))
+    alone = EarlyExitNet([stage], [head], input_shape=(2, 5, 5))
+    assert precisions.megabytes(shared) == precisions.megabytes(alone) + 4 / 1e6  # one threshold more
+
+
 def test_convolutions_are_counted_by_algorithm() -> None:
     def convolution(*sides: int, winograd: int) -> QuantizedConvolution:
         weight, bias = torch.ones(1, 1, *sides), torch.zeros(max(2, 2 * winograd), 1)

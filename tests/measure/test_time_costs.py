@@ -48,6 +48,12 @@ def test_time_to_each_exit_by_the_convolutions_on_the_way(net: Any, monkeypatch:
     assert found == TimeCosts("PyTorch", 5, tuple(n / counts[-1] for n in counts))
 
 
+def test_networks_on_rows_have_one_layout() -> None:
+    rows = lived_in(zoo.eenet("eenet20-1d", 2, input_shape=(3, 64)), 1).eval()
+    found = time_costs.measured(rows, images(4, (3, 1, 64)).squeeze(2))
+    assert (found.batch_size, found.cost[-1], len(found.cost)) == (4, 1.0, 3)
+
+
 def test_the_fastest_way_counts(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later exit that seems faster costs as much as the one before it."""
     now = [0.0]

@@ -240,6 +240,14 @@ def test_nothing_mixes_under_threads(engine):
         ({"exit_limit": 4}, ValueError, r"exit_limit reaches from 4 to 4; it must be in 0 … 3"),
         ({"exit_limit": [0, 1, 2]}, ValueError, r"exit_limit has shape \(3,\) for 4 images"),
         ({"exit_limit": [0.5] * 4}, TypeError, r"exit_limit is torch\.float32"),
+        (
+            {"profile": ["eco"] * 4},
+            TypeError,
+            r"profile=\['eco', .* is no tensor .*; give int32 or int64, one per image",
+        ),
+        ({"exit_limit": [None] * 4}, TypeError, r"exit_limit=\[None, .* is no tensor .*; give int32 or int64"),
+        ({"exit_limit": 2**70}, TypeError, r"exit_limit=\d+ is no tensor .*; give int32 or int64"),
+        ({"thresholds": [None] * 3}, TypeError, r"thresholds=\[None, .* is no tensor .*; give numbers, one per early"),
     ],
 )
 @pytest.mark.parametrize("fast", [False, True], ids=["network", "accelerated"])
@@ -277,12 +285,39 @@ def test_tables_that_do_not_fit_are_refused():
         net(images(1, SHAPE), profile="a")
     net.criterion = criteria.get("margin")
     net.profiles = {"a": found[0]}
-    assert net.profiles["a"] == Profile((0.5,) * 3)
+    assert net.profiles["a"] == Profile((0.5,) * 3, criterion="margin")
     net.profiles = None
     with pytest.raises(ValueError, match="profile='a', but the network has no profiles"):
         net(images(1, SHAPE), profile="a")
     with pytest.raises(ValueError, match="are for eval mode"):
         net.train()(images(2, SHAPE), exit_limit=1)
+
+
+def test_profiles_keep_their_criterion():
+    net = made("margin")
+    net.profiles = {"own": [0.5] * 3}
+    entropy = Calibration("entropy", (0.5,) * 3, 0.9, 0.3)
+    other = net.with_criterion("entropy")
+    again = Profiles(net.profiles)
+    assert again.criterion == Profiles({**net.profiles, "new": [0.4] * 3}).criterion == "margin"
+    for table in (again, {**net.profiles}, {"cut": net.profiles["own"]._replace(last_exit=1)}):
+        with pytest.raises(ValueError, match="the profiles are of criterion 'margin', the network has 'entropy'"):
+            other.profiles = table
+    with pytest.raises(ValueError, match="of two criteria, 'own' of margin, 'new' of entropy"):
+        Profiles({**net.profiles, "new": entropy})
+    assert {p.criterion for p in Profiles(new=entropy, plain=[0.4] * 3).values()} == {"entropy"}
+
+
+def test_what_is_no_table_is_refused():
+    for name in (1, None, ("eco",)):
+        with pytest.raises(TypeError, match=r"a profile's name is .*; give a text, such as"):
+            Profiles({name: [0.5]})
+    for thresholds in (0.9, [[0.5]]):
+        with pytest.raises(ValueError, match=r"'eco' has the thresholds .*; give a list, one per early exit"):
+            Profiles(eco=thresholds)
+    for thresholds in (None, "0.9", ["a"], [[0.5], [0.5, 0.6]]):
+        with pytest.raises(ValueError, match=r"'eco' has the thresholds .*; give one number per early exit"):
+            Profiles(eco=thresholds)
 
 
 def test_an_accelerated_network_shares_the_table():

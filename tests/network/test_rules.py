@@ -8,6 +8,7 @@ import pickle
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rule_cases import agreeing_outputs, as_images, cases, check, check_random, random_rule, speaking_network
@@ -114,6 +115,14 @@ def test_a_number_that_is_nan_stays_nan_though_classes_differ() -> None:
         (lambda: rules.carried([1.0, 1.0]), "'logits' of exit 0 is 1.0"),
         (lambda: rules.vote([1.0, 0.0]), r"weights=\[1.0, 0.0\] must be above 0"),
         (lambda: rules.fitted([[1.0] * 5] * 3, [0.0] * 2), "'bias' has 2 numbers for 3 exits; give one per exit"),
+        (lambda: rules.fitted([[1.0] * 6] * 3, [0.0] * 3), r"weights have \[6, 6, 6\] numbers; give each exit 5"),
+        (lambda: rules.fitted([[1.0] * 5] * 3, [0.0] * 3, keep="all"), "'keep' is 'all' .*; give a number, or one per"),
+        (lambda: rules.fitted([[1.0] * 5] * 3, [0.0] * 3, keep=None), "'keep' is None .*; give a number, or one per"),
+        (
+            lambda: rules.vote([1e39, 1.0, 1.0]),
+            "'max_probability' of exit 0 is 1e\\+39; give a finite number, as float32",
+        ),
+        (lambda: rules.patience_thresholds(NAN, 2), "patience=nan must be at least 1"),
         (lambda: rules.patience_thresholds(0, 3), "patience=0 must be at least 1"),
         (lambda: rules.vote_thresholds(0.0, 3), "votes=0.0 must be above 0"),
         (lambda: rules.survival_thresholds(1.0, 3), "probability=1.0 must be between 0 and 1"),
@@ -126,6 +135,14 @@ def test_a_number_that_is_nan_stays_nan_though_classes_differ() -> None:
 def test_what_no_table_can_hold_is_refused(make: object, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("half", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5), np.array([0, 0.5, 0.5])])
+def test_numbers_may_be_those_of_numpy_and_torch(half: object) -> None:
+    bias, weights = [0.0] * 3, [[1.0] * 5] * 3
+    made = rules.fitted(np.array(weights), np.array(bias), keep=half)  # type: ignore[arg-type]
+    assert made == rules.fitted(weights, bias, keep=0.5)
+    assert rules.vote(np.ones(3)) == rules.vote([1.0] * 3)  # type: ignore[arg-type]
 
 
 def test_numbers_are_those_of_float32() -> None:

@@ -140,6 +140,44 @@ def test_confidences_out_of_range_are_refused_and_change_nothing(value):
     assert sum(bandit.state_dict()["images"].values()) == 0
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_costs_that_are_not_finite_change_nothing(value):
+    bandit = UCB(PROFILES, 0.1)
+    before = bandit.choose(), bandit.state_dict()
+    with pytest.raises(ValueError, match=r"result\.cost holds a number that is not finite"):
+        bandit.update(answered([0.0, 1.0], value))
+    assert (bandit.choose(), bandit.state_dict()) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"chosen": "gold"},
+        {"images": {"eco": -1, "full": 0}},
+        {"images": {"eco": 1.5, "full": 0}},
+        {"images": {"eco": "x", "full": 0}},
+        {"reward": {"eco": float("nan"), "full": 0.0}},
+        {"reward": {"eco": None, "full": 0.0}},
+    ],
+    ids=str,
+)
+def test_a_state_of_other_values_is_refused_and_changes_nothing(changes):
+    bandit = UCB(PROFILES, 0.1)
+    before = bandit.state_dict()
+    with pytest.raises(ValueError, match=r"the state has chosen=.*; give the state_dict\(\) of a bandit"):
+        bandit.load_state_dict({**before, **changes})
+    assert bandit.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    "changes", [{"order": ["eco", "full", "eco"]}, {"order": 3}, {"images": ["eco", "full"]}, {"reward": 1}], ids=str
+)
+def test_a_state_of_another_shape_is_refused(changes):
+    bandit = UCB(PROFILES, 0.1)
+    with pytest.raises(ValueError, match="the state is of the profiles"):
+        bandit.load_state_dict({**bandit.state_dict(), **changes})
+
+
 def test_an_update_without_a_profile_is_refused():
     with pytest.raises(ValueError, match="no profile has been chosen; call choose first"):
         UCB(PROFILES, 0.1).update(answered([0.5], 0.5))

@@ -139,6 +139,22 @@ def test_a_path_of_held_out_images_with_its_costs(criterion, labelled):
     assert abs(float(controller.costs[controller.row]) - 0.6) < 0.05
 
 
+def test_it_keeps_the_cost_that_its_path_was_made_with():
+    """Costs that count every head on the way: those of the results count one head alone."""
+    outputs, labels = make_outputs(127, 3, 0)
+    with_heads = costs_of(3) * 1.2
+    controller = BudgetController.from_outputs(outputs, labels, with_heads, "max_probability", 0.9, images=100)
+    exits = torch.tensor([0, 1, 2, 2])
+    result = result_of(costs_of(3)[exits])._replace(exit_index=exits)
+    controller.update(result)
+    excess = float(with_heads[exits].double().mean()) - 0.9
+    assert controller.setpoint == pytest.approx(0.9 - excess * 4 / 100)
+    with_heads.zero_()
+    before = controller.setpoint
+    controller.update(result)
+    assert controller.setpoint == pytest.approx(before - excess * 4 / 100)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -151,6 +167,8 @@ def test_a_path_of_held_out_images_with_its_costs(criterion, labelled):
         ({"target": 1.1}, "target=1.1 is out of reach"),
         ({"target": float("nan")}, "target=nan is out of reach"),
         ({"images": 0}, "images=0 must be at least 1"),
+        ({"images": float("nan")}, "images=nan must be at least 1, and finite"),
+        ({"images": float("inf")}, "images=inf must be at least 1, and finite"),
     ],
 )
 def test_bad_input_is_named(changes, message):
@@ -158,7 +176,29 @@ def test_bad_input_is_named(changes, message):
         made(**changes)
 
 
-@pytest.mark.parametrize("state", [{}, {"setpoint": None}, {"setpoint": float("nan")}, {"setpoint": 1.5}])
+@pytest.mark.parametrize("target", [0.2, 1.0])
+def test_the_ends_of_the_path_can_be_targets_though_costs_are_rounded(target):
+    outputs, labels = make_outputs(127, 3, 0)
+    for rounded in (1 - 1e-7, 1 + 1e-7):
+        controller = BudgetController.from_outputs(outputs, labels, torch.tensor([0.2, 0.5, 1.0]), "margin", target)
+        other = made(costs=torch.tensor(COSTS, dtype=torch.float64) * rounded, target=target)
+        for each in (controller, other):
+            assert float(each.costs[each.row]) == pytest.approx(each.setpoint) == pytest.approx(target)
+            each.update(result_of([target]))
+            assert each.setpoint == pytest.approx(target)
+    with pytest.raises(ValueError, match="out of reach"):
+        made(target=target + (1e-5 if target == 1.0 else -1e-5))
+
+
+def test_a_setpoint_may_have_become_an_integer():
+    controller = made()
+    controller.load_state_dict({"setpoint": 1})
+    assert (controller.row, type(controller.setpoint)) == (0, float)
+
+
+@pytest.mark.parametrize(
+    "state", [{}, {"setpoint": None}, {"setpoint": float("nan")}, {"setpoint": 1.5}, {"setpoint": True}]
+)
 def test_a_state_of_something_else_is_refused(state):
     controller = made()
     with pytest.raises(ValueError, match="is not one of this path"):

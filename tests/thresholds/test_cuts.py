@@ -10,6 +10,7 @@ from made_outputs import costs_of, looped, make_outputs
 from eefast import ExitOutput, criteria
 from eefast.thresholds.calibration import calibrate
 from eefast.thresholds.cuts import Cuts
+from eefast.thresholds.outputs import exits_taken
 
 COST = torch.tensor([0.2, 0.5, 1.0])
 
@@ -76,6 +77,22 @@ def test_a_sweep_of_two_exits_has_the_totals_of_every_pair(case, i, j):
     for (a, x), (b, y) in itertools.product(enumerate(columns[0].tolist()), enumerate(columns[1].tolist())):
         changed = [{i: x, j: y}.get(k, picks[k]) for k in range(3)]
         assert totals[:, a, b].tolist() == pytest.approx(by_loop(outputs, labels, criterion, cuts, changed))
+
+
+@pytest.mark.parametrize("size", [1.0, 2.0**24, 3e7, -3e7, 1e30])
+@pytest.mark.parametrize("spread", [0.0, 1e-6])
+def test_confidences_of_any_size_can_all_exit_or_none(size, spread) -> None:
+    outputs, labels = make_outputs(31, 3, 0)
+    rows = size * (1 + spread * torch.linspace(-1, 1, 31))
+    outputs = [ExitOutput(out.logits, out.confidence, rows) for out in outputs]
+    cuts = Cuts(outputs, labels, COST, "fitted")
+    for end, exits in ((0, 2), (-1, 0)):
+        thresholds = cuts.thresholds_of([len(sizes) + end if end else 0 for sizes in cuts.sizes])
+        assert exits_taken(outputs, criteria.get("fitted"), thresholds).unique().tolist() == [exits]
+    found = calibrate(outputs, labels, COST, "fitted", max_cost=0.200001)
+    assert (
+        found.cost == pytest.approx(looped(outputs, labels, COST, "fitted", found.thresholds)[1]) == pytest.approx(0.2)
+    )
 
 
 def test_nan_confidence_never_exits() -> None:

@@ -9,7 +9,7 @@ from networks import images, lived_in, one_by_one, spread_thresholds
 from torch import nn
 
 import eefast
-from eefast import EarlyExitNet, Preprocessing, Profile, zoo
+from eefast import EarlyExitNet, Preprocessing, Profile, criteria, zoo
 from eefast.cost import StageCost, merged, path_costs
 from eefast.thresholds.calibration import calibrate
 from eefast.thresholds.dropping import find_thresholds_and_exits
@@ -47,6 +47,13 @@ def test_with_an_assurance_the_judges_choose_no_exit() -> None:
     changed[order[300:]] = (labels[order[300:]] + torch.arange(701) % 2) % 4
     again, _ = find_thresholds_and_exits(outputs, changed, COSTS, max_accuracy_drop=0.1, assurance=0.5)
     assert left_out == again != ()
+
+
+@pytest.mark.parametrize("criterion", criteria.CARRYING)
+def test_rules_that_read_the_exits_before_lose_none(criterion) -> None:
+    outputs, labels = make_outputs(31, 5, 0)
+    with pytest.raises(ValueError, match=f"criterion='{criterion}' reads the exits before; leave exits out by another"):
+        find_thresholds_and_exits(outputs, labels, COSTS, criterion, max_cost=1.2)
 
 
 def made(exits: int = 4) -> EarlyExitNet:

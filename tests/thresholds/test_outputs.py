@@ -6,7 +6,17 @@ from made_outputs import make_outputs
 from networks import images, lived_in, spread_thresholds
 
 from eefast import criteria, fingerprints, rules, zoo
+from eefast.cost import StageCost
+from eefast.online import BudgetController
 from eefast.thresholds import outputs as cached
+from eefast.thresholds.benefit import benefit_curve
+from eefast.thresholds.calibration import calibrate
+from eefast.thresholds.candidates import make_candidate
+from eefast.thresholds.comparing import compare
+from eefast.thresholds.cuts import Cuts
+from eefast.thresholds.dropping import find_thresholds_and_exits
+from eefast.thresholds.evaluation import exit_quality
+from eefast.thresholds.scaling import fit_scaling
 
 
 def test_cached_outputs_come_back_bit_by_bit(tmp_path) -> None:
@@ -56,6 +66,43 @@ def test_cached_outputs_answer_as_the_network(criterion) -> None:
 def test_batches_must_not_be_empty(collect) -> None:
     with pytest.raises(ValueError, match="batches is empty"):
         collect(zoo.eenet("eenet8", input_shape=(1, 28, 28)), [])
+
+
+COST = torch.tensor([0.2, 0.5, 1.0])
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda outputs, labels: cached.outcome(outputs, labels, COST, "margin", [0.5] * 2),
+        lambda outputs, labels: benefit_curve(outputs, labels, COST, "margin"),
+        lambda outputs, labels: Cuts(outputs, labels, COST, "margin"),
+        lambda outputs, labels: calibrate(outputs, labels, COST, "margin", max_cost=0.9),
+        lambda outputs, labels: calibrate(outputs, labels, COST, "margin", max_cost=0.9, assurance=0.5),
+        lambda outputs, labels: find_thresholds_and_exits(
+            outputs, labels, [StageCost(100, 5, (8, 1, 1), 4)] * 3, "margin", max_cost=2.0
+        ),
+        lambda outputs, labels: exit_quality(outputs, labels),
+        lambda outputs, labels: fit_scaling(outputs, labels),
+        lambda outputs, labels: make_candidate("vote", outputs, labels),
+        lambda outputs, labels: make_candidate("fitted", outputs, labels),
+        lambda outputs, labels: compare(outputs, labels, COST, ["margin"], 0.5),
+        lambda outputs, labels: BudgetController.from_outputs(outputs, labels, COST, "margin", 0.6),
+        lambda outputs, labels: cached.collect(
+            zoo.eenet("eenet8", input_shape=(1, 12, 12)), [(images(127, (1, 12, 12)), labels)]
+        ),
+        lambda outputs, labels: cached.collect_answers(
+            zoo.eenet("eenet8", input_shape=(1, 12, 12)).eval(), [(images(127, (1, 12, 12)), labels)]
+        ),
+    ],
+)
+def test_labels_of_another_shape_are_refused(use) -> None:
+    outputs, labels = make_outputs(127, 3, 0)
+    for wrong in (labels[:, None], labels[:1], torch.nn.functional.one_hot(labels)):
+        with pytest.raises(
+            ValueError, match=r"labels has shape \(.*\) for 127 samples; give the class of each, \(127,\)"
+        ):
+            use(outputs, wrong)
 
 
 def test_rows_of_thresholds_are_as_each_alone() -> None:
