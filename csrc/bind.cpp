@@ -6,15 +6,16 @@
 
 STABLE_TORCH_LIBRARY_FRAGMENT(eefast, m) {
   for (const char* const schema :
-       {eefast::kExitHead, eefast::kResidentForward, eefast::kResidentInt8, eefast::kResidentLoopOpen,
-        eefast::kResidentLoopPut, eefast::kResidentLoopTake, eefast::kResidentLoopCancel, eefast::kResidentLoopClose,
-        eefast::kResidentLoopFree, eefast::kInstructionSet, eefast::kInt8InstructionSet}) {
+       {eefast::kExitHead, eefast::kGatherSurvivors, eefast::kResidentForward, eefast::kResidentInt8,
+        eefast::kResidentLoopOpen, eefast::kResidentLoopPut, eefast::kResidentLoopTake, eefast::kResidentLoopCancel,
+        eefast::kResidentLoopClose, eefast::kResidentLoopFree, eefast::kInstructionSet, eefast::kInt8InstructionSet}) {
     eefast::define(m, schema);
   }
 }
 
 STABLE_TORCH_LIBRARY_IMPL(eefast, CPU, m) {
   m.impl("exit_head", TORCH_BOX(&eefast::exit_head));
+  m.impl("gather_survivors", TORCH_BOX(&eefast::gather_survivors));
   m.impl("resident_forward", TORCH_BOX(&eefast::resident_forward));
   m.impl("resident_int8", TORCH_BOX(&eefast::resident_int8));
 }

@@ -24,6 +24,9 @@ std::tuple<Tensor, Tensor, Tensor> exit_head_cuda(const Tensor& features, const 
                                                   const Tensor& logits, const Tensor& confidence, const Tensor& exits,
                                                   const std::optional<Tensor>& rule);
 
+void gather_survivors(const Tensor& features, const Tensor& rows, const Tensor& live, const Tensor& out,
+                      const std::optional<Tensor>& offset);
+
 void gather_survivors_cuda(const Tensor& features, const Tensor& rows, const Tensor& live, const Tensor& out,
                            const std::optional<Tensor>& offset);
 

@@ -15,8 +15,12 @@ namespace eefast {
 
 constexpr const char* kExitHead = "exit_head" EEFAST_EXIT_HEAD_ARGUMENTS;
 constexpr const char* kExitHeadCuda = "exit_head_cuda" EEFAST_EXIT_HEAD_ARGUMENTS;
-constexpr const char* kGatherSurvivorsCuda =
-    "gather_survivors_cuda(Tensor features, Tensor rows, Tensor live, Tensor(a!) out, Tensor? offset=None) -> ()";
+
+#define EEFAST_GATHER_SURVIVORS_ARGUMENTS \
+  "(Tensor features, Tensor rows, Tensor live, Tensor(a!) out, Tensor? offset=None) -> ()"
+
+constexpr const char* kGatherSurvivors = "gather_survivors" EEFAST_GATHER_SURVIVORS_ARGUMENTS;
+constexpr const char* kGatherSurvivorsCuda = "gather_survivors_cuda" EEFAST_GATHER_SURVIVORS_ARGUMENTS;
 constexpr const char* kResidentForward =
     "resident_forward(Tensor images, Tensor steps, Tensor maps, Tensor groups, Tensor weights, Tensor packed,"
     " Tensor thresholds, str criterion, int num_classes, bool bfloat16=False, int threads=0,"

@@ -58,4 +58,19 @@ struct ExitHeadArguments {
   const float* rule;
 };
 
+// What eefast::gather_survivors reads and writes: out[offset + i] = features[rows[i]] for i < live.
+struct GatherArguments {
+  // Every row is dense, of `row_bytes`; strides in bytes.
+  const void* features;
+  int64_t samples, sample_stride;
+  int64_t row_bytes;
+  const int32_t* rows;
+  const int32_t* live;
+  int64_t size;  // of rows
+  void* out;
+  int64_t out_stride;
+  const int32_t* offset;  // may be null: 0
+  int64_t places;         // rows of out
+};
+
 }  // namespace eefast

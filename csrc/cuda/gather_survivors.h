@@ -4,21 +4,11 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../types.h"
+
 namespace eefast::cuda {
 
-// out[offset + i] = features[rows[i]] for i < live; every row is dense, of `row_bytes`.
-struct Gather {
-  const void* features;
-  int64_t samples, sample_stride;  // stride in bytes
-  int64_t row_bytes;
-  const int32_t* rows;
-  const int32_t* live;
-  int64_t size;  // of rows
-  void* out;
-  int64_t out_stride;     // in bytes
-  const int32_t* offset;  // may be null: 0
-  int64_t places;         // rows of out
-};
+using Gather = GatherArguments;
 
 // A thread block copies one part of some rows at a time.
 struct GatherPieces {
