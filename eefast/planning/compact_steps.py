@@ -98,7 +98,7 @@ def _fastest_stages(subject: Subject) -> CompactEngine:
         some = probe.images(net, subject.example_inputs)
         features = some[torch.arange(rows_of[0]) % len(some)].to(there, dtype)
     compile_time = CompileTime(0.0 if subject.stages == PYTORCH else SECONDS)
-    rows, steps, layout, seconds = [], [], torch.channels_last, list[float]()
+    rows, steps, layout, seconds = [], list[CompactStep](), torch.channels_last, list[float]()
     parts = zip(net.stages, net.heads, net.stage_costs, trial.shares(net), subject.expected, strict=True)
     for i, (stage, head, cost, share, wanted) in enumerate(parts):
         assert isinstance(head, ExitHead)
@@ -113,7 +113,7 @@ def _fastest_stages(subject: Subject) -> CompactEngine:
         if not on_cuda:
             spend = partial(_check_rival, subject, i, sum(seconds))
             body = HeadBody(head.convs, packed.convs, packed.flatten)
-            found = _by_runtime(subject, stage, found, wanted, layout, spend, body)
+            found = _by_runtime(subject, stage, found, wanted, layout, spend, body, steps[-1].stage if steps else None)
             layout = layout_of(found.stage)
             seconds.append(found.seconds)
         form = _counted(stage, dtype, wanted) if counts else None
@@ -174,12 +174,13 @@ def _by_runtime(
     layout: torch.memory_format,
     spend: Callable[[float], None],
     head: HeadBody,
+    before: nn.Module | None,
 ) -> Chosen:
     """What runs a stage on the CPU; wanted: what it computes, of features in `layout`; the others: see `chosen`."""
     seen, after = wanted.seen, wanted.features
     if subject.dtype == torch.float32 == seen.dtype and not isinstance(stage, QuantizedStage):
         in_chunks = has_large_images(subject.net)
-        found = chosen(stage, folded, seen, layout, subject.stages, in_chunks, spend, head)
+        found = chosen(stage, folded, seen, layout, subject.stages, in_chunks, spend, head, before)
         if in_chunks:
             return found
         largest = 4 * max(prod(seen.shape[1:]), prod(after.shape[1:]))

@@ -33,6 +33,9 @@ GAIN, GAIN_BESIDE_OPENMP = 0.97, 1.05
 """Time ÷ PyTorch's from which on another library runs a stage; the second with several threads, where those of
 PyTorch's stages take the cores from the stages after them."""
 
+STAYING = 0.9
+"""What a library's time counts where it has run the stage before, too, so that no other one's threads have to wake."""
+
 SECONDS, MORE_SECONDS = 30.0, 600.0
 """Longest time for a library to build a stage and to answer for the first time; and where that is known to be slow."""
 
@@ -47,6 +50,9 @@ one after any other order of additions, and later layers enlarge that.
 
 SIZES, SIZES_IN_CHUNKS = (1, 64), (1, 4)
 """Images on which the libraries are compared."""
+
+VARIED = (64,)
+"""Of these, those at which the number of images changes from call to call."""
 
 CHUNK = 64
 """Small images that go through a stage together at most: more are not faster, and PyTorch's maps of more than that are
@@ -114,13 +120,15 @@ def chosen(
     in_chunks: bool,
     spend: Callable[[float], None] = lambda seconds: None,
     head: HeadBody | None = None,
+    before: nn.Module | None = None,
 ) -> Chosen:
     """The fastest way to run a stage, or the one that was asked for.
 
     folded: by PyTorch, checked. seen: [N, C, H, W] float32 features before the stage, on the CPU; layout: in which they
     come. asked: one of `STAGES`, or `LIBRARIES`; "auto" tries what is quick to build. in_chunks: whether to measure how
     many images should go through together, else any number does. spend: told the seconds of an image before that is
-    measured. head: of the exit after the stage, which a library runs, too, where it can.
+    measured. head: of the exit after the stage, which a library runs, too, where it can. before: what runs the stage
+    before this one, whose library is to be left for a clear gain alone.
     Raises `ValueError` where what was asked for cannot run.
     """
     if asked == PYTORCH and not in_chunks:
@@ -128,7 +136,8 @@ def chosen(
     in_int8 = isinstance(stage, QdqStage)
     head = None if in_int8 else head
     whole = head.after(folded.stage) if head else folded.stage
-    key = *_key(whole, seen, layout, asked), in_chunks
+    same = getattr(before, "library", "")
+    key = *_key(whole, seen, layout, asked), in_chunks, same
     known = choices.get(key)
     quick = [n for n, r in RUNTIMES.items() if r.quick and not r.missing()]
     tried = quick if asked in ("auto", LIBRARIES) else [asked]
@@ -157,7 +166,7 @@ def chosen(
     if len(built) > 1 and (asked != "auto" or in_int8):  # simulated INT8 is many times slower
         del built[PYTORCH]
     found = _timed(built, seen, layout, SIZES_IN_CHUNKS if in_chunks else SIZES)
-    name, note = _fastest(found, folded.note)
+    name, note = _fastest(found, folded.note, same)
     note = f"INT8 by {note}" if in_int8 and name != PYTORCH else note
     seconds = min(found[name].values())
     spend(seconds)
@@ -309,21 +318,27 @@ def _timed(
     """
     found: dict[str, Seconds] = {name: {} for name in candidates}
     for n in sizes:
-        features = _some(n, seen, layout)
-        least = probe.seconds_on_cpu([partial(_run, c, features) for c in candidates.values()])
+        # No two batches leave the same number of survivors, and some libraries prepare for each number anew.
+        counts = (n, n - n // 3) if n in VARIED else (n,)
+        features = [_some(count, seen, layout) for count in counts]
+        least = probe.seconds_on_cpu([partial(_run, c, *features) for c in candidates.values()])
         for name, value in zip(candidates, least, strict=True):
-            found[name][n] = value / n
-        candidates = {name: c for name, c in candidates.items() if found[name][n] * n <= SLOW * min(least)}
+            found[name][n] = value / sum(counts)
+        candidates = {name: c for name, c in candidates.items() if found[name][n] * sum(counts) <= SLOW * min(least)}
     return found
 
 
-def _fastest(found: dict[str, Seconds], what: str) -> tuple[str, str]:
-    """The fastest candidate, and a note with the times of all; of several sizes the geometric mean counts."""
+def _fastest(found: dict[str, Seconds], what: str, same: str) -> tuple[str, str]:
+    """The fastest candidate, and a note with the times of all; of several sizes the geometric mean counts.
+
+    same: name of the library of the stage before.
+    """
     sizes = max(found.values(), key=len)
     least = {n: min(seconds[n] for seconds in found.values() if n in seconds) for n in sizes}
     scores = {name: geometric_mean(s / least[n] for n, s in seconds.items()) for name, seconds in found.items()}
     others = [name for name in scores if name != PYTORCH and len(found[name]) == len(sizes)]
-    best = min(others, key=lambda name: scores[name]) if others else PYTORCH
+    stays = {name: scores[name] * (STAYING if RUNTIMES[name].name == same else 1.0) for name in others}
+    best = min(stays, key=lambda name: stays[name]) if stays else PYTORCH
     gain = GAIN if torch.get_num_threads() == 1 else GAIN_BESIDE_OPENMP
     if PYTORCH in scores and others and scores[best] > gain * scores[PYTORCH]:
         best = PYTORCH
@@ -380,7 +395,8 @@ def _some(n: int, seen: Tensor, layout: torch.memory_format) -> Tensor:
     return _in(layout, seen[torch.arange(n) % len(seen)])
 
 
-def _run(stage: nn.Module, features: Tensor) -> None:
+def _run(stage: nn.Module, *batches: Tensor) -> None:
     # A copy into another layout must not wake threads that spin beside the library's, as it does not in the engine.
     with torch.no_grad(), one_thread(not uses_openmp(stage)):
-        stage(features.contiguous(memory_format=layout_of(stage)))
+        for features in batches:
+            stage(features.contiguous(memory_format=layout_of(stage)))

@@ -93,6 +93,7 @@ class FakeStage(nn.Module):
         self.fake, self.stage, self.layout = fake, stage, fake.layout
         self.with_head = isinstance(stage, StageAndHead)
         self.sizes: list[int] = []
+        self.library = fake.name
 
     def forward(self, x: Tensor) -> Any:
         assert x.is_contiguous(memory_format=self.layout)

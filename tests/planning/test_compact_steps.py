@@ -263,7 +263,7 @@ def test_what_cannot_beat_an_engine_that_is_ready_is_not_built(
     given, each = replace(subject(), rival=(1.0, 2.0, 3.0)), iter(seconds)
 
     def chosen(stage: Any, folded: Chosen, *rest: Any) -> Chosen:
-        found, (*_, spend, _) = replace(folded, seconds=next(each)), rest
+        found, (*_, spend, _, _) = replace(folded, seconds=next(each)), rest
         spend(found.seconds)
         return found
 

@@ -40,9 +40,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def seconds(runs: Any, *rounds: float) -> list[float]:
         return [1.0 if rounds else seconds_of(*run.args) for run in runs]
 
-    def seconds_of(candidate: nn.Module, features: Tensor) -> float:
+    def seconds_of(candidate: nn.Module, *batches: Tensor) -> float:
         fake = isinstance(candidate, FakeStage)
-        return len(features) * (candidate.fake.seconds if fake else 1.0)
+        return sum(map(len, batches)) * (candidate.fake.seconds if fake else 1.0)
 
     monkeypatch.setattr(probe, "seconds_on_cpu", seconds)
     monkeypatch.setattr("runtime_stages.time.sleep", lambda seconds: None)
@@ -70,6 +70,19 @@ def test_the_fastest_runs_and_the_note_says_by_how_much(offer: Any) -> None:
     found = choose()
     assert found.note == "Two (PyTorch takes 4.00×, One takes 2.00×)"
     assert isinstance(found.stage, FakeStage)
+
+
+@pytest.mark.parametrize(("seconds", "name"), [(0.24, "One"), (0.21, "Two")])
+def test_the_library_of_the_stage_before_is_left_for_a_clear_gain(offer: Any, seconds: float, name: str) -> None:
+    offer(one=Fake(name="One", seconds=0.25), two=Fake(name="Two", seconds=seconds))
+    made = stage("residual")
+    folded, note = fold_stage(made, torch.float32)
+    before = FakeStage(Fake(), made)
+    before.library = "One"
+    given = Chosen(folded, note), images(2, SHAPE), torch.channels_last, "auto", False
+    for _ in range(2):
+        assert chosen(made, *given, before=before).note.startswith(name)
+        assert chosen(made, *given).note.startswith("Two")
 
 
 @pytest.mark.parametrize(
