@@ -18,7 +18,7 @@ IMAGES, ROUNDS = 8, 3
 
 ROUNDS_ON_CPU, LIMIT, LARGE_MACS = 7, 0.15, 10**9
 
-REST, RESTS, SHORT = 0.01, 2, 0.05
+REST, RESTS, SHORT = 0.01, 4, 0.05
 """Seconds after which OpenMP's threads of the last run no longer spin beside the next one's; in how many rounds, where
 the least counts; seconds of a run from which on that changes little.
 """

@@ -48,10 +48,10 @@ integers; above it, what rounding changes at all: a sum that is near to the midd
 one after any other order of additions, and later layers enlarge that.
 """
 
-SIZES, SIZES_IN_CHUNKS = (1, 64), (1, 4)
+SIZES, SIZES_IN_CHUNKS = (1, 6, 64), (1, 4)
 """Images on which the libraries are compared."""
 
-VARIED = (64,)
+VARIED = (6, 64)
 """Of these, those at which the number of images changes from call to call."""
 
 CHUNK = 64
@@ -104,8 +104,16 @@ class HeadBody:
         return StageAndHead(stage, self.folded if folded else self.convs, self.flatten)
 
 
+Seconds = dict[int, float]
+"""Number of images that go through a stage together → seconds for each of them."""
+
 choices: dict[Any, tuple[str, int | None, str, float]] = {}
-"""For each stage's layers and settings the library, the chunk, the note, the seconds; none is measured twice."""
+"""For each stage's layers and settings, and the library of the stage before, the library, the chunk, the note, the
+seconds.
+"""
+
+times: dict[Any, dict[str, Seconds]] = {}
+"""For each stage's layers and settings what was measured, so that none is measured twice and like stages run alike."""
 
 hung: dict[int, str] = {}
 """Libraries, by id, that did not come to an end; they are not waited for again."""
@@ -137,7 +145,8 @@ def chosen(
     head = None if in_int8 else head
     whole = head.after(folded.stage) if head else folded.stage
     same = getattr(before, "library", "")
-    key = *_key(whole, seen, layout, asked), in_chunks, same
+    kind = *_key(whole, seen, layout, asked), in_chunks
+    key = kind, same
     known = choices.get(key)
     quick = [n for n, r in RUNTIMES.items() if r.quick and not r.missing()]
     tried = quick if asked in ("auto", LIBRARIES) else [asked]
@@ -165,7 +174,9 @@ def chosen(
         return Chosen(folded.stage if name == PYTORCH else built[name], note, chunk, seconds)
     if len(built) > 1 and (asked != "auto" or in_int8):  # simulated INT8 is many times slower
         del built[PYTORCH]
-    found = _timed(built, seen, layout, SIZES_IN_CHUNKS if in_chunks else SIZES)
+    found = times.get(kind, {})
+    if found.keys() != built.keys():
+        found = times[kind] = _timed(built, seen, layout, SIZES_IN_CHUNKS if in_chunks else SIZES)
     name, note = _fastest(found, folded.note, same)
     note = f"INT8 by {note}" if in_int8 and name != PYTORCH else note
     seconds = min(found[name].values())
@@ -303,10 +314,6 @@ def _relative(found: Tensor, exact: Tensor) -> float:
 
 def _in(layout: torch.memory_format, features: Tensor) -> Tensor:
     return features.clone(memory_format=torch.contiguous_format).contiguous(memory_format=layout)
-
-
-Seconds = dict[int, float]
-"""Number of images that go through a stage together → seconds for each of them."""
 
 
 def _timed(

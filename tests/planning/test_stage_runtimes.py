@@ -35,6 +35,7 @@ NAN = float("nan")
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is known; a fake's stage takes the time that it says, all others take a second for each image."""
     monkeypatch.setattr(stage_runtimes, "choices", {})
+    monkeypatch.setattr(stage_runtimes, "times", {})
     monkeypatch.setattr(stage_runtimes, "hung", {})
 
     def seconds(runs: Any, *rounds: float) -> list[float]:
@@ -176,12 +177,12 @@ def test_what_is_slow_for_single_images_is_not_measured_further(offer: Any, monk
     timed, sizes = probe.seconds_on_cpu, []
 
     def noted(runs: Any) -> list[float]:
-        sizes.append([len(run.args[1]) for run in runs])
+        sizes.append([[len(batch) for batch in run.args[1:]] for run in runs])
         return timed(runs)
 
     monkeypatch.setattr(probe, "seconds_on_cpu", noted)
     assert choose().note == "folded (Fast takes 1.10×, Slow takes 1.30×)"
-    assert sizes == [[1, 1, 1], [64, 64]]
+    assert sizes == [[[1]] * 3, [[6, 4]] * 2, [[64, 43]] * 2]
 
 
 def test_copies_for_a_library_wake_no_threads_that_spin_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,7 @@ def test_the_library_runs_one_size_and_pytorch_all_others() -> None:
 @torch.no_grad()
 def test_nan_stays_nan(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_runtimes, "choices", {})
+    monkeypatch.setattr(stage_runtimes, "times", {})
     made = stage(kind)
     folded, note = fold_stage(made, torch.float32)
     found = stage_runtimes.chosen(made, Chosen(folded, note), images(2, SIZE), torch.channels_last, name, False).stage

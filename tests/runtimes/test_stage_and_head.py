@@ -37,6 +37,7 @@ def body(kind: str) -> HeadBody:
 @pytest.fixture(autouse=True)
 def nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_runtimes, "choices", {})
+    monkeypatch.setattr(stage_runtimes, "times", {})
     monkeypatch.setattr(stage_runtimes, "hung", {})
 
 
