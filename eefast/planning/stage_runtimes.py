@@ -33,8 +33,10 @@ GAIN, GAIN_BESIDE_OPENMP = 0.97, 1.05
 """Time ÷ PyTorch's from which on another library runs a stage; the second with several threads, where those of
 PyTorch's stages take the cores from the stages after them."""
 
-STAYING = 0.9
-"""What a library's time counts where it has run the stage before, too, so that no other one's threads have to wake."""
+STAYING, STAYING_IN_CHUNKS = 0.75, 0.95
+"""What a library's time counts where it has run the stage before, too, so that no other one's threads have to wake; the
+second where images are large.
+"""
 
 SECONDS, MORE_SECONDS = 30.0, 600.0
 """Longest time for a library to build a stage and to answer for the first time; and where that is known to be slow."""
@@ -177,7 +179,7 @@ def chosen(
     found = times.get(kind, {})
     if found.keys() != built.keys():
         found = times[kind] = _timed(built, seen, layout, SIZES_IN_CHUNKS if in_chunks else SIZES)
-    name, note = _fastest(found, folded.note, same)
+    name, note = _fastest(found, folded.note, same, STAYING_IN_CHUNKS if in_chunks else STAYING)
     note = f"INT8 by {note}" if in_int8 and name != PYTORCH else note
     seconds = min(found[name].values())
     spend(seconds)
@@ -335,16 +337,16 @@ def _timed(
     return found
 
 
-def _fastest(found: dict[str, Seconds], what: str, same: str) -> tuple[str, str]:
+def _fastest(found: dict[str, Seconds], what: str, same: str, staying: float) -> tuple[str, str]:
     """The fastest candidate, and a note with the times of all; of several sizes the geometric mean counts.
 
-    same: name of the library of the stage before.
+    same: name of the library of the stage before; staying: what its time counts.
     """
     sizes = max(found.values(), key=len)
     least = {n: min(seconds[n] for seconds in found.values() if n in seconds) for n in sizes}
     scores = {name: geometric_mean(s / least[n] for n, s in seconds.items()) for name, seconds in found.items()}
     others = [name for name in scores if name != PYTORCH and len(found[name]) == len(sizes)]
-    stays = {name: scores[name] * (STAYING if RUNTIMES[name].name == same else 1.0) for name in others}
+    stays = {name: scores[name] * (staying if RUNTIMES[name].name == same else 1.0) for name in others}
     best = min(stays, key=lambda name: stays[name]) if stays else PYTORCH
     gain = GAIN if torch.get_num_threads() == 1 else GAIN_BESIDE_OPENMP
     if PYTORCH in scores and others and scores[best] > gain * scores[PYTORCH]:

@@ -73,7 +73,7 @@ def test_the_fastest_runs_and_the_note_says_by_how_much(offer: Any) -> None:
     assert isinstance(found.stage, FakeStage)
 
 
-@pytest.mark.parametrize(("seconds", "name"), [(0.24, "One"), (0.21, "Two")])
+@pytest.mark.parametrize(("seconds", "name"), [(0.2, "One"), (0.18, "Two")])
 def test_the_library_of_the_stage_before_is_left_for_a_clear_gain(offer: Any, seconds: float, name: str) -> None:
     offer(one=Fake(name="One", seconds=0.25), two=Fake(name="Two", seconds=seconds))
     made = stage("residual")
