@@ -41,6 +41,7 @@ from selection import (
     op_case,
     speed,
 )
+from subjects import MNIST
 from targets import int8_checks, network_losses
 from training_page import proposed
 
@@ -48,13 +49,17 @@ from eefast.measure.tables import markdown
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, FIGURES = DOCS / "benchmarks.md", DOCS / "benchmarks"
+SAME_COST = 0.05
+"""Difference of the mean costs, on the images that are timed and on all test images, of the same network."""
+
 # What `eefast demo --json` wrote.
 DEMO = RESULTS / "demo.json"
 
 INTRODUCTION = """# Benchmarks
 
 Made by `make report` from the rows in [bench/results](../bench/results); nothing here is typed by hand. Every way's
-answers were checked before it was timed; all ways of a case ran in one session, in turns. Speeds are medians.
+answers were checked before it was timed. The ways of a case that a session measures run in turns; where some were
+measured again later, the newest counts, and their commits say so. Speeds are medians.
 
 *Realised ratio* = mean cost × time of the best way without exits ÷ time. 1.0: all that theory promises over the best
 engine that a user could pick shows on the clock. Where no image leaves early it is the plain speed-up over that engine.
@@ -208,21 +213,24 @@ def _speed_ups(cases: Cases, stem: str) -> Section | None:
 
 
 def _tables(rows: list[Record], gpu: bool) -> Section | None:
-    commands = {trained_name(r): "make training" for r in rows if "training" in r}
     measured, found = measured_networks(rows), []
     for network, table in page_tables.network_tables(rows, partial(markdown, left=None)).items():
-        command = commands.get(network, "make gpu" if gpu else "make bench")
-        made = {
-            (r["environment"]["commit"], r["environment"]["date"][:10]) for r in measured if r["network"] == network
-        }
-        dtypes, torch = sorted({r["dtype"] for r in measured}), measured[-1]["environment"]["torch"]
+        own = [r for r in measured if r["network"] == network]
+        trained = any(r["setting"] == OWN_THRESHOLDS for r in own) and network != MNIST
+        command = "make training" if trained else "make gpu" if gpu else "make bench"
+        dtypes, torch = sorted({r["dtype"] for r in own}), ", ".join(sorted({r["environment"]["torch"] for r in own}))
         found += [
             *(f"### {network}", "", *table, ""),
             f"Images/s, in brackets the realised ratio, of plain ways × the best of them; {', '.join(dtypes)}; "
-            f"torch {torch}; `{command}`; commits {', '.join(f'{c} ({d})' for c, d in sorted(made))}.",
+            f"torch {torch}; `{command}`; commits {_commits(own)}.",
             "",
         ]
     return Section(found) if found else None
+
+
+def _commits(rows: Iterable[Record]) -> str:
+    made = {(r["environment"]["commit"], r["environment"]["date"][:10]) for r in rows}
+    return ", ".join(f"{commit} ({date})" for commit, date in sorted(made, key=lambda one: (one[1], one[0])))
 
 
 def _losses(cases: Cases, gpu: bool) -> Section | None:
@@ -241,7 +249,6 @@ def _backbones(rows: list[Record]) -> Section | None:
     table = page_tables.backbone_table(rows, partial(markdown, left=4))
     if not rows:
         return None
-    around = rows[-1]["environment"]
     cases, clock = cases_of(measured_networks(rows)), " of the process" * in_one_thread(rows[-1])
     notes = dict.fromkeys(f"- {r['network']}, {r['provider']}: {r['note']}" for r in newest_networks(rows) if r["note"])
     return Section(
@@ -252,7 +259,7 @@ def _backbones(rows: list[Record]) -> Section | None:
             f"Realised ratio and images/s, by the time{clock}, 224×224, random weights, with exits attached by "
             '`eefast.attach`. *eefast call*: `engine="auto"`; per stage: the runtime runs them, and images that exit '
             "are left out of the next one. Planning: until the first answer, in the first case of a network. "
-            f"`make backbones`; commit {around['commit']} ({around['date'][:10]}).",
+            f"`make backbones`; commits {_commits(measured_networks(rows))}.",
             "",
         ]
     )
@@ -426,7 +433,10 @@ def _stem(rows: list[Record]) -> str:
 
 def _accuracy(machines: list[list[Record]], demo: Path | None) -> list[Section]:
     """Networks whose accuracy was measured, too: the demonstration's, and those that were trained here."""
-    found = [*([_of_demo(demo)] if demo else []), *(s for rows in machines for s in _of_trained(rows))]
+    trainings = sorted(
+        (r for rows in machines for r in rows if "training" in r), key=lambda r: r["environment"]["date"]
+    )
+    found = [*([_of_demo(demo)] if demo else []), *(s for rows in machines for s in _of_trained(rows, trainings))]
     return [Section(["## Accuracy against images/s", ""]), *found] if found else []
 
 
@@ -443,10 +453,13 @@ def _of_demo(demo: Path) -> Section:
     return _trade_off(title, points, origin, "accuracy-demo.png")
 
 
-def _of_trained(rows: list[Record]) -> Iterable[Section]:
-    """The trained networks' own thresholds and their plain twins, in the largest batch that was timed."""
+def _of_trained(rows: list[Record], trainings: list[Record]) -> Iterable[Section]:
+    """The trained networks' own thresholds and their plain twins, in the largest batch that was timed.
+
+    trainings: of all machines, since what a network answers hardly depends on where that was found out.
+    """
     trained: dict[str, list[Record]] = {}
-    for row in newest((r | {"name": trained_name(r)} for r in rows if "training" in r), ("name", "criterion")):
+    for row in newest((r | {"name": trained_name(r)} for r in trainings), ("name", "criterion")):
         trained.setdefault(row["name"], []).append(row)
     cases = cases_of(measured_networks(rows))
     for network, group in trained.items():
@@ -455,6 +468,9 @@ def _of_trained(rows: list[Record]) -> Iterable[Section]:
         if not sizes or best["at_cost"] is None:
             continue
         same = beside(cases, network, max(sizes), OWN_THRESHOLDS)
+        same = {name: row for name, row in same.items() if name.startswith(STATIC) or _is_timed(row, best)}
+        if all(name.startswith(STATIC) for name in same):
+            continue
         # In fewer bits than the ways without exits take, images near a threshold exit elsewhere.
         dtypes = {row["dtype"] for name, row in same.items() if name.startswith(STATIC)}
         accuracy = {True: best["twin_accuracy"], False: best["at_cost"]["accuracy"]}
@@ -470,6 +486,12 @@ def _of_trained(rows: list[Record]) -> Iterable[Section]:
         )
         name = f"{_stem(rows)}-accuracy-{slug(network)}.png"
         yield _trade_off(f"{network}, {_name(rows)}", points, origin, name)
+
+
+def _is_timed(row: Record, trained: Record) -> bool:
+    """Whether a row of speeds is of the network of a training, not of one of the same name that was trained before."""
+    cost = trained["at_cost"]["cost"]
+    return len(row["mix"]) == len(trained["exit_costs"]) and abs(row["mean_cost"] - cost) < SAME_COST
 
 
 def _trade_off(title: str, points: Sequence[Mark], origin: str, name: str) -> Section:

@@ -82,7 +82,7 @@ def measured(
         new_images=len(whole.labels) - held_out,
         draws=draws,
         refused=draws - len(drops),
-        broken=sum(value > most for value in (costs if kind == "max_cost" else drops)),
+        broken=sum(value > most + 1e-9 for value in (costs if kind == "max_cost" else drops)),
         drops=(sum(drops) / len(drops), max(drops)) if drops else None,
         costs=(sum(costs) / len(costs), max(costs)) if costs else None,
         seconds=seconds / draws,

@@ -169,6 +169,9 @@ def check(case: Case, logits: Tensor, exits: Tensor | None, dtype: torch.dtype) 
     """
     net = case.net
     taken = torch.full((len(logits),), net.num_exits) if exits is None else exits
+    whole = [sum(map(len, case.batches[:k])) for k in range(1, len(case.batches) + 1)]
+    if len(logits) not in whole:
+        return None, f"WRONG: {len(logits)} answers for batches of {[len(batch) for batch in case.batches]} images"
     flips, problem = judge(None if exits is None else net, case.outputs, logits, taken, dtype)
     if problem:
         return None, f"WRONG: {problem}"

@@ -84,7 +84,7 @@ def _told(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def page(rows: Sequence[Record]) -> str:
     """The page's text, Markdown; empty without rows of recipes."""
-    recipes = newest((row for row in rows if "recipe" in row), ("trained_on", "network", "recipe"))
+    recipes = newest((row for row in rows if "recipe" in row), ("trained_on", "model", "recipe"))
     lines = []
     for dataset, network in dict.fromkeys((row["trained_on"], row["model"]) for row in recipes):
         group = [row for row in recipes if (row["trained_on"], row["model"]) == (dataset, network)]

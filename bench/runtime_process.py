@@ -30,7 +30,7 @@ import eefast
 from eefast.measure.timing import mean_seconds
 from eefast.model import EarlyExitNet
 
-IMAGES = "images.pt"
+IMAGES, WRONG = "images.pt", "WRONG"
 # How long a process may take for a network or an answer, start and compilation included, and for a turn; then it hangs.
 ANSWER_SECONDS, TURN_SECONDS = 180.0, 60.0
 
@@ -44,7 +44,8 @@ class PeerError(RuntimeError):
 
 def note_of(error: Exception) -> str:
     """For a row's note."""
-    return str(error) if isinstance(error, PeerError) else first_line(error)
+    text = str(error)
+    return text if isinstance(error, PeerError) or text.startswith(WRONG) else first_line(error)
 
 
 class _EndedError(PeerError):

@@ -323,7 +323,8 @@ def _train_one(run: Run, missing: Path | None, device: str, data_root: Path, thr
             ).returncode  # fmt: skip
         except subprocess.TimeoutExpired:
             return "stopped: the budget of seconds has ended"
-    return "" if code == 0 else f"exit code {code}: {log_file.read_text().strip().splitlines()[-1][:200]}"
+    last = ["it wrote nothing", *log_file.read_text().strip().splitlines()][-1]
+    return "" if code == 0 else f"exit code {code}: {last[:200]}"
 
 
 def _follow(runs: dict[Path, Future[str]], epochs: int) -> None:

@@ -61,7 +61,7 @@ def by_default(net: EarlyExitNet, images: Tensor) -> Run:
     never = [net.criterion.never] * net.num_exits
     exact, simulated, found = (each(part, thresholds=never).logits for each in (net, made, run))
     error, allowed = ((a - simulated).norm() / simulated.norm() for a in (found, exact))
-    if error > allowed:
+    if not error <= allowed:
         raise RuntimeError(
             f"WRONG: the logits differ from simulated INT8 by {error:.1%}, float32 only by {allowed:.1%}"
         )

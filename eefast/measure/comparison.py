@@ -122,6 +122,8 @@ def answer(
         if candidate.net is None:
             final = torch.full((len(x),), last)
             found = ExitResult(found, final, torch.ones(len(x)), cost.cpu()[final])
+        if len(found.logits) != len(x):
+            raise RuntimeError(f"{candidate.name!r} gives {len(found.logits)} answers for {len(x)} images")
         # Runtimes and CUDA graphs may write the next answer over this one.
         parts.append(ExitResult(*(part.cpu().clone() for part in found)))
     whole = concatenated(parts)
@@ -140,6 +142,8 @@ def judge(
     taken: [N] int64, exits; dtype: of the arithmetic.
     """
     n, last = len(taken), len(outputs) - 1
+    if len(logits) != n:
+        return 0, f"{len(logits)} answers for {n} exits"
     outputs = [ExitOutput(*(part[:n] for part in out)) for out in outputs]
     seen: Sequence[ExitOutput] = outputs
     if net is None:

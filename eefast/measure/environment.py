@@ -28,6 +28,7 @@ def inspect_environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
+    """With a "+" where the code has changed since."""
     file = Path(__file__)
 
     def git(*arguments: str) -> str:
@@ -37,7 +38,9 @@ def _commit() -> str | None:
     try:
         # An installed package may lie in an environment within the repository of something else.
         git("ls-files", "--error-unmatch", file.name)
-        return git("rev-parse", "--short", "HEAD")
+        code = (f":(top){part}" for part in ("eefast", "csrc", "kernels", "bench/*.py"))
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
+        return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -29,7 +29,8 @@ def quantized(models: Sequence[bytes], images: Any, only: Sequence[str] = ()) ->
         # The quantiser opens sessions with threads of their own, which ONNX Runtime forbids where sessions share them.
         done = subprocess.run([sys.executable, "-m", __name__, name, *only], capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"quantize_static: {done.stderr.strip().splitlines()[-1]}")
+            last = [f"exit code {done.returncode}", *done.stderr.strip().splitlines()][-1]
+            raise RuntimeError(f"quantize_static: {last}")
         return [_int8(folder, i).read_bytes() for i in range(len(models))]
 
 

@@ -257,7 +257,7 @@ def test_accuracy_is_shown_beside_speed(tmp_path: Path) -> None:
 
 def test_trained_networks_are_shown_too(tmp_path: Path) -> None:
     def trained(criterion: str, held_out: float, accuracy: float) -> rows.TrainingRow:
-        point = rows.TrainedPoint((0.5,), held_out, 0.3, accuracy, 0.3, 0.3, (1, 1))
+        point = rows.TrainedPoint((0.5,), held_out, 0.3, accuracy, 0.5, 0.5, (1, 1))
         return rows.TrainingRow(
             *("mnist", "net", criterion, (0.5, 1.0), {}, {}, (1.0, 1.0), 31, 0.01, 0.4, 0.98, 0.97, (0.9, 0.96)),
             *(None, point, "", ()),
@@ -295,3 +295,11 @@ def test_figures_are_those_that_the_page_shows(tmp_path: Path) -> None:
     assert len(made) == 5
     assert all(path.stat().st_size < 100_000 for path in made)
     assert all(len(Image.open(path).convert("RGB").getcolors()) > 5 for path in made)
+
+
+def test_accuracy_stands_beside_speeds_of_the_same_network_alone() -> None:
+    trained = {"exit_costs": (0.1, 0.4, 1.0), "at_cost": {"cost": 0.3}}
+    timed = {"mix": [0.6, 0.3, 0.1], "mean_cost": 0.32}
+    assert page._is_timed(timed, trained)
+    assert not page._is_timed({**timed, "mix": [0.25] * 4}, trained)
+    assert not page._is_timed({**timed, "mean_cost": 0.4}, trained)

@@ -42,3 +42,16 @@ def test_draws_without_thresholds_are_counted():
     row = bounds.measured("made", "margin", bounds.Outputs(exits, labels, COST), 120, 2, {"max_cost": 0.1}, 0.9)
     assert (row.refused, row.broken, row.drops, row.costs) == (2, 0, None, None)
     assert "0 of 2" in bounds.table([row])[-1]
+
+
+@pytest.mark.parametrize(("lost", "broken"), [(0.3, 0), (0.3001, 2)])
+def test_a_bound_that_is_just_kept_is_not_broken(lost, broken, monkeypatch):
+    """0.8 - 0.5 is a little more than 0.3 in floats."""
+    exits, labels = make_outputs(150, 3, 0)
+    monkeypatch.setattr(bounds.Outputs, "final_accuracy", lambda outputs: 0.8)
+    monkeypatch.setattr(bounds, "outcome", lambda *_: (0.5 + 0.3 - lost, 0.5))
+    row = bounds.measured(
+        "made", "margin", bounds.Outputs(exits, labels, COST), 120, 2, {"max_accuracy_drop": 0.3}, None
+    )
+    assert 0.8 - 0.5 > 0.3
+    assert row.broken == broken

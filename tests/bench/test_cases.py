@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from cases import make_case, mix_of_cost, thresholds
+import torch
+from cases import check, make_case, mix_of_cost, thresholds
 
 from eefast import criteria
 from eefast.thresholds.outputs import exits_taken
@@ -31,3 +32,16 @@ def test_what_is_called_no_exits_has_none(subject, criterion):
     case = make_case(replace(subject, net=net), 16, 1.0)
     taken = exits_taken(case.outputs, case.net.criterion, case.net.thresholds)
     assert (case.setting, case.mix, taken.unique().tolist()) == ("no exits", (0, 0, 1), [2])
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_answers_to_some_of_the_images_alone_are_wrong(subject, static):
+    case = make_case(subject, 16, 1.0 if static else 0.5)
+    with torch.no_grad():
+        found = [case.net(x) for x in case.batches[:2]]
+    logits = torch.cat([part.logits for part in found])
+    exits = None if static else torch.cat([part.exit_index for part in found])
+    assert check(case, logits, exits, torch.float32)[1] == ""
+    for n in (0, 1, 31):
+        problem = check(case, logits[:n], None if exits is None else exits[:n], torch.float32)[1]
+        assert problem.startswith(f"WRONG: {n} answers for batches of [16, 16")

@@ -180,7 +180,7 @@ def test_an_answer_that_makes_no_sense_is_a_row(subject):
     answer = SimpleNamespace(logits=torch.zeros(3, 4), exits=None, setup_seconds=1.0, details="", peak_memory=None)
     device = CpuWays((EAGER,), {"torch": SimpleNamespace(ends=0, answer=lambda *_: answer)})
     (row,), _ = network_runs.measure(Workload(FIRST, 8, (1.0,), 1), subject, device)
-    assert "Error: " in row.note
+    assert row.note.startswith("WRONG: 3 answers")
     assert not row.checked
 
 

@@ -70,6 +70,8 @@ def test_page_shows_the_newest_row_of_each_recipe(measured, tmp_path: Path) -> N
     assert "## eenet8 on mnist" in text
     assert text.count("| gentle | 50.00 |") == text.count("| twin | 50.00 |") == 1
     assert "25.00" not in text
+    other = {**first, "model": "eenet14"}
+    assert all(f"## {name} on mnist" in recipes.page([first, other]) for name in ("eenet8", "eenet14"))
     assert "- **gentle**: epochs 3, loss v0; exits at costs" in text
     assert recipes.write([], tmp_path) == []
     assert recipes.write([first], tmp_path)[0].read_text() == recipes.page([first])

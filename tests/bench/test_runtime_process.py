@@ -18,6 +18,7 @@ import torch
 from peers import EAGER
 from runtime_process import ANSWER_SECONDS, TURN_SECONDS, PeerError, RuntimeProcess, Setting
 from subjects import Network
+from summary import failures
 from workloads import Workload
 
 import eefast
@@ -180,3 +181,16 @@ def test_only_short_turns_warm_up_again(seconds, warm, monkeypatch):
         assert server.seconds(EAGER.name, SETTING, [0], 0.1, "process_time") == seconds
     assert [least for least in asked if least != 0.1] == warm
     assert asked.count(0.1) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "note", "fails"),
+    [
+        (RuntimeError("WRONG: not those\nof integers"), "WRONG: not those\nof integers", True),
+        (PeerError("no answer"), "no answer", False),
+        (RuntimeError("no memory\nat all"), "RuntimeError: no memory", False),
+    ],
+)
+def test_a_wrong_answer_fails_the_command(error, note, fails):
+    assert runtime_process.note_of(error) == note
+    assert failures([{"provider": "eefast", "note": note}]) == fails

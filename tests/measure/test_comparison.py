@@ -65,6 +65,13 @@ def test_wrong_answers_are_refused(ready, wrong, words):
         check(ready, lambda x: wrong(net(x)), net)
 
 
+def test_answers_to_some_of_the_images_alone_are_refused(ready):
+    net = ready[0]
+    for run, own in ((net, net), (net.plain(), None)):
+        with pytest.raises(RuntimeError, match="'it' gives 5 answers for 8 images"):
+            check(ready, lambda x, run=run: run(x[:5]), own)
+
+
 @pytest.mark.parametrize(("further", "right"), [(0, True), (1, True), (2, False)])
 def test_in_int8_one_image_of_a_hundred_may_exit_further_from_a_threshold(further, right):
     net = lived_in(zoo.eenet("eenet8", input_shape=(1, 12, 12)), 3)

@@ -21,7 +21,7 @@ def test_machine_versions_and_threads_are_recorded():
     assert json.loads(json.dumps(found)) == found
     assert (found["eefast"], found["torch"]) == (eefast.__version__, torch.__version__)
     assert (found["python"], found["threads"]) == (platform.python_version(), torch.get_num_threads())
-    assert found["commit"] is None or re.fullmatch(r"[0-9a-f]{7,40}", found["commit"])
+    assert found["commit"] is None or re.fullmatch(r"[0-9a-f]{7,40}\+?", found["commit"])
     assert found["processor"]
 
 
@@ -56,6 +56,12 @@ def test_a_repository_around_the_package_is_not_its_own(monkeypatch, tmp_path):
     git("commit", "-q", "-m", "with the package")
     head = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=tmp_path, text=True).strip()
     assert inspect_environment()["commit"] == head
+    (tmp_path / "eefast").mkdir()
+    code = tmp_path / "eefast" / "heads.py"
+    code.touch()
+    assert inspect_environment()["commit"] == head
+    git("add", ".")
+    assert inspect_environment()["commit"] == f"{head}+"
 
 
 @pytest.mark.parametrize(
