@@ -130,6 +130,14 @@ int64_t sample_elements(const Tensor& tensor) {
   return many ? std::numeric_limits<int64_t>::max() : elements;
 }
 
+int64_t map_elements(const Tensor& features) {
+  const int64_t elements = features.dim() == 4 ? sample_elements(features) : 0;
+  if (elements == 0) {
+    fail("features has shape ", shape(features), "; expected [M, C, H, W] with at least one channel and one pixel");
+  }
+  return elements;
+}
+
 Criterion parse_criterion(const std::string& name) {
   if (name == "learned") return Criterion::learned;
   if (name == "max_probability") return Criterion::max_probability;

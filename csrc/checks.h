@@ -50,6 +50,8 @@ void check_apart(Named written, Named read);
 
 // Elements of one sample, [M, …]; at most the largest number. Torch bounds only their product with M.
 int64_t sample_elements(const Tensor& tensor);
+// The same of maps, features [M, C, H, W]; fails for another shape and for samples without elements.
+int64_t map_elements(const Tensor& features);
 
 Criterion parse_criterion(const std::string& name);
 

@@ -27,10 +27,7 @@ DType feature_dtype(const Tensor& features, bool on_cuda) {
 // Features and weights fit together, and the kernels can count their elements.
 void check_sizes(bool on_cuda, const Tensor& features, const Tensor& weight) {
   constexpr int64_t kMaxElements = int64_t{1} << 48, kMaxElementsOnCuda = int64_t{1} << 30;
-  const int64_t elements = features.dim() == 4 ? sample_elements(features) : 0;
-  if (elements == 0) {
-    fail("features has shape ", shape(features), "; expected [M, C, H, W] with at least one channel and one pixel");
-  }
+  const int64_t elements = map_elements(features);
   if (on_cuda && elements >= kMaxElementsOnCuda) {
     fail("features has shape ", shape(features), ", on CUDA a sample has fewer than 2³⁰ elements");
   }

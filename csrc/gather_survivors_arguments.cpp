@@ -25,13 +25,10 @@ bool rows_are_dense(const Tensor& tensor, const std::array<int, 4>& order) {
   return true;
 }
 
-void check_gather_shapes(bool on_cuda, const Tensor& features, const Tensor& rows, const Tensor& live,
-                         const Tensor& out, const std::optional<Tensor>& offset) {
+int64_t check_gather_shapes(bool on_cuda, const Tensor& features, const Tensor& rows, const Tensor& live,
+                            const Tensor& out, const std::optional<Tensor>& offset) {
   constexpr int64_t kMaxElementsOnCuda = int64_t{1} << 31, kMaxRowsOnCuda = int64_t{1} << 29;
-  const int64_t elements = features.dim() == 4 ? sample_elements(features) : 0;
-  if (elements == 0) {
-    fail("features has shape ", shape(features), "; expected [M, C, H, W] with at least one channel and one pixel");
-  }
+  const int64_t elements = map_elements(features);
   if (on_cuda && elements >= kMaxElementsOnCuda) {
     fail("features has shape ", shape(features), ", on CUDA a sample has fewer than 2³¹ elements");
   }
@@ -49,6 +46,7 @@ void check_gather_shapes(bool on_cuda, const Tensor& features, const Tensor& row
     check_dtype("offset", *offset, torch::headeronly::ScalarType::Int, "int32");
     check_shape("offset", *offset, {1}, "one number");
   }
+  return elements;
 }
 
 void check_beside_features(const char* name, const Tensor& tensor, const Tensor& features) {
@@ -67,7 +65,7 @@ CheckedGather check_gather_survivors(bool on_cuda, const Tensor& features, const
   if (features.is_cuda() != on_cuda) {
     fail("features is on ", device_name(features), "; move it to ", on_cuda ? "a CUDA device" : "the CPU");
   }
-  check_gather_shapes(on_cuda, features, rows, live, out, offset);
+  const int64_t elements = check_gather_shapes(on_cuda, features, rows, live, out, offset);
   if (out.scalar_type() != features.scalar_type()) {
     fail("out is ", toString(out.scalar_type()), ", features ", toString(features.scalar_type()),
          "; give both the same dtype");
@@ -91,7 +89,7 @@ CheckedGather check_gather_survivors(bool on_cuda, const Tensor& features, const
   gather.features = features.const_data_ptr();
   gather.samples = features.size(0);
   gather.sample_stride = features.stride(0) * element;
-  gather.row_bytes = sample_elements(features) * element;
+  gather.row_bytes = elements * element;
   gather.rows = checked.rows.const_data_ptr<int32_t>();
   gather.live = live.const_data_ptr<int32_t>();
   gather.size = rows.size(0);

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from networks import assert_same_answers, images, lived_in, one_by_one, spread_thresholds
-from runtime_stages import INSTALLED, Fake, stage
+from runtime_stages import INSTALLED, Fake, in_a_library, stage
 from torch import Tensor, nn
 
 import eefast
@@ -135,9 +135,9 @@ def test_a_wrong_head_is_noticed(only_fake: Any) -> None:
 
 @torch.no_grad()
 def test_features_are_in_the_memory_that_was_given() -> None:
-    made = [p for p in INSTALLED if not RUNTIMES[p.values[0]].missing()]  # type: ignore[index]
-    if not made:
-        pytest.skip("no library is installed: pip install 'eefast[onnxruntime]'")
-    found, kept = choose(str(made[0].values[0])).stage, Kept()
-    features, _ = found(images(5, SIZE), lambda shape, dtype: kept.map("a", shape, dtype, torch.device("cpu")))
+    whole = body("conv1").after(fold_stage(stage("residual"), torch.float32)[0])
+    made, kept, x = in_a_library(whole, images(2, SIZE)), Kept(), images(5, SIZE)
+    features, seen = made(x, lambda shape, dtype: kept.map("a", shape, dtype, torch.device("cpu")))
     assert features.data_ptr() == kept.maps["a"].data_ptr()
+    for got, wanted in zip((features, seen), whole(x), strict=True):
+        assert torch.equal(got, wanted)
